@@ -1,0 +1,51 @@
+# Everything goes through here; CI calls the same targets. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export FSMERGE_CACHE ?= $(CURDIR)/.cache
+export HYDRA_FULL_ERROR =
+
+.PHONY: help dev demo test quick smoke check format table test-slow wheel-test clean
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(READY)
+
+dev: $(READY)  ## make the environment (.venv) and install into it
+
+demo: $(READY)  ## the main job on the embedded digits, in under a minute after the install
+	$(BIN)/fsmerge merge +models=digits_mlp_pair method=fs_merge output.dir=outputs/demo output.overwrite=true
+
+check: $(READY)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+quick: check  ## the subset for every commit, under a minute
+	$(BIN)/python -m pytest -m "not full and not slow"
+
+smoke: $(READY)  ## every registered method on digits_mlp_pair, seconds each
+	$(BIN)/python -m pytest tests/test_smoke.py
+
+test: check  ## lint, types and the whole suite
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## what takes longer than `make test` may
+	$(BIN)/python -m pytest -m slow
+
+wheel-test: $(READY)  ## build the wheel and run the installed command from an empty folder
+	$(BIN)/python -m pytest tests/test_wheel.py
+
+table: $(READY)  ## the digits table of the README (about ten minutes)
+	$(BIN)/python scripts/digits_table.py
+
+format: $(READY)  ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what was built here
+	rm -rf $(VENV) .cache build dist *.egg-info outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis

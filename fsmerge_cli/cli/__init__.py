@@ -1,0 +1,83 @@
+"""The door: `fsmerge COMMAND ...`. Commands are imported on use, so that help and lists stay quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from importlib import import_module
+
+from fsmerge_cli import __version__
+from fsmerge_cli.errors import ConfigError, FsmergeError, unknown
+
+COMMANDS = {
+    "merge": "merge trained networks into one and evaluate it",
+    "list": "show the methods, models, data and hardware there are",
+}
+
+HELP = f"""fsmerge {__version__}: merge trained networks of one architecture, from different initialisations and
+tasks, into one network of the original size.
+
+usage: fsmerge COMMAND ...
+
+commands:
+{chr(10).join(f"  {name:<8}{line}" for name, line in COMMANDS.items())}
+
+  fsmerge COMMAND --help   options and examples of one command
+  fsmerge --version
+
+examples:
+  fsmerge list
+  fsmerge merge +models=digits_mlp_pair
+  fsmerge merge +models=digits_mlp_pair method=kd output.dir=outputs/by-distillation
+
+exit codes: 0 done; 2 something in the input (the message says what); 1 the run itself failed.
+FSMERGE_DEBUG=1 shows the traceback of every error; FSMERGE_CACHE=FOLDER moves the embedded sources.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _dispatch(arguments)
+    except FsmergeError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("fsmerge: interrupted\n")
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return fail(error)
+
+
+def fail(error: Exception) -> int:
+    """Say what went wrong on standard error and return the exit code; a traceback only where it helps."""
+    known = isinstance(error, FsmergeError)
+    if not known or os.environ.get("FSMERGE_DEBUG") == "1":
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    if isinstance(error, FsmergeError):
+        sys.stderr.write(f"fsmerge: error: {error}\n")
+        return error.exit_code
+    sys.stderr.write("fsmerge: this is a bug in fsmerge; please report it with the lines above\n")
+    return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        sys.stdout.write(f"fsmerge {__version__}\n")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise ConfigError(unknown("command", name, COMMANDS) + " See fsmerge --help.")
+    command = import_module(f"fsmerge_cli.cli.{name}")
+    if any(argument in ("-h", "--help") for argument in rest):
+        sys.stdout.write(command.HELP)
+        return 0
+    code: int = command.run(rest)
+    return code

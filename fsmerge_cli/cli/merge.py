@@ -1,0 +1,57 @@
+"""`fsmerge merge`: rewrite what Hydra would not take, then hand over to `config`."""
+
+from __future__ import annotations
+
+from fsmerge_cli.cli.list import listing
+from fsmerge_cli.errors import ConfigError
+
+HELP = """usage: fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
+
+Merges the sources that +models=NAME lists, evaluates the result and writes a folder: merged/ (the model,
+loadable without fsmerge), evaluation.json, config.yaml. `fsmerge list` shows the names.
+
+groups:
+  +models=NAME         the sources, and the images that belong to them
+  data=NAME            digits, folder
+  method=NAME          average, fs_merge (default), kd
+  hardware=NAME        auto (default), cpu, gpu
+
+keys:
+  seed=0                       of everything that is drawn
+  output.dir=FOLDER            default: outputs/MODELS-METHOD-HASH
+  output.overwrite=true        replace a finished run
+  data.images_per_task=100     unlabelled images the merge may see per task (all: every one)
+  method.steps=1000            and the other keys of the method; the files in configs/ say them all
+  models.sources.0.checkpoint=PATH   another checkpoint for a source
+
+  -m, --multirun       every combination of comma-separated values, one table at the end
+  --cfg job            print the composed configuration instead of running
+  --config-dir FOLDER  a folder of your own with models/*.yaml, method/*.yaml, ... (trusted like code)
+
+examples:
+  fsmerge merge +models=digits_mlp_pair method=fs_merge
+  fsmerge merge +models=digits_mlp_pair method=fs_merge method.maps=low_rank method.rank=8 method.targets=all
+  fsmerge merge +models=digits_mlp_trio method=kd data.images_per_task=20 output.dir=outputs/trio
+  fsmerge merge --multirun +models=digits_mlp_pair method=average,kd,fs_merge seed=0,1,2
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Compose the configuration and run it, or every combination of it."""
+    arguments = [rewrite(argument) for argument in arguments]
+    if not any(argument.lstrip("+").startswith(("models=", "models.sources=")) for argument in arguments):
+        raise ConfigError(
+            "no models given. Say which with +models=NAME; there are:\n" + listing("models").rstrip()
+        )
+    from fsmerge_cli import config  # imports Hydra
+
+    return config.launch(arguments)
+
+
+def rewrite(argument: str) -> str:
+    """`models=x` -> `+models=x`, and keys of a source may be set whether its file has them or not."""
+    if argument.startswith("models="):
+        return f"+{argument}"
+    if argument.startswith("models.sources"):
+        return f"++{argument}"
+    return argument

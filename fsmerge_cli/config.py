@@ -1,0 +1,176 @@
+"""Where Hydra stops: a composed configuration becomes one call of `merge`, a sweep one table."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic.dataclasses import dataclass
+from rich.console import Console
+from rich.text import Text as Line
+
+from fsmerge_cli import report
+from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.explain import explain
+from fsmerge_cli.options import FORBID, Flag, Text, build
+
+TOP = ("models", "data", "method", "hardware", "seed", "output")
+CONFIGS = "pkg://fsmerge_cli.configs"
+
+
+@dataclass(frozen=True, config=FORBID)
+class Output:
+    """dir: folder to write (null: named after models, method and a hash); overwrite: replace a finished run."""
+
+    dir: Text | None = None
+    overwrite: Flag = False
+
+
+_codes: list[int] = []
+"""Exit codes of the jobs of this process; Hydra's launcher gives a sweep no other way to report them."""
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Let Hydra compose `arguments` and run the job or jobs; returns the exit code."""
+    _codes.clear()
+    with _process_of(arguments):
+        try:
+            _entry()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, arguments) from error
+    return max(_codes, default=0)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="merge")
+def _entry(config: DictConfig) -> dict[str, Any]:
+    """One job. It never raises: Hydra would show the error of a sweep's job only after all others ended."""
+    from fsmerge_cli.cli import fail
+
+    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("hydra.")]
+    label = " ".join(override.lstrip("+") for override in overrides)
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        if sweep:
+            Console(stderr=True).rule(Line(label), align="left")
+        evaluation = run_job(config, overrides)
+    except Exception as error:
+        _codes.append(fail(error))
+        return {"run": label, "exit_code": _codes[-1], "error": str(error)}
+    _codes.append(0)
+    row = evaluation["rows"].get("merged", {"tasks": {}, "mean_top1": None, "joint_top1": {}})
+    return {
+        "run": label,
+        "exit_code": 0,
+        "tasks": {name: task["top1"] for name, task in row["tasks"].items()},
+        "mean": row["mean_top1"],
+        "joint": row["joint_top1"].get("softmax"),
+        "seconds": sum(evaluation["cost"]["seconds"].values()),
+    }
+
+
+def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Turn one composed configuration into a call of `merge`; show and return the evaluation."""
+    values = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(values, dict):
+        raise ConfigError("the configuration is not a mapping.")
+    keys = {str(key): value for key, value in values.items()}
+    strangers = [unknown("key", key, TOP) for key in keys if key not in TOP]
+    if strangers:
+        raise ConfigError("\n".join(strangers))
+    output = build(Output, keys["output"], "output")
+    folder = Path(output.dir or default_folder(keys, HydraConfig.get().runtime.choices))
+    from fsmerge_cli.pipeline import merge  # imports torch
+
+    with report.Reporter(Console(stderr=True)) as progress:
+        result = merge(
+            keys["models"]["sources"],
+            data=keys["data"],
+            method=keys["method"],
+            hardware=keys["hardware"],
+            seed=keys["seed"],
+            output=folder,
+            overwrite=output.overwrite,
+            progress=progress,
+            command=shlex.join(["fsmerge", "merge", *overrides]),
+        )
+    evaluation = result.evaluation()
+    console = Console()
+    if evaluation["rows"]:
+        console.print(report.score_table(evaluation))
+    for note in evaluation["notes"]:
+        console.print(Line(f"note: {note}"))
+    console.print(Line(report.summary_line(evaluation)))
+    console.print(Line(f"merged model: {folder}/merged   scores: {folder}/evaluation.json"), soft_wrap=True)
+    return evaluation
+
+
+def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
+    """outputs/MODELS-METHOD-HASH; the hash covers every key that can change the result."""
+    content = {key: value for key, value in keys.items() if key != "output"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    name = "-".join(str(choices.get(group) or group) for group in ("models", "method"))
+    return f"outputs/{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}-{digest}"
+
+
+class SweepSummary(Callback):
+    """Hydra callback: keeps each job's outcome in the sweep's folder and ends with one table of all runs."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Runs where the job ran, which may be another process or machine."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        folder = Path(config.hydra.sweep.dir) / "jobs"
+        folder.mkdir(parents=True, exist_ok=True)
+        outcome = json.dumps(job_return.return_value, indent=2)
+        (folder / f"{config.hydra.job.num:05d}.json").write_text(outcome + "\n")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table and write summary.csv."""
+        folder = Path(config.hydra.sweep.dir)
+        jobs = [json.loads(path.read_text()) for path in sorted((folder / "jobs").glob("*.json"))]
+        if not jobs:
+            return
+        tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
+        with (folder / "summary.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["run", "exit_code", *tasks, "mean", "joint", "seconds"])
+            for job in jobs:
+                scores = [job.get("tasks", {}).get(task) for task in tasks]
+                last = [job.get(key) for key in ("mean", "joint", "seconds")]
+                writer.writerow([job["run"], job["exit_code"], *scores, *last])
+        console = Console()
+        console.print(report.sweep_table(jobs))
+        console.print(Line(f"as CSV: {folder}/summary.csv"), soft_wrap=True)
+
+
+@contextmanager
+def _process_of(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and raises instead of exiting only where this variable is set."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["fsmerge", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full

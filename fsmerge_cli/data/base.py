@@ -1,0 +1,81 @@
+"""What a data set states, and how images become tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass as plain_dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fsmerge_cli.options import FORBID, Count, Positive, Share
+
+Split = Literal["train", "test"]
+
+
+@plain_dataclass(frozen=True)
+class Task:
+    """A task as data sets see it: its name and the labels of its head, in order (None: no head)."""
+
+    name: str
+    labels: tuple[str, ...] | None
+
+
+@plain_dataclass(frozen=True)
+class ImageSet:
+    """Images of one task: `size` of them, `read(i)` -> (image, class index in the task's labels; -1: none)."""
+
+    size: int
+    read: Callable[[int], tuple[Image.Image, int]]
+    transform: Callable[[Image.Image], Tensor]
+    labelled: bool
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Pixels in 0..1 [C, H, W], and the class index."""
+        image, label = self.read(index)
+        return self.transform(image), label
+
+
+@plain_dataclass(frozen=True)
+class ToPixels:
+    """PIL image -> pixels in 0..1 [C, H, W] of the size that the sources read."""
+
+    input_size: tuple[int, int, int]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Convert to grey or RGB, resize where the size differs (bicubic), scale to 0..1."""
+        channels, height, width = self.input_size
+        image = image.convert("L" if channels == 1 else "RGB")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        pixels = np.asarray(image, dtype=np.float32) / 255.0
+        return torch.from_numpy(pixels.reshape(height, width, -1)).movedim(-1, 0).contiguous()
+
+
+@dataclass(frozen=True, config=FORBID)
+class DataConfig(ABC):
+    """Fields that every data set has.
+
+    name: key in DATASETS. images_per_task: all the unlabelled images that a merge may see of each task, the
+    validation share included; `all` takes every one of the training split. augment: none, or shift (random translations).
+    views: augmented copies added per image, where augment is not none. validation: share of the images kept for
+    choosing the best step; used from 32 images per task on.
+    """
+
+    name: str
+    images_per_task: Count | Literal["all"] = 100
+    augment: Literal["none", "shift"] = "none"
+    views: Positive = 4
+    validation: Share = 0.1
+
+    @abstractmethod
+    def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
+        """The images of `task` in `split`; None where that split has none. Raises DataError."""

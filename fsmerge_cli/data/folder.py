@@ -1,0 +1,119 @@
+"""Images in folders: class folders, or flat folders of unlabelled images, one folder per task.
+
+ROOT/TASK/train/...          images for the merge: class folders or flat
+ROOT/TASK/test/CLASS/...     labelled images for the evaluation
+ROOT/TASK/...                no train/ and test/: class folders are split by file name, flat images
+                             all go to the merge and nothing is evaluated on labels
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, UnidentifiedImageError
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
+from fsmerge_cli.errors import DataError
+from fsmerge_cli.options import FORBID, Share, Text
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+
+@dataclass(frozen=True, config=FORBID)
+class Folder(DataConfig):
+    """One folder per task below `root`.
+
+    root: folder that holds one folder per task, called like the task. test_share: part of each class kept
+    for the evaluation where a task's folder has no test/ of its own.
+    """
+
+    name: Literal["folder"] = "folder"
+    root: Text | None = None
+    test_share: Share = 0.2
+
+    def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
+        """The images of one task; None where there are no labelled test images."""
+        folder = self._folder(task)
+        own = folder / split
+        if own.is_dir():
+            files = _files(own, task)
+        elif (folder / "train").is_dir() or (folder / "test").is_dir():
+            files = []
+        else:
+            files = [f for f in _files(folder, task) if self._belongs(split, f[1], f[0], folder)]
+        if split == "test":
+            files = [(path, label) for path, label in files if label >= 0]
+            if not files:
+                return None
+        if not files:
+            raise DataError(
+                f"data=folder: no images for task '{task.name}' in {own if own.is_dir() else folder}. "
+                f"Put images there ({', '.join(sorted(SUFFIXES))}), flat or in class folders."
+            )
+
+        def read(i: int) -> tuple[Image.Image, int]:
+            return _open(files[i][0]), files[i][1]
+
+        return ImageSet(len(files), read, transform, labelled=all(label >= 0 for _, label in files))
+
+    def _folder(self, task: Task) -> Path:
+        if self.root is None:
+            raise DataError("data=folder needs data.root=PATH, a folder with one folder per task in it.")
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
+            raise DataError(f"data.root={root}: there is no such folder.")
+        folder = root / task.name
+        if not folder.is_dir():
+            found = sorted(p.name for p in root.iterdir() if p.is_dir())
+            raise DataError(
+                f"data=folder: no folder for task '{task.name}' in {root}. "
+                f"Found: {', '.join(found) or 'no folders'}. Name one folder after each task."
+            )
+        return folder
+
+    def _belongs(self, split: Split, label: int, path: Path, folder: Path) -> bool:
+        """Whether an image of an unsplit folder belongs to `split`; decided by its name, so it never moves."""
+        if label < 0:
+            return split == "train"
+        held_out = zlib.crc32(path.relative_to(folder).as_posix().encode()) / 2**32 < self.test_share
+        return held_out == (split == "test")
+
+
+def _files(folder: Path, task: Task) -> list[tuple[Path, int]]:
+    """Every image below `folder` with its class index (-1: none), in a stable order."""
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and _images(p))
+    flat = [(path, -1) for path in sorted(folder.iterdir()) if _is_image(path)]
+    if not classes:
+        return flat
+    labels = list(task.labels or [])
+    strangers = [name for name in classes if name not in labels]
+    if strangers and task.labels is not None:
+        raise DataError(
+            f"data=folder: the class folders {', '.join(strangers)} in {folder} are not labels of task "
+            f"'{task.name}' ({', '.join(labels)}). Rename the folders, pass models.sources.N.labels=[...], "
+            "or put the images flat into one folder to use them without labels."
+        )
+    index = {label: i for i, label in enumerate(labels)}
+    return flat + [(path, index.get(name, -1)) for name in classes for path in _images(folder / name)]
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if _is_image(path)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"the image {path} cannot be read ({error}). Repair it or take it away.") from None

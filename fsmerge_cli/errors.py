@@ -1,0 +1,72 @@
+"""What can go wrong, and how it is said.
+
+    FsmergeError
+    ├── UserError            the user's input; exit code 2, no traceback
+    │   ├── ConfigError      a key, a value, a name on the command line or in a YAML file
+    │   ├── SourceError      a checkpoint that cannot be read or does not hold what it should
+    │   ├── MismatchError    sources that cannot be merged with each other
+    │   ├── DataError        images or labels
+    │   └── OutputError      the folder to be written
+    └── TrainingError        the run itself failed; exit code 1
+
+Every message says what is wrong, where, which options there are and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FsmergeError(Exception):
+    """Base of all errors that fsmerge raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(FsmergeError):
+    """Something in the user's input; the message is all the user needs."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A key, a value or a name in the configuration."""
+
+
+class SourceError(UserError):
+    """A checkpoint that cannot be read or does not hold what it should."""
+
+
+class MismatchError(UserError):
+    """Sources that cannot be merged; `reasons` lists every mismatch found."""
+
+    def __init__(self, reasons: Iterable[str]) -> None:
+        self.reasons = tuple(reasons)
+        lines = "\n".join(f"  - {reason}" for reason in self.reasons)
+        count = f"{len(self.reasons)} reason{'s' if len(self.reasons) > 1 else ''}"
+        super().__init__(f"these sources cannot be merged, for {count}:\n{lines}")
+
+
+class DataError(UserError):
+    """Images or labels that are missing, unreadable or do not fit the sources."""
+
+
+class OutputError(UserError):
+    """The folder to be written is in use, finished already or not writable."""
+
+
+class TrainingError(FsmergeError):
+    """The training itself failed, for example because the loss became NaN."""
+
+
+def unknown(kind: str, name: str, options: Iterable[str]) -> str:
+    """Message for an unknown `name`: the nearest option first, then all of them.
+
+    >>> unknown("method", "fs_merg", ["average", "fs_merge"])
+    "unknown method 'fs_merg'. Did you mean 'fs_merge'? Available: average, fs_merge."
+    """
+    listed = sorted(options)
+    near = difflib.get_close_matches(name, listed, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"unknown {kind} '{name}'.{hint} Available: {', '.join(listed) or 'none'}."

@@ -1,0 +1,72 @@
+"""Where the computing happens: device, precision, threads, loader workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.options import FORBID, Count, Flag, Positive, Text
+
+
+@dataclass(frozen=True, config=FORBID)
+class Hardware:
+    """Fields of the `hardware` group.
+
+    device: auto (a GPU where there is one), cpu, cuda or cuda:N. precision: of the forward and backward pass;
+    auto takes bf16 on a GPU and fp32 elsewhere; maps and optimiser stay fp32. threads: CPU threads (null: as
+    torch chooses). workers: processes that read images (0: the main process). eval_batch: images per batch
+    where nothing is trained. deterministic: refuse operations without a deterministic form; runs on the CPU
+    repeat to the byte without it.
+    """
+
+    device: Text = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: Positive | None = None
+    workers: Count = 0
+    eval_batch: Positive = 256
+    deterministic: Flag = False
+
+    def resolve(self) -> torch.device:
+        """The device to use. Raises ConfigError where it is unknown or not there."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise ConfigError(f"hardware.device={name!r}: give auto, cpu, cuda or cuda:N.") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "hardware.device=cuda: no CUDA device is visible. Pass hardware=cpu, or install a torch build "
+                "with CUDA and check `nvidia-smi`."
+            )
+        if device.type not in ("cpu", "cuda"):
+            raise ConfigError(f"hardware.device={name!r}: give auto, cpu, cuda or cuda:N.")
+        return device
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """The autocast context of the chosen precision."""
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    @contextmanager
+    def session(self) -> Iterator[torch.device]:
+        """Apply the settings for one run and put the process back as it was afterwards."""
+        device = self.resolve()
+        before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        try:
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
+            if self.deterministic:  # cuBLAS reads this before its first call
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(self.deterministic)
+            yield device
+        finally:
+            torch.set_num_threads(before[0])
+            torch.use_deterministic_algorithms(before[1])

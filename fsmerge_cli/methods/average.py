@@ -1,0 +1,28 @@
+"""The plain mean of the weights: W' = sum_i W_i / k. The baseline that fails across initialisations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.fold import fold
+from fsmerge_cli.maps import start_maps
+from fsmerge_cli.methods.base import Method, Problem, Solution
+from fsmerge_cli.options import FORBID
+
+
+@dataclass(frozen=True, config=FORBID)
+class Average(Method):
+    """The fold of the maps M_i = I / k, U_i = I; running statistics are averaged too."""
+
+    name: Literal["average"] = "average"
+
+    def fit(self, problem: Problem) -> Solution:
+        """The mean, exactly; where widths differ, of the units that exist."""
+        weights = problem.weights()
+        maps = start_maps(problem.plan, weights, "diagonal", "average").to(problem.device)
+        maps.requires_grad_(False)
+        port = problem.plan.features
+        readouts = tuple(maps.read(port, i).dense() for i in range(len(weights)))
+        return Solution(fold(problem.plan, maps, weights), readouts)

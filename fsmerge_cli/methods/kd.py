@@ -1,0 +1,86 @@
+"""Knowledge distillation: an ordinary network learns the sources' features; FS-Merge's plain rival."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.fold import fold
+from fsmerge_cli.maps import Start, start_maps
+from fsmerge_cli.methods.base import Problem, Solution, Trained
+from fsmerge_cli.options import FORBID
+from fsmerge_cli.seeding import derive
+from fsmerge_cli.training import Student
+
+
+@dataclass(frozen=True, config=FORBID)
+class Distillation(Trained):
+    """All weights are trained, from source 1 (first), the mean (average) or afresh (random).
+
+    readout: linear gives the student what U_out gives FS-Merge, one linear map per source, folded into its
+    head; identity compares features as they are. Running statistics stay those of the start.
+    """
+
+    name: Literal["kd"] = "kd"
+    start: Literal["first", "average", "random"] = "first"
+    readout: Literal["linear", "identity"] = "linear"
+
+    def fit(self, problem: Problem) -> Solution:
+        """Train the student and return its weights."""
+        student = StudentNetwork(problem, self.start, self.readout)
+        trace = self.train(problem, student)
+        with torch.no_grad():
+            weights = {name: t.clone() for name, t in student.network.state_dict().items()}
+            readouts = tuple(student.matrix(i).clone() for i in range(len(problem.sources)))
+        return Solution(weights, readouts, trace)
+
+
+class StudentNetwork(Student):
+    """An ordinary network of the merged size and one readout [d_i, d'] per source."""
+
+    def __init__(self, problem: Problem, start: Literal["first", "average", "random"], readout: str) -> None:
+        super().__init__()
+        plan, weights = problem.plan, problem.weights()
+        same: Start = "average" if start == "average" else "first"
+        maps = start_maps(plan, weights, "diagonal", same).to(problem.device).requires_grad_(False)
+        self.network = plan.skeleton()
+        initial = _fresh(problem) if start == "random" else fold(plan, maps, weights)
+        self.network.load_state_dict({n: t.clone() for n, t in initial.items()}, assign=True)
+        self.network.requires_grad_(True)
+        matrices = [maps.read(plan.features, i).dense() for i in range(len(weights))]
+        if readout == "identity":
+            different = [s.name for s, m in zip(problem.sources, matrices) if m.shape[0] != m.shape[1]]
+            if different:
+                raise ConfigError(
+                    f"method.readout=identity needs features of one width, but {', '.join(different)} differ "
+                    "from the merged model. Pass method.readout=linear."
+                )
+            self._fixed = matrices
+            self.readouts: nn.ParameterList | None = None
+        else:
+            self.readouts = nn.ParameterList(matrices)
+
+    def matrix(self, source: int) -> Tensor:
+        """The readout of one source, [d_i, d']."""
+        return self._fixed[source] if self.readouts is None else self.readouts[source]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [n, d']."""
+        features: Tensor = self.network(images)
+        return features
+
+    def readout(self, features: Tensor, source: int) -> Tensor:
+        """[n, d'] -> [n, d_i]."""
+        return features if self.readouts is None else features @ self.readouts[source].T
+
+
+def _fresh(problem: Problem) -> dict[str, Tensor]:
+    """A new network's own initialisation; torch draws it from the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(problem.seed, "kd", "start"))
+        state = problem.plan.family.build(problem.plan.arch).state_dict()
+    return {name: t.to(problem.device) for name, t in state.items()}

@@ -1,0 +1,149 @@
+"""The only place that writes results: whole folders under a temporary name, then one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fsmerge_cli.errors import OutputError
+
+FINISHED = "evaluation.json"
+"""A run's folder is finished, and ours, when it holds this file."""
+
+
+@contextmanager
+def claim(folder: Path, overwrite: bool, finished: str = FINISHED) -> Iterator[Path]:
+    """Reserve `folder` for one writer; yields an empty folder beside it that takes its name on success.
+
+    Raises OutputError where another run holds the folder, where it is finished and `overwrite` is off, where
+    it holds files that this package did not write, or where it cannot be written. Nothing is left behind on
+    failure; an older result is only replaced by a complete one.
+    """
+    folder = folder.expanduser().absolute()
+    try:
+        with _parents(folder), _lock(folder):
+            _check_free(folder, overwrite, finished)
+            yield from _fill(folder)
+    except Timeout:
+        raise OutputError(
+            f"another run is writing {folder}. Wait for it, or choose another output.dir=..."
+        ) from None
+    except PermissionError as error:
+        raise OutputError(
+            f"cannot write {error.filename or folder}: permission denied. Choose another output.dir=..."
+        ) from None
+    except (FileExistsError, NotADirectoryError):
+        raise OutputError(
+            f"cannot make the folder {folder}: a part of the path is a file. Choose another output.dir=..."
+        ) from None
+
+
+def write_model(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    heads: Mapping[str, tuple[Tensor, Tensor | None]],
+    labels: Mapping[str, tuple[str, ...]],
+) -> None:
+    """Write a backbone and its heads in the layout that timm reads (`local-dir:`) and `sources` loads.
+
+    config.json, model.safetensors, and heads.safetensors with `NAME.weight`, `NAME.bias` per task; the label
+    names stand in that file's metadata under the one key `fsmerge`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config)
+    save_file(_plain(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    if heads:
+        tensors = {f"{name}.weight": weight for name, (weight, _) in heads.items()}
+        tensors |= {f"{name}.bias": bias for name, (_, bias) in heads.items() if bias is not None}
+        stored = json.dumps({"labels": {name: list(own) for name, own in labels.items()}})
+        save_file(_plain(tensors), folder / "heads.safetensors", metadata={"fsmerge": stored})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that a person can read, and a strict parser too (no NaN)."""
+    path.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Make the folders above, and take away again those that a failed run leaves empty."""
+    made = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        raise
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock beside `folder`; its file is removed while it is held, which filelock 4 notices."""
+    path = folder.parent / f".{folder.name}.lock"
+    with FileLock(path, timeout=0):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a system that keeps open files: the empty file stays
+                path.unlink()
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors wants them: on the CPU, contiguous, no storage shared, in a fixed order."""
+    return {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
+
+
+def _check_free(folder: Path, overwrite: bool, finished: str) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is a file, not a folder. Choose another output.dir=...")
+    if not any(folder.iterdir()):
+        return
+    if not (folder / finished).is_file():
+        raise OutputError(
+            f"{folder} holds other files (no {finished}), so it is left alone. Choose another output.dir=..."
+        )
+    if not overwrite:
+        raise OutputError(
+            f"{folder} holds a finished run. Pass output.overwrite=true to replace it, "
+            "or choose another output.dir=..."
+        )
+
+
+def _fill(folder: Path) -> Iterator[Path]:
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by a killed run; we hold the lock
+        shutil.rmtree(stale)
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    temporary.mkdir()
+    try:
+        yield temporary
+        _publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if folder.exists():
+        old = folder.parent / f".{folder.name}.old.tmp"
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(folder)

@@ -1,0 +1,206 @@
+"""Compile sources and their specification into an immutable plan, or say every reason why not, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsmerge_cli.errors import MismatchError
+from fsmerge_cli.sources import Source
+from fsmerge_cli.spaces import Mapped, Port, Role, Unit
+from fsmerge_cli.specs import Family
+
+SHOWN = 3
+"""How many differing parameters a message names before it says how many more there are."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A feature space: its size in the merged model and in each source (units)."""
+
+    name: str
+    merged: int
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the sources' architecture decides, validated. Later code may assume it holds.
+
+    arch: options of the merged model. roles: tensor name -> role. spaces: by name. writes, reads: the ports
+    with a merge map and with an unmerge map (the heads' port among the latter). tasks: the sources' names.
+    """
+
+    family: Family
+    arch: Any
+    source_archs: tuple[Any, ...]
+    roles: Mapping[str, Role]
+    spaces: Mapping[str, Space]
+    writes: tuple[Port, ...]
+    reads: tuple[Port, ...]
+    features: Port
+    tasks: tuple[str, ...]
+
+    def skeleton(self, arch: Any | None = None) -> nn.Module:
+        """An ordinary network of the merged size (or of `arch`), in evaluation mode, weights on `meta`."""
+        return skeleton(self.family, self.arch if arch is None else arch)
+
+    @property
+    def same_width(self) -> bool:
+        """Whether every source has the merged model's width everywhere."""
+        return all(size == s.merged for s in self.spaces.values() for size in s.sources)
+
+
+def skeleton(family: Family, arch: Any) -> nn.Module:
+    """The network of `arch` without weights (on the `meta` device), in evaluation mode."""
+    with torch.device("meta"):
+        return family.build(arch).eval()
+
+
+def compile_plan(
+    sources: Sequence[Source], width: int | tuple[int, ...] | None = None, heads: int | None = None
+) -> Plan:
+    """The plan for merging `sources` into a model of `width` (default: source 1's own).
+
+    Raises MismatchError with every reason: fewer than two sources, a task name used twice, families or
+    options that differ, tensors missing, unknown or of another shape, heads that do not fit.
+    """
+    reasons = list(_common_reasons(sources))
+    for source in sources:
+        reasons += _tensor_reasons(source)
+        reasons += _head_reasons(source)
+    if reasons:
+        raise MismatchError(reasons)
+    family, arch = sources[0].family, sources[0].family.resize(sources[0].arch, width, heads)
+    shapes = _shapes(family, arch)
+    roles, unknown = family.roles(list(shapes))
+    sizes = [_space_sizes(roles, shapes)]
+    sizes += [_space_sizes(roles, {n: tuple(t.shape) for n, t in s.weights.items()}) for s in sources]
+    features = family.features_port(list(shapes))
+    reasons = [f"the specification of '{family.name}' does not know the tensor {name}" for name in unknown]
+    reasons += _space_reasons(roles, sizes, ["the merged model", *(f"'{s.name}'" for s in sources)], features)
+    if reasons:
+        raise MismatchError(reasons)
+    spaces = {
+        name: Space(name, next(iter(sizes[0][name])), tuple(next(iter(own[name])) for own in sizes[1:]))
+        for name in sizes[0]
+    }
+    writes, reads = ports(roles)
+    return Plan(
+        family=family,
+        arch=arch,
+        source_archs=tuple(s.arch for s in sources),
+        roles=roles,
+        spaces=spaces,
+        writes=tuple(sorted(writes)),
+        reads=tuple(sorted(reads | {features})),
+        features=features,
+        tasks=tuple(s.name for s in sources),
+    )
+
+
+def ports(roles: Mapping[str, Role]) -> tuple[set[Port], set[Port]]:
+    """All ports that tensors write to, and all that they read from."""
+    writes: set[Port] = set()
+    reads: set[Port] = set()
+    for role in roles.values():
+        if isinstance(role, Mapped):
+            writes |= set(role.write[1])
+            reads |= set(role.read[1]) if role.read else set()
+    return writes, reads
+
+
+def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
+    if len(sources) < 2:
+        yield f"a merge needs at least two sources, got {len(sources)}. Add one to models.sources"
+        return
+    names = [s.name for s in sources]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield f"the task name '{name}' is used {names.count(name)} times; give each source a name of its own"
+    first = sources[0]
+    for other in sources[1:]:
+        if other.family is not first.family:
+            yield f"'{first.name}' is a {first.family.name}, '{other.name}' a {other.family.name}"
+            continue
+        for option in first.family.must_agree:
+            a, b = getattr(first.arch, option), getattr(other.arch, option)
+            if a != b:
+                yield f"{option}: '{first.name}' has {_plain(a)}, '{other.name}' has {_plain(b)}"
+
+
+def _tensor_reasons(source: Source) -> Iterable[str]:
+    expected = _shapes(source.family, source.arch)
+    found = {name: tuple(t.shape) for name, t in source.weights.items()}
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    other = [
+        f"{name} is {list(found[name])}, should be {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    for what, items in (
+        ("misses the tensors", missing),
+        ("has unknown tensors", extra),
+        ("has other shapes than its arch says:", other),
+    ):
+        if items:
+            more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+            yield f"'{source.name}' {what} {', '.join(items[:SHOWN])}{more}"
+
+
+def _head_reasons(source: Source) -> Iterable[str]:
+    head = source.head
+    if head is None:
+        return
+    if head.weight.ndim != 2 or head.weight.shape[1] != source.arch.features:
+        yield (
+            f"the head of '{source.name}' is {list(head.weight.shape)}, "
+            f"should be [classes, {source.arch.features}]"
+        )
+    elif len(head.labels) != len(head.weight):
+        yield (
+            f"the head of '{source.name}' has {len(head.weight)} classes, but {len(head.labels)} labels are given"
+        )
+
+
+def _space_sizes(roles: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, set[int]]:
+    """Every size that the tensors of one model give to each space."""
+    sizes: dict[str, set[int]] = {}
+    for name, role in roles.items():
+        shape = shapes[name]
+        if isinstance(role, Unit):
+            sizes.setdefault(role.port.space, set()).add(shape[-1])
+        elif isinstance(role, Mapped):
+            for axis, parts in filter(None, (role.write, role.read)):
+                for port in parts:
+                    sizes.setdefault(port.space, set()).add(shape[axis] // len(parts))
+    return sizes
+
+
+def _space_reasons(
+    roles: Mapping[str, Role], sizes: Sequence[Mapping[str, set[int]]], owners: Sequence[str], features: Port
+) -> Iterable[str]:
+    for owner, own in zip(owners, sizes):
+        for space, found in own.items():
+            if len(found) > 1:
+                yield f"space '{space}' has the sizes {sorted(found)} inside {owner}"
+    writes, reads = ports(roles)
+    written, read = {p.space for p in writes}, {p.space for p in reads} | {features.space}
+    for space in sorted(written | read | set(sizes[0])):
+        if space not in written:
+            yield f"space '{space}' is never written"
+        if space not in read:
+            yield f"space '{space}' is never read"
+
+
+def _shapes(family: Family, arch: Any) -> dict[str, tuple[int, ...]]:
+    state: Mapping[str, Tensor] = skeleton(family, arch).state_dict()
+    return {name: tuple(t.shape) for name, t in state.items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

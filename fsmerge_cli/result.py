@@ -1,0 +1,117 @@
+"""The value of a merge, as data and as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from fsmerge_cli.card import model_card
+from fsmerge_cli.methods import Solution
+from fsmerge_cli.output import claim, write_json, write_model
+from fsmerge_cli.plan import Plan
+from fsmerge_cli.scoring import Score
+from fsmerge_cli.sources import Head
+from fsmerge_cli.zoo import model_config
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """One merged model and how good it is.
+
+    plan: of the sources. solution: weights, readouts and the training's trace. heads: one folded head per
+    task that has one. scores: rows of the table by name (each source, `ensemble`, `average`, `merged`).
+    cost: seconds by phase, steps, numbers trained. provenance: versions, device, source hashes, command.
+    options: every option of the run, resolved. notes: what the user should know.
+    """
+
+    plan: Plan
+    solution: Solution
+    heads: Mapping[str, Head]
+    scores: Mapping[str, Score]
+    cost: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    options: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    def backbone(self) -> nn.Module:
+        """The merged backbone as an ordinary module in evaluation mode."""
+        module = self.plan.skeleton()
+        module.load_state_dict({n: t.cpu().clone() for n, t in self.solution.weights.items()}, assign=True)
+        return module.requires_grad_(False).eval()
+
+    def evaluation(self) -> dict[str, Any]:
+        """The content of evaluation.json."""
+        trace = self.solution.trace
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "method": self.options["method"]["name"],
+            "tasks": list(self.plan.tasks),
+            "rows": {name: _row(score) for name, score in self.scores.items()},
+            "training": {
+                "start_error": dict(zip(self.plan.tasks, trace.start_error)),
+                "final_loss": trace.loss[-1] if trace.loss else None,
+                "validation": [{"step": step, "loss": loss} for step, loss in trace.validation],
+                "chosen_step": trace.chosen_step,
+            },
+            "notes": list(self.notes),
+            "cost": dict(self.cost),
+            "provenance": dict(self.provenance),
+        }
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write merged/, evaluation.json and config.yaml, all or nothing. Raises OutputError."""
+        with claim(Path(folder), overwrite) as temporary:
+            self.write(temporary)
+
+    def write(self, folder: Path) -> None:
+        """Write the files into an existing folder."""
+        merged = folder / "merged"
+        write_model(
+            merged,
+            model_config(self.plan.family, self.plan.arch),
+            self.solution.weights,
+            {name: (head.weight, head.bias) for name, head in self.heads.items()},
+            {name: head.labels for name, head in self.heads.items()},
+        )
+        evaluation = self.evaluation()
+        options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
+        (merged / "README.md").write_text(model_card(self.plan, evaluation, options))
+        (folder / "config.yaml").write_text(options)
+        write_json(folder / "evaluation.json", evaluation)
+
+
+def _row(score: Score) -> dict[str, Any]:
+    return {
+        "tasks": {name: asdict(task) for name, task in score.tasks.items()},
+        "mean_top1": score.mean,
+        "joint_top1": dict(score.joint),
+        "feature_error": dict(score.feature_error),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML stays plain."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    packages = ("fsmerge", "torch", "timm", "numpy", "safetensors")
+    return {
+        "python": python_version(),
+        **{name: version(name) for name in packages},
+        "cuda": str(torch.version.cuda),
+    }

@@ -1,0 +1,118 @@
+"""The words of a specification: which feature space each axis of each tensor belongs to.
+
+A *space* is a basis (the hidden units of layer 3); a *port* is one place where a tensor writes to or reads
+from a space, written `space@place`. In a tensor's axes the first port is written to, the second is read from:
+a linear weight [out, in] is `("h1@fc1", "h0@fc1")`, a bias `("h1@fc1",)`, a token [1, 1, D] is
+`(FIXED, FIXED, "res@embed")`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FIXED: Literal["fixed"] = "fixed"
+"""An axis with no space: pixels, positions, the taps of a convolution."""
+
+
+@dataclass(frozen=True, order=True)
+class Port:
+    """One place where a space is written or read."""
+
+    space: str
+    place: str
+
+    @classmethod
+    def parse(cls, text: str) -> Port:
+        """Read `space@place`."""
+        space, _, place = text.partition("@")
+        if not space or not place:
+            raise ValueError(f"a port is written space@place, got {text!r}")
+        return cls(space, place)
+
+    def __str__(self) -> str:
+        return f"{self.space}@{self.place}"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """An axis made of equal parts in order, each with a port of its own (a fused qkv, a gate and its value)."""
+
+    ports: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A per-unit vector that acts in its space (affine of a norm, LayerScale): trained in the merged space.
+
+    `fill` is the value of a unit that a source does not have, where widths differ. `trainable=False` marks
+    running statistics, which are carried over and stay as they are.
+    """
+
+    port: str
+    fill: float
+    trainable: bool = True
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that is the same whatever the weights are (a batch counter): taken from source 1."""
+
+
+Axis = str | Stack
+Spec = tuple[Axis, ...] | Norm | Constant
+
+
+def stack(*ports: str) -> Stack:
+    """A :class:`Stack` of `ports`."""
+    return Stack(ports)
+
+
+def norm(port: str, fill: float) -> Norm:
+    """A trainable per-unit vector at `port`."""
+    return Norm(port, fill)
+
+
+def statistic(port: str, fill: float) -> Norm:
+    """A per-unit running statistic at `port`."""
+    return Norm(port, fill, trainable=False)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Compiled role of a tensor that merges through maps.
+
+    write: (axis, ports of its equal parts); read: the same, or None for a tensor that reads no space.
+    """
+
+    write: tuple[int, tuple[Port, ...]]
+    read: tuple[int, tuple[Port, ...]] | None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Compiled role of a per-unit vector."""
+
+    port: Port
+    fill: float
+    trainable: bool
+
+
+Role = Mapped | Unit | Constant
+
+
+def compile_role(spec: Spec) -> Role:
+    """Turn the text of a specification (indices already filled in) into a role."""
+    if isinstance(spec, Constant):
+        return spec
+    if isinstance(spec, Norm):
+        return Unit(Port.parse(spec.port), spec.fill, spec.trainable)
+    mapped = [(axis, _ports(entry)) for axis, entry in enumerate(spec) if entry != FIXED]
+    if not 1 <= len(mapped) <= 2:
+        raise ValueError(f"a tensor writes one space and reads at most one, got {spec!r}")
+    return Mapped(mapped[0], mapped[1] if len(mapped) == 2 else None)
+
+
+def _ports(entry: Axis) -> tuple[Port, ...]:
+    texts = entry.ports if isinstance(entry, Stack) else (entry,)
+    return tuple(Port.parse(text) for text in texts)

@@ -1,0 +1,95 @@
+"""Multilayer perceptrons: linear, optional BatchNorm, activation, any number of times."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.options import FORBID, Positive
+from fsmerge_cli.spaces import FIXED, Constant, norm, statistic
+from fsmerge_cli.specs.family import Family
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
+
+
+@dataclass(frozen=True, config=FORBID)
+class MLPArch:
+    """Options of an MLP.
+
+    input_size: channels, height and width of the image (pixels), flattened before the first layer.
+    widths: units of each hidden layer; the last one is the width of the features.
+    activation: relu, gelu, tanh or silu, after every layer.
+    norm: none, or batch for a BatchNorm between each linear layer and its activation.
+    """
+
+    input_size: tuple[Positive, Positive, Positive]
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    activation: Literal["relu", "gelu", "tanh", "silu"] = "relu"
+    norm: Literal["none", "batch"] = "none"
+
+    @property
+    def features(self) -> int:
+        """Width of the features (units)."""
+        return self.widths[-1]
+
+    @property
+    def depth(self) -> int:
+        """Number of hidden layers."""
+        return len(self.widths)
+
+
+def build(arch: MLPArch) -> nn.Sequential:
+    """A plain `nn.Sequential`: whoever loads the weights needs nothing from this package."""
+    channels, height, width = arch.input_size
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    previous = channels * height * width
+    for i, units in enumerate(arch.widths):
+        layers[f"fc{i}"] = nn.Linear(previous, units)
+        if arch.norm == "batch":
+            layers[f"norm{i}"] = nn.BatchNorm1d(units)
+        layers[f"act{i}"] = ACTIVATIONS[arch.activation]()
+        previous = units
+    return nn.Sequential(layers)
+
+
+def resize(arch: MLPArch, width: int | tuple[int, ...] | None, heads: int | None) -> MLPArch:
+    """The merged model's options: `width` is the last layer's (others in proportion) or one per layer."""
+    if heads is not None:
+        raise ConfigError("method.heads: an MLP has no attention heads. Leave method.heads at null.")
+    if width is None:
+        return arch
+    if isinstance(width, int):
+        return replace(arch, widths=tuple(max(1, round(w * width / arch.features)) for w in arch.widths))
+    if len(width) != len(arch.widths):
+        raise ConfigError(
+            f"method.width: {list(width)} gives {len(width)} layers, but the sources have {len(arch.widths)}. "
+            f"Give one width for all layers or a list of {len(arch.widths)}."
+        )
+    return replace(arch, widths=tuple(width))
+
+
+MLP = Family(
+    name="mlp",
+    arch=MLPArch,
+    build=build,
+    resize=resize,
+    tensors={
+        "fc0.weight": ("h0@fc0", FIXED),
+        "fc{i}.weight": ("h{i}@fc{i}", "h{i-1}@fc{i}"),
+        "fc{i}.bias": ("h{i}@fc{i}",),
+        "norm{i}.weight": norm("h{i}@norm{i}", fill=1.0),
+        "norm{i}.bias": norm("h{i}@norm{i}", fill=0.0),
+        "norm{i}.running_mean": statistic("h{i}@norm{i}", fill=0.0),
+        "norm{i}.running_var": statistic("h{i}@norm{i}", fill=1.0),
+        "norm{i}.num_batches_tracked": Constant(),
+    },
+    features="h{last}@head",
+    entry="fc0",
+    must_agree=("input_size", "depth", "activation", "norm"),
+)

@@ -1,0 +1,156 @@
+"""Embedded sources: trained from a recipe on first use, cached under what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+from fsmerge_cli.data import DATASETS, DataConfig, Task
+from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.errors import ConfigError, SourceError, unknown
+from fsmerge_cli.options import build
+from fsmerge_cli.output import claim, write_json, write_model
+from fsmerge_cli.progress import Event, Progress
+from fsmerge_cli.seeding import derive, generator
+from fsmerge_cli.sources import Recipe, SourceSpec, file_sha256
+from fsmerge_cli.specs import SPECS, Family
+
+SEAL = "seal.json"
+"""Written last: the SHA-256 of the weights. An entry without it, or with other weights, is trained again."""
+
+
+def cache_folder() -> Path:
+    """Where embedded sources lie: `FSMERGE_CACHE`, or the user's cache folder."""
+    chosen = os.environ.get("FSMERGE_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fsmerge")
+
+
+def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
+    """The same source with a checkpoint: as it is, or trained from its recipe where it has none."""
+    if spec.checkpoint is not None or spec.recipe is None:
+        return spec
+    if spec.labels is None or spec.arch is None:
+        raise SourceError(f"source '{spec.name}': a recipe needs arch and labels as well.")
+    folder = cache_folder() / "sources" / content_key(spec)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # a second process waits and then finds the entry
+        if not _sound(folder):
+            _train_into(folder, spec, progress)
+    return replace(spec, checkpoint=str(folder))
+
+
+def content_key(spec: SourceSpec) -> str:
+    """Name of the cache entry: everything that the weights depend on, code included."""
+    family, _ = _architecture(spec)
+    code = [sys.modules[name] for name in (__name__, family.build.__module__, _dataset(spec).__module__)]
+    content = {
+        "arch": spec.arch,
+        "labels": spec.labels,
+        "recipe": asdict(spec.recipe) if spec.recipe else None,
+        "code": [hashlib.sha256(Path(str(m.__file__)).read_bytes()).hexdigest() for m in code],
+        "torch": torch.__version__,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"{family.name}-{spec.name}-{digest[:16]}"
+
+
+def _sound(folder: Path) -> bool:
+    try:
+        seal = json.loads((folder / SEAL).read_text())
+        return bool(seal["sha256"] == file_sha256(folder / "model.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
+    family, arch = _architecture(spec)
+    labels = spec.labels or ()
+    data = _dataset(spec)()  # type: ignore[call-arg]  # concrete data sets have defaults
+    images = data.build("train", Task(spec.name, labels), ToPixels(arch.input_size))
+    if images is None:
+        raise SourceError(f"source '{spec.name}': {data.name} has no training images.")
+    pairs = [images[i] for i in range(len(images))]
+    pixels, classes = torch.stack([p for p, _ in pairs]), torch.tensor([c for _, c in pairs])
+    recipe = spec.recipe or Recipe(data="", seed=0)
+    backbone, head = fit_classifier(family, arch, len(labels), pixels, classes, recipe, spec.name, progress)
+    with claim(folder, overwrite=True, finished=SEAL) as temporary:
+        write_model(
+            temporary,
+            model_config(family, arch),
+            backbone.state_dict(),
+            {spec.name: (head.weight, head.bias)},
+            {spec.name: labels},
+        )
+        write_json(temporary / SEAL, {"sha256": file_sha256(temporary / "model.safetensors")})
+
+
+def fit_classifier(
+    family: Family,
+    arch: Any,
+    classes: int,
+    pixels: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    name: str,
+    progress: Progress,
+) -> tuple[nn.Module, nn.Linear]:
+    """An ordinary classifier: AdamW, one-cycle, cross-entropy; backbone in evaluation mode and its head."""
+    with torch.random.fork_rng(devices=[]):  # layers draw their start from the global generator
+        torch.manual_seed(derive(recipe.seed, "zoo", "start"))
+        backbone, head = family.build(arch), nn.Linear(arch.features, classes)
+    parameters: Sequence[nn.Parameter] = [*backbone.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps)
+    random = generator(recipe.seed, "zoo", "batches")
+    for step in range(recipe.steps):
+        rows = torch.randint(len(pixels), (recipe.batch_size,), generator=random)
+        loss = F.cross_entropy(head(backbone(pixels[rows])), labels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        cycle.step()
+        progress(Event(f"train source {name}", step + 1, recipe.steps, {"loss": loss.item()}))
+    return backbone.eval(), head
+
+
+def model_config(family: Family, arch: Any) -> dict[str, Any]:
+    """config.json in timm's layout: the architecture and the one preprocessing that the model states."""
+    return {
+        "architecture": family.name,
+        "num_classes": 0,
+        "num_features": arch.features,
+        "model_args": asdict(arch),
+        "pretrained_cfg": {
+            "input_size": list(arch.input_size),
+            "mean": [0.0],
+            "std": [1.0],
+            "num_classes": 0,
+        },
+    }
+
+
+def _architecture(spec: SourceSpec) -> tuple[Family, Any]:
+    stated = dict(spec.arch or {})
+    name = str(stated.pop("family", None))
+    if name not in SPECS:
+        raise ConfigError(f"source '{spec.name}': {unknown('architecture', name, SPECS)}")
+    return SPECS[name], build(SPECS[name].arch, stated, f"source '{spec.name}': arch")
+
+
+def _dataset(spec: SourceSpec) -> type[DataConfig]:
+    name = spec.recipe.data if spec.recipe else ""
+    if name not in DATASETS:
+        raise ConfigError(f"source '{spec.name}': recipe.data: {unknown('data set', name, DATASETS)}")
+    return DATASETS[name]
