@@ -90,9 +90,10 @@ def mlp_snippet(plan: Plan) -> str:
     """Python that loads a merged MLP with torch and safetensors alone."""
     arch = plan.arch
     layers = ['    ("flatten", torch.nn.Flatten()),']
+    bias = "" if arch.bias else ", bias=False"
     previous = arch.input_size[0] * arch.input_size[1] * arch.input_size[2]
     for i, units in enumerate(arch.widths):
-        layers.append(f'    ("fc{i}", torch.nn.Linear({previous}, {units})),')
+        layers.append(f'    ("fc{i}", torch.nn.Linear({previous}, {units}{bias})),')
         if arch.norm == "batch":
             layers.append(f'    ("norm{i}", torch.nn.BatchNorm1d({units})),')
         layers.append(f'    ("act{i}", torch.nn.{ACTIVATIONS[arch.activation].__name__}()),')

@@ -167,11 +167,15 @@ def fold_normalisation(
     grouped = weight.double().reshape(weight.shape[0], channels, -1)
     scaled = grouped / torch.tensor(std, dtype=torch.float64).reshape(1, -1, 1)
     shift = (scaled * torch.tensor(mean, dtype=torch.float64).reshape(1, -1, 1)).sum((1, 2))
-    bias = weights[f"{family.entry}.bias"]
-    folded = {
-        name: scaled.reshape(weight.shape).to(weight.dtype),
-        f"{family.entry}.bias": (bias.double() - shift).to(bias.dtype),
-    }
+    folded = {name: scaled.reshape(weight.shape).to(weight.dtype)}
+    bias = weights.get(f"{family.entry}.bias")
+    if bias is not None:
+        folded[f"{family.entry}.bias"] = (bias.double() - shift).to(bias.dtype)
+    elif set(mean) != {0.0}:
+        raise SourceError(
+            f"{where}: mean {list(mean)} cannot be folded into {family.entry}, which has no bias. "
+            "Pass images that are already centred and models.sources.N.mean=[0.0]."
+        )
     return {**weights, **folded}
 
 

@@ -65,9 +65,9 @@ class DataConfig(ABC):
     """Fields that every data set has.
 
     name: key in DATASETS. images_per_task: all the unlabelled images that a merge may see of each task, the
-    validation share included; `all` takes every one of the training split. augment: none, or shift (random translations).
-    views: augmented copies added per image, where augment is not none. validation: share of the images kept for
-    choosing the best step; used from 32 images per task on.
+    validation share included; `all` takes every one of the training split. augment: none, or shift (random
+    translations). views: augmented copies added per image, where augment is not none. validation: share of
+    the images kept for choosing the best step; used from 32 images per task on.
     """
 
     name: str

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from fsmerge_cli.errors import ConfigError
-from fsmerge_cli.options import FORBID, Positive
+from fsmerge_cli.options import FORBID, Flag, Positive
 from fsmerge_cli.spaces import FIXED, Constant, norm, statistic
 from fsmerge_cli.specs.family import Family
 
@@ -26,12 +26,14 @@ class MLPArch:
     widths: units of each hidden layer; the last one is the width of the features.
     activation: relu, gelu, tanh or silu, after every layer.
     norm: none, or batch for a BatchNorm between each linear layer and its activation.
+    bias: whether the linear layers have one.
     """
 
     input_size: tuple[Positive, Positive, Positive]
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     activation: Literal["relu", "gelu", "tanh", "silu"] = "relu"
     norm: Literal["none", "batch"] = "none"
+    bias: Flag = True
 
     @property
     def features(self) -> int:
@@ -50,7 +52,7 @@ def build(arch: MLPArch) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     previous = channels * height * width
     for i, units in enumerate(arch.widths):
-        layers[f"fc{i}"] = nn.Linear(previous, units)
+        layers[f"fc{i}"] = nn.Linear(previous, units, bias=arch.bias)
         if arch.norm == "batch":
             layers[f"norm{i}"] = nn.BatchNorm1d(units)
         layers[f"act{i}"] = ACTIVATIONS[arch.activation]()
@@ -91,5 +93,5 @@ MLP = Family(
     },
     features="h{last}@head",
     entry="fc0",
-    must_agree=("input_size", "depth", "activation", "norm"),
+    must_agree=("input_size", "depth", "activation", "norm", "bias"),
 )
