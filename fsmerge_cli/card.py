@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsmerge_cli.plan import Plan
-from fsmerge_cli.specs.mlp import ACTIVATIONS
 
 CARD = """# A merged {family}
 
@@ -39,21 +38,6 @@ Versions: {versions}. Device: {device}.
 {options}```
 """
 
-MLP_SNIPPET = """from collections import OrderedDict
-import torch
-from safetensors.torch import load_file
-
-backbone = torch.nn.Sequential(OrderedDict([
-{layers}
-]))
-backbone.load_state_dict(load_file("model.safetensors"))
-backbone.eval()
-heads = load_file("heads.safetensors")
-
-images = torch.rand(1, {shape})  # pixels in 0..1
-features = backbone(images)
-logits = torch.nn.functional.linear(features, heads["{task}.weight"], heads.get("{task}.bias"))"""
-
 
 def model_card(plan: Plan, evaluation: Mapping[str, Any], options: str) -> str:
     """Markdown from the content of evaluation.json and the resolved options."""
@@ -66,7 +50,7 @@ def model_card(plan: Plan, evaluation: Mapping[str, Any], options: str) -> str:
         tasks=", ".join(plan.tasks),
         input=f"{channels} x {height} x {width}",
         table=score_table(evaluation),
-        snippet=mlp_snippet(plan),
+        snippet=plan.family.snippet(plan.arch, plan.tasks[0]),
         command=provenance["command"],
         sources="\n".join(f"| {s['name']} | `{s['sha256']}` |" for s in provenance["sources"]),
         versions=", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
@@ -84,19 +68,3 @@ def score_table(evaluation: Mapping[str, Any]) -> str:
         cells += [row["mean_top1"], row["joint_top1"].get("softmax")]
         lines.append(f"| {name} | " + " | ".join("-" if c is None else f"{100 * c:.1f}" for c in cells) + " |")
     return "\n".join(lines)
-
-
-def mlp_snippet(plan: Plan) -> str:
-    """Python that loads a merged MLP with torch and safetensors alone."""
-    arch = plan.arch
-    layers = ['    ("flatten", torch.nn.Flatten()),']
-    bias = "" if arch.bias else ", bias=False"
-    previous = arch.input_size[0] * arch.input_size[1] * arch.input_size[2]
-    for i, units in enumerate(arch.widths):
-        layers.append(f'    ("fc{i}", torch.nn.Linear({previous}, {units}{bias})),')
-        if arch.norm == "batch":
-            layers.append(f'    ("norm{i}", torch.nn.BatchNorm1d({units})),')
-        layers.append(f'    ("act{i}", torch.nn.{ACTIVATIONS[arch.activation].__name__}()),')
-        previous = units
-    shape = ", ".join(str(size) for size in arch.input_size)
-    return MLP_SNIPPET.format(layers="\n".join(layers), shape=shape, task=plan.tasks[0])

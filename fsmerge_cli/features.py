@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.data.queries import Images
-from fsmerge_cli.plan import skeleton
 from fsmerge_cli.progress import Event, Progress
 from fsmerge_cli.sources import Source
 
@@ -28,7 +27,7 @@ class Captured:
 
 def network(source: Source, device: torch.device | str = "cpu") -> nn.Module:
     """The source's backbone as an ordinary frozen module in evaluation mode."""
-    module = skeleton(source.family, source.arch)
+    module = source.family.skeleton(source.arch)
     weights = {name: t.to(device) for name, t in source.weights.items()}
     module.load_state_dict(weights, assign=True)
     return module.requires_grad_(False).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,9 +35,15 @@ def fold(plan: Plan, maps: MergeMaps, weights: Sequence[Mapping[str, Tensor]]) -
 
 
 def fold_head(head: Head, readout: Tensor) -> Head:
-    """The head that reads merged features: W' = W U_out, bias unchanged (readout U_out is [d_i, d'])."""
-    product = head.weight.double() @ readout.double()
-    return Head(product.to(head.weight.dtype), head.bias, head.labels)
+    """The head that reads merged features: W' = W U_out, bias unchanged (readout U_out is [d_i, d']).
+
+    A head that scales its input to unit length cannot take U_out in; it keeps it as one extra linear.
+    """
+    kept = readout if head.readout is None else (head.readout.double() @ readout.double()).to(readout.dtype)
+    if head.normalize:
+        return replace(head, readout=kept)
+    product = head.weight.double() @ kept.double()
+    return replace(head, weight=product.to(head.weight.dtype), readout=None)
 
 
 def _fold_tensor(W: Tensor, role: Mapped, maps: MergeMaps, source: int) -> Tensor:

@@ -57,8 +57,7 @@ class Full(Map):
 
     def left(self, W: Tensor) -> Tensor:
         """T W."""
-        product: Tensor = torch.tensordot(self.matrix, W, dims=1)
-        return product
+        return _product(self.matrix, W)
 
     def right(self, W: Tensor) -> Tensor:
         """W T."""
@@ -95,8 +94,7 @@ class LowRank(Map):
 
     def left(self, W: Tensor) -> Tensor:
         """T W at a cost proportional to the rank."""
-        product: Tensor = torch.tensordot(self.B, torch.tensordot(self.A, W, dims=1), dims=1)
-        return self.base.left(W) + product
+        return self.base.left(W) + _product(self.B, _product(self.A, W))
 
     def right(self, W: Tensor) -> Tensor:
         """W T at a cost proportional to the rank."""
@@ -189,10 +187,16 @@ def start_maps(
 def _start_unit(
     name: str, role: Unit, plan: Plan, weights: Sequence[Mapping[str, Tensor]], start: Start
 ) -> Tensor:
-    size = plan.spaces[role.port.space].merged
+    space = plan.spaces[role.port.space]
+    size = space.merged // space.heads[0] if role.per_head and space.heads else space.merged
     used = weights if start == "average" else weights[:1]
     fitted = [F.pad(w[name][:size].float(), (0, max(0, size - len(w[name]))), value=role.fill) for w in used]
     return torch.stack(fitted).mean(0)
+
+
+def _product(T: Tensor, W: Tensor) -> Tensor:
+    """T W over the first axis of W; a matrix product, which autocast knows (`tensordot` it does not)."""
+    return (T @ W.reshape(len(W), -1)).reshape(len(T), *W.shape[1:])
 
 
 def _key(name: str) -> str:

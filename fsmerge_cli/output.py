@@ -51,22 +51,19 @@ def write_model(
     folder: Path,
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],
-    heads: Mapping[str, tuple[Tensor, Tensor | None]],
-    labels: Mapping[str, tuple[str, ...]],
+    heads: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
 ) -> None:
     """Write a backbone and its heads in the layout that timm reads (`local-dir:`) and `sources` loads.
 
-    config.json, model.safetensors, and heads.safetensors with `NAME.weight`, `NAME.bias` per task; the label
-    names stand in that file's metadata under the one key `fsmerge`.
+    config.json, model.safetensors, and heads.safetensors with `NAME.weight`, `NAME.bias` per task; `facts`
+    (label names) stand in that file's metadata under the one key `fsmerge`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
     save_file(_plain(weights), folder / "model.safetensors", metadata={"format": "pt"})
     if heads:
-        tensors = {f"{name}.weight": weight for name, (weight, _) in heads.items()}
-        tensors |= {f"{name}.bias": bias for name, (_, bias) in heads.items() if bias is not None}
-        stored = json.dumps({"labels": {name: list(own) for name, own in labels.items()}})
-        save_file(_plain(tensors), folder / "heads.safetensors", metadata={"fsmerge": stored})
+        save_file(_plain(heads), folder / "heads.safetensors", metadata={"fsmerge": json.dumps(facts)})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -116,7 +116,7 @@ def _run(
         with clock.phase("evaluate"):
             scores = _score(problem, solution, _build(data, "test", sources), method)
     heads = _heads(sources, solution)
-    notes += _start_notes(plan, solution)
+    notes += _start_notes(plan, solution) + _preprocessing_notes(sources)
     trace = solution.trace
     cost = {
         "seconds": clock.seconds,
@@ -133,7 +133,9 @@ def _run(
         "versions": versions(),
         "sources": [{"name": s.name, "origin": s.origin, "sha256": s.sha256} for s in sources],
     }
-    return MergeResult(plan, solution, heads, scores, cost, provenance, options, tuple(notes))
+    return MergeResult(
+        plan, sources[0].preprocessing, solution, heads, scores, cost, provenance, options, tuple(notes)
+    )
 
 
 def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:
@@ -180,7 +182,10 @@ def _score(
 def _build(data: DataConfig | None, split: Split, sources: Sequence[Source]) -> list[ImageSet | None]:
     if data is None:
         return [None] * len(sources)
-    return [data.build(split, Task(s.name, s.labels), ToPixels(s.arch.input_size)) for s in sources]
+    return [
+        data.build(split, Task(s.name, s.labels), ToPixels(s.arch.input_size, sources[0].preprocessing))
+        for s in sources
+    ]
 
 
 def _draw(data: DataConfig | None, sources: Sequence[Source], seed: int) -> tuple[Images, list[str]]:
@@ -204,6 +209,16 @@ def _start_notes(plan: Plan, solution: Solution) -> list[str]:
         return []
     errors = ", ".join(f"{name} {e:.3f}" for name, e in zip(plan.tasks, solution.trace.start_error))
     return [f"widths differ, so training began from the nearest start; relative feature error there: {errors}"]
+
+
+def _preprocessing_notes(sources: Sequence[Source]) -> list[str]:
+    """What cannot be folded into weights is taken from source 1, and said where it differs."""
+    first = sources[0]
+    return [
+        f"images are prepared as for '{first.name}'; '{other.name}' was trained with {', '.join(different)}"
+        for other in sources[1:]
+        if (different := first.preprocessing.differences(other.preprocessing))
+    ]
 
 
 def _sources(models: Models) -> list[SourceSpec]:

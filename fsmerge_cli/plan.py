@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.errors import MismatchError
 from fsmerge_cli.sources import Source
 from fsmerge_cli.spaces import Mapped, Port, Role, Unit
-from fsmerge_cli.specs import Family
+from fsmerge_cli.specs import Compiled, Family, compile_table
 
 SHOWN = 3
 """How many differing parameters a message names before it says how many more there are."""
@@ -20,11 +19,17 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Space:
-    """A feature space: its size in the merged model and in each source (units)."""
+    """A feature space: its size in the merged model and in each source (units).
+
+    heads: number of attention heads it is made of, in the merged model and in each source; None for a plain
+    space. order: the space whose order of heads it shares.
+    """
 
     name: str
     merged: int
     sources: tuple[int, ...]
+    heads: tuple[int, tuple[int, ...]] | None = None
+    order: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,12 @@ class Plan:
 
     def skeleton(self, arch: Any | None = None) -> nn.Module:
         """An ordinary network of the merged size (or of `arch`), in evaluation mode, weights on `meta`."""
-        return skeleton(self.family, self.arch if arch is None else arch)
+        return self.family.skeleton(self.arch if arch is None else arch)
 
     @property
     def same_width(self) -> bool:
         """Whether every source has the merged model's width everywhere."""
         return all(size == s.merged for s in self.spaces.values() for size in s.sources)
-
-
-def skeleton(family: Family, arch: Any) -> nn.Module:
-    """The network of `arch` without weights (on the `meta` device), in evaluation mode."""
-    with torch.device("meta"):
-        return family.build(arch).eval()
 
 
 def compile_plan(
@@ -71,24 +70,24 @@ def compile_plan(
     """
     reasons = list(_common_reasons(sources))
     for source in sources:
+        reasons += [f"'{source.name}' has {reason}" for reason in source.family.refuse(source.arch)]
         reasons += _tensor_reasons(source)
         reasons += _head_reasons(source)
     if reasons:
         raise MismatchError(reasons)
     family, arch = sources[0].family, sources[0].family.resize(sources[0].arch, width, heads)
     shapes = _shapes(family, arch)
-    roles, unknown = family.roles(list(shapes))
-    sizes = [_space_sizes(roles, shapes)]
-    sizes += [_space_sizes(roles, {n: tuple(t.shape) for n, t in s.weights.items()}) for s in sources]
-    features = family.features_port(list(shapes))
-    reasons = [f"the specification of '{family.name}' does not know the tensor {name}" for name in unknown]
-    reasons += _space_reasons(roles, sizes, ["the merged model", *(f"'{s.name}'" for s in sources)], features)
+    table = compile_table(family.table(family.skeleton(arch)), list(shapes))
+    roles, features = table.roles, table.features
+    counts = [family.heads(own) for own in (arch, *(s.arch for s in sources))]
+    sizes = [_space_sizes(roles, shapes, counts[0])]
+    for source, count in zip(sources, counts[1:]):
+        sizes.append(_space_sizes(roles, {n: tuple(t.shape) for n, t in source.weights.items()}, count))
+    reasons = [f"the specification of '{family.name}' does not know the tensor {name}" for name in table.unknown]
+    reasons += _space_reasons(table, sizes, ["the merged model", *(f"'{s.name}'" for s in sources)])
     if reasons:
         raise MismatchError(reasons)
-    spaces = {
-        name: Space(name, next(iter(sizes[0][name])), tuple(next(iter(own[name])) for own in sizes[1:]))
-        for name in sizes[0]
-    }
+    spaces = {name: _space(name, table, [own[name] for own in sizes], counts) for name in sizes[0]}
     writes, reads = ports(roles)
     return Plan(
         family=family,
@@ -126,10 +125,10 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
         if other.family is not first.family:
             yield f"'{first.name}' is a {first.family.name}, '{other.name}' a {other.family.name}"
             continue
-        for option in first.family.must_agree:
-            a, b = getattr(first.arch, option), getattr(other.arch, option)
+        for what, a in first.family.signature(first.arch).items():
+            b = other.family.signature(other.arch)[what]
             if a != b:
-                yield f"{option}: '{first.name}' has {_plain(a)}, '{other.name}' has {_plain(b)}"
+                yield f"{what}: '{first.name}' has {_plain(a)}, '{other.name}' has {_plain(b)}"
 
 
 def _tensor_reasons(source: Source) -> Iterable[str]:
@@ -167,13 +166,24 @@ def _head_reasons(source: Source) -> Iterable[str]:
         )
 
 
-def _space_sizes(roles: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, set[int]]:
+def _space(name: str, table: Compiled, sizes: Sequence[set[int]], counts: Sequence[int | None]) -> Space:
+    merged, *own = (next(iter(found)) for found in sizes)
+    head = table.heads.get(name)
+    if head is None:
+        return Space(name, merged, tuple(own))
+    heads = [count or 1 for count in counts]
+    return Space(name, merged, tuple(own), (heads[0], tuple(heads[1:])), head.order)
+
+
+def _space_sizes(
+    roles: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]], heads: int | None
+) -> dict[str, set[int]]:
     """Every size that the tensors of one model give to each space."""
     sizes: dict[str, set[int]] = {}
     for name, role in roles.items():
         shape = shapes[name]
         if isinstance(role, Unit):
-            sizes.setdefault(role.port.space, set()).add(shape[-1])
+            sizes.setdefault(role.port.space, set()).add(shape[-1] * ((heads or 1) if role.per_head else 1))
         elif isinstance(role, Mapped):
             for axis, parts in filter(None, (role.write, role.read)):
                 for port in parts:
@@ -182,14 +192,15 @@ def _space_sizes(roles: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]
 
 
 def _space_reasons(
-    roles: Mapping[str, Role], sizes: Sequence[Mapping[str, set[int]]], owners: Sequence[str], features: Port
+    table: Compiled, sizes: Sequence[Mapping[str, set[int]]], owners: Sequence[str]
 ) -> Iterable[str]:
     for owner, own in zip(owners, sizes):
         for space, found in own.items():
             if len(found) > 1:
                 yield f"space '{space}' has the sizes {sorted(found)} inside {owner}"
-    writes, reads = ports(roles)
-    written, read = {p.space for p in writes}, {p.space for p in reads} | {features.space}
+    writes, reads = ports(table.roles)
+    consumed = {space for space, head in table.heads.items() if head.consumed}
+    written, read = {p.space for p in writes}, {p.space for p in reads} | {table.features.space} | consumed
     for space in sorted(written | read | set(sizes[0])):
         if space not in written:
             yield f"space '{space}' is never written"
@@ -198,7 +209,7 @@ def _space_reasons(
 
 
 def _shapes(family: Family, arch: Any) -> dict[str, tuple[int, ...]]:
-    state: Mapping[str, Tensor] = skeleton(family, arch).state_dict()
+    state: Mapping[str, Tensor] = family.skeleton(arch).state_dict()
     return {name: tuple(t.shape) for name, t in state.items()}
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from fsmerge_cli.card import model_card
 from fsmerge_cli.methods import Solution
 from fsmerge_cli.output import claim, write_json, write_model
 from fsmerge_cli.plan import Plan
+from fsmerge_cli.preprocessing import Preprocessing
 from fsmerge_cli.scoring import Score
-from fsmerge_cli.sources import Head
-from fsmerge_cli.zoo import model_config
+from fsmerge_cli.sources import Head, model_config
 
 SCHEMA_VERSION = 1
 
@@ -26,13 +26,15 @@ SCHEMA_VERSION = 1
 class MergeResult:
     """One merged model and how good it is.
 
-    plan: of the sources. solution: weights, readouts and the training's trace. heads: one folded head per
-    task that has one. scores: rows of the table by name (each source, `ensemble`, `average`, `merged`).
-    cost: seconds by phase, steps, numbers trained. provenance: versions, device, source hashes, command.
-    options: every option of the run, resolved. notes: what the user should know.
+    plan: of the sources. preprocessing: what images need before the model reads them. solution: weights,
+    readouts and the training's trace. heads: one folded head per task that has one. scores: rows of the table
+    by name (each source, `ensemble`, `average`, `merged`). cost: seconds by phase, steps, numbers trained.
+    provenance: versions, device, source hashes, command. options: every option of the run, resolved. notes:
+    what the user should know.
     """
 
     plan: Plan
+    preprocessing: Preprocessing
     solution: Solution
     heads: Mapping[str, Head]
     scores: Mapping[str, Score]
@@ -76,16 +78,26 @@ class MergeResult:
         merged = folder / "merged"
         write_model(
             merged,
-            model_config(self.plan.family, self.plan.arch),
+            model_config(self.plan.family, self.plan.arch, self.preprocessing),
             self.solution.weights,
-            {name: (head.weight, head.bias) for name, head in self.heads.items()},
-            {name: head.labels for name, head in self.heads.items()},
+            *head_tensors(self.heads),
         )
         evaluation = self.evaluation()
         options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
         (merged / "README.md").write_text(model_card(self.plan, evaluation, options))
         (folder / "config.yaml").write_text(options)
         write_json(folder / "evaluation.json", evaluation)
+
+
+def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Content of heads.safetensors: tensors by `NAME.weight|bias|readout`, and the facts that go with them."""
+    tensors: dict[str, Tensor] = {}
+    for name, head in heads.items():
+        parts = {"weight": head.weight, "bias": head.bias, "readout": head.readout}
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+    facts = {"labels": {name: list(head.labels) for name, head in heads.items()}}
+    normalized = [name for name, head in heads.items() if head.normalize]
+    return tensors, {**facts, **({"normalize": normalized} if normalized else {})}
 
 
 def _row(score: Score) -> dict[str, Any]:

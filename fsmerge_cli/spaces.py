@@ -46,12 +46,26 @@ class Norm:
     """A per-unit vector that acts in its space (affine of a norm, LayerScale): trained in the merged space.
 
     `fill` is the value of a unit that a source does not have, where widths differ. `trainable=False` marks
-    running statistics, which are carried over and stay as they are.
+    running statistics, which are carried over and stay as they are. `per_head=True` marks a vector of the size
+    of one attention head that all heads of the space share (q/k norms).
     """
 
     port: str
     fill: float
     trainable: bool = True
+    per_head: bool = False
+
+
+@dataclass(frozen=True)
+class HeadSpace:
+    """A space made of attention heads (size = heads x head size).
+
+    order: the space whose order of heads it shares (its own name where it leads). consumed: read by the
+    attention itself rather than by a weight.
+    """
+
+    order: str
+    consumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,11 @@ def stack(*ports: str) -> Stack:
 def norm(port: str, fill: float) -> Norm:
     """A trainable per-unit vector at `port`."""
     return Norm(port, fill)
+
+
+def head_norm(port: str, fill: float) -> Norm:
+    """A trainable vector of one head's size, shared by all heads of the space."""
+    return Norm(port, fill, per_head=True)
 
 
 def statistic(port: str, fill: float) -> Norm:
@@ -96,6 +115,7 @@ class Unit:
     port: Port
     fill: float
     trainable: bool
+    per_head: bool = False
 
 
 Role = Mapped | Unit | Constant
@@ -106,7 +126,7 @@ def compile_role(spec: Spec) -> Role:
     if isinstance(spec, Constant):
         return spec
     if isinstance(spec, Norm):
-        return Unit(Port.parse(spec.port), spec.fill, spec.trainable)
+        return Unit(Port.parse(spec.port), spec.fill, spec.trainable, spec.per_head)
     mapped = [(axis, _ports(entry)) for axis, entry in enumerate(spec) if entry != FIXED]
     if not 1 <= len(mapped) <= 2:
         raise ValueError(f"a tensor writes one space and reads at most one, got {spec!r}")

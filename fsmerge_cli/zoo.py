@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
+from fsmerge_cli.checkpoints import file_sha256
 from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.errors import ConfigError, SourceError, unknown
-from fsmerge_cli.options import build
 from fsmerge_cli.output import claim, write_json, write_model
 from fsmerge_cli.progress import Event, Progress
 from fsmerge_cli.seeding import derive, generator
-from fsmerge_cli.sources import Recipe, SourceSpec, file_sha256
-from fsmerge_cli.specs import SPECS, Family
+from fsmerge_cli.sources import Recipe, SourceSpec, architecture, model_config
+from fsmerge_cli.specs import Family
 
 SEAL = "seal.json"
 """Written last: the SHA-256 of the weights. An entry without it, or with other weights, is trained again."""
@@ -53,7 +53,7 @@ def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
 
 def content_key(spec: SourceSpec) -> str:
     """Name of the cache entry: everything that the weights depend on, code included."""
-    family, _ = _architecture(spec)
+    family, _ = architecture(spec, {}, f"source '{spec.name}'")
     code = [sys.modules[name] for name in (__name__, family.build.__module__, _dataset(spec).__module__)]
     content = {
         "arch": spec.arch,
@@ -75,7 +75,7 @@ def _sound(folder: Path) -> bool:
 
 
 def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
-    family, arch = _architecture(spec)
+    family, arch = architecture(spec, {}, f"source '{spec.name}'")
     labels = spec.labels or ()
     data = _dataset(spec)()  # type: ignore[call-arg]  # concrete data sets have defaults
     images = data.build("train", Task(spec.name, labels), ToPixels(arch.input_size))
@@ -90,8 +90,8 @@ def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
             temporary,
             model_config(family, arch),
             backbone.state_dict(),
-            {spec.name: (head.weight, head.bias)},
-            {spec.name: labels},
+            {f"{spec.name}.weight": head.weight, f"{spec.name}.bias": head.bias},
+            {"labels": {spec.name: list(labels)}},
         )
         write_json(temporary / SEAL, {"sha256": file_sha256(temporary / "model.safetensors")})
 
@@ -123,30 +123,6 @@ def fit_classifier(
         cycle.step()
         progress(Event(f"train source {name}", step + 1, recipe.steps, {"loss": loss.item()}))
     return backbone.eval(), head
-
-
-def model_config(family: Family, arch: Any) -> dict[str, Any]:
-    """config.json in timm's layout: the architecture and the one preprocessing that the model states."""
-    return {
-        "architecture": family.name,
-        "num_classes": 0,
-        "num_features": arch.features,
-        "model_args": asdict(arch),
-        "pretrained_cfg": {
-            "input_size": list(arch.input_size),
-            "mean": [0.0],
-            "std": [1.0],
-            "num_classes": 0,
-        },
-    }
-
-
-def _architecture(spec: SourceSpec) -> tuple[Family, Any]:
-    stated = dict(spec.arch or {})
-    name = str(stated.pop("family", None))
-    if name not in SPECS:
-        raise ConfigError(f"source '{spec.name}': {unknown('architecture', name, SPECS)}")
-    return SPECS[name], build(SPECS[name].arch, stated, f"source '{spec.name}': arch")
 
 
 def _dataset(spec: SourceSpec) -> type[DataConfig]:

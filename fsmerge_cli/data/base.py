@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.options import FORBID, Count, Positive, Share
+from fsmerge_cli.preprocessing import PLAIN, Preprocessing
 
 Split = Literal["train", "test"]
 
@@ -49,15 +50,26 @@ class ToPixels:
     """PIL image -> pixels in 0..1 [C, H, W] of the size that the sources read."""
 
     input_size: tuple[int, int, int]
+    preprocessing: Preprocessing = PLAIN
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Convert to grey or RGB, resize where the size differs (bicubic), scale to 0..1."""
+        """Convert to grey or RGB, resize and crop as source 1 states, scale to 0..1."""
         channels, height, width = self.input_size
         image = image.convert("L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        if image.size != (width, height) or self.preprocessing.crop_pct:
+            image = self._resize(image, height, width)
         pixels = np.asarray(image, dtype=np.float32) / 255.0
         return torch.from_numpy(pixels.reshape(height, width, -1)).movedim(-1, 0).contiguous()
+
+    def _resize(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        """Without crop_pct the whole image; with it the short side to size / crop_pct, then the centre."""
+        resample = Image.Resampling[self.preprocessing.interpolation.upper()]
+        if self.preprocessing.crop_pct is None:
+            return image.resize((width, height), resample)
+        scale = max(height / image.height, width / image.width) / self.preprocessing.crop_pct
+        size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+        return image.resize(size, resample).crop((left, top, left + width, top + height))
 
 
 @dataclass(frozen=True, config=FORBID)

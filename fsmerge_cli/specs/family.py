@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
-from fsmerge_cli.spaces import FIXED, Norm, Port, Role, Spec, Stack, compile_role
+from fsmerge_cli.spaces import FIXED, HeadSpace, Norm, Port, Role, Spec, Stack, compile_role
 
 
 class Arch(Protocol):
@@ -25,59 +26,97 @@ class Arch(Protocol):
 
 
 @dataclass(frozen=True)
-class Family:
-    """An architecture family.
+class Table:
+    """The specification of one model.
 
-    name: key in SPECS and `architecture` in config.json.
-    arch: the dataclass of its options.
-    build: options -> an ordinary module, image batch [n, C, H, W] -> features [n, d].
-    resize: options, width, heads -> options of the merged model.
     tensors: tensor name -> axes. `{i}` stands for a layer, `{i-1}` for the one before, `{last}` for the last.
-    features: the port that the heads read.
-    entry: name of the weight (and bias) that reads pixels.
-    must_agree: options in which all sources have to be equal.
+    features: the port that task heads read. heads: the spaces that are made of attention heads.
+    """
+
+    tensors: Mapping[str, Spec]
+    features: str
+    heads: Mapping[str, HeadSpace] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture family; every field is a plain value or a function of the options (`arch`).
+
+    name: key in SPECS. arch: the dataclass of its options. build: an ordinary module without a task head,
+    image batch [n, C, H, W] -> features [n, d]. resize: options, width, heads -> options of the merged model.
+    table: the specification, for an instance (on the meta device). entry: name of the module that reads pixels.
+    signature: what has to be equal in all sources, in the user's words. refuse: reasons why a model cannot be
+    merged. heads: number of attention heads. positions: the table that can take a constant shift of the
+    embedded pixels where the entry has no bias, and its first patch row. config: `architecture` and
+    `model_args` of config.json. parse: the options, from those two. snippet: Python that loads a merged model
+    without this package and computes `logits` of `images` for a task. head: name of the task head's module
+    inside a checkpoint; None where that module belongs to the backbone.
     """
 
     name: str
     arch: type[Any]
     build: Callable[[Any], nn.Module]
     resize: Callable[[Any, Any, Any], Any]
-    tensors: Mapping[str, Spec]
-    features: str
+    table: Callable[[nn.Module], Table]
     entry: str
-    must_agree: tuple[str, ...]
+    signature: Callable[[Any], Mapping[str, Any]]
+    config: Callable[[Any], dict[str, Any]]
+    parse: Callable[[str, Mapping[str, Any], str], Any]
+    snippet: Callable[[Any, str], str]
+    head: Callable[[Any], str | None] = lambda arch: "head"
+    refuse: Callable[[Any], Sequence[str]] = lambda arch: ()
+    heads: Callable[[Any], int | None] = lambda arch: None
+    positions: Callable[[Any], tuple[str, int] | None] = lambda arch: None
 
-    def roles(self, names: list[str]) -> tuple[dict[str, Role], list[str]]:
-        """Role of every tensor in `names`, and the names that the table does not know."""
-        last = max((int(m.group()) for name in names for m in [re.search(r"\d+", name)] if m), default=0)
-        roles, unknown = {}, []
-        for name in names:
-            found = self._find(name)
-            if found is None:
-                unknown.append(name)
-            else:
-                spec, index = found
-                roles[name] = compile_role(_fill(spec, index, last))
-        return roles, unknown
+    def skeleton(self, arch: Any) -> nn.Module:
+        """The network of `arch` without weights (on the `meta` device), in evaluation mode."""
+        with torch.device("meta"):
+            return self.build(arch).eval()
 
-    def features_port(self, names: list[str]) -> Port:
-        """The port that heads read, for a model with these tensors."""
-        last = max((int(m.group()) for name in names for m in [re.search(r"\d+", name)] if m), default=0)
-        return Port.parse(_format(self.features, None, last))
 
-    def _find(self, name: str) -> tuple[Spec, int | None] | None:
-        if name in self.tensors:
-            return self.tensors[name], None
-        for template, spec in self.tensors.items():
-            match = re.fullmatch(re.escape(template).replace(r"\{i\}", r"(\d+)"), name)
-            if match and match.groups():
-                return spec, int(match.group(1))
-        return None
+@dataclass(frozen=True)
+class Compiled:
+    """A table read for one model: roles by tensor name, names it does not know, features port, head spaces."""
+
+    roles: Mapping[str, Role]
+    unknown: tuple[str, ...]
+    features: Port
+    heads: Mapping[str, HeadSpace]
+
+
+def compile_table(table: Table, names: Sequence[str]) -> Compiled:
+    """Fill in the indices of `table` for a model with the tensors `names`."""
+    indices = [int(found.group()) for name in names for found in [re.search(r"\d+", name)] if found]
+    last = max(indices, default=0)
+    roles: dict[str, Role] = {}
+    unknown = []
+    for name in names:
+        found = _find(table.tensors, name)
+        if found is None:
+            unknown.append(name)
+        else:
+            roles[name] = compile_role(_fill(found[0], found[1], last))
+    heads = {
+        _format(space, i, last): HeadSpace(_format(head.order, i, last), head.consumed)
+        for i in sorted(set(indices))
+        for space, head in table.heads.items()
+    }
+    return Compiled(roles, tuple(unknown), Port.parse(_format(table.features, None, last)), heads)
+
+
+def _find(tensors: Mapping[str, Spec], name: str) -> tuple[Spec, int | None] | None:
+    if name in tensors:
+        return tensors[name], None
+    for template, spec in tensors.items():
+        match = re.fullmatch(re.escape(template).replace(r"\{i\}", r"(\d+)"), name)
+        if match and match.groups():
+            return spec, int(match.group(1))
+    return None
 
 
 def _fill(spec: Spec, index: int | None, last: int) -> Spec:
     if isinstance(spec, Norm):
-        return Norm(_format(spec.port, index, last), spec.fill, spec.trainable)
+        return Norm(_format(spec.port, index, last), spec.fill, spec.trainable, spec.per_head)
     if isinstance(spec, tuple):
         return tuple(_fill_axis(axis, index, last) for axis in spec)
     return spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,8 +12,9 @@ from torch import nn
 
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.options import FORBID, Flag, Positive
+from fsmerge_cli.options import build as build_options
 from fsmerge_cli.spaces import FIXED, Constant, norm, statistic
-from fsmerge_cli.specs.family import Family
+from fsmerge_cli.specs.family import Family, Table
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
@@ -76,11 +77,41 @@ def resize(arch: MLPArch, width: int | tuple[int, ...] | None, heads: int | None
     return replace(arch, widths=tuple(width))
 
 
-MLP = Family(
-    name="mlp",
-    arch=MLPArch,
-    build=build,
-    resize=resize,
+SAME = ("input_size", "depth", "activation", "norm", "bias")
+"""Options in which all sources have to be equal."""
+
+SNIPPET = """from collections import OrderedDict
+import torch
+from safetensors.torch import load_file
+
+backbone = torch.nn.Sequential(OrderedDict([
+{layers}
+]))
+backbone.load_state_dict(load_file("model.safetensors"))
+backbone.eval()
+heads = load_file("heads.safetensors")
+
+images = torch.rand(1, {shape})  # pixels in 0..1
+features = backbone(images)
+logits = torch.nn.functional.linear(features, heads["{task}.weight"], heads.get("{task}.bias"))"""
+
+
+def snippet(arch: MLPArch, task: str) -> str:
+    """Python that loads a merged MLP with torch and safetensors alone."""
+    layers = ['    ("flatten", torch.nn.Flatten()),']
+    bias = "" if arch.bias else ", bias=False"
+    previous = arch.input_size[0] * arch.input_size[1] * arch.input_size[2]
+    for i, units in enumerate(arch.widths):
+        layers.append(f'    ("fc{i}", torch.nn.Linear({previous}, {units}{bias})),')
+        if arch.norm == "batch":
+            layers.append(f'    ("norm{i}", torch.nn.BatchNorm1d({units})),')
+        layers.append(f'    ("act{i}", torch.nn.{ACTIVATIONS[arch.activation].__name__}()),')
+        previous = units
+    shape = ", ".join(str(size) for size in arch.input_size)
+    return SNIPPET.format(layers="\n".join(layers), shape=shape, task=task)
+
+
+TABLE = Table(
     tensors={
         "fc0.weight": ("h0@fc0", FIXED),
         "fc{i}.weight": ("h{i}@fc{i}", "h{i-1}@fc{i}"),
@@ -92,6 +123,17 @@ MLP = Family(
         "norm{i}.num_batches_tracked": Constant(),
     },
     features="h{last}@head",
+)
+
+MLP = Family(
+    name="mlp",
+    arch=MLPArch,
+    build=build,
+    resize=resize,
+    table=lambda module: TABLE,
     entry="fc0",
-    must_agree=("input_size", "depth", "activation", "norm", "bias"),
+    signature=lambda arch: {name: getattr(arch, name) for name in SAME},
+    config=lambda arch: {"architecture": "mlp", "model_args": asdict(arch)},
+    parse=lambda name, args, where: build_options(MLPArch, args, where),
+    snippet=snippet,
 )

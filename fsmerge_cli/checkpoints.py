@@ -1,0 +1,85 @@
+"""Reading checkpoints from disk and from the hub; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fsmerge_cli.errors import SourceError
+
+
+def read_tensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file; SourceError where it is not one."""
+    if path.suffix != ".safetensors":
+        raise SourceError(
+            f"{where} is not a .safetensors file. Pickled checkpoints can run code and are not opened; "
+            "convert it once with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+        )
+    if not path.is_file():
+        raise SourceError(f"{where}: there is no file {path.name}. Check the path of the checkpoint.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
+
+
+def read_config(path: Path, where: str) -> dict[str, Any]:
+    """config.json in the folder `path` or beside the file `path`; empty where there is none."""
+    file = path / "config.json" if path.is_dir() else path.with_name("config.json")
+    if not path.exists():
+        raise SourceError(f"{where} does not exist. Check models.sources.N.checkpoint.")
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SourceError(f"{where}: config.json is not valid JSON ({error}).") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"{where}: config.json should hold an object, it holds {type(config).__name__}.")
+    return config
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes, for weights that did not come from one file."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration of a timm hub name; SourceError where the hub cannot be reached."""
+    import timm
+
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # timm, huggingface_hub and the network each raise their own
+        raise SourceError(
+            f"{where}: the hub weights '{name}' cannot be loaded ({type(error).__name__}: {_first_line(error)}). "
+            "Pass a local checkpoint instead: models.sources.N.checkpoint=PATH"
+        ) from None
+    config = {
+        "architecture": name.split(".")[0],
+        "model_args": {},
+        "pretrained_cfg": dict(cast(Any, model.pretrained_cfg)),
+    }
+    return dict(model.state_dict()), config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

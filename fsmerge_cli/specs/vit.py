@@ -1,0 +1,291 @@
+"""timm's VisionTransformer, in all its variants that can be merged.
+
+Shape legend: D embedding, H heads, d = D / H, N positions, p patch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from fsmerge_cli.errors import ConfigError, SourceError, unknown
+from fsmerge_cli.options import FORBID, Flag, Text
+from fsmerge_cli.options import build as build_options
+from fsmerge_cli.spaces import FIXED, HeadSpace, head_norm, norm, stack
+from fsmerge_cli.specs.family import Family, Table
+
+
+@dataclass(frozen=True, config=FORBID)
+class ViTArch:
+    """Options of a timm vision transformer.
+
+    name: timm's architecture name, without the tag of its weights. args: keyword arguments over timm's own
+    (img_size, embed_dim, depth, ...). projection: whether the model's `head` is a projection that belongs to
+    the backbone (CLIP; `num_classes` among the args is its width) instead of a task's classifier.
+    """
+
+    name: Text
+    args: dict[str, Any]
+    projection: Flag = False
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height, width of the image (pixels)."""
+        model = _meta(self)
+        height, width = model.patch_embed.img_size
+        return model.patch_embed.proj.in_channels, height, width
+
+    @property
+    def features(self) -> int:
+        """Width of the features (units): D, or that of the projection."""
+        model = _meta(self)
+        return int(model.head.out_features if self.projection else model.embed_dim)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(_meta(self).blocks)
+
+
+def build(arch: ViTArch) -> nn.Module:
+    """The timm model without a task head."""
+    from timm.models import create_model  # timm takes seconds to import, and MLPs do without it
+
+    args = dict(arch.args)
+    classes = args.pop("num_classes", 0) if arch.projection else 0
+    args.pop("num_classes", None)
+    module: nn.Module = create_model(arch.name, pretrained=False, num_classes=classes, **args)
+    return module
+
+
+@lru_cache(maxsize=64)
+def _instance(name: str, args: str, projection: bool) -> Any:
+    with torch.device("meta"):
+        return build(ViTArch(name, json.loads(args), projection)).eval()
+
+
+def _meta(arch: ViTArch) -> Any:
+    """An instance on the meta device, to read facts from; never to load weights into."""
+    return _instance(arch.name, json.dumps(arch.args, sort_keys=True), arch.projection)
+
+
+def parse(architecture: str, model_args: Mapping[str, Any], where: str) -> ViTArch:
+    """Options from config.json's two keys, or from `{family: vit, name: ..., args: ...}`."""
+    if architecture == "vit":
+        arch: ViTArch = build_options(ViTArch, {"args": {}, **model_args}, where)
+    else:
+        arch = ViTArch(architecture, dict(model_args))
+    from timm.models import is_model, list_models
+    from timm.models.vision_transformer import VisionTransformer
+
+    name = arch.name.split(".")[0]
+    if not is_model(name):
+        raise SourceError(f"{where}: {unknown('timm architecture', name, list_models('vit_*'))}")
+    try:
+        model = _meta(replace(arch, name=name))
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise SourceError(f"{where}: timm cannot build {name} with {arch.args}: {error}") from None
+    if type(model) is not VisionTransformer:
+        raise SourceError(
+            f"{where}: {name} is a {type(model).__name__}, not a plain VisionTransformer of timm, and cannot be "
+            "merged. Take a vit_* model, or write a specification for it."
+        )
+    return replace(arch, name=name)
+
+
+def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None) -> ViTArch:
+    """The merged model's options: another embedding width, another number of heads."""
+    if isinstance(width, tuple):
+        raise ConfigError(f"method.width: a vision transformer has one width, got {list(width)}. Give one number.")
+    if arch.projection and width is not None:
+        raise ConfigError("method.width: a model with a final projection keeps its width. Leave it at null.")
+    width = arch.features if width is None else width
+    count = _meta(arch).blocks[0].attn.num_heads if heads is None else heads
+    embed = _meta(arch).embed_dim if arch.projection else width
+    if embed % count:
+        raise ConfigError(
+            f"method.width={embed} cannot be divided into {count} heads. Pass method.heads=... that divides it."
+        )
+    if embed == _meta(arch).embed_dim and count == _meta(arch).blocks[0].attn.num_heads:
+        return arch
+    return replace(arch, args={**arch.args, "embed_dim": embed, "num_heads": count})
+
+
+def refuse(arch: ViTArch) -> list[str]:
+    """Reasons why a variant cannot be merged, by name."""
+    from timm.models.vision_transformer import Attention, Block, PatchEmbed
+
+    model = _meta(arch)
+    block = model.blocks[0]
+    reasons = []
+    if model.attn_pool is not None:
+        reasons.append(
+            f"attention pooling (global_pool={model.global_pool}): its latent query attends inside the pooled space"
+        )
+    if type(block) is not Block:
+        reasons.append(
+            f"{type(block).__name__}: only blocks with attention, then MLP, each after its norm, can be"
+        )
+    elif type(block.attn) is not Attention:
+        reasons.append(f"{type(block.attn).__name__}: only timm's plain multi-head Attention can be")
+    elif block.attn.gate is not None:
+        reasons.append("gated attention: its gate mixes the values' space with the residual stream")
+    elif not any(hasattr(block.mlp, name) for name in ("fc1", "fc1_g")):
+        reasons.append(f"{type(block.mlp).__name__}: only Mlp, GluMlp and SwiGLU can be")
+    if type(model.patch_embed) is not PatchEmbed:
+        reasons.append(f"{type(model.patch_embed).__name__}: only a plain patch projection can be")
+    return reasons
+
+
+def signature(arch: ViTArch) -> dict[str, Any]:
+    """What all sources have in common; widths and numbers of heads may differ."""
+    model = _meta(arch)
+    block = model.blocks[0]
+    parts = {
+        "attention output norm": getattr(block.attn, "norm", None),
+        "MLP norm": getattr(block.mlp, "norm", None),
+    }
+    parts |= {"q/k norm": getattr(block.attn, "q_norm", None), "LayerScale": block.ls1}
+    parts |= {"pre-norm": model.norm_pre, "final norm": model.norm, "norm after pooling": model.fc_norm}
+    names = {name for name, _ in model.named_parameters()}
+    return {
+        "input_size": arch.input_size,
+        "patch size": tuple(model.patch_embed.patch_size),
+        "depth": arch.depth,
+        "class token": model.has_class_token,
+        "register tokens": model.num_reg_tokens,
+        "positions": None if model.pos_embed is None else model.pos_embed.shape[1],
+        "pooling": f"{model.global_pool}{' with prefix' if model.pool_include_prefix else ''}",
+        "norm": f"{type(block.norm1).__name__}(eps={block.norm1.eps})",
+        "MLP": f"{type(block.mlp).__name__}{getattr(block.mlp, 'gate_last', '')}",
+        "activation": repr(block.mlp.act),
+        **{name: part is not None and not isinstance(part, nn.Identity) for name, part in parts.items()},
+        "biases": ", ".join(n for n in ("qkv", "proj") if f"blocks.0.attn.{n}.bias" in names)
+        + (", patch" if "patch_embed.proj.bias" in names else ""),
+        "final projection": arch.projection,
+    }
+
+
+def positions(arch: ViTArch) -> tuple[str, int] | None:
+    """pos_embed and its first patch row; class and register rows come before it."""
+    model = _meta(arch)
+    if model.pos_embed is None or not isinstance(model.patch_embed.norm, nn.Identity):
+        return None
+    return "pos_embed", 0 if model.no_embed_class else model.num_prefix_tokens
+
+
+def config(arch: ViTArch) -> dict[str, Any]:
+    """`architecture` and `model_args` as timm's local-dir reads them; the image size is stated."""
+    channels, height, width = arch.input_size
+    size = height if height == width else [height, width]
+    args = {**arch.args, "img_size": size, "in_chans": channels}
+    if not arch.projection:
+        args.pop("num_classes", None)
+    return {"architecture": arch.name, "model_args": args}
+
+
+SNIPPET = """import timm, torch
+from safetensors.torch import load_file
+
+backbone = timm.create_model("local-dir:.", pretrained=True).eval()  # the path of this folder
+heads = load_file("heads.safetensors")
+
+images = torch.rand(1, {shape})  # pixels in 0..1
+features = backbone(images)
+logits = torch.nn.functional.linear(features, heads["{task}.weight"], heads.get("{task}.bias"))"""
+
+
+def snippet(arch: ViTArch, task: str) -> str:
+    """Python that loads a merged vision transformer with timm alone."""
+    return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), task=task)
+
+
+RESIDUAL = {
+    "cls_token": (FIXED, FIXED, "res@embed"),
+    "reg_token": (FIXED, FIXED, "res@embed"),
+    "pos_embed": (FIXED, FIXED, "res@embed"),
+    "patch_embed.proj.weight": ("res@embed", FIXED, FIXED, FIXED),
+    "patch_embed.proj.bias": ("res@embed",),
+    "patch_embed.norm.weight": norm("res@embed_norm", fill=1.0),
+    "patch_embed.norm.bias": norm("res@embed_norm", fill=0.0),
+    "norm_pre.weight": norm("res@norm_pre", fill=1.0),
+    "norm_pre.bias": norm("res@norm_pre", fill=0.0),
+    "norm.weight": norm("res@norm", fill=1.0),
+    "norm.bias": norm("res@norm", fill=0.0),
+    "fc_norm.weight": norm("res@fc_norm", fill=1.0),
+    "fc_norm.bias": norm("res@fc_norm", fill=0.0),
+    "head.weight": ("out@head", "res@head"),
+    "head.bias": ("out@head",),
+}
+ATTENTION = {
+    "blocks.{i}.norm1.weight": norm("res@norm1_{i}", fill=1.0),
+    "blocks.{i}.norm1.bias": norm("res@norm1_{i}", fill=0.0),
+    "blocks.{i}.attn.qkv.weight": (stack("qk{i}@q{i}", "qk{i}@k{i}", "v{i}@v{i}"), "res@attn{i}"),
+    "blocks.{i}.attn.qkv.bias": (stack("qk{i}@q{i}", "qk{i}@k{i}", "v{i}@v{i}"),),
+    "blocks.{i}.attn.q_norm.weight": head_norm("qk{i}@q_norm{i}", fill=1.0),
+    "blocks.{i}.attn.q_norm.bias": head_norm("qk{i}@q_norm{i}", fill=0.0),
+    "blocks.{i}.attn.k_norm.weight": head_norm("qk{i}@k_norm{i}", fill=1.0),
+    "blocks.{i}.attn.k_norm.bias": head_norm("qk{i}@k_norm{i}", fill=0.0),
+    "blocks.{i}.attn.norm.weight": norm("v{i}@attn_norm{i}", fill=1.0),
+    "blocks.{i}.attn.norm.bias": norm("v{i}@attn_norm{i}", fill=0.0),
+    "blocks.{i}.attn.proj.weight": ("res@proj{i}", "v{i}@proj{i}"),
+    "blocks.{i}.attn.proj.bias": ("res@proj{i}",),
+    "blocks.{i}.ls1.gamma": norm("res@ls1_{i}", fill=1.0),
+}
+MLP_BLOCK = {
+    "blocks.{i}.norm2.weight": norm("res@norm2_{i}", fill=1.0),
+    "blocks.{i}.norm2.bias": norm("res@norm2_{i}", fill=0.0),
+    "blocks.{i}.mlp.fc1.weight": ("h{i}@fc1_{i}", "res@mlp{i}"),
+    "blocks.{i}.mlp.fc1.bias": ("h{i}@fc1_{i}",),
+    "blocks.{i}.mlp.fc1_g.weight": ("h{i}@gate{i}", "res@mlp{i}"),
+    "blocks.{i}.mlp.fc1_g.bias": ("h{i}@gate{i}",),
+    "blocks.{i}.mlp.fc1_x.weight": ("h{i}@value{i}", "res@mlp{i}"),
+    "blocks.{i}.mlp.fc1_x.bias": ("h{i}@value{i}",),
+    "blocks.{i}.mlp.norm.weight": norm("h{i}@mlp_norm{i}", fill=1.0),
+    "blocks.{i}.mlp.norm.bias": norm("h{i}@mlp_norm{i}", fill=0.0),
+    "blocks.{i}.mlp.fc2.weight": ("res@fc2_{i}", "h{i}@fc2_{i}"),
+    "blocks.{i}.mlp.fc2.bias": ("res@fc2_{i}",),
+    "blocks.{i}.ls2.gamma": norm("res@ls2_{i}", fill=1.0),
+}
+PACKED = {  # a gate and its value in one weight, as halves in timm's order; both live in the hidden space
+    "blocks.{i}.mlp.fc1.weight": (stack("h{i}@first{i}", "h{i}@second{i}"), "res@mlp{i}"),
+    "blocks.{i}.mlp.fc1.bias": (stack("h{i}@first{i}", "h{i}@second{i}"),),
+}
+
+
+def table(module: nn.Module) -> Table:
+    """The specification of one instance."""
+    model: Any = module
+    mlp = model.blocks[0].mlp
+    packed = hasattr(mlp, "fc1") and mlp.fc1.out_features == 2 * mlp.fc2.in_features
+    projected = not isinstance(model.head, nn.Identity)
+    return Table(
+        tensors={**RESIDUAL, **ATTENTION, **MLP_BLOCK, **(PACKED if packed else {})},
+        features="out@features" if projected else "res@features",
+        heads={"v{i}": HeadSpace(order="v{i}"), "qk{i}": HeadSpace(order="v{i}", consumed=True)},
+    )
+
+
+VIT = Family(
+    name="vit",
+    arch=ViTArch,
+    build=build,
+    resize=resize,
+    table=table,
+    entry="patch_embed.proj",
+    signature=signature,
+    config=config,
+    parse=parse,
+    snippet=snippet,
+    head=lambda arch: None if arch.projection else "head",
+    refuse=refuse,
+    heads=lambda arch: int(_meta(arch).blocks[0].attn.num_heads),
+    positions=positions,
+)

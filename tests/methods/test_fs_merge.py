@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fsmerge_cli.errors import DataError
+from fsmerge_cli.methods import METHODS, Problem
+from fsmerge_cli.methods.fs_merge import FSMerge
+from fsmerge_cli.reference import UnfoldedSuperNet
+from tests.conftest import mlp_source
+
+Make = Callable[..., Problem]
+
+
+@pytest.mark.parametrize("maps", ["diagonal", "low_rank", "full"])
+@pytest.mark.parametrize("targets", ["own", "all"])
+@pytest.mark.parametrize("start", ["first", "average"])
+def test_training_lowers_the_loss_and_the_fold_is_what_was_trained(
+    make_problem: Make, maps: str, targets: str, start: str
+) -> None:
+    problem = make_problem()
+    solution = FSMerge(steps=60, lr=2e-2, maps=maps, rank=3, targets=targets, start=start).fit(problem)
+    assert sum(solution.trace.loss[-5:]) < 0.9 * sum(solution.trace.loss[:5])
+    assert solution.maps is not None
+    reference = UnfoldedSuperNet(problem.plan, solution.maps, problem.weights())
+    backbone = problem.plan.skeleton()
+    backbone.load_state_dict(dict(solution.weights), assign=True)
+    z = backbone(problem.images.images)
+    torch.testing.assert_close(z.double(), reference(problem.images.images), rtol=1e-4, atol=1e-5)
+    for i, U in enumerate(solution.readouts):
+        torch.testing.assert_close((z @ U.T).double(), reference.readout(z, i), rtol=1e-4, atol=1e-5)
+
+
+def test_unequal_widths_and_three_sources(make_problem: Make) -> None:
+    sources = [mlp_source(f"s{i}", w, i, norm="batch") for i, w in enumerate([[8, 6], [5, 7], [9, 4]])]
+    solution = FSMerge(steps=5, width=(7, 5)).fit(make_problem(sources, width=(7, 5)))
+    assert tuple(solution.weights["fc0.weight"].shape) == (7, 16)
+    assert [tuple(U.shape) for U in solution.readouts] == [(6, 5), (7, 5), (4, 5)]
+    assert len(solution.trace.start_error) == 3
+    assert solution.trace.start_error[0] > 0
+
+
+def test_source_weights_stay_as_they_are(make_problem: Make) -> None:
+    problem = make_problem()
+    before = [{n: t.clone() for n, t in s.weights.items()} for s in problem.sources]
+    FSMerge(steps=5).fit(problem)
+    assert all(torch.equal(b[n], s.weights[n]) for b, s in zip(before, problem.sources) for n in b)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_gives_the_same_answer_twice_and_leaves_the_global_generator_alone(
+    make_problem: Make, name: str
+) -> None:
+    method = METHODS[name]()
+    if method.uses_images:
+        method = replace(method, steps=5)
+    state = torch.random.get_rng_state()
+    first, second = method.fit(make_problem()), method.fit(make_problem())
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(first.weights[n], second.weights[n]) for n in first.weights)
+    assert all(map(torch.equal, first.readouts, second.readouts))
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.uses_images])
+def test_no_images_is_said(make_problem: Make, name: str) -> None:
+    problem = make_problem()
+    empty = torch.empty(0, dtype=torch.long)
+    with pytest.raises(DataError) as error:
+        METHODS[name]().fit(replace(problem, images=type(problem.images)(torch.empty(0), empty, empty, empty)))
+    assert str(error.value) == (
+        "this method needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 or more, "
+        "or method=average, which needs none."
+    )

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.features import network
+from fsmerge_cli.methods import Problem
+from fsmerge_cli.methods.kd import Distillation, StudentNetwork
+from tests.conftest import mlp_source
+
+Make = Callable[..., Problem]
+
+
+@pytest.mark.parametrize("readout", ["linear", "identity"])
+def test_the_student_starts_as_source_1(make_problem: Make, readout: str) -> None:
+    problem = make_problem()
+    student = StudentNetwork(problem, "first", readout)
+    images = problem.images.images
+    assert torch.equal(student(images), network(problem.sources[0])(images))
+    assert torch.equal(student.readout(student(images), 0), student(images))
+
+
+def test_starts_differ(make_problem: Make) -> None:
+    problem = make_problem()
+    first, average, fresh = (
+        StudentNetwork(problem, start, "linear").network.state_dict()["fc0.weight"]
+        for start in ("first", "average", "random")
+    )
+    assert torch.equal(first, problem.sources[0].weights["fc0.weight"])
+    torch.testing.assert_close(average, sum(s.weights["fc0.weight"] for s in problem.sources) / 2)
+    assert not torch.equal(first, fresh)
+
+
+def test_a_random_start_leaves_the_global_generator_alone(make_problem: Make) -> None:
+    before = torch.random.get_rng_state()
+    StudentNetwork(make_problem(), "random", "linear")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("readout", ["linear", "identity"])
+@pytest.mark.parametrize("targets", ["own", "all"])
+def test_the_solution_is_the_trained_student(make_problem: Make, readout: str, targets: str) -> None:
+    problem = make_problem([mlp_source(n, [8, 6], i, norm="batch") for i, n in enumerate("ab")])
+    solution = Distillation(steps=40, lr=1e-2, readout=readout, targets=targets).fit(problem)
+    assert sum(solution.trace.loss[-5:]) < 0.7 * sum(solution.trace.loss[:5])
+    assert solution.weights.keys() == problem.sources[0].weights.keys()
+    statistics = [n for n in solution.weights if "running" in n]
+    assert statistics
+    assert all(torch.equal(solution.weights[n], problem.sources[0].weights[n]) for n in statistics)
+    if readout == "identity":
+        assert all(torch.equal(U, torch.eye(6)) for U in solution.readouts)
+    else:
+        assert not torch.equal(solution.readouts[1], torch.eye(6))
+    backbone = problem.plan.skeleton()
+    backbone.load_state_dict(dict(solution.weights), assign=True)
+    estimate = backbone(problem.images.images) @ solution.readouts[1].T
+    target = network(problem.sources[1])(problem.images.images)
+    own = problem.images.task == 1
+    start = network(problem.sources[0])(problem.images.images)
+    assert (estimate - target)[own].square().mean() < (start - target)[own].square().mean()
+
+
+def test_features_of_another_width_need_a_linear_readout(make_problem: Make) -> None:
+    problem = make_problem([mlp_source("a", [8, 6], 1), mlp_source("b", [8, 5], 2)])
+    with pytest.raises(ConfigError) as error:
+        Distillation(steps=1, readout="identity").fit(problem)
+    assert str(error.value) == (
+        "method.readout=identity needs features of one width, but b differ from the merged model. "
+        "Pass method.readout=linear."
+    )
+    assert [tuple(U.shape) for U in Distillation(steps=1).fit(problem).readouts] == [(6, 6), (5, 6)]

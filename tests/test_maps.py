@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.maps import MAPS, start_maps
+from fsmerge_cli.plan import compile_plan
+from tests.conftest import mlp_source
+
+SHAPES = [(4, 4), (6, 4), (4, 6)]
+
+
+def randomised(name: str, rows: int, cols: int) -> torch.nn.Module:
+    random = torch.Generator().manual_seed(rows * 10 + cols)
+    map_ = MAPS[name](rows, cols, 1.0, 2, random).double()
+    for parameter in map_.parameters():
+        parameter.data.normal_(generator=random)
+    return map_
+
+
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+@pytest.mark.parametrize("name", MAPS)
+def test_left_right_and_forward_are_products_with_one_matrix(name: str, rows: int, cols: int) -> None:
+    map_ = randomised(name, rows, cols)
+    T = map_.dense()
+    assert T.shape == (rows, cols)
+    W, V, x = (torch.randn(*s, dtype=torch.float64) for s in [(cols, 3, 2), (5, 3, rows), (2, 5, cols)])
+    torch.testing.assert_close(map_.left(W), torch.einsum("rc,cij->rij", T, W))
+    torch.testing.assert_close(map_.right(V), torch.einsum("ijr,rc->ijc", V, T))
+    torch.testing.assert_close(map_(x), torch.einsum("rc,ijc->ijr", T, x))
+
+
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_every_structure_starts_as_the_scaled_identity_exactly(
+    name: str, rows: int, cols: int, scale: float
+) -> None:
+    map_ = MAPS[name](rows, cols, scale, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(map_.dense(), scale * torch.eye(rows, cols))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_can_leave_its_start_in_one_step(name: str) -> None:
+    # A low-rank product with both factors at zero could not.
+    map_ = MAPS[name](4, 4, 0.0, 2, torch.Generator().manual_seed(0))
+    map_.left(torch.randn(4, 3)).sum().backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in map_.parameters())
+
+
+def test_starts_differ_by_structure_of_the_merge_only() -> None:
+    sources = [mlp_source("a", [4, 6], 1), mlp_source("b", [4, 6], 2)]
+    plan = compile_plan(sources)
+    maps = {s: start_maps(plan, [x.weights for x in sources], "full", s) for s in ("first", "average")}
+    port = plan.writes[0]
+    dense = {s: [m.write(port, i).dense() for i in range(2)] for s, m in maps.items()}
+    identity = torch.eye(4)
+    assert torch.equal(dense["first"][0], identity)
+    assert torch.equal(dense["first"][1], 0 * identity)
+    assert torch.equal(dense["average"][0], identity / 2)
+    assert torch.equal(dense["average"][1], identity / 2)
+    for m in maps.values():
+        assert all(
+            torch.equal(m.read(p, i).dense(), torch.eye(m.read(p, i).rows)) for p in plan.reads for i in (0, 1)
+        )
+
+
+def test_rank_counts_at_the_width_of_the_features() -> None:
+    sources = [mlp_source("a", [12, 4], 1), mlp_source("b", [12, 4], 2)]
+    plan = compile_plan(sources)
+    maps = start_maps(plan, [s.weights for s in sources], "low_rank", "first", rank=2)
+    ranks = {port.space: maps.write(port, 0).B.shape[1] for port in plan.writes}
+    assert ranks == {"h0": 6, "h1": 2}
+
+
+def test_a_rank_above_the_width_is_refused() -> None:
+    sources = [mlp_source("a", [8, 4], 1), mlp_source("b", [8, 4], 2)]
+    with pytest.raises(ConfigError) as error:
+        start_maps(compile_plan(sources), [s.weights for s in sources], "low_rank", "first", rank=5)
+    assert str(error.value) == (
+        "method.rank=5 is above the width of the merged model (4). Take a rank below it, or method.maps=full."
+    )

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fsmerge_cli.scoring import Outputs, score
+
+
+def test_scores_against_a_hand_computed_case() -> None:
+    # Two tasks with two and three classes; four images. Logits per head for all images.
+    head_a = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, 0.0], [0.0, 0.0]])
+    head_b = torch.tensor([[0.0, 0.0, 9.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.0], [4.0, 0.0, 0.0]])
+    task, label = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 0])
+    features = [torch.tensor([[0.0], [2.0], [0.0], [0.0]]), torch.tensor([[0.0], [0.0], [1.0], [3.0]])]
+    estimates = [features[0] + 1.0, features[1]]
+    found = score(Outputs([head_a, head_b], estimates), Outputs([], features), (task, label), ("a", "b"), [0, 1])
+    assert (found.tasks["a"].top1, found.tasks["b"].top1) == (0.5, 1.0)
+    assert found.tasks["a"].count == 2
+    loss = (math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(1.0))) / 2
+    assert found.tasks["a"].loss == pytest.approx(loss)
+    assert found.mean == 0.75
+    # Raw logits: image 0 goes to b's third class (9 > 2); the others: wrong class, a's first (5 > 3), right.
+    assert found.joint["logits"] == 0.25
+    # Softmax per head: 0 -> b (0.9998 > 0.88), 1 -> a's second class, 2 -> a (0.993 > 0.91), 3 -> b's first.
+    assert found.joint["softmax"] == 0.25
+    assert found.feature_error == {"a": pytest.approx(1.0), "b": 0.0}
+
+
+def test_headless_tasks_are_scored_on_features_alone() -> None:
+    features = [torch.randn(4, 3), torch.randn(4, 3)]
+    task = torch.tensor([0, 0, 1, 1])
+    found = score(
+        Outputs([torch.eye(4, 2)], features), Outputs([], features), (task, task.clone()), ("a", "b"), [1]
+    )
+    assert found.tasks.keys() == {"b"}
+    assert found.joint == {}
+    assert found.feature_error == {"a": 0.0, "b": 0.0}

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fsmerge_cli.errors import TrainingError
+from fsmerge_cli.features import capture
+from fsmerge_cli.hardware import Hardware
+from fsmerge_cli.maps import start_maps
+from fsmerge_cli.methods import Problem
+from fsmerge_cli.methods.fs_merge import FSMerge
+from fsmerge_cli.progress import Event, silent
+from fsmerge_cli.supernet import SuperNet
+from fsmerge_cli.training import Order, Schedule, objective, train
+
+CPU = torch.device("cpu")
+Make = Callable[..., Problem]
+
+
+def start(problem: Problem, targets: str = "own") -> tuple[SuperNet, tuple]:
+    weights = problem.weights()
+    supernet = SuperNet(problem.plan, start_maps(problem.plan, weights, "full", "first"), weights)
+    return supernet, capture(problem.sources, problem.images, targets, CPU, 5, silent)
+
+
+def test_every_pass_takes_every_image_once() -> None:
+    order = Order(torch.arange(10, 17), batch_size=3, seed=0)
+    drawn = torch.cat([order.batch(step) for step in range(7)])
+    for number in range(3):
+        assert sorted(drawn[7 * number : 7 * number + 7].tolist()) == list(range(10, 17))
+
+
+def test_a_step_depends_on_seed_and_number_alone() -> None:
+    rows = torch.arange(50)
+    forward = [Order(rows, 8, 3).batch(step) for step in range(20)]
+    late = Order(rows, 8, 3)
+    assert all(torch.equal(late.batch(step), forward[step]) for step in reversed(range(20)))
+    assert not torch.equal(Order(rows, 8, 4).batch(0), forward[0])
+
+
+@pytest.mark.parametrize("batch", [5, 6, 128])
+def test_fewer_images_than_the_batch_are_all_taken(batch: int) -> None:
+    assert torch.equal(Order(torch.arange(5), batch, 0).batch(3), torch.arange(5))
+
+
+@pytest.mark.parametrize("targets", ["own", "all"])
+def test_the_objective_is_the_written_formula(make_problem: Make, targets: str) -> None:
+    problem = make_problem()
+    supernet, captured = start(problem, targets)
+    rows = torch.tensor([0, 3, 13, 20, 23])
+    z = supernet(problem.images.images[rows])
+    expected = 0.0
+    for i, own in enumerate(captured):
+        use = [j for j, row in enumerate(rows) if targets == "all" or problem.images.task[row] == i]
+        seen = own.features if targets == "all" else own.features[problem.images.task == i]
+        spread = ((seen - seen.mean(0)) ** 2).mean().item()
+        errors = [(supernet.readout(z[j], i) - own.features[rows[j]]).square().mean() / spread for j in use]
+        expected += sum(errors) / len(errors) / 2
+    found = objective(supernet, problem.images.images[rows], captured, rows)
+    torch.testing.assert_close(found, expected)
+
+
+def test_own_targets_hold_no_features_of_other_tasks(make_problem: Make) -> None:
+    problem = make_problem()
+    _, captured = start(problem)
+    for i, own in enumerate(captured):
+        assert torch.equal(own.wanted, problem.images.task == i)
+        assert own.features[~own.wanted].abs().max() == 0
+
+
+def test_training_lowers_the_loss_and_reports_every_step(make_problem: Make) -> None:
+    problem = make_problem()
+    supernet, captured = start(problem)
+    events: list[Event] = []
+    schedule = Schedule(steps=60, batch_size=8, lr=1e-2, weight_decay=0.0, clip=1.0)
+    trace = train(supernet, problem.images, captured, schedule, Hardware(), CPU, 0, events.append)
+    assert len(trace.loss) == 60
+    assert [e.done for e in events if e.phase == "train"] == list(range(1, 61))
+    assert sum(trace.loss[-5:]) < 0.5 * sum(trace.loss[:5])
+    assert trace.start_error[0] == 0.0
+    assert trace.trainable == sum(p.numel() for p in supernet.parameters())
+
+
+def test_without_a_validation_share_the_last_step_is_kept(make_problem: Make) -> None:
+    problem = make_problem(per_task=12)
+    supernet, captured = start(problem)
+    trace = train(supernet, problem.images, captured, Schedule(7, 8, 1e-3, 0.0, 1.0), Hardware(), CPU, 0, silent)
+    assert trace.chosen_step == 7
+    assert trace.validation == ()
+
+
+def test_the_best_step_on_the_validation_share_is_kept(make_problem: Make) -> None:
+    problem = make_problem(per_task=12, held=4)
+    schedule = Schedule(steps=200, batch_size=8, lr=0.05, weight_decay=0.0, clip=1.0)  # long enough to overfit
+    supernet, captured = start(problem)
+    trace = train(supernet, problem.images, captured, schedule, Hardware(), CPU, 0, silent)
+    best = min(trace.validation, key=lambda entry: entry[1])
+    assert trace.chosen_step == best[0] < 200
+    held = problem.images.validation
+    errors = [objective(supernet, problem.images.images[rows], captured, rows) for rows in [held]]
+    assert errors[0].item() == pytest.approx(best[1], rel=1e-5)
+
+
+def test_validation_images_are_never_trained_on(make_problem: Make) -> None:
+    problem = make_problem(per_task=12, held=4)
+    changed = problem.images.images.clone()
+    changed[problem.images.validation] = 0.5
+    schedule = Schedule(steps=9, batch_size=8, lr=1e-3, weight_decay=0.0, clip=1.0)
+    losses = []
+    for images in (problem.images, replace(problem.images, images=changed)):
+        own = replace(problem, images=images)
+        supernet, captured = start(own)
+        losses.append(train(supernet, images, captured, schedule, Hardware(), CPU, 0, silent).loss)
+    assert losses[0] == losses[1]
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(make_problem: Make) -> None:
+    problem = make_problem()
+    with pytest.raises(TrainingError) as error:
+        FSMerge(steps=50, lr=1e30, clip=1e30).fit(problem)
+    assert str(error.value).startswith("the loss became ")
+    assert str(error.value).endswith(". Try a third of the learning rate (method.lr=...), or maps of lower rank.")
+
+
+def test_bf16_is_close_to_fp32(make_problem: Make) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        problem = make_problem(hardware=Hardware(precision=precision))
+        losses[precision] = FSMerge(steps=20).fit(problem).trace.loss
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"][-1] == pytest.approx(losses["fp32"][-1], rel=0.05)
+
+
+def test_one_step_is_a_normal_case(make_problem: Make) -> None:
+    assert len(FSMerge(steps=1).fit(make_problem()).trace.loss) == 1
