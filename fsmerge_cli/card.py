@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsmerge_cli.plan import Plan
+from fsmerge_cli.sources import Head
 
 CARD = """# A merged {family}
 
@@ -39,7 +40,7 @@ Versions: {versions}. Device: {device}.
 """
 
 
-def model_card(plan: Plan, evaluation: Mapping[str, Any], options: str) -> str:
+def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, Any], options: str) -> str:
     """Markdown from the content of evaluation.json and the resolved options."""
     provenance = evaluation["provenance"]
     channels, height, width = plan.arch.input_size
@@ -50,13 +51,35 @@ def model_card(plan: Plan, evaluation: Mapping[str, Any], options: str) -> str:
         tasks=", ".join(plan.tasks),
         input=f"{channels} x {height} x {width}",
         table=score_table(evaluation),
-        snippet=plan.family.snippet(plan.arch, plan.tasks[0]),
+        snippet=plan.family.snippet(plan.arch, head_lines(heads)),
         command=provenance["command"],
         sources="\n".join(f"| {s['name']} | `{s['sha256']}` |" for s in provenance["sources"]),
         versions=", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         device=provenance["device"],
         options=options,
     )
+
+
+def head_lines(heads: Mapping[str, Head]) -> str:
+    """Python that makes `head` of the first task from the tensors `heads`."""
+    if not heads:
+        return "head = torch.nn.Identity()  # the sources had no heads: features come out"
+    name, head = next(iter(heads.items()))
+    classes, width = head.weight.shape
+    bias = f', "bias": heads["{name}.bias"]' if head.bias is not None else ""
+    no_bias = "" if head.bias is not None else ", bias=False"
+    lines = [
+        f"head = torch.nn.Linear({width}, {classes}{no_bias})  # the task {name}",
+        f'head.load_state_dict({{"weight": heads["{name}.weight"]{bias}}})',
+    ]
+    if head.readout is not None:  # a head that scales its input to unit length keeps its unmerge map
+        lines += [
+            f"readout = torch.nn.Linear({head.readout.shape[1]}, {width}, bias=False)  # U_out, not foldable here",
+            f'readout.load_state_dict({{"weight": heads["{name}.readout"]}})',
+            "classifier, normalize = head, torch.nn.functional.normalize",
+            "head = lambda z: classifier(normalize(readout(z), dim=-1))",
+        ]
+    return "\n".join(lines)
 
 
 def score_table(evaluation: Mapping[str, Any]) -> str:

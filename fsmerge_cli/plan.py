@@ -125,6 +125,8 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
         if other.family is not first.family:
             yield f"'{first.name}' is a {first.family.name}, '{other.name}' a {other.family.name}"
             continue
+        if first.family.refuse(first.arch) or other.family.refuse(other.arch):
+            continue
         for what, a in first.family.signature(first.arch).items():
             b = other.family.signature(other.arch)[what]
             if a != b:

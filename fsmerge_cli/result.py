@@ -84,7 +84,7 @@ class MergeResult:
         )
         evaluation = self.evaluation()
         options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
-        (merged / "README.md").write_text(model_card(self.plan, evaluation, options))
+        (merged / "README.md").write_text(model_card(self.plan, self.heads, evaluation, options))
         (folder / "config.yaml").write_text(options)
         write_json(folder / "evaluation.json", evaluation)
 

@@ -45,12 +45,12 @@ class Family:
     name: key in SPECS. arch: the dataclass of its options. build: an ordinary module without a task head,
     image batch [n, C, H, W] -> features [n, d]. resize: options, width, heads -> options of the merged model.
     table: the specification, for an instance (on the meta device). entry: name of the module that reads pixels.
-    signature: what has to be equal in all sources, in the user's words. refuse: reasons why a model cannot be
-    merged. heads: number of attention heads. positions: the table that can take a constant shift of the
-    embedded pixels where the entry has no bias, and its first patch row. config: `architecture` and
+    signature: what has to be equal in all sources, in the user's words. config: `architecture` and
     `model_args` of config.json. parse: the options, from those two. snippet: Python that loads a merged model
-    without this package and computes `logits` of `images` for a task. head: name of the task head's module
-    inside a checkpoint; None where that module belongs to the backbone.
+    without this package and computes `logits` of `images`, around given lines that make `head` of `heads`.
+    head: name of the task head's module inside a checkpoint; None where that module belongs to the backbone.
+    refuse: reasons why a model cannot be merged. heads: number of attention heads. positions: the table that
+    can take a constant shift of the embedded pixels where the entry has no bias, and its first patch row.
     """
 
     name: str

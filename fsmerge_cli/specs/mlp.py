@@ -91,12 +91,12 @@ backbone.load_state_dict(load_file("model.safetensors"))
 backbone.eval()
 heads = load_file("heads.safetensors")
 
+{head}
 images = torch.rand(1, {shape})  # pixels in 0..1
-features = backbone(images)
-logits = torch.nn.functional.linear(features, heads["{task}.weight"], heads.get("{task}.bias"))"""
+logits = head(backbone(images))"""
 
 
-def snippet(arch: MLPArch, task: str) -> str:
+def snippet(arch: MLPArch, head: str) -> str:
     """Python that loads a merged MLP with torch and safetensors alone."""
     layers = ['    ("flatten", torch.nn.Flatten()),']
     bias = "" if arch.bias else ", bias=False"
@@ -108,7 +108,7 @@ def snippet(arch: MLPArch, task: str) -> str:
         layers.append(f'    ("act{i}", torch.nn.{ACTIVATIONS[arch.activation].__name__}()),')
         previous = units
     shape = ", ".join(str(size) for size in arch.input_size)
-    return SNIPPET.format(layers="\n".join(layers), shape=shape, task=task)
+    return SNIPPET.format(layers="\n".join(layers), shape=shape, head=head)
 
 
 TABLE = Table(

@@ -18,7 +18,7 @@ from torch import nn
 from fsmerge_cli.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.options import FORBID, Flag, Text
 from fsmerge_cli.options import build as build_options
-from fsmerge_cli.spaces import FIXED, HeadSpace, head_norm, norm, stack
+from fsmerge_cli.spaces import FIXED, HeadSpace, Spec, head_norm, norm, stack
 from fsmerge_cli.specs.family import Family, Table
 
 
@@ -120,27 +120,27 @@ def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None
 
 def refuse(arch: ViTArch) -> list[str]:
     """Reasons why a variant cannot be merged, by name."""
-    from timm.models.vision_transformer import Attention, Block, PatchEmbed
+    from timm.layers.attention import Attention
+    from timm.layers.patch_embed import PatchEmbed
+    from timm.models.vision_transformer import Block
 
     model = _meta(arch)
     block = model.blocks[0]
     reasons = []
+    if type(block) is not Block:
+        return [f"{type(block).__name__}: only blocks of attention, then MLP, each after its norm, can be merged"]
     if model.attn_pool is not None:
         reasons.append(
-            f"attention pooling (global_pool={model.global_pool}): its latent query attends inside the pooled space"
+            f"attention pooling (global_pool={model.global_pool}): its query attends inside the pooled space"
         )
-    if type(block) is not Block:
-        reasons.append(
-            f"{type(block).__name__}: only blocks with attention, then MLP, each after its norm, can be"
-        )
-    elif type(block.attn) is not Attention:
-        reasons.append(f"{type(block.attn).__name__}: only timm's plain multi-head Attention can be")
+    if type(block.attn) is not Attention:
+        reasons.append(f"{type(block.attn).__name__}: only timm's plain multi-head Attention can be merged")
     elif block.attn.gate is not None:
         reasons.append("gated attention: its gate mixes the values' space with the residual stream")
     elif not any(hasattr(block.mlp, name) for name in ("fc1", "fc1_g")):
-        reasons.append(f"{type(block.mlp).__name__}: only Mlp, GluMlp and SwiGLU can be")
+        reasons.append(f"{type(block.mlp).__name__}: only Mlp, GluMlp and SwiGLU can be merged")
     if type(model.patch_embed) is not PatchEmbed:
-        reasons.append(f"{type(model.patch_embed).__name__}: only a plain patch projection can be")
+        reasons.append(f"{type(model.patch_embed).__name__}: only a plain patch projection can be merged")
     return reasons
 
 
@@ -197,17 +197,17 @@ from safetensors.torch import load_file
 backbone = timm.create_model("local-dir:.", pretrained=True).eval()  # the path of this folder
 heads = load_file("heads.safetensors")
 
+{head}
 images = torch.rand(1, {shape})  # pixels in 0..1
-features = backbone(images)
-logits = torch.nn.functional.linear(features, heads["{task}.weight"], heads.get("{task}.bias"))"""
+logits = head(backbone(images))"""
 
 
-def snippet(arch: ViTArch, task: str) -> str:
+def snippet(arch: ViTArch, head: str) -> str:
     """Python that loads a merged vision transformer with timm alone."""
-    return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), task=task)
+    return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), head=head)
 
 
-RESIDUAL = {
+RESIDUAL: dict[str, Spec] = {
     "cls_token": (FIXED, FIXED, "res@embed"),
     "reg_token": (FIXED, FIXED, "res@embed"),
     "pos_embed": (FIXED, FIXED, "res@embed"),
@@ -224,7 +224,7 @@ RESIDUAL = {
     "head.weight": ("out@head", "res@head"),
     "head.bias": ("out@head",),
 }
-ATTENTION = {
+ATTENTION: dict[str, Spec] = {
     "blocks.{i}.norm1.weight": norm("res@norm1_{i}", fill=1.0),
     "blocks.{i}.norm1.bias": norm("res@norm1_{i}", fill=0.0),
     "blocks.{i}.attn.qkv.weight": (stack("qk{i}@q{i}", "qk{i}@k{i}", "v{i}@v{i}"), "res@attn{i}"),
@@ -239,7 +239,7 @@ ATTENTION = {
     "blocks.{i}.attn.proj.bias": ("res@proj{i}",),
     "blocks.{i}.ls1.gamma": norm("res@ls1_{i}", fill=1.0),
 }
-MLP_BLOCK = {
+MLP_BLOCK: dict[str, Spec] = {
     "blocks.{i}.norm2.weight": norm("res@norm2_{i}", fill=1.0),
     "blocks.{i}.norm2.bias": norm("res@norm2_{i}", fill=0.0),
     "blocks.{i}.mlp.fc1.weight": ("h{i}@fc1_{i}", "res@mlp{i}"),
@@ -254,7 +254,9 @@ MLP_BLOCK = {
     "blocks.{i}.mlp.fc2.bias": ("res@fc2_{i}",),
     "blocks.{i}.ls2.gamma": norm("res@ls2_{i}", fill=1.0),
 }
-PACKED = {  # a gate and its value in one weight, as halves in timm's order; both live in the hidden space
+PACKED: dict[
+    str, Spec
+] = {  # a gate and its value in one weight, as halves in timm's order; both live in the hidden space
     "blocks.{i}.mlp.fc1.weight": (stack("h{i}@first{i}", "h{i}@second{i}"), "res@mlp{i}"),
     "blocks.{i}.mlp.fc1.bias": (stack("h{i}@first{i}", "h{i}@second{i}"),),
 }
