@@ -20,7 +20,7 @@ from fsmerge_cli.seeding import generator
 from fsmerge_cli.spaces import Port, Unit
 
 Start = Literal["first", "average"]
-Structure = Literal["diagonal", "low_rank", "full"]
+Structure = Literal["diagonal", "low_rank", "full", "heads"]
 
 
 class Map(nn.Module, ABC):
@@ -54,6 +54,14 @@ class Full(Map):
     def __init__(self, rows: int, cols: int, scale: float, rank: int, random: torch.Generator) -> None:
         super().__init__(rows, cols)
         self.matrix = nn.Parameter(scale * torch.eye(rows, cols))
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Full:
+        """A fixed matrix, for methods that compute their maps instead of training them."""
+        rows, cols = matrix.shape
+        made = cls(rows, cols, 0.0, 1, torch.Generator())
+        made.matrix = nn.Parameter(matrix.float(), requires_grad=False)
+        return made
 
     def left(self, W: Tensor) -> Tensor:
         """T W."""
@@ -99,6 +107,29 @@ class LowRank(Map):
     def right(self, W: Tensor) -> Tensor:
         """W T at a cost proportional to the rank."""
         return self.base.right(W) + (W @ self.B) @ self.A
+
+
+class HeadBlocks(Map):
+    """T = (S x I_d) diag(B_1 ... B_H): one d x d block per source head, then heads are mixed by S [H, H].
+
+    The `att_heads` structure of FS-Merge (arXiv 2410.01483); head sizes and counts are those of the source.
+    """
+
+    def __init__(self, size: int, heads: int, scale: float) -> None:
+        super().__init__(size, size)
+        self.heads = heads
+        self.blocks = nn.Parameter(torch.eye(size // heads).repeat(heads, 1, 1))
+        self.mixing = nn.Parameter(scale * torch.eye(heads))
+
+    def left(self, W: Tensor) -> Tensor:
+        """T W head by head."""
+        inner = torch.bmm(self.blocks, W.reshape(self.heads, self.cols // self.heads, -1))
+        return (self.mixing @ inner.flatten(1)).reshape(W.shape)
+
+    def right(self, W: Tensor) -> Tensor:
+        """W T head by head."""
+        mixed = self.mixing.T @ W.reshape(-1, self.heads, self.cols // self.heads)
+        return torch.bmm(mixed.transpose(0, 1), self.blocks).transpose(0, 1).reshape(W.shape)
 
 
 MAPS: dict[str, type[Full] | type[Diagonal] | type[LowRank]] = {
@@ -159,7 +190,8 @@ def start_maps(
     `rank` counts at the width of the features; other spaces take it in proportion to their size.
     """
     k = len(weights)
-    if structure == "low_rank" and rank > plan.arch.features:
+    _check_heads(plan, structure)
+    if structure in ("low_rank", "heads") and rank > plan.arch.features:
         raise ConfigError(
             f"method.rank={rank} is above the width of the merged model ({plan.arch.features}). "
             f"Take a rank below it, or method.maps=full."
@@ -171,9 +203,12 @@ def start_maps(
         rows, cols = (merged, own) if kind == "M" else (own, merged)
         weight = 1.0 / k if start == "average" else float(source == 0)
         scale = weight if kind == "M" else 1.0
+        if structure == "heads" and space.heads is not None:
+            return HeadBlocks(merged, space.heads[0], scale)
         share = max(1, round(rank * merged / plan.arch.features))
         random = generator(seed, "maps", kind, str(port), source)
-        return MAPS[structure](rows, cols, scale, min(share, rows, cols), random)
+        plain = MAPS.get(structure, LowRank)  # spaces without heads, where structure is `heads`
+        return plain(rows, cols, scale, min(share, rows, cols), random)
 
     units = {name: role for name, role in plan.roles.items() if isinstance(role, Unit)}
     return MergeMaps(
@@ -181,6 +216,33 @@ def start_maps(
         reads={port: [make(port, i, "U") for i in range(k)] for port in plan.reads},
         units={name: _start_unit(name, role, plan, weights, start) for name, role in units.items()},
         trainable=frozenset(name for name, role in units.items() if role.trainable),
+    )
+
+
+def _check_heads(plan: Plan, structure: Structure) -> None:
+    """`heads` maps keep the sources' heads, so their number and size have to be one."""
+    spaces = [space for space in plan.spaces.values() if space.heads]
+    if structure == "heads" and any(
+        {(s.merged, s.heads[0])} != set(zip(s.sources, s.heads[1])) for s in spaces if s.heads
+    ):
+        raise ConfigError(
+            "method.maps=heads needs sources with one width and one number of heads, the merged model's. "
+            "Take method.maps=low_rank or full."
+        )
+
+
+def maps_of_spaces(
+    plan: Plan,
+    merge: Mapping[str, Sequence[Tensor]],
+    unmerge: Mapping[str, Sequence[Tensor]],
+    units: Mapping[str, Tensor],
+) -> MergeMaps:
+    """Fixed maps that belong to spaces instead of ports: one M [d', d_i] and U [d_i, d'] per space and source."""
+    return MergeMaps(
+        writes={port: [Full.of(M) for M in merge[port.space]] for port in plan.writes},
+        reads={port: [Full.of(U) for U in unmerge[port.space]] for port in plan.reads},
+        units=units,
+        trainable=frozenset(),
     )
 
 

@@ -63,6 +63,7 @@ class MergeResult:
                 "validation": [{"step": step, "loss": loss} for step, loss in trace.validation],
                 "chosen_step": trace.chosen_step,
             },
+            "facts": dict(self.solution.facts),
             "notes": list(self.notes),
             "cost": dict(self.cost),
             "provenance": dict(self.provenance),

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from fsmerge_cli.errors import ConfigError
-from fsmerge_cli.maps import MAPS, start_maps
+from fsmerge_cli.maps import MAPS, HeadBlocks, start_maps
 from fsmerge_cli.plan import compile_plan
 from tests.conftest import mlp_source
+from tests.vits import vit_source
 
 SHAPES = [(4, 4), (6, 4), (4, 6)]
 
@@ -80,4 +81,28 @@ def test_a_rank_above_the_width_is_refused() -> None:
         start_maps(compile_plan(sources), [s.weights for s in sources], "low_rank", "first", rank=5)
     assert str(error.value) == (
         "method.rank=5 is above the width of the merged model (4). Take a rank below it, or method.maps=full."
+    )
+
+
+def test_head_blocks_are_products_with_blocks_then_mixing() -> None:
+    map_ = HeadBlocks(6, 3, 1.0).double()
+    assert torch.equal(map_.dense(), torch.eye(6, dtype=torch.float64))
+    for parameter in map_.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(1))
+    blocks = torch.block_diag(*map_.blocks)
+    T = torch.kron(map_.mixing, torch.eye(2, dtype=torch.float64)) @ blocks
+    torch.testing.assert_close(map_.dense(), T)
+    W, x = torch.randn(6, 5, dtype=torch.float64), torch.randn(4, 3, 6, dtype=torch.float64)
+    torch.testing.assert_close(map_.left(W), T @ W)
+    torch.testing.assert_close(map_.right(W.T), W.T @ T)
+    torch.testing.assert_close(map_(x), x @ T.T)
+
+
+def test_head_maps_need_one_number_of_heads() -> None:
+    sources = [vit_source("class token", 1), vit_source("class token", 2, num_heads=4)]
+    with pytest.raises(ConfigError) as error:
+        start_maps(compile_plan(sources), [s.weights for s in sources], "heads", "first")
+    assert str(error.value) == (
+        "method.maps=heads needs sources with one width and one number of heads, the merged model's. "
+        "Take method.maps=low_rank or full."
     )

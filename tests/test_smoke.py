@@ -12,15 +12,21 @@ from safetensors.torch import load_file
 
 from fsmerge_cli import merge
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.sources import SourceSpec, load
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("models", ["digits_mlp_pair", "digits_mlp_trio"])
+OTHER_WIDTHS = ["average", "fs_merge", "kd"]
+
+
+@pytest.mark.parametrize(
+    ("models", "name"),
+    [("digits_mlp_pair", name) for name in METHODS] + [("digits_mlp_trio", name) for name in OTHER_WIDTHS],
+)
 def test_a_method_merges_digits_and_the_folder_holds_what_memory_held(
-    name: str, models: str, tmp_path: Path
+    models: str, name: str, tmp_path: Path
 ) -> None:
-    method = {"name": name, **({"steps": 60} if METHODS[name].uses_images else {})}
+    method = {"name": name, **({"steps": 60} if issubclass(METHODS[name], Trained) else {})}
     result = merge(models, method=method, output=tmp_path / "out")
     stored = load_file(tmp_path / "out/merged/model.safetensors")
     assert stored.keys() == result.solution.weights.keys()

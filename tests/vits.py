@@ -48,9 +48,12 @@ def vit_source(variant: str, seed: int, classes: int = 3, **options: Any) -> Sou
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         weights = {
-            n: 0.3 * torch.randn(t.shape, generator=random) + (1.0 if "norm" in n and n.endswith("weight") else 0.0)
+            n: 0.3 * torch.randn(t.shape, generator=random)
+            + (1.0 if "norm" in n and n.endswith("weight") else 0.0)
             for n, t in SPECS["vit"].build(arch).state_dict().items()
         }
     labels = tuple(f"{seed}-{c}" for c in range(classes))
-    head = Head(torch.randn(classes, arch.features, generator=random), torch.randn(classes, generator=random), labels)
+    head = Head(
+        torch.randn(classes, arch.features, generator=random), torch.randn(classes, generator=random), labels
+    )
     return Source(f"s{seed}", SPECS["vit"], arch, weights, head, origin="random", sha256="0" * 64)

@@ -36,6 +36,10 @@ class Problem:
     seed: int = 0
     progress: Progress = silent
 
+    def own_images(self, source: int) -> Tensor:
+        """The unlabelled images of one source's task."""
+        return self.images.images[self.images.task == source]
+
     def weights(self) -> list[dict[str, Tensor]]:
         """One fp32 state dict per source, on the device."""
         return [{n: _to(t, self.device) for n, t in s.weights.items()} for s in self.sources]
@@ -45,13 +49,15 @@ class Problem:
 class Solution:
     """A merged model: weights of one backbone, one readout U_out [d_i, d'] per source, and how it was found.
 
-    maps: the maps that fold to these weights, for methods that have them.
+    maps: the maps that fold to these weights, for methods that have them. facts: numbers worth knowing
+    (condition numbers), by name.
     """
 
     weights: Mapping[str, Tensor]
     readouts: tuple[Tensor, ...]
     trace: Trace = field(default_factory=Trace)
     maps: MergeMaps | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=FORBID)

@@ -18,7 +18,8 @@ from fsmerge_cli.supernet import SuperNet
 class FSMerge(Trained):
     """The maps M and U of every port, the norms and the readouts U_out are trained; the sources are frozen.
 
-    maps: diagonal, low_rank (diagonal + rank-`rank` product) or full. rank: at the width of the features;
+    maps: diagonal, low_rank (diagonal + rank-`rank` product), full, or heads (attention spaces: one block per
+    head, then heads are mixed; other spaces low_rank). rank: at the width of the features;
     other spaces take it in proportion. start: first (the merged model is source 1) or average.
     """
 

@@ -1,0 +1,170 @@
+"""Activations of every space, streamed: fp64 sums, never all activations of all layers in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsmerge_cli.features import batches
+from fsmerge_cli.plan import Plan
+from fsmerge_cli.spaces import Mapped
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a space shows: the input or output of a module ("" is the whole network), or a part of it."""
+
+    space: str
+    module: str
+    side: str
+    part: int
+    parts: int
+
+
+def places(plan: Plan) -> tuple[Place, ...]:
+    """Every place where a space is read by a weight or a head, or consumed by the attention."""
+    found = [Place(plan.features.space, "", "output", 0, 1)]
+    read = {port.space for port in plan.reads}
+    for name, role in plan.roles.items():
+        owner, _, leaf = name.rpartition(".")
+        if not isinstance(role, Mapped) or leaf != "weight":
+            continue
+        if role.read is not None:
+            ports = role.read[1]
+            found += [Place(port.space, owner, "input", i, len(ports)) for i, port in enumerate(ports)]
+        ports = role.write[1]
+        found += [
+            Place(port.space, owner, "output", i, len(ports))
+            for i, port in enumerate(ports)
+            if port.space not in read
+        ]
+    return tuple(found)
+
+
+@contextmanager
+def recording(network: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
+    """While it lasts, every forward pass of `network` leaves the activations of `wanted` as rows [n, size]."""
+    seen: dict[Place, Tensor] = {}
+
+    def keep(place: Place, value: Tensor) -> None:
+        part = value.detach().chunk(place.parts, dim=-1)[place.part]
+        seen[place] = part.reshape(-1, part.shape[-1])
+
+    handles = []
+    for place in wanted:
+        module = network.get_submodule(place.module)
+        if place.side == "input":
+            hook = _on_input(keep, place)
+            handles.append(module.register_forward_pre_hook(hook))
+        else:
+            handles.append(module.register_forward_hook(_on_output(keep, place)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def correlations(
+    plan: Plan, networks: Sequence[nn.Module], images: Tensor, batch: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Pearson correlation of all sources' units, by space: [sum of sizes, sum of sizes], fp64.
+
+    All sources see all images. A space that shows in several places gets the mean of their correlations.
+    Units that never vary correlate with nothing.
+    """
+    wanted = places(plan)
+    totals: dict[Place, tuple[int, Tensor, Tensor]] = {}
+    with torch.inference_mode():
+        for rows in batches(len(images), batch):
+            pixels = images[rows].to(device)
+            values = [_run(network, wanted, pixels) for network in networks]
+            for place in wanted:
+                x = torch.cat([v[place] for v in values], dim=1).double()
+                count, mean, square = totals.get(place, (0, 0.0, 0.0))
+                totals[place] = (count + len(x), mean + x.sum(0), square + x.T @ x)
+    found: dict[str, list[Tensor]] = {}
+    for place in wanted:
+        found.setdefault(place.space, []).append(_pearson(*totals.pop(place)))
+    return {space: torch.stack(matrices).mean(0) for space, matrices in found.items()}
+
+
+def grams(
+    network: nn.Module, modules: Sequence[str], images: Tensor, batch: int, device: torch.device
+) -> dict[str, Tensor]:
+    """X^T X / rows of the inputs of linear layers and patch projections, [in, in], fp64, by module name.
+
+    All tokens are rows; a convolution's input is unfolded into its patches, channels first.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    handles = []
+
+    def add(name: str, module: nn.Module, value: Tensor) -> None:
+        x = _rows(module, value.detach()).double()
+        sums[name] = sums.get(name, 0) + x.T @ x
+        counts[name] = counts.get(name, 0) + len(x)
+
+    for name in modules:
+        handles.append(network.get_submodule(name).register_forward_pre_hook(_on_module_input(add, name)))
+    try:
+        with torch.inference_mode():
+            for rows in batches(len(images), batch):
+                network(images[rows].to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _rows(module: nn.Module, value: Tensor) -> Tensor:
+    if isinstance(module, nn.Conv2d):
+        patches = F.unfold(value, module.kernel_size, padding=module.padding, stride=module.stride)  # type: ignore[arg-type]
+        value = patches.transpose(1, 2)
+    return value.reshape(-1, value.shape[-1])
+
+
+def _run(network: nn.Module, wanted: Sequence[Place], pixels: Tensor) -> Mapping[Place, Tensor]:
+    with recording(network, wanted) as seen:
+        network(pixels)
+    return dict(seen)
+
+
+def _pearson(count: int, total: Tensor, square: Tensor) -> Tensor:
+    mean = total / count
+    covariance = square / count - mean[:, None] * mean
+    deviation = covariance.diagonal().clamp(min=0).sqrt()
+    dead = deviation <= 1e-9 * deviation.max().clamp(min=1e-300)
+    scale = torch.where(dead, torch.zeros_like(deviation), 1 / deviation.clamp(min=1e-300))
+    return (covariance * scale[:, None] * scale).clamp(-1, 1)
+
+
+Keep = Callable[[Place, Tensor], None]
+
+
+def _on_input(keep: Keep, place: Place) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        keep(place, inputs[0])
+
+    return hook
+
+
+def _on_output(keep: Keep, place: Place) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        keep(place, output)
+
+    return hook
+
+
+def _on_module_input(
+    add: Callable[[str, nn.Module, Tensor], None], name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        add(name, module, inputs[0])
+
+    return hook

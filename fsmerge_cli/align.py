@@ -1,0 +1,123 @@
+"""Bring every source into the basis of source 1 by reordering its units: activation matching, head-safe.
+
+Assignment on the correlation of activations per space; spaces of attention heads are matched with an inner
+assignment for every pair of heads and an outer one over heads (Verma & Elbayad, arXiv 2403.00986; Git Re-Basin,
+arXiv 2209.04836, for plain spaces).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from fsmerge_cli.activations import correlations
+from fsmerge_cli.errors import ConfigError, DataError
+from fsmerge_cli.features import network
+from fsmerge_cli.methods.base import Problem
+from fsmerge_cli.permute import Permutations, blocks, permute, shares_inner_order
+from fsmerge_cli.plan import Plan
+
+
+def require_one_width(plan: Plan, method: str) -> None:
+    """Refuse sources whose widths or numbers of heads differ from the merged model's."""
+    heads = all(len({space.heads[0], *space.heads[1]}) == 1 for space in plan.spaces.values() if space.heads)
+    if not plan.same_width or not heads:
+        raise ConfigError(
+            f"method={method} needs sources of one width and one number of heads, the merged model's. "
+            "Take method=fs_merge or method=kd, which do not."
+        )
+
+
+def require_images(problem: Problem, method: str) -> None:
+    """Refuse a problem without images."""
+    if len(problem.images) == 0:
+        raise DataError(
+            f"method={method} needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 "
+            "or more."
+        )
+
+
+def similarities(problem: Problem) -> dict[str, Tensor]:
+    """Correlations of all sources' units on all images, by space: [k size, k size]."""
+    networks = [network(s, problem.device) for s in problem.sources]
+    batch = problem.hardware.eval_batch
+    return correlations(problem.plan, networks, problem.images.images, batch, problem.device)
+
+
+def match_all(plan: Plan, found: Mapping[str, Tensor], k: int) -> list[dict[str, Tensor]]:
+    """One permutation per space and source that aligns the source to source 1 (which keeps its order)."""
+    sizes = {name: space.merged for name, space in plan.spaces.items()}
+    matched: list[dict[str, Tensor]] = [{name: torch.arange(size) for name, size in sizes.items()}]
+    for i in range(1, k):
+        cross = {name: c[: sizes[name], i * sizes[name] : (i + 1) * sizes[name]] for name, c in found.items()}
+        matched.append(match(plan, cross))
+    return matched
+
+
+def match(plan: Plan, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Permutations p that maximise sum_j similarity[j, p[j]] in every space, heads kept whole.
+
+    similarity: by space, [size, size], source 1's units as rows.
+    """
+    permutations: dict[str, Tensor] = {}
+    orders: dict[str, Tensor] = {}
+    leading_first = sorted(plan.spaces, key=lambda name: plan.spaces[name].order != name)
+    for name in leading_first:
+        space = plan.spaces[name]
+        if space.heads is None or space.order is None:
+            permutations[name] = assignment(similarity[name])
+            continue
+        H = space.heads[0]
+        d = space.merged // H
+        pairs = similarity[name].reshape(H, d, H, d).permute(0, 2, 1, 3)  # [H of source 1, H, d, d]
+        if shares_inner_order(plan, name):
+            inner = assignment(_paired(pairs, orders.get(space.order)).sum(0)).expand(H, H, d)
+        else:
+            inner = torch.stack([torch.stack([assignment(pairs[g, h]) for h in range(H)]) for g in range(H)])
+        if space.order not in orders:
+            scores = pairs.gather(3, inner[..., None]).sum((2, 3))
+            orders[space.order] = assignment(scores)
+        order = orders[space.order]
+        permutations[name] = blocks(order, inner[torch.arange(H), order])
+    return permutations
+
+
+def assignment(similarity: Tensor) -> Tensor:
+    """Columns p that maximise sum_j similarity[j, p[j]] (scipy's Hungarian solver)."""
+    _, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
+    return torch.from_numpy(columns)
+
+
+def aligned(problem: Problem, how: str) -> tuple[Problem, list[Tensor]]:
+    """The problem with its sources in source 1's basis, and one map [d, d] per source back to its own features."""
+    size = problem.plan.spaces[problem.plan.features.space].merged
+    identity = torch.eye(size, device=problem.device)
+    if how == "none":
+        return problem, [identity] * len(problem.sources)
+    permutations = match_all(problem.plan, similarities(problem), len(problem.sources))
+    sources = [
+        replace(s, weights=permute(problem.plan, s.weights, p)) for s, p in zip(problem.sources, permutations)
+    ]
+    return replace(problem, sources=sources), back_to_sources(problem, permutations)
+
+
+def back_to_sources(problem: Problem, permutations: Sequence[Permutations]) -> list[Tensor]:
+    """The matrices that undo the permutation of the features: f[p[j]] = f'[j]."""
+    space = problem.plan.features.space
+    size = problem.plan.spaces[space].merged
+    matrices = []
+    for own in permutations:
+        matrix = torch.zeros(size, size)
+        matrix[own[space], torch.arange(size)] = 1.0
+        matrices.append(matrix.to(problem.device))
+    return matrices
+
+
+def _paired(pairs: Tensor, order: Tensor | None) -> Tensor:
+    """The head pairs that one shared inner order is found from: the matched ones, where they are known."""
+    H = len(pairs)
+    return pairs.flatten(0, 1) if order is None else pairs[torch.arange(H), order]

@@ -1,0 +1,28 @@
+"""Activation matching: reorder every source's units to fit source 1, then average (Git Re-Basin family)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.align import aligned, require_images, require_one_width
+from fsmerge_cli.methods.average import Average
+from fsmerge_cli.methods.base import Method, Problem, Solution
+from fsmerge_cli.options import FORBID
+
+
+@dataclass(frozen=True, config=FORBID)
+class ActivationMatching(Method):
+    """Permutations only, heads kept whole; exact for every source by itself, so all loss is the average's."""
+
+    uses_images: ClassVar[bool] = True
+
+    name: Literal["activation_matching"] = "activation_matching"
+
+    def fit(self, problem: Problem) -> Solution:
+        """Match, reorder, average; the heads read through the permutation of the features."""
+        require_one_width(problem.plan, self.name)
+        require_images(problem, self.name)
+        ordered, back = aligned(problem, "activations")
+        return Solution(Average().fit(ordered).weights, tuple(back))

@@ -1,0 +1,56 @@
+"""RegMean (arXiv 2212.09849): every linear layer by least squares on the sources' inputs, in closed form."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.activations import grams
+from fsmerge_cli.align import aligned, require_images, require_one_width
+from fsmerge_cli.features import network
+from fsmerge_cli.methods.base import Method, Problem, Solution
+from fsmerge_cli.options import FORBID
+from fsmerge_cli.regression import linear_modules, mean, solve
+
+
+@dataclass(frozen=True, config=FORBID)
+class Regression(Method, ABC):
+    """Abstract: the options of RegMean and RegMean++.
+
+    scale: factor of the off-diagonal entries of the Gram matrices. align: none, or activations (reorder the
+    units of every source to fit source 1 first: across initialisations the closed form needs it).
+    """
+
+    uses_images: ClassVar[bool] = True
+
+    scale: Annotated[float, Field(ge=0, le=1)] = 0.9
+    align: Literal["none", "activations"] = "activations"
+
+
+@dataclass(frozen=True, config=FORBID)
+class RegMean(Regression):
+    """Grams of each source's inputs on its own task's images; biases, norms and tables are averaged."""
+
+    name: Literal["regmean"] = "regmean"
+
+    def fit(self, problem: Problem) -> Solution:
+        """Align, stream the Gram matrices, solve layer by layer."""
+        require_one_width(problem.plan, self.name)
+        require_images(problem, self.name)
+        problem, back = aligned(problem, self.align)
+        weights, modules = problem.weights(), linear_modules(problem.plan)
+        batch = problem.hardware.eval_batch
+        stats = [
+            grams(network(s, problem.device), modules, problem.own_images(i), batch, problem.device)
+            for i, s in enumerate(problem.sources)
+        ]
+        merged = {name: mean(weights, name) for name in weights[0]}
+        worst = 0.0
+        for module in modules:
+            name = f"{module}.weight"
+            merged[name], condition = solve([s[module] for s in stats], [w[name] for w in weights], self.scale)
+            worst = max(worst, condition)
+        return Solution(merged, tuple(back), facts={"condition_number": worst})

@@ -1,0 +1,64 @@
+"""RegMean++ (arXiv 2508.03121): like RegMean, but with the inputs that the already merged layers produce."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.activations import grams
+from fsmerge_cli.align import aligned, require_images, require_one_width
+from fsmerge_cli.features import network
+from fsmerge_cli.methods.base import Problem, Solution
+from fsmerge_cli.methods.regmean import Regression
+from fsmerge_cli.options import FORBID
+from fsmerge_cli.plan import Plan
+from fsmerge_cli.regression import linear_modules, mean, solve
+
+
+@dataclass(frozen=True, config=FORBID)
+class RegMeanPlusPlus(Regression):
+    """Layer by layer: source i's own layer, fed by the merged layers before it on task i's images."""
+
+    name: Literal["regmean_pp"] = "regmean_pp"
+
+    def fit(self, problem: Problem) -> Solution:
+        """Embeddings are averaged first, then each layer is solved on the merged prefix."""
+        require_one_width(problem.plan, self.name)
+        require_images(problem, self.name)
+        problem, back = aligned(problem, self.align)
+        weights, modules = problem.weights(), linear_modules(problem.plan)
+        batch = problem.hardware.eval_batch
+        merged = {name: mean(weights, name) for name in weights[0]}
+        done: set[str] = set()
+        worst = 0.0
+        for stage, names in enumerate(stages(problem.plan)):
+            inside = [m for m in modules if f"{m}.weight" in names]
+            if inside and (stage > 0 or re.search(r"\d", inside[0])):  # tables and patches are averaged
+                stats = []
+                for i, source in enumerate(problem.sources):
+                    hybrid = {n: merged[n] if n in done else t for n, t in weights[i].items()}
+                    module = network(replace(source, weights=hybrid), problem.device)
+                    stats.append(grams(module, inside, problem.own_images(i), batch, problem.device))
+                for module_name in inside:
+                    name = f"{module_name}.weight"
+                    solved = solve([s[module_name] for s in stats], [w[name] for w in weights], self.scale)
+                    merged[name], worst = solved[0], max(worst, solved[1])
+            done |= set(names)
+        return Solution(merged, tuple(back), facts={"condition_number": worst})
+
+
+def stages(plan: Plan) -> list[list[str]]:
+    """Tensor names in the order in which a forward pass needs them: before the layers, layer 0, 1, ..., after."""
+    found: dict[int, list[str]] = {}
+    layers = [int(m.group()) for m in (re.search(r"\d+", name) for name in plan.roles) if m]
+    last = max(layers, default=0)
+    inside = False
+    for name in plan.roles:
+        index = re.search(r"\d+", name)
+        inside = inside or index is not None
+        stage = int(index.group()) if index else (last + 1 if inside else -1)
+        found.setdefault(stage, []).append(name)
+    return [found[stage] for stage in sorted(found)]

@@ -1,0 +1,110 @@
+"""Spherical interpolation of every tensor; for more than two sources the Karcher mean on the sphere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fsmerge_cli.align import aligned, require_images, require_one_width
+from fsmerge_cli.errors import ConfigError, MismatchError
+from fsmerge_cli.methods.base import Method, Problem, Solution
+from fsmerge_cli.options import FORBID
+
+PARALLEL = 0.9995
+"""Cosine above which interpolation is linear, and below whose negative there is no shortest way."""
+
+
+@dataclass(frozen=True, config=FORBID)
+class Slerp(Method):
+    """Tensor by tensor, on the weights as they are (not normalised).
+
+    t: 0 gives source 1, 1 source 2; other numbers of sources take 0.5 (equal shares). align: none, or
+    activations (reorder the units of every source to fit source 1 first; needs images).
+    """
+
+    name: Literal["slerp"] = "slerp"
+    t: Annotated[float, Field(ge=0, le=1)] = 0.5
+    align: Literal["none", "activations"] = "none"
+
+    def fit(self, problem: Problem) -> Solution:
+        """Interpolate every tensor; MismatchError names those that point in opposite directions."""
+        require_one_width(problem.plan, self.name)
+        k = len(problem.sources)
+        if k != 2 and self.t != 0.5:
+            raise ConfigError(f"method.t={self.t} is for two sources; {k} are merged with equal shares (t=0.5).")
+        if self.align != "none":
+            require_images(problem, f"{self.name} method.align={self.align}")
+        problem, back = aligned(problem, self.align)
+        shares = [1 - self.t, self.t] if k == 2 else [1 / k] * k
+        merged, opposite = {}, []
+        weights = problem.weights()
+        for name in weights[0]:
+            tensors = [w[name] for w in weights]
+            if not tensors[0].is_floating_point() or name.endswith(("running_mean", "running_var")):
+                merged[name] = _mean(tensors, shares)
+            elif _smallest_cosine(tensors) < -PARALLEL:
+                opposite.append(
+                    f"{name} points in opposite directions in two sources; slerp has no way between them"
+                )
+            else:
+                merged[name] = slerp(tensors, shares)
+        if opposite:
+            raise MismatchError(opposite)
+        return Solution(merged, tuple(back))
+
+
+def slerp(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """The weighted Karcher mean of `tensors`; for two of them [sin((1-t)w) a + sin(tw) b] / sin w.
+
+    The mean is found for the directions, in the coordinates of the k directions themselves (a k x k problem in
+    fp64), and the coefficients are then applied to the tensors as they are. Where all are nearly parallel, or
+    one is zero, the mean is linear.
+    """
+    flat = [t.double().flatten() for t in tensors]
+    norms = torch.stack([f.norm() for f in flat])
+    if bool((norms == 0).any()) or _smallest_cosine(tensors) > PARALLEL:
+        return _mean(tensors, shares)
+    units = torch.stack(flat) / norms[:, None]
+    coefficients = _karcher(units @ units.T, torch.tensor(shares, dtype=torch.float64, device=units.device))
+    return (coefficients @ torch.stack(flat)).reshape(tensors[0].shape).to(tensors[0].dtype)
+
+
+def _karcher(gram: Tensor, shares: Tensor, steps: int = 100) -> Tensor:
+    """Coefficients c of the mean direction u = sum_i c_i x_i of unit vectors with this Gram matrix.
+
+    Fixed point of u <- exp_u(sum_i shares_i log_u(x_i)), starting from the chordal mean.
+    """
+    c = shares / (shares @ gram @ shares).sqrt()
+    for _ in range(steps):
+        cosine = (gram @ c).clamp(-1, 1)
+        angle = cosine.arccos()
+        factor = torch.where(angle > 1e-12, angle / angle.sin().clamp(min=1e-300), torch.ones_like(angle))
+        tangent = shares * factor - (shares * factor * cosine).sum() * c
+        length = (tangent @ gram @ tangent).clamp(min=0).sqrt()
+        if length < 1e-14:
+            break
+        c = length.cos() * c + length.sin() * tangent / length
+    return c
+
+
+def _smallest_cosine(tensors: Sequence[Tensor]) -> float:
+    flat = [t.double().flatten() for t in tensors]
+    smallest = math.inf
+    for i, a in enumerate(flat):
+        for b in flat[:i]:
+            product = float(a.norm() * b.norm())
+            smallest = min(smallest, float(a @ b) / product if product else 1.0)
+    return smallest
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    if not tensors[0].is_floating_point():
+        return tensors[0].clone()
+    total = sum(share * t.double() for share, t in zip(shares, tensors))
+    return torch.as_tensor(total).to(tensors[0].dtype)

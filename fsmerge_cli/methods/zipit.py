@@ -1,0 +1,119 @@
+"""ZipIt (arXiv 2305.03053): merge correlated units, within a source too; head-safe for attention."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fsmerge_cli.align import match_all, require_images, require_one_width, similarities
+from fsmerge_cli.features import batches
+from fsmerge_cli.fold import fold
+from fsmerge_cli.maps import maps_of_spaces
+from fsmerge_cli.methods.base import Method, Problem, Solution
+from fsmerge_cli.options import FORBID
+from fsmerge_cli.permute import shares_inner_order
+from fsmerge_cli.plan import Space
+from fsmerge_cli.spaces import Unit
+from fsmerge_cli.zipping import zip_units
+
+Zipped = tuple[list[Tensor], list[Tensor]]
+"""Merge matrices M_i [d', d_i] and unmerge matrices U_i [d_i, d'] of one space."""
+
+
+@dataclass(frozen=True, config=FORBID)
+class ZipIt(Method):
+    """One merge matrix per space (the residual stream has one), from correlations on all tasks' images.
+
+    a: a cluster's similarities are multiplied by it when it grows (0: pairs only, in effect). b: share of a
+    source's merges that may be within itself. Attention heads are assigned to source 1's heads, and zipped
+    inside each group of heads.
+    """
+
+    uses_images: ClassVar[bool] = True
+
+    name: Literal["zipit"] = "zipit"
+    a: Annotated[float, Field(ge=0, le=1)] = 0.3
+    b: Annotated[float, Field(ge=0, le=1)] = 0.125
+
+    def fit(self, problem: Problem) -> Solution:
+        """Zip every space, fold, and estimate running statistics again."""
+        require_one_width(problem.plan, self.name)
+        require_images(problem, self.name)
+        plan, weights = problem.plan, problem.weights()
+        similar = similarities(problem)
+        matched = match_all(plan, similar, len(weights)) if any(s.heads for s in plan.spaces.values()) else None
+        zipped = {}
+        for name, space in plan.spaces.items():
+            own = None if matched is None or space.heads is None else [m[name] for m in matched]
+            shared = own is not None and shares_inner_order(plan, name)
+            zipped[name] = self._zip(similar[name], space, len(weights), own, shared)
+        merge = {name: pair[0] for name, pair in zipped.items()}
+        unmerge = {name: pair[1] for name, pair in zipped.items()}
+        units = {
+            name: _merge_unit(role, [w[name] for w in weights], merge[role.port.space])
+            for name, role in plan.roles.items()
+            if isinstance(role, Unit)
+        }
+        maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
+        folded = reestimated(problem, fold(plan, maps, weights))
+        readouts = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
+        return Solution(folded, readouts, maps=maps)
+
+    def _zip(self, similar: Tensor, space: Space, k: int, matched: list[Tensor] | None, shared: bool) -> Zipped:
+        if matched is None or space.heads is None:
+            return zip_units(similar, k, self.a, self.b)
+        n, H = space.merged, space.heads[0]
+        d = n // H
+        merge = [torch.zeros(n, n, dtype=similar.dtype) for _ in range(k)]
+        unmerge = [torch.zeros(n, n, dtype=similar.dtype) for _ in range(k)]
+        for h in range(H):
+            rows = [m[h * d : (h + 1) * d] for m in matched]  # this head's units in every source
+            inside = slice(h * d, (h + 1) * d)
+            if shared:  # q/k norms allow one inner order for all heads and nothing else
+                small: Zipped = (
+                    [torch.eye(d, dtype=similar.dtype) / k] * k,
+                    [torch.eye(d, dtype=similar.dtype)] * k,
+                )
+            else:
+                at = torch.cat([own + i * n for i, own in enumerate(rows)])
+                small = zip_units(similar[at][:, at], k, self.a, self.b)
+            for i, own in enumerate(rows):
+                merge[i][inside, own] = small[0][i]
+                unmerge[i][own, inside] = small[1][i]
+        return merge, unmerge
+
+
+def _merge_unit(role: Unit, vectors: list[Tensor], merge: list[Tensor]) -> Tensor:
+    """sum_i M_i u_i; a vector that all heads share follows the order of the first head."""
+    total = torch.zeros(len(vectors[0]), dtype=torch.float64)
+    for vector, M in zip(vectors, merge):
+        own = M
+        if role.per_head:
+            d = len(vector)
+            rows = M[:d]
+            own = rows.reshape(d, -1, d).sum(1)
+        total += own.double().cpu() @ vector.double().cpu()
+    return total.to(vectors[0].dtype)
+
+
+def reestimated(problem: Problem, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights with BatchNorm's running statistics taken on the images again, where there are any."""
+    module = problem.plan.skeleton()
+    module.load_state_dict({name: t.detach().clone() for name, t in weights.items()}, assign=True)
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if not norms:
+        return weights
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative mean
+        norm.train()
+    images = problem.images.images
+    with torch.no_grad():
+        for rows in batches(len(images), max(2, problem.hardware.eval_batch)):
+            if len(images[rows]) > 1:  # the variance of one row is not defined
+                module(images[rows].to(problem.device))
+    return dict(module.eval().state_dict())

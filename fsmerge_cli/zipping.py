@@ -1,0 +1,80 @@
+"""ZipIt's greedy clustering of units (arXiv 2305.03053, section 4), with O(n^2) memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def zip_units(similarity: Tensor, k: int, a: float, b: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Merge k n units into n clusters, most similar pairs first.
+
+    similarity: [k n, k n] of the concatenated units. Merging p and q leaves p with the smaller of both
+    similarities to everything else (complete linkage), times `a`. Every source may spend `int((k n - n) / k b)`
+    merges within itself. Returns M_i [n, n] (normalised: clusters are averaged) and U_i [n, n] (not normalised:
+    every member reads its cluster).
+    """
+    total = len(similarity)
+    n = total // k
+    cluster = _cluster(similarity.cpu().double().clone(), k, n, a, int((total - n) / k * b))
+    kept, member = torch.unique(cluster, return_inverse=True)
+    P = torch.zeros(total, len(kept), dtype=torch.float64)
+    P[torch.arange(total), member] = 1.0
+    merge = (P / P.sum(0)).T
+    return list(torch.split(merge, n, dim=1)), list(torch.split(P, n, dim=0))
+
+
+def _cluster(S: Tensor, k: int, n: int, a: float, within: int) -> Tensor:
+    """Index of the cluster's first unit for every unit; S [k n, k n] is used up.
+
+    The best partner of every row is kept and mended where a merge touched it, so that a step costs O(k n)
+    unless partners are lost.
+    """
+    total, original = len(S), S.clone()
+    never = -torch.inf
+    owner = torch.arange(total) // n
+    budget = [within] * k
+    cluster = torch.arange(total)
+    alive = torch.ones(total, dtype=torch.bool)
+    S.fill_diagonal_(never)
+    for source in range(k):
+        if within == 0:
+            _forbid(S, owner == source)
+    best, partner = S.max(1)
+    for _ in range(total - n):
+        p = int(best.argmax())
+        if best[p] == never:  # every pair left shares a source; only possible with three sources or more
+            S.copy_(original)
+            S[~alive], S[:, ~alive] = never, never
+            S.fill_diagonal_(never)
+            best, partner = S.max(1)
+            p = int(best.argmax())
+        q = int(partner[p])
+        p, q = min(p, q), max(p, q)
+        row = torch.minimum(S[p], S[q])
+        # Pairs that are forbidden to one of the two by its source's spent budget stay forbidden to the cluster.
+        row = torch.where(row == never, row, row * a)
+        row[[p, q]] = never
+        S[p], S[:, p] = row, row
+        S[q], S[:, q] = never, never
+        cluster[cluster == q] = p
+        alive[q] = False
+        if owner[p] == owner[q]:
+            source = int(owner[p])
+            budget[source] -= 1
+            if budget[source] == 0:
+                _forbid(S, owner == source)
+                best, partner = S.max(1)
+                continue
+        stale = (partner == p) | (partner == q)
+        stale[p] = True
+        best[stale], partner[stale] = S[stale].max(1)
+        better = row > best
+        best[better], partner[better] = row[better], p
+        best[~alive] = never
+    return cluster
+
+
+def _forbid(S: Tensor, rows: Tensor) -> None:
+    """No more merges among `rows`."""
+    S[rows[:, None] & rows] = -torch.inf

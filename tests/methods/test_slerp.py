@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fsmerge_cli.errors import ConfigError, MismatchError
+from fsmerge_cli.methods import Problem
+from fsmerge_cli.methods.slerp import Slerp, slerp
+from tests.conftest import mlp_source
+
+Make = Callable[..., Problem]
+
+
+def vectors(k: int = 2, n: int = 7, seed: int = 0) -> list[torch.Tensor]:
+    return list(torch.randn(k, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 3)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_two_tensors_follow_the_formula_on_unnormalised_inputs(t: float) -> None:
+    a, b = vectors()
+    w = math.acos(float(a @ b / a.norm() / b.norm()))
+    expected = (math.sin((1 - t) * w) * a + math.sin(t * w) * b) / math.sin(w)
+    torch.testing.assert_close(slerp([a, b], [1 - t, t]), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_t_0_gives_source_1_and_t_1_source_2() -> None:
+    a, b = vectors()
+    torch.testing.assert_close(slerp([a, b], [1.0, 0.0]), a)
+    torch.testing.assert_close(slerp([a, b], [0.0, 1.0]), b)
+
+
+def test_orthogonal_vectors() -> None:
+    a, b = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])
+    torch.testing.assert_close(slerp([a, b], [0.5, 0.5]), torch.tensor([math.sqrt(2), 2 * math.sqrt(2)]))
+
+
+def test_nearly_parallel_and_zero_tensors_are_interpolated_linearly() -> None:
+    a = torch.tensor([1.0, 0.0, 0.0])
+    b = torch.tensor([1.0, 0.02, 0.0])  # cosine 0.9998
+    assert torch.equal(slerp([a, b], [0.75, 0.25]), torch.tensor([1.0, 0.005, 0.0]))
+    assert torch.equal(slerp([a, 0 * a], [0.75, 0.25]), torch.tensor([0.75, 0.0, 0.0]))
+
+
+def test_just_below_the_threshold_it_is_spherical() -> None:
+    a, angle = torch.tensor([1.0, 0.0]).double(), math.acos(0.9994)
+    b = torch.tensor([math.cos(angle), math.sin(angle)]).double()
+    middle = slerp([a, b], [0.5, 0.5])
+    assert float(middle.norm()) == pytest.approx(1.0, abs=1e-7)  # a linear mean would be shorter
+    assert float((a + b).norm() / 2) < 0.99986
+
+
+def test_the_karcher_mean_of_unit_vectors_has_no_mean_tangent() -> None:
+    units = [v / v.norm() for v in vectors(4, 6)]
+    units = [u if u @ units[0] > 0 else -u for u in units]
+    mean = slerp(units, [0.25] * 4)
+    assert float(mean.norm()) == pytest.approx(1.0)
+    logs = []
+    for u in units:
+        angle = math.acos(float(u @ mean))
+        logs.append(angle / math.sin(angle) * (u - math.cos(angle) * mean))
+    assert float(sum(logs).norm()) < 1e-9
+
+
+def test_opposite_tensors_stop_and_are_named(make_problem: Make) -> None:
+    first = mlp_source("a", [8, 8], 1)
+    flipped = {n: -t if n == "fc1.weight" else t for n, t in first.weights.items()}
+    with pytest.raises(MismatchError) as error:
+        Slerp().fit(make_problem([first, replace(first, name="b", weights=flipped)]))
+    assert error.value.reasons == (
+        "fc1.weight points in opposite directions in two sources; slerp has no way between them",
+    )
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_model_with_itself_is_that_model(make_problem: Make, norm: str) -> None:
+    first = mlp_source("a", [8, 8], 1, norm=norm)
+    solution = Slerp().fit(make_problem([first, replace(first, name="b"), replace(first, name="c")]))
+    for name, tensor in solution.weights.items():
+        torch.testing.assert_close(tensor, first.weights[name], rtol=1e-6, atol=1e-7)
+
+
+def test_t_is_for_two_sources(make_problem: Make) -> None:
+    sources = [mlp_source(n, [8], i) for i, n in enumerate("abc")]
+    with pytest.raises(ConfigError) as error:
+        Slerp(t=0.3).fit(make_problem(sources))
+    assert str(error.value) == "method.t=0.3 is for two sources; 3 are merged with equal shares (t=0.5)."
