@@ -64,13 +64,14 @@ def tensors_sha256(tensors: dict[str, Tensor]) -> str:
 
 def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and configuration of a timm hub name; SourceError where the hub cannot be reached."""
-    import timm
+    from timm.models import create_model
 
     try:
-        model = timm.create_model(name, pretrained=True)
+        _probe_hub(str(hub_config(name).get("hf_hub_id") or ""))
+        model = create_model(name, pretrained=True)
     except Exception as error:  # timm, huggingface_hub and the network each raise their own
         raise SourceError(
-            f"{where}: the hub weights '{name}' cannot be loaded ({type(error).__name__}: {_first_line(error)}). "
+            f"{where}: the hub cannot be reached for the weights '{name}' ({_first_line(error)}). "
             "Pass a local checkpoint instead: models.sources.N.checkpoint=PATH"
         ) from None
     config = {
@@ -79,6 +80,27 @@ def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "pretrained_cfg": dict(cast(Any, model.pretrained_cfg)),
     }
     return dict(model.state_dict()), config
+
+
+def _probe_hub(repository: str) -> None:
+    """Ask the hub once, briefly, before the loader tries for a minute; weights already on disk need no hub."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    repository = repository.removesuffix("/")
+    cached = any(
+        isinstance(try_to_load_from_cache(repository, file), str)
+        for file in ("model.safetensors", "open_clip_model.safetensors")
+    )
+    if repository and not cached:
+        HfApi().model_info(repository, timeout=10)
+
+
+def hub_config(name: str) -> dict[str, Any]:
+    """What timm knows of hub weights without reaching the hub: preprocessing and number of classes."""
+    from timm.models import get_pretrained_cfg
+
+    found = get_pretrained_cfg(name)
+    return {} if found is None else dict(cast(Any, found).to_dict())
 
 
 def _first_line(error: Exception) -> str:

@@ -101,7 +101,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     with report.Reporter(Console(stderr=True)) as progress:
         result = merge(
             keys["models"]["sources"],
-            data=keys["data"],
+            data=keys.get("data"),
             method=keys["method"],
             hardware=keys["hardware"],
             seed=keys["seed"],

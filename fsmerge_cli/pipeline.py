@@ -28,7 +28,7 @@ from fsmerge_cli.progress import Progress, silent
 from fsmerge_cli.result import MergeResult, versions
 from fsmerge_cli.scoring import Score, TestSet, ensemble_forward, merged_forward, score
 from fsmerge_cli.sources import Source, SourceSpec, load
-from fsmerge_cli.zoo import materialise
+from fsmerge_cli.zoo import materialise, named_labels
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -84,8 +84,9 @@ def merge(
 
 def check(models: Models, method: str | Mapping[str, Any] | Method = "average") -> Plan:
     """Load the sources and compile the plan; raises MismatchError with every reason why they cannot merge."""
+    chosen = _method(method)
     sources = [load(materialise(spec, silent)) for spec in _sources(models)]
-    return compile_plan(sources, _method(method).width)
+    return compile_plan(sources, chosen.width, chosen.heads)
 
 
 def _run(
@@ -106,7 +107,7 @@ def _run(
         )
     with clock.phase("sources"):
         sources = [load(materialise(spec, progress)) for spec in specs]
-    plan = compile_plan(sources, method.width)
+    plan = compile_plan(sources, method.width, method.heads)
     with hardware.session() as device:
         with clock.phase("data"):
             images, notes = _draw(data, sources, seed)
@@ -156,8 +157,9 @@ def _score(
     tests = TestSet(tasks, tuple(sets), problem.hardware.workers, problem.hardware.eval_batch)
     truth = tests.truth()
     headed = [i for i, s in enumerate(sources) if s.head]
+    labels = [s.head.labels for s in sources if s.head]
     reference = tests.predict(ensemble_forward(sources, device), device, problem.progress, "sources")
-    ensemble = score(reference, reference, truth, tasks, headed)
+    ensemble = score(reference, reference, truth, tasks, headed, labels)
     rows = {
         name: Score({name: ensemble.tasks[name]} if name in ensemble.tasks else {}, {}, {name: 0.0})
         for name in tasks
@@ -173,7 +175,7 @@ def _score(
         heads = [fold_head(s.head.to(device), U) if s.head else None for s, U in zip(sources, candidate.readouts)]
         forward = merged_forward(backbone.eval(), candidate.readouts, heads)
         outputs = tests.predict(forward, device, problem.progress, name)
-        rows[name] = score(outputs, reference, truth, tasks, headed)
+        rows[name] = score(outputs, reference, truth, tasks, headed, labels)
     if isinstance(method, Average):
         rows["merged"] = rows["average"]
     return rows
@@ -224,7 +226,7 @@ def _preprocessing_notes(sources: Sequence[Source]) -> list[str]:
 def _sources(models: Models) -> list[SourceSpec]:
     entries = presets.load("models", models)["sources"] if isinstance(models, str) else models
     return [
-        entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}")
+        named_labels(entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}"))
         for i, entry in enumerate(entries)
     ]
 

@@ -120,28 +120,22 @@ def score(
     truth: tuple[Tensor, Tensor],
     tasks: Sequence[str],
     headed: Sequence[int],
+    labels: Sequence[Sequence[str]],
 ) -> Score:
     """Compare a model's outputs with the labels and with the sources' features (`reference`).
 
-    truth: task [n] and class [n]. headed: index of the task that each entry of `outputs.logits` belongs to.
+    truth: task [n] and class [n]. headed: index of the task that each entry of `outputs.logits` belongs to,
+    labels: its class names.
     """
     task, label = truth
     scores: dict[str, TaskScore] = {}
     for position, index in enumerate(headed):
-        own = task == index
+        own = (task == index) & (label >= 0)
         if bool(own.any()):
             answers = outputs.logits[position][own]
             right = (answers.argmax(1) == label[own]).float().mean().item()
             scores[tasks[index]] = TaskScore(int(own.sum()), right, F.cross_entropy(answers, label[own]).item())
-    joint = {}
-    if len(headed) > 1 and scores:
-        offsets = torch.tensor([0, *(a.shape[1] for a in outputs.logits)]).cumsum(0)
-        place = {index: int(offsets[position]) for position, index in enumerate(headed)}
-        seen = torch.tensor([int(t) in place for t in task])
-        want = torch.tensor([place.get(int(t), 0) for t in task]) + label
-        softmax = torch.cat([a.softmax(1) for a in outputs.logits], 1)
-        for protocol, values in (("softmax", softmax), ("logits", torch.cat(outputs.logits, 1))):
-            joint[protocol] = (values.argmax(1) == want)[seen].float().mean().item()
+    joint = _joint(outputs.logits, task, label, headed, labels) if len(headed) > 1 and scores else {}
     errors = {}
     for index, name in enumerate(tasks):
         own = task == index
@@ -151,3 +145,23 @@ def score(
             error = (outputs.features[index][own].double() - target).square().mean().item()
             errors[name] = error / spread
     return Score(scores, joint, errors)
+
+
+def _joint(
+    logits: Sequence[Tensor], task: Tensor, label: Tensor, headed: Sequence[int], labels: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Accuracy among the labels of all tasks, by protocol; an answer is right when its label's name is.
+
+    Tasks that share a label set have each label twice, and either head may give it.
+    """
+    names = [name for own in labels for name in own]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    column = torch.tensor([number[name] for name in names])
+    offset = {index: sum(len(own) for own in labels[:position]) for position, index in enumerate(headed)}
+    seen = torch.tensor([int(t) in offset for t in task]) & (label >= 0)
+    want = column[torch.tensor([offset.get(int(t), 0) for t in task]) + label.clamp(min=0)]
+    answers = {"softmax": torch.cat([a.softmax(1) for a in logits], 1), "logits": torch.cat(list(logits), 1)}
+    return {
+        protocol: (column[values.argmax(1)] == want)[seen].float().mean().item()
+        for protocol, values in answers.items()
+    }

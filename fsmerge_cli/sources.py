@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.checkpoints import file_sha256, read_config, read_hub, read_tensors, tensors_sha256
+from fsmerge_cli.checkpoints import file_sha256, hub_config, read_config, read_hub, read_tensors, tensors_sha256
 from fsmerge_cli.errors import SourceError, unknown
 from fsmerge_cli.options import FORBID, Count, Flag, NonNegativeFloat, Positive, PositiveFloat, Text
 from fsmerge_cli.preprocessing import PLAIN, Preprocessing, fold_normalisation
@@ -47,17 +47,18 @@ class SourceSpec:
     name: the task's name. arch: a timm name, or `{family: ..., options}`; null where the checkpoint's
     config.json says it. checkpoint: a folder (config.json + model.safetensors [+ heads.safetensors]) or a
     .safetensors file; null with a timm name takes the hub's weights. head: name of the head inside the
-    checkpoint; null takes the only one. labels: class names in the order of the head's rows; null takes the
-    checkpoint's. mean, std: per channel, of the normalisation that the source was trained with (pixels in
-    0..1); null takes the checkpoint's. normalize: whether the head reads features of unit length (as CLIP's
-    do); null takes the checkpoint's. recipe: how to train the source where no checkpoint is given.
+    checkpoint; null takes the only one. labels: class names in the order of the head's rows, or the name of a
+    label set of the recipe's data set; null takes the checkpoint's. mean, std: per channel, of the
+    normalisation that the source was trained with (pixels in 0..1); null takes the checkpoint's. normalize:
+    whether the head reads features of unit length (as CLIP's do); null takes the checkpoint's. recipe: how to
+    train the source where no checkpoint is given.
     """
 
     name: Text
     arch: Text | dict[str, Any] | None = None
     checkpoint: Text | None = None
     head: Text | None = None
-    labels: tuple[Text, ...] | None = None
+    labels: Text | tuple[Text, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     normalize: Flag | None = None
@@ -117,14 +118,15 @@ class Source:
 def load(spec: SourceSpec) -> Source:
     """Read the source that `spec` names. Raises SourceError, in the user's words."""
     heads: tuple[dict[str, Tensor], dict[str, str]] = {}, {}
+    hub = hub_name(spec)
     if spec.checkpoint is None:
-        if not isinstance(spec.arch, str):
+        if hub is None:
             raise SourceError(
                 f"source '{spec.name}' has no checkpoint and no recipe. "
                 "Pass a folder or a .safetensors file: models.sources.N.checkpoint=PATH"
             )
-        where, origin = f"source '{spec.name}'", f"hub:{spec.arch}"
-        tensors, config = read_hub(spec.arch, where)
+        where, origin = f"source '{spec.name}'", f"hub:{hub}"
+        tensors, config = read_hub(hub, where)
         digest = tensors_sha256(tensors)
     else:
         path = Path(spec.checkpoint).expanduser()
@@ -135,6 +137,8 @@ def load(spec: SourceSpec) -> Source:
         digest = file_sha256(file)
         if path.is_dir() and (path / "heads.safetensors").is_file():
             heads = read_tensors(path / "heads.safetensors", where)
+    if hub and not config.get("pretrained_cfg"):
+        config = {**config, "pretrained_cfg": hub_config(hub)}
     family, arch = architecture(spec, config, where)
     head, tensors = _split_head(spec, family.head(arch), tensors, heads, where)
     stated = config.get("pretrained_cfg") or {}
@@ -142,6 +146,12 @@ def load(spec: SourceSpec) -> Source:
     std = spec.std or tuple(stated.get("std") or (1.0,))
     weights = fold_normalisation(family, arch, tensors, mean, std, where)
     return Source(spec.name, family, arch, weights, head, origin, digest, Preprocessing.of(stated))
+
+
+def hub_name(spec: SourceSpec) -> str | None:
+    """Timm's name of the weights that an entry asks for, if it does: an architecture with a tag."""
+    name = spec.arch if isinstance(spec.arch, str) else (spec.arch or {}).get("name")
+    return name if isinstance(name, str) and "." in name else None
 
 
 def model_config(family: Family, arch: Any, preprocessing: Preprocessing | None = None) -> dict[str, Any]:
@@ -207,7 +217,8 @@ def _split_head(
     if chosen not in names:
         raise SourceError(f"{where}: {unknown('head', chosen, names)}")
     weight = stored[f"{chosen}.weight"]
-    classes = spec.labels or tuple(facts["labels"].get(chosen, ())) or tuple(str(c) for c in range(len(weight)))
+    given = (spec.labels,) if isinstance(spec.labels, str) else spec.labels
+    classes = given or tuple(facts["labels"].get(chosen, ())) or tuple(str(c) for c in range(len(weight)))
     unit = chosen in facts["normalize"] if spec.normalize is None else spec.normalize
     readout = stored.get(f"{chosen}.readout")
     return Head(weight, stored.get(f"{chosen}.bias"), classes, unit, readout), backbone

@@ -37,11 +37,27 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fsmerge")
 
 
+def named_labels(spec: SourceSpec) -> SourceSpec:
+    """The same source with its labels spelled out, where it names a label set of its recipe's data set."""
+    if not isinstance(spec.labels, str):
+        return spec
+    if spec.recipe is None:
+        raise ConfigError(
+            f"source '{spec.name}': labels={spec.labels} names a label set, but only a source with a recipe has "
+            "some. Give a list: models.sources.N.labels=[...]"
+        )
+    sets = _dataset(spec).label_sets()
+    if spec.labels not in sets:
+        raise ConfigError(f"source '{spec.name}': {unknown('label set', spec.labels, sets)}")
+    return replace(spec, labels=sets[spec.labels])
+
+
 def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
     """The same source with a checkpoint: as it is, or trained from its recipe where it has none."""
     if spec.checkpoint is not None or spec.recipe is None:
         return spec
-    if spec.labels is None or spec.arch is None:
+    spec = named_labels(spec)
+    if not isinstance(spec.labels, tuple) or spec.arch is None:
         raise SourceError(f"source '{spec.name}': a recipe needs arch and labels as well.")
     folder = cache_folder() / "sources" / content_key(spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +92,7 @@ def _sound(folder: Path) -> bool:
 
 def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
     family, arch = architecture(spec, {}, f"source '{spec.name}'")
-    labels = spec.labels or ()
+    labels = spec.labels if isinstance(spec.labels, tuple) else ()
     data = _dataset(spec)()  # type: ignore[call-arg]  # concrete data sets have defaults
     images = data.build("train", Task(spec.name, labels), ToPixels(arch.input_size))
     if images is None:

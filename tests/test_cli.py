@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from fsmerge_cli import __version__, check, presets
 from fsmerge_cli.cli import COMMANDS, HELP, main
-from fsmerge_cli.cli.list import HELP as LIST_HELP
-from fsmerge_cli.cli.merge import HELP as MERGE_HELP
+from fsmerge_cli.cli.list_command import HELP as LIST_HELP
+from fsmerge_cli.cli.merge_command import HELP as MERGE_HELP
 from fsmerge_cli.config import TOP
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.hardware import Hardware
@@ -274,8 +274,8 @@ REFUSED: list[tuple[str, str]] = [
         for override in ("method.lr=[1", "method.lr", "output.dir=a b}")
     ),
     (
-        f"merge {PAIR} models.sources.1.checkpoint=nowhere/model.safetensors",
-        "source 'high': nowhere/model.safetensors does not exist. Check models.sources.N.checkpoint.",
+        f"merge {PAIR} models.sources.0.checkpoint=nowhere/model.safetensors",
+        "source 'low': nowhere/model.safetensors does not exist. Check models.sources.N.checkpoint.",
     ),
     (
         f"merge {PAIR} models.sources.0.arch.family=mpl",

@@ -93,8 +93,9 @@ def test_every_option_composes_instantiates_and_reads_the_same_without_hydra(gro
         assert len({spec.name for spec in specs}) == len(specs) >= 2
         for spec in specs:
             assert spec.arch is not None
-            arch = dict(spec.arch)
-            build(SPECS[arch.pop("family")].arch, arch, "arch")
+            if isinstance(spec.arch, dict) and "family" in spec.arch:  # else one of timm's names
+                arch = dict(spec.arch)
+                build(SPECS[arch.pop("family")].arch, arch, "arch")
     else:
         chosen = choose(REGISTRIES[group], values[group], group)
         assert chosen.name == values[group]["name"]
@@ -104,8 +105,9 @@ def test_every_option_composes_instantiates_and_reads_the_same_without_hydra(gro
 @pytest.mark.parametrize("name", presets.names("models"))
 def test_models_bring_their_images_along_with_and_without_hydra(name: str) -> None:
     data = presets.default_data(name)
-    assert data in DATASETS
-    assert plain(composed(f"+models={name}"))["data"] == presets.load("data", data)
+    found = plain(composed(f"+models={name}")).get("data")
+    assert found == (None if data is None else presets.load("data", data))
+    assert data is not None or not name.startswith("digits_")
 
 
 def test_data_given_beside_models_wins() -> None:

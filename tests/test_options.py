@@ -34,9 +34,10 @@ class Small:
     kind: Literal["round", "square"] = "round"
     many: Count | Literal["all"] = "all"
     width: Positive | tuple[Positive, ...] | None = None
+    names: tuple[Text, ...] = ()
 
 
-KEYS = "decay, kind, loud, many, name, rate, seed, share, size, width"
+KEYS = "decay, kind, loud, many, name, names, rate, seed, share, size, width"
 
 
 def refused(cls: type[Any], values: Any, where: str = "small") -> str:
@@ -97,9 +98,9 @@ def test_every_mistake_is_said_at_once() -> None:
 
 
 def test_a_mistake_inside_a_list_is_said_with_its_position() -> None:
-    assert refused(SourceSpec, {"name": "a", "labels": ["x", 3, "y", 4]}, "models.sources.1").splitlines() == [
-        "models.sources.1.labels.1: should be a valid string, got 3.",
-        "models.sources.1.labels.3: should be a valid string, got 4.",
+    assert refused(Small, {"size": 1, "names": ["x", 3, "y", 4]}, "list.1").splitlines() == [
+        "list.1.names.1: should be a valid string, got 3.",
+        "list.1.names.3: should be a valid string, got 4.",
     ]
 
 

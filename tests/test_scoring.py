@@ -15,7 +15,14 @@ def test_scores_against_a_hand_computed_case() -> None:
     task, label = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 0])
     features = [torch.tensor([[0.0], [2.0], [0.0], [0.0]]), torch.tensor([[0.0], [0.0], [1.0], [3.0]])]
     estimates = [features[0] + 1.0, features[1]]
-    found = score(Outputs([head_a, head_b], estimates), Outputs([], features), (task, label), ("a", "b"), [0, 1])
+    found = score(
+        Outputs([head_a, head_b], estimates),
+        Outputs([], features),
+        (task, label),
+        ("a", "b"),
+        [0, 1],
+        [("0", "1"), ("2", "3", "4")],
+    )
     assert (found.tasks["a"].top1, found.tasks["b"].top1) == (0.5, 1.0)
     assert found.tasks["a"].count == 2
     loss = (math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(1.0))) / 2
@@ -32,8 +39,25 @@ def test_headless_tasks_are_scored_on_features_alone() -> None:
     features = [torch.randn(4, 3), torch.randn(4, 3)]
     task = torch.tensor([0, 0, 1, 1])
     found = score(
-        Outputs([torch.eye(4, 2)], features), Outputs([], features), (task, task.clone()), ("a", "b"), [1]
+        Outputs([torch.eye(4, 2)], features),
+        Outputs([], features),
+        (task, task.clone()),
+        ("a", "b"),
+        [1],
+        [("x", "y")],
     )
     assert found.tasks.keys() == {"b"}
     assert found.joint == {}
     assert found.feature_error == {"a": 0.0, "b": 0.0}
+
+
+def test_tasks_that_share_labels_may_be_answered_by_either_head() -> None:
+    right = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
+    wrong = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    truth = torch.tensor([0, 1]), torch.tensor([0, 1])
+    features = [torch.zeros(2, 1)] * 2
+    outputs = Outputs([right, wrong], features)
+    shared = score(outputs, Outputs([], features), truth, ("a", "b"), [0, 1], [("cat", "dog"), ("cat", "dog")])
+    apart = score(outputs, Outputs([], features), truth, ("a", "b"), [0, 1], [("cat", "dog"), ("ant", "bee")])
+    assert shared.joint == {"softmax": 1.0, "logits": 1.0}
+    assert apart.joint == {"softmax": 0.5, "logits": 0.5}

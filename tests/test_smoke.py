@@ -15,7 +15,6 @@ from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.sources import SourceSpec, load
 
-
 OTHER_WIDTHS = ["average", "fs_merge", "kd"]
 
 

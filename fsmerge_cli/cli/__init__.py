@@ -75,7 +75,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise ConfigError(unknown("command", name, COMMANDS) + " See fsmerge --help.")
-    command = import_module(f"fsmerge_cli.cli.{name}")
+    command = import_module(f"fsmerge_cli.cli.{name}_command")  # `list` alone would hide the builtin
     if any(argument in ("-h", "--help") for argument in rest):
         sys.stdout.write(command.HELP)
         return 0

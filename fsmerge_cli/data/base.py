@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass as plain_dataclass
 from typing import Literal
 
@@ -87,6 +87,11 @@ class DataConfig(ABC):
     augment: Literal["none", "shift"] = "none"
     views: Positive = 4
     validation: Share = 0.1
+
+    @classmethod
+    def label_sets(cls) -> Mapping[str, tuple[str, ...]]:
+        """Label sets that a source may name instead of listing its labels; none by default."""
+        return {}
 
     @abstractmethod
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:

@@ -1,7 +1,7 @@
 """Images in folders: class folders, or flat folders of unlabelled images, one folder per task.
 
 ROOT/TASK/train/...          images for the merge: class folders or flat
-ROOT/TASK/test/CLASS/...     labelled images for the evaluation
+ROOT/TASK/test/...           images for the evaluation: class folders, or flat (then on features alone)
 ROOT/TASK/...                no train/ and test/: class folders are split by file name, flat images
                              all go to the merge and nothing is evaluated on labels
 """
@@ -46,8 +46,8 @@ class Folder(DataConfig):
             files = []
         else:
             files = [f for f in _files(folder, task) if self._belongs(split, f[1], f[0], folder)]
-        if split == "test":
-            files = [(path, label) for path, label in files if label >= 0]
+        if split == "test":  # without labels, test images still tell how well features are kept
+            files = [(path, label) for path, label in files if label >= 0] or files
             if not files:
                 return None
         if not files:

@@ -34,6 +34,15 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    def regroup(self, groups: Sequence[int | None]) -> Images:
+        """The images of the tasks that have a group, with the group as their task."""
+        table = torch.tensor([-1 if g is None else g for g in groups])
+        task = table[self.task]
+        kept = task >= 0
+        place = kept.cumsum(0) - 1
+        train, validation = (place[rows[kept[rows]]] for rows in (self.train, self.validation))
+        return Images(self.images[kept], task[kept], train, validation)
+
 
 def draw(config: DataConfig, sets: Sequence[ImageSet], seed: int) -> Images:
     """Draw `images_per_task` images of each task, and their augmented views.

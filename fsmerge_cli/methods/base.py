@@ -64,13 +64,15 @@ class Solution:
 class Method(ABC):
     """Abstract: a frozen dataclass of options with one verb.
 
-    name: key in METHODS. width: of the merged model's features, or one per layer (null: source 1's own).
+    name: key in METHODS. width: of the merged model's features, or one per layer (null: source 1's own). heads:
+    attention heads of the merged model (null: source 1's number).
     """
 
     uses_images: ClassVar[bool] = False
 
     name: str
     width: Positive | tuple[Positive, ...] | None = None
+    heads: Positive | None = None
 
     @abstractmethod
     def fit(self, problem: Problem) -> Solution:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, Structure, start_maps
 from fsmerge_cli.methods.base import Problem, Solution, Trained
-from fsmerge_cli.options import FORBID, Positive
+from fsmerge_cli.options import FORBID, Flag, Positive
+from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.supernet import SuperNet
 
 
@@ -21,15 +24,19 @@ class FSMerge(Trained):
     maps: diagonal, low_rank (diagonal + rank-`rank` product), full, or heads (attention spaces: one block per
     head, then heads are mixed; other spaces low_rank). rank: at the width of the features;
     other spaces take it in proportion. start: first (the merged model is source 1) or average.
+    sequential: merge two sources, then the result with the third, and so on, instead of all at once.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
     maps: Structure = "full"
     rank: Positive = 12
     start: Start = "first"
+    sequential: Flag = False
 
     def fit(self, problem: Problem) -> Solution:
         """Train the SuperNet in its folded form and fold it once more at the end."""
+        if self.sequential and len(problem.sources) > 2:
+            return self._fit_one_by_one(problem)
         weights = problem.weights()
         maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed)
         supernet = SuperNet(problem.plan, maps.to(problem.device), weights)
@@ -38,3 +45,21 @@ class FSMerge(Trained):
             folded = {n: t.detach().clone() for n, t in fold(problem.plan, maps, weights).items()}
             readouts = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
         return Solution(folded, readouts, trace, maps)
+
+    def _fit_one_by_one(self, problem: Problem) -> Solution:
+        """The merged model so far is the first source of every next pair; its readouts are chained."""
+        k = len(problem.sources)
+        so_far = problem.sources[0]
+        readouts: list[Tensor] = []
+        losses: list[float] = []
+        for i in range(1, k):
+            pair = [replace(so_far, head=None), problem.sources[i]]
+            groups = [0 if j < i else 1 if j == i else None for j in range(k)]
+            plan = compile_plan(pair, self.width, self.heads)
+            step = replace(problem, plan=plan, sources=pair, images=problem.images.regroup(groups))
+            solution = replace(self, sequential=False).fit(step)
+            first, new = solution.readouts
+            readouts = [U @ first for U in readouts or [torch.eye(first.shape[0], device=first.device)]] + [new]
+            so_far = replace(so_far, arch=plan.arch, weights=solution.weights)
+            losses += solution.trace.loss
+        return Solution(solution.weights, tuple(readouts), replace(solution.trace, loss=tuple(losses)))

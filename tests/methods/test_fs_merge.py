@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fsmerge_cli.errors import DataError
+from fsmerge_cli.features import network
 from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.fs_merge import FSMerge
@@ -75,3 +76,24 @@ def test_no_images_is_said(make_problem: Make, name: str) -> None:
         "this method needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 or more, "
         "or method=average, which needs none."
     )
+
+
+def test_sequential_merging_chains_the_readouts(make_problem: Make) -> None:
+    sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
+    problem = make_problem(sources, per_task=40, held=4)
+    solution = FSMerge(steps=150, lr=1e-2, sequential=True, batch_size=16).fit(problem)
+    assert len(solution.trace.loss) == 300
+    assert [tuple(U.shape) for U in solution.readouts] == [(6, 6)] * 3
+    backbone = problem.plan.skeleton()
+    backbone.load_state_dict(dict(solution.weights), assign=True)
+    for i, (source, U) in enumerate(zip(sources, solution.readouts)):
+        own = problem.own_images(i)
+        target = network(source)(own)
+        error = (backbone(own) @ U.T - target).square().mean()
+        unmerged = (network(sources[0])(own) - target).square().mean()
+        assert error < (0.5 * unmerged if i else 0.5 * target.var())
+
+
+def test_two_sources_are_the_same_sequentially(make_problem: Make) -> None:
+    a, b = (FSMerge(steps=5, sequential=s).fit(make_problem()) for s in (False, True))
+    assert all(torch.equal(a.weights[n], b.weights[n]) for n in a.weights)

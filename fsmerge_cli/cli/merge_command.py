@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fsmerge_cli.cli.list import listing
+from fsmerge_cli.cli.list_command import listing
 from fsmerge_cli.errors import ConfigError
 
 HELP = """usage: fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
