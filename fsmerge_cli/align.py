@@ -17,9 +17,9 @@ from torch import Tensor
 from fsmerge_cli.activations import correlations
 from fsmerge_cli.errors import ConfigError, DataError
 from fsmerge_cli.features import network
-from fsmerge_cli.methods.base import Problem
 from fsmerge_cli.permute import Permutations, blocks, permute, shares_inner_order
 from fsmerge_cli.plan import Plan
+from fsmerge_cli.problem import Problem
 
 
 def require_one_width(plan: Plan, method: str) -> None:

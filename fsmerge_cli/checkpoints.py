@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +44,28 @@ def read_config(path: Path, where: str) -> dict[str, Any]:
         raise SourceError(f"{where}: config.json is not valid JSON ({error}).") from None
     if not isinstance(config, dict):
         raise SourceError(f"{where}: config.json should hold an object, it holds {type(config).__name__}.")
+    for key in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise SourceError(f"{where}: {key} in config.json should be an object, it is {config[key]!r}.")
     return config
+
+
+def numbers(stated: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
+    """A list of numbers in config.json; empty where there is none."""
+    values = stated.get(key) or []
+    if not isinstance(values, list | tuple) or not all(isinstance(v, int | float) for v in values):
+        raise SourceError(f"{where}: {key} in config.json should be a list of numbers, it is {values!r}.")
+    return tuple(float(value) for value in values)
+
+
+def plain(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Weights as fp32 (counters stay whole numbers); SourceError where a value is not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise SourceError(
+                f"{where}: {name} holds values that are not finite. Train or download the model again."
+            )
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def file_sha256(path: Path) -> str:

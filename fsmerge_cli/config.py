@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.text import Text as Line
 
 from fsmerge_cli import report
-from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.errors import ConfigError, describe, unknown
 from fsmerge_cli.explain import explain
 from fsmerge_cli.options import FORBID, Flag, Text, build
 
@@ -61,8 +61,6 @@ def launch(arguments: Sequence[str]) -> int:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="merge")
 def _entry(config: DictConfig) -> dict[str, Any]:
     """One job. It never raises: Hydra would show the error of a sweep's job only after all others ended."""
-    from fsmerge_cli.cli import fail
-
     overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("hydra.")]
     label = " ".join(override.lstrip("+") for override in overrides)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -71,7 +69,9 @@ def _entry(config: DictConfig) -> dict[str, Any]:
             Console(stderr=True).rule(Line(label), align="left")
         evaluation = run_job(config, overrides)
     except Exception as error:
-        _codes.append(fail(error))
+        text, code = describe(error)
+        sys.stderr.write(text)
+        _codes.append(code)
         return {"run": label, "exit_code": _codes[-1], "error": str(error)}
     _codes.append(0)
     row = evaluation["rows"].get("merged", {"tasks": {}, "mean_top1": None, "joint_top1": {}})
@@ -92,6 +92,9 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError("the configuration is not a mapping.")
     keys = {str(key): value for key, value in values.items()}
     strangers = [unknown("key", key, TOP) for key in keys if key not in TOP]
+    strangers += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
+    if "sources" not in (keys.get("models", {"sources": 0})):
+        strangers.append("models.sources is missing.")
     if strangers:
         raise ConfigError("\n".join(strangers))
     output = build(Output, keys["output"], "output")
@@ -131,6 +134,11 @@ def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
 
 class SweepSummary(Callback):
     """Hydra callback: keeps each job's outcome in the sweep's folder and ends with one table of all runs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget the jobs of an earlier sweep into the same folder."""
+        for path in (Path(config.hydra.sweep.dir) / "jobs").glob("*.json"):
+            path.unlink()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Runs where the job ran, which may be another process or machine."""

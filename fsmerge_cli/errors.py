@@ -15,6 +15,8 @@ Every message says what is wrong, where, which options there are and what to do 
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
 
 
@@ -58,6 +60,16 @@ class OutputError(UserError):
 
 class TrainingError(FsmergeError):
     """The training itself failed, for example because the loss became NaN."""
+
+
+def describe(error: Exception) -> tuple[str, int]:
+    """What to show on standard error and the exit code; a traceback only where it helps (or FSMERGE_DEBUG=1)."""
+    known = isinstance(error, FsmergeError)
+    shown = not known or os.environ.get("FSMERGE_DEBUG") == "1"
+    trace = "".join(traceback.format_exception(error)) if shown else ""
+    if isinstance(error, FsmergeError):
+        return f"{trace}fsmerge: error: {error}\n", error.exit_code
+    return f"{trace}fsmerge: this is a bug in fsmerge; please report it with the lines above\n", 1
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> str:

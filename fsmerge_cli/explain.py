@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fsmerge_cli import presets
 from fsmerge_cli.errors import ConfigError, unknown
@@ -39,24 +40,29 @@ def _unknown_keys(arguments: Sequence[str]) -> list[str]:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     groups = [o for o in parsed if o.get_key_element().lstrip("+~") in presets.GROUPS]
-    base = _compose([str(o.input_line) for o in groups])
-    messages = []
-    for override in parsed:
-        key = override.get_key_element()
-        if override in groups or key.startswith(("+", "~", "hydra")):
-            continue
-        message = _missing(base, key)
-        if message:
-            messages.append(message)
-    return messages
+    keys = [o.get_key_element() for o in parsed if o not in groups]
+    for choice in product(*(_choices(group) for group in groups)):  # of a sweep, until one has a fault
+        base = _compose(choice)
+        messages = [_missing(base, key) for key in keys if not key.startswith(("+", "~", "hydra"))]
+        messages += [_missing_place(base, key.lstrip("+")) for key in keys if key.startswith("++")]
+        if any(messages):
+            return [message for message in messages if message]
+    return []
+
+
+def _choices(group: Override) -> list[str]:
+    """The overrides that a sweep over a group makes of it; itself where it is no sweep."""
+    if not group.is_sweep_override():
+        return [str(group.input_line)]
+    return [f"{group.get_key_element()}={value}" for value in group.sweep_string_iterator()]
 
 
 def _compose(groups: Sequence[str]) -> DictConfig:
-    """The configuration of the chosen groups alone; of a sweep, its first choice."""
+    """The configuration of the chosen groups alone."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
-            return compose("merge", overrides=[re.sub(r"=([^,\[]*),.*", r"=\1", g) for g in groups])
+            return compose("merge", overrides=list(groups))
     except HydraException:  # the groups are wrong too, or lie in a folder of the user's own
         return OmegaConf.create()
 
@@ -74,4 +80,22 @@ def _missing(base: DictConfig, key: str) -> str | None:
             return unknown(f"key in {'.'.join(path)}" if path else "key", part, options)
         path.append(part)
         place = place[part]
+    return None
+
+
+def _missing_place(base: DictConfig, key: str) -> str | None:
+    """A message where `key` names a place that a list of the configuration does not have."""
+    place: Any = base
+    path: list[str] = []
+    for part in key.split("."):
+        if isinstance(place, ListConfig):
+            places = [str(i) for i in range(len(place))]
+            if part not in places:
+                return unknown(f"key in {'.'.join(path)}", part, places)
+            place = place[int(part)]
+        elif isinstance(place, DictConfig) and part in place:
+            place = place[part]
+        else:
+            return None
+        path.append(part)
     return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -24,19 +25,20 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """An instance of the pydantic dataclass `cls` from `values`; `where` is the key it stands under.
+    """An instance of the pydantic dataclass `cls` from `values`; `where` is the key it stands under ("": none).
 
     Raises ConfigError naming every unknown key (with the nearest one), wrong type and value out of range.
     """
+    _mapping(values, where)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
-        raise ConfigError("\n".join(_sentences(error, where, known))) from None
+        raise ConfigError("\n".join(_sentences(error, where, cls))) from None
 
 
 def choose(registry: Mapping[str, type[T]], values: Mapping[str, Any], kind: str) -> T:
     """Build the entry of `registry` that `values["name"]` asks for."""
+    _mapping(values, kind)
     name = values.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"{kind}.name is missing. Available: {', '.join(sorted(registry))}.")
@@ -45,24 +47,49 @@ def choose(registry: Mapping[str, type[T]], values: Mapping[str, Any], kind: str
     return build(registry[name], values, kind)
 
 
-SHOULD_BE = "Input should be "
+def _mapping(values: object, where: str) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: should be keys and values, got {values!r}.")
 
 
-def _sentences(error: ValidationError, where: str, known: Iterable[str]) -> list[str]:
+def _sentences(error: ValidationError, where: str, cls: type[Any]) -> list[str]:
     """One sentence per key; a value may fail in each way that its type allows."""
     sentences: list[str] = []
     expected: dict[tuple[str, str], list[str]] = {}
     for item in error.errors():
-        name = str(item["loc"][0]) if item["loc"] else ""
+        path, owner = _path(item["loc"], where, cls)
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            sentences.append(unknown(f"key in {where}", str(item["loc"][-1]), known))
-        elif item["type"] == "missing":
-            sentences.append(f"{where}.{name} is missing.")
+            name = str(item["loc"][-1])
+            place = path.removesuffix(f".{name}")
+            sentences.append(unknown(f"key in {place}", name, [f.name for f in fields(owner)]))
+        elif item["type"].startswith("missing"):
+            sentences.append(f"{path} is missing.")
         else:
-            # A second part that is a number is a place in a list; other parts name the type that was tried.
-            key = ".".join([where, name, *(str(part) for part in item["loc"][1:] if isinstance(part, int))])
-            expected.setdefault((key, f"got {item['input']!r}"), []).append(item["msg"])
-    for (key, got), messages in expected.items():
-        wanted = " or ".join(dict.fromkeys(message.removeprefix(SHOULD_BE) for message in messages))
-        sentences.append(f"{key}: should be {wanted}, {got}.")
+            expected.setdefault((path, f"got {item['input']!r}"), []).append(_wanted(item["msg"]))
+    for (path, got), messages in expected.items():
+        wanted = " or ".join(dict.fromkeys(messages)).replace(" or be ", " or ")
+        sentences.append(f"{path}: should {wanted}, {got}.")
     return sentences
+
+
+def _path(loc: Sequence[int | str], where: str, cls: type[Any]) -> tuple[str, type[Any]]:
+    """The dotted key of a mistake and the dataclass it stands in; parts that name a tried type are left out."""
+    parts, owner = [where] if where else [], cls
+    inner: Any = cls
+    for number, part in enumerate(loc):
+        hints = get_type_hints(inner, include_extras=True) if is_dataclass(inner) else {}
+        if isinstance(part, int) or part in hints or (hints and number == len(loc) - 1):
+            parts.append(str(part))
+            owner = inner if hints else owner
+            inner = next((t for t in _types(hints.get(str(part))) if is_dataclass(t)), None)
+    return ".".join(parts), owner
+
+
+def _types(hint: Any) -> list[Any]:
+    return [hint, *(inner for argument in get_args(hint) for inner in _types(argument))]
+
+
+def _wanted(message: str) -> str:
+    """Pydantic's "Input should be a valid integer" -> "be a valid integer"."""
+    wanted = re.sub(r"^\w+ should ", "", message)
+    return re.sub(r" after validation, not \d+$", "", wanted)

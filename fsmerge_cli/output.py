@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,37 @@ FINISHED = "evaluation.json"
 
 
 @contextmanager
-def claim(folder: Path, overwrite: bool, finished: str = FINISHED) -> Iterator[Path]:
+def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Iterator[Path]:
     """Reserve `folder` for one writer; yields an empty folder beside it that takes its name on success.
 
     Raises OutputError where another run holds the folder, where it is finished and `overwrite` is off, where
-    it holds files that this package did not write, or where it cannot be written. Nothing is left behind on
-    failure; an older result is only replaced by a complete one.
+    it holds files that this package did not write, or where it cannot be written. finished: the file that marks
+    a folder as ours (None: it is ours whatever it holds). Nothing is left behind on failure; an older result is
+    only replaced by a complete one. Errors of the caller's own block pass through as they are.
     """
-    folder = folder.expanduser().absolute()
-    try:
-        with _parents(folder), _lock(folder):
+    with ExitStack() as stack:
+        with _explained(folder):
+            folder = folder.expanduser().resolve()
+            stack.enter_context(_parents(folder))
+            stack.enter_context(_lock(folder))
+            _clean(folder)
             _check_free(folder, overwrite, finished)
-            yield from _fill(folder)
+            temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+            temporary.mkdir()
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        yield temporary
+        with _explained(folder):
+            _publish(temporary, folder)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Say what stands in the way of writing `folder` in the user's words."""
+    try:
+        yield
     except Timeout:
         raise OutputError(
-            f"another run is writing {folder}. Wait for it, or choose another output.dir=..."
+            f"another run is writing {folder.absolute()}. Wait for it, or choose another output.dir=..."
         ) from None
     except PermissionError as error:
         raise OutputError(
@@ -43,7 +60,12 @@ def claim(folder: Path, overwrite: bool, finished: str = FINISHED) -> Iterator[P
         ) from None
     except (FileExistsError, NotADirectoryError):
         raise OutputError(
-            f"cannot make the folder {folder}: a part of the path is a file. Choose another output.dir=..."
+            f"cannot make the folder {folder.absolute()}: a part of the path is a file. "
+            "Choose another output.dir=..."
+        ) from None
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {folder.absolute()}: {error.strerror}. Choose another output.dir=..."
         ) from None
 
 
@@ -102,12 +124,12 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
 
 
-def _check_free(folder: Path, overwrite: bool, finished: str) -> None:
+def _check_free(folder: Path, overwrite: bool, finished: str | None) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file, not a folder. Choose another output.dir=...")
-    if not any(folder.iterdir()):
+    if finished is None or not any(folder.iterdir()):
         return
     if not (folder / finished).is_file():
         raise OutputError(
@@ -120,16 +142,19 @@ def _check_free(folder: Path, overwrite: bool, finished: str) -> None:
         )
 
 
-def _fill(folder: Path) -> Iterator[Path]:
-    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by a killed run; we hold the lock
-        shutil.rmtree(stale)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-    temporary.mkdir()
-    try:
-        yield temporary
-        _publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _clean(folder: Path) -> None:
+    """Take away what a killed run left; we hold the lock. A result that it had moved aside comes back."""
+    old = _aside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d+|old)\.tmp")
+    for path in folder.parent.iterdir():
+        if pattern.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.old.tmp"
 
 
 def _publish(temporary: Path, folder: Path) -> None:
@@ -137,10 +162,14 @@ def _publish(temporary: Path, folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    if folder.exists():
-        old = folder.parent / f".{folder.name}.old.tmp"
-        folder.rename(old)
+    if not folder.exists():
         temporary.rename(folder)
-        shutil.rmtree(old)
-    else:
+        return
+    old = _aside(folder)
+    folder.rename(old)
+    try:
         temporary.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)

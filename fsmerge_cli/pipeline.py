@@ -16,7 +16,7 @@ from fsmerge_cli import presets
 from fsmerge_cli.data import DATASETS, DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import Split, ToPixels
 from fsmerge_cli.data.queries import Images, draw
-from fsmerge_cli.errors import DataError
+from fsmerge_cli.errors import ConfigError, DataError
 from fsmerge_cli.fold import fold_head
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS, Method, Problem, Solution
@@ -66,7 +66,7 @@ def merge(
     """
     specs, data = _sources(models), _data(models, data)
     chosen, machine = _method(method), _hardware(hardware)
-    settings = build(Run, {"seed": seed, "overwrite": overwrite}, "run")
+    settings = build(Run, {"seed": seed, "overwrite": overwrite}, "")
     machine.resolve()
     options = {
         "models": {"sources": [asdict(spec) for spec in specs]},
@@ -224,7 +224,9 @@ def _preprocessing_notes(sources: Sequence[Source]) -> list[str]:
 
 
 def _sources(models: Models) -> list[SourceSpec]:
-    entries = presets.load("models", models)["sources"] if isinstance(models, str) else models
+    entries: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
+    if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
+        raise ConfigError(f"models.sources: should be a list of sources, got {entries!r}.")
     return [
         named_labels(entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}"))
         for i, entry in enumerate(entries)

@@ -13,6 +13,9 @@ from fsmerge_cli.sources import Source
 from fsmerge_cli.spaces import Mapped, Port, Role, Unit
 from fsmerge_cli.specs import Compiled, Family, compile_table
 
+ROWS = ("ensemble", "average", "merged")
+"""Rows of the score table beside the sources; no source can be called like them."""
+
 SHOWN = 3
 """How many differing parameters a message names before it says how many more there are."""
 
@@ -120,6 +123,9 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
     names = [s.name for s in sources]
     for name in sorted({n for n in names if names.count(n) > 1}):
         yield f"the task name '{name}' is used {names.count(name)} times; give each source a name of its own"
+    for name in ROWS:
+        if name in names:
+            yield f"the task name '{name}' is a row of the score table; give the source another name"
     first = sources[0]
     for other in sources[1:]:
         if other.family is not first.family:

@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.checkpoints import file_sha256, hub_config, read_config, read_hub, read_tensors, tensors_sha256
+from fsmerge_cli.checkpoints import (
+    file_sha256,
+    hub_config,
+    numbers,
+    plain,
+    read_config,
+    read_hub,
+    read_tensors,
+    tensors_sha256,
+)
 from fsmerge_cli.errors import SourceError, unknown
 from fsmerge_cli.options import FORBID, Count, Flag, NonNegativeFloat, Positive, PositiveFloat, Text
 from fsmerge_cli.preprocessing import PLAIN, Preprocessing, fold_normalisation
@@ -137,13 +146,14 @@ def load(spec: SourceSpec) -> Source:
         digest = file_sha256(file)
         if path.is_dir() and (path / "heads.safetensors").is_file():
             heads = read_tensors(path / "heads.safetensors", where)
+    tensors, heads = plain(tensors, where), (plain(heads[0], where), heads[1])
     if hub and not config.get("pretrained_cfg"):
         config = {**config, "pretrained_cfg": hub_config(hub)}
     family, arch = architecture(spec, config, where)
     head, tensors = _split_head(spec, family.head(arch), tensors, heads, where)
     stated = config.get("pretrained_cfg") or {}
-    mean = spec.mean or tuple(stated.get("mean") or (0.0,))
-    std = spec.std or tuple(stated.get("std") or (1.0,))
+    mean = spec.mean or numbers(stated, "mean", where) or (0.0,)
+    std = spec.std or numbers(stated, "std", where) or (1.0,)
     weights = fold_normalisation(family, arch, tensors, mean, std, where)
     return Source(spec.name, family, arch, weights, head, origin, digest, Preprocessing.of(stated))
 

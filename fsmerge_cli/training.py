@@ -143,7 +143,8 @@ def train(
         losses.append(_finite(loss.item(), step))
         progress(Event("train", step + 1, schedule.steps, {"loss": losses[-1]}))
         if len(images.validation) and ((step + 1) % every == 0 or step + 1 == schedule.steps):
-            error = _mean(_errors(student, pixels, targets, images.validation, hardware, device))
+            errors = _errors(student, pixels, targets, images.validation, hardware, device)
+            error = _finite(_mean(errors), step)
             seen.append((step + 1, error))
             if best is None or error < best[0]:
                 best = error, step + 1, {n: t.detach().clone() for n, t in student.state_dict().items()}
@@ -179,7 +180,7 @@ def _errors(
 
 def _mean(values: Sequence[float]) -> float:
     finite = [v for v in values if not math.isnan(v)]
-    return sum(finite) / len(finite)
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _finite(loss: float, step: int) -> float:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fsmerge_cli.sources import Recipe, SourceSpec, architecture, model_config
 from fsmerge_cli.specs import Family
 
 SEAL = "seal.json"
-"""Written last: the SHA-256 of the weights. An entry without it, or with other weights, is trained again."""
+"""Written last: the SHA-256 of every file. An entry without it, or with another file, is trained again."""
 
 
 def cache_folder() -> Path:
@@ -60,8 +61,16 @@ def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
     if not isinstance(spec.labels, tuple) or spec.arch is None:
         raise SourceError(f"source '{spec.name}': a recipe needs arch and labels as well.")
     folder = cache_folder() / "sources" / content_key(spec)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # a second process waits and then finds the entry
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder.parent / f"{folder.name}.lock")
+            stack.enter_context(lock)  # a second process waits and then finds the entry
+        except OSError:
+            raise ConfigError(
+                f"cannot write the cache of embedded sources, {folder.parent}. "
+                "Choose another folder: FSMERGE_CACHE=FOLDER"
+            ) from None
         if not _sound(folder):
             _train_into(folder, spec, progress)
     return replace(spec, checkpoint=str(folder))
@@ -85,8 +94,8 @@ def content_key(spec: SourceSpec) -> str:
 def _sound(folder: Path) -> bool:
     try:
         seal = json.loads((folder / SEAL).read_text())
-        return bool(seal["sha256"] == file_sha256(folder / "model.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(seal) and all(file_sha256(folder / name) == sha256 for name, sha256 in seal.items())
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 
@@ -101,7 +110,7 @@ def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
     pixels, classes = torch.stack([p for p, _ in pairs]), torch.tensor([c for _, c in pairs])
     recipe = spec.recipe or Recipe(data="", seed=0)
     backbone, head = fit_classifier(family, arch, len(labels), pixels, classes, recipe, spec.name, progress)
-    with claim(folder, overwrite=True, finished=SEAL) as temporary:
+    with claim(folder, overwrite=True, finished=None) as temporary:
         write_model(
             temporary,
             model_config(family, arch),
@@ -109,7 +118,7 @@ def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
             {f"{spec.name}.weight": head.weight, f"{spec.name}.bias": head.bias},
             {"labels": {spec.name: list(labels)}},
         )
-        write_json(temporary / SEAL, {"sha256": file_sha256(temporary / "model.safetensors")})
+        write_json(temporary / SEAL, {path.name: file_sha256(path) for path in sorted(temporary.iterdir())})
 
 
 def fit_classifier(

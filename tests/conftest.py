@@ -23,6 +23,9 @@ REPOSITORY = Path(__file__).parents[1]
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> object:
     """Embedded sources: where the caller says (the Makefile), else trained once per session."""
     patch = pytest.MonkeyPatch()
+    # Tiny models: more threads only wait for each other. Here, and in the processes that tests start.
+    torch.set_num_threads(1)
+    patch.setenv("OMP_NUM_THREADS", "1")
     if "FSMERGE_CACHE" not in os.environ:
         patch.setenv("FSMERGE_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from importlib import import_module
 
 from fsmerge_cli import __version__
-from fsmerge_cli.errors import ConfigError, FsmergeError, unknown
+from fsmerge_cli.errors import ConfigError, describe, unknown
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
@@ -38,11 +37,9 @@ FSMERGE_DEBUG=1 shows the traceback of every error; FSMERGE_CACHE=FOLDER moves t
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    arguments = sys.argv[1:] if argv is None else [*argv]
     try:
         return _dispatch(arguments)
-    except FsmergeError as error:
-        return fail(error)
     except KeyboardInterrupt:
         sys.stderr.write("fsmerge: interrupted\n")
         return 130
@@ -50,19 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return fail(error)
+        return _fail(error)
 
 
-def fail(error: Exception) -> int:
-    """Say what went wrong on standard error and return the exit code; a traceback only where it helps."""
-    known = isinstance(error, FsmergeError)
-    if not known or os.environ.get("FSMERGE_DEBUG") == "1":
-        sys.stderr.write("".join(traceback.format_exception(error)))
-    if isinstance(error, FsmergeError):
-        sys.stderr.write(f"fsmerge: error: {error}\n")
-        return error.exit_code
-    sys.stderr.write("fsmerge: this is a bug in fsmerge; please report it with the lines above\n")
-    return 1
+def _fail(error: Exception) -> int:
+    text, code = describe(error)
+    sys.stderr.write(text)
+    return code
 
 
 def _dispatch(arguments: list[str]) -> int:

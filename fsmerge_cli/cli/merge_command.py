@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from fsmerge_cli import presets
 from fsmerge_cli.cli.list_command import listing
-from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.errors import ConfigError, unknown
 
 HELP = """usage: fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
 
@@ -12,8 +13,8 @@ loadable without fsmerge), evaluation.json, config.yaml. `fsmerge list` shows th
 
 groups:
   +models=NAME         the sources, and the images that belong to them
-  data=NAME            digits, folder
-  method=NAME          average, fs_merge (default), kd
+  data=NAME            digits, folder, glyphs
+  method=NAME          activation_matching, average, fs_merge (default), kd, regmean, regmean_pp, slerp, zipit
   hardware=NAME        auto (default), cpu, gpu
 
 keys:
@@ -49,7 +50,12 @@ def run(arguments: list[str]) -> int:
 
 
 def rewrite(argument: str) -> str:
-    """`models=x` -> `+models=x`, and keys of a source may be set whether its file has them or not."""
+    """`models=x` -> `+models=x`, `data=null` takes it away, and keys of a source may be set or added."""
+    group, _, value = argument.lstrip("+").partition("=")
+    if value == "null" and group in presets.GROUPS:
+        if group == "data":
+            return "~data"
+        raise ConfigError(unknown(group, value, presets.names(group)))
     if argument.startswith("models="):
         return f"+{argument}"
     if argument.startswith("models.sources"):

@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fsmerge_cli.errors import DataError
 from fsmerge_cli.options import FORBID, Count, Positive, Share
 from fsmerge_cli.preprocessing import PLAIN, Preprocessing
 
@@ -52,9 +53,18 @@ class ToPixels:
     input_size: tuple[int, int, int]
     preprocessing: Preprocessing = PLAIN
 
+    def __post_init__(self) -> None:
+        channels = self.input_size[0]
+        if channels not in (1, 3):
+            raise DataError(
+                f"the sources read images of {channels} channels; data sets give 1 (grey) or 3 (colour)."
+            )
+
     def __call__(self, image: Image.Image) -> Tensor:
         """Convert to grey or RGB, resize and crop as source 1 states, scale to 0..1."""
         channels, height, width = self.input_size
+        if image.mode.startswith("I"):  # 16 bits, which PIL would cut off instead of scaling
+            image = Image.fromarray(np.rint(np.asarray(image, dtype=np.float32) / 257).astype(np.uint8))
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != (width, height) or self.preprocessing.crop_pct:
             image = self._resize(image, height, width)

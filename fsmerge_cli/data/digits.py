@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -34,13 +34,13 @@ class Digits(DataConfig):
             )
         images, digits = _load()[split]
         keep = np.flatnonzero(np.isin(digits, [int(label) for label in task.labels]))
-        classes = {int(label): index for index, label in enumerate(task.labels)}
+        place = {int(label): index for index, label in enumerate(task.labels)}
+        classes = [place[int(digit)] for digit in digits[keep]]
+        return ImageSet(len(keep), partial(_read, images[keep], classes), transform, labelled=True)
 
-        def read(i: int) -> tuple[Image.Image, int]:
-            at = keep[i]
-            return Image.fromarray(images[at]), classes[int(digits[at])]
 
-        return ImageSet(len(keep), read, transform, labelled=True)
+def _read(images: Any, classes: Sequence[int], i: int) -> tuple[Image.Image, int]:
+    return Image.fromarray(images[i]), classes[i]
 
 
 @cache

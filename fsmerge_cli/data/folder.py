@@ -9,7 +9,8 @@ ROOT/TASK/...                no train/ and test/: class folders are split by fil
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,7 @@ class Folder(DataConfig):
         elif (folder / "train").is_dir() or (folder / "test").is_dir():
             files = []
         else:
+            own = folder
             files = [f for f in _files(folder, task) if self._belongs(split, f[1], f[0], folder)]
         if split == "test":  # without labels, test images still tell how well features are kept
             files = [(path, label) for path, label in files if label >= 0] or files
@@ -52,14 +54,12 @@ class Folder(DataConfig):
                 return None
         if not files:
             raise DataError(
-                f"data=folder: no images for task '{task.name}' in {own if own.is_dir() else folder}. "
+                f"data=folder: no images for task '{task.name}' in {own}. "
                 f"Put images there ({', '.join(sorted(SUFFIXES))}), flat or in class folders."
             )
-
-        def read(i: int) -> tuple[Image.Image, int]:
-            return _open(files[i][0]), files[i][1]
-
-        return ImageSet(len(files), read, transform, labelled=all(label >= 0 for _, label in files))
+        return ImageSet(
+            len(files), partial(_read, files), transform, labelled=all(label >= 0 for _, label in files)
+        )
 
     def _folder(self, task: Task) -> Path:
         if self.root is None:
@@ -108,6 +108,10 @@ def _images(folder: Path) -> list[Path]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _read(files: Sequence[tuple[Path, int]], i: int) -> tuple[Image.Image, int]:
+    return _open(files[i][0]), files[i][1]
 
 
 def _open(path: Path) -> Image.Image:

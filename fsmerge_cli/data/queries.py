@@ -57,7 +57,7 @@ def draw(config: DataConfig, sets: Sequence[ImageSet], seed: int) -> Images:
     held: list[bool] = []
     for index, (own, count) in enumerate(zip(sets, counts)):
         order = torch.randperm(len(own), generator=generator(seed, "queries", index)).tolist()[:count]
-        kept = round(config.validation * count) if hold_back else 0
+        kept = min(round(config.validation * count), count - 1) if hold_back else 0
         originals = [own[i][0] for i in order]
         views = [
             view

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from fsmerge_cli.methods.activation_matching import ActivationMatching
 from fsmerge_cli.methods.average import Average
-from fsmerge_cli.methods.base import Method, Problem, Solution
+from fsmerge_cli.methods.base import Method
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.methods.regmean import RegMean
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
 from fsmerge_cli.methods.slerp import Slerp
 from fsmerge_cli.methods.zipit import ZipIt
+from fsmerge_cli.problem import Problem, Solution
 
 METHODS: dict[str, type[Method]] = {
     "activation_matching": ActivationMatching,

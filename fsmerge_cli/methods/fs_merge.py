@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, Structure, start_maps
-from fsmerge_cli.methods.base import Problem, Solution, Trained
+from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.options import FORBID, Flag, Positive
 from fsmerge_cli.plan import compile_plan
+from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.supernet import SuperNet
 
 

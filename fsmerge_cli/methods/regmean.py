@@ -11,8 +11,9 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.activations import grams
 from fsmerge_cli.align import aligned, require_images, require_one_width
 from fsmerge_cli.features import network
-from fsmerge_cli.methods.base import Method, Problem, Solution
+from fsmerge_cli.methods.base import Method
 from fsmerge_cli.options import FORBID
+from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.regression import linear_modules, mean, solve
 
 

@@ -11,10 +11,10 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.activations import grams
 from fsmerge_cli.align import aligned, require_images, require_one_width
 from fsmerge_cli.features import network
-from fsmerge_cli.methods.base import Problem, Solution
 from fsmerge_cli.methods.regmean import Regression
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.plan import Plan
+from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.regression import linear_modules, mean, solve
 
 

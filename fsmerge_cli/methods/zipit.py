@@ -13,10 +13,11 @@ from fsmerge_cli.align import match_all, require_images, require_one_width, simi
 from fsmerge_cli.features import batches
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import maps_of_spaces
-from fsmerge_cli.methods.base import Method, Problem, Solution
+from fsmerge_cli.methods.base import Method
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.permute import shares_inner_order
 from fsmerge_cli.plan import Space
+from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.spaces import Unit
 from fsmerge_cli.zipping import zip_units
 

@@ -1,0 +1,57 @@
+"""What every method is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fsmerge_cli.data.queries import Images
+from fsmerge_cli.hardware import Hardware
+from fsmerge_cli.maps import MergeMaps
+from fsmerge_cli.plan import Plan
+from fsmerge_cli.progress import Progress, silent
+from fsmerge_cli.sources import Source
+from fsmerge_cli.training import Trace
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sources, their plan and the unlabelled images; the same for every method."""
+
+    plan: Plan
+    sources: Sequence[Source]
+    images: Images
+    hardware: Hardware = field(default_factory=Hardware)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    progress: Progress = silent
+
+    def own_images(self, source: int) -> Tensor:
+        """The unlabelled images of one source's task."""
+        return self.images.images[self.images.task == source]
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """One fp32 state dict per source, on the device."""
+        return [{n: _to(t, self.device) for n, t in s.weights.items()} for s in self.sources]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A merged model: weights of one backbone, one readout U_out [d_i, d'] per source, and how it was found.
+
+    maps: the maps that fold to these weights, for methods that have them. facts: numbers worth knowing
+    (condition numbers), by name.
+    """
+
+    weights: Mapping[str, Tensor]
+    readouts: tuple[Tensor, ...]
+    trace: Trace = field(default_factory=Trace)
+    maps: MergeMaps | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
