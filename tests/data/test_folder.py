@@ -68,10 +68,10 @@ def test_a_flat_train_folder_beside_labelled_test_images(tmp_path: Path) -> None
     assert values(build(tmp_path, "test")) == [(3, 1)]
 
 
-def test_test_images_without_labels_are_no_test_images(tmp_path: Path) -> None:
+def test_test_images_without_labels_serve_where_there_are_no_others(tmp_path: Path) -> None:
     put(tmp_path / "birds/train/owl/a.png", 1)
     put(tmp_path / "birds/test/c.png", 3)
-    assert build(tmp_path, "test") is None
+    assert values(build(tmp_path, "test")) == [(3, -1)]
     put(tmp_path / "birds/test/owl/d.png", 4)
     assert values(build(tmp_path, "test")) == [(4, 1)]
 
@@ -115,7 +115,7 @@ def test_a_task_without_labels_takes_class_folders_as_plain_images(tmp_path: Pat
     put(tmp_path / "birds/train/anything/a.png", 1)
     put(tmp_path / "birds/test/anything/b.png", 2)
     assert values(build(tmp_path, task=Task("birds", None))) == [(1, -1)]
-    assert build(tmp_path, "test", task=Task("birds", None)) is None
+    assert values(build(tmp_path, "test", task=Task("birds", None))) == [(2, -1)]
 
 
 def test_other_files_and_empty_folders_are_passed_over(tmp_path: Path) -> None:
