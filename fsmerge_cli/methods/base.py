@@ -46,7 +46,7 @@ class Trained(Method, ABC):
 
     steps: Positive = 1000
     batch_size: Positive = 128
-    lr: PositiveFloat = 3e-3
+    lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-3
     clip: PositiveFloat = 1.0
     targets: Targets = "own"

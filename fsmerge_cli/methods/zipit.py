@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -16,7 +17,7 @@ from fsmerge_cli.maps import maps_of_spaces
 from fsmerge_cli.methods.base import Method
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.permute import shares_inner_order
-from fsmerge_cli.plan import Space
+from fsmerge_cli.plan import Plan, Space
 from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.spaces import Unit
 from fsmerge_cli.zipping import zip_units
@@ -30,8 +31,9 @@ class ZipIt(Method):
     """One merge matrix per space (the residual stream has one), from correlations on all tasks' images.
 
     a: a cluster's similarities are multiplied by it when it grows (0: pairs only, in effect). b: share of a
-    source's merges that may be within itself. Attention heads are assigned to source 1's heads, and zipped
-    inside each group of heads.
+    source's merges that may be within itself. align: which heads of the sources are zipped with each other,
+    those that activation matching assigns to source 1's heads (activations) or those of one number (none);
+    units are only zipped inside such a group of heads.
     """
 
     uses_images: ClassVar[bool] = True
@@ -39,6 +41,7 @@ class ZipIt(Method):
     name: Literal["zipit"] = "zipit"
     a: Annotated[float, Field(ge=0, le=1)] = 0.3
     b: Annotated[float, Field(ge=0, le=1)] = 0.125
+    align: Literal["none", "activations"] = "activations"
 
     def fit(self, problem: Problem) -> Solution:
         """Zip every space, fold, and estimate running statistics again."""
@@ -46,10 +49,10 @@ class ZipIt(Method):
         require_images(problem, self.name)
         plan, weights = problem.plan, problem.weights()
         similar = similarities(problem)
-        matched = match_all(plan, similar, len(weights)) if any(s.heads for s in plan.spaces.values()) else None
+        matched = self._heads(plan, similar, len(weights))
         zipped = {}
         for name, space in plan.spaces.items():
-            own = None if matched is None or space.heads is None else [m[name] for m in matched]
+            own = None if space.heads is None else [m[name] for m in matched]
             shared = own is not None and shares_inner_order(plan, name)
             zipped[name] = self._zip(similar[name], space, len(weights), own, shared)
         merge = {name: pair[0] for name, pair in zipped.items()}
@@ -63,6 +66,12 @@ class ZipIt(Method):
         folded = reestimated(problem, fold(plan, maps, weights))
         readouts = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
         return Solution(folded, readouts, maps=maps)
+
+    def _heads(self, plan: Plan, similar: Mapping[str, Tensor], k: int) -> Sequence[Mapping[str, Tensor]]:
+        """Which unit of every source lies in which place of source 1's heads, by space."""
+        if self.align == "none":
+            return [{name: torch.arange(space.merged) for name, space in plan.spaces.items()}] * k
+        return match_all(plan, similar, k)
 
     def _zip(self, similar: Tensor, space: Space, k: int, matched: list[Tensor] | None, shared: bool) -> Zipped:
         if matched is None or space.heads is None:

@@ -92,3 +92,15 @@ def test_running_statistics_are_taken_on_the_images_again() -> None:
     first = problem.images.images.flatten(1) @ weights["fc0.weight"].T + weights["fc0.bias"]
     torch.testing.assert_close(weights["norm0.running_mean"], first.mean(0))
     torch.testing.assert_close(weights["norm0.running_var"], first.var(0))
+
+
+def test_without_alignment_heads_of_one_number_are_zipped() -> None:
+    pair = [vit_source("class token", 1), vit_source("class token", 2)]
+    problem = Problem(compile_plan(pair), pair, random_images(2, 30, (2, 8, 8)))
+    maps = ZipIt(align="none").fit(problem).maps
+    assert maps is not None
+    for port in problem.plan.writes:
+        if port.space.startswith(("qk", "v")):
+            for i in range(2):
+                parts = maps.write(port, i).dense().reshape(3, 4, 3, 4).abs().sum((1, 3))
+                assert torch.equal(parts > 0, torch.eye(3, dtype=torch.bool))
