@@ -1,4 +1,4 @@
-"""Activations of every space, streamed: fp64 sums, never all activations of all layers in memory."""
+"""Activations of every space, streamed: a few images at a time into fp64 sums."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from fsmerge_cli.features import batches
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.spaces import Mapped
+
+FEW = 8
+"""Images per batch where the activations of all places are held at once (ViT-B: about 0.5 GB per source)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def recording(network: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Plac
 def correlations(
     plan: Plan, networks: Sequence[nn.Module], images: Tensor, batch: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Pearson correlation of all sources' units, by space: [sum of sizes, sum of sizes], fp64.
+    """Pearson correlation of all sources' units, by space: [sum of sizes, sum of sizes], fp64, on the CPU.
 
     All sources see all images. A space that shows in several places gets the mean of their correlations.
     Units that never vary correlate with nothing.
@@ -81,7 +84,7 @@ def correlations(
     wanted = places(plan)
     totals: dict[Place, tuple[int, Tensor, Tensor]] = {}
     with torch.inference_mode():
-        for rows in batches(len(images), batch):
+        for rows in batches(len(images), min(batch, FEW)):
             pixels = images[rows].to(device)
             values = [_run(network, wanted, pixels) for network in networks]
             for place in wanted:
@@ -91,7 +94,7 @@ def correlations(
     found: dict[str, list[Tensor]] = {}
     for place in wanted:
         found.setdefault(place.space, []).append(_pearson(*totals.pop(place)))
-    return {space: torch.stack(matrices).mean(0) for space, matrices in found.items()}
+    return {space: torch.stack(matrices).mean(0).cpu() for space, matrices in found.items()}
 
 
 def grams(
@@ -139,7 +142,9 @@ def _pearson(count: int, total: Tensor, square: Tensor) -> Tensor:
     mean = total / count
     covariance = square / count - mean[:, None] * mean
     deviation = covariance.diagonal().clamp(min=0).sqrt()
-    dead = deviation <= 1e-9 * deviation.max().clamp(min=1e-300)
+    # A constant unit's variance is a rounding error: small against its mean square, or against the others.
+    dead = covariance.diagonal() <= 1e-12 * square.diagonal() / count
+    dead |= deviation <= 1e-9 * deviation.max().clamp(min=1e-300)
     scale = torch.where(dead, torch.zeros_like(deviation), 1 / deviation.clamp(min=1e-300))
     return (covariance * scale[:, None] * scale).clamp(-1, 1)
 

@@ -24,8 +24,7 @@ from fsmerge_cli.problem import Problem
 
 def require_one_width(plan: Plan, method: str) -> None:
     """Refuse sources whose widths or numbers of heads differ from the merged model's."""
-    heads = all(len({space.heads[0], *space.heads[1]}) == 1 for space in plan.spaces.values() if space.heads)
-    if not plan.same_width or not heads:
+    if not plan.same_shape:
         raise ConfigError(
             f"method={method} needs sources of one width and one number of heads, the merged model's. "
             "Take method=fs_merge or method=kd, which do not."

@@ -185,7 +185,8 @@ def start_maps(
 ) -> MergeMaps:
     """Maps and per-unit vectors before the first step.
 
-    `first`: M = [I, 0, ...], U = [I; I; ...]; the merged model equals source 1 exactly where width is its own.
+    `first`: M = [I, 0, ...], U = [I; I; ...]; the merged model equals source 1 exactly where widths
+    and heads are its own.
     `average`: M_i = I / k; the merged model is the mean of the weights.
     `rank` counts at the width of the features; other spaces take it in proportion to their size.
     """

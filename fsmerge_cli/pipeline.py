@@ -157,7 +157,12 @@ def _score(
     tests = TestSet(tasks, tuple(sets), problem.hardware.workers, problem.hardware.eval_batch)
     truth = tests.truth()
     headed = [i for i, s in enumerate(sources) if s.head]
-    labels = [s.head.labels for s in sources if s.head]
+    # Rows of a head without label names are nobody else's classes, whatever their numbers.
+    labels = [
+        s.head.labels if s.head.named else tuple(f"{s.name} {label}" for label in s.head.labels)
+        for s in sources
+        if s.head
+    ]
     reference = tests.predict(ensemble_forward(sources, device), device, problem.progress, "sources")
     ensemble = score(reference, reference, truth, tasks, headed, labels)
     rows = {
@@ -206,11 +211,13 @@ def _draw(data: DataConfig | None, sources: Sequence[Source], seed: int) -> tupl
 
 
 def _start_notes(plan: Plan, solution: Solution) -> list[str]:
-    """Where widths differ, how far from the sources the nearest start was."""
-    if plan.same_width or not solution.trace.start_error:
+    """Where widths or heads differ, how far from the sources the nearest start was."""
+    if plan.same_shape or not solution.trace.start_error:
         return []
     errors = ", ".join(f"{name} {e:.3f}" for name, e in zip(plan.tasks, solution.trace.start_error))
-    return [f"widths differ, so training began from the nearest start; relative feature error there: {errors}"]
+    return [
+        f"widths or heads differ, so training began from the nearest start; relative feature error there: {errors}"
+    ]
 
 
 def _preprocessing_notes(sources: Sequence[Source]) -> list[str]:

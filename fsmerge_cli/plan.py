@@ -58,9 +58,10 @@ class Plan:
         return self.family.skeleton(self.arch if arch is None else arch)
 
     @property
-    def same_width(self) -> bool:
-        """Whether every source has the merged model's width everywhere."""
-        return all(size == s.merged for s in self.spaces.values() for size in s.sources)
+    def same_shape(self) -> bool:
+        """Whether every source has the merged model's widths and number of heads everywhere."""
+        widths = all(size == s.merged for s in self.spaces.values() for size in s.sources)
+        return widths and all(set(s.heads[1]) == {s.heads[0]} for s in self.spaces.values() if s.heads)
 
 
 def compile_plan(
@@ -82,6 +83,14 @@ def compile_plan(
     shapes = _shapes(family, arch)
     table = compile_table(family.table(family.skeleton(arch)), list(shapes))
     roles, features = table.roles, table.features
+    reasons = [
+        f"'{source.name}' and '{sources[0].name}' do not have the same tensors: "
+        f"{', '.join(sorted(set(source.weights) ^ set(shapes))[:SHOWN])}"
+        for source in sources
+        if set(source.weights) != set(shapes)
+    ]
+    if reasons:
+        raise MismatchError(reasons)
     counts = [family.heads(own) for own in (arch, *(s.arch for s in sources))]
     sizes = [_space_sizes(roles, shapes, counts[0])]
     for source, count in zip(sources, counts[1:]):
@@ -163,7 +172,8 @@ def _head_reasons(source: Source) -> Iterable[str]:
     head = source.head
     if head is None:
         return
-    if head.weight.ndim != 2 or head.weight.shape[1] != source.arch.features:
+    reads = head.weight if head.readout is None else head.readout
+    if head.weight.ndim != 2 or reads.ndim != 2 or reads.shape[1] != source.arch.features:
         yield (
             f"the head of '{source.name}' is {list(head.weight.shape)}, "
             f"should be [classes, {source.arch.features}]"

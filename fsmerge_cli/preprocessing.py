@@ -9,26 +9,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsmerge_cli.errors import SourceError
+from fsmerge_cli.errors import SourceError, unknown
 from fsmerge_cli.specs import Family
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize and crop: interpolation (as PIL names it), crop_pct (share of the resized side that is kept).
+    """Resize and crop, in timm's words.
 
-    Mean and deviation are not here: they are folded into the weights, so every model reads pixels in 0..1.
+    interpolation: as PIL names it. crop_pct: share of the resized image that is kept. crop_mode: `center` keeps
+    the proportions and resizes the short side, `squash` resizes both sides; then the centre is taken. The default
+    is the whole image, resized. Mean and deviation are not here: they are folded into the weights.
     """
 
     interpolation: str = "bicubic"
-    crop_pct: float | None = None
-    crop_mode: str = "center"
+    crop_pct: float = 1.0
+    crop_mode: str = "squash"
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """From timm's pretrained_cfg; keys that are missing take the defaults."""
-        known = {key: config[key] for key in ("interpolation", "crop_pct", "crop_mode") if config.get(key)}
-        return cls(**known)
+    def of(cls, config: Mapping[str, Any], where: str) -> Preprocessing:
+        """From timm's pretrained_cfg; without a crop_pct the whole image is taken."""
+        interpolation = config.get("interpolation") or "bicubic"
+        if not config.get("crop_pct"):
+            return cls(interpolation)
+        found = cls(interpolation, config["crop_pct"], config.get("crop_mode") or "center")
+        for value, known, key in (
+            (found.interpolation, INTERPOLATIONS, "interpolation"),
+            (found.crop_mode, CROP_MODES, "crop_mode"),
+        ):
+            if value not in known:
+                raise SourceError(f"{where}: {key} in config.json: {unknown('value', str(value), known)}")
+        return found
 
     def differences(self, other: Preprocessing) -> list[str]:
         """What `other` does differently, in words; those things cannot be folded into weights."""

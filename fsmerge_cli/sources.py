@@ -78,6 +78,7 @@ class SourceSpec:
 class Head:
     """A linear classifier: weight [classes, d], bias [classes] or None, one label per class.
 
+    named: whether the labels are names, which may be shared with other tasks, or just numbers of rows.
     normalize: features are scaled to unit length first. readout: [d, d'] from merged features to the features
     that the head was made for, where it cannot be folded into the weight (None: there is none).
     """
@@ -86,6 +87,7 @@ class Head:
     bias: Tensor | None
     labels: tuple[str, ...]
     normalize: bool = False
+    named: bool = True
     readout: Tensor | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -155,7 +157,7 @@ def load(spec: SourceSpec) -> Source:
     mean = spec.mean or numbers(stated, "mean", where) or (0.0,)
     std = spec.std or numbers(stated, "std", where) or (1.0,)
     weights = fold_normalisation(family, arch, tensors, mean, std, where)
-    return Source(spec.name, family, arch, weights, head, origin, digest, Preprocessing.of(stated))
+    return Source(spec.name, family, arch, weights, head, origin, digest, Preprocessing.of(stated, where))
 
 
 def hub_name(spec: SourceSpec) -> str | None:
@@ -180,27 +182,39 @@ def model_config(family: Family, arch: Any, preprocessing: Preprocessing | None 
         **family.config(arch),
         "num_classes": classes,
         "num_features": arch.features,
-        "pretrained_cfg": {name: value for name, value in stated.items() if value is not None},
+        "pretrained_cfg": stated,
     }
 
 
 def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tuple[Family, Any]:
-    """Family and options, from the entry itself or from the checkpoint's config.json."""
+    """Family and options, from the entry itself or from the checkpoint's config.json; they may not disagree."""
+    stated = config.get("architecture")
     if isinstance(spec.arch, str):
-        return resolve(spec.arch, config.get("model_args") or {}, f"{where}: arch")
+        _agree(spec.arch.split(".")[0], stated, where)
+        return resolve(spec.arch, {}, config, f"{where}: arch")
     if spec.arch is not None:
         options = dict(spec.arch)
         name = options.pop("family", None)
         if not isinstance(name, str) or name not in SPECS:
             raise SourceError(f"{where}: {unknown('arch.family', str(name), SPECS)}")
-        return resolve(name, options, f"{where}: arch")
-    name = config.get("architecture")
-    if not isinstance(name, str):
+        if isinstance(options.get("name"), str):
+            _agree(options["name"].split(".")[0], stated, where)
+        return resolve(name, options, {}, f"{where}: arch")
+    if not isinstance(stated, str):
         raise SourceError(
             f"{where} says no architecture. Put a config.json beside the weights or pass "
             f"models.sources.N.arch.family=... ({', '.join(sorted(SPECS))})."
         )
-    return resolve(name, config.get("model_args") or {}, f"{where}: arch")
+    return resolve(stated, config.get("model_args") or {}, config, f"{where}: arch")
+
+
+def _agree(asked: str, stated: Any, where: str) -> None:
+    """Shapes alone do not tell architectures apart (GELU or quick-GELU), so a contradiction is refused."""
+    if isinstance(stated, str) and stated != asked:
+        raise SourceError(
+            f"{where} is a {stated}, as its config.json says, but models.sources.N.arch asks for {asked}. "
+            "Pass models.sources.N.arch=null to take the checkpoint's."
+        )
 
 
 def _split_head(
@@ -228,10 +242,11 @@ def _split_head(
         raise SourceError(f"{where}: {unknown('head', chosen, names)}")
     weight = stored[f"{chosen}.weight"]
     given = (spec.labels,) if isinstance(spec.labels, str) else spec.labels
-    classes = given or tuple(facts["labels"].get(chosen, ())) or tuple(str(c) for c in range(len(weight)))
+    names_given = given or tuple(facts["labels"].get(chosen, ()))
+    classes = names_given or tuple(str(c) for c in range(len(weight)))
     unit = chosen in facts["normalize"] if spec.normalize is None else spec.normalize
     readout = stored.get(f"{chosen}.readout")
-    return Head(weight, stored.get(f"{chosen}.bias"), classes, unit, readout), backbone
+    return Head(weight, stored.get(f"{chosen}.bias"), classes, unit, bool(names_given), readout), backbone
 
 
 def _stored_facts(metadata: Mapping[str, str]) -> dict[str, Any]:

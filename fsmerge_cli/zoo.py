@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -79,12 +80,12 @@ def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
 def content_key(spec: SourceSpec) -> str:
     """Name of the cache entry: everything that the weights depend on, code included."""
     family, _ = architecture(spec, {}, f"source '{spec.name}'")
-    code = [sys.modules[name] for name in (__name__, family.build.__module__, _dataset(spec).__module__)]
+    code: list[Any] = [family.build, fit_classifier, _train_into, sys.modules[_dataset(spec).__module__]]
     content = {
         "arch": spec.arch,
         "labels": spec.labels,
         "recipe": asdict(spec.recipe) if spec.recipe else None,
-        "code": [hashlib.sha256(Path(str(m.__file__)).read_bytes()).hexdigest() for m in code],
+        "code": [hashlib.sha256(inspect.getsource(part).encode()).hexdigest() for part in code],
         "torch": torch.__version__,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -25,10 +25,10 @@ def entry(folder: Path, seed: int, preprocessing: Preprocessing) -> dict[str, st
 
 
 def test_preprocessing_that_cannot_be_folded_is_source_1s_and_the_difference_is_said(tmp_path: Path) -> None:
-    first = entry(tmp_path, 1, Preprocessing("bicubic", 0.9))
-    second = entry(tmp_path, 2, Preprocessing("bilinear", 1.0))
+    first = entry(tmp_path, 1, Preprocessing("bicubic", 0.9, "center"))
+    second = entry(tmp_path, 2, Preprocessing("bilinear", 1.0, "center"))
     result = merge([first, second], method="average")
-    assert result.preprocessing == Preprocessing("bicubic", 0.9)
+    assert result.preprocessing == Preprocessing("bicubic", 0.9, "center")
     assert result.notes == (
         "no data: nothing was evaluated",
         "images are prepared as for 't1'; 't2' was trained with interpolation bilinear instead of bicubic, "
@@ -38,7 +38,7 @@ def test_preprocessing_that_cannot_be_folded_is_source_1s_and_the_difference_is_
 
 
 def test_the_written_config_states_the_preprocessing(tmp_path: Path) -> None:
-    pair = [entry(tmp_path, seed, Preprocessing("bilinear", 0.8)) for seed in (1, 2)]
+    pair = [entry(tmp_path, seed, Preprocessing("bilinear", 0.8, "center")) for seed in (1, 2)]
     merge(pair, method="average", output=tmp_path / "out")
     stated = json.loads((tmp_path / "out/merged/config.json").read_text())
     assert stated["num_classes"] == 0
@@ -87,6 +87,6 @@ def test_sources_may_differ_in_width_and_the_error_of_the_start_is_said(tmp_path
     start = result.solution.trace.start_error
     assert start[0] > 0
     assert result.notes == (
-        "widths differ, so training began from the nearest start; relative feature error there: "
+        "widths or heads differ, so training began from the nearest start; relative feature error there: "
         f"low {start[0]:.3f}, high {start[1]:.3f}",
     )

@@ -27,7 +27,7 @@ def test_the_plan_holds_spaces_ports_and_tasks() -> None:
     assert str(plan.features) == "h1@head"
     assert plan.tasks == ("a", "b")
     assert plan.arch.widths == (4, 3)
-    assert not plan.same_width
+    assert not plan.same_shape
 
 
 def test_one_width_scales_all_layers() -> None:

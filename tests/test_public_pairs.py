@@ -20,13 +20,14 @@ PAIRS = ["vit_b_pair", "vit_l_pair", "clip_vit_b_pair"]
 
 
 @pytest.mark.parametrize("models", PAIRS)
-def test_a_pair_states_what_timm_knows_of_the_weights(models: str) -> None:
+def test_a_pair_names_public_weights_and_leaves_their_preprocessing_to_timm(models: str) -> None:
     for entry in presets.load("models", models)["sources"]:
         name = hub_name(SourceSpec(**entry))
         assert name is not None
         known = hub_config(name)
         assert known["hf_hub_id"]
-        assert (tuple(entry["mean"]), tuple(entry["std"])) == (known["mean"], known["std"])
+        assert len(known["mean"]) == len(known["std"]) == 3
+        assert entry["mean"] is entry["std"] is None
 
 
 @pytest.mark.parametrize("models", PAIRS)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from fsmerge_cli import merge
+from fsmerge_cli.errors import SourceError
 from fsmerge_cli.output import write_model
 from fsmerge_cli.sources import SourceSpec, load, model_config
 from tests.vits import vit_source
@@ -103,3 +104,32 @@ def test_a_timm_checkpoint_with_its_own_head_is_split(tmp_path: Path) -> None:
     assert found.labels == ("0", "1", "2")
     z = torch.randn(2, 12)
     assert torch.equal(found.head(z), F.linear(z, source.head.weight, source.head.bias))
+
+
+def test_a_merged_model_with_a_projection_is_read_back_as_one(tmp_path: Path) -> None:
+    models = [written(tmp_path / str(seed), "CLIP quick-GELU with projection", seed) for seed in (1, 2)]
+    result = merge(models, method="average", output=tmp_path / "out")
+    again = load(SourceSpec("x", checkpoint=str(tmp_path / "out/merged"), head="t1"))
+    assert again.arch.projection
+    assert again.arch.features == 5
+    assert again.weights.keys() == result.solution.weights.keys()
+
+
+def test_a_checkpoint_of_another_architecture_than_asked_for_is_refused(tmp_path: Path) -> None:
+    entry = written(tmp_path / "1", "CLIP quick-GELU with projection", 1)
+    asked = SourceSpec("x", arch="vit_base_patch16_clip_224.laion2b", checkpoint=entry["checkpoint"])
+    with pytest.raises(SourceError) as error:
+        load(asked)
+    assert str(error.value) == (
+        f"source 'x': {tmp_path}/1 is a vit_base_patch16_clip_quickgelu_224, as its config.json says, but "
+        "models.sources.N.arch asks for vit_base_patch16_clip_224. Pass models.sources.N.arch=null to take the "
+        "checkpoint's."
+    )
+
+
+def test_a_checkpoints_own_mean_wins_over_what_timm_knows(tmp_path: Path) -> None:
+    entry = written(tmp_path / "1", "pre-norm (CLIP)", 1)
+    arch = {**entry["arch"], "name": "vit_base_patch16_clip_224.laion2b"}
+    own = load(SourceSpec("x", arch=arch, checkpoint=entry["checkpoint"]))
+    source = vit_source("pre-norm (CLIP)", 1)
+    assert all(torch.equal(own.weights[n], t) for n, t in source.weights.items())  # its config says mean 0, std 1

@@ -128,7 +128,7 @@ def test_a_variant_that_cannot_be_merged_is_refused_by_name(name: str, reason: s
     from fsmerge_cli.specs import SPECS
 
     small = {"depth": 2, "embed_dim": 12, "num_heads": 3}
-    arch = parse(name, small, "source 'a'")
+    arch = parse(name, {}, {"model_args": small}, "source 'a'")
     sources = [Source(n, SPECS["vit"], arch, {}, None, "", "") for n in "ab"]
     with pytest.raises(MismatchError) as error:
         compile_plan(sources)
@@ -137,7 +137,7 @@ def test_a_variant_that_cannot_be_merged_is_refused_by_name(name: str, reason: s
 
 def test_other_timm_models_are_refused() -> None:
     with pytest.raises(SourceError) as error:
-        parse("resnet18", {}, "source 'a': arch")
+        parse("resnet18", {}, {}, "source 'a': arch")
     assert str(error.value) == (
         "source 'a': arch: resnet18 is a ResNet, not a plain VisionTransformer of timm, and cannot be merged. "
         "Take a vit_* model, or write a specification for it."
@@ -162,3 +162,28 @@ def test_every_difference_between_sources_is_named() -> None:
 def test_merged_options_are_timms_own() -> None:
     plan = compile_plan([vit_source("class token", i) for i in (1, 2)], 24, 6)
     assert plan.arch.args == {**TINY, "embed_dim": 24, "num_heads": 6}
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_norm_that_only_one_source_has_is_never_dropped(order: tuple[int, int]) -> None:
+    pair = {1: vit_source("class token", 1), 2: vit_source("embedding norm", 2)}
+    with pytest.raises(MismatchError) as error:
+        compile_plan([pair[i] for i in order])
+    assert error.value.reasons[0].startswith("patch norm: ")
+
+
+def test_a_model_without_pooling_is_refused() -> None:
+    pair = [vit_source("class token", i, global_pool="") for i in (1, 2)]
+    with pytest.raises(MismatchError) as error:
+        compile_plan(pair)
+    assert error.value.reasons[0] == (
+        "'s1' has no pooling (global_pool=''): its features are one vector per token, not per image"
+    )
+
+
+def test_a_checkpoints_config_fills_in_what_timm_would_take_from_it() -> None:
+    stated = {"input_size": [1, 16, 16], "fixed_input_size": True, "crop_pct": 0.9}
+    config = {"model_args": {"patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}, "global_pool": "avg"}
+    arch = parse("vit_tiny_patch16_224", {}, {**config, "pretrained_cfg": stated}, "test")
+    assert arch.input_size == (1, 16, 16)
+    assert arch.args["global_pool"] == "avg"

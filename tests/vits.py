@@ -44,7 +44,7 @@ def vit_source(variant: str, seed: int, classes: int = 3, **options: Any) -> Sou
     projection = args.pop("projection", None)
     if projection:
         args["num_classes"] = projection
-    arch = parse("vit", {"name": name, "args": args, "projection": bool(projection)}, "test")
+    arch = parse("vit", {"name": name, "args": args, "projection": bool(projection)}, {}, "test")
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         weights = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass as plain_dataclass
@@ -66,18 +67,19 @@ class ToPixels:
         if image.mode.startswith("I"):  # 16 bits, which PIL would cut off instead of scaling
             image = Image.fromarray(np.rint(np.asarray(image, dtype=np.float32) / 257).astype(np.uint8))
         image = image.convert("L" if channels == 1 else "RGB")
-        if image.size != (width, height) or self.preprocessing.crop_pct:
+        if image.size != (width, height) or self.preprocessing.crop_pct != 1.0:
             image = self._resize(image, height, width)
         pixels = np.asarray(image, dtype=np.float32) / 255.0
         return torch.from_numpy(pixels.reshape(height, width, -1)).movedim(-1, 0).contiguous()
 
     def _resize(self, image: Image.Image, height: int, width: int) -> Image.Image:
-        """Without crop_pct the whole image; with it the short side to size / crop_pct, then the centre."""
+        """To size / crop_pct, both sides (squash) or the short one (center), then the centre."""
+        share = self.preprocessing.crop_pct
         resample = Image.Resampling[self.preprocessing.interpolation.upper()]
-        if self.preprocessing.crop_pct is None:
-            return image.resize((width, height), resample)
-        scale = max(height / image.height, width / image.width) / self.preprocessing.crop_pct
-        size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        size = math.floor(width / share), math.floor(height / share)
+        if self.preprocessing.crop_mode == "center":
+            scale = max(size[0] / image.width, size[1] / image.height)
+            size = max(size[0], round(image.width * scale)), max(size[1], round(image.height * scale))
         left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
         return image.resize(size, resample).crop((left, top, left + width, top + height))
 

@@ -16,6 +16,7 @@ from fsmerge_cli.options import FORBID, Flag, Positive
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.supernet import SuperNet
+from fsmerge_cli.training import Trace
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -52,7 +53,7 @@ class FSMerge(Trained):
         k = len(problem.sources)
         so_far = problem.sources[0]
         readouts: list[Tensor] = []
-        losses: list[float] = []
+        trace = Trace()
         for i in range(1, k):
             pair = [replace(so_far, head=None), problem.sources[i]]
             groups = [0 if j < i else 1 if j == i else None for j in range(k)]
@@ -62,5 +63,13 @@ class FSMerge(Trained):
             first, new = solution.readouts
             readouts = [U @ first for U in readouts or [torch.eye(first.shape[0], device=first.device)]] + [new]
             so_far = replace(so_far, arch=plan.arch, weights=solution.weights)
-            losses += solution.trace.loss
-        return Solution(solution.weights, tuple(readouts), replace(solution.trace, loss=tuple(losses)))
+            stage, before = solution.trace, trace
+            trace = Trace(
+                loss=before.loss + stage.loss,
+                validation=before.validation + tuple((len(before.loss) + s, e) for s, e in stage.validation),
+                chosen_step=len(before.loss) + stage.chosen_step,
+                # one per task: of the stage in which it came in
+                start_error=(before.start_error or stage.start_error[:1]) + stage.start_error[1:],
+                trainable=before.trainable + stage.trainable,
+            )
+        return Solution(solution.weights, tuple(readouts), trace)

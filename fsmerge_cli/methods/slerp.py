@@ -94,6 +94,15 @@ def _karcher(gram: Tensor, shares: Tensor, steps: int = 100) -> Tensor:
     return c
 
 
+def _cancels(tensors: Sequence[Tensor], shares: Sequence[float]) -> bool:
+    """Whether the weighted mean of the directions is nearly zero, which has no direction of its own."""
+    flat = [t.double().flatten() for t in tensors]
+    if any(float(f.norm()) == 0 for f in flat):
+        return False
+    mean = sum(share * f / f.norm() for share, f in zip(shares, flat))
+    return float(torch.as_tensor(mean).norm()) < 1e-3
+
+
 def _smallest_cosine(tensors: Sequence[Tensor]) -> float:
     flat = [t.double().flatten() for t in tensors]
     smallest = math.inf

@@ -64,6 +64,8 @@ class ZipIt(Method):
         }
         maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
         folded = reestimated(problem, fold(plan, maps, weights))
+        units = {name: folded[name] for name in units}  # the maps fold to the weights, new statistics included
+        maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
         readouts = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
         return Solution(folded, readouts, maps=maps)
 
@@ -119,11 +121,14 @@ def reestimated(problem: Problem, weights: dict[str, Tensor]) -> dict[str, Tenso
         return weights
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # cumulative mean
         norm.train()
-    images = problem.images.images
+    images, seen = problem.images.images, 0
     with torch.no_grad():
         for rows in batches(len(images), max(2, problem.hardware.eval_batch)):
-            if len(images[rows]) > 1:  # the variance of one row is not defined
-                module(images[rows].to(problem.device))
+            pixels = images[rows]
+            if len(pixels) > 1:  # the variance of one row is not defined
+                seen += len(pixels)
+                for norm in norms:
+                    norm.momentum = len(pixels) / seen  # every image counts the same, in a short batch too
+                module(pixels.to(problem.device))
     return dict(module.eval().state_dict())

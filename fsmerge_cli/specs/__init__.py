@@ -15,10 +15,15 @@ SPECS: dict[str, Family] = {
 }
 
 
-def resolve(architecture: str, model_args: Mapping[str, Any], where: str) -> tuple[Family, Any]:
-    """Family and options of an `architecture` as config.json has it: a key of SPECS, else one of timm's names."""
+def resolve(
+    architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str
+) -> tuple[Family, Any]:
+    """Family and options of an `architecture`: a key of SPECS, else one of timm's names.
+
+    options: what is asked for; config: the checkpoint's config.json, which fills in what is not.
+    """
     family = SPECS.get(architecture, VIT)
-    return family, family.parse(architecture, model_args, where)
+    return family, family.parse(architecture, options, config, where)
 
 
 __all__ = ["SPECS", "Arch", "Compiled", "Family", "compile_table", "resolve"]

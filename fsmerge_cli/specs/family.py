@@ -46,11 +46,12 @@ class Family:
     image batch [n, C, H, W] -> features [n, d]. resize: options, width, heads -> options of the merged model.
     table: the specification, for an instance (on the meta device). entry: name of the module that reads pixels.
     signature: what has to be equal in all sources, in the user's words. config: `architecture` and
-    `model_args` of config.json. parse: the options, from those two. snippet: Python that loads a merged model
-    without this package and computes `logits` of `images`, around given lines that make `head` of `heads`.
-    head: name of the task head's module inside a checkpoint; None where that module belongs to the backbone.
-    refuse: reasons why a model cannot be merged. heads: number of attention heads. positions: the table that
-    can take a constant shift of the embedded pixels where the entry has no bias, and its first patch row.
+    `model_args` of config.json. parse: name, options asked for, the checkpoint's config.json and the place for
+    messages -> options. snippet: Python that loads a merged model without this package and computes `logits`
+    of `images`, around given lines that make `head` of `heads`. head: name of the task head's module inside a
+    checkpoint; None where that module belongs to the backbone. refuse: reasons why a model cannot be merged.
+    heads: number of attention heads. positions: the table that can take a constant shift of the embedded
+    pixels where the entry has no bias, and its first patch row.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Family:
     entry: str
     signature: Callable[[Any], Mapping[str, Any]]
     config: Callable[[Any], dict[str, Any]]
-    parse: Callable[[str, Mapping[str, Any], str], Any]
+    parse: Callable[[str, Mapping[str, Any], Mapping[str, Any], str], Any]
     snippet: Callable[[Any, str], str]
     head: Callable[[Any], str | None] = lambda arch: "head"
     refuse: Callable[[Any], Sequence[str]] = lambda arch: ()

@@ -134,6 +134,6 @@ MLP = Family(
     entry="fc0",
     signature=lambda arch: {name: getattr(arch, name) for name in SAME},
     config=lambda arch: {"architecture": "mlp", "model_args": asdict(arch)},
-    parse=lambda name, args, where: build_options(MLPArch, args, where),
+    parse=lambda name, options, config, where: build_options(MLPArch, options, where),
     snippet=snippet,
 )

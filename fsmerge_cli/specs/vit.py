@@ -76,12 +76,12 @@ def _meta(arch: ViTArch) -> Any:
     return _instance(arch.name, json.dumps(arch.args, sort_keys=True), arch.projection)
 
 
-def parse(architecture: str, model_args: Mapping[str, Any], where: str) -> ViTArch:
-    """Options from config.json's two keys, or from `{family: vit, name: ..., args: ...}`."""
+def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> ViTArch:
+    """Options from `{family: vit, name: ..., args: ...}`, or from a timm name and a checkpoint's config.json."""
     if architecture == "vit":
-        arch: ViTArch = build_options(ViTArch, {"args": {}, **model_args}, where)
+        arch: ViTArch = build_options(ViTArch, {"args": {}, **options}, where)
     else:
-        arch = ViTArch(architecture, dict(model_args))
+        arch = ViTArch(architecture, _args(config), bool(config.get("projection")))
     from timm.models import is_model, list_models
     from timm.models.vision_transformer import VisionTransformer
 
@@ -98,6 +98,22 @@ def parse(architecture: str, model_args: Mapping[str, Any], where: str) -> ViTAr
             "merged. Take a vit_* model, or write a specification for it."
         )
     return replace(arch, name=name)
+
+
+def _args(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm would build from a config.json: model_args, and what stands beside them."""
+    args = dict(config.get("model_args") or {})
+    stated = config.get("pretrained_cfg") or {}
+    if config.get("global_pool"):
+        args.setdefault("global_pool", config["global_pool"])
+    if stated.get("input_size"):
+        channels, height, width = stated["input_size"]
+        args.setdefault("in_chans", channels)
+        if stated.get("fixed_input_size"):
+            args.setdefault("img_size", height if height == width else [height, width])
+    if config.get("projection"):
+        args["num_classes"] = config.get("num_classes")
+    return args
 
 
 def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None) -> ViTArch:
@@ -133,6 +149,8 @@ def refuse(arch: ViTArch) -> list[str]:
         reasons.append(
             f"attention pooling (global_pool={model.global_pool}): its query attends inside the pooled space"
         )
+    if model.global_pool == "":
+        reasons.append("no pooling (global_pool=''): its features are one vector per token, not per image")
     if type(block.attn) is not Attention:
         reasons.append(f"{type(block.attn).__name__}: only timm's plain multi-head Attention can be merged")
     elif block.attn.gate is not None:
@@ -153,7 +171,12 @@ def signature(arch: ViTArch) -> dict[str, Any]:
         "MLP norm": getattr(block.mlp, "norm", None),
     }
     parts |= {"q/k norm": getattr(block.attn, "q_norm", None), "LayerScale": block.ls1}
-    parts |= {"pre-norm": model.norm_pre, "final norm": model.norm, "norm after pooling": model.fc_norm}
+    parts |= {
+        "patch norm": model.patch_embed.norm,
+        "pre-norm": model.norm_pre,
+        "final norm": model.norm,
+        "norm after pooling": model.fc_norm,
+    }
     names = {name for name, _ in model.named_parameters()}
     return {
         "input_size": arch.input_size,
@@ -188,7 +211,8 @@ def config(arch: ViTArch) -> dict[str, Any]:
     args = {**arch.args, "img_size": size, "in_chans": channels}
     if not arch.projection:
         args.pop("num_classes", None)
-    return {"architecture": arch.name, "model_args": args}
+    marker = {"projection": True} if arch.projection else {}  # ours: timm reads the width from num_classes
+    return {"architecture": arch.name, "model_args": args, **marker}
 
 
 SNIPPET = """import timm, torch

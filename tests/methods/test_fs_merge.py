@@ -82,7 +82,13 @@ def test_sequential_merging_chains_the_readouts(make_problem: Make) -> None:
     sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
     problem = make_problem(sources, per_task=40, held=4)
     solution = FSMerge(steps=150, lr=1e-2, sequential=True, batch_size=16).fit(problem)
-    assert len(solution.trace.loss) == 300
+    trace = solution.trace
+    assert len(trace.loss) == 300
+    assert len(trace.start_error) == 3
+    assert trace.start_error[0] == 0.0
+    assert [step for step, _ in trace.validation][-1] == 300
+    assert 150 < trace.chosen_step <= 300
+    assert trace.trainable == 2 * FSMerge(steps=1).fit(make_problem(sources[:2])).trace.trainable
     assert [tuple(U.shape) for U in solution.readouts] == [(6, 6)] * 3
     backbone = problem.plan.skeleton()
     backbone.load_state_dict(dict(solution.weights), assign=True)

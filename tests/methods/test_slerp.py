@@ -88,3 +88,15 @@ def test_t_is_for_two_sources(make_problem: Make) -> None:
     with pytest.raises(ConfigError) as error:
         Slerp(t=0.3).fit(make_problem(sources))
     assert str(error.value) == "method.t=0.3 is for two sources; 3 are merged with equal shares (t=0.5)."
+
+
+def test_directions_that_cancel_out_have_no_mean(make_problem: Make) -> None:
+    sources = [mlp_source(n, [2], i, input_size=(1, 1, 2)) for i, n in enumerate("abc")]
+    angles = torch.tensor([0.0, 2 / 3, 4 / 3]) * math.pi
+    biases = torch.stack([angles.cos(), angles.sin()], 1)
+    sources = [replace(s, weights={**s.weights, "fc0.bias": b}) for s, b in zip(sources, biases)]
+    with pytest.raises(MismatchError) as error:
+        Slerp().fit(make_problem(sources))
+    assert error.value.reasons[-1] == (
+        "fc0.bias points in directions that cancel out; they have no mean on the sphere"
+    )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fsmerge_cli.fold import fold
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.zipit import ZipIt
 from fsmerge_cli.plan import compile_plan
@@ -88,7 +89,11 @@ def test_heads_are_never_mixed() -> None:
 def test_running_statistics_are_taken_on_the_images_again() -> None:
     pair = [mlp_source(n, [8, 6], i, norm="batch") for i, n in enumerate("ab")]
     problem = Problem(compile_plan(pair), pair, random_images(2, 30))
-    weights = ZipIt().fit(problem).weights
+    solution = ZipIt().fit(problem)
+    weights = solution.weights
+    assert solution.maps is not None
+    again = fold(problem.plan, solution.maps, problem.weights())
+    assert all(torch.equal(again[n], weights[n]) for n in weights if "num_batches" not in n)
     first = problem.images.images.flatten(1) @ weights["fc0.weight"].T + weights["fc0.bias"]
     torch.testing.assert_close(weights["norm0.running_mean"], first.mean(0))
     torch.testing.assert_close(weights["norm0.running_var"], first.var(0))
