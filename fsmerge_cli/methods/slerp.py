@@ -53,6 +53,8 @@ class Slerp(Method):
                 opposite.append(
                     f"{name} points in opposite directions in two sources; slerp has no way between them"
                 )
+            elif _cancels(tensors, shares):
+                opposite.append(f"{name} points in directions that cancel out; they have no mean on the sphere")
             else:
                 merged[name] = slerp(tensors, shares)
         if opposite:
