@@ -46,6 +46,10 @@ class Hardware:
                 "hardware.device=cuda: no CUDA device is visible. Pass hardware=cpu, or install a torch build "
                 "with CUDA and check `nvidia-smi`."
             )
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"hardware.device={name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0."
+            )
         if device.type not in ("cpu", "cuda"):
             raise ConfigError(f"hardware.device={name!r}: give auto, cpu, cuda or cuda:N.")
         return device

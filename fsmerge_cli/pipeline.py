@@ -85,7 +85,7 @@ def merge(
 def check(models: Models, method: str | Mapping[str, Any] | Method = "average") -> Plan:
     """Load the sources and compile the plan; raises MismatchError with every reason why they cannot merge."""
     chosen = _method(method)
-    sources = [load(materialise(spec, silent)) for spec in _sources(models)]
+    sources = _load(_sources(models), silent)
     return compile_plan(sources, chosen.width, chosen.heads)
 
 
@@ -105,10 +105,10 @@ def _run(
             f"method={options['method']['name']} needs unlabelled images and no data set is given. Pass "
             f"data=NAME ({', '.join(sorted(DATASETS))}; data.root=PATH for your own folder), or method=average."
         )
-    with clock.phase("sources"):
-        sources = [load(materialise(spec, progress)) for spec in specs]
-    plan = compile_plan(sources, method.width, method.heads)
     with hardware.session() as device:
+        with clock.phase("sources"):
+            sources = _load(specs, progress)
+        plan = compile_plan(sources, method.width, method.heads)
         with clock.phase("data"):
             images, notes = _draw(data, sources, seed)
         problem = Problem(plan, sources, images, hardware, device, seed, progress)
@@ -116,6 +116,8 @@ def _run(
             solution = method.fit(problem)
         with clock.phase("evaluate"):
             scores = _score(problem, solution, _build(data, "test", sources), method)
+    if data is not None and not scores:
+        notes.append("the data set has no test images: nothing was evaluated")
     heads = _heads(sources, solution)
     notes += _start_notes(plan, solution) + _preprocessing_notes(sources)
     trace = solution.trace
@@ -137,6 +139,12 @@ def _run(
     return MergeResult(
         plan, sources[0].preprocessing, solution, heads, scores, cost, provenance, options, tuple(notes)
     )
+
+
+def _load(specs: Sequence[SourceSpec], progress: Progress) -> list[Source]:
+    """All sources in order; those with a checkpoint first, so that a wrong path is said before any training."""
+    ready = {i: load(spec) for i, spec in enumerate(specs) if spec.checkpoint is not None}
+    return [ready.get(i) or load(materialise(spec, progress)) for i, spec in enumerate(specs)]
 
 
 def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:

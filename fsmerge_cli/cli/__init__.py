@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else [*argv]
     try:
         return _dispatch(arguments)
+    except SystemExit as error:  # Hydra's own argument parser has said what is wrong
+        return error.code if isinstance(error.code, int) else 2
     except KeyboardInterrupt:
         sys.stderr.write("fsmerge: interrupted\n")
         return 130
