@@ -40,7 +40,7 @@ test-slow: $(READY)  ## what takes longer than `make test` may
 wheel-test: $(READY)  ## build the wheel and run the installed command from an empty folder
 	$(BIN)/python -m pytest tests/test_wheel.py
 
-table: $(READY)  ## the digits table of the README (about ten minutes)
+table: $(READY)  ## the digits table of the README (about five minutes)
 	$(BIN)/python scripts/digits_table.py
 
 format: $(READY)  ## rewrite the code in the house style
