@@ -133,7 +133,7 @@ def score(
         own = (task == index) & (label >= 0)
         if bool(own.any()):
             answers = outputs.logits[position][own]
-            right = (answers.argmax(1) == label[own]).float().mean().item()
+            right = (answers.argmax(1) == label[own]).double().mean().item()
             scores[tasks[index]] = TaskScore(int(own.sum()), right, F.cross_entropy(answers, label[own]).item())
     joint = _joint(outputs.logits, task, label, headed, labels) if len(headed) > 1 and scores else {}
     errors = {}
@@ -162,6 +162,6 @@ def _joint(
     want = column[torch.tensor([offset.get(int(t), 0) for t in task]) + label.clamp(min=0)]
     answers = {"softmax": torch.cat([a.softmax(1) for a in logits], 1), "logits": torch.cat(list(logits), 1)}
     return {
-        protocol: (column[values.argmax(1)] == want)[seen].float().mean().item()
+        protocol: (column[values.argmax(1)] == want)[seen].double().mean().item()
         for protocol, values in answers.items()
     }
