@@ -66,7 +66,7 @@ def _entry(config: DictConfig) -> dict[str, Any]:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         if sweep:
-            Console(stderr=True).rule(Line(label), align="left")
+            Console(stderr=True).print(Line(label), style="bold", soft_wrap=True)
         evaluation = run_job(config, overrides)
     except Exception as error:
         text, code = describe(error)

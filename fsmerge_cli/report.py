@@ -97,13 +97,24 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("run", overflow="fold")
     for name in [*tasks, "mean", "joint", "seconds"]:
         table.add_column(Text(name), justify="right")
-    for job in jobs:
+    for job, label in zip(jobs, distinct([job["run"] for job in jobs])):
         if job["exit_code"]:
-            table.add_row(Text(job["run"]), *["-"] * (len(tasks) + 2), Text(f"failed ({job['exit_code']})"))
+            table.add_row(Text(label), *["-"] * (len(tasks) + 2), Text(f"failed ({job['exit_code']})"))
         else:
             cells = [*(job["tasks"].get(task) for task in tasks), job["mean"], job["joint"]]
-            table.add_row(Text(job["run"]), *map(per_cent, cells), f"{job['seconds']:.1f}")
+            table.add_row(Text(label), *map(per_cent, cells), f"{job['seconds']:.1f}")
     return table
+
+
+def distinct(runs: Sequence[str]) -> list[str]:
+    """What tells runs apart: their settings without those that all of them share.
+
+    >>> distinct(["models=a seed=0", "models=a seed=1"])
+    ['seed=0', 'seed=1']
+    """
+    settings = [run.split() for run in runs]
+    shared = set.intersection(*map(set, settings)) if len(runs) > 1 else set()
+    return [" ".join(part for part in own if part not in shared) or run for own, run in zip(settings, runs)]
 
 
 def per_cent(value: float | None) -> str:

@@ -488,7 +488,8 @@ def test_a_sweep_ends_with_one_table_of_all_runs(fsmerge: Command, tmp_path: Pat
     ]
     assert [line.rstrip("─ ") for line in err.splitlines() if line.startswith("models=")] == labels
     table = out.partition("All runs, ")[2]
-    assert [line.split("│")[1].strip() for line in table.splitlines() if "models=" in line] == labels
+    shown = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]
+    assert shown == [f"method={method} seed={seed}" for method in ("fs_merge", "kd") for seed in (0, 1)]
     rows = summary(tmp_path / "outputs/sweeps")
     assert [row["run"] for row in rows] == labels
     assert [row["exit_code"] for row in rows] == ["0"] * 4
@@ -534,7 +535,7 @@ def test_a_failed_job_is_shown_when_it_happens_and_the_others_still_run(
     assert second.endswith(failure)
     assert "evaluate merged: 540/540" in first
     assert "evaluate merged: 540/540" in third
-    table = [line.split("│") for line in out.partition("All runs, ")[2].splitlines() if "models=" in line]
+    table = [line.split("│") for line in out.partition("All runs, ")[2].splitlines() if line.startswith("│")]
     assert [row[6].strip() == f"failed ({c})" for row, c in zip(table, codes)] == [False, True, False]
     rows = summary(tmp_path / "outputs/sweeps")
     assert [int(row["exit_code"]) for row in rows] == codes
