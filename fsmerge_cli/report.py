@@ -84,9 +84,10 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
     """Steps, trained numbers and seconds of one run, in one line."""
     cost = evaluation["cost"]
     seconds = sum(cost["seconds"].values())
+    joint = any(row["joint_top1"] for row in evaluation["rows"].values())
     return (
-        f"{cost['steps']} steps, {cost['trained_parameters']:,} numbers trained, {cost['images']} images, "
-        f"{seconds:.1f} s. Joint: the right answer among the labels of all tasks, by each head's softmax."
+        f"{cost['steps']} steps, {cost['trained_parameters']:,} numbers trained, {cost['images']} images, {seconds:.1f} s."
+        + (" Joint: the right answer among the labels of all tasks, by each head's softmax." if joint else "")
     )
 
 

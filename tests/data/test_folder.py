@@ -340,7 +340,10 @@ def test_fewer_images_than_asked_are_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert run("data=folder", "data.root=images", "output.dir=out", "data.images_per_task=50") == 0
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert found["cost"]["images"] == 53
-    assert found["notes"] == ["task 'low' has 3 images, fewer than images_per_task=50; all of them are used"]
+    assert found["notes"] == [
+        "task 'low' has 3 images, fewer than images_per_task=50; all of them are used",
+        "the data set has no test images: nothing was evaluated",
+    ]
 
 
 def test_a_broken_image_ends_the_run_with_its_name(
