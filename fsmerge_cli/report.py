@@ -85,10 +85,9 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
     cost = evaluation["cost"]
     seconds = sum(cost["seconds"].values())
     joint = any(row["joint_top1"] for row in evaluation["rows"].values())
-    return (
-        f"{cost['steps']} steps, {cost['trained_parameters']:,} numbers trained, {cost['images']} images, {seconds:.1f} s."
-        + (" Joint: the right answer among the labels of all tasks, by each head's softmax." if joint else "")
-    )
+    line = f"{cost['steps']} steps, {cost['trained_parameters']:,} numbers trained, {cost['images']} images, "
+    explained = " Joint: the right answer among the labels of all tasks, by each head's softmax." if joint else ""
+    return f"{line}{seconds:.1f} s.{explained}"
 
 
 def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
