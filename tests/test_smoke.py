@@ -20,7 +20,8 @@ OTHER_WIDTHS = ["average", "fs_merge", "kd"]
 
 @pytest.mark.parametrize(
     ("models", "name"),
-    [("digits_mlp_pair", name) for name in METHODS] + [("digits_mlp_trio", name) for name in OTHER_WIDTHS],
+    [("digits_mlp_pair", name) for name in METHODS]
+    + [pytest.param("digits_mlp_trio", name, marks=pytest.mark.full) for name in OTHER_WIDTHS],
 )
 def test_a_method_merges_digits_and_the_folder_holds_what_memory_held(
     models: str, name: str, tmp_path: Path
@@ -42,6 +43,7 @@ def test_a_method_merges_digits_and_the_folder_holds_what_memory_held(
     assert rows["ensemble"]["feature_error"] == dict.fromkeys(result.plan.tasks, 0.0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("models", ["digits_mlp_pair", "digits_mlp_trio"])
 def test_the_model_cards_snippet_runs_without_fsmerge(models: str, tmp_path: Path) -> None:
     result = merge(models, method="average", output=tmp_path / "out")

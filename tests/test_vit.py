@@ -17,7 +17,7 @@ from fsmerge_cli.reference import UnfoldedSuperNet
 from fsmerge_cli.specs.vit import parse
 from fsmerge_cli.supernet import SuperNet
 from tests.test_fold import double, random_maps
-from tests.vits import TINY, VARIANTS, vit_source
+from tests.vits import TINY, VARIANTS, shared_out, vit_source
 
 STRUCTURES = [*MAPS, "heads"]
 
@@ -26,7 +26,7 @@ def images(n: int = 3) -> torch.Tensor:
     return torch.rand(n, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", shared_out(VARIANTS))
 def test_the_specification_knows_every_tensor_and_the_identity_folds_to_the_model(variant: str) -> None:
     source = vit_source(variant, 1)
     plan = compile_plan([source, replace(source, name="twin")])
@@ -36,7 +36,7 @@ def test_the_specification_knows_every_tensor_and_the_identity_folds_to_the_mode
     assert all(torch.equal(folded[n], source.weights[n]) for n in folded)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", shared_out(VARIANTS))
 def test_with_start_first_the_merged_model_is_source_1(variant: str) -> None:
     sources = [vit_source(variant, 1), vit_source(variant, 2)]
     plan = compile_plan(sources)
@@ -46,7 +46,7 @@ def test_with_start_first_the_merged_model_is_source_1(variant: str) -> None:
         assert torch.equal(supernet(images()), network(sources[0])(images())), structure
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", shared_out(VARIANTS))
 def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: str) -> None:
     source = vit_source(variant, 1)
     plan = compile_plan([source, replace(source, name="twin")])
@@ -61,7 +61,7 @@ def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: s
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", shared_out(VARIANTS))
 def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: str) -> None:
     sources = [vit_source(variant, seed) for seed in (1, 2)]
     plan = compile_plan(sources)

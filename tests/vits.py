@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from fsmerge_cli.sources import Head, Source
 from fsmerge_cli.specs import SPECS
@@ -35,6 +38,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "maximum pooling": ("vit_tiny_patch16_224", {"global_pool": "max"}),
     "one deep block, other heads": ("vit_small_patch16_224", {"depth": 1, "num_heads": 2, "mlp_ratio": 1.5}),
 }
+
+
+QUICK = {"class token", "pre-norm (CLIP)", "q/k norm", "packed SwiGLU (DINOv2 giant)"}
+
+
+def shared_out(names: Iterable[str]) -> list[ParameterSet]:
+    """Test parameters: a few ViT variants (and all that is no ViT) for `make quick`, the others for `make test`."""
+    return [pytest.param(n, marks=[pytest.mark.full] if n in set(VARIANTS) - QUICK else []) for n in names]
 
 
 def vit_source(variant: str, seed: int, classes: int = 3, **options: Any) -> Source:

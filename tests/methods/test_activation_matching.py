@@ -15,7 +15,7 @@ from fsmerge_cli.permute import permute, random_permutations
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.sources import Source
 from tests.conftest import mlp_source, random_images
-from tests.vits import VARIANTS, vit_source
+from tests.vits import VARIANTS, shared_out, vit_source
 
 SHUFFLED_VITS = [
     "class token",
@@ -49,7 +49,7 @@ def sources() -> dict[str, Source]:
     }
 
 
-@pytest.mark.parametrize("case", sources())
+@pytest.mark.parametrize("case", shared_out(sources()))
 def test_matching_recovers_the_permutation_heads_included(case: str) -> None:
     problem, (order,) = shuffled(sources()[case])
     found = match_all(problem.plan, similarities(problem), 2)[1]
@@ -59,7 +59,7 @@ def test_matching_recovers_the_permutation_heads_included(case: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["activation_matching", "regmean", "regmean_pp", "zipit", "slerp"])
-@pytest.mark.parametrize("case", sources())
+@pytest.mark.parametrize("case", shared_out(sources()))
 def test_merging_shuffled_copies_returns_the_function(case: str, method: str) -> None:
     problem, _ = shuffled(sources()[case], copies=2)
     options = {"zipit": {"a": 1.0, "b": 0.0}, "slerp": {"align": "activations"}}.get(method, {})
