@@ -44,7 +44,7 @@ QUICK = {"class token", "pre-norm (CLIP)", "q/k norm", "packed SwiGLU (DINOv2 gi
 
 
 def shared_out(names: Iterable[str]) -> list[ParameterSet]:
-    """Test parameters: a few ViT variants (and all that is no ViT) for `make quick`, the others for `make test`."""
+    """A few ViT variants (and all that is no ViT) for `make quick`, the others for `make test` alone."""
     return [pytest.param(n, marks=[pytest.mark.full] if n in set(VARIANTS) - QUICK else []) for n in names]
 
 
