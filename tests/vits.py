@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-QUICK = {"class token", "pre-norm (CLIP)", "q/k norm", "packed SwiGLU (DINOv2 giant)"}
+QUICK = {"class token", "q/k norm"}
 
 
 def shared_out(names: Iterable[str]) -> list[ParameterSet]:
