@@ -24,6 +24,10 @@ class Captured:
     wanted: Tensor
     variance: float
 
+    def at(self, rows: Tensor) -> Tensor:
+        """Features of the images `rows`, [len(rows), d_i], on the device of `rows`."""
+        return self.features[rows]
+
 
 def network(source: Source, device: torch.device | str = "cpu") -> nn.Module:
     """The source's backbone as an ordinary frozen module in evaluation mode."""

@@ -21,8 +21,12 @@ class Hardware:
     device: auto (a GPU where there is one), cpu, cuda or cuda:N. precision: of the forward and backward pass;
     auto takes bf16 on a GPU and fp32 elsewhere; maps and optimiser stay fp32. threads: CPU threads (null: as
     torch chooses). workers: processes that read images (0: the main process). eval_batch: images per batch
-    where nothing is trained. deterministic: refuse operations without a deterministic form; runs on the CPU
-    repeat to the byte without it.
+    where nothing is trained. features: where the sources' features are kept while a method trains: disk (a
+    memory-mapped cache, shared by runs), memory, or live (nothing kept, computed again at every step).
+    compile: torch.compile of the trained network. checkpointing: activations of a block are computed again in
+    the backward pass, and FS-Merge folds one block at a time. distributed: the processes that torchrun or a
+    cluster started share every batch. deterministic: refuse operations without a deterministic form; runs on
+    the CPU repeat to the byte without it.
     """
 
     device: Text = "auto"
@@ -30,6 +34,10 @@ class Hardware:
     threads: Positive | None = None
     workers: Count = 0
     eval_batch: Positive = 256
+    features: Literal["disk", "memory", "live"] = "disk"
+    compile: Flag = False
+    checkpointing: Flag = False
+    distributed: Flag = False
     deterministic: Flag = False
 
     def resolve(self) -> torch.device:

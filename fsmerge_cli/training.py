@@ -102,7 +102,7 @@ def source_error(student: Student, features: Tensor, own: Captured, rows: Tensor
     if not bool(wanted.any()):
         return None
     estimate = student.readout(features[wanted], source)
-    return (estimate - own.features[rows[wanted]]).square().mean() / own.variance
+    return (estimate - own.at(rows[wanted])).square().mean() / own.variance
 
 
 def train(
