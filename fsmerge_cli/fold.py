@@ -2,36 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fsmerge_cli.maps import Map, MergeMaps
+from fsmerge_cli.groups import Group, group
+from fsmerge_cli.maps import MergeMaps, OpenMaps
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.sources import Head
-from fsmerge_cli.spaces import Constant, Mapped
+from fsmerge_cli.spaces import Constant
+from fsmerge_cli.structures import Map
+from fsmerge_cli.thin import fold_thin, is_thin
+
+Prepare = Callable[[Tensor], Tensor]
 
 
 def fold(plan: Plan, maps: MergeMaps, weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Weights of one network of the merged size; pure and differentiable in the maps.
 
-    plan: of the sources. maps: M, U and the per-unit vectors. weights: one state dict per source.
+    plan: of the sources. maps: M, U and the per-unit vectors. weights: one state dict per source; every tensor is
+    moved to the device of the maps when its turn comes.
     Returns a state dict for `plan.skeleton()`. A tensor that reads no space (pixels, tokens, tables, biases)
     gets no U. Source: FS-Merge, arXiv 2410.01483, section 4 (folding).
     """
-    units = maps.units()
-    folded: dict[str, Tensor] = {}
-    for name, role in plan.roles.items():
-        if isinstance(role, Constant):
-            folded[name] = weights[0][name]
-        elif isinstance(role, Mapped):
-            terms = [_fold_tensor(w[name], role, maps, i) for i, w in enumerate(weights)]
-            folded[name] = sum(terms[1:], terms[0])
-        else:
-            folded[name] = units[name]
-    return folded
+    device = next(iter([*maps.parameters(), *maps.buffers()])).device
+    units, opened = maps.units(), maps.open()
+    constants = {n: weights[0][n].to(device) for n, role in plan.roles.items() if isinstance(role, Constant)}
+    folded = {**constants, **units}
+    for found in group(plan, weights, batched=False):
+        folded |= fold_group(found, _stacked(found, weights, lambda W: W.to(device)), opened)
+    return {name: folded[name] for name in plan.roles}
+
+
+class Folder:
+    """Folds again and again: groups are found, and sources moved, once.
+
+    batched: one product per kind of tensor, for which the sources are stacked (on a GPU a thousand small kernels
+    cost more than their arithmetic); otherwise one tensor at a time, on the sources as they lie. dtype: of the
+    sources' matrices; with bf16 autocast their rounding is that of the network itself.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        weights: Sequence[Mapping[str, Tensor]],
+        device: torch.device | str,
+        dtype: torch.dtype | None = None,
+        batched: bool = False,
+    ) -> None:
+        def prepare(W: Tensor) -> Tensor:
+            return W.to(device, dtype if W.ndim > 1 else None)
+
+        self._groups = [(g, _stacked(g, weights, prepare)) for g in group(plan, weights, batched)]
+        roles = plan.roles.items()
+        self._constants = {n: weights[0][n].to(device) for n, role in roles if isinstance(role, Constant)}
+
+    def __call__(
+        self, opened: OpenMaps, units: Mapping[str, Tensor], names: AbstractSet[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Merged weights by name; `names` picks groups that hold one of them (None: all)."""
+        folded = {**self._constants, **units}
+        for found, stacks in self._groups:
+            if names is None or not names.isdisjoint(found.names):
+                folded |= fold_group(found, stacks, opened)
+        return folded if names is None else {name: folded[name] for name in names}
+
+
+def fold_group(found: Group, stacks: Sequence[Tensor], opened: OpenMaps) -> dict[str, Tensor]:
+    """Fold tensors of one kind; stacks: one [n, *shape] per source."""
+    k, role = len(stacks), found.role
+    merge = [opened.pick("M", found.writes, i) for i in range(k)]
+    unmerge = [opened.pick("U", found.reads, i) for i in range(k)] if role.read else []
+    if role.read and role.write[0] == 0 and role.read[0] == 1 and is_thin([*merge, *unmerge]):
+        folded = fold_thin(stacks, merge, unmerge)
+    else:
+        terms = []
+        for i, W in enumerate(stacks):
+            read = W if role.read is None else _along(W, role.read[0], unmerge[i], last=True)
+            terms.append(_along(read, role.write[0], merge[i], last=False))
+        folded = sum(terms[1:], terms[0])
+    return dict(zip(found.names, folded.unbind(0)))
 
 
 def fold_head(head: Head, readout: Tensor) -> Head:
@@ -46,18 +99,20 @@ def fold_head(head: Head, readout: Tensor) -> Head:
     return replace(head, weight=product.to(head.weight.dtype), readout=None)
 
 
-def _fold_tensor(W: Tensor, role: Mapped, maps: MergeMaps, source: int) -> Tensor:
-    if role.read is not None:
-        axis, ports = role.read
-        W = _along(W, axis, [maps.read(port, source) for port in ports], last=True)
-    axis, ports = role.write
-    return _along(W, axis, [maps.write(port, source) for port in ports], last=False)
+def _stacked(found: Group, weights: Sequence[Mapping[str, Tensor]], prepare: Prepare) -> list[Tensor]:
+    """One [n, *shape] per source; a view where n is 1."""
+    if len(found.names) == 1:
+        return [prepare(w[found.names[0]]).unsqueeze(0) for w in weights]
+    return [torch.stack([prepare(w[name]) for name in found.names]) for w in weights]
 
 
-def _along(W: Tensor, axis: int, parts: Sequence[Map], last: bool) -> Tensor:
-    """Apply one map to each equal part of `axis`: U from the right (`last`), M from the left."""
-    place = -1 if last else 0
-    chunks = W.movedim(axis, place).chunk(len(parts), dim=place)
-    mapped = [m.right(c) if last else m.left(c) for m, c in zip(parts, chunks)]
-    joined = mapped[0] if len(mapped) == 1 else torch.cat(mapped, dim=place)
-    return joined.movedim(place, axis)
+def _along(W: Tensor, axis: int, maps: Map, last: bool) -> Tensor:
+    """Apply one stacked map to `axis` of W [n, *shape], one map to each equal part of it.
+
+    `last`: U from the right, otherwise M from the left.
+    """
+    parts = len(next(iter(maps.tensors().values()))) // len(W)
+    moved = W.movedim(axis + 1, 1)  # [n, parts * cols, *others]
+    split = moved.reshape(len(W) * parts, moved.shape[1] // parts, -1)
+    mapped = maps.right(split.mT).mT if last else maps.left(split)
+    return mapped.reshape(len(W), -1, *moved.shape[2:]).movedim(1, axis + 1)

@@ -64,8 +64,11 @@ class Hardware:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """The autocast context of the chosen precision."""
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16(device))
+
+    def bf16(self, device: torch.device) -> bool:
+        """Whether forward and backward passes on `device` run in bf16."""
+        return self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
 
     @contextmanager
     def session(self) -> Iterator[torch.device]:

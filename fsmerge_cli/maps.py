@@ -1,160 +1,58 @@
-"""Maps between feature spaces, and the set of all maps of one merge.
-
-A map is a matrix T [rows, cols] from a space of size cols to one of size rows, in one of several structures.
-A merge map M_i is [d', d_i], an unmerge map U_i is [d_i, d'] (FS-Merge, arXiv 2410.01483, section 4).
-"""
+"""The set of all maps of one merge, stacked by kind, and its start."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.groups import group
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.seeding import generator
 from fsmerge_cli.spaces import Port, Unit
+from fsmerge_cli.structures import MAPS, Full, HeadBlocks, LowRank, Map, Structure
 
 Start = Literal["first", "average"]
-Structure = Literal["diagonal", "low_rank", "full", "heads"]
+Side = Literal["M", "U"]
+Key = tuple[Side, Port, int]
+"""Names one map: merge or unmerge, its port, its source."""
 
 
-class Map(nn.Module, ABC):
-    """A linear map T [rows, cols]; starts as `scale` times the (rectangular) identity, exactly."""
+class Stack(nn.Module):
+    """Maps of one structure and shape in one parameter per field, [n, ...]."""
 
-    def __init__(self, rows: int, cols: int) -> None:
+    def __init__(self, maps: Sequence[Map]) -> None:
         super().__init__()
-        self.rows, self.cols = rows, cols
+        self.kind, self.size = type(maps[0]), (maps[0].rows, maps[0].cols)
+        for name in maps[0].tensors():
+            self.register_parameter(name, nn.Parameter(torch.stack([m.tensors()[name] for m in maps])))
 
-    @abstractmethod
-    def left(self, W: Tensor) -> Tensor:
-        """T W: [cols, ...] -> [rows, ...]."""
-
-    @abstractmethod
-    def right(self, W: Tensor) -> Tensor:
-        """W T: [..., rows] -> [..., cols]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activations as rows, x T^T: [..., cols] -> [..., rows]."""
-        return self.left(x.movedim(-1, 0)).movedim(0, -1)
-
-    def dense(self) -> Tensor:
-        """T itself, [rows, cols]; for the slow reference and for inspection."""
-        parameter = next(self.parameters())
-        return self.left(torch.eye(self.cols, dtype=parameter.dtype, device=parameter.device))
-
-
-class Full(Map):
-    """Any matrix."""
-
-    def __init__(self, rows: int, cols: int, scale: float, rank: int, random: torch.Generator) -> None:
-        super().__init__(rows, cols)
-        self.matrix = nn.Parameter(scale * torch.eye(rows, cols))
-
-    @classmethod
-    def of(cls, matrix: Tensor) -> Full:
-        """A fixed matrix, for methods that compute their maps instead of training them."""
-        rows, cols = matrix.shape
-        made = cls(rows, cols, 0.0, 1, torch.Generator())
-        made.matrix = nn.Parameter(matrix.float(), requires_grad=False)
-        return made
-
-    def left(self, W: Tensor) -> Tensor:
-        """T W."""
-        return _product(self.matrix, W)
-
-    def right(self, W: Tensor) -> Tensor:
-        """W T."""
-        return W @ self.matrix
-
-
-class Diagonal(Map):
-    """One number per unit: T = diag(t), rectangular where rows and cols differ."""
-
-    def __init__(self, rows: int, cols: int, scale: float, rank: int, random: torch.Generator) -> None:
-        super().__init__(rows, cols)
-        self.diagonal = nn.Parameter(torch.full((min(rows, cols),), scale))
-
-    def left(self, W: Tensor) -> Tensor:
-        """T W, without ever forming T."""
-        kept = W[: len(self.diagonal)] * self.diagonal.reshape(-1, *[1] * (W.ndim - 1))
-        missing = self.rows - len(self.diagonal)
-        return torch.cat([kept, kept.new_zeros(missing, *W.shape[1:])]) if missing else kept
-
-    def right(self, W: Tensor) -> Tensor:
-        """W T, without ever forming T."""
-        kept = W[..., : len(self.diagonal)] * self.diagonal
-        return F.pad(kept, (0, self.cols - len(self.diagonal)))
-
-
-class LowRank(Map):
-    """T = diag(t) + B A with A [rank, cols] random and B [rows, rank] zero at the start."""
-
-    def __init__(self, rows: int, cols: int, scale: float, rank: int, random: torch.Generator) -> None:
-        super().__init__(rows, cols)
-        self.base = Diagonal(rows, cols, scale, rank, random)
-        self.A = nn.Parameter(torch.randn(rank, cols, generator=random) / cols**0.5)
-        self.B = nn.Parameter(torch.zeros(rows, rank))
-
-    def left(self, W: Tensor) -> Tensor:
-        """T W at a cost proportional to the rank."""
-        return self.base.left(W) + _product(self.B, _product(self.A, W))
-
-    def right(self, W: Tensor) -> Tensor:
-        """W T at a cost proportional to the rank."""
-        return self.base.right(W) + (W @ self.B) @ self.A
-
-
-class HeadBlocks(Map):
-    """T = (S x I_d) diag(B_1 ... B_H): one d x d block per source head, then heads are mixed by S [H, H].
-
-    The `att_heads` structure of FS-Merge (arXiv 2410.01483); head sizes and counts are those of the source.
-    """
-
-    def __init__(self, size: int, heads: int, scale: float) -> None:
-        super().__init__(size, size)
-        self.heads = heads
-        self.blocks = nn.Parameter(torch.eye(size // heads).repeat(heads, 1, 1))
-        self.mixing = nn.Parameter(scale * torch.eye(heads))
-
-    def left(self, W: Tensor) -> Tensor:
-        """T W head by head."""
-        inner = torch.bmm(self.blocks, W.reshape(self.heads, self.cols // self.heads, -1))
-        return (self.mixing @ inner.flatten(1)).reshape(W.shape)
-
-    def right(self, W: Tensor) -> Tensor:
-        """W T head by head."""
-        mixed = self.mixing.T @ W.reshape(-1, self.heads, self.cols // self.heads)
-        return torch.bmm(mixed.transpose(0, 1), self.blocks).transpose(0, 1).reshape(W.shape)
-
-
-MAPS: dict[str, type[Full] | type[Diagonal] | type[LowRank]] = {
-    "diagonal": Diagonal,
-    "low_rank": LowRank,
-    "full": Full,
-}
+    def map(self) -> Map:
+        """All of them as one stacked map."""
+        tensors: dict[str, Any] = dict(self.named_parameters())
+        return self.kind(*self.size, **tensors)
 
 
 class MergeMaps(nn.Module):
     """All maps of one merge and the per-unit vectors of the merged space.
 
-    Built by :func:`start_maps`; the trainable state of FS-Merge is exactly this module's parameters.
+    Built by :func:`start_maps`; the trainable state of FS-Merge is exactly this module's parameters. Maps of one
+    structure and shape lie in one :class:`Stack`, in the order of `stacks`.
     """
 
     def __init__(
         self,
-        writes: Mapping[Port, Sequence[Map]],
-        reads: Mapping[Port, Sequence[Map]],
+        stacks: Sequence[Mapping[Key, Map]],
         units: Mapping[str, Tensor],
         trainable: frozenset[str],
     ) -> None:
         super().__init__()
-        self._writes = nn.ModuleDict({str(port): nn.ModuleList(maps) for port, maps in writes.items()})
-        self._reads = nn.ModuleDict({str(port): nn.ModuleList(maps) for port, maps in reads.items()})
+        self._stacks = nn.ModuleList(Stack(list(stack.values())) for stack in stacks)
+        self._places = {key: (s, i) for s, stack in enumerate(stacks) for i, key in enumerate(stack)}
         self._names = dict.fromkeys(units)
         for name, value in units.items():
             if name in trainable:
@@ -164,15 +62,60 @@ class MergeMaps(nn.Module):
 
     def write(self, port: Port, source: int) -> Map:
         """The merge map M of `source` at `port`, [d', d_i]."""
-        return cast(Map, cast(nn.ModuleList, self._writes[str(port)])[source])
+        return self._one("M", port, source)
 
     def read(self, port: Port, source: int) -> Map:
         """The unmerge map U of `source` at `port`, [d_i, d']."""
-        return cast(Map, cast(nn.ModuleList, self._reads[str(port)])[source])
+        return self._one("U", port, source)
 
     def units(self) -> dict[str, Tensor]:
         """The per-unit vectors (norm affine, running statistics) by tensor name."""
         return {name: getattr(self, _key(name)) for name in self._names}
+
+    def open(self) -> OpenMaps:
+        """The maps for one fold."""
+        return OpenMaps([stack.map() for stack in self._stacks if isinstance(stack, Stack)], self._places)
+
+    def _one(self, side: Side, port: Port, source: int) -> Map:
+        stack, place = self._places[side, port, source]
+        found = self._stacks[stack]
+        if not isinstance(found, Stack):
+            raise TypeError(f"stack {stack} is a {type(found).__name__}")
+        return found.map().each(lambda tensor: tensor[place])
+
+
+class OpenMaps:
+    """Stacked maps picked by port, for one fold.
+
+    Every stack is cut into its pieces once: a slice per layer would have a gradient of the size of the whole
+    stack, per layer.
+    """
+
+    def __init__(self, stacks: Sequence[Map], places: Mapping[Key, tuple[int, int]]) -> None:
+        self._stacks, self._places = stacks, places
+        self._pieces: dict[tuple[int, int], list[Map]] = {}
+
+    def pick(self, side: Side, ports: Sequence[Port], source: int) -> Map:
+        """The maps of `ports` as one stacked map, [len(ports), rows, cols]."""
+        found = [self._places[side, port, source] for port in ports]
+        stack, first = found[0]
+        n = len(ports)
+        whole = self._stacks[stack]
+        size = len(next(iter(whole.tensors().values())))
+        if found == [(stack, first + i) for i in range(n)] and first % n == 0:
+            return whole if n == size else self._cut(stack, n)[first // n]
+        parts = [self._cut(s, 1)[i].tensors() for s, i in found]
+        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return type(whole)(whole.rows, whole.cols, **values)
+
+    def _cut(self, stack: int, n: int) -> list[Map]:
+        if (stack, n) not in self._pieces:
+            whole = self._stacks[stack]
+            pieces = {name: torch.split(tensor, n) for name, tensor in whole.tensors().items()}
+            rows = zip(*pieces.values())
+            made = [type(whole)(whole.rows, whole.cols, **dict(zip(pieces, row))) for row in rows]
+            self._pieces[stack, n] = made
+        return self._pieces[stack, n]
 
 
 def start_maps(
@@ -198,26 +141,57 @@ def start_maps(
             f"Take a rank below it, or method.maps=full."
         )
 
-    def make(port: Port, source: int, kind: str) -> Map:
+    def make(side: Side, port: Port, source: int) -> Map:
         space = plan.spaces[port.space]
         own, merged = space.sources[source], space.merged
-        rows, cols = (merged, own) if kind == "M" else (own, merged)
+        rows, cols = (merged, own) if side == "M" else (own, merged)
         weight = 1.0 / k if start == "average" else float(source == 0)
-        scale = weight if kind == "M" else 1.0
+        scale = weight if side == "M" else 1.0
         if structure == "heads" and space.heads is not None:
-            return HeadBlocks(merged, space.heads[0], scale)
+            return HeadBlocks.start(merged, space.heads[0], scale)
         share = max(1, round(rank * merged / plan.arch.features))
-        random = generator(seed, "maps", kind, str(port), source)
+        random = generator(seed, "maps", side, str(port), source)
         plain = MAPS.get(structure, LowRank)  # spaces without heads, where structure is `heads`
-        return plain(rows, cols, scale, min(share, rows, cols), random)
+        return plain.start(rows, cols, scale, min(share, rows, cols), random)
 
     units = {name: role for name, role in plan.roles.items() if isinstance(role, Unit)}
     return MergeMaps(
-        writes={port: [make(port, i, "M") for i in range(k)] for port in plan.writes},
-        reads={port: [make(port, i, "U") for i in range(k)] for port in plan.reads},
+        stacks=[{key: make(*key) for key in keys} for keys in _stacks(plan, weights)],
         units={name: _start_unit(name, role, plan, weights, start) for name, role in units.items()},
         trainable=frozenset(name for name, role in units.items() if role.trainable),
     )
+
+
+def maps_of_spaces(
+    plan: Plan,
+    merge: Mapping[str, Sequence[Tensor]],
+    unmerge: Mapping[str, Sequence[Tensor]],
+    units: Mapping[str, Tensor],
+) -> MergeMaps:
+    """Fixed maps that belong to spaces instead of ports: one M [d', d_i] and U [d_i, d'] per space and source."""
+    given = {"M": merge, "U": unmerge}
+    sides: list[tuple[Side, tuple[Port, ...]]] = [("M", plan.writes), ("U", plan.reads)]
+    keys = [(side, port, i) for side, ports in sides for port in ports for i in range(len(plan.tasks))]
+    maps = MergeMaps(
+        stacks=[{key: Full.of(given[key[0]][key[1].space][key[2]])} for key in keys],
+        units=units,
+        trainable=frozenset(),
+    )
+    return maps.requires_grad_(False)
+
+
+def _stacks(plan: Plan, weights: Sequence[Mapping[str, Tensor]]) -> list[list[Key]]:
+    """Which maps lie together: those that one group of tensors uses, per source, in the group's order."""
+    seen: set[tuple[Side, Port]] = set()
+    stacks: list[list[Key]] = []
+    uses: list[tuple[Side, Sequence[Port]]] = []
+    for found in group(plan, weights):
+        uses += [("M", found.writes), ("U", found.reads)]
+    for side, ports in [*uses, ("U", (plan.features,))]:
+        new = [port for port in dict.fromkeys(ports) if (side, port) not in seen]
+        seen.update((side, port) for port in new)
+        stacks += [[(side, port, i) for port in new] for i in range(len(weights)) if new]
+    return stacks
 
 
 def _check_heads(plan: Plan, structure: Structure) -> None:
@@ -232,21 +206,6 @@ def _check_heads(plan: Plan, structure: Structure) -> None:
         )
 
 
-def maps_of_spaces(
-    plan: Plan,
-    merge: Mapping[str, Sequence[Tensor]],
-    unmerge: Mapping[str, Sequence[Tensor]],
-    units: Mapping[str, Tensor],
-) -> MergeMaps:
-    """Fixed maps that belong to spaces instead of ports: one M [d', d_i] and U [d_i, d'] per space and source."""
-    return MergeMaps(
-        writes={port: [Full.of(M) for M in merge[port.space]] for port in plan.writes},
-        reads={port: [Full.of(U) for U in unmerge[port.space]] for port in plan.reads},
-        units=units,
-        trainable=frozenset(),
-    )
-
-
 def _start_unit(
     name: str, role: Unit, plan: Plan, weights: Sequence[Mapping[str, Tensor]], start: Start
 ) -> Tensor:
@@ -255,11 +214,6 @@ def _start_unit(
     used = weights if start == "average" else weights[:1]
     fitted = [F.pad(w[name][:size].float(), (0, max(0, size - len(w[name]))), value=role.fill) for w in used]
     return torch.stack(fitted).mean(0)
-
-
-def _product(T: Tensor, W: Tensor) -> Tensor:
-    """T W over the first axis of W; a matrix product, which autocast knows (`tensordot` it does not)."""
-    return (T @ W.reshape(len(W), -1)).reshape(len(T), *W.shape[1:])
 
 
 def _key(name: str) -> str:

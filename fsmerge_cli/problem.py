@@ -33,9 +33,10 @@ class Problem:
         """The unlabelled images of one source's task."""
         return self.images.images[self.images.task == source]
 
-    def weights(self) -> list[dict[str, Tensor]]:
-        """One fp32 state dict per source, on the device."""
-        return [{n: _to(t, self.device) for n, t in s.weights.items()} for s in self.sources]
+    def weights(self, device: torch.device | str | None = None) -> list[dict[str, Tensor]]:
+        """One fp32 state dict per source, on `device` (None: the problem's own); nothing is copied on the CPU."""
+        where = self.device if device is None else torch.device(device)
+        return [{n: _to(t, where) for n, t in s.weights.items()} for s in self.sources]
 
 
 @dataclass(frozen=True)

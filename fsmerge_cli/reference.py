@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsmerge_cli.maps import Map, MergeMaps
+from fsmerge_cli.maps import MergeMaps
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.spaces import Constant, Mapped, Unit
+from fsmerge_cli.structures import Map
 
 
 class UnfoldedSuperNet(nn.Module):

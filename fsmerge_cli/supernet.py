@@ -6,31 +6,61 @@ network of the merged size, instead of k networks side by side. Skeleton and sou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
-from fsmerge_cli.fold import fold
+from fsmerge_cli.fold import Folder
 from fsmerge_cli.maps import MergeMaps
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.training import Student
 
 
 class SuperNet(Student):
-    """Maps around frozen source weights; images [n, C, H, W] -> merged features [n, d']."""
+    """Maps around frozen source weights; images [n, C, H, W] -> merged features [n, d'].
 
-    def __init__(self, plan: Plan, maps: MergeMaps, weights: Sequence[Mapping[str, Tensor]]) -> None:
+    The maps decide the device. dtype: of the frozen matrices on it (None: their own). checkpointing: every block
+    is folded inside the activation checkpoint around it, so that the folded weights of one block at a time stand
+    in memory, and are computed again in the backward pass.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        maps: MergeMaps,
+        weights: Sequence[Mapping[str, Tensor]],
+        dtype: torch.dtype | None = None,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.maps = maps
         self.plan = plan
+        device = next(iter([*maps.parameters(), *maps.buffers()])).device
+        batched = device.type == "cuda" and not checkpointing
         # Held in tuples, out of sight of nn.Module: only maps and per-unit vectors are parameters.
-        self._weights = tuple(weights)
         self._skeleton = (plan.skeleton(),)
+        self._folder = (Folder(plan, weights, device, dtype, batched),)
+        names = plan.family.blocks(self._skeleton[0]) if checkpointing else ()
+        self._blocks = tuple(_checkpoint(self._skeleton[0], name) for name in names)
+        self._inside = {name: _inside(plan, name) for name in names}
+        self._outside = {name for name in plan.roles if not name.startswith(tuple(f"{b}." for b in names))}
 
     def forward(self, images: Tensor) -> Tensor:
         """Merged features z' of a batch."""
-        folded = fold(self.plan, self.maps, self._weights)
+        opened, units = self.maps.open(), self.maps.units()
+        folder = self._folder[0]
+        for block in self._blocks:
+
+            def weights(names: dict[str, str] = self._inside[block.name]) -> dict[str, Tensor]:
+                folded = folder(opened, units, names.keys())
+                return {short: folded[name] for name, short in names.items()}
+
+            block.weights = weights
+        folded = folder(opened, units, self._outside if self._blocks else None)
         features: Tensor = functional_call(self._skeleton[0], folded, (images,))
         return features
 
@@ -38,3 +68,37 @@ class SuperNet(Student):
         """The merged model's estimate of one source's features, U_out,i z': [n, d'] -> [n, d_i]."""
         estimate: Tensor = self.maps.read(self.plan.features, source)(features)
         return estimate
+
+
+class _Block(nn.Module):
+    """A block that folds its weights, swaps them in and runs, all inside one activation checkpoint.
+
+    The other way round, `functional_call` around a checkpointed block, the weights would be swapped back before
+    the backward pass computes the block again: gradients of other weights, silently.
+    """
+
+    def __init__(self, block: nn.Module, name: str) -> None:
+        super().__init__()
+        self.inner, self.name = block, name
+        self.weights: Callable[[], dict[str, Tensor]] = dict
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's own output."""
+        weights = self.weights  # of this pass, also when it is computed again after another one
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.inner, weights(), args, kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def _checkpoint(network: nn.Module, name: str) -> _Block:
+    owner, _, leaf = name.rpartition(".")
+    block = _Block(network.get_submodule(name), name)
+    setattr(network.get_submodule(owner), leaf, block)
+    return block
+
+
+def _inside(plan: Plan, block: str) -> dict[str, str]:
+    """Names of a block's tensors: in the whole network -> in the block."""
+    return {name: name.removeprefix(f"{block}.") for name in plan.roles if name.startswith(f"{block}.")}

@@ -10,10 +10,11 @@ import torch
 
 from fsmerge_cli.features import network
 from fsmerge_cli.fold import fold, fold_head
-from fsmerge_cli.maps import MAPS, MergeMaps, start_maps
+from fsmerge_cli.maps import MergeMaps, start_maps
 from fsmerge_cli.plan import Plan, compile_plan
 from fsmerge_cli.reference import UnfoldedSuperNet
 from fsmerge_cli.sources import Source
+from fsmerge_cli.structures import MAPS
 from fsmerge_cli.supernet import SuperNet
 from tests.conftest import mlp_source
 

@@ -4,20 +4,19 @@ import pytest
 import torch
 
 from fsmerge_cli.errors import ConfigError
-from fsmerge_cli.maps import MAPS, HeadBlocks, start_maps
+from fsmerge_cli.maps import start_maps
 from fsmerge_cli.plan import compile_plan
+from fsmerge_cli.structures import MAPS, HeadBlocks, Map
 from tests.conftest import mlp_source
 from tests.vits import vit_source
 
 SHAPES = [(4, 4), (6, 4), (4, 6)]
 
 
-def randomised(name: str, rows: int, cols: int) -> torch.nn.Module:
+def randomised(name: str, rows: int, cols: int, *stack: int) -> Map:
     random = torch.Generator().manual_seed(rows * 10 + cols)
-    map_ = MAPS[name](rows, cols, 1.0, 2, random).double()
-    for parameter in map_.parameters():
-        parameter.data.normal_(generator=random)
-    return map_
+    map_ = MAPS[name].start(rows, cols, 1.0, 2, random)
+    return map_.each(lambda t: torch.randn(*stack, *t.shape, generator=random, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
@@ -26,10 +25,21 @@ def test_left_right_and_forward_are_products_with_one_matrix(name: str, rows: in
     map_ = randomised(name, rows, cols)
     T = map_.dense()
     assert T.shape == (rows, cols)
-    W, V, x = (torch.randn(*s, dtype=torch.float64) for s in [(cols, 3, 2), (5, 3, rows), (2, 5, cols)])
-    torch.testing.assert_close(map_.left(W), torch.einsum("rc,cij->rij", T, W))
-    torch.testing.assert_close(map_.right(V), torch.einsum("ijr,rc->ijc", V, T))
+    W, V, x = (torch.randn(*s, dtype=torch.float64) for s in [(cols, 3), (5, rows), (2, 5, cols)])
+    torch.testing.assert_close(map_.left(W), T @ W)
+    torch.testing.assert_close(map_.right(V), V @ T)
     torch.testing.assert_close(map_(x), torch.einsum("rc,ijc->ijr", T, x))
+
+
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+@pytest.mark.parametrize("name", MAPS)
+def test_a_stack_of_maps_is_each_map_on_its_own(name: str, rows: int, cols: int) -> None:
+    stack = randomised(name, rows, cols, 3)
+    W, V = torch.randn(3, cols, 2, dtype=torch.float64), torch.randn(3, 5, rows, dtype=torch.float64)
+    for i in range(3):
+        alone = stack.each(lambda tensor, i=i: tensor[i])
+        torch.testing.assert_close(stack.left(W)[i], alone.left(W[i]))
+        torch.testing.assert_close(stack.right(V)[i], alone.right(V[i]))
 
 
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
@@ -38,16 +48,17 @@ def test_left_right_and_forward_are_products_with_one_matrix(name: str, rows: in
 def test_every_structure_starts_as_the_scaled_identity_exactly(
     name: str, rows: int, cols: int, scale: float
 ) -> None:
-    map_ = MAPS[name](rows, cols, scale, 2, torch.Generator().manual_seed(0))
+    map_ = MAPS[name].start(rows, cols, scale, 2, torch.Generator().manual_seed(0))
     assert torch.equal(map_.dense(), scale * torch.eye(rows, cols))
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_a_map_can_leave_its_start_in_one_step(name: str) -> None:
     # A low-rank product with both factors at zero could not.
-    map_ = MAPS[name](4, 4, 0.0, 2, torch.Generator().manual_seed(0))
+    map_ = MAPS[name].start(4, 4, 0.0, 2, torch.Generator().manual_seed(0))
+    map_ = map_.each(torch.Tensor.requires_grad_)
     map_.left(torch.randn(4, 3)).sum().backward()
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in map_.parameters())
+    assert any(t.grad is not None and t.grad.abs().max() > 0 for t in map_.tensors().values())
 
 
 def test_starts_differ_by_structure_of_the_merge_only() -> None:
@@ -71,7 +82,7 @@ def test_rank_counts_at_the_width_of_the_features() -> None:
     sources = [mlp_source("a", [12, 4], 1), mlp_source("b", [12, 4], 2)]
     plan = compile_plan(sources)
     maps = start_maps(plan, [s.weights for s in sources], "low_rank", "first", rank=2)
-    ranks = {port.space: maps.write(port, 0).B.shape[1] for port in plan.writes}
+    ranks = {port.space: maps.write(port, 0).tensors()["B"].shape[1] for port in plan.writes}
     assert ranks == {"h0": 6, "h1": 2}
 
 
@@ -85,10 +96,10 @@ def test_a_rank_above_the_width_is_refused() -> None:
 
 
 def test_head_blocks_are_products_with_blocks_then_mixing() -> None:
-    map_ = HeadBlocks(6, 3, 1.0).double()
-    assert torch.equal(map_.dense(), torch.eye(6, dtype=torch.float64))
-    for parameter in map_.parameters():
-        parameter.data.normal_(generator=torch.Generator().manual_seed(1))
+    map_ = HeadBlocks.start(6, 3, 1.0)
+    assert torch.equal(map_.dense(), torch.eye(6))
+    random = torch.Generator().manual_seed(1)
+    map_ = map_.each(lambda t: torch.randn(t.shape, generator=random, dtype=torch.float64))
     blocks = torch.block_diag(*map_.blocks)
     T = torch.kron(map_.mixing, torch.eye(2, dtype=torch.float64)) @ blocks
     torch.testing.assert_close(map_.dense(), T)

@@ -10,11 +10,12 @@ import torch
 from fsmerge_cli.errors import ConfigError, MismatchError, SourceError
 from fsmerge_cli.features import network
 from fsmerge_cli.fold import fold
-from fsmerge_cli.maps import MAPS, start_maps
+from fsmerge_cli.maps import start_maps
 from fsmerge_cli.permute import permute, random_permutations
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.reference import UnfoldedSuperNet
 from fsmerge_cli.specs.vit import parse
+from fsmerge_cli.structures import MAPS
 from fsmerge_cli.supernet import SuperNet
 from tests.test_fold import double, random_maps
 from tests.vits import TINY, VARIANTS, shared_out, vit_source

@@ -21,7 +21,7 @@ class Average(Method):
 
     def fit(self, problem: Problem) -> Solution:
         """The mean, exactly; where widths differ, of the units that exist."""
-        weights = problem.weights()
+        weights = problem.weights("cpu")  # the fold moves them, one at a time
         maps = start_maps(problem.plan, weights, "diagonal", "average").to(problem.device)
         maps.requires_grad_(False)
         port = problem.plan.features

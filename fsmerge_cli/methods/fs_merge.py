@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -10,11 +11,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.fold import fold
-from fsmerge_cli.maps import Start, Structure, start_maps
+from fsmerge_cli.maps import MergeMaps, Start, start_maps
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.options import FORBID, Flag, Positive
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.structures import Structure
 from fsmerge_cli.supernet import SuperNet
 from fsmerge_cli.training import Trace
 
@@ -39,10 +41,9 @@ class FSMerge(Trained):
         """Train the SuperNet in its folded form and fold it once more at the end."""
         if self.sequential and len(problem.sources) > 2:
             return self._fit_one_by_one(problem)
-        weights = problem.weights()
+        weights = problem.weights("cpu")  # the fold moves them, one at a time
         maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed)
-        supernet = SuperNet(problem.plan, maps.to(problem.device), weights)
-        trace = self.train(problem, supernet)
+        trace = self.train(problem, supernet(problem, maps, weights))
         with torch.no_grad():
             folded = {n: t.detach().clone() for n, t in fold(problem.plan, maps, weights).items()}
             readouts = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
@@ -73,3 +74,10 @@ class FSMerge(Trained):
                 trainable=before.trainable + stage.trainable,
             )
         return Solution(solution.weights, tuple(readouts), trace)
+
+
+def supernet(problem: Problem, maps: MergeMaps, weights: Sequence[Mapping[str, Tensor]]) -> SuperNet:
+    """The SuperNet on the device and in the precision of `problem`."""
+    hardware = problem.hardware
+    dtype = torch.bfloat16 if hardware.bf16(problem.device) else None
+    return SuperNet(problem.plan, maps.to(problem.device), weights, dtype, hardware.checkpointing)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.fold import fold
@@ -45,13 +46,16 @@ class StudentNetwork(Student):
 
     def __init__(self, problem: Problem, start: Literal["first", "average", "random"], readout: str) -> None:
         super().__init__()
-        plan, weights = problem.plan, problem.weights()
+        plan, weights = problem.plan, problem.weights("cpu")
         same: Start = "average" if start == "average" else "first"
         maps = start_maps(plan, weights, "diagonal", same).to(problem.device).requires_grad_(False)
         self.network = plan.skeleton()
         initial = _fresh(problem) if start == "random" else fold(plan, maps, weights)
         self.network.load_state_dict({n: t.clone() for n, t in initial.items()}, assign=True)
         self.network.requires_grad_(True)
+        if problem.hardware.checkpointing:
+            for name in plan.family.blocks(self.network):
+                _checkpointed(self.network.get_submodule(name))
         matrices = [maps.read(plan.features, i).dense() for i in range(len(weights))]
         if readout == "identity":
             different = [s.name for s, m in zip(problem.sources, matrices) if m.shape[0] != m.shape[1]]
@@ -85,3 +89,13 @@ def _fresh(problem: Problem) -> dict[str, Tensor]:
         torch.manual_seed(derive(problem.seed, "kd", "start"))
         state = problem.plan.family.build(problem.plan.arch).state_dict()
     return {name: t.to(problem.device) for name, t in state.items()}
+
+
+def _checkpointed(block: nn.Module) -> None:
+    """Compute the block's activations again in the backward pass; its tensors keep their names."""
+    forward = block.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    block.forward = run

@@ -51,7 +51,8 @@ class Family:
     of `images`, around given lines that make `head` of `heads`. head: name of the task head's module inside a
     checkpoint; None where that module belongs to the backbone. refuse: reasons why a model cannot be merged.
     heads: number of attention heads. positions: the table that can take a constant shift of the embedded
-    pixels where the entry has no bias, and its first patch row.
+    pixels where the entry has no bias, and its first patch row. blocks: names of the modules of an instance whose
+    activations can be computed again in the backward pass.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Family:
     refuse: Callable[[Any], Sequence[str]] = lambda arch: ()
     heads: Callable[[Any], int | None] = lambda arch: None
     positions: Callable[[Any], tuple[str, int] | None] = lambda arch: None
+    blocks: Callable[[nn.Module], Sequence[str]] = lambda module: ()
 
     def skeleton(self, arch: Any) -> nn.Module:
         """The network of `arch` without weights (on the `meta` device), in evaluation mode."""

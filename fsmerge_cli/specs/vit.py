@@ -246,4 +246,5 @@ VIT = Family(
     refuse=refuse,
     heads=lambda arch: int(_meta(arch).blocks[0].attn.num_heads),
     positions=positions,
+    blocks=lambda module: [f"blocks.{name}" for name, _ in module.get_submodule("blocks").named_children()],
 )
