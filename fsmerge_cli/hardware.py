@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.options import FORBID, Count, Flag, Positive, Text
@@ -40,6 +42,14 @@ class Hardware:
     distributed: Flag = False
     deterministic: Flag = False
 
+    def __post_init__(self) -> None:
+        """Refuse what excludes each other."""
+        if self.compile and self.checkpointing:
+            raise ValueError(
+                "hardware.compile and hardware.checkpointing exclude each other. Pass compile=true for speed or "
+                "checkpointing=true for memory."
+            )
+
     def resolve(self) -> torch.device:
         """The device to use. Raises ConfigError where it is unknown or not there."""
         name = self.device
@@ -69,6 +79,27 @@ class Hardware:
     def bf16(self, device: torch.device) -> bool:
         """Whether forward and backward passes on `device` run in bf16."""
         return self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
+
+    def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`function` through torch.compile where `compile` is on; ConfigError where it cannot be compiled."""
+        if not self.compile:
+            return function
+        inner = torch.compile(function)
+
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            from torch._dynamo.exc import TorchDynamoException  # slow to import
+
+            try:
+                with warnings.catch_warnings():  # the compiler looks at .grad of folded weights, which have none
+                    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+                    return inner(*args, **kwargs)
+            except TorchDynamoException as error:
+                raise ConfigError(
+                    "hardware.compile=true: torch cannot compile here, which takes a C++ compiler on the CPU and "
+                    f"Triton on a GPU ({' '.join(str(error).split())[:200]}). Pass hardware.compile=false."
+                ) from error
+
+        return run
 
     @contextmanager
     def session(self) -> Iterator[torch.device]:

@@ -64,6 +64,8 @@ def _sentences(error: ValidationError, where: str, cls: type[Any]) -> list[str]:
             sentences.append(unknown(f"key in {place}", name, [f.name for f in fields(owner)]))
         elif item["type"].startswith("missing"):
             sentences.append(f"{path} is missing.")
+        elif item["type"] == "value_error":  # from a check over several fields, already in the user's words
+            sentences.append(item["msg"].removeprefix("Value error, "))
         else:
             expected.setdefault((path, f"got {item['input']!r}"), []).append(_wanted(item["msg"]))
     for (path, got), messages in expected.items():

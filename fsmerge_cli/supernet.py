@@ -7,6 +7,7 @@ network of the merged size, instead of k networks side by side. Skeleton and sou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from fsmerge_cli.fold import Folder
+from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import MergeMaps
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.training import Student
@@ -23,9 +25,10 @@ from fsmerge_cli.training import Student
 class SuperNet(Student):
     """Maps around frozen source weights; images [n, C, H, W] -> merged features [n, d'].
 
-    The maps decide the device. dtype: of the frozen matrices on it (None: their own). checkpointing: every block
-    is folded inside the activation checkpoint around it, so that the folded weights of one block at a time stand
-    in memory, and are computed again in the backward pass.
+    The maps decide the device. hardware.precision: the frozen matrices are held in bf16 where the network runs in
+    bf16. hardware.checkpointing: every block is folded inside the activation checkpoint around it, so that the
+    folded weights of one block at a time stand in memory, and are computed again in the backward pass.
+    hardware.compile: of the network; the fold stays as it is.
     """
 
     def __init__(
@@ -33,20 +36,22 @@ class SuperNet(Student):
         plan: Plan,
         maps: MergeMaps,
         weights: Sequence[Mapping[str, Tensor]],
-        dtype: torch.dtype | None = None,
-        checkpointing: bool = False,
+        hardware: Hardware | None = None,
     ) -> None:
         super().__init__()
+        hardware = hardware or Hardware()
         self.maps = maps
         self.plan = plan
         device = next(iter([*maps.parameters(), *maps.buffers()])).device
-        batched = device.type == "cuda" and not checkpointing
+        batched = device.type == "cuda" and not hardware.checkpointing
+        dtype = torch.bfloat16 if hardware.bf16(device) else None
         # Held in tuples, out of sight of nn.Module: only maps and per-unit vectors are parameters.
         self._skeleton = (plan.skeleton(),)
         self._folder = (Folder(plan, weights, device, dtype, batched),)
-        names = plan.family.blocks(self._skeleton[0]) if checkpointing else ()
+        names = plan.family.blocks(self._skeleton[0]) if hardware.checkpointing else ()
         self._blocks = tuple(_checkpoint(self._skeleton[0], name) for name in names)
         self._inside = {name: _inside(plan, name) for name in names}
+        self._run = hardware.compiled(partial(_call, self._skeleton[0]))
         self._outside = {name for name in plan.roles if not name.startswith(tuple(f"{b}." for b in names))}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,13 +66,17 @@ class SuperNet(Student):
 
             block.weights = weights
         folded = folder(opened, units, self._outside if self._blocks else None)
-        features: Tensor = functional_call(self._skeleton[0], folded, (images,))
-        return features
+        return self._run(folded, images)
 
     def readout(self, features: Tensor, source: int) -> Tensor:
         """The merged model's estimate of one source's features, U_out,i z': [n, d'] -> [n, d_i]."""
         estimate: Tensor = self.maps.read(self.plan.features, source)(features)
         return estimate
+
+
+def _call(network: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    features: Tensor = functional_call(network, weights, (images,))
+    return features
 
 
 class _Block(nn.Module):

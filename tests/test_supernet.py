@@ -89,7 +89,7 @@ def test_checkpointing_changes_neither_features_nor_gradients(variant: str, stru
     plan, sources = pair(variant)
     maps, weights = random_maps(plan, sources, structure), [double(s) for s in sources]
     plain = step(SuperNet(plan, maps, weights))
-    again = step(SuperNet(plan, maps, weights, checkpointing=True))
+    again = step(SuperNet(plan, maps, weights, Hardware(checkpointing=True)))
     assert plain[1].keys() == again[1].keys() == dict(maps.named_parameters(prefix="maps")).keys()
     torch.testing.assert_close(again, plain)
 
@@ -100,7 +100,7 @@ def test_two_passes_before_one_backward_pass_keep_their_own_weights() -> None:
     gradients = []
     for checkpointing in (False, True):
         maps = random_maps(plan, sources, "low_rank")
-        supernet = SuperNet(plan, maps, weights, checkpointing=checkpointing)
+        supernet = SuperNet(plan, maps, weights, Hardware(checkpointing=checkpointing))
         (supernet(images()).sin().sum() + supernet(images().flip(0) / 2).cos().sum()).backward()
         gradients.append({n: p.grad for n, p in maps.named_parameters()})
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -144,6 +144,8 @@ def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
     for checkpointing in (False, True):
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t):
-            SuperNet(plan, maps, [s.weights for s in sources], checkpointing=checkpointing)(images().float())
+            SuperNet(plan, maps, [s.weights for s in sources], Hardware(checkpointing=checkpointing))(
+                images().float()
+            )
         kept[checkpointing] = sum(sizes)
     assert kept[True] < kept[False] / 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.fold import fold
-from fsmerge_cli.maps import MergeMaps, Start, start_maps
+from fsmerge_cli.maps import Start, start_maps
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.options import FORBID, Flag, Positive
 from fsmerge_cli.plan import compile_plan
@@ -43,7 +42,8 @@ class FSMerge(Trained):
             return self._fit_one_by_one(problem)
         weights = problem.weights("cpu")  # the fold moves them, one at a time
         maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed)
-        trace = self.train(problem, supernet(problem, maps, weights))
+        supernet = SuperNet(problem.plan, maps.to(problem.device), weights, problem.hardware)
+        trace = self.train(problem, supernet)
         with torch.no_grad():
             folded = {n: t.detach().clone() for n, t in fold(problem.plan, maps, weights).items()}
             readouts = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
@@ -74,10 +74,3 @@ class FSMerge(Trained):
                 trainable=before.trainable + stage.trainable,
             )
         return Solution(solution.weights, tuple(readouts), trace)
-
-
-def supernet(problem: Problem, maps: MergeMaps, weights: Sequence[Mapping[str, Tensor]]) -> SuperNet:
-    """The SuperNet on the device and in the precision of `problem`."""
-    hardware = problem.hardware
-    dtype = torch.bfloat16 if hardware.bf16(problem.device) else None
-    return SuperNet(problem.plan, maps.to(problem.device), weights, dtype, hardware.checkpointing)

@@ -56,6 +56,7 @@ class StudentNetwork(Student):
         if problem.hardware.checkpointing:
             for name in plan.family.blocks(self.network):
                 _checkpointed(self.network.get_submodule(name))
+        self._run = problem.hardware.compiled(lambda images: self.network(images))
         matrices = [maps.read(plan.features, i).dense() for i in range(len(weights))]
         if readout == "identity":
             different = [s.name for s, m in zip(problem.sources, matrices) if m.shape[0] != m.shape[1]]
@@ -75,8 +76,7 @@ class StudentNetwork(Student):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [n, d']."""
-        features: Tensor = self.network(images)
-        return features
+        return self._run(images)
 
     def readout(self, features: Tensor, source: int) -> Tensor:
         """[n, d'] -> [n, d_i]."""
