@@ -8,7 +8,7 @@ arXiv 2209.04836, for plain spaces).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -91,17 +91,31 @@ def assignment(similarity: Tensor) -> Tensor:
     return torch.from_numpy(columns)
 
 
-def aligned(problem: Problem, how: str) -> tuple[Problem, list[Tensor]]:
-    """The problem with its sources in source 1's basis, and one map [d, d] per source back to its own features."""
+@dataclass(frozen=True)
+class Aligned:
+    """A problem with its sources in source 1's basis.
+
+    back: one map [d, d] per source to its own features. permutations: how each source was reordered, by space;
+    empty where none was.
+    """
+
+    problem: Problem
+    back: tuple[Tensor, ...]
+    permutations: tuple[dict[str, Tensor], ...] = ()
+
+
+def aligned(problem: Problem, how: str) -> Aligned:
+    """The problem with its sources in source 1's basis (`activations`) or as they are (`none`)."""
     size = problem.plan.spaces[problem.plan.features.space].merged
     identity = torch.eye(size, device=problem.device)
     if how == "none":
-        return problem, [identity] * len(problem.sources)
+        return Aligned(problem, (identity,) * len(problem.sources))
     permutations = match_all(problem.plan, similarities(problem), len(problem.sources))
     sources = [
         replace(s, weights=permute(problem.plan, s.weights, p)) for s, p in zip(problem.sources, permutations)
     ]
-    return replace(problem, sources=sources), back_to_sources(problem, permutations)
+    ordered = replace(problem, sources=sources)
+    return Aligned(ordered, tuple(back_to_sources(problem, permutations)), tuple(permutations))
 
 
 def back_to_sources(problem: Problem, permutations: Sequence[Permutations]) -> list[Tensor]:

@@ -7,7 +7,8 @@
     │   ├── MismatchError    sources that cannot be merged with each other
     │   ├── DataError        images or labels
     │   └── OutputError      the folder to be written
-    └── TrainingError        the run itself failed; exit code 1
+    ├── TrainingError        the run itself failed; exit code 1
+    └── CertificateError     the written model is not the one that was made; exit code 1
 
 Every message says what is wrong, where, which options there are and what to do next.
 """
@@ -60,6 +61,19 @@ class OutputError(UserError):
 
 class TrainingError(FsmergeError):
     """The training itself failed, for example because the loss became NaN."""
+
+
+class CertificateError(FsmergeError):
+    """A written model that is not the one that was made; `broken` lists every certificate that does not hold."""
+
+    def __init__(self, broken: Iterable[str]) -> None:
+        self.broken = tuple(broken)
+        lines = "\n".join(f"  - {certificate}" for certificate in self.broken)
+        super().__init__(
+            f"the written model is not the one that was made, so it is not kept:\n{lines}\n"
+            "This is a fault of the machine or of fsmerge, not of your input: run it again, and report it if it "
+            "comes back."
+        )
 
 
 def describe(error: Exception) -> tuple[str, int]:

@@ -43,7 +43,8 @@ class Problem:
 class Solution:
     """A merged model: weights of one backbone, one readout U_out [d_i, d'] per source, and how it was found.
 
-    maps: the maps that fold to these weights, for methods that have them. facts: numbers worth knowing
+    maps: the maps that fold to these weights, for methods that have them. permutations: how each source was
+    reordered first, by space, where a method does. facts: numbers worth knowing
     (condition numbers), by name.
     """
 
@@ -51,6 +52,7 @@ class Solution:
     readouts: tuple[Tensor, ...]
     trace: Trace = field(default_factory=Trace)
     maps: MergeMaps | None = None
+    permutations: tuple[Mapping[str, Tensor], ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
 
 

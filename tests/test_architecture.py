@@ -14,7 +14,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.p
 ROOMS = tuple(
     "errors progress options seeding spaces hardware specs output presets checkpoints preprocessing "  # noqa: SIM905
     "sources plan groups permute structures maps thin fold reference data features activations regression zipping "
-    "training supernet problem align methods scoring zoo card result pipeline report explain config cli".split()
+    "training supernet problem align methods scoring zoo card result certificates pipeline report explain config "
+    "cli".split()
 )
 HYDRA = {"explain", "config", "cli"}
 ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "config", "cli"}}

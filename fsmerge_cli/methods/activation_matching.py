@@ -25,5 +25,6 @@ class ActivationMatching(Method):
         """Match, reorder, average; the heads read through the permutation of the features."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
-        ordered, back = aligned(problem, "activations")
-        return Solution(Average().fit(ordered).weights, tuple(back))
+        matched = aligned(problem, "activations")
+        weights = Average().fit(matched.problem).weights
+        return Solution(weights, matched.back, permutations=matched.permutations)

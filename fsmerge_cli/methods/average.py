@@ -26,4 +26,4 @@ class Average(Method):
         maps.requires_grad_(False)
         port = problem.plan.features
         readouts = tuple(maps.read(port, i).dense() for i in range(len(weights)))
-        return Solution(fold(problem.plan, maps, weights), readouts)
+        return Solution(fold(problem.plan, maps, weights), readouts, maps=maps)

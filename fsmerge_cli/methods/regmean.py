@@ -41,7 +41,8 @@ class RegMean(Regression):
         """Align, stream the Gram matrices, solve layer by layer."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
-        problem, back = aligned(problem, self.align)
+        matched = aligned(problem, self.align)
+        problem = matched.problem
         weights, modules = problem.weights(), linear_modules(problem.plan)
         batch = problem.hardware.eval_batch
         stats = [
@@ -54,4 +55,5 @@ class RegMean(Regression):
             name = f"{module}.weight"
             merged[name], condition = solve([s[module] for s in stats], [w[name] for w in weights], self.scale)
             worst = max(worst, condition)
-        return Solution(merged, tuple(back), facts={"condition_number": worst})
+        facts = {"condition_number": worst}
+        return Solution(merged, matched.back, facts=facts, permutations=matched.permutations)

@@ -28,7 +28,8 @@ class RegMeanPlusPlus(Regression):
         """Embeddings are averaged first, then each layer is solved on the merged prefix."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
-        problem, back = aligned(problem, self.align)
+        matched = aligned(problem, self.align)
+        problem = matched.problem
         weights, modules = problem.weights(), linear_modules(problem.plan)
         batch = problem.hardware.eval_batch
         merged = {name: mean(weights, name) for name in weights[0]}
@@ -47,7 +48,8 @@ class RegMeanPlusPlus(Regression):
                     solved = solve([s[module_name] for s in stats], [w[name] for w in weights], self.scale)
                     merged[name], worst = solved[0], max(worst, solved[1])
             done |= set(names)
-        return Solution(merged, tuple(back), facts={"condition_number": worst})
+        facts = {"condition_number": worst}
+        return Solution(merged, matched.back, facts=facts, permutations=matched.permutations)
 
 
 def stages(plan: Plan) -> list[list[str]]:

@@ -41,7 +41,8 @@ class Slerp(Method):
             raise ConfigError(f"method.t={self.t} is for two sources; {k} are merged with equal shares (t=0.5).")
         if self.align != "none":
             require_images(problem, f"{self.name} method.align={self.align}")
-        problem, back = aligned(problem, self.align)
+        matched = aligned(problem, self.align)
+        problem = matched.problem
         shares = [1 - self.t, self.t] if k == 2 else [1 / k] * k
         merged, opposite = {}, []
         weights = problem.weights()
@@ -59,7 +60,7 @@ class Slerp(Method):
                 merged[name] = slerp(tensors, shares)
         if opposite:
             raise MismatchError(opposite)
-        return Solution(merged, tuple(back))
+        return Solution(merged, matched.back, permutations=matched.permutations)
 
 
 def slerp(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -1,0 +1,207 @@
+"""Proofs that a written model is the model that was made; without them nothing is kept.
+
+Each compares two independent ways to one answer on a few images, in fp64 where it can, and states its largest
+error beside its tolerance. The written file is read back as a stranger would read it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fsmerge_cli.data.queries import Images
+from fsmerge_cli.errors import CertificateError
+from fsmerge_cli.permute import permute
+from fsmerge_cli.plan import Plan
+from fsmerge_cli.problem import Solution
+from fsmerge_cli.reference import UnfoldedSuperNet
+from fsmerge_cli.result import MergeResult, head_tensors
+from fsmerge_cli.seeding import generator
+from fsmerge_cli.sources import Head, Source
+
+IMAGES = 16
+"""How many images every certificate looks at."""
+
+TOLERANCE = 1e-3
+"""Largest error, relative to the root mean square of the exact answer, of what was computed in fp32."""
+
+COARSE = 5e-2
+"""The same where one side was computed in bf16, whose numbers have 8 bits."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One proof: what was compared, the largest error and the tolerance; None where it does not apply."""
+
+    name: str
+    what: str
+    error: float | None
+    tolerance: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is within the tolerance; a NaN is not."""
+        return self.error is None or self.tolerance is None or self.error <= self.tolerance
+
+    def entry(self) -> dict[str, Any]:
+        """The certificate as it stands in evaluation.json."""
+        if self.error is None:
+            return {"what": self.what, "status": "not applicable"}
+        content = asdict(self)
+        content.pop("name")
+        return {**content, "status": "holds"}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the evaluation saw: pixels [n, C, H, W] and the logits of every head [n, classes]; bf16 or not."""
+
+    pixels: Tensor
+    logits: Sequence[Tensor]
+    bf16: bool = False
+
+
+def certify(
+    result: MergeResult, sources: Sequence[Source], images: Images, folder: Path, seen: Evaluated | None
+) -> dict[str, Any]:
+    """Every certificate of the model written into `folder`, by name, as evaluation.json holds them.
+
+    Raises CertificateError where one does not hold.
+    """
+    plan, solution = result.plan, result.solution
+    pixels = probe(images, plan, int(result.provenance["seed"])).double()
+    written = load_file(folder / "model.safetensors")
+    heads = load_file(folder / "heads.safetensors") if result.heads else {}
+    backbone = _network(plan, written)
+    with torch.no_grad():
+        features = backbone(pixels)
+        found = [
+            _reloaded(result, written, heads),
+            _unfolded(plan, sources, solution, pixels, features),
+            _heads(result, sources, heads, features),
+            _evaluated(result, heads, backbone, seen),
+            _permuted(plan, sources, solution, pixels),
+        ]
+    broken = [c for c in found if not c.holds]
+    if broken:
+        raise CertificateError(
+            [f"{c.name}: {c.what}; largest error {c.error:.3g}, tolerance {c.tolerance:.3g}" for c in broken]
+        )
+    return {c.name: c.entry() for c in found}
+
+
+def probe(images: Images, plan: Plan, seed: int) -> Tensor:
+    """Up to IMAGES of the merge's images, all tasks in turn; random pixels where it saw none."""
+    if len(images) == 0:
+        return torch.rand(IMAGES, *plan.arch.input_size, generator=generator(seed, "certificates"))
+    own = [(images.task == task).nonzero().flatten() for task in torch.unique(images.task)]
+    share = math.ceil(IMAGES / len(own))
+    return images.images[torch.cat([rows[:share] for rows in own])[:IMAGES]]
+
+
+def _reloaded(result: MergeResult, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> Certificate:
+    what = "tensors read back from the files = tensors in memory"
+    kept, _ = head_tensors(result.heads)
+    error = max(_difference(written, result.solution.weights), _difference(heads, kept))
+    return Certificate("reloaded", what, error, 0.0)
+
+
+def _unfolded(
+    plan: Plan, sources: Sequence[Source], solution: Solution, pixels: Tensor, features: Tensor
+) -> Certificate:
+    what = "features of the written file = features of the sources side by side between the maps, in fp64"
+    if solution.maps is None:
+        return Certificate("unfolded", what, None, None)
+    supernet = UnfoldedSuperNet(plan, solution.maps.to("cpu"), [s.weights for s in sources])
+    return Certificate("unfolded", what, relative_error(features, supernet(pixels)), TOLERANCE)
+
+
+def _heads(
+    result: MergeResult, sources: Sequence[Source], heads: Mapping[str, Tensor], features: Tensor
+) -> Certificate:
+    what = "written heads on merged features = sources' heads on the features read out for them"
+    errors = []
+    for source, readout in zip(sources, result.solution.readouts):
+        if source.head is not None:
+            expected = _double(source.head)(features @ readout.cpu().double().T)
+            found = _double(written_head(result, source.name, heads))(features)
+            errors.append(relative_error(found, expected))
+    return Certificate("heads", what, max(errors) if errors else None, TOLERANCE)
+
+
+def _evaluated(
+    result: MergeResult, heads: Mapping[str, Tensor], backbone: nn.Module, seen: Evaluated | None
+) -> Certificate:
+    what = "logits of the evaluation = written heads on the written model's features"
+    if seen is None or not result.heads or len(seen.pixels) == 0:
+        return Certificate("evaluated", what, None, None)
+    features = backbone(seen.pixels.double())
+    errors = [
+        relative_error(logits, _double(written_head(result, name, heads))(features))
+        for name, logits in zip(result.heads, seen.logits)
+    ]
+    return Certificate("evaluated", what, max(errors), COARSE if seen.bf16 else TOLERANCE)
+
+
+def _permuted(plan: Plan, sources: Sequence[Source], solution: Solution, pixels: Tensor) -> Certificate:
+    what = "features of the reordered sources = reordered features of the sources"
+    errors = []
+    for source, orders in zip(sources, solution.permutations):
+        before = _network(plan, source.weights)(pixels)
+        after = _network(plan, permute(plan, source.weights, orders))(pixels)
+        errors.append(relative_error(after, before[:, orders[plan.features.space].cpu()]))
+    return Certificate("permuted", what, max(errors) if errors else None, TOLERANCE)
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Largest absolute difference over the root mean square of the exact answer; a NaN counts as infinite."""
+    exact = exact.double()
+    scale = exact.square().mean().sqrt().item() or 1.0
+    error = (found.double().cpu() - exact.cpu()).abs().max().item() / scale
+    return error if math.isfinite(error) else math.inf
+
+
+def written_head(result: MergeResult, name: str, tensors: Mapping[str, Tensor]) -> Head:
+    """A head as its file holds it."""
+    head = result.heads[name]
+    return replace(
+        head,
+        weight=tensors[f"{name}.weight"],
+        bias=tensors.get(f"{name}.bias"),
+        readout=tensors.get(f"{name}.readout"),
+    )
+
+
+def _difference(written: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> float:
+    """Largest difference between two sets of tensors; infinite where names, shapes or dtypes differ."""
+    if written.keys() != kept.keys():
+        return math.inf
+    errors = [0.0]
+    for name, tensor in kept.items():
+        mine, own = written[name], tensor.detach().cpu()
+        if mine.shape != own.shape or mine.dtype != own.dtype:
+            return math.inf
+        if not torch.equal(mine, own):
+            error = (mine.double() - own.double()).abs().max().item()
+            errors.append(error if math.isfinite(error) and error > 0 else math.inf)
+    return max(errors)
+
+
+def _network(plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
+    """An ordinary network in fp64."""
+    module = plan.skeleton()
+    cast = {n: t.cpu().double() if t.is_floating_point() else t.cpu() for n, t in weights.items()}
+    module.load_state_dict(cast, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def _double(head: Head) -> Head:
+    bias, readout = (None if t is None else t.cpu().double() for t in (head.bias, head.readout))
+    return replace(head, weight=head.weight.cpu().double(), bias=bias, readout=readout)
