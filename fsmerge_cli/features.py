@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property, partial
+from importlib.metadata import version
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.cache import feature_folder, stored
+from fsmerge_cli.checkpoints import tensors_sha256
 from fsmerge_cli.data.queries import Images
+from fsmerge_cli.feeding import Feed, fetched
+from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.progress import Event, Progress
 from fsmerge_cli.sources import Source
 
@@ -18,15 +29,20 @@ Targets = Literal["own", "all"]
 
 @dataclass(frozen=True)
 class Captured:
-    """Features of one source: features [n, d_i], wanted [n] (rows that are compared), their variance."""
+    """Features of one source on the images it is compared on.
 
-    features: Tensor
+    wanted: [n] (rows that are compared). variance: of the features on the wanted training images, mean over
+    units; it scales the loss of the task, so that a source with large features does not drown the others.
+    read: rows of the images -> features, from wherever they are kept.
+    """
+
     wanted: Tensor
     variance: float
+    read: Callable[[Tensor], Tensor]
 
     def at(self, rows: Tensor) -> Tensor:
-        """Features of the images `rows`, [len(rows), d_i], on the device of `rows`."""
-        return self.features[rows]
+        """Features of the images `rows`, all of them wanted, [len(rows), d_i] in fp32, on the device."""
+        return self.read(rows)
 
 
 def network(source: Source, device: torch.device | str = "cpu") -> nn.Module:
@@ -43,35 +59,151 @@ def batches(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
-def run(forward: Callable[[Tensor], Tensor], images: Tensor, device: torch.device, batch: int) -> Tensor:
-    """`forward` over all images in large batches, without gradients; the result lies on `device` in fp32."""
-    with torch.inference_mode():
-        parts = [forward(images[rows].to(device)).float() for rows in batches(len(images), batch)]
-    return torch.cat(parts)
-
-
 def capture(
     sources: Sequence[Source],
     images: Images,
     targets: Targets,
+    hardware: Hardware,
     device: torch.device,
-    batch: int,
     progress: Progress,
 ) -> tuple[Captured, ...]:
     """Each source's features on the images it is compared on: its own task's, or all of them.
 
-    The variance (mean over units, over the wanted training images) scales the loss of its task, so that a
-    source with large features does not drown the others.
+    Kept as `hardware.features` says: on disk (memory-mapped and shared by runs; in memory where the cache
+    cannot be written), in memory, or nowhere (live). In batches of `hardware.eval_batch`, in fp32 unless
+    `hardware.precision` is bf16 (auto: fp32, for all else is measured by them). On a GPU the sources are moved
+    one at a time; live, they all stay there.
     """
+    digests = _digests(images.images) if hardware.features == "disk" else []
+    pixels = cache(lambda: Feed(images.images, device))  # one for all sources, and none where all is found
     captured = []
     for index, source in enumerate(sources):
         progress(Event("capture", index, len(sources)))
         wanted = torch.ones(len(images), dtype=torch.bool) if targets == "all" else images.task == index
-        own = run(network(source, device), images.images[wanted], device, batch)
-        features = own.new_zeros(len(images), own.shape[1])
-        features[wanted.to(device)] = own
-        seen = images.train[wanted[images.train]].to(device)
-        spread = features[seen].double().var(0, correction=0).mean().item() if len(seen) else 0.0
-        captured.append(Captured(features, wanted.to(device), spread if spread > 0 else 1.0))
+        rows = wanted.nonzero().flatten()
+        train = torch.zeros_like(wanted).index_fill(0, images.train, True)[rows].nonzero().flatten()
+        teacher = _Teacher(source, pixels, hardware, device)
+        if hardware.features == "live":
+            read: Callable[[Tensor], Tensor] = teacher
+            variance = _variance(teacher.parts(rows[train]))
+        else:
+            table = _table(teacher, rows, digests, progress)
+            read = _Kept(Feed(table, device), (wanted.cumsum(0) - 1).to(device))
+            variance = _variance(table[part] for part in torch.split(train, hardware.eval_batch))
+        captured.append(Captured(wanted.to(device), variance, read))
     progress(Event("capture", len(sources), len(sources)))
     return tuple(captured)
+
+
+class _Teacher:
+    """A frozen source that answers for images; it is only built and moved once it is asked."""
+
+    def __init__(
+        self, source: Source, pixels: Callable[[], Feed], hardware: Hardware, device: torch.device
+    ) -> None:
+        self._source, self._pixels, self._hardware, self._device = source, pixels, hardware, device
+        self._bf16 = hardware.precision == "bf16"
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        return network(self._source, self._device)
+
+    @property
+    def width(self) -> int:
+        """Size of the features."""
+        return self._source.arch.features  # type: ignore[no-any-return]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Features of the images `rows`, computed now, for use inside a training step."""
+        # Tensors of inference mode may not enter a graph.
+        return torch.cat(list(self._run(rows, torch.no_grad)))
+
+    def parts(self, rows: Tensor) -> Iterator[Tensor]:
+        """Features of the images `rows` in host memory, in order, a batch at a time."""
+        return fetched(self._run(rows, torch.inference_mode))
+
+    def _run(self, rows: Tensor, mode: Callable[[], AbstractContextManager[None]]) -> Iterator[Tensor]:
+        network, pixels = self._network, self._pixels()
+        for part in torch.split(rows, self._hardware.eval_batch):
+            batch = pixels[part]
+            # A context of its own: the autocast of a training step must not reach the targets.
+            with mode(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+                features = network(batch).float()
+            yield features
+
+    def key(self, digests: Sequence[bytes]) -> str:
+        """Name for the features of images with these digests: all that they depend on, to the last bit.
+
+        The weights themselves are hashed, for `Source.sha256` is that of the file they once came from: folding,
+        permuting and merging change them.
+        """
+        cuda = self._device.type == "cuda"
+        family = self._source.family
+        code = [sys.modules[family.build.__module__], sys.modules[__name__]]
+        name = torch.cuda.get_device_name(self._device) if cuda else torch.backends.cpu.get_cpu_capability()
+        content = {
+            "weights": tensors_sha256(self._source.weights),
+            "architecture": [family.name, asdict(self._source.arch)],
+            "images": hashlib.sha256(b"".join(digests)).hexdigest(),
+            "code": [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in code],
+            "versions": [torch.__version__, version("timm")],
+            "device": name,
+            "numerics": [self._bf16, self._hardware.eval_batch, torch.are_deterministic_algorithms_enabled()],
+            "threads": None if cuda else torch.get_num_threads(),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Features in a table; position: row in the table of every image."""
+
+    table: Feed
+    position: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.table[self.position[rows.to(self.position.device)]]
+
+
+def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], progress: Progress) -> Tensor:
+    """Features of the images `rows`: memory-mapped where there are digests and a cache, else in memory."""
+    shape = len(rows), teacher.width
+    if digests and len(rows):
+        try:
+            return stored(
+                teacher.key([digests[row] for row in rows.tolist()]), shape, partial(teacher.parts, rows)
+            )
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            why = f"{feature_folder()} cannot be written ({getattr(error, 'strerror', None) or error})"
+            progress(Event(f"features stay in memory: {why}; FSMERGE_CACHE=FOLDER takes another folder", 1, 1))
+    table, start = torch.empty(shape), 0
+    for part in teacher.parts(rows):
+        table[start : start + len(part)] = part
+        start += len(part)
+    return table
+
+
+def _digests(pixels: Tensor) -> list[bytes]:
+    """SHA-256 of every image, its shape included."""
+    start = hashlib.sha256(f"{tuple(pixels.shape[1:])} {pixels.dtype}".encode())
+    found = []
+    for image in pixels:
+        digest = start.copy()
+        digest.update(image.contiguous().numpy().data)
+        found.append(digest.digest())
+    return found
+
+
+def _variance(parts: Iterable[Tensor]) -> float:
+    """Variance over rows, mean over units, of parts [m, d]: streamed in fp64, each part around its own mean.
+
+    1.0 where nothing varies, so that it can be divided by.
+    """
+    count, mean, square = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for x in (part.double() for part in parts if len(part)):
+        own, total = x.mean(0), count + len(x)
+        square = square + (x - own).square().sum(0) + (own - mean).square() * (count * len(x) / total)
+        mean = mean + (own - mean) * (len(x) / total)
+        count = total
+    variance = (square / max(count, 1)).mean().item()
+    return variance if variance > 0 else 1.0

@@ -110,7 +110,7 @@ def _run(
             sources = _load(specs, progress)
         plan = compile_plan(sources, method.width, method.heads)
         with clock.phase("data"):
-            images, notes = _draw(data, sources, seed)
+            images, notes = _draw(data, sources, seed, hardware.workers)
         problem = Problem(plan, sources, images, hardware, device, seed, progress)
         with clock.phase("fit"):
             solution = method.fit(problem)
@@ -203,7 +203,7 @@ def _build(data: DataConfig | None, split: Split, sources: Sequence[Source]) -> 
     ]
 
 
-def _draw(data: DataConfig | None, sources: Sequence[Source], seed: int) -> tuple[Images, list[str]]:
+def _draw(data: DataConfig | None, sources: Sequence[Source], seed: int, workers: int) -> tuple[Images, list[str]]:
     sets = [s for s in _build(data, "train", sources) if s is not None]
     if data is None:
         empty = torch.empty(0, dtype=torch.long)
@@ -215,7 +215,7 @@ def _draw(data: DataConfig | None, sources: Sequence[Source], seed: int) -> tupl
                 f"task '{source.name}' has {len(own)} images, fewer than images_per_task={data.images_per_task}; "
                 "all of them are used"
             )
-    return draw(data, sets, seed), notes
+    return draw(data, sets, seed, workers), notes
 
 
 def _start_notes(plan: Plan, solution: Solution) -> list[str]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from fsmerge_cli.data.base import ImageSet
+from fsmerge_cli.data.reading import read
 from fsmerge_cli.features import network
+from fsmerge_cli.feeding import fits
 from fsmerge_cli.progress import Event, Progress
 from fsmerge_cli.sources import Head, Source
 
@@ -72,10 +74,11 @@ class TestSet:
         features: list[list[Tensor]] = []
         total = sum(len(s) for s in self.sets if s)
         done = 0
+        gpu = device.type == "cuda"
         with torch.inference_mode():
             for own in filter(None, self.sets):
-                for pixels, _ in DataLoader(own, self.batch, num_workers=self.workers):  # type: ignore[arg-type]
-                    estimates, answers = forward(pixels.to(device))
+                for pixels, _ in read(own, range(len(own)), self.batch, self.workers, pinned=gpu):
+                    estimates, answers = forward(pixels.to(device, non_blocking=gpu))
                     features.append([f.float().cpu() for f in estimates])
                     logits.append([a.float().cpu() for a in answers])
                     done += len(pixels)
@@ -85,7 +88,8 @@ class TestSet:
     def truth(self) -> tuple[Tensor, Tensor]:
         """Task index [n] and class index [n] of every test image."""
         task = [torch.full((len(s),), i) for i, s in enumerate(self.sets) if s]
-        label = [torch.tensor([s.read(j)[1] for j in range(len(s))]) for s in self.sets if s]
+        classes = [s.classes or [s.read(j)[1] for j in range(len(s))] for s in self.sets if s]
+        label = [torch.tensor(own, dtype=torch.long) for own in classes]
         empty = torch.empty(0, dtype=torch.long)
         return torch.cat([empty, *task]), torch.cat([empty, *label])
 
@@ -103,12 +107,22 @@ def merged_forward(
 
 
 def ensemble_forward(sources: Sequence[Source], device: torch.device) -> Forward:
-    """All sources side by side: the upper bound that a merged model is measured against."""
-    networks = [network(source, device) for source in sources]
+    """All sources side by side: the upper bound that a merged model is measured against.
+
+    Where they take more than a part of a GPU's memory (see `feeding`), each is moved for its turn and dropped.
+    """
+    size = sum(t.nbytes for s in sources for t in s.weights.values())
+    networks = [network(source, device if fits(size, device) else "cpu") for source in sources]
     heads = [s.head.to(device) if s.head else None for s in sources]
 
+    def turn(module: nn.Module, pixels: Tensor) -> Tensor:
+        features: Tensor = functional_call(
+            module, {n: t.to(device) for n, t in module.state_dict().items()}, pixels
+        )
+        return features
+
     def forward(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        features = [module(pixels) for module in networks]
+        features = [turn(module, pixels) for module in networks]
         return features, [head(f) for head, f in zip(heads, features) if head]
 
     return forward

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fsmerge_cli.data.queries import Images
 from fsmerge_cli.errors import TrainingError
 from fsmerge_cli.features import Captured
+from fsmerge_cli.feeding import Feed
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.progress import Event, Progress
 from fsmerge_cli.seeding import generator
@@ -125,7 +126,7 @@ def train(
         optimizer, schedule.lr, total_steps=schedule.steps, anneal_strategy="linear", cycle_momentum=False
     )
     order = Order(images.train, schedule.batch_size, seed)
-    pixels = images.images.to(device)
+    pixels = Feed(images.images, device)
     start = _errors(student, pixels, targets, images.train, hardware, device)
     losses: list[float] = []
     seen: list[tuple[int, float]] = []
@@ -156,7 +157,7 @@ def train(
 
 def _errors(
     student: Student,
-    pixels: Tensor,
+    pixels: Feed,
     targets: Sequence[Captured],
     rows: Tensor,
     hardware: Hardware,

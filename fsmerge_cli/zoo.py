@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,12 +12,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
+from fsmerge_cli.cache import cache_folder
 from fsmerge_cli.checkpoints import file_sha256
 from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.data.base import ToPixels
@@ -31,12 +30,6 @@ from fsmerge_cli.specs import Family
 
 SEAL = "seal.json"
 """Written last: the SHA-256 of every file. An entry without it, or with another file, is trained again."""
-
-
-def cache_folder() -> Path:
-    """Where embedded sources lie: `FSMERGE_CACHE`, or the user's cache folder."""
-    chosen = os.environ.get("FSMERGE_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fsmerge")
 
 
 def named_labels(spec: SourceSpec) -> SourceSpec:

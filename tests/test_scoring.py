@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from fsmerge_cli.scoring import Outputs, score
+from fsmerge_cli import scoring
+from fsmerge_cli.features import network
+from fsmerge_cli.scoring import Outputs, ensemble_forward, score
+from tests.conftest import mlp_source
 
 
 def test_scores_against_a_hand_computed_case() -> None:
@@ -61,3 +64,15 @@ def test_tasks_that_share_labels_may_be_answered_by_either_head() -> None:
     apart = score(outputs, Outputs([], features), truth, ("a", "b"), [0, 1], [("cat", "dog"), ("ant", "bee")])
     assert shared.joint == {"softmax": 1.0, "logits": 1.0}
     assert apart.joint == {"softmax": 0.5, "logits": 0.5}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_ensemble_is_every_source_with_its_head(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "fits", lambda size, device: together)
+    sources = [mlp_source("a", [8], 1, norm="batch"), mlp_source("b", [6], 2, classes=None)]
+    pixels = torch.rand(5, 1, 4, 4)
+    features, logits = ensemble_forward(sources, torch.device("cpu"))(pixels)
+    for found, source in zip(features, sources):
+        assert torch.equal(found, network(source)(pixels))
+    assert len(logits) == 1
+    assert torch.equal(logits[0], sources[0].head(features[0]))

@@ -15,13 +15,15 @@ from timm.models import list_models
 from fsmerge_cli.checkpoints import file_sha256
 from fsmerge_cli.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.features import network
+from fsmerge_cli.methods import Problem
 from fsmerge_cli.output import write_model
+from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.preprocessing import fold_normalisation
 from fsmerge_cli.result import head_tensors
 from fsmerge_cli.sources import Head, Source, SourceSpec, load, model_config
 from fsmerge_cli.specs import SPECS
 from fsmerge_cli.specs.mlp import MLPArch
-from tests.conftest import mlp_source
+from tests.conftest import mlp_source, random_images
 
 ARCH: dict[str, Any] = {"family": "mlp", "input_size": (1, 4, 4), "widths": (6, 5)}
 
@@ -72,6 +74,28 @@ def test_a_folder_is_read_as_it_was_written(source: Source, tmp_path: Path) -> N
     assert found.labels == ("task-task-0", "task-task-1", "task-task-2")
     assert found.origin == str(folder)
     assert found.sha256 == file_sha256(folder / "model.safetensors")
+
+
+def mapped(tensor: torch.Tensor, file: Path) -> bool:
+    """Whether the tensor's memory is a mapping of the file, by the system's own list."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(part, 16) for part in line.split()[0].split("-"))
+        if first <= tensor.data_ptr() < last:
+            return line.endswith(str(file))
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_weights_stay_in_the_mapped_file_until_they_are_computed_with(source: Source, tmp_path: Path) -> None:
+    file = save(tmp_path / "model", source, "task") / "model.safetensors"
+    found = load(SourceSpec("mine", checkpoint=str(file.parent), mean=(0.5,), std=(0.25,)))
+    copied = {name for name, tensor in found.weights.items() if not mapped(tensor, file)}
+    assert copied == {"fc0.weight", "fc0.bias"}  # what the normalisation changes
+    place = {name: tensor.data_ptr() for name, tensor in found.weights.items()}
+    plan = compile_plan([found, replace(found, name="twin")])
+    (weights, _) = Problem(plan, [found, found], random_images(2, 1)).weights()
+    for state in (network(found).state_dict(), weights):
+        assert {name: tensor.data_ptr() for name, tensor in state.items()} == place
 
 
 def test_a_folder_without_heads_is_a_source_without_a_head(source: Source, tmp_path: Path) -> None:

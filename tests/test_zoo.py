@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from fsmerge_cli import zoo
+from fsmerge_cli.cache import cache_folder
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.data.base import Task, ToPixels
 from fsmerge_cli.data.digits import Digits
@@ -23,7 +24,7 @@ from fsmerge_cli.features import network
 from fsmerge_cli.progress import Event, silent
 from fsmerge_cli.sources import Recipe, SourceSpec, load
 from fsmerge_cli.specs import SPECS
-from fsmerge_cli.zoo import cache_folder, content_key, materialise
+from fsmerge_cli.zoo import content_key, materialise
 
 SPEC = SourceSpec(
     "tiny",

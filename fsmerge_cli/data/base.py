@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Literal
 
@@ -31,12 +31,16 @@ class Task:
 
 @plain_dataclass(frozen=True)
 class ImageSet:
-    """Images of one task: `size` of them, `read(i)` -> (image, class index in the task's labels; -1: none)."""
+    """Images of one task: `size` of them, `read(i)` -> (image, class index in the task's labels; -1: none).
+
+    classes: the class index of every image, where it is known without reading the image.
+    """
 
     size: int
     read: Callable[[int], tuple[Image.Image, int]]
     transform: Callable[[Image.Image], Tensor]
     labelled: bool
+    classes: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return self.size

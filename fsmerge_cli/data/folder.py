@@ -57,9 +57,8 @@ class Folder(DataConfig):
                 f"data=folder: no images for task '{task.name}' in {own}. "
                 f"Put images there ({', '.join(sorted(SUFFIXES))}), flat or in class folders."
             )
-        return ImageSet(
-            len(files), partial(_read, files), transform, labelled=all(label >= 0 for _, label in files)
-        )
+        classes = tuple(label for _, label in files)
+        return ImageSet(len(files), partial(_read, files), transform, all(c >= 0 for c in classes), classes)
 
     def _folder(self, task: Task) -> Path:
         if self.root is None:

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.data.base import DataConfig, ImageSet
+from fsmerge_cli.data.reading import read
 from fsmerge_cli.seeding import derive, generator
+
+READ = 16
+"""Images that a worker reads before it hands them over."""
 
 FEWEST_FOR_VALIDATION = 32
 """Images per task under which none is held back and the last step is taken."""
@@ -44,10 +48,12 @@ class Images:
         return Images(self.images[kept], task[kept], train, validation)
 
 
-def draw(config: DataConfig, sets: Sequence[ImageSet], seed: int) -> Images:
+def draw(config: DataConfig, sets: Sequence[ImageSet], seed: int, workers: int = 0) -> Images:
     """Draw `images_per_task` images of each task, and their augmented views.
 
-    The first images of one permutation are taken, so that a smaller draw is part of a larger one.
+    The first images of one permutation are taken, so that a smaller draw is part of a larger one. workers:
+    processes that read and augment; the images are the same with any number of them. Raises DataError where
+    an image cannot be read.
     """
     wanted = [len(own) if config.images_per_task == "all" else config.images_per_task for own in sets]
     counts = [min(asked, len(own)) for asked, own in zip(wanted, sets)]
@@ -58,28 +64,38 @@ def draw(config: DataConfig, sets: Sequence[ImageSet], seed: int) -> Images:
     for index, (own, count) in enumerate(zip(sets, counts)):
         order = torch.randperm(len(own), generator=generator(seed, "queries", index)).tolist()[:count]
         kept = min(round(config.validation * count), count - 1) if hold_back else 0
-        originals = [own[i][0] for i in order]
-        views = [
-            view
-            for i, pixels in zip(order[kept:], originals[kept:])
-            for view in _views(config, pixels, derive(seed, "views", index, i))
-        ]
+        items = _Drawn(own, config, seed, index, frozenset(order[:kept]))
+        parts = [*read(items, order[:kept], READ, workers), *read(items, order[kept:], READ, workers)]
+        originals = [part[:, 0] for part in parts]
+        views = [part[:, 1:].flatten(0, 1) for part in parts]
+        added = sum(map(len, views))
         images += [*originals, *views]
-        task += [index] * (count + len(views))
-        held += [True] * kept + [False] * (count - kept + len(views))
+        task += [index] * (count + added)
+        held += [True] * kept + [False] * (count - kept + added)
     if not images:
         return Images(torch.empty(0), torch.empty(0, dtype=torch.long), *([torch.empty(0, dtype=torch.long)] * 2))
     mask = torch.tensor(held)
-    return Images(torch.stack(images), torch.tensor(task), (~mask).nonzero().flatten(), mask.nonzero().flatten())
+    return Images(torch.cat(images), torch.tensor(task), (~mask).nonzero().flatten(), mask.nonzero().flatten())
 
 
-def _views(config: DataConfig, pixels: Tensor, seed: int) -> list[Tensor]:
-    if config.augment == "none":
-        return []
-    augment = augmentation(config.augment)
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-        torch.manual_seed(seed)
-        return [augment(pixels) for _ in range(config.views)]
+@dataclass(frozen=True)
+class _Drawn:
+    """Item i: image i and, where it is trained on, its views, [1 + views, C, H, W]; the same in any process."""
+
+    images: ImageSet
+    config: DataConfig
+    seed: int
+    task: int
+    held: frozenset[int]
+
+    def __getitem__(self, index: int) -> Tensor:
+        pixels = self.images[index][0]
+        if index in self.held or self.config.augment == "none":
+            return pixels[None]
+        augment = augmentation(self.config.augment)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(derive(self.seed, "views", self.task, index))
+            return torch.stack([pixels, *(augment(pixels) for _ in range(self.config.views))])
 
 
 def augmentation(name: str) -> Callable[[Tensor], Tensor]:

@@ -62,8 +62,8 @@ class Trained(Method, ABC):
             problem.sources,
             problem.images,
             self.targets,
+            problem.hardware,
             problem.device,
-            problem.hardware.eval_batch,
             problem.progress,
         )
         schedule = Schedule(self.steps, self.batch_size, self.lr, self.weight_decay, self.clip)
