@@ -1,4 +1,4 @@
-"""The slow truth: an unfolded SuperNet in fp64 that maps activations, never weights, and never calls `fold`.
+"""The slow truth: an unfolded SuperNet that maps activations, never weights, and never calls `fold`.
 
 Every module that owns mapped weights is replaced by k frozen copies side by side, with U before and M after
 each, as the method is published; everything else (norms, activations, attention) stays the skeleton's own.
@@ -12,25 +12,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsmerge_cli.maps import Map, MergeMaps
+from fsmerge_cli.maps import Full, Map, MergeMaps
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.spaces import Constant, Mapped, Unit
 
 
 class UnfoldedSuperNet(nn.Module):
-    """The same function as `SuperNet`, computed the published way; for tests and certificates."""
+    """The same function as `SuperNet`, computed the published way; for tests, certificates and the benchmark.
 
-    def __init__(self, plan: Plan, maps: MergeMaps, weights: Sequence[Mapping[str, Tensor]]) -> None:
+    dtype: fp64 where it is the truth that something is held against, fp32 where its speed is measured.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        maps: MergeMaps,
+        weights: Sequence[Mapping[str, Tensor]],
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         super().__init__()
-        self.plan, self.maps = plan, maps
-        self._weights = [{n: t.double() for n, t in w.items() if t.is_floating_point()} for w in weights]
+        self.plan, self.maps, self.dtype = plan, maps, dtype
+        self._weights = [{n: t.to(dtype) for n, t in w.items() if t.is_floating_point()} for w in weights]
         self._constants = {n: weights[0][n] for n, role in plan.roles.items() if isinstance(role, Constant)}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Merged features z' of a batch, in fp64."""
-        network = self.plan.skeleton().to_empty(device=images.device).double()
+        """Merged features z' of a batch, in `dtype`."""
+        network = self.plan.skeleton().to_empty(device=images.device).to(self.dtype)
         _set(network, self._constants)
-        _set(network, {n: t.double() for n, t in self.maps.units().items()})
+        _set(network, {n: t.to(self.dtype) for n, t in self.maps.units().items()})
         for name in list(self.plan.roles):
             owner, _, leaf = name.rpartition(".")
             role = self.plan.roles[name]
@@ -41,19 +50,19 @@ class UnfoldedSuperNet(nn.Module):
                 _replace(network, owner, self._side_by_side(module, owner, role))
             else:
                 _set(network, {name: self._token(name, role)})
-        features: Tensor = network(images.double())
+        features: Tensor = network(images.to(self.dtype))
         return features
 
     def readout(self, features: Tensor, source: int) -> Tensor:
-        """U_out,i z' in fp64: [n, d'] -> [n, d_i]."""
-        return features.double() @ _dense(self.maps.read(self.plan.features, source)).T
+        """U_out,i z' in `dtype`: [n, d'] -> [n, d_i]."""
+        return features.to(self.dtype) @ self._dense(self.maps.read(self.plan.features, source)).T
 
     def _side_by_side(self, module: nn.Module, owner: str, role: Mapped) -> nn.Module:
         sources = range(len(self._weights))
         read = None
         if role.read is not None:
-            read = [[_dense(self.maps.read(port, i)) for port in role.read[1]] for i in sources]
-        write = [[_dense(self.maps.write(port, i)) for port in role.write[1]] for i in sources]
+            read = [[self._dense(self.maps.read(port, i)) for port in role.read[1]] for i in sources]
+        write = [[self._dense(self.maps.write(port, i)) for port in role.write[1]] for i in sources]
         weights = [w[f"{owner}.weight"] for w in self._weights]
         biases = [w.get(f"{owner}.bias") for w in self._weights]
         if isinstance(module, nn.Conv2d):
@@ -70,10 +79,14 @@ class UnfoldedSuperNet(nn.Module):
     def _token(self, name: str, role: Mapped) -> Tensor:
         axis, (port,) = role.write
         terms = [
-            (w[name].movedim(axis, -1) @ _dense(self.maps.write(port, i)).T).movedim(-1, axis)
+            (w[name].movedim(axis, -1) @ self._dense(self.maps.write(port, i)).T).movedim(-1, axis)
             for i, w in enumerate(self._weights)
         ]
         return torch.stack(terms).sum(0)
+
+    def _dense(self, map_: Map) -> Tensor:
+        # The identity through a full map would be a product that the published form does not make.
+        return (map_.matrix if isinstance(map_, Full) else map_.dense()).to(self.dtype)
 
 
 class _SideBySide(nn.Module):
@@ -106,10 +119,6 @@ class _SideBySide(nn.Module):
 def _map(x: Tensor, matrices: list[Tensor], axis: int) -> Tensor:
     parts = x.movedim(axis, -1).chunk(len(matrices), dim=-1)
     return torch.cat([p @ T.T for p, T in zip(parts, matrices)], dim=-1).movedim(-1, axis)
-
-
-def _dense(map_: Map) -> Tensor:
-    return map_.dense().double()
 
 
 def _set(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
