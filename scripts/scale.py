@@ -110,15 +110,17 @@ def command(folder: Path) -> list[str]:
     ]
 
 
-def watched(arguments: Sequence[str], cache: Path) -> tuple[dict[str, int], float]:
-    """Run a child to its end; its peaks in bytes (VmHWM, and the largest RssAnon, RssFile seen) and its seconds.
+def watched(arguments: Sequence[str], cache: Path, stop_at: float) -> tuple[dict[str, int], float, str]:
+    """Run a child; its peaks in bytes (VmHWM, the largest RssAnon and RssFile), its seconds and how it ended.
 
-    parts: the anonymous and the file share at the moment of the largest resident size that was seen.
+    AnonAtPeak, FileAtPeak: the shares at the moment of the largest resident size that was seen. A child above
+    `stop_at` GB is stopped, before the kernel stops some other process for it.
     """
     environment = {**child_environment(THREADS), "FSMERGE_CACHE": str(cache)}
     environment.pop("MALLOC_ARENA_MAX")  # a user has not set it either
     start = time.perf_counter()
     peaks: dict[str, int] = {}
+    end = "done"
     child = subprocess.Popen(arguments, env=environment, stdout=sys.stderr)
     try:
         while child.poll() is None:
@@ -126,14 +128,19 @@ def watched(arguments: Sequence[str], cache: Path) -> tuple[dict[str, int], floa
             if now.get("VmRSS", 0) > peaks.get("VmRSS", 0):
                 peaks |= {"AnonAtPeak": now["RssAnon"], "FileAtPeak": now["RssFile"]}
             peaks |= {name: max(value, peaks.get(name, 0)) for name, value in now.items()}
+            if now.get("VmRSS", 0) > stop_at * 1e9:
+                end = f"stopped above {stop_at:g} GB"
+                child.kill()
             time.sleep(INTERVAL)
     finally:
         if child.poll() is None:
             child.kill()
             child.wait()
-    if child.returncode:
+    if child.returncode > 0:
         raise SystemExit(f"the merge ended with exit code {child.returncode}: {' '.join(arguments)}")
-    return peaks, time.perf_counter() - start
+    if child.returncode < 0 and end == "done":
+        end = f"killed by signal {-child.returncode} (9: most likely the kernel, out of memory)"
+    return peaks, time.perf_counter() - start, end
 
 
 def shown_command(arguments: Sequence[str], folder: Path) -> str:
@@ -141,15 +148,16 @@ def shown_command(arguments: Sequence[str], folder: Path) -> str:
     return " ".join(["fsmerge", *arguments[arguments.index("merge") :]]).replace(str(folder), "FOLDER")
 
 
-def run(folder: Path, kind: dict[str, Any]) -> dict[str, Any]:
+def run(folder: Path, kind: dict[str, Any], stop_at: float) -> dict[str, Any]:
     """Write everything below `folder`, merge, and return what was seen."""
     for seed, task in enumerate(TASKS):
         numbers = write_source(folder / "checkpoints" / task, kind, seed)  # one at a time
     write_images(folder / "images", kind["size"])
     write_models(folder / "configs", folder / "checkpoints")
     arguments = command(folder)
-    peaks, seconds = watched(arguments, folder / "cache")
-    cost = json.loads((folder / "merged/evaluation.json").read_text())["cost"]
+    peaks, seconds, end = watched(arguments, folder / "cache", stop_at)
+    written = folder / "merged/evaluation.json"
+    cost = json.loads(written.read_text())["cost"] if end == "done" else {"seconds": {}, "steps": None}
     gb = {name: round(value / 1e9, 3) for name, value in peaks.items()}
     return {
         "what": f"peak resident memory of merging {len(TASKS)} sources",
@@ -161,7 +169,8 @@ def run(folder: Path, kind: dict[str, Any]) -> dict[str, Any]:
         "at_peak_gb": {"anonymous": gb["AnonAtPeak"], "files": gb["FileAtPeak"]},
         "largest_gb": {"anonymous": gb["RssAnon"], "files": gb["RssFile"]},
         "bar_gb": BAR_GB,
-        "met": met(gb["VmHWM"], BAR_GB),
+        "met": met(gb["VmHWM"], BAR_GB) and end == "done",
+        "end": end,
         "seconds": {**cost["seconds"], "whole process": round(seconds, 1)},
         "steps": cost["steps"],
         "device": device_name("cpu"),
@@ -180,6 +189,7 @@ def table(found: dict[str, Any]) -> Table:
         parts = ", ".join(f"{name} {value:.2f} GB" for name, value in found[moment].items())
         shown.add_row(moment.replace("_gb", "").replace("_", " "), parts)
     shown.add_row("bar", f"<= {found['bar_gb']:g} GB: {'met' if found['met'] else 'MISSED'}")
+    shown.add_row("end", found["end"])
     for phase, seconds in found["seconds"].items():
         shown.add_row(f"seconds, {phase}", f"{seconds:.1f}")
     return shown
@@ -190,10 +200,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (default: docs/scale.json)")
     parser.add_argument("--small", action="store_true", help="tiny sources")
     parser.add_argument("--folder", type=Path, help="where the temporary files go (default: the system's place)")
+    parser.add_argument("--stop-at", type=float, default=20.0, metavar="GB", help="stop the merge above this")
     options = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="fsmerge-scale-", dir=options.folder))
     try:
-        found = run(folder, SMALL if options.small else LARGE)
+        found = run(folder, SMALL if options.small else LARGE, options.stop_at)
     finally:
         shutil.rmtree(folder)
     write_json(options.output, found)
