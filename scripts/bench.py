@@ -53,7 +53,8 @@ class Row:
     """One ratio: `first` over `second`, each a method and its shape; bar None: reported only.
 
     kind: step (seconds of a training step), memory (peak bytes of a step), teacher (seconds of a pass of all
-    sources; the ratio is of images per second), help (wall time of a whole process).
+    sources; the ratio is of images per second), help (wall time of a whole process). mapped: of memory on a CPU;
+    glibc keeps freed pieces of less than 32 MB in its heap, where holes count as used, and here it may not.
     """
 
     name: str
@@ -64,6 +65,8 @@ class Row:
     bar: float | None = None
     sense: Sense = "at most"
     repeats: int = 5
+    threads: int = THREADS
+    mapped: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -94,6 +97,16 @@ def rows() -> list[Row]:
         Row("step-k8-k2-cpu", "FS-Merge low-rank {rank}, k=8 / k=2", "step", (low, eight), (low, cpu128), 1.25),
         Row(
             "memory-cpu", "peak memory: low-rank {rank} / KD", "memory", (low, cpu32), (kd, cpu32), 1.15, repeats=3
+        ),
+        Row(
+            "memory-cpu-tensors",
+            "the same, every large tensor mapped alone: no holes in the heap",
+            "memory",
+            (low, cpu32),
+            (kd, cpu32),
+            1.15,
+            repeats=3,
+            mapped=True,
         ),
         Row("memory-gpu", "peak memory: low-rank {rank} / KD", "memory", (low, gpu), (kd, gpu), 1.15, repeats=3),
         Row(
@@ -126,14 +139,14 @@ def rows() -> list[Row]:
 
 
 def shrunk(row: Row) -> Row:
-    """The row at a tiny shape; k, device and precision stay."""
+    """The row at a tiny shape, for which a second thread is only a burden; k, device and precision stay."""
     first, second = ((method, replace(shape, **QUICK)) for method, shape in (row.first, row.second))
-    return replace(row, first=first, second=second, repeats=1 if row.kind == "memory" else 2)
+    return replace(row, first=first, second=second, threads=1, repeats=1 if row.kind == "memory" else 2)
 
 
 def measure(row: Row) -> dict[str, Any]:
     """Figures of one row, by its kind."""
-    with threads(THREADS):
+    with threads(row.threads):
         found = {"step": of_steps, "memory": of_memory, "teacher": of_teacher, "help": of_help}[row.kind](row)
     release()
     return found
@@ -158,7 +171,7 @@ def of_memory(row: Row) -> dict[str, Any]:
     said: list[dict[str, int]] = []
 
     def one(side: tuple[str, Shape]) -> float:
-        said.append(gpu_peak(*side) if row.on_gpu else cpu_peak_in_child(*side))
+        said.append(gpu_peak(*side) if row.on_gpu else cpu_peak_in_child(*side, row.threads, row.mapped))
         return float(said[-1]["step"])
 
     pairs = interleaved(partial(one, row.first), partial(one, row.second), row.repeats, warm=0)
@@ -184,31 +197,36 @@ def gpu_peak(method: str, shape: Shape) -> dict[str, int]:
     return {"step": peak - held, "frozen": case.frozen_bytes, "before": 0}
 
 
-def cpu_peak_in_child(method: str, shape: Shape) -> dict[str, int]:
+def cpu_peak_in_child(method: str, shape: Shape, number: int, mapped: bool) -> dict[str, int]:
     """The same in a fresh process, which prints what it finds."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--peak-of", json.dumps([method, asdict(shape)])]
-    done = subprocess.run(
-        command, env=child_environment(THREADS), check=True, capture_output=True, text=True, timeout=1200
-    )
+    environment = child_environment(number) | ({"MALLOC_MMAP_THRESHOLD_": str(2**20)} if mapped else {})
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--peak-of",
+        json.dumps([method, asdict(shape), number]),
+    ]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=1200)
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def cpu_peak(method: str, shape: Shape) -> dict[str, int]:
-    """Peak resident memory of one step after a warm-up, in this process."""
-    torch.set_num_threads(THREADS)
+def cpu_peak(method: str, shape: Shape, number: int) -> dict[str, int]:
+    """Peak resident memory of one step after a warm-up, in this process, with that number of threads."""
+    torch.set_num_threads(number)
     tiny = Case(replace(shape, **QUICK)).step(method)
     tiny()  # what it needs of libraries and threads is loaded now, and counted as there before
     del tiny
     release()
     before = memory()["VmRSS"]
     case = Case(shape)
-    step = case.step(method)
-    step()
-    release()
-    if not reset_peak():
-        sys.stderr.write("the peak cannot be reset here: it is the largest since the process began\n")
-    step()
+    with case.hardware.session():  # as in a run, with what it sets for the process
+        step = case.step(method)
+        step()
+        release()
+        if not reset_peak():
+            sys.stderr.write("the peak cannot be reset here: it is the largest since the process began\n")
+        step()
     return {
         "step": memory()["VmHWM"] - before - case.frozen_bytes,
         "frozen": case.frozen_bytes,
@@ -264,7 +282,7 @@ def entry(row: Row, found: dict[str, Any] | None) -> dict[str, Any]:
         "batch": shape.batch if trains else None,
         "k": shape.k if trains else None,
         "device": device_name(shape.device) if found else shape.device,
-        "threads": THREADS,
+        "threads": row.threads,
         "precision": shape.precision if trains else None,
         "versions": versions(),
         "measured": today() if found else None,
@@ -318,8 +336,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     if options.peak_of:
-        method, shape = json.loads(options.peak_of)
-        print(json.dumps(cpu_peak(method, Shape(**shape))))
+        method, shape, number = json.loads(options.peak_of)
+        print(json.dumps(cpu_peak(method, Shape(**shape), number)))
         return 0
     every = [shrunk(row) if options.quick else row for row in rows()]
     if unknown := set(options.only or ()) - {row.name for row in every}:

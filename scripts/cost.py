@@ -177,15 +177,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = options.page.read_text()
     fill(page, "")  # says what is wrong with the page before minutes are spent
     base, axes = (QUICK_BASE, QUICK_AXES) if options.quick else (BASE, AXES)
-    repeats = 1 if options.quick else options.repeats
-    with threads(THREADS):
+    repeats, number = (1, 1) if options.quick else (options.repeats, THREADS)
+    with threads(number):
         measured = sweep(base, axes, repeats)
     found = {
         "quick": options.quick,
         "base": described(base),
         "axes": measured,
         "repeats": repeats,
-        "threads": THREADS,
+        "threads": number,
         "device": device_name(base.device),
         "versions": versions(),
         "measured": today(),
