@@ -44,7 +44,7 @@ from rich.table import Table
 
 THREADS = 2
 OUTPUT = Path("docs/bench.json")
-NO_GPU = "unmeasured: no CUDA device"
+NO_GPU, NOT_ASKED = "unmeasured: no CUDA device", "unmeasured: not asked for"
 QUICK = {"width": 64, "depth": 1, "batch": 8, "rank": 2, "size": 32}
 
 
@@ -286,7 +286,7 @@ def entry(row: Row, found: dict[str, Any] | None) -> dict[str, Any]:
         "precision": shape.precision if trains else None,
         "versions": versions(),
         "measured": today() if found else None,
-        "note": "" if found else NO_GPU,
+        "note": "" if found else NO_GPU if row.on_gpu else NOT_ASKED,
         **(found or empty),
     }
 
@@ -342,7 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     every = [shrunk(row) if options.quick else row for row in rows()]
     if unknown := set(options.only or ()) - {row.name for row in every}:
         raise SystemExit(f"--only: no row {', '.join(sorted(unknown))}. There are {[r.name for r in every]}")
-    kept = {line["name"]: line for line in (read_json(options.output) or {"rows": []})["rows"]}
+    before = read_json(options.output) or {"rows": [], "quick": options.quick}
+    kept = {line["name"]: line for line in before["rows"] if before["quick"] == options.quick}
     lines = []
     for row in every:
         asked = row.on_gpu if options.gpu else row.name in (options.only or [row.name])

@@ -83,11 +83,12 @@ def test_rows_that_are_not_measured_keep_what_the_file_says(tmp_path: Path) -> N
     bench, output = script("bench"), tmp_path / "bench.json"
     kept = bench.entry(bench.rows()[2], None) | {"ratio": {"min": 1.0, "median": 1.01, "max": 1.1}, "met": True}
     kept |= {"unit": "s", "medians": [1.0, 1.0], "repeats": 20, "note": ""}
-    output.write_text(json.dumps({"rows": [kept]}))
+    output.write_text(json.dumps({"rows": [kept], "quick": True}))
     assert bench.main(["--quick", "--only", "help", "--output", str(output)]) == 0
     lines = {line["name"]: line for line in json.loads(output.read_text())["rows"]}
     assert lines["step-low-rank-gpu"] == kept
     assert lines["help"]["ratio"]
+    assert lines["teacher-cpu"]["note"] == "unmeasured: not asked for"
     with pytest.raises(SystemExit, match="--only: no row speed"):
         bench.main(["--only", "speed", "--output", str(output)])
 
