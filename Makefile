@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
-.PHONY: help dev demo test quick smoke check format table test-slow wheel-test clean
+.PHONY: help dev demo test quick smoke check format table bench scale cost test-slow wheel-test clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -42,6 +42,15 @@ wheel-test: $(READY)  ## build the wheel and run the installed command from an e
 
 table: $(READY)  ## the digits table of the README (about five minutes)
 	$(BIN)/python scripts/digits_table.py
+
+bench: $(READY)  ## speed and memory beside distillation, each with its bar (under 15 minutes; docs/bench.json)
+	$(BIN)/python scripts/bench.py
+
+scale: $(READY)  ## four ViT-L/16-sized sources in under 16 GB (minutes, 5 GB of temporary files; docs/scale.json)
+	$(BIN)/python scripts/scale.py
+
+cost: $(READY)  ## how a step's cost grows, into docs/how-cost-grows.md (under 10 minutes)
+	$(BIN)/python scripts/cost.py
 
 format: $(READY)  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

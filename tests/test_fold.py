@@ -71,6 +71,16 @@ def test_folded_equals_unfolded_outputs_and_gradients(case: str, structure: str)
     assert all(g.abs().max() > 0 for name, g in gradients[0].items() if "unit:" not in name)
 
 
+def test_the_unfolded_form_takes_another_precision() -> None:
+    plan, sources = build("k=2")
+    maps, weights = random_maps(plan, sources, "full").float(), [s.weights for s in sources]
+    images = torch.rand(5, 1, 4, 4)
+    single, truth = UnfoldedSuperNet(plan, maps, weights, torch.float32), UnfoldedSuperNet(plan, maps, weights)
+    estimate = single.readout(single(images), 1)
+    assert (estimate.dtype, truth(images).dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(estimate.double(), truth.readout(truth(images), 1), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", ["k=2", "no bias", "batch norm"])
 def test_fold_of_one_source_with_identity_maps_is_that_source(case: str) -> None:
     _, sources = build(case)

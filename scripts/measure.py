@@ -1,0 +1,122 @@
+"""Ratios, memory and machine facts for the measuring scripts; nothing here knows the library."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+Sense = Literal["at most", "at least"]
+
+
+def met(value: float | None, bar: float | None, sense: Sense = "at most") -> bool | None:
+    """Whether a figure keeps its bar; None where there is no figure or no bar. The bar itself is kept."""
+    if value is None or bar is None:
+        return None
+    return value <= bar if sense == "at most" else value >= bar
+
+
+def interleaved(
+    first: Callable[[], float], second: Callable[[], float], repeats: int, warm: int = 1
+) -> list[tuple[float, float]]:
+    """What A and B say in turn, A B A B ..., without the `warm` first pairs: a slow minute hits both."""
+    pairs = [(first(), second()) for _ in range(warm + repeats)]
+    return pairs[warm:]
+
+
+def ratios(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """Pair by pair: min, median and max of A / B, and the median of each."""
+    each = [a / b for a, b in pairs]
+    return {
+        "repeats": len(pairs),
+        "ratio": {"min": min(each), "median": statistics.median(each), "max": max(each)},
+        "medians": [statistics.median(side) for side in zip(*pairs)],
+    }
+
+
+def linear(x: list[float], y: list[float]) -> tuple[float, float]:
+    """Slope and value at zero of the least-squares line."""
+    slope, start = statistics.linear_regression(x, y)
+    return slope, start
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """CPU threads of torch; the process is put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def child_environment(number: int) -> dict[str, str]:
+    """Variables for a child that is measured: its threads. Its heap is as a user has it."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(number),
+        "MKL_NUM_THREADS": str(number),
+    }
+
+
+def memory(process: int | str = "self") -> dict[str, int]:
+    """VmRSS, VmHWM, RssAnon, RssFile in bytes; empty where the process has gone or the kernel does not say."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    wanted = ("VmRSS", "VmHWM", "RssAnon", "RssFile")
+    return {name: int(found[name].split()[0]) * 1024 for name in wanted if name in found}
+
+
+def reset_peak() -> bool:
+    """Let VmHWM start again from the present size; False where the kernel does not offer it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def device_name(device: str) -> str:
+    """The processor or the GPU, in its maker's words."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "timm": version("timm")}
+
+
+def today() -> str:
+    """The date of a measurement (UTC)."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file; None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable JSON, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
