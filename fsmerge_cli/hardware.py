@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from pydantic.dataclasses import dataclass
 
+from fsmerge_cli.distributed import Place, started
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.options import FORBID, Count, Flag, Positive, Text
 
@@ -41,7 +42,8 @@ class Hardware:
     deterministic: Flag = False
 
     def resolve(self) -> torch.device:
-        """The device to use. Raises ConfigError where it is unknown or not there."""
+        """The device that this process uses. Raises ConfigError where it is unknown or not there."""
+        here = started(self.distributed)
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,7 +62,7 @@ class Hardware:
             )
         if device.type not in ("cpu", "cuda"):
             raise ConfigError(f"hardware.device={name!r}: give auto, cpu, cuda or cuda:N.")
-        return device
+        return _own_device(device, here) if device.type == "cuda" and here.size > 1 else device
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """The autocast context of the chosen precision."""
@@ -82,3 +84,21 @@ class Hardware:
         finally:
             torch.set_num_threads(before[0])
             torch.use_deterministic_algorithms(before[1])
+
+
+def _own_device(device: torch.device, here: Place) -> torch.device:
+    """One CUDA device per process of a machine."""
+    count = torch.cuda.device_count()
+    if device != torch.device("cuda"):
+        raise ConfigError(
+            f"hardware.device={device}: {here.size} processes cannot share one device. Pass hardware.device=cuda; "
+            "each takes its own."
+        )
+    if count == 1 and "SUBMITIT_EXECUTOR" in os.environ:  # the cluster shows each task its own device alone
+        return torch.device("cuda", 0)
+    if here.local_size > count:
+        raise ConfigError(
+            f"{here.local_size} processes were started on a machine with {count} CUDA devices. Start one per "
+            "device: torchrun --nproc-per-node=gpu ..."
+        )
+    return torch.device("cuda", here.local_rank)
