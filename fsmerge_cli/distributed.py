@@ -106,8 +106,7 @@ class World:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
-        # Running statistics are frozen, so buffers never have to be sent again.
-        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module, gradient_as_bucket_view=True)  # gradients lie in memory once
 
     @contextmanager
     def together(self) -> Iterator[None]:

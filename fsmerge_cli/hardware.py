@@ -80,6 +80,8 @@ class Hardware:
             if self.deterministic:  # cuBLAS reads this before its first call
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(self.deterministic)
+            if self.distributed and device.index is not None:  # what NCCL sends without a tensor of ours lies here
+                torch.cuda.set_device(device)
             yield device
         finally:
             torch.set_num_threads(before[0])
