@@ -29,7 +29,7 @@ from rich.text import Text as Line
 from fsmerge_cli import report
 from fsmerge_cli.distributed import is_main, outcome, place
 from fsmerge_cli.errors import ConfigError, unknown
-from fsmerge_cli.explain import explain
+from fsmerge_cli.explain import explain, explain_cluster
 from fsmerge_cli.options import FORBID, Flag, Text, build
 from fsmerge_cli.progress import silent
 
@@ -63,6 +63,11 @@ def launch(arguments: Sequence[str]) -> int:
             _entry()
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, arguments) from error
+        except Exception as error:
+            told = explain_cluster(error)
+            if told is None:
+                raise
+            raise told from error
     return max(_codes, default=0)
 
 
@@ -168,7 +173,10 @@ class SweepSummary(Callback):
         jobs = [json.loads(path.read_text()) for path in sorted((folder / "jobs").glob("*.json"))]
         if not jobs:
             return
-        _codes.extend(job["exit_code"] for job in jobs)  # of jobs that ran elsewhere, too
+        if not _codes:  # the jobs ran in other processes
+            _codes.extend(job["exit_code"] for job in jobs)
+            for job in jobs:
+                sys.stderr.write(f"{job['run']}\nfsmerge: error: {job['error']}\n" if job["exit_code"] else "")
         tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
         with (folder / "summary.csv").open("w", newline="") as file:
             writer = csv.writer(file)

@@ -6,16 +6,19 @@ trains. Torch and submitit are imported where they are used: the command line as
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fsmerge_cli.errors import ConfigError, FsmergeError, UserError, describe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,16 @@ class World:
 
 
 ALONE = World()
+_runs = itertools.count()
+
+
+@cache
+def _meeting_point() -> Store:
+    """Where the processes find each other; torchrun's takes a second group only under another name."""
+    from torch.distributed import rendezvous  # type: ignore[attr-defined]
+
+    store: Store = next(rendezvous("env://"))[0]
+    return store
 
 
 @contextmanager
@@ -145,13 +158,16 @@ def join(distributed: bool) -> Iterator[World]:
         yield ALONE
         return
     import torch
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
     if "RANK" not in os.environ:  # a submitit job: put what torch reads into the environment
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     # Messages lie on the CPU, gradients where the model is.
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store = PrefixStore(f"run {next(_runs)}", _meeting_point())
+    torch.distributed.init_process_group(backend, store=store, rank=here.rank, world_size=here.size)
     try:
         yield World(here.rank, here.size)
     except FsmergeError:
