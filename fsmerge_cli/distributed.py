@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ class World:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
+        # Of a class token [1, 1, d], whose strides over axes of one entry are anybody's: nothing to be said.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(module, gradient_as_bucket_view=True)  # gradients lie in memory once
 
     @contextmanager

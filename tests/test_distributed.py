@@ -30,8 +30,10 @@ from tests import two_processes
 from tests.conftest import REPOSITORY
 from tests.vits import VARIANTS, shared_out, vit_source
 
-TOLERANCE = 1e-4
-"""Of weights and losses, relative and absolute: sums in another order, some steps later. Seen: 3e-6 at most."""
+TOLERANCE = 1e-6
+"""Of weights and losses, relative and absolute: sums in another order, some steps later. Seen: 3e-7 at most."""
+KEY_BIASES = 1e-4
+"""Of the biases of attention's keys: their gradient is zero, and Adam makes whole steps of its rounding."""
 
 PAIR = ["merge", "+models=digits_mlp_pair", "method.steps=20", "data.images_per_task=40"]
 TWO = ["hardware=multi_gpu", "hardware.device=cpu", "hardware.precision=fp32", "hardware.workers=0"]
@@ -236,7 +238,8 @@ def test_two_processes_give_the_weights_of_one(name: str, both: Path) -> None:
         assert torch.equal(first[key], second[key])
         if key == "chosen":  # the last steps are nearly equal, so one process may choose another of them
             continue
-        torch.testing.assert_close(first[key], value, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+        near = KEY_BIASES if name == "vit kd" and key.endswith("qkv.bias") else TOLERANCE
+        torch.testing.assert_close(first[key], value, rtol=near, atol=near, equal_nan=True)
 
 
 @pytest.mark.full
