@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from rich.console import Console
 from rich.text import Text as Line
 
 from fsmerge_cli import report
-from fsmerge_cli.errors import ConfigError, describe, unknown
-from fsmerge_cli.explain import explain
+from fsmerge_cli.distributed import is_main, outcome, place
+from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.explain import explain, explain_cluster
 from fsmerge_cli.options import FORBID, Flag, Text, build
+from fsmerge_cli.progress import silent
 
 TOP = ("models", "data", "method", "hardware", "seed", "output")
 CONFIGS = "pkg://fsmerge_cli.configs"
@@ -50,11 +52,22 @@ _codes: list[int] = []
 def launch(arguments: Sequence[str]) -> int:
     """Let Hydra compose `arguments` and run the job or jobs; returns the exit code."""
     _codes.clear()
+    here = place()
+    if here is not None and here.size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
+        raise ConfigError(
+            f"--multirun under torchrun: {here.size} processes would each start every job. Start one run per "
+            "torchrun, or let a cluster start the processes: fsmerge merge --multirun ... hardware=slurm"
+        )
     with _process_of(arguments):
         try:
             _entry()
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, arguments) from error
+        except Exception as error:
+            told = explain_cluster(error)
+            if told is None:
+                raise
+            raise told from error
     return max(_codes, default=0)
 
 
@@ -65,11 +78,11 @@ def _entry(config: DictConfig) -> dict[str, Any]:
     label = " ".join(override.lstrip("+") for override in overrides)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        if sweep:
+        if sweep and is_main():
             Console(stderr=True).print(Line(label), style="bold", soft_wrap=True)
         evaluation = run_job(config, overrides)
     except Exception as error:
-        text, code = describe(error)
+        text, code = outcome(error)
         sys.stderr.write(text)
         _codes.append(code)
         return {"run": label, "exit_code": _codes[-1], "error": str(error)}
@@ -101,7 +114,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     folder = Path(output.dir or default_folder(keys, HydraConfig.get().runtime.choices))
     from fsmerge_cli.pipeline import merge  # imports torch
 
-    with report.Reporter(Console(stderr=True)) as progress:
+    with report.Reporter(Console(stderr=True)) if is_main() else nullcontext(silent) as progress:
         result = merge(
             keys["models"]["sources"],
             data=keys.get("data"),
@@ -114,6 +127,12 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             command=shlex.join(["fsmerge", "merge", *overrides]),
         )
     evaluation = result.evaluation()
+    if is_main():
+        _show(evaluation, folder)
+    return evaluation
+
+
+def _show(evaluation: Mapping[str, Any], folder: Path) -> None:
     console = Console()
     if evaluation["rows"]:
         console.print(report.score_table(evaluation))
@@ -121,7 +140,6 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         console.print(Line(f"note: {note}"))
     console.print(Line(report.summary_line(evaluation)))
     console.print(Line(f"merged model: {folder}/merged   scores: {folder}/evaluation.json"), soft_wrap=True)
-    return evaluation
 
 
 def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
@@ -141,8 +159,8 @@ class SweepSummary(Callback):
             path.unlink()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Runs where the job ran, which may be another process or machine."""
-        if config.hydra.mode != RunMode.MULTIRUN:
+        """Runs where the job ran, which may be another process or machine, or several."""
+        if config.hydra.mode != RunMode.MULTIRUN or not is_main():
             return
         folder = Path(config.hydra.sweep.dir) / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,6 +173,10 @@ class SweepSummary(Callback):
         jobs = [json.loads(path.read_text()) for path in sorted((folder / "jobs").glob("*.json"))]
         if not jobs:
             return
+        if not _codes:  # the jobs ran in other processes
+            _codes.extend(job["exit_code"] for job in jobs)
+            for job in jobs:
+                sys.stderr.write(f"{job['run']}\nfsmerge: error: {job['error']}\n" if job["exit_code"] else "")
         tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
         with (folder / "summary.csv").open("w", newline="") as file:
             writer = csv.writer(file)

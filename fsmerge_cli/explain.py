@@ -14,13 +14,18 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fsmerge_cli import presets
-from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.errors import ConfigError, FsmergeError, unknown
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
     """A ConfigError that says what Hydra or OmegaConf found wrong with `arguments`."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if name.startswith("submitit_"):
+            return ConfigError(
+                f"{group}={name} (of hardware=slurm) needs Hydra's submitit launcher, which is not installed. "
+                "Install it: pip install 'fsmerge[slurm]'"
+            )
         return ConfigError(unknown(group or "configuration", name, error.options or []))
     if isinstance(error, OverrideParseException):
         return ConfigError(
@@ -33,6 +38,20 @@ def explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
     text = str(error).strip()
     cause = error.__cause__
     return ConfigError(f"{text}\n{cause}" if cause is not None else text)
+
+
+def explain_cluster(error: Exception) -> FsmergeError | None:
+    """What submitit says when a job cannot be started or ends without a result; None for any other error."""
+    if isinstance(error, RuntimeError) and "srun" in str(error):
+        return ConfigError(
+            "hardware=slurm: there is no Slurm here (no `srun`). Run the command where jobs are submitted, or "
+            "pass hardware=multi_gpu under torchrun."
+        )
+    if type(error).__module__.startswith("submitit."):
+        return FsmergeError(
+            f"a job ended without a result: {error}\nIts log is in .submitit in the folder of the sweep."
+        )
+    return None
 
 
 def _unknown_keys(arguments: Sequence[str]) -> list[str]:

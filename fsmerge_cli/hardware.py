@@ -12,6 +12,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fsmerge_cli.distributed import Place, started
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.options import FORBID, Count, Flag, Positive, Text
 
@@ -51,7 +52,8 @@ class Hardware:
             )
 
     def resolve(self) -> torch.device:
-        """The device to use. Raises ConfigError where it is unknown or not there."""
+        """The device that this process uses. Raises ConfigError where it is unknown or not there."""
+        here = started(self.distributed)
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +72,7 @@ class Hardware:
             )
         if device.type not in ("cpu", "cuda"):
             raise ConfigError(f"hardware.device={name!r}: give auto, cpu, cuda or cuda:N.")
-        return device
+        return _own_device(device, here) if device.type == "cuda" and here.size > 1 else device
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """The autocast context of the chosen precision."""
@@ -112,7 +114,27 @@ class Hardware:
             if self.deterministic:  # cuBLAS reads this before its first call
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(self.deterministic)
+            if self.distributed and device.index is not None:  # what NCCL sends without a tensor of ours lies here
+                torch.cuda.set_device(device)
             yield device
         finally:
             torch.set_num_threads(before[0])
             torch.use_deterministic_algorithms(before[1])
+
+
+def _own_device(device: torch.device, here: Place) -> torch.device:
+    """One CUDA device per process of a machine."""
+    count = torch.cuda.device_count()
+    if device != torch.device("cuda"):
+        raise ConfigError(
+            f"hardware.device={device}: {here.size} processes cannot share one device. Pass hardware.device=cuda; "
+            "each takes its own."
+        )
+    if count == 1 and "SUBMITIT_EXECUTOR" in os.environ:  # the cluster shows each task its own device alone
+        return torch.device("cuda", 0)
+    if here.local_size > count:
+        raise ConfigError(
+            f"{here.local_size} processes were started on a machine with {count} CUDA devices. Start one per "
+            "device: torchrun --nproc-per-node=gpu ..."
+        )
+    return torch.device("cuda", here.local_rank)

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic.dataclasses import dataclass
 
-from fsmerge_cli import presets
-from fsmerge_cli.data import DATASETS, DataConfig, ImageSet, Task
+from fsmerge_cli.clock import Clock
+from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import Split, ToPixels
 from fsmerge_cli.data.queries import Images, draw
-from fsmerge_cli.errors import ConfigError, DataError
+from fsmerge_cli.distributed import World, join
 from fsmerge_cli.fold import fold_head
 from fsmerge_cli.hardware import Hardware
-from fsmerge_cli.methods import METHODS, Method, Problem, Solution
+from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.average import Average
-from fsmerge_cli.options import FORBID, Count, Flag, build, choose
 from fsmerge_cli.output import claim
 from fsmerge_cli.plan import Plan, compile_plan
 from fsmerge_cli.progress import Progress, silent
+from fsmerge_cli.request import Models, Request, chosen_method, request, source_specs
 from fsmerge_cli.result import MergeResult, versions
 from fsmerge_cli.scoring import Score, TestSet, ensemble_forward, merged_forward, score
 from fsmerge_cli.sources import Source, SourceSpec, load
-from fsmerge_cli.zoo import materialise, named_labels
-
-
-@dataclass(frozen=True, config=FORBID)
-class Run:
-    """Top-level settings: the seed of everything that is drawn, and whether a finished run is replaced."""
-
-    seed: Count
-    overwrite: Flag
-
-
-Models = str | Sequence[SourceSpec | Mapping[str, Any]]
+from fsmerge_cli.zoo import materialise
 
 
 def merge(
@@ -62,21 +48,25 @@ def merge(
     write (None: nothing is written, `MergeResult.save` does it later); a finished run in it is kept unless
     `overwrite`. progress: called with every `Event`. command: what to record as the run's origin.
 
+    Of several processes (hardware.distributed) each returns the merged model, rank 0 alone evaluates, writes and
+    reports.
+
     Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails.
     """
-    specs, data = _sources(models), _data(models, data)
-    chosen, machine = _method(method), _hardware(hardware)
-    settings = build(Run, {"seed": seed, "overwrite": overwrite}, "")
-    machine.resolve()
-    options = {
-        "models": {"sources": [asdict(spec) for spec in specs]},
-        "data": asdict(data) if data else None,
-        "method": asdict(chosen),
-        "hardware": asdict(machine),
-        "seed": settings.seed,
-    }
-    with claim(Path(output), settings.overwrite) if output is not None else nullcontext() as folder:
-        result = _run(specs, data, chosen, machine, seed, progress, options, command or "fsmerge.merge(...)")
+    asked = request(models, method, data, hardware, seed, overwrite)
+    clock = Clock()
+    with ExitStack() as stack:
+        with join(asked.hardware.distributed) as world:
+            progress = progress if world.main else silent
+            with world.together():
+                device = stack.enter_context(asked.hardware.session())
+                folder = None
+                if output is not None and world.main:
+                    folder = stack.enter_context(claim(Path(output), asked.run.overwrite))
+            problem, notes = _problem(asked, device, progress, world, clock)
+            with clock.phase("fit"):
+                solution = asked.method.fit(problem)
+        result = _result(asked, problem, solution, notes, clock, command or "fsmerge.merge(...)")
         if folder is not None:
             result.write(folder)
     return result
@@ -84,60 +74,60 @@ def merge(
 
 def check(models: Models, method: str | Mapping[str, Any] | Method = "average") -> Plan:
     """Load the sources and compile the plan; raises MismatchError with every reason why they cannot merge."""
-    chosen = _method(method)
-    sources = _load(_sources(models), silent)
+    chosen = chosen_method(method)
+    sources = _load(source_specs(models), silent)
     return compile_plan(sources, chosen.width, chosen.heads)
 
 
-def _run(
-    specs: Sequence[SourceSpec],
-    data: DataConfig | None,
-    method: Method,
-    hardware: Hardware,
-    seed: int,
-    progress: Progress,
-    options: Mapping[str, Any],
-    command: str,
-) -> MergeResult:
-    clock = _Clock()
-    if data is None and method.uses_images:
-        raise DataError(
-            f"method={options['method']['name']} needs unlabelled images and no data set is given. Pass "
-            f"data=NAME ({', '.join(sorted(DATASETS))}; data.root=PATH for your own folder), or method=average."
-        )
-    with hardware.session() as device:
-        with clock.phase("sources"):
-            sources = _load(specs, progress)
-        plan = compile_plan(sources, method.width, method.heads)
+def _problem(
+    asked: Request, device: torch.device, progress: Progress, world: World, clock: Clock
+) -> tuple[Problem, list[str]]:
+    """The same problem on every process, and what is to be noted about its images."""
+    sources: list[Source] = []
+    with clock.phase("sources"):
+        for turn in (world.main, not world.main):  # rank 0 trains the embedded sources, the others find them
+            with world.together():
+                if turn:
+                    sources = _load(asked.sources, progress)
+    with world.together():
+        plan = compile_plan(sources, asked.method.width, asked.method.heads)
         with clock.phase("data"):
-            images, notes = _draw(data, sources, seed, hardware.workers)
-        problem = Problem(plan, sources, images, hardware, device, seed, progress)
-        with clock.phase("fit"):
-            solution = method.fit(problem)
-        with clock.phase("evaluate"):
-            scores = _score(problem, solution, _build(data, "test", sources), method)
-    if data is not None and not scores:
-        notes.append("the data set has no test images: nothing was evaluated")
+            images, notes = _draw(asked.data, sources, asked.run.seed, asked.hardware.workers)
+    return Problem(plan, sources, images, asked.hardware, device, asked.run.seed, progress, world), notes
+
+
+def _result(
+    asked: Request, problem: Problem, solution: Solution, notes: Sequence[str], clock: Clock, command: str
+) -> MergeResult:
+    """The value of a run; rank 0 alone evaluates the model that all processes hold."""
+    sources, plan = problem.sources, problem.plan
+    with clock.phase("evaluate"):
+        sets = _build(asked.data, "test", sources) if problem.world.main else []
+        scores = _score(problem, solution, sets, asked.method)
     heads = _heads(sources, solution)
-    notes += _start_notes(plan, solution) + _preprocessing_notes(sources)
+    if asked.data is not None and not scores:
+        reason = "the data set has no test images" if problem.world.main else "process 0 evaluates for all"
+        notes = [*notes, f"{reason}: nothing was evaluated"]
+    notes = [*notes, *_start_notes(plan, solution), *_preprocessing_notes(sources)]
     trace = solution.trace
     cost = {
         "seconds": clock.seconds,
         "steps": len(trace.loss),
         "trained_parameters": trace.trainable,
         "merged_parameters": sum(t.numel() for t in solution.weights.values()),
-        "images": len(images),
+        "images": len(problem.images),
     }
     provenance = {
         "command": command,
-        "seed": seed,
-        "device": str(device),
-        "threads": hardware.threads or torch.get_num_threads(),
+        "seed": problem.seed,
+        "device": str(problem.device),
+        "processes": problem.world.size,
+        "threads": problem.hardware.threads or torch.get_num_threads(),
         "versions": versions(),
         "sources": [{"name": s.name, "origin": s.origin, "sha256": s.sha256} for s in sources],
     }
     return MergeResult(
-        plan, sources[0].preprocessing, solution, heads, scores, cost, provenance, options, tuple(notes)
+        plan, sources[0].preprocessing, solution, heads, scores, cost, provenance, asked.options(), tuple(notes)
     )
 
 
@@ -236,48 +226,3 @@ def _preprocessing_notes(sources: Sequence[Source]) -> list[str]:
         for other in sources[1:]
         if (different := first.preprocessing.differences(other.preprocessing))
     ]
-
-
-def _sources(models: Models) -> list[SourceSpec]:
-    entries: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
-    if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
-        raise ConfigError(f"models.sources: should be a list of sources, got {entries!r}.")
-    return [
-        named_labels(entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}"))
-        for i, entry in enumerate(entries)
-    ]
-
-
-def _data(models: Models, data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:
-    if data is None and isinstance(models, str):
-        data = presets.default_data(models)
-    if data is None or isinstance(data, DataConfig):
-        return data
-    return choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
-
-
-def _method(method: str | Mapping[str, Any] | Method) -> Method:
-    if isinstance(method, Method):
-        return method
-    return choose(METHODS, presets.load("method", method) if isinstance(method, str) else method, "method")
-
-
-def _hardware(hardware: str | Mapping[str, Any] | Hardware) -> Hardware:
-    if isinstance(hardware, Hardware):
-        return hardware
-    values = presets.load("hardware", hardware) if isinstance(hardware, str) else hardware
-    return build(Hardware, values, "hardware")
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time one phase."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)

@@ -23,15 +23,19 @@ def names(group: str) -> list[str]:
 
 
 def summary(group: str, name: str) -> str:
-    """What an option is, in the one line its file begins with."""
-    return _files(group)[name].read_text().splitlines()[0].removeprefix("# ").strip()
+    """What an option is, in the one line its file begins with (below Hydra's `@package`, which must be first)."""
+    lines = _files(group)[name].read_text().splitlines()
+    return next(line for line in lines if not line.startswith("# @")).removeprefix("# ").strip()
 
 
 def load(group: str, name: str) -> dict[str, Any]:
-    """The keys and values of an option, its defaults list left out. Raises ConfigError for an unknown name."""
+    """The keys and values of an option, its defaults list left out. Raises ConfigError for an unknown name.
+
+    An option that also sets keys of Hydra's (`@package _global_`) has its own under the group's name.
+    """
     values = _read(group, name)
     values.pop("defaults", None)
-    return values
+    return dict(values.get(group, values))
 
 
 def default_data(models: str) -> str | None:

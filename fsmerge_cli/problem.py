@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.data.queries import Images
+from fsmerge_cli.distributed import World
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import MergeMaps
 from fsmerge_cli.plan import Plan
@@ -28,6 +29,7 @@ class Problem:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     progress: Progress = silent
+    world: World = field(default_factory=World)
 
     def own_images(self, source: int) -> Tensor:
         """The unlabelled images of one source's task."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.data.queries import Images
-from fsmerge_cli.errors import TrainingError
+from fsmerge_cli.distributed import ALONE, World
+from fsmerge_cli.errors import ConfigError, TrainingError
 from fsmerge_cli.features import Captured
 from fsmerge_cli.feeding import Feed
 from fsmerge_cli.hardware import Hardware
@@ -85,25 +86,53 @@ class Order:
         return torch.randperm(len(self.rows), generator=generator(self.seed, "order", number))
 
 
-def objective(student: Student, images: Tensor, targets: Sequence[Captured], rows: Tensor) -> Tensor:
+def objective(
+    student: Student, images: Tensor, targets: Sequence[Captured], rows: Tensor, counts: Tensor | None = None
+) -> Tensor:
     """Mean over sources of the relative squared error of their readout.
 
     sum_i mean_{x wanted by i} |U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) / k; images are the rows' pixels.
+    counts: images wanted by each source [k], where `rows` is one process's share of the batch (None: all of
+    it); the objective of the batch is then the sum over the processes.
     """
     features = student(images)
-    errors = [
-        e for i, own in enumerate(targets) if (e := source_error(student, features, own, rows, i)) is not None
-    ]
-    return torch.stack(errors).sum() / len(targets)
+    counts = wanted(targets, rows) if counts is None else counts
+    errors = [source_error(student, features, own, rows, i) for i, own in enumerate(targets)]
+    return (torch.stack(errors) / counts).sum() / len(targets)
 
 
-def source_error(student: Student, features: Tensor, own: Captured, rows: Tensor, source: int) -> Tensor | None:
-    """Relative squared error of one source's readout; None where no row of the batch is wanted."""
-    wanted = own.wanted[rows]
-    if not bool(wanted.any()):
-        return None
-    estimate = student.readout(features[wanted], source)
-    return (estimate - own.at(rows[wanted])).square().mean() / own.variance
+def wanted(targets: Sequence[Captured], rows: Tensor) -> Tensor:
+    """How many of the rows each source is compared on, [k]; 1 for none, so that one may divide by it."""
+    return torch.stack([own.wanted[rows].sum() for own in targets]).clamp(min=1)
+
+
+def source_error(student: Student, features: Tensor, own: Captured, rows: Tensor, source: int) -> Tensor:
+    """Relative squared error of one source's readout, summed over the rows that are wanted.
+
+    Of none it is a zero with a gradient: every process has to give every parameter one.
+    """
+    use = own.wanted[rows]
+    if not bool(use.any()):
+        return student.readout(features[:1], source)[:0].float().sum()
+    difference = student.readout(features[use], source) - own.at(rows[use])
+    return difference.square().sum() / (difference.shape[1] * own.variance)
+
+
+class Step(nn.Module):
+    """The loss of a student as a module: whatever wraps it sees every use of a parameter in one forward."""
+
+    def __init__(self, student: Student, targets: Sequence[Captured], world: World) -> None:
+        super().__init__()
+        self.student = student
+        self.targets = targets
+        self.world = world
+
+    def forward(self, pixels: Tensor, rows: Tensor) -> Tensor:
+        """What this process adds to the objective of the batch `rows`; pixels are those of all images."""
+        own = self.world.share(rows)
+        loss = objective(self.student, pixels[own], self.targets, own, wanted(self.targets, rows))
+        # DDP takes the mean of the gradients over the processes; the objective is the sum.
+        return loss * self.world.size
 
 
 def train(
@@ -115,11 +144,15 @@ def train(
     device: torch.device,
     seed: int,
     progress: Progress,
+    world: World = ALONE,
 ) -> Trace:
     """Train `student` in place; it ends with the best step's weights on the validation share, else the last.
 
-    AdamW, linear one-cycle schedule, gradient clipping. Raises TrainingError where the loss is not finite.
+    AdamW, linear one-cycle schedule, gradient clipping. The processes of `world` share every batch and end with
+    the same weights and trace. Raises TrainingError where the loss is not finite, ConfigError where a batch has
+    fewer images than there are processes.
     """
+    _check_shares(schedule, images, world)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
@@ -127,7 +160,8 @@ def train(
     )
     order = Order(images.train, schedule.batch_size, seed)
     pixels = Feed(images.images, device)
-    start = _errors(student, pixels, targets, images.train, hardware, device)
+    step_loss = world.parallel(Step(student, targets, world))
+    start = _errors(student, pixels, targets, images.train, hardware, device, world)
     losses: list[float] = []
     seen: list[tuple[int, float]] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -136,15 +170,15 @@ def train(
         rows = order.batch(step).to(device)
         optimizer.zero_grad(set_to_none=True)
         with hardware.autocast(device):
-            loss = objective(student, pixels[rows], targets, rows)
-        loss.backward()  # type: ignore[no-untyped-call]
+            loss = step_loss(pixels, rows)
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, schedule.clip)
         optimizer.step()
         cycle.step()
-        losses.append(_finite(loss.item(), step))
+        losses.append(_finite((world.total(loss.detach()) / world.size).item(), step))
         progress(Event("train", step + 1, schedule.steps, {"loss": losses[-1]}))
         if len(images.validation) and ((step + 1) % every == 0 or step + 1 == schedule.steps):
-            errors = _errors(student, pixels, targets, images.validation, hardware, device)
+            errors = _errors(student, pixels, targets, images.validation, hardware, device, world)
             error = _finite(_mean(errors), step)
             seen.append((step + 1, error))
             if best is None or error < best[0]:
@@ -155,6 +189,15 @@ def train(
     return Trace(tuple(losses), tuple(seen), best[1] if best else schedule.steps, start, trainable)
 
 
+def _check_shares(schedule: Schedule, images: Images, world: World) -> None:
+    size = min(schedule.batch_size, len(images.train))
+    if size < world.size:
+        raise ConfigError(
+            f"{world.size} processes share every batch, but a batch has {size} images. Start fewer processes, or "
+            "raise method.batch_size and data.images_per_task."
+        )
+
+
 def _errors(
     student: Student,
     pixels: Feed,
@@ -162,21 +205,19 @@ def _errors(
     rows: Tensor,
     hardware: Hardware,
     device: torch.device,
+    world: World,
 ) -> tuple[float, ...]:
-    """Relative error per source over `rows`, in large batches."""
-    sums = [0.0] * len(targets)
-    counts = [0] * len(targets)
+    """Relative error per source over `rows`, in large batches; each process takes its share of them."""
     rows = rows.to(device)
+    sums = torch.zeros(len(targets), dtype=torch.double, device=device)
     with torch.no_grad(), hardware.autocast(device):
-        for part in torch.split(rows, hardware.eval_batch):
-            features = student(pixels[part])
-            for i, own in enumerate(targets):
-                error = source_error(student, features, own, part, i)
-                if error is not None:
-                    wanted = int(own.wanted[part].sum())
-                    sums[i] += error.item() * wanted
-                    counts[i] += wanted
-    return tuple(total / count if count else math.nan for total, count in zip(sums, counts))
+        for part in torch.split(world.share(rows), hardware.eval_batch):
+            if len(part):
+                features = student(pixels[part])
+                sums += torch.stack([source_error(student, features, t, part, i) for i, t in enumerate(targets)])
+    counts = torch.stack([own.wanted[rows].sum() for own in targets])
+    means = (world.total(sums) / counts).tolist()
+    return tuple(means)  # not a number for a source that no row is compared with
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -12,10 +12,10 @@ PACKAGE = REPOSITORY / "fsmerge_cli"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
 # Each room imports only from rooms before it; `specs`, `data`, `methods` and `cli` are folders.
 ROOMS = tuple(
-    "errors progress options seeding spaces hardware specs output presets checkpoints preprocessing cache feeding "  # noqa: SIM905
-    "sources plan groups permute structures maps thin fold reference data features activations regression zipping "
-    "training supernet problem align methods scoring zoo card result certificates pipeline report explain config "
-    "cli".split()
+    "errors progress clock options seeding spaces distributed hardware specs output presets checkpoints "  # noqa: SIM905
+    "preprocessing cache feeding sources plan groups permute structures maps thin fold reference data features "
+    "activations regression zipping training supernet problem align methods scoring zoo card result certificates "
+    "request pipeline report explain config cli".split()
 )
 HYDRA = {"explain", "config", "cli"}
 ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "config", "cli"}}

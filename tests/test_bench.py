@@ -120,7 +120,9 @@ def test_the_operations_of_a_fold_are_those_the_page_states(structure: str) -> N
             step()
         counted.append(counter.get_total_flops())
         stated.append(cost.fold_flops(shape, structure))
-    assert counted[1] - counted[0] == pytest.approx(stated[1] - stated[0], rel=0.04)  # biases, diagonals, rank x rank
+    assert counted[1] - counted[0] == pytest.approx(
+        stated[1] - stated[0], rel=0.04
+    )  # biases, diagonals, rank x rank
 
 
 def test_scale_runs_the_real_command_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,10 +135,7 @@ def test_list_shows_every_option_of_every_group_with_its_line(fsmerge: Command) 
         files = sorted((REPOSITORY / "configs" / group).glob("*.yaml"))
         assert files
         expected += [group]
-        expected += [
-            f"  {plus}{group}={file.stem:<20}{file.read_text().splitlines()[0].removeprefix('# ')}"
-            for file in files
-        ]
+        expected += [f"  {plus}{group}={file.stem:<20}{presets.summary(group, file.stem)}" for file in files]
         expected += [""]
     assert out.splitlines() == expected[:-1]
 

@@ -7,7 +7,8 @@ import sys
 from importlib import import_module
 
 from fsmerge_cli import __version__
-from fsmerge_cli.errors import ConfigError, describe, unknown
+from fsmerge_cli.distributed import outcome
+from fsmerge_cli.errors import ConfigError, unknown
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(error: Exception) -> int:
-    text, code = describe(error)
+    text, code = outcome(error)
     sys.stderr.write(text)
     return code
 

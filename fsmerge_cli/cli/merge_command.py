@@ -15,7 +15,7 @@ groups:
   +models=NAME         the sources, and the images that belong to them
   data=NAME            digits, folder, glyphs
   method=NAME          activation_matching, average, fs_merge (default), kd, regmean, regmean_pp, slerp, zipit
-  hardware=NAME        auto (default), cpu, gpu
+  hardware=NAME        auto (default), cpu, gpu, multi_gpu, slurm
 
 keys:
   seed=0                       of everything that is drawn

@@ -76,4 +76,5 @@ class Trained(Method, ABC):
             problem.device,
             problem.seed,
             problem.progress,
+            problem.world,
         )

@@ -1,0 +1,102 @@
+"""What a run is asked to do: names, mappings and dataclasses become one checked value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic.dataclasses import dataclass as checked
+
+from fsmerge_cli import presets
+from fsmerge_cli.data import DATASETS, DataConfig
+from fsmerge_cli.errors import ConfigError, DataError
+from fsmerge_cli.hardware import Hardware
+from fsmerge_cli.methods import METHODS, Method
+from fsmerge_cli.options import FORBID, Count, Flag, build, choose
+from fsmerge_cli.sources import SourceSpec
+from fsmerge_cli.zoo import named_labels
+
+Models = str | Sequence[SourceSpec | Mapping[str, Any]]
+
+
+@checked(frozen=True, config=FORBID)
+class Run:
+    """Top-level settings: the seed of everything that is drawn, and whether a finished run is replaced."""
+
+    seed: Count
+    overwrite: Flag
+
+
+@dataclass(frozen=True)
+class Request:
+    """The sources to load, the images (None: none), the method, the hardware and the top-level settings."""
+
+    sources: Sequence[SourceSpec]
+    data: DataConfig | None
+    method: Method
+    hardware: Hardware
+    run: Run
+
+    def options(self) -> dict[str, Any]:
+        """Every option by group, as config.yaml says them."""
+        return {
+            "models": {"sources": [asdict(spec) for spec in self.sources]},
+            "data": asdict(self.data) if self.data else None,
+            "method": asdict(self.method),
+            "hardware": asdict(self.hardware),
+            "seed": self.run.seed,
+        }
+
+
+def request(
+    models: Models,
+    method: str | Mapping[str, Any] | Method,
+    data: str | Mapping[str, Any] | DataConfig | None,
+    hardware: str | Mapping[str, Any] | Hardware,
+    seed: int,
+    overwrite: bool,
+) -> Request:
+    """Read every preset and check every value; raises UserError."""
+    specs, images = source_specs(models), _data(models, data)
+    chosen, machine = chosen_method(method), _hardware(hardware)
+    run = build(Run, {"seed": seed, "overwrite": overwrite}, "")
+    if images is None and chosen.uses_images:
+        raise DataError(
+            f"method={chosen.name} needs unlabelled images and no data set is given. Pass data=NAME "
+            f"({', '.join(sorted(DATASETS))}; data.root=PATH for your own folder), or method=average."
+        )
+    return Request(specs, images, chosen, machine, run)
+
+
+def source_specs(models: Models) -> list[SourceSpec]:
+    """The sources of a shipped set, or of a list; raises ConfigError."""
+    entries: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
+    if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
+        raise ConfigError(f"models.sources: should be a list of sources, got {entries!r}.")
+    return [
+        named_labels(entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}"))
+        for i, entry in enumerate(entries)
+    ]
+
+
+def _data(models: Models, data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:
+    if data is None and isinstance(models, str):
+        data = presets.default_data(models)
+    if data is None or isinstance(data, DataConfig):
+        return data
+    return choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
+
+
+def chosen_method(method: str | Mapping[str, Any] | Method) -> Method:
+    """The method of a preset's name, or of a mapping; raises ConfigError."""
+    if isinstance(method, Method):
+        return method
+    return choose(METHODS, presets.load("method", method) if isinstance(method, str) else method, "method")
+
+
+def _hardware(hardware: str | Mapping[str, Any] | Hardware) -> Hardware:
+    if isinstance(hardware, Hardware):
+        return hardware
+    values = presets.load("hardware", hardware) if isinstance(hardware, str) else hardware
+    return build(Hardware, values, "hardware")
