@@ -76,7 +76,7 @@ def students(problem: Problem) -> list[Student]:
 @pytest.mark.parametrize("variant", shared_out(VARIANTS))
 def test_every_parameter_has_a_gradient_where_a_batch_lacks_a_task(variant: str, make_problem: Make) -> None:
     problem = make_problem([vit_source(variant, 1), vit_source(variant, 2)])
-    targets = capture(problem.sources, problem.images, "own", CPU, 8, silent)
+    targets = capture(problem.sources, problem.images, "own", Hardware(features="memory"), CPU, silent)
     rows = torch.tensor([0, 1])
     assert wanted(targets, rows).tolist() == [2, 1]
     for student in students(problem):
@@ -86,7 +86,7 @@ def test_every_parameter_has_a_gradient_where_a_batch_lacks_a_task(variant: str,
 
 def test_the_shares_of_a_batch_add_up_to_its_objective_and_gradient(make_problem: Make) -> None:
     problem = make_problem()
-    targets = capture(problem.sources, problem.images, "own", CPU, 8, silent)
+    targets = capture(problem.sources, problem.images, "own", Hardware(features="memory"), CPU, silent)
     rows = torch.tensor([0, 13, 3, 20, 4, 23])  # of two shares, one has the first task's images alone
     pixels = problem.images.images
     for student in (s.double() for s in students(problem)[1:]):
@@ -104,7 +104,7 @@ def test_the_shares_of_a_batch_add_up_to_its_objective_and_gradient(make_problem
 def test_fewer_images_than_processes_are_refused(make_problem: Make) -> None:
     problem = make_problem(per_task=12)
     student = students(problem)[1]
-    targets = capture(problem.sources, problem.images, "own", CPU, 8, silent)
+    targets = capture(problem.sources, problem.images, "own", Hardware(features="memory"), CPU, silent)
     with pytest.raises(ConfigError) as error:
         train(
             student, problem.images, targets, Schedule(1, 3, 1e-3, 0, 1), Hardware(), CPU, 0, silent, World(1, 4)
