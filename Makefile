@@ -44,7 +44,7 @@ table: $(READY)  ## the digits table of the README (about five minutes)
 	$(BIN)/python scripts/digits_table.py
 
 bench: $(READY)  ## speed and memory beside distillation, each with its bar (under 15 minutes; docs/bench.json)
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench.py --page README.md
 
 scale: $(READY)  ## four ViT-L/16-sized sources in under 16 GB (minutes, 5 GB of temporary files; docs/scale.json)
 	$(BIN)/python scripts/scale.py

@@ -22,9 +22,8 @@ from fsmerge_cli.permute import permute
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.problem import Solution
 from fsmerge_cli.reference import UnfoldedSuperNet
-from fsmerge_cli.result import MergeResult, head_tensors
 from fsmerge_cli.seeding import generator
-from fsmerge_cli.sources import Head, Source
+from fsmerge_cli.sources import Head, Source, head_tensors
 
 IMAGES = 16
 """How many images every certificate looks at."""
@@ -68,33 +67,44 @@ class Evaluated:
     bf16: bool = False
 
 
-def certify(
-    result: MergeResult, sources: Sequence[Source], images: Images, folder: Path, seen: Evaluated | None
-) -> dict[str, Any]:
-    """Every certificate of the model written into `folder`, by name, as evaluation.json holds them.
+@dataclass(frozen=True)
+class Proof:
+    """What a written model is held against.
 
-    Raises CertificateError where one does not hold.
+    sources: as they were loaded. heads: folded, by task. pixels: of the images that every certificate looks at.
+    seen: by the evaluation, where there was one.
     """
-    plan, solution = result.plan, result.solution
-    pixels = probe(images, plan, int(result.provenance["seed"])).double()
-    written = load_file(folder / "model.safetensors")
-    heads = load_file(folder / "heads.safetensors") if result.heads else {}
-    backbone = _network(plan, written)
-    with torch.no_grad():
-        features = backbone(pixels)
-        found = [
-            _reloaded(result, written, heads),
-            _unfolded(plan, sources, solution, pixels, features),
-            _heads(result, sources, heads, features),
-            _evaluated(result, heads, backbone, seen),
-            _permuted(plan, sources, solution, pixels),
-        ]
-    broken = [c for c in found if not c.holds]
-    if broken:
-        raise CertificateError(
-            [f"{c.name}: {c.what}; largest error {c.error:.3g}, tolerance {c.tolerance:.3g}" for c in broken]
-        )
-    return {c.name: c.entry() for c in found}
+
+    plan: Plan
+    sources: Sequence[Source]
+    solution: Solution
+    heads: Mapping[str, Head]
+    pixels: Tensor
+    seen: Evaluated | None = None
+
+    def certify(self, folder: Path) -> dict[str, Any]:
+        """Every certificate of the model in `folder`, by name, as evaluation.json holds them.
+
+        Raises CertificateError where one does not hold.
+        """
+        written = load_file(folder / "model.safetensors")
+        heads = load_file(folder / "heads.safetensors") if self.heads else {}
+        with torch.no_grad():
+            backbone = _network(self.plan, written)
+            features = backbone(self.pixels.double())
+            found = [
+                _reloaded(self, written, heads),
+                _unfolded(self, features),
+                _heads(self, heads, features),
+                _evaluated(self, heads, backbone),
+                _permuted(self),
+            ]
+        broken = [c for c in found if not c.holds]
+        if broken:
+            raise CertificateError(
+                f"{c.name}: {c.what}; largest error {c.error:.3g}, tolerance {c.tolerance:.3g}" for c in broken
+            )
+        return {c.name: c.entry() for c in found}
 
 
 def probe(images: Images, plan: Plan, seed: int) -> Tensor:
@@ -106,56 +116,52 @@ def probe(images: Images, plan: Plan, seed: int) -> Tensor:
     return images.images[torch.cat([rows[:share] for rows in own])[:IMAGES]]
 
 
-def _reloaded(result: MergeResult, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> Certificate:
+def _reloaded(proof: Proof, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> Certificate:
     what = "tensors read back from the files = tensors in memory"
-    kept, _ = head_tensors(result.heads)
-    error = max(_difference(written, result.solution.weights), _difference(heads, kept))
+    kept, _ = head_tensors(proof.heads)
+    error = max(_difference(written, proof.solution.weights), _difference(heads, kept))
     return Certificate("reloaded", what, error, 0.0)
 
 
-def _unfolded(
-    plan: Plan, sources: Sequence[Source], solution: Solution, pixels: Tensor, features: Tensor
-) -> Certificate:
+def _unfolded(proof: Proof, features: Tensor) -> Certificate:
     what = "features of the written file = features of the sources side by side between the maps, in fp64"
-    if solution.maps is None:
+    if proof.solution.maps is None:
         return Certificate("unfolded", what, None, None)
-    supernet = UnfoldedSuperNet(plan, solution.maps.to("cpu"), [s.weights for s in sources])
-    return Certificate("unfolded", what, relative_error(features, supernet(pixels)), TOLERANCE)
+    maps = proof.solution.maps.to("cpu")
+    supernet = UnfoldedSuperNet(proof.plan, maps, [s.weights for s in proof.sources])
+    return Certificate("unfolded", what, relative_error(features, supernet(proof.pixels)), TOLERANCE)
 
 
-def _heads(
-    result: MergeResult, sources: Sequence[Source], heads: Mapping[str, Tensor], features: Tensor
-) -> Certificate:
+def _heads(proof: Proof, heads: Mapping[str, Tensor], features: Tensor) -> Certificate:
     what = "written heads on merged features = sources' heads on the features read out for them"
     errors = []
-    for source, readout in zip(sources, result.solution.readouts):
+    for source, readout in zip(proof.sources, proof.solution.readouts):
         if source.head is not None:
             expected = _double(source.head)(features @ readout.cpu().double().T)
-            found = _double(written_head(result, source.name, heads))(features)
+            found = _double(written_head(proof, source.name, heads))(features)
             errors.append(relative_error(found, expected))
     return Certificate("heads", what, max(errors) if errors else None, TOLERANCE)
 
 
-def _evaluated(
-    result: MergeResult, heads: Mapping[str, Tensor], backbone: nn.Module, seen: Evaluated | None
-) -> Certificate:
+def _evaluated(proof: Proof, heads: Mapping[str, Tensor], backbone: nn.Module) -> Certificate:
     what = "logits of the evaluation = written heads on the written model's features"
-    if seen is None or not result.heads or len(seen.pixels) == 0:
+    seen = proof.seen
+    if seen is None or not proof.heads or len(seen.pixels) == 0:
         return Certificate("evaluated", what, None, None)
     features = backbone(seen.pixels.double())
     errors = [
-        relative_error(logits, _double(written_head(result, name, heads))(features))
-        for name, logits in zip(result.heads, seen.logits)
+        relative_error(logits, _double(written_head(proof, name, heads))(features))
+        for name, logits in zip(proof.heads, seen.logits)
     ]
     return Certificate("evaluated", what, max(errors), COARSE if seen.bf16 else TOLERANCE)
 
 
-def _permuted(plan: Plan, sources: Sequence[Source], solution: Solution, pixels: Tensor) -> Certificate:
+def _permuted(proof: Proof) -> Certificate:
     what = "features of the reordered sources = reordered features of the sources"
-    errors = []
-    for source, orders in zip(sources, solution.permutations):
-        before = _network(plan, source.weights)(pixels)
-        after = _network(plan, permute(plan, source.weights, orders))(pixels)
+    plan, errors = proof.plan, []
+    for source, orders in zip(proof.sources, proof.solution.permutations):
+        before = _network(plan, source.weights)(proof.pixels.double())
+        after = _network(plan, permute(plan, source.weights, orders))(proof.pixels.double())
         errors.append(relative_error(after, before[:, orders[plan.features.space].cpu()]))
     return Certificate("permuted", what, max(errors) if errors else None, TOLERANCE)
 
@@ -168,9 +174,9 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def written_head(result: MergeResult, name: str, tensors: Mapping[str, Tensor]) -> Head:
+def written_head(proof: Proof, name: str, tensors: Mapping[str, Tensor]) -> Head:
     """A head as its file holds it."""
-    head = result.heads[name]
+    head = proof.heads[name]
     return replace(
         head,
         weight=tensors[f"{name}.weight"],

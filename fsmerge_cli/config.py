@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -30,11 +31,20 @@ from fsmerge_cli import report
 from fsmerge_cli.distributed import is_main, outcome, place
 from fsmerge_cli.errors import ConfigError, unknown
 from fsmerge_cli.explain import explain, explain_cluster
-from fsmerge_cli.options import FORBID, Flag, Text, build
+from fsmerge_cli.options import FORBID, Flag, Positive, Text, build
 from fsmerge_cli.progress import silent
 
-TOP = ("models", "data", "method", "hardware", "seed", "output")
+TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "output")
+UNNAMED = ("output", "resume", "checkpoint")
+"""Keys that change nothing in the result, and so not its folder's name."""
 CONFIGS = "pkg://fsmerge_cli.configs"
+
+
+@dataclass(frozen=True, config=FORBID)
+class Checkpoint:
+    """every: how often the state of a training is saved: 60s, 5m, or a number of steps."""
+
+    every: Positive | Text = "60s"
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -111,9 +121,15 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if strangers:
         raise ConfigError("\n".join(strangers))
     output = build(Output, keys["output"], "output")
+    checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
     folder = Path(output.dir or default_folder(keys, HydraConfig.get().runtime.choices))
     from fsmerge_cli.pipeline import merge  # imports torch
 
+    if keys["resume"] is True and (found := _finished(keys, folder)) is not None:
+        if is_main():
+            _show(found, folder)
+            Console().print(Line("finished before: nothing was done"))
+        return found
     with report.Reporter(Console(stderr=True)) if is_main() else nullcontext(silent) as progress:
         result = merge(
             keys["models"]["sources"],
@@ -123,12 +139,31 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             seed=keys["seed"],
             output=folder,
             overwrite=output.overwrite,
+            resume=keys["resume"],
+            checkpoint_every=checkpoint.every,
             progress=progress,
             command=shlex.join(["fsmerge", "merge", *overrides]),
         )
-    evaluation = result.evaluation()
-    if is_main():
-        _show(evaluation, folder)
+    if not is_main():
+        return result.evaluation()
+    evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    _show(evaluation, folder)
+    return evaluation
+
+
+def _finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+    """The evaluation of the finished run in `folder`; ConfigError where it had other options."""
+    if not (folder / "evaluation.json").is_file():
+        return None
+    from fsmerge_cli.request import request
+    from fsmerge_cli.resuming import check_same
+
+    sources = keys["models"]["sources"]
+    asked = request(sources, keys["method"], keys.get("data"), keys["hardware"], keys["seed"], overwrite=False)
+    check_same(
+        f"the finished run in {folder}", yaml.safe_load((folder / "config.yaml").read_text()), asked.options()
+    )
+    evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return evaluation
 
 
@@ -144,7 +179,7 @@ def _show(evaluation: Mapping[str, Any], folder: Path) -> None:
 
 def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
     """outputs/MODELS-METHOD-HASH; the hash covers every key that can change the result."""
-    content = {key: value for key, value in keys.items() if key != "output"}
+    content = {key: value for key, value in keys.items() if key not in UNNAMED}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     name = "-".join(str(choices.get(group) or group) for group in ("models", "method"))
     return f"outputs/{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}-{digest}"

@@ -8,7 +8,9 @@
     │   ├── DataError        images or labels
     │   └── OutputError      the folder to be written
     ├── TrainingError        the run itself failed; exit code 1
+    │   └── DivergedError    its loss is not finite
     └── CertificateError     the written model is not the one that was made; exit code 1
+    Interrupted (a KeyboardInterrupt): asked to stop, and what was done is saved; exit code 130
 
 Every message says what is wrong, where, which options there are and what to do next.
 """
@@ -63,16 +65,29 @@ class TrainingError(FsmergeError):
     """The training itself failed, for example because the loss became NaN."""
 
 
+class DivergedError(TrainingError):
+    """The loss is not finite."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user, or the system, asked the run to stop, and the state of its training is on disk."""
+
+    def __init__(self, reached: str, signal: int = 2) -> None:
+        self.exit_code: int = 128 + signal
+        super().__init__(f"interrupted at {reached}")
+
+
 class CertificateError(FsmergeError):
     """A written model that is not the one that was made; `broken` lists every certificate that does not hold."""
 
-    def __init__(self, broken: Iterable[str]) -> None:
+    def __init__(self, broken: Iterable[str], kept: str = "") -> None:
         self.broken = tuple(broken)
         lines = "\n".join(f"  - {certificate}" for certificate in self.broken)
+        where = f" What was written lies in {kept} for inspection." if kept else ""
         super().__init__(
-            f"the written model is not the one that was made, so it is not kept:\n{lines}\n"
-            "This is a fault of the machine or of fsmerge, not of your input: run it again, and report it if it "
-            "comes back."
+            f"the written model is not the one that was made, so it is not saved:\n{lines}\n"
+            f"This is a fault of the machine or of fsmerge, not of your input.{where} Run it again, and report it "
+            "if it comes back."
         )
 
 

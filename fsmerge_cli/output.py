@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fsmerge_cli.errors import OutputError
+from fsmerge_cli.errors import CertificateError, OutputError
 
 FINISHED = "evaluation.json"
 """A run's folder is finished, and ours, when it holds this file."""
@@ -27,8 +27,9 @@ def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Ite
 
     Raises OutputError where another run holds the folder, where it is finished and `overwrite` is off, where
     it holds files that this package did not write, or where it cannot be written. finished: the file that marks
-    a folder as ours (None: it is ours whatever it holds). Nothing is left behind on failure; an older result is
-    only replaced by a complete one. Errors of the caller's own block pass through as they are.
+    a folder as ours (None: it is ours whatever it holds). Nothing is left behind on failure, except what a
+    certificate refused: that lies beside `folder` as NAME.failed. An older result is only replaced by a complete
+    one. Errors of the caller's own block pass through as they are.
     """
     with ExitStack() as stack:
         with _explained(folder):
@@ -40,7 +41,13 @@ def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Ite
             temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
             temporary.mkdir()
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-        yield temporary
+        try:
+            yield temporary
+        except CertificateError as error:
+            kept = folder.parent / f"{folder.name}.failed"
+            shutil.rmtree(kept, ignore_errors=True)
+            temporary.rename(kept)
+            raise CertificateError(error.broken, str(kept)) from None
         with _explained(folder):
             _publish(temporary, folder)
 

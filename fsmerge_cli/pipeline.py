@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fsmerge_cli.certificates import IMAGES, Evaluated, Proof, probe
+from fsmerge_cli.checkpoints import tensors_sha256
 from fsmerge_cli.clock import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import Split, ToPixels
@@ -23,7 +28,8 @@ from fsmerge_cli.plan import Plan, compile_plan
 from fsmerge_cli.progress import Progress, silent
 from fsmerge_cli.request import Models, Request, chosen_method, request, source_specs
 from fsmerge_cli.result import MergeResult, versions
-from fsmerge_cli.scoring import Score, TestSet, ensemble_forward, merged_forward, score
+from fsmerge_cli.resuming import Every, Keeper, check_state, state_folder
+from fsmerge_cli.scoring import Outputs, Score, TestSet, ensemble_forward, merged_forward, score
 from fsmerge_cli.sources import Source, SourceSpec, load
 from fsmerge_cli.zoo import materialise
 
@@ -37,6 +43,8 @@ def merge(
     seed: int = 0,
     output: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: int | str = "60s",
     progress: Progress = silent,
     command: str | None = None,
 ) -> MergeResult:
@@ -46,15 +54,20 @@ def merge(
     `models.sources`. method, data, hardware: name of a shipped preset, a mapping with the keys of that group,
     or the dataclass itself; data None takes the set's own. seed: of everything that is drawn. output: folder to
     write (None: nothing is written, `MergeResult.save` does it later); a finished run in it is kept unless
-    `overwrite`. progress: called with every `Event`. command: what to record as the run's origin.
+    `overwrite`. resume: continue the interrupted run into that folder, if there is one. checkpoint_every: how
+    often the state of a training is written (steps, or "60s", "5m"). progress: called with every `Event`.
+    command: what to record as the run's origin.
 
     Of several processes (hardware.distributed) each returns the merged model, rank 0 alone evaluates, writes and
     reports.
 
-    Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails.
+    Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails,
+    CertificateError where the written model is not the one that was made, Interrupted where a signal stopped it
+    and `resume` can continue it.
     """
-    asked = request(models, method, data, hardware, seed, overwrite)
+    asked = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every)
     clock = Clock()
+    keeper = Keeper()
     with ExitStack() as stack:
         with join(asked.hardware.distributed) as world:
             progress = progress if world.main else silent
@@ -64,12 +77,31 @@ def merge(
                 if output is not None and world.main:
                     folder = stack.enter_context(claim(Path(output), asked.run.overwrite))
             problem, notes = _problem(asked, device, progress, world, clock)
+            if output is not None:
+                keeper = _keeper(asked, problem, Path(output))
+                stack.enter_context(keeper.explained())
             with clock.phase("fit"):
-                solution = asked.method.fit(problem)
+                solution = asked.method.fit(replace(problem, keeper=keeper))
         result = _result(asked, problem, solution, notes, clock, command or "fsmerge.merge(...)")
         if folder is not None:
             result.write(folder)
+    keeper.discard()
     return result
+
+
+def _keeper(asked: Request, problem: Problem, output: Path) -> Keeper:
+    """Where the state of this run is kept; it belongs to these options, sources and images alone."""
+    world = problem.world
+    content = {
+        **asked.options(),
+        "sha256": [source.sha256 for source in problem.sources],
+        "images": tensors_sha256({"pixels": problem.images.images, "task": problem.images.task}),
+    }
+    with world.together():  # rank 0 clears the way, the others only read
+        if world.main:
+            check_state(output, content, asked.run.resume, asked.run.overwrite)
+    every = Every.parse(asked.run.every)
+    return Keeper(state_folder(output), content, every, world.main, problem.progress)
 
 
 def check(models: Models, method: str | Mapping[str, Any] | Method = "average") -> Plan:
@@ -103,13 +135,18 @@ def _result(
     sources, plan = problem.sources, problem.plan
     with clock.phase("evaluate"):
         sets = _build(asked.data, "test", sources) if problem.world.main else []
-        scores = _score(problem, solution, sets, asked.method)
+        scores, seen = _score(problem, solution, sets, asked.method)
     heads = _heads(sources, solution)
+    proof = Proof(plan, sources, solution, heads, probe(problem.images, plan, problem.seed), seen)
     if asked.data is not None and not scores:
         reason = "the data set has no test images" if problem.world.main else "process 0 evaluates for all"
         notes = [*notes, f"{reason}: nothing was evaluated"]
     notes = [*notes, *_start_notes(plan, solution), *_preprocessing_notes(sources)]
     trace = solution.trace
+    if trace.lr is not None and trace.lr != getattr(asked.method, "lr", trace.lr):
+        notes.append(f"the loss was not finite at first; this training used lr={trace.lr:g}")
+    if trace.part:
+        notes.append(f"memory did not suffice for a whole batch: it was computed {trace.part} images at a time")
     cost = {
         "seconds": clock.seconds,
         "steps": len(trace.loss),
@@ -127,7 +164,16 @@ def _result(
         "sources": [{"name": s.name, "origin": s.origin, "sha256": s.sha256} for s in sources],
     }
     return MergeResult(
-        plan, sources[0].preprocessing, solution, heads, scores, cost, provenance, asked.options(), tuple(notes)
+        plan,
+        sources[0].preprocessing,
+        solution,
+        heads,
+        scores,
+        cost,
+        provenance,
+        asked.options(),
+        tuple(notes),
+        proof,
     )
 
 
@@ -147,10 +193,13 @@ def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:
 
 def _score(
     problem: Problem, solution: Solution, sets: Sequence[ImageSet | None], method: Method
-) -> dict[str, Score]:
-    """Rows: every source on its own task, the ensemble, the plain average and the merged model."""
+) -> tuple[dict[str, Score], Evaluated | None]:
+    """Rows: every source on its own task, the ensemble, the plain average and the merged model.
+
+    Beside them, what the merged model said about a few images.
+    """
     if not any(sets):
-        return {}
+        return {}, None
     sources, tasks, device = problem.sources, problem.plan.tasks, problem.device
     tests = TestSet(tasks, tuple(sets), problem.hardware.workers, problem.hardware.eval_batch)
     truth = tests.truth()
@@ -181,7 +230,17 @@ def _score(
         rows[name] = score(outputs, reference, truth, tasks, headed, labels)
     if isinstance(method, Average):
         rows["merged"] = rows["average"]
-    return rows
+    return rows, _seen(sets, outputs)
+
+
+def _seen(sets: Sequence[ImageSet | None], outputs: Outputs) -> Evaluated:
+    """The first test images of every task with their logits."""
+    own = [s for s in sets if s]
+    share = math.ceil(IMAGES / len(own))
+    starts = itertools.accumulate([0, *map(len, own)])
+    picked = [(s, start, i) for s, start in zip(own, starts) for i in range(min(share, len(s)))]
+    rows = torch.tensor([start + i for _, start, i in picked])
+    return Evaluated(torch.stack([s[i][0] for s, _, i in picked]), [logits[rows] for logits in outputs.logits])
 
 
 def _build(data: DataConfig | None, split: Split, sources: Sequence[Source]) -> list[ImageSet | None]:

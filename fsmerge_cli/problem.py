@@ -14,8 +14,9 @@ from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import MergeMaps
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.progress import Progress, silent
+from fsmerge_cli.resuming import Keeper
+from fsmerge_cli.running import Trace
 from fsmerge_cli.sources import Source
-from fsmerge_cli.training import Trace
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Problem:
     seed: int = 0
     progress: Progress = silent
     world: World = field(default_factory=World)
+    keeper: Keeper = field(default_factory=Keeper)
 
     def own_images(self, source: int) -> Tensor:
         """The unlabelled images of one source's task."""

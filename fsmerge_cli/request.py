@@ -14,6 +14,7 @@ from fsmerge_cli.errors import ConfigError, DataError
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.options import FORBID, Count, Flag, build, choose
+from fsmerge_cli.resuming import Every
 from fsmerge_cli.sources import SourceSpec
 from fsmerge_cli.zoo import named_labels
 
@@ -22,10 +23,16 @@ Models = str | Sequence[SourceSpec | Mapping[str, Any]]
 
 @checked(frozen=True, config=FORBID)
 class Run:
-    """Top-level settings: the seed of everything that is drawn, and whether a finished run is replaced."""
+    """Top-level settings.
+
+    seed: of everything that is drawn. overwrite: replace a finished run. resume: continue an interrupted one.
+    every: how often the state of a training is written (steps, or "60s", "5m").
+    """
 
     seed: Count
     overwrite: Flag
+    resume: Flag
+    every: int | str
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,14 @@ def request(
     hardware: str | Mapping[str, Any] | Hardware,
     seed: int,
     overwrite: bool,
+    resume: bool = False,
+    every: int | str = "60s",
 ) -> Request:
     """Read every preset and check every value; raises UserError."""
     specs, images = source_specs(models), _data(models, data)
     chosen, machine = chosen_method(method), _hardware(hardware)
-    run = build(Run, {"seed": seed, "overwrite": overwrite}, "")
+    run = build(Run, {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every}, "")
+    Every.parse(every)
     if images is None and chosen.uses_images:
         raise DataError(
             f"method={chosen.name} needs unlabelled images and no data set is given. Pass data=NAME "

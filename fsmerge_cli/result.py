@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from fsmerge_cli.card import model_card
+from fsmerge_cli.certificates import Proof
 from fsmerge_cli.methods import Solution
 from fsmerge_cli.output import claim, write_json, write_model
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.preprocessing import Preprocessing
 from fsmerge_cli.scoring import Score
-from fsmerge_cli.sources import Head, model_config
+from fsmerge_cli.sources import Head, head_tensors, model_config
 
 SCHEMA_VERSION = 1
 
@@ -30,7 +31,7 @@ class MergeResult:
     readouts and the training's trace. heads: one folded head per task that has one. scores: rows of the table
     by name (each source, `ensemble`, `average`, `merged`). cost: seconds by phase, steps, numbers trained.
     provenance: versions, device, source hashes, command. options: every option of the run, resolved. notes:
-    what the user should know.
+    what the user should know. proof: what a written folder is held against.
     """
 
     plan: Plan
@@ -42,6 +43,7 @@ class MergeResult:
     provenance: Mapping[str, Any]
     options: Mapping[str, Any]
     notes: tuple[str, ...]
+    proof: Proof
 
     def backbone(self) -> nn.Module:
         """The merged backbone as an ordinary module in evaluation mode."""
@@ -49,8 +51,8 @@ class MergeResult:
         module.load_state_dict({n: t.cpu().clone() for n, t in self.solution.weights.items()}, assign=True)
         return module.requires_grad_(False).eval()
 
-    def evaluation(self) -> dict[str, Any]:
-        """The content of evaluation.json."""
+    def evaluation(self, certificates: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The content of evaluation.json; certificates: those of the written files (none before)."""
         trace = self.solution.trace
         return {
             "schema_version": SCHEMA_VERSION,
@@ -63,6 +65,7 @@ class MergeResult:
                 "validation": [{"step": step, "loss": loss} for step, loss in trace.validation],
                 "chosen_step": trace.chosen_step,
             },
+            "certificates": dict(certificates or {}),
             "facts": dict(self.solution.facts),
             "notes": list(self.notes),
             "cost": dict(self.cost),
@@ -75,7 +78,7 @@ class MergeResult:
             self.write(temporary)
 
     def write(self, folder: Path) -> None:
-        """Write the files into an existing folder."""
+        """Write the files into an existing folder. Raises CertificateError where they do not hold the model."""
         merged = folder / "merged"
         write_model(
             merged,
@@ -83,22 +86,11 @@ class MergeResult:
             self.solution.weights,
             *head_tensors(self.heads),
         )
-        evaluation = self.evaluation()
+        evaluation = self.evaluation(self.proof.certify(merged))
         options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
         (merged / "README.md").write_text(model_card(self.plan, self.heads, evaluation, options))
         (folder / "config.yaml").write_text(options)
         write_json(folder / "evaluation.json", evaluation)
-
-
-def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Content of heads.safetensors: tensors by `NAME.weight|bias|readout`, and the facts that go with them."""
-    tensors: dict[str, Tensor] = {}
-    for name, head in heads.items():
-        parts = {"weight": head.weight, "bias": head.bias, "readout": head.readout}
-        tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
-    facts = {"labels": {name: list(head.labels) for name, head in heads.items()}}
-    normalized = [name for name, head in heads.items() if head.normalize]
-    return tensors, {**facts, **({"normalize": normalized} if normalized else {})}
 
 
 def _row(score: Score) -> dict[str, Any]:

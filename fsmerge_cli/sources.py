@@ -186,6 +186,17 @@ def model_config(family: Family, arch: Any, preprocessing: Preprocessing | None 
     }
 
 
+def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Content of heads.safetensors: tensors by `NAME.weight|bias|readout`, and the facts that go with them."""
+    tensors: dict[str, Tensor] = {}
+    for name, head in heads.items():
+        parts = {"weight": head.weight, "bias": head.bias, "readout": head.readout}
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+    facts = {"labels": {name: list(head.labels) for name, head in heads.items()}}
+    normalized = [name for name, head in heads.items() if head.normalize]
+    return tensors, {**facts, **({"normalize": normalized} if normalized else {})}
+
+
 def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tuple[Family, Any]:
     """Family and options, from the entry itself or from the checkpoint's config.json; they may not disagree."""
     stated = config.get("architecture")

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from fsmerge_cli.fold import Folder
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import MergeMaps
+from fsmerge_cli.objective import Student
 from fsmerge_cli.plan import Plan
-from fsmerge_cli.training import Student
 
 
 class SuperNet(Student):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,50 +12,18 @@ from torch import Tensor, nn
 
 from fsmerge_cli.data.queries import Images
 from fsmerge_cli.distributed import ALONE, World
-from fsmerge_cli.errors import ConfigError, TrainingError
+from fsmerge_cli.errors import ConfigError, Interrupted, TrainingError
 from fsmerge_cli.features import Captured
 from fsmerge_cli.feeding import Feed
 from fsmerge_cli.hardware import Hardware
+from fsmerge_cli.objective import Step, Student, source_error, wanted
 from fsmerge_cli.progress import Event, Progress
+from fsmerge_cli.resuming import Keeper, listening
+from fsmerge_cli.running import Run, Schedule, Trace, finite
 from fsmerge_cli.seeding import generator
 
 VALIDATIONS = 20
 """How often a run looks at its validation share."""
-
-
-class Student(nn.Module, ABC):
-    """What is trained: `forward` gives merged features [n, d'] of images [n, C, H, W]."""
-
-    @abstractmethod
-    def readout(self, features: Tensor, source: int) -> Tensor:
-        """Estimate of one source's features, [n, d'] -> [n, d_i]."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """steps; batch_size (images); lr at the peak of a linear one-cycle; weight_decay; clip (gradient norm)."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    clip: float
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What happened in a training.
-
-    loss: per step. validation: (step, loss) on the validation share. chosen_step: whose weights were kept.
-    start_error: relative squared error of the features before the first step, per source. trainable: how many
-    numbers were trained.
-    """
-
-    loss: tuple[float, ...] = ()
-    validation: tuple[tuple[int, float], ...] = ()
-    chosen_step: int = 0
-    start_error: tuple[float, ...] = ()
-    trainable: int = 0
 
 
 @dataclass
@@ -86,55 +54,6 @@ class Order:
         return torch.randperm(len(self.rows), generator=generator(self.seed, "order", number))
 
 
-def objective(
-    student: Student, images: Tensor, targets: Sequence[Captured], rows: Tensor, counts: Tensor | None = None
-) -> Tensor:
-    """Mean over sources of the relative squared error of their readout.
-
-    sum_i mean_{x wanted by i} |U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) / k; images are the rows' pixels.
-    counts: images wanted by each source [k], where `rows` is one process's share of the batch (None: all of
-    it); the objective of the batch is then the sum over the processes.
-    """
-    features = student(images)
-    counts = wanted(targets, rows) if counts is None else counts
-    errors = [source_error(student, features, own, rows, i) for i, own in enumerate(targets)]
-    return (torch.stack(errors) / counts).sum() / len(targets)
-
-
-def wanted(targets: Sequence[Captured], rows: Tensor) -> Tensor:
-    """How many of the rows each source is compared on, [k]; 1 for none, so that one may divide by it."""
-    return torch.stack([own.wanted[rows].sum() for own in targets]).clamp(min=1)
-
-
-def source_error(student: Student, features: Tensor, own: Captured, rows: Tensor, source: int) -> Tensor:
-    """Relative squared error of one source's readout, summed over the rows that are wanted.
-
-    Of none it is a zero with a gradient: every process has to give every parameter one.
-    """
-    use = own.wanted[rows]
-    if not bool(use.any()):
-        return student.readout(features[:1], source)[:0].float().sum()
-    difference = student.readout(features[use], source) - own.at(rows[use])
-    return difference.square().sum() / (difference.shape[1] * own.variance)
-
-
-class Step(nn.Module):
-    """The loss of a student as a module: whatever wraps it sees every use of a parameter in one forward."""
-
-    def __init__(self, student: Student, targets: Sequence[Captured], world: World) -> None:
-        super().__init__()
-        self.student = student
-        self.targets = targets
-        self.world = world
-
-    def forward(self, pixels: Tensor, rows: Tensor) -> Tensor:
-        """What this process adds to the objective of the batch `rows`; pixels are those of all images."""
-        own = self.world.share(rows)
-        loss = objective(self.student, pixels[own], self.targets, own, wanted(self.targets, rows))
-        # DDP takes the mean of the gradients over the processes; the objective is the sum.
-        return loss * self.world.size
-
-
 def train(
     student: Student,
     images: Images,
@@ -145,48 +64,89 @@ def train(
     seed: int,
     progress: Progress,
     world: World = ALONE,
+    keeper: Keeper | None = None,
 ) -> Trace:
     """Train `student` in place; it ends with the best step's weights on the validation share, else the last.
 
     AdamW, linear one-cycle schedule, gradient clipping. The processes of `world` share every batch and end with
-    the same weights and trace. Raises TrainingError where the loss is not finite, ConfigError where a batch has
-    fewer images than there are processes.
+    the same weights and trace. keeper: where the state is kept, and found again. A batch that does not fit into
+    memory is computed in parts. Raises TrainingError where the loss is not finite, ConfigError where a batch has
+    fewer images than there are processes, Interrupted where the user asked to stop.
     """
     _check_shares(schedule, images, world)
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.lr, total_steps=schedule.steps, anneal_strategy="linear", cycle_momentum=False
-    )
     order = Order(images.train, schedule.batch_size, seed)
+    run = Run(student, schedule)
     pixels = Feed(images.images, device)
     step_loss = world.parallel(Step(student, targets, world))
-    start = _errors(student, pixels, targets, images.train, hardware, device, world)
-    losses: list[float] = []
-    seen: list[tuple[int, float]] = []
-    best: tuple[float, int, dict[str, Tensor]] | None = None
+    stage = (keeper or Keeper()).stage()
+    saved = stage.load()
+    if saved is None:
+        run.start = _errors(student, pixels, targets, images.train, hardware, device, world)
+    else:
+        run.restore(*saved)
     every = max(1, schedule.steps // VALIDATIONS)
-    for step in range(schedule.steps):
-        rows = order.batch(step).to(device)
-        optimizer.zero_grad(set_to_none=True)
-        with hardware.autocast(device):
-            loss = step_loss(pixels, rows)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, schedule.clip)
-        optimizer.step()
-        cycle.step()
-        losses.append(_finite((world.total(loss.detach()) / world.size).item(), step))
-        progress(Event("train", step + 1, schedule.steps, {"loss": losses[-1]}))
-        if len(images.validation) and ((step + 1) % every == 0 or step + 1 == schedule.steps):
-            errors = _errors(student, pixels, targets, images.validation, hardware, device, world)
-            error = _finite(_mean(errors), step)
-            seen.append((step + 1, error))
-            if best is None or error < best[0]:
-                best = error, step + 1, {n: t.detach().clone() for n, t in student.state_dict().items()}
-    if best is not None:
-        student.load_state_dict(best[2])
-    trainable = sum(p.numel() for p in parameters)
-    return Trace(tuple(losses), tuple(seen), best[1] if best else schedule.steps, start, trainable)
+
+    def backward(rows: Tensor) -> Tensor:
+        """Gradients of a batch, in as many parts as memory asks for; the loss of this process's share."""
+        own, counts = world.share(rows), wanted(targets, rows)
+        total = torch.zeros((), device=device)
+        for part in torch.split(own, run.part or len(own)):
+            with hardware.autocast(device):
+                loss = step_loss(pixels, part, counts)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    with listening() as asked:
+        for step in range(run.step, schedule.steps):
+            rows = order.batch(step).to(device)
+            loss = _within_memory(backward, rows, run, world, progress)
+            nn.utils.clip_grad_norm_(run.parameters, schedule.clip)
+            stop = torch.tensor(float(asked.signal is not None), device=device)
+            told = world.total(torch.stack([loss / world.size, stop])).tolist()  # processes stop together
+            run.losses.append(finite(told[0], step))
+            run.advance()
+            progress(Event("train", step + 1, schedule.steps, {"loss": run.losses[-1]}))
+            last = step + 1 == schedule.steps
+            if len(images.validation) and ((step + 1) % every == 0 or last):
+                run.validated(_errors(student, pixels, targets, images.validation, hardware, device, world))
+            if last or told[1] or stage.due(step + 1):
+                stage.save(run.tensors(), run.facts())
+            if told[1] and not last:
+                raise Interrupted(f"step {step + 1} of {schedule.steps}", asked.signal or signal.SIGINT)
+    return run.finish()
+
+
+def _within_memory(
+    backward: Callable[[Tensor], Tensor], rows: Tensor, run: Run, world: World, progress: Progress
+) -> Tensor:
+    """The gradients of a batch; where memory does not suffice, in parts of half the size.
+
+    The counts that the losses are divided by are the whole batch's, so the sum is the same up to rounding.
+    """
+    while True:
+        try:
+            return backward(rows)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            share = run.part or len(world.share(rows))
+            if share == 1 or world.size > 1:  # the others may be waiting in the middle of their gradients
+                raise TrainingError(
+                    f"out of memory with {share} images at a time. Pass a smaller method.batch_size, "
+                    "hardware.checkpointing=true, or method.maps=low_rank."
+                ) from None
+        run.part = math.ceil(share / 2)  # outside of the handler, which holds what did not fit
+        run.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        progress(Event(f"out of memory: {run.part} images at a time from here on", 1, 1))
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says so, on a GPU or on the CPU."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate" in text
 
 
 def _check_shares(schedule: Schedule, images: Images, world: World) -> None:
@@ -218,17 +178,3 @@ def _errors(
     counts = torch.stack([own.wanted[rows].sum() for own in targets])
     means = (world.total(sums) / counts).tolist()
     return tuple(means)  # not a number for a source that no row is compared with
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [v for v in values if not math.isnan(v)]
-    return sum(finite) / len(finite) if finite else math.nan
-
-
-def _finite(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss became {loss} at step {step + 1}. Try a third of the learning rate (method.lr=...), "
-            "or maps of lower rank."
-        )
-    return loss

@@ -28,6 +28,7 @@ from measure import (
     Sense,
     child_environment,
     device_name,
+    fill,
     interleaved,
     memory,
     met,
@@ -318,6 +319,20 @@ def table(lines: Sequence[dict[str, Any]], quick: bool) -> Table:
     return shown
 
 
+def markdown(lines: Sequence[dict[str, Any]]) -> str:
+    """The rows for the README."""
+    measured = next(line for line in lines if line["ratio"])
+    made = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    rows = ["| A / B | where | ratio | bar | |", "|---|---|---|---|---|"]
+    for line in lines:
+        bar = "" if line["bar"] is None else f"{'<=' if line['sense'] == 'at most' else '>='} {line['bar']}"
+        shape = f"{line['shape']}, k={line['k']}, batch {line['batch']}, {line['precision']}; "
+        where = f"{shape if line['shape'] else ''}{line['device']}, {line['threads']} threads"
+        ratio = f"{line['ratio']['median']:.3f}" if line["ratio"] else ""
+        rows.append(f"| {line['what']} | {where} | {ratio} | {bar} | {verdict(line)} |")
+    return "\n".join([*rows, "", f"Median of interleaved pairs; {made}; {measured['measured']}."])
+
+
 def human(value: float, unit: str) -> str:
     """A figure with its unit."""
     return f"{value / 2**20:.0f} MiB" if unit == "bytes" else f"{value:.3g} {unit}"
@@ -326,6 +341,7 @@ def human(value: float, unit: str) -> str:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (default: docs/bench.json)")
+    parser.add_argument("--page", type=Path, help="Markdown page whose table is filled (`make bench`: README.md)")
     parser.add_argument("--gpu", action="store_true", help="the GPU's rows alone")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, a repeat or two")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows alone")
@@ -355,6 +371,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines.append(kept.get(row.name) or entry(row, None))
     write_json(options.output, {"quick": options.quick, "rows": lines})
     Console(width=None if sys.stdout.isatty() else 160).print(table(lines, options.quick))
+    if options.page and not options.quick:
+        options.page.write_text(fill(options.page.read_text(), "bench.py", markdown(lines)))
     print(f"as JSON: {options.output}")
     return 0
 

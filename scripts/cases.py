@@ -22,6 +22,7 @@ from fsmerge_cli.fold import fold
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods.kd import StudentNetwork
+from fsmerge_cli.objective import objective
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.problem import Problem
 from fsmerge_cli.progress import silent
@@ -29,7 +30,6 @@ from fsmerge_cli.reference import UnfoldedSuperNet
 from fsmerge_cli.sources import Source
 from fsmerge_cli.specs import resolve
 from fsmerge_cli.supernet import SuperNet
-from fsmerge_cli.training import objective
 
 ARCHITECTURE = "vit_base_patch16_224"
 HEAD = 64

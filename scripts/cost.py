@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from cases import Case, Shape, described, release, timed
-from measure import device_name, linear, threads, today, versions, write_json
+from measure import device_name, fill, linear, threads, today, versions, write_json
 
 OUTPUT, PAGE = Path("docs/cost.json"), Path("docs/how-cost-grows.md")
-BEGIN, END = "<!-- cost.py: begin -->", "<!-- cost.py: end -->"
 THREADS = 2
 BASE = Shape(k=2, width=384, depth=2, batch=32, rank=12)
 AXES: dict[str, tuple[int, ...]] = {
@@ -159,14 +158,6 @@ def axis_table(axis: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def fill(page: str, text: str) -> str:
-    """The page with `text` between its markers."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise SystemExit(f"the page needs the lines {BEGIN} and {END} once each.")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (default: docs/cost.json)")
@@ -175,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="tiny shapes, one repeat")
     options = parser.parse_args(argv)
     page = options.page.read_text()
-    fill(page, "")  # says what is wrong with the page before minutes are spent
+    fill(page, "cost.py", "")  # says what is wrong with the page before minutes are spent
     base, axes = (QUICK_BASE, QUICK_AXES) if options.quick else (BASE, AXES)
     repeats, number = (1, 1) if options.quick else (options.repeats, THREADS)
     with threads(number):
@@ -191,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "measured": today(),
     }
     write_json(options.output, found)
-    options.page.write_text(fill(page, tables(found)))
+    options.page.write_text(fill(page, "cost.py", tables(found)))
     print(tables(found))
     return 0
 

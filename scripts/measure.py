@@ -120,3 +120,12 @@ def write_json(path: Path, content: Any) -> None:
     """Write readable JSON, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def fill(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of the script `name`."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise SystemExit(f"the page needs the lines {begin} and {end} once each.")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"

@@ -332,7 +332,8 @@ def test_a_loss_that_is_not_finite_exits_with_1_and_advice(validated: bool, refu
     err = refused("merge", PAIR, "method.lr=1e30", f"data.images_per_task={images}", "method.steps=5", code=1)
     assert re.fullmatch(
         r"capture: 2/2\nfsmerge: error: the loss became (nan|inf) at step [12]\. "
-        r"Try a third of the learning rate \(method\.lr=\.\.\.\), or maps of lower rank\.\n",
+        r"Try a third of the learning rate \(method\.lr=\.\.\.\), maps of lower rank, or method\.retries=2 "
+        r"to begin again with half of it by itself\.\n",
         err,
     )
 
@@ -517,7 +518,8 @@ def test_a_sweep_ends_with_one_table_of_all_runs(fsmerge: Command, tmp_path: Pat
         (
             ["method.lr=0.001,1e30,0.002", "data.images_per_task=10"],
             [0, 1, 0],
-            "Try a third of the learning rate (method.lr=...), or maps of lower rank.\n",
+            "Try a third of the learning rate (method.lr=...), maps of lower rank, or method.retries=2 to begin "
+            "again with half of it by itself.\n",
         ),
     ],
     ids=["input", "training"],

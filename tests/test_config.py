@@ -136,6 +136,8 @@ def test_top_level_defaults() -> None:
     values = plain(composed())
     assert values == {
         "seed": 0,
+        "resume": False,
+        "checkpoint": {"every": "60s"},
         "output": {"dir": None, "overwrite": False},
         "method": presets.load("method", "fs_merge"),
         "hardware": presets.load("hardware", "auto"),

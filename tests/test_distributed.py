@@ -23,9 +23,11 @@ from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.kd import StudentNetwork
+from fsmerge_cli.objective import Student, objective, wanted
 from fsmerge_cli.progress import silent
+from fsmerge_cli.running import Schedule
 from fsmerge_cli.supernet import SuperNet
-from fsmerge_cli.training import Schedule, Student, objective, train, wanted
+from fsmerge_cli.training import train
 from tests import two_processes
 from tests.conftest import REPOSITORY
 from tests.vits import VARIANTS, shared_out, vit_source

@@ -16,10 +16,10 @@ from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.kd import StudentNetwork
+from fsmerge_cli.objective import Student
 from fsmerge_cli.plan import Plan, compile_plan
 from fsmerge_cli.sources import Source
 from fsmerge_cli.supernet import SuperNet
-from fsmerge_cli.training import Student
 from tests.conftest import mlp_source
 from tests.test_fold import random_maps
 from tests.vits import VARIANTS, shared_out, vit_source

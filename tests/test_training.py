@@ -12,9 +12,11 @@ from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.fs_merge import FSMerge
+from fsmerge_cli.objective import objective
 from fsmerge_cli.progress import Event, silent
+from fsmerge_cli.running import Schedule
 from fsmerge_cli.supernet import SuperNet
-from fsmerge_cli.training import Order, Schedule, objective, train
+from fsmerge_cli.training import Order, train
 
 CPU = torch.device("cpu")
 Make = Callable[..., Problem]
@@ -114,7 +116,10 @@ def test_a_loss_that_is_not_finite_stops_with_advice(make_problem: Make) -> None
     with pytest.raises(TrainingError) as error:
         FSMerge(steps=50, lr=1e30, clip=1e30).fit(problem)
     assert str(error.value).startswith("the loss became ")
-    assert str(error.value).endswith(". Try a third of the learning rate (method.lr=...), or maps of lower rank.")
+    assert str(error.value).endswith(
+        ". Try a third of the learning rate (method.lr=...), maps of lower rank, or method.retries=2 to begin "
+        "again with half of it by itself."
+    )
 
 
 def test_bf16_is_close_to_fp32(make_problem: Make) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from importlib import import_module
 
 from fsmerge_cli import __version__
-from fsmerge_cli.distributed import outcome
-from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.distributed import is_main, outcome
+from fsmerge_cli.errors import ConfigError, Interrupted, unknown
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
@@ -43,6 +44,12 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(arguments)
     except SystemExit as error:  # Hydra's own argument parser has said what is wrong
         return error.code if isinstance(error.code, int) else 2
+    except Interrupted as stop:
+        again = [argument for argument in arguments if not argument.startswith("resume=")]
+        command = shlex.join(["fsmerge", *again, "resume=true"])
+        if is_main():
+            sys.stderr.write(f"fsmerge: {stop}; what was done is saved. Continue with\n  {command}\n")
+        return stop.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("fsmerge: interrupted\n")
         return 130

@@ -7,11 +7,14 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.errors import DataError
+from fsmerge_cli.errors import DataError, DivergedError
 from fsmerge_cli.features import Targets, capture
-from fsmerge_cli.options import FORBID, NonNegativeFloat, Positive, PositiveFloat
+from fsmerge_cli.objective import Student
+from fsmerge_cli.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat
 from fsmerge_cli.problem import Problem, Solution
-from fsmerge_cli.training import Schedule, Student, Trace, train
+from fsmerge_cli.progress import Event
+from fsmerge_cli.running import Schedule, Trace
+from fsmerge_cli.training import train
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -39,7 +42,8 @@ class Trained(Method, ABC):
 
     steps; batch_size (images per step, all of them where there are fewer); lr (peak of the one-cycle);
     weight_decay (AdamW); clip (gradient norm); targets: own compares an image with the source of its task,
-    all with every source.
+    all with every source. retries: how often to begin again with half the learning rate where the loss is not
+    finite.
     """
 
     uses_images: ClassVar[bool] = True
@@ -50,6 +54,7 @@ class Trained(Method, ABC):
     weight_decay: NonNegativeFloat = 1e-3
     clip: PositiveFloat = 1.0
     targets: Targets = "own"
+    retries: Count = 0
 
     def train(self, problem: Problem, student: Student) -> Trace:
         """Capture the targets and train `student` in place."""
@@ -66,15 +71,26 @@ class Trained(Method, ABC):
             problem.device,
             problem.progress,
         )
-        schedule = Schedule(self.steps, self.batch_size, self.lr, self.weight_decay, self.clip)
-        return train(
-            student,
-            problem.images,
-            targets,
-            schedule,
-            problem.hardware,
-            problem.device,
-            problem.seed,
-            problem.progress,
-            problem.world,
-        )
+        start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
+        attempt = 0
+        while True:
+            lr = self.lr / 2**attempt
+            try:
+                return train(
+                    student,
+                    problem.images,
+                    targets,
+                    Schedule(self.steps, self.batch_size, lr, self.weight_decay, self.clip),
+                    problem.hardware,
+                    problem.device,
+                    problem.seed,
+                    problem.progress,
+                    problem.world,
+                    problem.keeper,
+                )
+            except DivergedError:
+                if attempt == self.retries:
+                    raise
+            attempt += 1
+            student.load_state_dict(start)
+            problem.progress(Event(f"the loss is not finite: again with lr={lr / 2:g}", 1, 1))

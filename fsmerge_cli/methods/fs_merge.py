@@ -15,9 +15,9 @@ from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.options import FORBID, Flag, Positive
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.running import Trace
 from fsmerge_cli.structures import Structure
 from fsmerge_cli.supernet import SuperNet
-from fsmerge_cli.training import Trace
 
 
 @dataclass(frozen=True, config=FORBID)

@@ -13,10 +13,10 @@ from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, start_maps
 from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.objective import Student
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.seeding import derive
-from fsmerge_cli.training import Student
 
 
 @dataclass(frozen=True, config=FORBID)

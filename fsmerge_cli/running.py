@@ -1,0 +1,148 @@
+"""A training between two steps: what it has done, and all that its next step depends on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsmerge_cli.errors import DivergedError
+from fsmerge_cli.objective import Student
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """steps; batch_size (images); lr at the peak of a linear one-cycle; weight_decay; clip (gradient norm)."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    clip: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened in a training.
+
+    loss: per step. validation: (step, loss) on the validation share. chosen_step: whose weights were kept.
+    start_error: relative squared error of the features before the first step, per source. trainable: how many
+    numbers were trained. part: images computed at once, where memory did not suffice for a batch (0: it did). lr:
+    of the attempt that ended well.
+    """
+
+    loss: tuple[float, ...] = ()
+    validation: tuple[tuple[int, float], ...] = ()
+    chosen_step: int = 0
+    start_error: tuple[float, ...] = ()
+    trainable: int = 0
+    part: int = 0
+    lr: float | None = None
+
+
+class Run:
+    """A training between two steps: all that the next one depends on, but for the frozen sources and the data.
+
+    part: how many images are computed at once (0: the whole share of the batch).
+    """
+
+    def __init__(self, student: Student, schedule: Schedule) -> None:
+        self.student = student
+        self.steps, self.lr = schedule.steps, schedule.lr
+        self.parameters = [p for p in student.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+        self.cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            schedule.lr,
+            total_steps=schedule.steps,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+        )
+        self.losses: list[float] = []
+        self.seen: list[tuple[int, float]] = []
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.start: tuple[float, ...] = ()
+        self.part = 0
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.losses)
+
+    def advance(self) -> None:
+        """Take the step that the gradients ask for."""
+        self.optimizer.step()
+        self.cycle.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def validated(self, errors: Sequence[float]) -> None:
+        """Note the errors on the validation share after the last step, and its weights if they are the best."""
+        error = finite(_mean(errors), self.step - 1)
+        self.seen.append((self.step, error))
+        if self.best is None or error < self.best[0]:
+            self.best = error, self.step, {n: t.detach().clone() for n, t in self.student.state_dict().items()}
+
+    def finish(self) -> Trace:
+        """Leave the student with its best weights."""
+        if self.best is not None:
+            self.student.load_state_dict(self.best[2])
+        chosen = self.best[1] if self.best else self.steps
+        trainable = sum(p.numel() for p in self.parameters)
+        return Trace(tuple(self.losses), tuple(self.seen), chosen, self.start, trainable, self.part, self.lr)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is a tensor, by name."""
+        found = {f"student.{name}": t for name, t in self.student.state_dict().items()}
+        found |= {f"best.{name}": t for name, t in (self.best[2] if self.best else {}).items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Everything else, as JSON."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        best = self.best and list(self.best[:2])
+        names = ("step", "steps", "losses", "seen", "start", "part")
+        return {**{n: getattr(self, n) for n in names}, "best": best, "rates": rates}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Be as `tensors` and `facts` say."""
+        parts: dict[str, dict[str, Tensor]] = {"student": {}, "best": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.student.load_state_dict(parts["student"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.losses = list(facts["losses"])
+        self.seen = [(step, error) for step, error in facts["seen"]]
+        self.start, self.part = tuple(facts["start"]), facts["part"]
+        device = next(iter(self.parameters)).device
+        if facts["best"]:
+            self.best = (*facts["best"], {n: t.to(device) for n, t in parts["best"].items()})
+        self.cycle.last_epoch = self.step
+        for group, rate in zip(self.optimizer.param_groups, facts["rates"]):
+            group["lr"] = rate
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [v for v in values if not math.isnan(v)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def finite(loss: float, step: int) -> float:
+    """The same loss; raises DivergedError where it is not finite."""
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss became {loss} at step {step + 1}. Try a third of the learning rate (method.lr=...), "
+            "maps of lower rank, or method.retries=2 to begin again with half of it by itself."
+        )
+    return loss
