@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import Case, Shape, described, release, timed
-from measure import device_name, fill, linear, threads, today, versions, write_json
+from measure import device_name, fill, linear, read_json, threads, today, versions, write_json
 
 OUTPUT, PAGE = Path("docs/cost.json"), Path("docs/how-cost-grows.md")
 THREADS = 2
@@ -163,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (default: docs/cost.json)")
     parser.add_argument("--page", type=Path, default=PAGE, help="page to fill (default: docs/how-cost-grows.md)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=AXES, help="measure these again, the others stay as they are")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, one repeat")
     options = parser.parse_args(argv)
     page = options.page.read_text()
@@ -170,7 +171,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     base, axes = (QUICK_BASE, QUICK_AXES) if options.quick else (BASE, AXES)
     repeats, number = (1, 1) if options.quick else (options.repeats, THREADS)
     with threads(number):
-        measured = sweep(base, axes, repeats)
+        kept = {axis["axis"]: axis for axis in (read_json(options.output) or {"axes": []})["axes"]}
+        asked = {axis: values for axis, values in axes.items() if axis in (options.only or axes)}
+        fresh = {axis["axis"]: axis for axis in sweep(base, asked, repeats)}
+        measured = [fresh.get(axis) or kept[axis] for axis in axes]
     found = {
         "quick": options.quick,
         "base": described(base),
