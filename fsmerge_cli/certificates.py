@@ -96,7 +96,7 @@ class Proof:
                 _reloaded(self, written, heads),
                 _unfolded(self, features),
                 _heads(self, heads, features),
-                _evaluated(self, heads, backbone),
+                _evaluated(self, written, heads),
                 _permuted(self),
             ]
         broken = [c for c in found if not c.holds]
@@ -143,14 +143,14 @@ def _heads(proof: Proof, heads: Mapping[str, Tensor], features: Tensor) -> Certi
     return Certificate("heads", what, max(errors) if errors else None, TOLERANCE)
 
 
-def _evaluated(proof: Proof, heads: Mapping[str, Tensor], backbone: nn.Module) -> Certificate:
+def _evaluated(proof: Proof, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> Certificate:
     what = "logits of the evaluation = written heads on the written model's features"
     seen = proof.seen
     if seen is None or not proof.heads or len(seen.pixels) == 0:
         return Certificate("evaluated", what, None, None)
-    features = backbone(seen.pixels.double())
+    features = _network(proof.plan, written, torch.float32)(seen.pixels)  # as exact as what it is compared with
     errors = [
-        relative_error(logits, _double(written_head(proof, name, heads))(features))
+        relative_error(logits, written_head(proof, name, heads)(features))
         for name, logits in zip(proof.heads, seen.logits)
     ]
     return Certificate("evaluated", what, max(errors), COARSE if seen.bf16 else TOLERANCE)
@@ -200,10 +200,10 @@ def _difference(written: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> fl
     return max(errors)
 
 
-def _network(plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
-    """An ordinary network in fp64."""
+def _network(plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> nn.Module:
+    """An ordinary network on the CPU."""
     module = plan.skeleton()
-    cast = {n: t.cpu().double() if t.is_floating_point() else t.cpu() for n, t in weights.items()}
+    cast = {n: t.cpu().to(dtype) if t.is_floating_point() else t.cpu() for n, t in weights.items()}
     module.load_state_dict(cast, assign=True)
     return module.requires_grad_(False).eval()
 

@@ -74,7 +74,8 @@ def test_the_bench_measures_every_row(
             assert (line["met"], line["repeats"]) == (None, 0)
             continue
         ratio = line["ratio"]
-        assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+        assert ratio["min"] <= ratio["median"] <= ratio["max"]
+        assert ratio["min"] > 0 or line["kind"] == "memory"  # of shapes so small, the sources are most of it
         assert (line["met"] is None) == (line["bar"] is None)
     assert all(line["ratio"] for line in lines if not line["first"].get("device", "cpu").startswith("cuda"))
     assert "quick: the shapes are not those of the bars" in " ".join(capsys.readouterr().out.split())
@@ -99,9 +100,8 @@ def test_the_cost_page_is_filled_between_its_markers(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs/how-cost-grows.md").read_text()
     page.write_text(text)
     assert cost.main(["--quick", "--output", str(output), "--page", str(page)]) == 0
-    assert cost.fill(page.read_text(), "cost.py", "").count("|") == text.count(
-        "|"
-    )  # a second run replaces the first
+    # What an earlier run wrote is replaced, and nothing else.
+    assert cost.fill(page.read_text(), "cost.py", "") == cost.fill(text, "cost.py", "")
     filled = page.read_text()
     assert filled.split("<!-- cost.py: begin -->")[0] == text.split("<!-- cost.py: begin -->")[0]
     assert filled.count("| exponent |") == len(cost.AXES)

@@ -65,3 +65,15 @@ def test_another_process_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytes
     ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+@pytest.mark.full
+def test_loader_workers_change_nothing(tmp_path: Path) -> None:
+    found = []
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        assert main([*COMMON, *RUNS["kd"], f"hardware.workers={workers}", f"output.dir={out}"]) == 0
+        files, evaluation = content(out)
+        files.pop("config.yaml")  # says how many there were
+        found.append((files, evaluation))
+    assert found[0] == found[1]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from fsmerge_cli.features import network
@@ -149,3 +150,25 @@ def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
             )
         kept[checkpointing] = sum(sizes)
     assert kept[True] < kept[False] / 4
+
+
+class _Operations(TorchDispatchMode):
+    """Notes the name of every operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_attention_is_fused_with_folded_weights_too() -> None:
+    plan, sources = pair("class token")
+    maps = start_maps(plan, [s.weights for s in sources], "low_rank", "first", 2)
+    for hardware in (Hardware(), Hardware(checkpointing=True)):
+        with _Operations() as operations:
+            SuperNet(plan, maps, [s.weights for s in sources], hardware)(images().float()).sum().backward()
+        assert any("scaled_dot_product" in name for name in operations.seen)
+        assert "_softmax" not in operations.seen
