@@ -1,0 +1,100 @@
+"""Numbers that say how good answers are and how alike features are; shapes: n images, c classes, d units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from scipy.stats import binomtest
+from torch import Tensor
+
+CONFIDENCE = 0.95
+BINS = 15
+"""Of the expected calibration error, equally wide (Guo et al., arXiv 1706.04599)."""
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's interval of a share at the level CONFIDENCE."""
+    found = binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def top(logits: Tensor, label: Tensor, k: int) -> float:
+    """Share of images whose label [n] is among the k largest logits [n, c]."""
+    return (logits.topk(k, dim=1).indices == label[:, None]).any(1).double().mean().item()
+
+
+def calibration_error(logits: Tensor, label: Tensor) -> float:
+    """Expected calibration error of the softmax of logits [n, c]: |confidence - accuracy|, mean over images."""
+    confidence, answer = logits.double().softmax(1).max(1)
+    right = (answer == label).double()
+    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins are open on the left
+    gap = torch.zeros(BINS, dtype=torch.double).index_add_(0, place, confidence - right)
+    return (gap.abs().sum() / len(label)).item()
+
+
+def temperatures(logits: Sequence[Tensor], task: Tensor) -> list[float]:
+    """One temperature per head that makes the heads comparable, from images whose label nobody knows.
+
+    logits: of every head on the same images, [n, c_i]. task [n]: the head that each image belongs to. Maximises the
+    mean log of the share that the true head's largest probability has among those of all heads: what decides the
+    joint answer, with the task in the place of the label. 1.0 for heads without an image.
+    """
+    if len(logits) < 2 or len(task) == 0:
+        return [1.0] * len(logits)
+    exact = [a.double() for a in logits]
+    seen = torch.bincount(task, minlength=len(exact)) > 0
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        log_t = torch.tensor(values, dtype=torch.double, requires_grad=True)
+        scaled = [(a / t.exp()).log_softmax(1).max(1).values for a, t in zip(exact, log_t)]
+        # The small penalty keeps a head that is always right from becoming a step function.
+        value = F.cross_entropy(torch.stack(scaled, 1), task) + 1e-3 * log_t.square().sum()
+        value.backward()
+        gradient = torch.where(seen, log_t.grad if log_t.grad is not None else 0.0, 0.0)
+        return value.item(), gradient.numpy()
+
+    found = minimize(loss, np.zeros(len(exact)), jac=True, method="L-BFGS-B", bounds=[(-4, 4)] * len(exact))
+    return [float(np.exp(value)) for value in found.x]
+
+
+@dataclass
+class Alikeness:
+    """Running sums over rows of two feature sets x [m, d], y [m, e], in fp64.
+
+    cka: linear centred kernel alignment (Kornblith et al., arXiv 1905.00414), 1 where y is x rotated and scaled.
+    cosine, error: of the rows as they are, None where d and e differ; error is relative to the variance of y.
+    """
+
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _rows: int = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Count some rows."""
+        x, y = x.double(), y.double()
+        parts = {"xx": x.T @ x, "yy": y.T @ y, "xy": x.T @ y, "x": x.sum(0), "y": y.sum(0)}
+        if x.shape == y.shape:
+            parts |= {"cosine": F.cosine_similarity(x, y).sum(), "error": (x - y).square().sum()}
+        self._sums = {name: self._sums.get(name, 0) + part for name, part in parts.items()}
+        self._rows += len(x)
+
+    def values(self) -> dict[str, float | None]:
+        """The three numbers."""
+        s, n = self._sums, self._rows
+        if n == 0:
+            return {"cka": None, "cosine": None, "error": None}
+        xx = s["xx"] - torch.outer(s["x"], s["x"]) / n
+        yy = s["yy"] - torch.outer(s["y"], s["y"]) / n
+        xy = s["xy"] - torch.outer(s["x"], s["y"]) / n
+        scale = (xx.norm() * yy.norm()).item()
+        spread = yy.trace().item()
+        same = "cosine" in s
+        return {
+            "cka": xy.square().sum().item() / scale if scale > 0 else None,
+            "cosine": s["cosine"].item() / n if same else None,
+            "error": s["error"].item() / spread if same and spread > 0 else None,
+        }
