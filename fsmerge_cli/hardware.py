@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -138,3 +139,15 @@ def _own_device(device: torch.device, here: Place) -> torch.device:
             "device: torchrun --nproc-per-node=gpu ..."
         )
     return torch.device("cuda", here.local_rank)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Largest memory that this process has held so far, in bytes: of the GPU, or resident (None: not counted)."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

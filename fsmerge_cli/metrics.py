@@ -40,9 +40,9 @@ def calibration_error(logits: Tensor, label: Tensor) -> float:
 def temperatures(logits: Sequence[Tensor], task: Tensor) -> list[float]:
     """One temperature per head that makes the heads comparable, from images whose label nobody knows.
 
-    logits: of every head on the same images, [n, c_i]. task [n]: the head that each image belongs to. Maximises the
-    mean log of the share that the true head's largest probability has among those of all heads: what decides the
-    joint answer, with the task in the place of the label. 1.0 for heads without an image.
+    logits: of every head on the same images, [n, c_i]. task [n]: the head that each image belongs to. Maximises
+    the mean log of the share that the true head's largest probability has among those of all heads: what decides
+    the joint answer, with the task in the place of the label. 1.0 for heads without an image.
     """
     if len(logits) < 2 or len(task) == 0:
         return [1.0] * len(logits)
@@ -54,7 +54,7 @@ def temperatures(logits: Sequence[Tensor], task: Tensor) -> list[float]:
         scaled = [(a / t.exp()).log_softmax(1).max(1).values for a, t in zip(exact, log_t)]
         # The small penalty keeps a head that is always right from becoming a step function.
         value = F.cross_entropy(torch.stack(scaled, 1), task) + 1e-3 * log_t.square().sum()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         gradient = torch.where(seen, log_t.grad if log_t.grad is not None else 0.0, 0.0)
         return value.item(), gradient.numpy()
 

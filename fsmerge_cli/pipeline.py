@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,24 +10,25 @@ from typing import Any
 
 import torch
 
-from fsmerge_cli.certificates import IMAGES, Evaluated, Proof, probe
+from fsmerge_cli.certificates import Proof, probe
 from fsmerge_cli.checkpoints import tensors_sha256
 from fsmerge_cli.clock import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import Split, ToPixels
 from fsmerge_cli.data.queries import Images, draw
 from fsmerge_cli.distributed import World, join
+from fsmerge_cli.evaluating import evaluate
 from fsmerge_cli.fold import fold_head
-from fsmerge_cli.hardware import Hardware
+from fsmerge_cli.hardware import Hardware, peak_memory
 from fsmerge_cli.methods import Method, Problem, Solution
-from fsmerge_cli.methods.average import Average
+from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.output import claim
 from fsmerge_cli.plan import Plan, compile_plan
 from fsmerge_cli.progress import Progress, silent
 from fsmerge_cli.request import Models, Request, chosen_method, request, source_specs
 from fsmerge_cli.result import MergeResult, versions
 from fsmerge_cli.resuming import Every, Keeper, check_state, state_folder
-from fsmerge_cli.scoring import Outputs, Score, TestSet, ensemble_forward, merged_forward, score
+from fsmerge_cli.running import Trace
 from fsmerge_cli.sources import Source, SourceSpec, load
 from fsmerge_cli.zoo import materialise
 
@@ -95,7 +94,7 @@ def _keeper(asked: Request, problem: Problem, output: Path) -> Keeper:
     content = {
         **asked.options(),
         "sha256": [source.sha256 for source in problem.sources],
-        "images": tensors_sha256({"pixels": problem.images.images, "task": problem.images.task}),
+        "images": images_sha256(problem.images),
     }
     with world.together():  # rank 0 clears the way, the others only read
         if world.main:
@@ -135,10 +134,10 @@ def _result(
     sources, plan = problem.sources, problem.plan
     with clock.phase("evaluate"):
         sets = _build(asked.data, "test", sources) if problem.world.main else []
-        scores, seen = _score(problem, solution, sets, asked.method)
+        evaluation = evaluate(problem, solution, sets, asked.method)
     heads = _heads(sources, solution)
-    proof = Proof(plan, sources, solution, heads, probe(problem.images, plan, problem.seed), seen)
-    if asked.data is not None and not scores:
+    proof = Proof(plan, sources, solution, heads, probe(problem.images, plan, problem.seed), evaluation.seen)
+    if asked.data is not None and not evaluation.rows:
         reason = "the data set has no test images" if problem.world.main else "process 0 evaluates for all"
         notes = [*notes, f"{reason}: nothing was evaluated"]
     notes = [*notes, *_start_notes(plan, solution), *_preprocessing_notes(sources)]
@@ -153,6 +152,8 @@ def _result(
         "trained_parameters": trace.trainable,
         "merged_parameters": sum(t.numel() for t in solution.weights.values()),
         "images": len(problem.images),
+        "images_per_second": _rate(problem, trace, asked.method, clock),
+        "peak_memory_bytes": peak_memory(problem.device),
     }
     provenance = {
         "command": command,
@@ -162,19 +163,34 @@ def _result(
         "threads": problem.hardware.threads or torch.get_num_threads(),
         "versions": versions(),
         "sources": [{"name": s.name, "origin": s.origin, "sha256": s.sha256} for s in sources],
+        "images_sha256": images_sha256(problem.images),
     }
     return MergeResult(
         plan,
         sources[0].preprocessing,
         solution,
         heads,
-        scores,
+        evaluation,
         cost,
         provenance,
         asked.options(),
         tuple(notes),
         proof,
     )
+
+
+def images_sha256(images: Images) -> str:
+    """SHA-256 of the pixels and tasks of all images that a merge sees, in order."""
+    return tensors_sha256({"pixels": images.images, "task": images.task})
+
+
+def _rate(problem: Problem, trace: Trace, method: Method, clock: Clock) -> float | None:
+    """Images that were trained on per second of the fit, the capture of the features included."""
+    seconds = clock.seconds["fit"]
+    if not trace.loss or not isinstance(method, Trained) or not seconds:
+        return None
+    batch = min(method.batch_size, len(problem.images.train))
+    return round(len(trace.loss) * batch / seconds, 1)
 
 
 def _load(specs: Sequence[SourceSpec], progress: Progress) -> list[Source]:
@@ -189,58 +205,6 @@ def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:
         for s, U in zip(sources, solution.readouts)
         if s.head is not None
     }
-
-
-def _score(
-    problem: Problem, solution: Solution, sets: Sequence[ImageSet | None], method: Method
-) -> tuple[dict[str, Score], Evaluated | None]:
-    """Rows: every source on its own task, the ensemble, the plain average and the merged model.
-
-    Beside them, what the merged model said about a few images.
-    """
-    if not any(sets):
-        return {}, None
-    sources, tasks, device = problem.sources, problem.plan.tasks, problem.device
-    tests = TestSet(tasks, tuple(sets), problem.hardware.workers, problem.hardware.eval_batch)
-    truth = tests.truth()
-    headed = [i for i, s in enumerate(sources) if s.head]
-    # Rows of a head without label names are nobody else's classes, whatever their numbers.
-    labels = [
-        s.head.labels if s.head.named else tuple(f"{s.name} {label}" for label in s.head.labels)
-        for s in sources
-        if s.head
-    ]
-    reference = tests.predict(ensemble_forward(sources, device), device, problem.progress, "sources")
-    ensemble = score(reference, reference, truth, tasks, headed, labels)
-    rows = {
-        name: Score({name: ensemble.tasks[name]} if name in ensemble.tasks else {}, {}, {name: 0.0})
-        for name in tasks
-    }
-    rows["ensemble"] = ensemble
-    average = Average()
-    candidates = {"average": solution if isinstance(method, Average) else average.fit(problem)}
-    if not isinstance(method, Average):
-        candidates["merged"] = solution
-    for name, candidate in candidates.items():
-        backbone = problem.plan.skeleton()
-        backbone.load_state_dict(dict(candidate.weights), assign=True)
-        heads = [fold_head(s.head.to(device), U) if s.head else None for s, U in zip(sources, candidate.readouts)]
-        forward = merged_forward(backbone.eval(), candidate.readouts, heads)
-        outputs = tests.predict(forward, device, problem.progress, name)
-        rows[name] = score(outputs, reference, truth, tasks, headed, labels)
-    if isinstance(method, Average):
-        rows["merged"] = rows["average"]
-    return rows, _seen(sets, outputs)
-
-
-def _seen(sets: Sequence[ImageSet | None], outputs: Outputs) -> Evaluated:
-    """The first test images of every task with their logits."""
-    own = [s for s in sets if s]
-    share = math.ceil(IMAGES / len(own))
-    starts = itertools.accumulate([0, *map(len, own)])
-    picked = [(s, start, i) for s, start in zip(own, starts) for i in range(min(share, len(s)))]
-    rows = torch.tensor([start + i for _, start, i in picked])
-    return Evaluated(torch.stack([s[i][0] for s, _, i in picked]), [logits[rows] for logits in outputs.logits])
 
 
 def _build(data: DataConfig | None, split: Split, sources: Sequence[Source]) -> list[ImageSet | None]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from fsmerge_cli.card import model_card
 from fsmerge_cli.certificates import Proof
+from fsmerge_cli.evaluating import Evaluation
 from fsmerge_cli.methods import Solution
 from fsmerge_cli.output import claim, write_json, write_model
 from fsmerge_cli.plan import Plan
@@ -28,22 +29,27 @@ class MergeResult:
     """One merged model and how good it is.
 
     plan: of the sources. preprocessing: what images need before the model reads them. solution: weights,
-    readouts and the training's trace. heads: one folded head per task that has one. scores: rows of the table
-    by name (each source, `ensemble`, `average`, `merged`). cost: seconds by phase, steps, numbers trained.
-    provenance: versions, device, source hashes, command. options: every option of the run, resolved. notes:
-    what the user should know. proof: what a written folder is held against.
+    readouts and the training's trace. heads: one folded head per task that has one. measured: rows of the table
+    by name (each source, `ensemble`, `average`, `merged`) and the likeness to the sources by layer. cost: seconds
+    by phase, steps, numbers trained. provenance: versions, device, source hashes, command. options: every option
+    of the run, resolved. notes: what the user should know. proof: what a written folder is held against.
     """
 
     plan: Plan
     preprocessing: Preprocessing
     solution: Solution
     heads: Mapping[str, Head]
-    scores: Mapping[str, Score]
+    measured: Evaluation
     cost: Mapping[str, Any]
     provenance: Mapping[str, Any]
     options: Mapping[str, Any]
     notes: tuple[str, ...]
     proof: Proof
+
+    @property
+    def scores(self) -> Mapping[str, Score]:
+        """The rows of the score table, by name."""
+        return self.measured.rows
 
     def backbone(self) -> nn.Module:
         """The merged backbone as an ordinary module in evaluation mode."""
@@ -58,7 +64,8 @@ class MergeResult:
             "schema_version": SCHEMA_VERSION,
             "method": self.options["method"]["name"],
             "tasks": list(self.plan.tasks),
-            "rows": {name: _row(score) for name, score in self.scores.items()},
+            "rows": {name: _row(score, self.scores) for name, score in self.scores.items()},
+            "similarity": dict(self.measured.similarity),
             "training": {
                 "start_error": dict(zip(self.plan.tasks, trace.start_error)),
                 "final_loss": trace.loss[-1] if trace.loss else None,
@@ -70,6 +77,7 @@ class MergeResult:
             "notes": list(self.notes),
             "cost": dict(self.cost),
             "provenance": dict(self.provenance),
+            "config": _plain(self.options),
         }
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
@@ -93,12 +101,25 @@ class MergeResult:
         write_json(folder / "evaluation.json", evaluation)
 
 
-def _row(score: Score) -> dict[str, Any]:
+def _row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
+    tasks = {}
+    for name, task in score.tasks.items():
+        own = sources[name].tasks[name].top1
+        tasks[name] = {
+            **asdict(task),
+            "interval": list(task.interval),
+            "relative": task.top1 / own if own else None,
+        }
+    shares = [task["relative"] for task in tasks.values()]
     return {
-        "tasks": {name: asdict(task) for name, task in score.tasks.items()},
+        "tasks": tasks,
         "mean_top1": score.mean,
+        "mean_relative": sum(shares) / len(shares) if shares and None not in shares else None,
         "joint_top1": dict(score.joint),
-        "feature_error": dict(score.feature_error),
+        "temperatures": dict(score.temperatures),
+        "feature_error": {name: values["error"] for name, values in score.features.items()},
+        "feature_cosine": {name: values["cosine"] for name, values in score.features.items()},
+        "feature_cka": {name: values["cka"] for name, values in score.features.items()},
     }
 
 

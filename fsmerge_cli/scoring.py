@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from fsmerge_cli.data.base import ImageSet
 from fsmerge_cli.data.reading import read
 from fsmerge_cli.features import network
 from fsmerge_cli.feeding import fits
+from fsmerge_cli.metrics import Alikeness, calibration_error, interval, top
 from fsmerge_cli.progress import Event, Progress
 from fsmerge_cli.sources import Head, Source
 
@@ -23,11 +24,18 @@ Forward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task's test images: count, share of right answers among the task's own labels, mean loss (nats)."""
+    """One task's test images: count, and how good the answers among the task's own labels are.
+
+    top1: share of right answers; interval: Wilson's, 95 %; top5: None for tasks of five labels or fewer; loss:
+    mean cross-entropy (nats); calibration_error: expected, 15 bins.
+    """
 
     count: int
     top1: float
+    interval: tuple[float, float]
+    top5: float | None
     loss: float
+    calibration_error: float
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,15 @@ class Score:
     """One row of the table.
 
     tasks: by name. joint: share of right answers among the labels of all tasks, by protocol (`softmax`: each
-    head's own softmax, then the largest probability; `logits`: the largest raw logit); empty for a source
-    alone. feature_error: squared error of the estimated features relative to their variance, by task.
+    head's own softmax, then the largest probability; `logits`: the largest raw logit; `..._calibrated`: after one
+    temperature per head); empty for a source alone. features: how like the estimated features are to the
+    source's, by task (error relative to their variance, cosine, cka). temperatures: by task.
     """
 
     tasks: Mapping[str, TaskScore]
     joint: Mapping[str, float]
-    feature_error: Mapping[str, float]
+    features: Mapping[str, Mapping[str, float | None]]
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
@@ -135,11 +145,12 @@ def score(
     tasks: Sequence[str],
     headed: Sequence[int],
     labels: Sequence[Sequence[str]],
+    warmth: Sequence[float] = (),
 ) -> Score:
     """Compare a model's outputs with the labels and with the sources' features (`reference`).
 
     truth: task [n] and class [n]. headed: index of the task that each entry of `outputs.logits` belongs to,
-    labels: its class names.
+    labels: its class names, warmth: its temperature (none are given: nothing is calibrated).
     """
     task, label = truth
     scores: dict[str, TaskScore] = {}
@@ -147,18 +158,35 @@ def score(
         own = (task == index) & (label >= 0)
         if bool(own.any()):
             answers = outputs.logits[position][own]
-            right = (answers.argmax(1) == label[own]).double().mean().item()
-            scores[tasks[index]] = TaskScore(int(own.sum()), right, F.cross_entropy(answers, label[own]).item())
-    joint = _joint(outputs.logits, task, label, headed, labels) if len(headed) > 1 and scores else {}
-    errors = {}
+            scores[tasks[index]] = task_score(answers, label[own])
+    joint: dict[str, float] = {}
+    if len(headed) > 1 and scores:
+        joint = _joint(outputs.logits, task, label, headed, labels)
+    if joint and warmth:
+        cooled = [a / t for a, t in zip(outputs.logits, warmth)]
+        calibrated = _joint(cooled, task, label, headed, labels)
+        joint |= {f"{protocol}_calibrated": share for protocol, share in calibrated.items()}
+    features = {}
     for index, name in enumerate(tasks):
         own = task == index
         if bool(own.any()):
-            target = reference.features[index][own].double()
-            spread = target.var(0, correction=0).mean().item() or 1.0
-            error = (outputs.features[index][own].double() - target).square().mean().item()
-            errors[name] = error / spread
-    return Score(scores, joint, errors)
+            alike = Alikeness()
+            alike.add(outputs.features[index][own], reference.features[index][own])
+            features[name] = alike.values()
+    return Score(scores, joint, features, {tasks[i]: t for i, t in zip(headed, warmth)} if joint else {})
+
+
+def task_score(logits: Tensor, label: Tensor) -> TaskScore:
+    """Of the answers [n, classes] to images with the classes [n]."""
+    right = int((logits.argmax(1) == label).sum())
+    return TaskScore(
+        count=len(label),
+        top1=right / len(label),
+        interval=interval(right, len(label)),
+        top5=top(logits, label, 5) if logits.shape[1] > 5 else None,
+        loss=F.cross_entropy(logits, label).item(),
+        calibration_error=calibration_error(logits, label),
+    )
 
 
 def _joint(

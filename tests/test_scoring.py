@@ -7,6 +7,7 @@ import torch
 
 from fsmerge_cli import scoring
 from fsmerge_cli.features import network
+from fsmerge_cli.metrics import interval
 from fsmerge_cli.scoring import Outputs, ensemble_forward, score
 from tests.conftest import mlp_source
 
@@ -35,7 +36,11 @@ def test_scores_against_a_hand_computed_case() -> None:
     assert found.joint["logits"] == 0.25
     # Softmax per head: 0 -> b (0.9998 > 0.88), 1 -> a's second class, 2 -> a (0.993 > 0.91), 3 -> b's first.
     assert found.joint["softmax"] == 0.25
-    assert found.feature_error == {"a": pytest.approx(1.0), "b": 0.0}
+    errors = {name: values["error"] for name, values in found.features.items()}
+    assert errors == {"a": pytest.approx(1.0), "b": 0.0}
+    assert found.tasks["a"].interval == interval(1, 2)
+    assert found.tasks["a"].top5 is None
+    assert found.temperatures == {}
 
 
 def test_headless_tasks_are_scored_on_features_alone() -> None:
@@ -51,7 +56,25 @@ def test_headless_tasks_are_scored_on_features_alone() -> None:
     )
     assert found.tasks.keys() == {"b"}
     assert found.joint == {}
-    assert found.feature_error == {"a": 0.0, "b": 0.0}
+    assert {name: values["error"] for name, values in found.features.items()} == {"a": 0.0, "b": 0.0}
+
+
+def test_temperatures_calibrate_the_joint_answers_alone() -> None:
+    head_a, head_b = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[6.0, 0.0], [9.0, 0.0]])
+    truth = torch.tensor([0, 1]), torch.tensor([0, 0])
+    features = [torch.zeros(2, 1)] * 2
+    outputs = Outputs([head_a, head_b], features)
+    labels = [("0", "1"), ("2", "3")]
+    found = score(outputs, Outputs([], features), truth, ("a", "b"), [0, 1], labels, [1.0, 5.0])
+    assert found.joint == {
+        "softmax": 0.5,
+        "logits": 0.5,
+        "softmax_calibrated": 1.0,  # image 0: b's first class falls from 0.998 to 0.77, below a's 0.88
+        "logits_calibrated": 1.0,
+    }
+    assert found.temperatures == {"a": 1.0, "b": 5.0}
+    plain = score(outputs, Outputs([], features), truth, ("a", "b"), [0, 1], labels)
+    assert found.tasks == plain.tasks
 
 
 def test_tasks_that_share_labels_may_be_answered_by_either_head() -> None:

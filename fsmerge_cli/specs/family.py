@@ -52,7 +52,8 @@ class Family:
     checkpoint; None where that module belongs to the backbone. refuse: reasons why a model cannot be merged.
     heads: number of attention heads. positions: the table that can take a constant shift of the embedded
     pixels where the entry has no bias, and its first patch row. blocks: names of the modules of an instance whose
-    activations can be computed again in the backward pass.
+    activations can be computed again in the backward pass. layers: names of the modules, in order, whose outputs
+    [n, ..., d] are the model's features layer by layer.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Family:
     heads: Callable[[Any], int | None] = lambda arch: None
     positions: Callable[[Any], tuple[str, int] | None] = lambda arch: None
     blocks: Callable[[nn.Module], Sequence[str]] = lambda module: ()
+    layers: Callable[[nn.Module], Sequence[str]] = lambda module: ()
 
     def skeleton(self, arch: Any) -> nn.Module:
         """The network of `arch` without weights (on the `meta` device), in evaluation mode."""

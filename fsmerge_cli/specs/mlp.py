@@ -136,4 +136,5 @@ MLP = Family(
     config=lambda arch: {"architecture": "mlp", "model_args": asdict(arch)},
     parse=lambda name, options, config, where: build_options(MLPArch, options, where),
     snippet=snippet,
+    layers=lambda module: [name for name, _ in module.named_children() if name.startswith("act")],
 )

@@ -231,6 +231,11 @@ def snippet(arch: ViTArch, head: str) -> str:
     return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), head=head)
 
 
+def blocks(module: nn.Module) -> list[str]:
+    """Names of the transformer blocks of an instance."""
+    return [f"blocks.{name}" for name, _ in module.get_submodule("blocks").named_children()]
+
+
 VIT = Family(
     name="vit",
     arch=ViTArch,
@@ -246,5 +251,6 @@ VIT = Family(
     refuse=refuse,
     heads=lambda arch: int(_meta(arch).blocks[0].attn.num_heads),
     positions=positions,
-    blocks=lambda module: [f"blocks.{name}" for name, _ in module.get_submodule("blocks").named_children()],
+    blocks=blocks,
+    layers=blocks,
 )
