@@ -18,10 +18,11 @@ from fsmerge_cli.methods import Solution
 from fsmerge_cli.output import claim, write_json, write_model
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.preprocessing import Preprocessing
+from fsmerge_cli.schema import validate
 from fsmerge_cli.scoring import Score
 from fsmerge_cli.sources import Head, head_tensors, model_config
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class MergeResult:
             *head_tensors(self.heads),
         )
         evaluation = self.evaluation(self.proof.certify(merged))
+        validate(evaluation)
         options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
         (merged / "README.md").write_text(model_card(self.plan, self.heads, evaluation, options))
         (folder / "config.yaml").write_text(options)

@@ -14,6 +14,7 @@ from fsmerge_cli.errors import ConfigError, Interrupted, unknown
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
     "list": "show the methods, models, data and hardware there are",
+    "schema": "print the JSON schema of evaluation.json",
 }
 
 HELP = f"""fsmerge {__version__}: merge trained networks of one architecture, from different initialisations and

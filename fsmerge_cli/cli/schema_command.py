@@ -1,0 +1,25 @@
+"""`fsmerge schema`: the published form of evaluation.json."""
+
+from __future__ import annotations
+
+import sys
+
+from fsmerge_cli.errors import ConfigError
+
+HELP = """usage: fsmerge schema
+
+Prints the JSON schema (draft 2020-12) of evaluation.json, the file that every merge writes.
+
+example:
+  fsmerge schema > evaluation.schema.json
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Print the schema."""
+    if arguments:
+        raise ConfigError(f"fsmerge schema takes no arguments, got {arguments[0]!r}. See fsmerge schema --help.")
+    from fsmerge_cli import schema
+
+    sys.stdout.write(schema.text())
+    return 0
