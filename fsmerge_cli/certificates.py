@@ -90,8 +90,8 @@ class Proof:
         written = load_file(folder / "model.safetensors")
         heads = load_file(folder / "heads.safetensors") if self.heads else {}
         with torch.no_grad():
-            backbone = _network(self.plan, written)
-            features = backbone(self.pixels.double())
+            # The fp64 network is dropped again at once: of a large model it is the largest thing in memory.
+            features = _network(self.plan, written)(self.pixels.double())
             found = [
                 _reloaded(self, written, heads),
                 _unfolded(self, features),
