@@ -211,6 +211,7 @@ def listening() -> Iterator[Asked]:
         yield asked
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}  # as nohup wants it
 
     def note(number: int, frame: object) -> None:
         asked.signal = number

@@ -149,6 +149,16 @@ def test_the_second_signal_stops_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert asked.signal is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_memory_that_does_not_suffice_means_parts_of_a_batch_and_the_same_weights(
     make_problem: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
