@@ -105,6 +105,7 @@ def _entry(config: DictConfig) -> dict[str, Any]:
         "mean": row["mean_top1"],
         "joint": row["joint_top1"].get("softmax"),
         "seconds": sum(evaluation["cost"]["seconds"].values()),
+        "folder": str(_folder(config)),
     }
 
 
@@ -122,7 +123,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError("\n".join(strangers))
     output = build(Output, keys["output"], "output")
     checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
-    folder = Path(output.dir or default_folder(keys, HydraConfig.get().runtime.choices))
+    folder = _folder(config)
     from fsmerge_cli.pipeline import merge  # imports torch
 
     if keys["resume"] is True and (found := _finished(keys, folder)) is not None:
@@ -149,6 +150,12 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     _show(evaluation, folder)
     return evaluation
+
+
+def _folder(config: DictConfig) -> Path:
+    """Where the run of a composed configuration goes."""
+    keys = {str(key): value for key, value in dict(OmegaConf.to_container(config, resolve=True)).items()}  # type: ignore[arg-type]
+    return Path(keys["output"]["dir"] or default_folder(keys, HydraConfig.get().runtime.choices))
 
 
 def _finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:

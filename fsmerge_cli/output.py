@@ -11,12 +11,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fsmerge_cli.errors import CertificateError, OutputError
 
+ANSWERS = "answers.safetensors"
 FINISHED = "evaluation.json"
 """A run's folder is finished, and ours, when it holds this file."""
 
@@ -93,6 +95,11 @@ def write_model(
     save_file(_plain(weights), folder / "model.safetensors", metadata={"format": "pt"})
     if heads:
         save_file(_plain(heads), folder / "heads.safetensors", metadata={"fsmerge": json.dumps(facts)})
+
+
+def write_answers(folder: Path, right: Mapping[str, Tensor]) -> None:
+    """Write which test images were answered right, so that runs can be compared image by image."""
+    save_file({name: tensor.to(torch.uint8) for name, tensor in sorted(right.items())}, folder / ANSWERS)
 
 
 def write_json(path: Path, value: Any) -> None:

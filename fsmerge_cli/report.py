@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from fsmerge_cli.errors import OutputError
 from fsmerge_cli.progress import Event
 
 
@@ -120,3 +123,43 @@ def distinct(runs: Sequence[str]) -> list[str]:
 def per_cent(value: float | None) -> str:
     """A share as per cent with one decimal; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+HIDDEN = ("folder", "relative", "trained_parameters", "peak_memory_gb", "difference_low", "difference_high")
+"""Columns of a comparison that only CSV and JSON have; there is no room for them in a terminal."""
+
+
+def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line per run, as `fsmerge compare` sorted them."""
+    table = Table(title="Right answers of the merged models on test images, %", title_justify="left")
+    columns = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in HIDDEN]
+    for name in columns:
+        title = Text(name.removeprefix("top1.").replace("_", " "))
+        wide = {"justify": "left", "min_width": 16} if name == "run" else {"justify": "right"}
+        table.add_column(title, overflow="fold", **wide)
+    for row in rows:
+        table.add_row(*(Text(_compared(row, name)) for name in columns))
+    return table
+
+
+def _compared(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if name == "run":
+        return str(value)
+    if name == "difference":
+        low, high = row["difference_low"], row["difference_high"]
+        return "" if value is None else f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    if name == "seconds":
+        return "-" if value is None else f"{value:.1f}"
+    return per_cent(value)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows under the names of all their columns. Raises OutputError."""
+    try:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}. Choose another --csv FILE.") from None

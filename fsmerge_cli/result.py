@@ -15,7 +15,7 @@ from fsmerge_cli.card import model_card
 from fsmerge_cli.certificates import Proof
 from fsmerge_cli.evaluating import Evaluation
 from fsmerge_cli.methods import Solution
-from fsmerge_cli.output import claim, write_json, write_model
+from fsmerge_cli.output import claim, write_answers, write_json, write_model
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.preprocessing import Preprocessing
 from fsmerge_cli.schema import validate
@@ -100,6 +100,8 @@ class MergeResult:
         options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
         (merged / "README.md").write_text(model_card(self.plan, self.heads, evaluation, options))
         (folder / "config.yaml").write_text(options)
+        if self.scores:
+            write_answers(folder, self.scores["merged"].right)
         write_json(folder / "evaluation.json", evaluation)
 
 

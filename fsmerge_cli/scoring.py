@@ -45,13 +45,15 @@ class Score:
     tasks: by name. joint: share of right answers among the labels of all tasks, by protocol (`softmax`: each
     head's own softmax, then the largest probability; `logits`: the largest raw logit; `..._calibrated`: after one
     temperature per head); empty for a source alone. features: how like the estimated features are to the
-    source's, by task (error relative to their variance, cosine, cka). temperatures: by task.
+    source's, by task (error relative to their variance, cosine, cka). temperatures: by task. right: whether each
+    answer was, `task.NAME` [n of the task] and `joint.PROTOCOL` [n], in the order of the test images.
     """
 
     tasks: Mapping[str, TaskScore]
     joint: Mapping[str, float]
     features: Mapping[str, Mapping[str, float | None]]
     temperatures: Mapping[str, float] = field(default_factory=dict)
+    right: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def mean(self) -> float | None:
@@ -154,18 +156,22 @@ def score(
     """
     task, label = truth
     scores: dict[str, TaskScore] = {}
+    right: dict[str, Tensor] = {}
     for position, index in enumerate(headed):
         own = (task == index) & (label >= 0)
         if bool(own.any()):
             answers = outputs.logits[position][own]
             scores[tasks[index]] = task_score(answers, label[own])
-    joint: dict[str, float] = {}
+            right[f"task.{tasks[index]}"] = answers.argmax(1) == label[own]
+    joint: dict[str, Tensor] = {}
     if len(headed) > 1 and scores:
         joint = _joint(outputs.logits, task, label, headed, labels)
     if joint and warmth:
         cooled = [a / t for a, t in zip(outputs.logits, warmth)]
         calibrated = _joint(cooled, task, label, headed, labels)
-        joint |= {f"{protocol}_calibrated": share for protocol, share in calibrated.items()}
+        joint |= {f"{protocol}_calibrated": found for protocol, found in calibrated.items()}
+    right |= {f"joint.{protocol}": found for protocol, found in joint.items()}
+    shares = {protocol: found.double().mean().item() for protocol, found in joint.items()}
     features = {}
     for index, name in enumerate(tasks):
         own = task == index
@@ -173,7 +179,8 @@ def score(
             alike = Alikeness()
             alike.add(outputs.features[index][own], reference.features[index][own])
             features[name] = alike.values()
-    return Score(scores, joint, features, {tasks[i]: t for i, t in zip(headed, warmth)} if joint else {})
+    found = {tasks[i]: t for i, t in zip(headed, warmth)} if joint else {}
+    return Score(scores, shares, features, found, right)
 
 
 def task_score(logits: Tensor, label: Tensor) -> TaskScore:
@@ -191,8 +198,8 @@ def task_score(logits: Tensor, label: Tensor) -> TaskScore:
 
 def _joint(
     logits: Sequence[Tensor], task: Tensor, label: Tensor, headed: Sequence[int], labels: Sequence[Sequence[str]]
-) -> dict[str, float]:
-    """Accuracy among the labels of all tasks, by protocol; an answer is right when its label's name is.
+) -> dict[str, Tensor]:
+    """Which answers among the labels of all tasks are right, by protocol: those whose label's name is.
 
     Tasks that share a label set have each label twice, and either head may give it.
     """
@@ -203,7 +210,4 @@ def _joint(
     seen = torch.tensor([int(t) in offset for t in task]) & (label >= 0)
     want = column[torch.tensor([offset.get(int(t), 0) for t in task]) + label.clamp(min=0)]
     answers = {"softmax": torch.cat([a.softmax(1) for a in logits], 1), "logits": torch.cat(list(logits), 1)}
-    return {
-        protocol: (column[values.argmax(1)] == want)[seen].double().mean().item()
-        for protocol, values in answers.items()
-    }
+    return {protocol: (column[values.argmax(1)] == want)[seen] for protocol, values in answers.items()}

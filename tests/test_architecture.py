@@ -15,7 +15,8 @@ ROOMS = tuple(
     "errors schema progress clock options seeding spaces distributed hardware specs output presets checkpoints "  # noqa: SIM905
     "preprocessing cache resuming feeding sources plan groups permute structures maps thin fold reference data "
     "features activations regression zipping objective running training supernet problem align methods metrics "
-    "similarity scoring zoo card certificates evaluating result request pipeline report explain config cli".split()
+    "similarity scoring zoo card certificates evaluating result request pipeline compare report explain config "
+    "cli".split()
 )
 HYDRA = {"explain", "config", "cli"}
 ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "config", "cli"}}

@@ -14,6 +14,7 @@ from fsmerge_cli.errors import ConfigError, Interrupted, unknown
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
     "list": "show the methods, models, data and hardware there are",
+    "compare": "finished runs in one table, with paired differences",
     "schema": "print the JSON schema of evaluation.json",
 }
 

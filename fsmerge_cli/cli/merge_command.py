@@ -42,6 +42,8 @@ examples:
 def run(arguments: list[str]) -> int:
     """Compose the configuration and run it, or every combination of it."""
     arguments = [rewrite(argument) for argument in arguments]
+    # Hydra's parser takes the flag before or after all overrides, not among them.
+    arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     if not any(argument.lstrip("+").startswith(("models=", "models.sources=")) for argument in arguments):
         raise ConfigError(
             "no models given. Say which with +models=NAME; there are:\n" + listing("models").rstrip()

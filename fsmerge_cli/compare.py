@@ -1,0 +1,149 @@
+"""Several finished runs side by side: the same numbers of each, and differences on the same test images."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fsmerge_cli.errors import ConfigError, OutputError, unknown
+from fsmerge_cli.output import ANSWERS, FINISHED
+
+Z = 1.959963984540054
+"""Of a normal interval of 95 %."""
+
+LOWER_IS_BETTER = ("seconds", "peak_memory_gb", "trained_parameters")
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A finished run: its folder, its evaluation, its metrics by name, and which answers were right."""
+
+    folder: Path
+    evaluation: Mapping[str, Any]
+    metrics: Mapping[str, float | None]
+    right: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a run's mean accuracy to the first run's, paired over images, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def read_runs(patterns: Sequence[str]) -> list[RunEntry]:
+    """The runs that folders, globs and folders of sweeps name; raises OutputError where one names none."""
+    folders: dict[Path, None] = {}
+    for pattern in patterns:
+        found = [folder for match in sorted(glob.glob(pattern)) for folder in _runs_in(Path(match))]
+        if not found:
+            raise OutputError(
+                f"{pattern} names no finished run (a folder with {FINISHED}). Give folders that `fsmerge merge` "
+                "wrote, a glob of them, or the folder of a sweep."
+            )
+        folders |= dict.fromkeys(found)
+    return [_read(folder) for folder in folders]
+
+
+def ordered(runs: Sequence[RunEntry], metric: str) -> list[RunEntry]:
+    """The runs, best first; those without the number last. Raises ConfigError for a metric that no run has."""
+    known = dict.fromkeys(name for run in runs for name in run.metrics)
+    if metric not in known:
+        raise ConfigError(f"--sort: {unknown('metric', metric, known)}")
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+
+    def place(run: RunEntry) -> float:
+        value = run.metrics.get(metric)
+        return math.inf if value is None else sign * value
+
+    return sorted(runs, key=place)
+
+
+def difference(run: RunEntry, first: RunEntry) -> Difference | None:
+    """Mean over tasks of the difference in right answers; None where the test images are not the same."""
+    tasks = [name for name in first.right if name.startswith("task.")]
+    if not tasks or [n for n in run.right if n.startswith("task.")] != tasks:
+        return None
+    if any(run.right[name].shape != first.right[name].shape for name in tasks) or _tests(run) != _tests(first):
+        return None
+    gaps = [run.right[name].double() - first.right[name].double() for name in tasks]
+    value = sum(gap.mean().item() for gap in gaps) / len(gaps)
+    error = math.sqrt(sum(gap.var(correction=0).item() / len(gap) for gap in gaps)) / len(gaps)
+    return Difference(value, value - Z * error, value + Z * error)
+
+
+def labels(runs: Sequence[RunEntry]) -> list[str]:
+    """What tells the runs apart: the options in which they differ, else their folders."""
+    options = [dict(_flat(run.evaluation["config"])) for run in runs]
+    keys = dict.fromkeys(key for own in options for key in own)
+    everywhere = [key for key in keys if all(key in own for own in options) and not _inner(key)]
+    different = [key for key in everywhere if len({str(own[key]) for own in options}) > 1]
+    made = [" ".join(f"{key.removesuffix('.name')}={own[key]}" for key in different) for own in options]
+    return [label if made.count(label) == 1 and label else str(run.folder) for label, run in zip(made, runs)]
+
+
+def _inner(key: str) -> bool:
+    return key.startswith(("hardware.", "models."))
+
+
+def _runs_in(path: Path) -> list[Path]:
+    if (path / FINISHED).is_file():
+        return [path]
+    jobs = [json.loads(job.read_text()) for job in sorted((path / "jobs").glob("*.json"))]
+    swept = [Path(job["folder"]) for job in jobs if (Path(job.get("folder") or "-") / FINISHED).is_file()]
+    inside = sorted(child.parent for child in path.glob(f"*/{FINISHED}")) if path.is_dir() else []
+    return swept or inside
+
+
+def _read(folder: Path) -> RunEntry:
+    try:
+        evaluation = json.loads((folder / FINISHED).read_text())
+        answers = folder / ANSWERS
+        right = load_file(answers) if answers.is_file() else {}
+        metrics = _metrics(evaluation)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise OutputError(f"{folder}: {FINISHED} is not that of a run of this version ({error!r}).") from None
+    return RunEntry(folder, evaluation, metrics, right)
+
+
+def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
+    row = evaluation["rows"].get(
+        "merged", {"tasks": {}, "mean_top1": None, "mean_relative": None, "joint_top1": {}}
+    )
+    cost = evaluation["cost"]
+    memory = cost["peak_memory_bytes"]
+    return {
+        **{f"top1.{task}": row["tasks"].get(task, {}).get("top1") for task in evaluation["tasks"]},
+        "mean": row["mean_top1"],
+        "relative": row["mean_relative"],
+        "joint": row["joint_top1"].get("softmax"),
+        "joint_calibrated": row["joint_top1"].get("softmax_calibrated"),
+        "seconds": sum(cost["seconds"].values()),
+        "trained_parameters": cost["trained_parameters"],
+        "peak_memory_gb": None if memory is None else memory / 1e9,
+    }
+
+
+def _tests(run: RunEntry) -> Any:
+    """What decides which test images a run saw."""
+    data = dict(run.evaluation["config"].get("data") or {})
+    for drawn in ("images_per_task", "augment", "views", "validation"):
+        data.pop(drawn, None)
+    return data, run.evaluation["tasks"]
+
+
+def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [pair for name, entry in value.items() for pair in _flat(entry, f"{key}.{name}".lstrip("."))]
+    return [(key, value)]
