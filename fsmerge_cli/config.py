@@ -31,7 +31,7 @@ from fsmerge_cli import report
 from fsmerge_cli.distributed import is_main, outcome, place
 from fsmerge_cli.errors import ConfigError, unknown
 from fsmerge_cli.explain import explain, explain_cluster
-from fsmerge_cli.options import FORBID, Flag, Positive, Text, build
+from fsmerge_cli.options import FORBID, Flag, Positive, Text, build, refuse_code
 from fsmerge_cli.progress import silent
 
 TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "output")
@@ -110,7 +110,10 @@ def _entry(config: DictConfig) -> dict[str, Any]:
 
 def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Turn one composed configuration into a call of `merge`; show and return the evaluation."""
-    values = OmegaConf.to_container(config, resolve=True)
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere
+        raise ConfigError(str(error).strip()) from None
     if not isinstance(values, dict):
         raise ConfigError("the configuration is not a mapping.")
     keys = {str(key): value for key, value in values.items()}
@@ -120,6 +123,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         strangers.append("models.sources is missing.")
     if strangers:
         raise ConfigError("\n".join(strangers))
+    refuse_code(keys, "")
     output = build(Output, keys["output"], "output")
     checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
     folder = Path(output.dir or default_folder(keys, HydraConfig.get().runtime.choices))

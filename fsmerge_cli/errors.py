@@ -97,8 +97,18 @@ def describe(error: Exception) -> tuple[str, int]:
     shown = not known or os.environ.get("FSMERGE_DEBUG") == "1"
     trace = "".join(traceback.format_exception(error)) if shown else ""
     if isinstance(error, FsmergeError):
-        return f"{trace}fsmerge: error: {error}\n", error.exit_code
+        return f"{trace}fsmerge: error: {printable(str(error))}\n", error.exit_code
     return f"{trace}fsmerge: this is a bug in fsmerge; please report it with the lines above\n", 1
+
+
+def printable(text: str) -> str:
+    r"""`text` with control characters as escapes: names from a file must not steer the terminal.
+
+    >>> printable("fc0" + chr(27) + "[2J")
+    'fc0\\x1b[2J'
+    """
+    kept = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(kept)
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "fsmerge_cli"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
 # Each room imports only from rooms before it; `specs`, `data`, `methods` and `cli` are folders.
 ROOMS = tuple(
-    "errors progress clock options seeding spaces distributed hardware specs output presets checkpoints "  # noqa: SIM905
+    "errors progress clock options seeding spaces distributed hardware specs output presets pickled checkpoints "  # noqa: SIM905
     "preprocessing cache resuming feeding sources plan groups permute structures maps thin fold reference data "
     "features activations regression zipping objective running training supernet problem align methods scoring "
     "zoo card certificates result request pipeline report explain config cli".split()

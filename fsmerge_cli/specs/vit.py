@@ -21,6 +21,19 @@ from fsmerge_cli.options import build as build_options
 from fsmerge_cli.specs.family import Family
 from fsmerge_cli.specs.vit_table import table
 
+FOREIGN = frozenset(
+    {
+        "checkpoint_path",
+        "cache_dir",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_custom_load",
+    }
+    | {"scriptable", "exportable", "no_jit", "features_only", "feature_cfg", "pruned", "model_name"}
+)
+"""Arguments of timm's loader that say nothing of the architecture; some would read files."""
+
 
 @dataclass(frozen=True, config=FORBID)
 class ViTArch:
@@ -86,11 +99,16 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
     from timm.models.vision_transformer import VisionTransformer
 
     name = arch.name.split(".")[0]
+    if foreign := sorted(FOREIGN & set(arch.args)):
+        raise SourceError(
+            f"{where}: {foreign[0]} is no option of an architecture. Weights come from "
+            "models.sources.N.checkpoint alone; take the key out of the arguments."
+        )
     if not is_model(name):
         raise SourceError(f"{where}: {unknown('timm architecture', name, list_models('vit_*'))}")
     try:
         model = _meta(replace(arch, name=name))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # timm passes every argument on, and whatever gets it raises its own
         raise SourceError(f"{where}: timm cannot build {name} with {arch.args}: {error}") from None
     if type(model) is not VisionTransformer:
         raise SourceError(
