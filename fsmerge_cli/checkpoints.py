@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fsmerge_cli.errors import SourceError
+from fsmerge_cli.errors import SourceError, reason
 from fsmerge_cli.pickled import read_pickled
 
 LARGEST = 1e30
@@ -25,9 +25,8 @@ def readable(text: str, where: str) -> Path:
         path = Path(text).expanduser()
         path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~ of an unknown user
-        reason = getattr(error, "strerror", None) or error
         raise SourceError(
-            f"{where}: the path {text[:200]!r} cannot be used ({reason}). Pass another checkpoint."
+            f"{where}: the path {text[:200]!r} cannot be used ({reason(error)}). Pass another checkpoint."
         ) from None
     return path
 
@@ -72,7 +71,7 @@ def numbers(stated: Mapping[str, Any], key: str, where: str) -> tuple[float, ...
     """A list of numbers in config.json; empty where there is none."""
     values = stated.get(key) or []
     if not isinstance(values, list | tuple) or not all(map(_number, values)):
-        raise SourceError(f"{where}: {key} in config.json should be a list of numbers, it is {values!r}.")
+        raise SourceError(f"{where}: {key} in config.json should be a list of numbers, it is {str(values)[:99]}.")
     return tuple(float(value) for value in values)
 
 

@@ -84,7 +84,9 @@ def launch(arguments: Sequence[str]) -> int:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="merge")
 def _entry(config: DictConfig) -> dict[str, Any]:
     """One job. It never raises: Hydra would show the error of a sweep's job only after all others ended."""
-    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("hydra.")]
+    given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # as typed, ${...} too
+    texts = [str(override) for override in given] if isinstance(given, list) else []
+    overrides = [text for text in texts if not text.startswith("hydra.")]
     label = " ".join(override.lstrip("+") for override in overrides)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
@@ -112,8 +114,11 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Turn one composed configuration into a call of `merge`; show and return the evaluation."""
     try:
         values = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere
-        raise ConfigError(str(error).strip()) from None
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{error.full_key}: {said}. Name a key that is there in ${{...}}, or give a value."
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError("the configuration is not a mapping.")
     keys = {str(key): value for key, value in values.items()}

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fsmerge_cli.errors import CertificateError, OutputError
+from fsmerge_cli.errors import CertificateError, OutputError, reason
 
 FINISHED = "evaluation.json"
 """A run's folder is finished, and ours, when it holds this file."""
@@ -34,7 +34,7 @@ def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Ite
     """
     with ExitStack() as stack:
         with explained(folder):
-            folder = _resolved(folder)
+            folder = resolved(folder)
             stack.enter_context(_parents(folder))
             stack.enter_context(_lock(folder))
             _clean(folder)
@@ -72,15 +72,17 @@ def explained(folder: Path) -> Iterator[None]:
             "Choose another output.dir=..."
         ) from None
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"cannot write {folder.absolute()}: {reason}. Choose another output.dir=...") from None
+        raise OutputError(
+            f"cannot write {folder.absolute()}: {reason(error)}. Choose another output.dir=..."
+        ) from None
 
 
-def _resolved(folder: Path) -> Path:
+def resolved(folder: Path) -> Path:
+    """The folder itself, behind links and ~. Raises OutputError where no path is meant."""
     try:
         return folder.expanduser().resolve()
     except (ValueError, RuntimeError) as error:  # a zero byte, ~ of an unknown user, links in a circle
-        raise OutputError(f"cannot write {folder}: {error}. Choose another output.dir=...") from None
+        raise OutputError(f"cannot write {folder}: {reason(error)}. Choose another output.dir=...") from None
 
 
 def write_model(

@@ -43,7 +43,8 @@ def read_pickled(path: Path, where: str) -> dict[str, Tensor]:
         raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
     except Exception:  # a file may break the unpickler in any way; its code is not run
         raise SourceError(
-            f"{where} is not a pickle of plain weights. Anything else can run code and is not opened; {REMEDY}"
+            f"{where} is damaged, or not a pickle of plain weights, which may run code and is not opened. "
+            f"Download it again, or {REMEDY}"
         ) from None
     for key in NESTED:
         found = found.get(key, found) if isinstance(found, Mapping) else found

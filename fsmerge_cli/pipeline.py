@@ -26,7 +26,7 @@ from fsmerge_cli.methods.average import Average
 from fsmerge_cli.output import claim, explained
 from fsmerge_cli.plan import Plan, compile_plan, repeated
 from fsmerge_cli.progress import Progress, silent
-from fsmerge_cli.request import Models, Request, chosen_method, request, source_specs
+from fsmerge_cli.request import Models, Request, check_apart, chosen_method, request, source_specs
 from fsmerge_cli.result import MergeResult, versions
 from fsmerge_cli.resuming import Every, Keeper, check_state, state_folder
 from fsmerge_cli.scoring import Outputs, Score, TestSet, ensemble_forward, merged_forward, score
@@ -66,6 +66,8 @@ def merge(
     and `resume` can continue it.
     """
     asked = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every)
+    if output is not None:
+        check_apart(asked, Path(output))
     clock = Clock()
     keeper = Keeper()
     with ExitStack() as stack:

@@ -196,6 +196,8 @@ def _head_reasons(source: Source) -> Iterable[str]:
         )
     elif not len(head.weight):
         yield f"the head of '{source.name}' has no classes"
+    elif head.bias is not None and head.bias.shape != head.weight.shape[:1]:
+        yield f"the head of '{source.name}' has {len(head.weight)} classes and a bias {list(head.bias.shape)}"
     elif len(head.labels) != len(head.weight):
         yield (
             f"the head of '{source.name}' has {len(head.weight)} classes, but {len(head.labels)} labels are given"

@@ -71,9 +71,8 @@ def fold_normalisation(
     """
     channels = arch.input_size[0]
     if not all(len(values) in (1, channels) for values in (mean, std)) or 0.0 in std:
-        raise SourceError(
-            f"{where}: mean {list(mean)} and std {list(std)} need 1 or {channels} values each, std none of them 0."
-        )
+        count = "1 value" if channels == 1 else f"1 or {channels} values"
+        raise SourceError(f"{where}: mean {list(mean)} and std {list(std)} need {count} each, std none of them 0.")
     name = f"{family.entry}.weight"
     if name not in weights or (set(mean) == {0.0} and set(std) == {1.0}):
         return dict(weights)

@@ -66,7 +66,8 @@ def test_the_message_lists_the_reasons() -> None:
     with pytest.raises(MismatchError) as error:
         compile_plan([mlp_source("a", [8], 1), mlp_source("b", [8], 1, input_size=(3, 4, 4))])
     assert str(error.value) == (
-        "these sources cannot be merged, for 1 reason:\n  - input_size: 'a' has [1, 4, 4], 'b' has [3, 4, 4]"
+        "these sources cannot be merged, for 1 reason:\n  - input_size: 'a' has [1, 4, 4], 'b' has [3, 4, 4]\n"
+        "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other sources."
     )
 
 

@@ -288,8 +288,9 @@ def test_a_pickle_runs_no_code(name: str, tmp_path: Path) -> None:
     for content in (pickle.dumps(Trap()), pickle.dumps({"fc0.weight": Trap()})):
         file.write_bytes(content)
         remedy = (
-            "is not a pickle of plain weights. Anything else can run code and is not opened; convert it once, "
-            "where you trust it, with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+            "is damaged, or not a pickle of plain weights, which may run code and is not opened. Download it "
+            "again, or convert it once, where you trust it, "
+            "with safetensors.torch.save_file(state_dict, 'model.safetensors')."
         )
         if name == "model":
             remedy = (
@@ -323,7 +324,8 @@ def test_an_older_torch_opens_no_pickle(source: Source, tmp_path: Path, monkeypa
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     assert refused(SourceSpec("mine", arch=ARCH, checkpoint=str(file))) == (
         f"source 'mine': {file} is a pickle, which torch 2.9.1+cpu cannot open safely. Take torch 2.10 or later, "
-        "or convert it once, where you trust it, with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+        "or convert it once, where you trust it, "
+        "with safetensors.torch.save_file(state_dict, 'model.safetensors')."
     )
 
 

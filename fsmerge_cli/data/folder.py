@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
-from fsmerge_cli.errors import DataError
+from fsmerge_cli.errors import DataError, reason
 from fsmerge_cli.options import FORBID, Share, Text
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
@@ -68,9 +68,8 @@ class Folder(DataConfig):
             root = Path(self.root).expanduser()
             there = root.is_dir()
         except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~ of an unknown user
-            reason = getattr(error, "strerror", None) or error
             raise DataError(
-                f"data.root={self.root[:200]!r} cannot be used ({reason}). Pass another path."
+                f"data.root={self.root[:200]!r} cannot be used ({reason(error)}). Pass another path."
             ) from None
         if not there:
             raise DataError(f"data.root={root}: there is no such folder.")
