@@ -15,6 +15,9 @@ from torch import Tensor
 from fsmerge_cli.errors import SourceError, reason
 from fsmerge_cli.pickled import read_pickled
 
+FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+"""Types of weights; fp8 and fp4 need scales that stand elsewhere."""
+
 LARGEST = 1e30
 """What a mean or deviation in a config.json may be at most; fp32 ends at 3e38."""
 
@@ -83,8 +86,8 @@ def plain(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Weights as fp32 (counters stay whole numbers); SourceError where a value is no finite real number."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        floating = tensor.is_floating_point()
-        if not floating and (tensor.ndim or tensor.is_complex()):
+        floating = tensor.dtype in FLOATS
+        if not floating and (tensor.ndim or tensor.is_complex() or tensor.is_floating_point()):
             raise SourceError(
                 f"{where}: {name} is of type {str(tensor.dtype).removeprefix('torch.')}; weights are fp32, fp16, "
                 "bf16 or fp64. Quantised models cannot be merged: pass the model that it was made from."

@@ -807,7 +807,6 @@ ARCHITECTURES = [
             "sources."
         ),
         lambda f, p: save(f / "b", mlp_source("b", [8, 8, 8], 1)),
-        quick=True,
     ),
     Case(
         "another activation",
@@ -1109,7 +1108,6 @@ PATHS = [
         2,
         "source 'a': gone does not exist. Check models.sources.N.checkpoint.",
         installed=True,
-        quick=True,
     ),
     Case(
         "a folder where a file is meant",
@@ -1351,7 +1349,6 @@ OPTIONS = [
         AVERAGE + " method.step=3",
         2,
         "unknown key in method 'step'. Available: heads, name, width.",
-        quick=True,
     ),
     Case(
         "an unknown key of a source",
@@ -1559,7 +1556,6 @@ OPTIONS = [
         two(second="name:b,checkpoint:a") + " method=average",
         0,
         ("no data: nothing was evaluated\n'b' has the same weights as 'a'; check models.sources.N.checkpoint"),
-        quick=True,
     ),
     Case(
         "the same task name twice",
@@ -1725,7 +1721,6 @@ IMAGES = [
         2,
         "the image images/a/1.png cannot be read ({library}). Repair it or take it away.",
         put("images/a/1.png", "not an image"),
-        quick=True,
     ),
     Case(
         "an image of no bytes",

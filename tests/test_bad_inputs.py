@@ -111,6 +111,7 @@ def test_a_file_without_permission_is_named(path: str, place: Path, capsys: pyte
     assert "Permission denied" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_the_good_sources_are_good(place: Path) -> None:
     assert main(shlex.split(KD)) == 0
     assert main(shlex.split(VITS.replace("output.dir=out", "output.dir=vits"))) == 0
