@@ -83,7 +83,7 @@ class SourceSpec:
             raise ValueError(
                 f"the task name {self.name[: 2 * LONGEST_NAME]!r} cannot be used: it names a folder and a head. "
                 f"Pass models.sources.N.name=... of 1 to {LONGEST_NAME} printable characters, without / and \\, "
-                "no dot first."
+                "no dot first, no space at an end."
             )
 
 

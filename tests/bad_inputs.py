@@ -1591,7 +1591,7 @@ OPTIONS = [
         2,
         (
             "the task name '' cannot be used: it names a folder and a head. Pass models.sources.N.name=... "
-            "of 1 to 80 printable characters, without / and \\, no dot first."
+            "of 1 to 80 printable characters, without / and \\, no dot first, no space at an end."
         ),
     ),
     Case(
@@ -1600,7 +1600,8 @@ OPTIONS = [
         2,
         (
             "the task name '../../b' cannot be used: it names a folder and a head. Pass "
-            "models.sources.N.name=... of 1 to 80 printable characters, without / and \\, no dot first."
+            "models.sources.N.name=... of 1 to 80 printable characters, without / and \\, no dot first, "
+            "no space at an end."
         ),
         quick=True,
     ),
@@ -1610,7 +1611,8 @@ OPTIONS = [
         2,
         (
             "the task name '\\x1b[2J' cannot be used: it names a folder and a head. Pass "
-            "models.sources.N.name=... of 1 to 80 printable characters, without / and \\, no dot first."
+            "models.sources.N.name=... of 1 to 80 printable characters, without / and \\, no dot first, "
+            "no space at an end."
         ),
     ),
     Case(
@@ -1622,7 +1624,7 @@ OPTIONS = [
             "'nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"
             "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn' cannot be used: it names a "
             "folder and a head. Pass models.sources.N.name=... of 1 to 80 printable characters, without / "
-            "and \\, no dot first."
+            "and \\, no dot first, no space at an end."
         ),
     ),
     Case(
