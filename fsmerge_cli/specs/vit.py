@@ -106,11 +106,12 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
         )
     if not is_model(name):
         raise SourceError(f"{where}: {unknown('timm architecture', name, list_models('vit_*'))}")
-    if "vision_transformer" not in (module := model_entrypoint(name).__module__):
-        raise _other(where, name, f"a model of {module}")
     try:
         model = _meta(replace(arch, name=name))
     except Exception as error:  # timm passes every argument on, and whatever gets it raises its own
+        module = model_entrypoint(name).__module__
+        if "vision_transformer" not in module:
+            raise _other(where, name, f"a model of {module}") from None
         raise SourceError(
             f"{where}: timm cannot build {name} with {arch.args}: {reason(error)}. "
             "Change arch.args, or model_args in config.json."
