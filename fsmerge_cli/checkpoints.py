@@ -1,4 +1,4 @@
-"""Reading checkpoints from disk and from the hub; nothing is ever unpickled."""
+"""Reading checkpoints from disk and from the hub; no code of theirs is ever run."""
 
 from __future__ import annotations
 
@@ -9,38 +9,58 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from fsmerge_cli.errors import SourceError
+from fsmerge_cli.errors import SourceError, reason
+from fsmerge_cli.pickled import read_pickled
+
+FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+"""Types of weights; fp8 and fp4 need scales that stand elsewhere."""
+
+LARGEST = 1e30
+"""What a mean or deviation in a config.json may be at most; fp32 ends at 3e38."""
+
+
+def readable(text: str, where: str) -> Path:
+    """The path that a user wrote; SourceError where the system takes no such path."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~ of an unknown user
+        raise SourceError(
+            f"{where}: the path {text[:200]!r} cannot be used ({reason(error)}). Pass another checkpoint."
+        ) from None
+    return path
 
 
 def read_tensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file; SourceError where it is not one."""
+    """All tensors and the metadata of a safetensors file, or of a legacy one; SourceError where it is neither."""
     if path.suffix != ".safetensors":
-        raise SourceError(
-            f"{where} is not a .safetensors file. Pickled checkpoints can run code and are not opened; "
-            "convert it once with safetensors.torch.save_file(state_dict, 'model.safetensors')."
-        )
+        return read_pickled(path, where), {}
     if not path.is_file():
         raise SourceError(f"{where}: there is no file {path.name}. Check the path of the checkpoint.")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # safetensors, torch and the system each raise their own for a file that lies
         raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
 
 
 def read_config(path: Path, where: str) -> dict[str, Any]:
     """config.json in the folder `path` or beside the file `path`; empty where there is none."""
-    file = path / "config.json" if path.is_dir() else path.with_name("config.json")
     if not path.exists():
         raise SourceError(f"{where} does not exist. Check models.sources.N.checkpoint.")
+    file = path / "config.json" if path.is_dir() else path.with_name("config.json")
     if not file.is_file():
         return {}
     try:
         config = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise SourceError(
+            f"{where}: config.json cannot be read ({error.strerror}). Check its permissions."
+        ) from None
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and endless nesting
         raise SourceError(f"{where}: config.json is not valid JSON ({error}).") from None
     if not isinstance(config, dict):
         raise SourceError(f"{where}: config.json should hold an object, it holds {type(config).__name__}.")
@@ -53,19 +73,31 @@ def read_config(path: Path, where: str) -> dict[str, Any]:
 def numbers(stated: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
     """A list of numbers in config.json; empty where there is none."""
     values = stated.get(key) or []
-    if not isinstance(values, list | tuple) or not all(isinstance(v, int | float) for v in values):
-        raise SourceError(f"{where}: {key} in config.json should be a list of numbers, it is {values!r}.")
+    if not isinstance(values, list | tuple) or not all(map(_number, values)):
+        raise SourceError(f"{where}: {key} in config.json should be a list of numbers, it is {str(values)[:99]}.")
     return tuple(float(value) for value in values)
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
 def plain(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Weights as fp32 (counters stay whole numbers); SourceError where a value is not finite."""
+    """Weights as fp32 (counters stay whole numbers); SourceError where a value is no finite real number."""
+    found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        floating = tensor.dtype in FLOATS
+        if not floating and (tensor.ndim or tensor.is_complex() or tensor.is_floating_point()):
+            raise SourceError(
+                f"{where}: {name} is of type {str(tensor.dtype).removeprefix('torch.')}; weights are fp32, fp16, "
+                "bf16 or fp64. Quantised models cannot be merged: pass the model that it was made from."
+            )
+        found[name] = tensor.float() if floating else tensor
+        if floating and not bool(found[name].isfinite().all()):
             raise SourceError(
                 f"{where}: {name} holds values that are not finite. Train or download the model again."
             )
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    return found
 
 
 def file_sha256(path: Path) -> str:

@@ -31,7 +31,7 @@ from fsmerge_cli import report
 from fsmerge_cli.distributed import is_main, outcome, place
 from fsmerge_cli.errors import ConfigError, unknown
 from fsmerge_cli.explain import explain, explain_cluster
-from fsmerge_cli.options import FORBID, Flag, Positive, Text, build
+from fsmerge_cli.options import FORBID, Flag, Positive, Text, build, refuse_code
 from fsmerge_cli.progress import silent
 
 TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "output")
@@ -84,7 +84,9 @@ def launch(arguments: Sequence[str]) -> int:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="merge")
 def _entry(config: DictConfig) -> dict[str, Any]:
     """One job. It never raises: Hydra would show the error of a sweep's job only after all others ended."""
-    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("hydra.")]
+    given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # as typed, ${...} too
+    texts = [str(override) for override in given] if isinstance(given, list) else []
+    overrides = [text for text in texts if not text.startswith("hydra.")]
     label = " ".join(override.lstrip("+") for override in overrides)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
@@ -111,7 +113,13 @@ def _entry(config: DictConfig) -> dict[str, Any]:
 
 def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Turn one composed configuration into a call of `merge`; show and return the evaluation."""
-    values = OmegaConf.to_container(config, resolve=True)
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{error.full_key}: {said}. Name a key that is there in ${{...}}, or give a value."
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError("the configuration is not a mapping.")
     keys = {str(key): value for key, value in values.items()}
@@ -121,6 +129,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         strangers.append("models.sources is missing.")
     if strangers:
         raise ConfigError("\n".join(strangers))
+    refuse_code(keys, "")
     output = build(Output, keys["output"], "output")
     checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
     folder = _folder(config)

@@ -50,7 +50,10 @@ class MismatchError(UserError):
         self.reasons = tuple(reasons)
         lines = "\n".join(f"  - {reason}" for reason in self.reasons)
         count = f"{len(self.reasons)} reason{'s' if len(self.reasons) > 1 else ''}"
-        super().__init__(f"these sources cannot be merged, for {count}:\n{lines}")
+        super().__init__(
+            f"these sources cannot be merged, for {count}:\n{lines}\n"
+            "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other sources."
+        )
 
 
 class DataError(UserError):
@@ -97,8 +100,23 @@ def describe(error: Exception) -> tuple[str, int]:
     shown = not known or os.environ.get("FSMERGE_DEBUG") == "1"
     trace = "".join(traceback.format_exception(error)) if shown else ""
     if isinstance(error, FsmergeError):
-        return f"{trace}fsmerge: error: {error}\n", error.exit_code
+        return f"{trace}fsmerge: error: {printable(str(error))}\n", error.exit_code
     return f"{trace}fsmerge: this is a bug in fsmerge; please report it with the lines above\n", 1
+
+
+def reason(error: Exception) -> str:
+    """What the system says was wrong, without its number, as a part of a sentence."""
+    return str(getattr(error, "strerror", None) or error).strip().rstrip(".")
+
+
+def printable(text: str) -> str:
+    r"""`text` with control characters as escapes: names from a file must not steer the terminal.
+
+    >>> printable("fc0" + chr(27) + "[2J")
+    'fc0\\x1b[2J'
+    """
+    kept = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(kept)
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> str:

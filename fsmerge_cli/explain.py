@@ -36,6 +36,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
     if strangers:
         return ConfigError("\n".join(strangers))
     text = str(error).strip()
+    if text.startswith("Additional config directory"):
+        return ConfigError(f"--config-dir: {text}. Pass a folder with models/*.yaml, method/*.yaml, ...")
     cause = error.__cause__
     return ConfigError(f"{text}\n{cause}" if cause is not None else text)
 

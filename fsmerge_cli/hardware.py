@@ -7,9 +7,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -35,8 +36,8 @@ class Hardware:
 
     device: Text = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: Positive | None = None
-    workers: Count = 0
+    threads: Annotated[Positive, Field(le=1024)] | None = None
+    workers: Annotated[Count, Field(le=256)] = 0
     eval_batch: Positive = 256
     features: Literal["disk", "memory", "live"] = "disk"
     compile: Flag = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeGuard, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -20,6 +20,9 @@ PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
+
+TARGET = "_target_"
+"""Hydra's key for a class to be called; trusted in its own `hydra:` node alone."""
 
 T = TypeVar("T")
 
@@ -47,9 +50,29 @@ def choose(registry: Mapping[str, type[T]], values: Mapping[str, Any], kind: str
     return build(registry[name], values, kind)
 
 
+def refuse_code(values: object, where: str) -> None:
+    """Raise ConfigError where a key, however deep, is not a text or names Python to be called."""
+    pairs = values.items() if isinstance(values, Mapping) else enumerate(values if _listed(values) else ())
+    for key, value in pairs:
+        place = f"{where}.{key}".lstrip(".")
+        if isinstance(values, Mapping) and not isinstance(key, str):
+            raise ConfigError(f"{place}: the key {key!r} is not a text. Quote it, or take it away.")
+        if key == TARGET:
+            raise ConfigError(
+                f"{place}={value!r}: a configuration of fsmerge names no Python to be called. Choose by name "
+                "(`fsmerge list` shows the names) and take the key away."
+            )
+        refuse_code(value, place)
+
+
+def _listed(values: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(values, list | tuple)
+
+
 def _mapping(values: object, where: str) -> None:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: should be keys and values, got {values!r}.")
+    refuse_code(values, where)
 
 
 def _sentences(error: ValidationError, where: str, cls: type[Any]) -> list[str]:

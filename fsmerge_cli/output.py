@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fsmerge_cli.errors import CertificateError, OutputError
+from fsmerge_cli.errors import CertificateError, OutputError, reason
 
 ANSWERS = "answers.safetensors"
 FINISHED = "evaluation.json"
@@ -34,8 +35,8 @@ def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Ite
     one. Errors of the caller's own block pass through as they are.
     """
     with ExitStack() as stack:
-        with _explained(folder):
-            folder = folder.expanduser().resolve()
+        with explained(folder):
+            folder = resolved(folder)
             stack.enter_context(_parents(folder))
             stack.enter_context(_lock(folder))
             _clean(folder)
@@ -50,12 +51,12 @@ def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Ite
             shutil.rmtree(kept, ignore_errors=True)
             temporary.rename(kept)
             raise CertificateError(error.broken, str(kept)) from None
-        with _explained(folder):
+        with explained(folder):
             _publish(temporary, folder)
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
     """Say what stands in the way of writing `folder` in the user's words."""
     try:
         yield
@@ -72,10 +73,18 @@ def _explained(folder: Path) -> Iterator[None]:
             f"cannot make the folder {folder.absolute()}: a part of the path is a file. "
             "Choose another output.dir=..."
         ) from None
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"cannot write {folder.absolute()}: {error.strerror}. Choose another output.dir=..."
+            f"cannot write {folder.absolute()}: {reason(error)}. Choose another output.dir=..."
         ) from None
+
+
+def resolved(folder: Path) -> Path:
+    """The folder itself, behind links and ~. Raises OutputError where no path is meant."""
+    try:
+        return folder.expanduser().resolve()
+    except (ValueError, RuntimeError) as error:  # a zero byte, ~ of an unknown user, links in a circle
+        raise OutputError(f"cannot write {folder}: {reason(error)}. Choose another output.dir=...") from None
 
 
 def write_model(
@@ -104,7 +113,12 @@ def write_answers(folder: Path, right: Mapping[str, Tensor]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that a person can read, and a strict parser too (no NaN)."""
-    path.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8; what has no place in it (half characters, bytes of a file's name) as escapes."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from fsmerge_cli.fold import fold_head
 from fsmerge_cli.hardware import Hardware, peak_memory
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.output import claim
-from fsmerge_cli.plan import Plan, compile_plan
+from fsmerge_cli.output import claim, explained
+from fsmerge_cli.plan import Plan, compile_plan, repeated
 from fsmerge_cli.progress import Progress, silent
-from fsmerge_cli.request import Models, Request, chosen_method, request, source_specs
+from fsmerge_cli.request import Models, Request, check_apart, chosen_method, request, source_specs
 from fsmerge_cli.result import MergeResult, versions
 from fsmerge_cli.resuming import Every, Keeper, check_state, state_folder
 from fsmerge_cli.running import Trace
@@ -65,6 +65,8 @@ def merge(
     and `resume` can continue it.
     """
     asked = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every)
+    if output is not None:
+        check_apart(asked, Path(output))
     clock = Clock()
     keeper = Keeper()
     with ExitStack() as stack:
@@ -83,7 +85,8 @@ def merge(
                 solution = asked.method.fit(replace(problem, keeper=keeper))
         result = _result(asked, problem, solution, notes, clock, command or "fsmerge.merge(...)")
         if folder is not None:
-            result.write(folder)
+            with explained(Path(output or folder)):
+                result.write(folder)
     keeper.discard()
     return result
 
@@ -140,7 +143,7 @@ def _result(
     if asked.data is not None and not evaluation.rows:
         reason = "the data set has no test images" if problem.world.main else "process 0 evaluates for all"
         notes = [*notes, f"{reason}: nothing was evaluated"]
-    notes = [*notes, *_start_notes(plan, solution), *_preprocessing_notes(sources)]
+    notes = [*notes, *_start_notes(plan, solution), *_preprocessing_notes(sources), *repeated(sources)]
     trace = solution.trace
     if trace.lr is not None and trace.lr != getattr(asked.method, "lr", trace.lr):
         notes.append(f"the loss was not finite at first; this training used lr={trace.lr:g}")

@@ -154,7 +154,7 @@ def _tensor_reasons(source: Source) -> Iterable[str]:
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     other = [
-        f"{name} is {list(found[name])}, should be {list(shape)}"
+        f"{name} is {list(found[name])}, should be {list(shape)}{_transposed(found[name], shape)}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
@@ -168,6 +168,22 @@ def _tensor_reasons(source: Source) -> Iterable[str]:
             yield f"'{source.name}' {what} {', '.join(items[:SHOWN])}{more}"
 
 
+def _transposed(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    return " (it is transposed)" if len(found) == 2 and found == expected[::-1] else ""
+
+
+def repeated(sources: Sequence[Source]) -> list[str]:
+    """Notes on sources whose files are the same, which a merge gains nothing from."""
+    first: dict[str, str] = {}
+    for source in sources:
+        first.setdefault(source.sha256, source.name)
+    return [
+        f"'{source.name}' has the same weights as '{first[source.sha256]}'; check models.sources.N.checkpoint"
+        for source in sources
+        if first[source.sha256] != source.name
+    ]
+
+
 def _head_reasons(source: Source) -> Iterable[str]:
     head = source.head
     if head is None:
@@ -178,6 +194,10 @@ def _head_reasons(source: Source) -> Iterable[str]:
             f"the head of '{source.name}' is {list(head.weight.shape)}, "
             f"should be [classes, {source.arch.features}]"
         )
+    elif not len(head.weight):
+        yield f"the head of '{source.name}' has no classes"
+    elif head.bias is not None and head.bias.shape != head.weight.shape[:1]:
+        yield f"the head of '{source.name}' has {len(head.weight)} classes and a bias {list(head.bias.shape)}"
     elif len(head.labels) != len(head.weight):
         yield (
             f"the head of '{source.name}' has {len(head.weight)} classes, but {len(head.labels)} labels are given"

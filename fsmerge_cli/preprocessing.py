@@ -14,6 +14,8 @@ from fsmerge_cli.specs import Family
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
+LEAST = 0.1
+"""The smallest share of an image that a crop keeps: the image is resized to its size divided by it."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class Preprocessing:
     @classmethod
     def of(cls, config: Mapping[str, Any], where: str) -> Preprocessing:
         """From timm's pretrained_cfg; without a crop_pct the whole image is taken."""
-        interpolation = config.get("interpolation") or "bicubic"
-        if not config.get("crop_pct"):
-            return cls(interpolation)
-        found = cls(interpolation, config["crop_pct"], config.get("crop_mode") or "center")
+        interpolation, share = config.get("interpolation") or "bicubic", config.get("crop_pct")
+        if share and (isinstance(share, bool) or not isinstance(share, int | float) or not LEAST <= share <= 1):
+            raise SourceError(f"{where}: crop_pct in config.json should be from {LEAST} to 1, it is {share!r}.")
+        found = cls(interpolation, share, config.get("crop_mode") or "center") if share else cls(interpolation)
         for value, known, key in (
             (found.interpolation, INTERPOLATIONS, "interpolation"),
             (found.crop_mode, CROP_MODES, "crop_mode"),
@@ -69,9 +71,8 @@ def fold_normalisation(
     """
     channels = arch.input_size[0]
     if not all(len(values) in (1, channels) for values in (mean, std)) or 0.0 in std:
-        raise SourceError(
-            f"{where}: mean {list(mean)} and std {list(std)} need 1 or {channels} values each, std none of them 0."
-        )
+        count = "1 value" if channels == 1 else f"1 or {channels} values"
+        raise SourceError(f"{where}: mean {list(mean)} and std {list(std)} need {count} each, std none of them 0.")
     name = f"{family.entry}.weight"
     if name not in weights or (set(mean) == {0.0} and set(std) == {1.0}):
         return dict(weights)

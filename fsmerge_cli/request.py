@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass as checked
 
 from fsmerge_cli import presets
 from fsmerge_cli.data import DATASETS, DataConfig
-from fsmerge_cli.errors import ConfigError, DataError
+from fsmerge_cli.errors import ConfigError, DataError, OutputError
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.options import FORBID, Count, Flag, build, choose
+from fsmerge_cli.output import resolved
 from fsmerge_cli.resuming import Every
 from fsmerge_cli.sources import SourceSpec
 from fsmerge_cli.zoo import named_labels
@@ -77,6 +80,21 @@ def request(
             f"({', '.join(sorted(DATASETS))}; data.root=PATH for your own folder), or method=average."
         )
     return Request(specs, images, chosen, machine, run)
+
+
+def check_apart(asked: Request, output: Path) -> None:
+    """Raise OutputError where the folder to be replaced holds a source or the images."""
+    if not asked.run.overwrite:  # then only an empty folder is written
+        return
+    folder = resolved(output)
+    inputs = {f"source '{spec.name}'": spec.checkpoint for spec in asked.sources}
+    for what, path in {**inputs, "data.root": getattr(asked.data, "root", None)}.items():
+        with suppress(OSError, ValueError, RuntimeError):  # no path at all, which its reader says
+            if path is not None and Path(path).expanduser().resolve().is_relative_to(folder):
+                raise OutputError(
+                    f"{what} lies in {folder}, which output.overwrite=true would replace. Choose another "
+                    "output.dir=..."
+                )
 
 
 def source_specs(models: Models) -> list[SourceSpec]:

@@ -15,7 +15,7 @@ from fsmerge_cli.card import model_card
 from fsmerge_cli.certificates import Proof
 from fsmerge_cli.evaluating import Evaluation
 from fsmerge_cli.methods import Solution
-from fsmerge_cli.output import claim, write_answers, write_json, write_model
+from fsmerge_cli.output import claim, explained, write_answers, write_json, write_model, write_text
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.preprocessing import Preprocessing
 from fsmerge_cli.schema import validate
@@ -83,7 +83,7 @@ class MergeResult:
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write merged/, evaluation.json and config.yaml, all or nothing. Raises OutputError."""
-        with claim(Path(folder), overwrite) as temporary:
+        with claim(Path(folder), overwrite) as temporary, explained(Path(folder)):
             self.write(temporary)
 
     def write(self, folder: Path) -> None:
@@ -98,8 +98,8 @@ class MergeResult:
         evaluation = self.evaluation(self.proof.certify(merged))
         validate(evaluation)
         options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
-        (merged / "README.md").write_text(model_card(self.plan, self.heads, evaluation, options))
-        (folder / "config.yaml").write_text(options)
+        write_text(merged / "README.md", model_card(self.plan, self.heads, evaluation, options))
+        write_text(folder / "config.yaml", options)
         if self.scores:
             write_answers(folder, self.scores["merged"].right)
         write_json(folder / "evaluation.json", evaluation)

@@ -1,6 +1,6 @@
 """The one door through which trained models enter: a folder or file becomes a `Source`.
 
-Loading only reads; nothing here trains (that is `zoo`) and nothing is ever unpickled.
+Loading only reads; nothing here trains (that is `zoo`) and no code of a checkpoint is ever run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from dataclasses import dataclass as plain_dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +24,16 @@ from fsmerge_cli.checkpoints import (
     read_config,
     read_hub,
     read_tensors,
+    readable,
     tensors_sha256,
 )
 from fsmerge_cli.errors import SourceError, unknown
 from fsmerge_cli.options import FORBID, Count, Flag, NonNegativeFloat, Positive, PositiveFloat, Text
 from fsmerge_cli.preprocessing import PLAIN, Preprocessing, fold_normalisation
 from fsmerge_cli.specs import SPECS, Family, resolve
+
+LONGEST_NAME = 80
+"""Characters of a task's name, which is part of file names."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -72,6 +75,16 @@ class SourceSpec:
     std: tuple[float, ...] | None = None
     normalize: Flag | None = None
     recipe: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        """A task's name becomes a folder's, a tensor's and a word of the terminal: nothing in it may act there."""
+        plain = self.name.isprintable() and not set(self.name) & set("/\\") and self.name == self.name.strip()
+        if not plain or not 0 < len(self.name) <= LONGEST_NAME or self.name.startswith("."):
+            raise ValueError(
+                f"the task name {self.name[: 2 * LONGEST_NAME]!r} cannot be used: it names a folder and a head. "
+                f"Pass models.sources.N.name=... of 1 to {LONGEST_NAME} printable characters, without / and \\, "
+                "no dot first, no space at an end."
+            )
 
 
 @plain_dataclass(frozen=True)
@@ -140,7 +153,7 @@ def load(spec: SourceSpec) -> Source:
         tensors, config = read_hub(hub, where)
         digest = tensors_sha256(tensors)
     else:
-        path = Path(spec.checkpoint).expanduser()
+        path = readable(spec.checkpoint, f"source '{spec.name}'")
         where, origin = f"source '{spec.name}': {path}", str(path)
         config = read_config(path, where)
         file = path / "model.safetensors" if path.is_dir() else path
@@ -266,5 +279,5 @@ def _stored_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
         stored = json.loads(metadata.get("fsmerge", "{}"))
         labels = {str(name): [str(x) for x in entry] for name, entry in stored.get("labels", {}).items()}
         return {"labels": labels, "normalize": [str(name) for name in stored.get("normalize", [])]}
-    except (json.JSONDecodeError, AttributeError, TypeError):
+    except (ValueError, RecursionError, AttributeError, TypeError):
         return {"labels": {}, "normalize": []}

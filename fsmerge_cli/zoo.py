@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -82,7 +83,8 @@ def content_key(spec: SourceSpec) -> str:
         "torch": torch.__version__,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{family.name}-{spec.name}-{digest[:16]}"
+    name = re.sub(r"[^\w.-]+", "_", spec.name)  # it becomes a folder's
+    return f"{family.name}-{name}-{digest[:16]}"
 
 
 def _sound(folder: Path) -> bool:

@@ -12,8 +12,9 @@ PACKAGE = REPOSITORY / "fsmerge_cli"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
 # Each room imports only from rooms before it; `specs`, `data`, `methods` and `cli` are folders.
 ROOMS = tuple(
-    "errors schema progress clock options seeding spaces distributed hardware specs output presets checkpoints "  # noqa: SIM905
-    "preprocessing cache resuming feeding sources plan groups permute structures maps thin fold reference data "
+    "errors schema progress clock options seeding spaces distributed hardware specs output presets pickled "  # noqa: SIM905
+    "checkpoints preprocessing cache resuming feeding sources plan groups permute structures maps thin fold "
+    "reference data "
     "features activations regression zipping objective running training supernet problem align methods metrics "
     "similarity scoring zoo card certificates evaluating result request pipeline compare report explain config "
     "cli".split()

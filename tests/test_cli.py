@@ -359,6 +359,7 @@ def test_a_source_called_like_a_row_of_the_table_is_refused(
     assert refused("merge", models, "method=average") == (
         "fsmerge: error: these sources cannot be merged, for 1 reason:\n"
         f"  - the task name '{name}' is a row of the score table; give the source another name\n"
+        "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other sources.\n"
     )
 
 

@@ -34,7 +34,10 @@ def test_preprocessing_that_cannot_be_folded_is_source_1s_and_the_difference_is_
         "images are prepared as for 't1'; 't2' was trained with interpolation bilinear instead of bicubic, "
         "crop_pct 1.0 instead of 0.9",
     )
-    assert merge([first, {**first, "name": "twin"}], method="average").notes == result.notes[:1]
+    assert merge([first, {**first, "name": "twin"}], method="average").notes == (
+        *result.notes[:1],
+        "'twin' has the same weights as 't1'; check models.sources.N.checkpoint",
+    )
 
 
 def test_the_written_config_states_the_preprocessing(tmp_path: Path) -> None:

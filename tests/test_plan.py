@@ -54,7 +54,8 @@ def test_every_mismatch_is_said_at_once() -> None:
         "depth: 'a' has 2, 'c' has 3",
         "'a' misses the tensors fc1.weight",
         "'a' has unknown tensors extra",
-        "'a' has other shapes than its arch says: fc0.weight is [16, 8], should be [8, 16], "
+        "'a' has other shapes than its arch says: fc0.weight is [16, 8], should be [8, 16] "
+        "(it is transposed), "
         "fc1.bias is [2], should be [6]",
         "the head of 'a' is [3, 9], should be [classes, 6]",
         "the head of 'c' has 3 classes, but 1 labels are given",
@@ -65,7 +66,8 @@ def test_the_message_lists_the_reasons() -> None:
     with pytest.raises(MismatchError) as error:
         compile_plan([mlp_source("a", [8], 1), mlp_source("b", [8], 1, input_size=(3, 4, 4))])
     assert str(error.value) == (
-        "these sources cannot be merged, for 1 reason:\n  - input_size: 'a' has [1, 4, 4], 'b' has [3, 4, 4]"
+        "these sources cannot be merged, for 1 reason:\n  - input_size: 'a' has [1, 4, 4], 'b' has [3, 4, 4]\n"
+        "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other sources."
     )
 
 

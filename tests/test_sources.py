@@ -279,18 +279,54 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.bin", "model.ckpt", "model"])
-def test_a_pickle_is_never_opened(name: str, tmp_path: Path) -> None:
+def test_a_pickle_runs_no_code(name: str, tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, tuple[str]]:
             return (Path.touch, (tmp_path / "sprung",))  # type: ignore[return-value]
 
     file = tmp_path / name
-    file.write_bytes(pickle.dumps(Trap()))
+    for content in (pickle.dumps(Trap()), pickle.dumps({"fc0.weight": Trap()})):
+        file.write_bytes(content)
+        remedy = (
+            "is damaged, or not a pickle of plain weights, which may run code and is not opened. Download it "
+            "again, or convert it once, where you trust it, "
+            "with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+        )
+        if name == "model":
+            remedy = (
+                "is not a .safetensors file. Pass one, a folder with model.safetensors, or a state dict as .pt, "
+                ".pth, .bin, .ckpt."
+            )
+        assert refused(SourceSpec("mine", arch=ARCH, checkpoint=str(file))) == f"source 'mine': {file} {remedy}"
+        assert not (tmp_path / "sprung").exists()
+        pickle.loads(content)
+        assert (tmp_path / "sprung").exists()  # the trap is one
+        (tmp_path / "sprung").unlink()
+
+
+@pytest.mark.parametrize("nested", [None, "state_dict", "model"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_weights_are_read_from_a_legacy_file(
+    nested: str | None, zipped: bool, source: Source, tmp_path: Path
+) -> None:
+    weights = dict(source.weights)
+    content = {nested: weights, "epoch": 3} if nested else weights
+    torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    found = load(SourceSpec("mine", arch=ARCH, checkpoint=str(tmp_path / "model.pt")))
+    assert found.weights.keys() == source.weights.keys()
+    assert all(torch.equal(found.weights[name], tensor) for name, tensor in source.weights.items())
+    assert found.sha256 == file_sha256(tmp_path / "model.pt")
+
+
+def test_an_older_torch_opens_no_pickle(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.pt"
+    torch.save(dict(source.weights), file)
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     assert refused(SourceSpec("mine", arch=ARCH, checkpoint=str(file))) == (
-        f"source 'mine': {file} is not a .safetensors file. Pickled checkpoints can run code and are not opened; "
-        "convert it once with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+        f"source 'mine': {file} is a pickle, which torch 2.9.1+cpu cannot open safely. Take torch 2.10 or later, "
+        "or convert it once, where you trust it, "
+        "with safetensors.torch.save_file(state_dict, 'model.safetensors')."
     )
-    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("kept", [0, 5, 200])

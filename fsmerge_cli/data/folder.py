@@ -8,18 +8,19 @@ ROOT/TASK/...                no train/ and test/: class folders are split by fil
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
-from fsmerge_cli.errors import DataError
+from fsmerge_cli.errors import DataError, reason
 from fsmerge_cli.options import FORBID, Share, Text
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
@@ -63,8 +64,14 @@ class Folder(DataConfig):
     def _folder(self, task: Task) -> Path:
         if self.root is None:
             raise DataError("data=folder needs data.root=PATH, a folder with one folder per task in it.")
-        root = Path(self.root).expanduser()
-        if not root.is_dir():
+        try:
+            root = Path(self.root).expanduser()
+            there = root.is_dir()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~ of an unknown user
+            raise DataError(
+                f"data.root={self.root[:200]!r} cannot be used ({reason(error)}). Pass another path."
+            ) from None
+        if not there:
             raise DataError(f"data.root={root}: there is no such folder.")
         folder = root / task.name
         if not folder.is_dir():
@@ -115,8 +122,10 @@ def _read(files: Sequence[tuple[Path, int]], i: int) -> tuple[Image.Image, int]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (UnidentifiedImageError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return image
+    except Exception as error:  # every decoder raises its own for a file that lies
         raise DataError(f"the image {path} cannot be read ({error}). Repair it or take it away.") from None

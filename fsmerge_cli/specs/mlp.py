@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.errors import ConfigError, SourceError
 from fsmerge_cli.options import FORBID, Flag, Positive
 from fsmerge_cli.options import build as build_options
 from fsmerge_cli.spaces import FIXED, Constant, norm, statistic
@@ -31,7 +33,7 @@ class MLPArch:
     """
 
     input_size: tuple[Positive, Positive, Positive]
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=1000)]
     activation: Literal["relu", "gelu", "tanh", "silu"] = "relu"
     norm: Literal["none", "batch"] = "none"
     bias: Flag = True
@@ -59,6 +61,20 @@ def build(arch: MLPArch) -> nn.Sequential:
         layers[f"act{i}"] = ACTIVATIONS[arch.activation]()
         previous = units
     return nn.Sequential(layers)
+
+
+def parse(name: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> MLPArch:
+    """Options from `{family: mlp, ...}` or from a checkpoint's model_args; sizes have to fit into a tensor."""
+    arch = build_options(MLPArch, options, where)
+    try:
+        with torch.device("meta"):
+            build(arch)
+    except (RuntimeError, TypeError, OverflowError):  # torch's words for a number that is too large
+        raise SourceError(
+            f"{where}: input_size {list(arch.input_size)} and widths {list(arch.widths)} are too large for a "
+            "tensor. Pass those that the weights have."
+        ) from None
+    return arch
 
 
 def resize(arch: MLPArch, width: int | tuple[int, ...] | None, heads: int | None) -> MLPArch:
@@ -134,7 +150,7 @@ MLP = Family(
     entry="fc0",
     signature=lambda arch: {name: getattr(arch, name) for name in SAME},
     config=lambda arch: {"architecture": "mlp", "model_args": asdict(arch)},
-    parse=lambda name, options, config, where: build_options(MLPArch, options, where),
+    parse=parse,
     snippet=snippet,
     layers=lambda module: [name for name, _ in module.named_children() if name.startswith("act")],
 )

@@ -15,11 +15,24 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from fsmerge_cli.errors import ConfigError, SourceError, unknown
+from fsmerge_cli.errors import ConfigError, SourceError, reason, unknown
 from fsmerge_cli.options import FORBID, Flag, Text
 from fsmerge_cli.options import build as build_options
 from fsmerge_cli.specs.family import Family
 from fsmerge_cli.specs.vit_table import table
+
+FOREIGN = frozenset(
+    {
+        "checkpoint_path",
+        "cache_dir",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_custom_load",
+    }
+    | {"scriptable", "exportable", "no_jit", "features_only", "feature_cfg", "pruned", "model_name"}
+)
+"""Arguments of timm's loader that say nothing of the architecture; some would read files."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -82,22 +95,37 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
         arch: ViTArch = build_options(ViTArch, {"args": {}, **options}, where)
     else:
         arch = ViTArch(architecture, _args(config), bool(config.get("projection")))
-    from timm.models import is_model, list_models
+    from timm.models import is_model, list_models, model_entrypoint
     from timm.models.vision_transformer import VisionTransformer
 
     name = arch.name.split(".")[0]
+    if foreign := sorted(FOREIGN & set(arch.args)):
+        raise SourceError(
+            f"{where}: {foreign[0]} is no option of an architecture. Weights come from "
+            "models.sources.N.checkpoint alone; take the key out of the arguments."
+        )
     if not is_model(name):
         raise SourceError(f"{where}: {unknown('timm architecture', name, list_models('vit_*'))}")
     try:
         model = _meta(replace(arch, name=name))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise SourceError(f"{where}: timm cannot build {name} with {arch.args}: {error}") from None
-    if type(model) is not VisionTransformer:
+    except Exception as error:  # timm passes every argument on, and whatever gets it raises its own
+        module = model_entrypoint(name).__module__
+        if "vision_transformer" not in module:
+            raise _other(where, name, f"a model of {module}") from None
         raise SourceError(
-            f"{where}: {name} is a {type(model).__name__}, not a plain VisionTransformer of timm, and cannot be "
-            "merged. Take a vit_* model, or write a specification for it."
-        )
+            f"{where}: timm cannot build {name} with {arch.args}: {reason(error)}. "
+            "Change arch.args, or model_args in config.json."
+        ) from None
+    if type(model) is not VisionTransformer:
+        raise _other(where, name, f"a {type(model).__name__}")
     return replace(arch, name=name)
+
+
+def _other(where: str, name: str, kind: str) -> SourceError:
+    return SourceError(
+        f"{where}: {name} is {kind}, not a plain VisionTransformer of timm, and cannot be "
+        "merged. Take a vit_* model, or write a specification for it."
+    )
 
 
 def _args(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""Legacy checkpoints (.pt, .pth, .bin, .ckpt), read by torch's unpickler for weights alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fsmerge_cli.errors import SourceError
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+NESTED = ("state_dict", "model")
+"""Keys under which trainers put the weights beside their own state."""
+
+SAFE = (2, 10)
+"""From here on no file is known to run code in spite of `weights_only` (CVE-2025-32434, CVE-2026-24747)."""
+
+REMEDY = "convert it once, where you trust it, with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+
+
+def read_pickled(path: Path, where: str) -> dict[str, Tensor]:
+    """The tensors of a pickled state dict; SourceError where it holds anything else than plain values."""
+    if path.suffix not in SUFFIXES:
+        raise SourceError(
+            f"{where} is not a .safetensors file. Pass one, a folder with model.safetensors, or a state dict as "
+            f"{', '.join(SUFFIXES)}."
+        )
+    if not path.is_file():
+        raise SourceError(f"{where}: there is no file {path.name}. Check the path of the checkpoint.")
+    if _version() < SAFE:
+        raise SourceError(
+            f"{where} is a pickle, which torch {torch.__version__} cannot open safely. Take torch "
+            f"{'.'.join(map(str, SAFE))} or later, or {REMEDY}"
+        )
+    try:
+        with warnings.catch_warnings():  # torch speaks of its own old formats; the user has chosen nothing there
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
+    except Exception:  # a file may break the unpickler in any way; its code is not run
+        raise SourceError(
+            f"{where} is damaged, or not a pickle of plain weights, which may run code and is not opened. "
+            f"Download it again, or {REMEDY}"
+        ) from None
+    for key in NESTED:
+        found = found.get(key, found) if isinstance(found, Mapping) else found
+    return _tensors(found, where)
+
+
+def _tensors(found: object, where: str) -> dict[str, Tensor]:
+    content = dict(found) if isinstance(found, Mapping) else {}
+    if not content or not all(isinstance(n, str) and _dense(t) for n, t in content.items()):
+        raise SourceError(f"{where} holds no state dict (tensors by name); {REMEDY}")
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _dense(value: object) -> bool:
+    plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+    return plain and isinstance(value, Tensor) and value.device.type == "cpu"
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])

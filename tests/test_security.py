@@ -1,0 +1,203 @@
+"""What docs/security.md promises."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fsmerge_cli import merge
+from fsmerge_cli.cli import main
+from fsmerge_cli.errors import ConfigError, DataError, OutputError, describe, printable
+from fsmerge_cli.request import request
+from fsmerge_cli.sources import Recipe, Source, SourceSpec, head_tensors, model_config
+from fsmerge_cli.specs.vit import FOREIGN
+from fsmerge_cli.zoo import content_key
+from tests.conftest import REPOSITORY, mlp_source
+from tests.test_architecture import FILES, imports
+
+HOSTILE = ("../../up", "/etc/passwd", "\x1b[2J\x07", "a\nb", "| [x](javascript:1) |", "```", "CON", "\ud800", "")
+WRITTEN = {
+    "config.yaml",
+    "evaluation.json",
+    "merged",
+    "merged/README.md",
+    "merged/config.json",
+    "merged/heads.safetensors",
+    "merged/model.safetensors",
+}
+
+
+def save(folder: Path, source: Source, head: str | None = None) -> dict[str, str]:
+    """A checkpoint, and its entry; labels may hold anything that JSON can say."""
+    assert source.head is not None
+    tensors, facts = head_tensors({head or source.name: source.head})
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(model_config(source.family, source.arch)))
+    save_file(dict(source.weights), folder / "model.safetensors")
+    save_file(tensors, folder / "heads.safetensors", metadata={"fsmerge": json.dumps(facts)})
+    return {"name": source.name, "checkpoint": str(folder)}
+
+
+def labelled(name: str, seed: int, labels: tuple[str, ...]) -> Source:
+    source = mlp_source(name, [4], seed, classes=len(labels))
+    assert source.head is not None
+    return replace(source, head=replace(source.head, labels=labels))
+
+
+def test_names_and_labels_of_a_checkpoint_reach_no_path(tmp_path: Path) -> None:
+    entries = [
+        save(tmp_path / "in" / name, labelled(name, seed, HOSTILE), head="../../../up")
+        for seed, name in enumerate("ab")
+    ]
+    before = set(tmp_path.rglob("*"))
+    merge(entries, method="average", output=tmp_path / "out")
+    made = set(tmp_path.rglob("*")) - before - {tmp_path / "out"}
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in made} == WRITTEN
+    with safe_open(tmp_path / "out/merged/heads.safetensors", framework="pt") as file:
+        assert set(file.keys()) == {"a.weight", "a.bias", "b.weight", "b.bias"}
+        assert tuple(json.loads(file.metadata()["fsmerge"])["labels"]["a"]) == HOSTILE  # kept as they are
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "a\\b", "/etc", "..", ".x", "", " a", "a\n", "\x1b[2J", "\x00", "n" * 81]
+)
+def test_a_task_cannot_be_called_like_a_path(name: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        request([{"name": name, "checkpoint": "x"}], "average", None, "cpu", 0, False)
+    assert str(error.value).startswith(
+        f"the task name {name!r} cannot be used: it names a folder and a head. Pass "
+    )
+
+
+@pytest.mark.parametrize("name", ["birds", "Vögel 2", 'say "hi"', "a|b", "<b>", "名前", "n" * 80])
+def test_other_names_are_fine(name: str) -> None:
+    (spec,) = request([{"name": name, "checkpoint": "x"}], "average", None, "cpu", 0, False).sources
+    assert spec.name == name
+
+
+def test_a_name_stays_inside_the_cache() -> None:
+    arch = {"family": "mlp", "input_size": (1, 8, 8), "widths": (6,)}
+    for name, found in {"birds": "birds", "a b:*?<|>": "a_b_", "名前": "名前"}.items():
+        key = content_key(SourceSpec(name, arch=arch, labels=("0",), recipe=Recipe("digits", seed=1)))
+        assert re.fullmatch(rf"mlp-{found}-[0-9a-f]{{16}}", key)
+
+
+def test_the_card_takes_names_as_text(tmp_path: Path) -> None:
+    names = ['x"]; import os  # y', "a|b ``` <b>[y](z)"]
+    entries = [save(tmp_path / str(seed), mlp_source(name, [4], seed)) for seed, name in enumerate(names)]
+    command = "fsmerge merge\n```\n# Not a heading\x1b[2J"
+    merge(entries, method="average", output=tmp_path / "out", command=command)
+    card = (tmp_path / "out/merged/README.md").read_text()
+    (snippet,) = re.findall(r"^(`{3,})python\n(.*?)\n\1$", card, flags=re.M | re.S)
+    modules = {n.name for i in ast.walk(ast.parse(snippet[1])) if isinstance(i, ast.Import) for n in i.names}
+    assert modules == {"torch"}
+    assert f"heads[{json.dumps(names[0] + '.weight')}]" in snippet[1]
+    assert "````sh\nfsmerge merge\n```\n# Not a heading\\x1b[2J\n````" in card
+    prose = re.sub(r"^(`{3,})\w*\n.*?\n\1$", "", card, flags=re.M | re.S)
+    assert r"a\|b \`\`\` \<b\>\[y\]\(z\)" in prose
+    assert "<b>" not in prose
+    assert "[y](z)" not in prose
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "\x9b31m", "\u202e", "\r", "\x7f", "\ud800"])
+def test_an_error_steers_no_terminal(text: str) -> None:
+    message, code = describe(DataError(f"before {text} after\nnext"))
+    assert code == 2
+    assert text not in message
+    assert message == f"fsmerge: error: before {printable(text)} after\nnext\n"
+    assert message.isascii()
+
+
+def calls(path: Path) -> list[ast.Call]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+
+
+def test_nothing_in_the_package_unpickles_or_evaluates() -> None:
+    loads = [call for path in FILES for call in calls(path) if ast.unparse(call.func) == "torch.load"]
+    assert len(loads) == 1
+    assert {k.arg: ast.unparse(k.value) for k in loads[0].keywords}["weights_only"] == "True"
+    names = {ast.unparse(call.func) for path in FILES for call in calls(path)}
+    assert not names & {
+        "eval",
+        "exec",
+        "yaml.load",
+        "np.load",
+        "numpy.load",
+        "os.system",
+        "hydra.utils.instantiate",
+    }
+    roots = {name.partition(".")[0] for path in FILES for name in imports(path)}
+    assert not roots & {"pickle", "marshal", "shelve", "dill", "joblib", "subprocess", "cloudpickle"}
+
+
+def test_no_argument_of_timms_loader_comes_from_a_checkpoint() -> None:
+    from timm.models import create_model
+
+    named = {name for name, p in inspect.signature(create_model).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    assert named <= FOREIGN
+    assert "checkpoint_path" in named
+
+
+def test_a_config_folder_of_the_users_own_names_no_class_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/models").mkdir(parents=True)
+    (tmp_path / "mine/models/pair.yaml").write_text(
+        "sources:\n  - {name: a, checkpoint: a}\n  - {name: b, arch: {_target_: os.mkdir, path: sprung}}\n"
+    )
+    assert main(["merge", "+models=pair", "method=average", "--config-dir", "mine"]) == 2
+    assert capsys.readouterr().err == (
+        "fsmerge: error: models.sources.1.arch._target_='os.mkdir': a configuration of fsmerge names no Python to "
+        "be called. Choose by name (`fsmerge list` shows the names) and take the key away.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_only_hydras_own_node_names_a_class_in_what_is_shipped() -> None:
+    targets = [
+        line.strip()
+        for path in sorted((REPOSITORY / "configs").rglob("*.yaml"))
+        for line in path.read_text().splitlines()
+        if "_target_" in line
+    ]
+    assert targets == ["_target_: fsmerge_cli.config.SweepSummary"]
+
+
+def test_a_source_is_never_replaced_by_the_result(tmp_path: Path) -> None:
+    entries = [save(tmp_path / name, mlp_source(name, [4], seed)) for seed, name in enumerate("ab")]
+    merge(entries, method="average", output=tmp_path / "out")
+    again = [{"name": "a", "checkpoint": str(tmp_path / "out/merged"), "head": "a"}, entries[1]]
+    kept = (tmp_path / "out/merged/model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match=r"which output\.overwrite=true would replace"):
+        merge(again, method="average", output=tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out/merged/model.safetensors").read_bytes() == kept
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    page = (REPOSITORY / "docs/security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) >= 8
+    for file, function in named:
+        text = (REPOSITORY / file).read_text()
+        assert not function or f"def {function}(" in text, f"{file}::{function}"
+
+
+def test_torch_is_used_to_load_on_the_cpu(tmp_path: Path) -> None:
+    """A file that says it comes from a GPU is read without one."""
+    source = mlp_source("a", [4], 1)
+    torch.save(dict(source.weights), tmp_path / "model.pt")
+    arch = {"family": "mlp", "input_size": (1, 4, 4), "widths": (4,)}
+    from fsmerge_cli.sources import load
+
+    found = load(SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "model.pt")))
+    assert {tensor.device.type for tensor in found.weights.values()} == {"cpu"}
