@@ -14,9 +14,26 @@ from torch import Tensor
 
 from fsmerge_cli.errors import SourceError
 
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""How safetensors calls what a checkpoint may hold."""
 
-def read_tensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file; SourceError where it is not one."""
+
+def read_tensors(path: Path, where: str, headers: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file; SourceError where it is not one.
+
+    headers: names, shapes and types alone, as tensors on the `meta` device.
+    """
     if path.suffix != ".safetensors":
         raise SourceError(
             f"{where} is not a .safetensors file. Pickled checkpoints can run code and are not opened; "
@@ -26,9 +43,23 @@ def read_tensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, s
         raise SourceError(f"{where}: there is no file {path.name}. Check the path of the checkpoint.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            read = _header if headers else _tensor
+            return {name: read(file, name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
+
+
+def _tensor(file: Any, name: str) -> Tensor:
+    tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _header(file: Any, name: str) -> Tensor:
+    stated = file.get_slice(name)
+    dtype = DTYPES.get(stated.get_dtype())
+    if dtype is None:  # a rare one: torch itself knows it
+        return torch.empty_like(_tensor(file, name), device="meta")
+    return torch.empty(stated.get_shape(), dtype=dtype, device="meta")
 
 
 def read_config(path: Path, where: str) -> dict[str, Any]:
@@ -59,9 +90,12 @@ def numbers(stated: Mapping[str, Any], key: str, where: str) -> tuple[float, ...
 
 
 def plain(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Weights as fp32 (counters stay whole numbers); SourceError where a value is not finite."""
+    """Weights as fp32 (counters stay whole numbers); SourceError where a value is not finite.
+
+    Tensors on the `meta` device have no values.
+    """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
             raise SourceError(
                 f"{where}: {name} holds values that are not finite. Train or download the model again."
             )
