@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from rich.text import Text as Line
 
 from fsmerge_cli import report
 from fsmerge_cli.distributed import is_main, outcome, place
-from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.errors import ConfigError, MismatchError, unknown
 from fsmerge_cli.explain import explain, explain_cluster
 from fsmerge_cli.options import FORBID, Flag, Positive, Text, build
 from fsmerge_cli.progress import silent
@@ -55,8 +56,20 @@ class Output:
     overwrite: Flag = False
 
 
+_checking: list[bool] = []
+"""Whether the jobs of this process are `fsmerge check` (and with --headers-only, --json) instead of a merge."""
+
 _codes: list[int] = []
 """Exit codes of the jobs of this process; Hydra's launcher gives a sweep no other way to report them."""
+
+
+def check(arguments: Sequence[str], headers_only: bool, as_json: bool) -> int:
+    """Let Hydra compose `arguments` and inspect what they would merge; returns the exit code."""
+    _checking[:] = [headers_only, as_json]
+    try:
+        return launch(arguments)
+    finally:
+        _checking.clear()
 
 
 def launch(arguments: Sequence[str]) -> int:
@@ -90,6 +103,10 @@ def _entry(config: DictConfig) -> dict[str, Any]:
     try:
         if sweep and is_main():
             Console(stderr=True).print(Line(label), style="bold", soft_wrap=True)
+        if _checking:
+            run_check(config, *_checking)
+            _codes.append(0)
+            return {"run": label, "exit_code": 0}
         evaluation = run_job(config, overrides)
     except Exception as error:
         text, code = outcome(error)
@@ -110,16 +127,7 @@ def _entry(config: DictConfig) -> dict[str, Any]:
 
 def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Turn one composed configuration into a call of `merge`; show and return the evaluation."""
-    values = OmegaConf.to_container(config, resolve=True)
-    if not isinstance(values, dict):
-        raise ConfigError("the configuration is not a mapping.")
-    keys = {str(key): value for key, value in values.items()}
-    strangers = [unknown("key", key, TOP) for key in keys if key not in TOP]
-    strangers += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
-    if "sources" not in (keys.get("models", {"sources": 0})):
-        strangers.append("models.sources is missing.")
-    if strangers:
-        raise ConfigError("\n".join(strangers))
+    keys = _keys(config)
     output = build(Output, keys["output"], "output")
     checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
     folder = Path(output.dir or default_folder(keys, HydraConfig.get().runtime.choices))
@@ -149,6 +157,47 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     _show(evaluation, folder)
     return evaluation
+
+
+def _keys(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain values; ConfigError for keys that are unknown or missing."""
+    values = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(values, dict):
+        raise ConfigError("the configuration is not a mapping.")
+    keys = {str(key): value for key, value in values.items()}
+    strangers = [unknown("key", key, TOP) for key in keys if key not in TOP]
+    strangers += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
+    if "sources" not in (keys.get("models", {"sources": 0})):
+        strangers.append("models.sources is missing.")
+    if strangers:
+        raise ConfigError("\n".join(strangers))
+    return keys
+
+
+def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
+    """Show what a merge of one composed configuration would be; MismatchError after the table."""
+    keys = _keys(config)
+    from fsmerge_cli.inspection import inspect  # imports torch
+    from fsmerge_cli.request import request
+
+    asked = request(
+        keys["models"]["sources"],
+        keys["method"],
+        keys.get("data"),
+        keys["hardware"],
+        keys["seed"],
+        overwrite=False,
+    )
+    found = inspect(asked, headers_only)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
+    else:
+        console = Console()
+        console.print(report.source_table(asdict(found)))
+        for line in report.check_lines(asdict(found)):
+            console.print(Line(line), soft_wrap=True)
+    if found.reasons:
+        raise MismatchError(found.reasons)
 
 
 def _finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:

@@ -13,9 +13,9 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.p
 # Each room imports only from rooms before it; `specs`, `data`, `methods` and `cli` are folders.
 ROOMS = tuple(
     "errors progress clock options seeding spaces distributed hardware specs output presets checkpoints "  # noqa: SIM905
-    "preprocessing cache resuming feeding entries sources plan groups permute structures maps thin fold reference data "
-    "features activations regression zipping objective running training supernet problem align methods scoring "
-    "zoo card certificates result request estimate inspection pipeline report explain config cli".split()
+    "preprocessing cache resuming feeding entries sources plan groups permute structures maps thin fold reference "
+    "data features activations regression zipping objective running training supernet problem align methods "
+    "scoring zoo card certificates result request estimate inspection pipeline report explain config cli".split()
 )
 HYDRA = {"explain", "config", "cli"}
 ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "config", "cli"}}

@@ -13,6 +13,7 @@ from fsmerge_cli.errors import ConfigError, Interrupted, unknown
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
+    "check": "say what a merge would be, before anything is read, trained or written",
     "list": "show the methods, models, data and hardware there are",
 }
 
@@ -29,6 +30,7 @@ commands:
 
 examples:
   fsmerge list
+  fsmerge check +models=digits_mlp_pair
   fsmerge merge +models=digits_mlp_pair
   fsmerge merge +models=digits_mlp_pair method=kd output.dir=outputs/by-distillation
 

@@ -41,14 +41,20 @@ examples:
 
 def run(arguments: list[str]) -> int:
     """Compose the configuration and run it, or every combination of it."""
+    arguments = composed(arguments)
+    from fsmerge_cli import config  # imports Hydra
+
+    return config.launch(arguments)
+
+
+def composed(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra takes them; ConfigError where no models are given."""
     arguments = [rewrite(argument) for argument in arguments]
     if not any(argument.lstrip("+").startswith(("models=", "models.sources=")) for argument in arguments):
         raise ConfigError(
             "no models given. Say which with +models=NAME; there are:\n" + listing("models").rstrip()
         )
-    from fsmerge_cli import config  # imports Hydra
-
-    return config.launch(arguments)
+    return arguments
 
 
 def rewrite(argument: str) -> str:
