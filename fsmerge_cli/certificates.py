@@ -23,16 +23,13 @@ from fsmerge_cli.plan import Plan
 from fsmerge_cli.problem import Solution
 from fsmerge_cli.reference import UnfoldedSuperNet
 from fsmerge_cli.seeding import generator
-from fsmerge_cli.sources import Head, Source, head_tensors
+from fsmerge_cli.sources import Head, Source, SourceSpec, head_tensors, load
 
 IMAGES = 16
 """How many images every certificate looks at."""
 
 TOLERANCE = 1e-3
 """Largest error, relative to the root mean square of the exact answer, of what was computed in fp32."""
-
-COARSE = 5e-2
-"""The same where one side was computed in bf16, whose numbers have 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,10 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the evaluation saw: pixels [n, C, H, W] and the logits of every head [n, classes]; bf16 or not."""
+    """What the evaluation saw: pixels [n, C, H, W] and the logits of every head [n, classes], in fp32."""
 
     pixels: Tensor
     logits: Sequence[Tensor]
-    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Proof:
             # The fp64 network is dropped again at once: of a large model it is the largest thing in memory.
             features = _network(self.plan, written)(self.pixels.double())
             found = [
-                _reloaded(self, written, heads),
+                _reloaded(self, folder, written, heads),
                 _unfolded(self, features),
                 _heads(self, heads, features),
                 _evaluated(self, written, heads),
@@ -116,11 +112,26 @@ def probe(images: Images, plan: Plan, seed: int) -> Tensor:
     return images.images[torch.cat([rows[:share] for rows in own])[:IMAGES]]
 
 
-def _reloaded(proof: Proof, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> Certificate:
-    what = "tensors read back from the files = tensors in memory"
+def _reloaded(
+    proof: Proof, folder: Path, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]
+) -> Certificate:
+    what = "tensors, architecture and labels read back from the files = those in memory"
     kept, _ = head_tensors(proof.heads)
     error = max(_difference(written, proof.solution.weights), _difference(heads, kept))
+    if not _loads(proof, folder):
+        error = math.inf
     return Certificate("reloaded", what, error, 0.0)
+
+
+def _loads(proof: Proof, folder: Path) -> bool:
+    """Whether the folder is a source again, of the same architecture and with the same labels."""
+    names: list[str | None] = list(proof.heads) or [None]
+    for name in names:
+        found = load(SourceSpec(name or "merged", checkpoint=str(folder), head=name))
+        labels = proof.heads[name].labels if name else None
+        if found.family is not proof.plan.family or found.arch != proof.plan.arch or found.labels != labels:
+            return False
+    return True
 
 
 def _unfolded(proof: Proof, features: Tensor) -> Certificate:
@@ -129,7 +140,11 @@ def _unfolded(proof: Proof, features: Tensor) -> Certificate:
         return Certificate("unfolded", what, None, None)
     maps = proof.solution.maps.to("cpu")
     supernet = UnfoldedSuperNet(proof.plan, maps, [s.weights for s in proof.sources])
-    return Certificate("unfolded", what, relative_error(features, supernet(proof.pixels)), TOLERANCE)
+    exact = supernet(proof.pixels)
+    errors = [relative_error(features, exact)]
+    for i, readout in enumerate(proof.solution.readouts):  # U_out is a map as well
+        errors.append(relative_error(features @ readout.cpu().double().T, supernet.readout(exact, i)))
+    return Certificate("unfolded", what, max(errors), TOLERANCE)
 
 
 def _heads(proof: Proof, heads: Mapping[str, Tensor], features: Tensor) -> Certificate:
@@ -153,7 +168,7 @@ def _evaluated(proof: Proof, written: Mapping[str, Tensor], heads: Mapping[str, 
         relative_error(logits, written_head(proof, name, heads)(features))
         for name, logits in zip(proof.heads, seen.logits)
     ]
-    return Certificate("evaluated", what, max(errors), COARSE if seen.bf16 else TOLERANCE)
+    return Certificate("evaluated", what, max(errors), TOLERANCE)
 
 
 def _permuted(proof: Proof) -> Certificate:

@@ -34,17 +34,50 @@ def readable(text: str, where: str) -> Path:
     return path
 
 
-def read_tensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file, or of a legacy one; SourceError where it is neither."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""How safetensors calls what a checkpoint may hold."""
+
+
+def read_tensors(path: Path, where: str, headers: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file, or of a legacy one; SourceError where it is neither.
+
+    headers: names, shapes and types alone, as tensors on the `meta` device.
+    """
     if path.suffix != ".safetensors":
-        return read_pickled(path, where), {}
+        found = read_pickled(path, where)
+        return {n: t.to("meta") for n, t in found.items()} if headers else found, {}
     if not path.is_file():
         raise SourceError(f"{where}: there is no file {path.name}. Check the path of the checkpoint.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            read = _header if headers else _tensor
+            return {name: read(file, name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except Exception as error:  # safetensors, torch and the system each raise their own for a file that lies
         raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
+
+
+def _tensor(file: Any, name: str) -> Tensor:
+    tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _header(file: Any, name: str) -> Tensor:
+    stated = file.get_slice(name)
+    dtype = DTYPES.get(stated.get_dtype())
+    if dtype is None:  # a rare one: torch itself knows it
+        return torch.empty_like(_tensor(file, name), device="meta")
+    return torch.empty(stated.get_shape(), dtype=dtype, device="meta")
 
 
 def read_config(path: Path, where: str) -> dict[str, Any]:
@@ -83,7 +116,10 @@ def _number(value: object) -> bool:
 
 
 def plain(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Weights as fp32 (counters stay whole numbers); SourceError where a value is no finite real number."""
+    """Weights as fp32 (counters stay whole numbers); SourceError where a value is no finite real number.
+
+    Tensors on the `meta` device have no values.
+    """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         floating = tensor.dtype in FLOATS
@@ -93,7 +129,7 @@ def plain(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
                 "bf16 or fp64. Quantised models cannot be merged: pass the model that it was made from."
             )
         found[name] = tensor.float() if floating else tensor
-        if floating and not bool(found[name].isfinite().all()):
+        if floating and not tensor.is_meta and not bool(found[name].isfinite().all()):
             raise SourceError(
                 f"{where}: {name} holds values that are not finite. Train or download the model again."
             )

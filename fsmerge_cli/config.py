@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -29,14 +27,13 @@ from rich.text import Text as Line
 
 from fsmerge_cli import report
 from fsmerge_cli.distributed import is_main, outcome, place
-from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.errors import ConfigError, MismatchError, unknown
 from fsmerge_cli.explain import explain, explain_cluster
+from fsmerge_cli.folders import default_folder, finished
 from fsmerge_cli.options import FORBID, Flag, Positive, Text, build, refuse_code
 from fsmerge_cli.progress import silent
 
 TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "output")
-UNNAMED = ("output", "resume", "checkpoint")
-"""Keys that change nothing in the result, and so not its folder's name."""
 CONFIGS = "pkg://fsmerge_cli.configs"
 
 
@@ -55,8 +52,20 @@ class Output:
     overwrite: Flag = False
 
 
+_checking: list[bool] = []
+"""Whether the jobs of this process are `fsmerge check` (and with --headers-only, --json) instead of a merge."""
+
 _codes: list[int] = []
 """Exit codes of the jobs of this process; Hydra's launcher gives a sweep no other way to report them."""
+
+
+def check(arguments: Sequence[str], headers_only: bool, as_json: bool) -> int:
+    """Let Hydra compose `arguments` and inspect what they would merge; returns the exit code."""
+    _checking[:] = [headers_only, as_json]
+    try:
+        return launch(arguments)
+    finally:
+        _checking.clear()
 
 
 def launch(arguments: Sequence[str]) -> int:
@@ -92,6 +101,10 @@ def _entry(config: DictConfig) -> dict[str, Any]:
     try:
         if sweep and is_main():
             Console(stderr=True).print(Line(label), style="bold", soft_wrap=True)
+        if _checking:
+            run_check(config, *_checking)
+            _codes.append(0)
+            return {"run": label, "exit_code": 0}
         evaluation = run_job(config, overrides)
     except Exception as error:
         text, code = outcome(error)
@@ -107,35 +120,19 @@ def _entry(config: DictConfig) -> dict[str, Any]:
         "mean": row["mean_top1"],
         "joint": row["joint_top1"].get("softmax"),
         "seconds": sum(evaluation["cost"]["seconds"].values()),
-        "folder": str(_folder(config)),
+        "folder": str(_folder(_keys(config))),
     }
 
 
 def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Turn one composed configuration into a call of `merge`; show and return the evaluation."""
-    try:
-        values = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"{error.full_key}: {said}. Name a key that is there in ${{...}}, or give a value."
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError("the configuration is not a mapping.")
-    keys = {str(key): value for key, value in values.items()}
-    strangers = [unknown("key", key, TOP) for key in keys if key not in TOP]
-    strangers += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
-    if "sources" not in (keys.get("models", {"sources": 0})):
-        strangers.append("models.sources is missing.")
-    if strangers:
-        raise ConfigError("\n".join(strangers))
-    refuse_code(keys, "")
+    keys = _keys(config)
     output = build(Output, keys["output"], "output")
     checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
-    folder = _folder(config)
+    folder = _folder(keys)
     from fsmerge_cli.pipeline import merge  # imports torch
 
-    if keys["resume"] is True and (found := _finished(keys, folder)) is not None:
+    if keys["resume"] is True and (found := finished(keys, folder)) is not None:
         if is_main():
             _show(found, folder)
             Console().print(Line("finished before: nothing was done"))
@@ -161,26 +158,57 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     return evaluation
 
 
-def _folder(config: DictConfig) -> Path:
+def _folder(keys: Mapping[str, Any]) -> Path:
     """Where the run of a composed configuration goes."""
-    keys = {str(key): value for key, value in dict(OmegaConf.to_container(config, resolve=True)).items()}  # type: ignore[arg-type]
     return Path(keys["output"]["dir"] or default_folder(keys, HydraConfig.get().runtime.choices))
 
 
-def _finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
-    """The evaluation of the finished run in `folder`; ConfigError where it had other options."""
-    if not (folder / "evaluation.json").is_file():
-        return None
-    from fsmerge_cli.request import request
-    from fsmerge_cli.resuming import check_same
+def _keys(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain values; ConfigError for keys that are unknown or missing."""
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{error.full_key}: {said}. Name a key that is there in ${{...}}, or give a value."
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError("the configuration is not a mapping.")
+    keys = {str(key): value for key, value in values.items()}
+    strangers = [unknown("key", key, TOP) for key in keys if key not in TOP]
+    strangers += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
+    if "sources" not in (keys.get("models", {"sources": 0})):
+        strangers.append("models.sources is missing.")
+    if strangers:
+        raise ConfigError("\n".join(strangers))
+    refuse_code(keys, "")
+    return keys
 
-    sources = keys["models"]["sources"]
-    asked = request(sources, keys["method"], keys.get("data"), keys["hardware"], keys["seed"], overwrite=False)
-    check_same(
-        f"the finished run in {folder}", yaml.safe_load((folder / "config.yaml").read_text()), asked.options()
+
+def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
+    """Show what a merge of one composed configuration would be; MismatchError after the table."""
+    keys = _keys(config)
+    from fsmerge_cli.inspection import inspect  # imports torch
+    from fsmerge_cli.request import request
+
+    asked = request(
+        keys["models"]["sources"],
+        keys["method"],
+        keys.get("data"),
+        keys["hardware"],
+        keys["seed"],
+        overwrite=False,
     )
-    evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    return evaluation
+    found = inspect(asked, headers_only)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
+    else:
+        console = Console()
+        console.print(report.source_table(asdict(found)))
+        for line in report.check_lines(asdict(found)):
+            console.print(Line(line), soft_wrap=True)
+    if found.reasons:
+        raise MismatchError(found.reasons)
 
 
 def _show(evaluation: Mapping[str, Any], folder: Path) -> None:
@@ -191,14 +219,6 @@ def _show(evaluation: Mapping[str, Any], folder: Path) -> None:
         console.print(Line(f"note: {note}"))
     console.print(Line(report.summary_line(evaluation)))
     console.print(Line(f"merged model: {folder}/merged   scores: {folder}/evaluation.json"), soft_wrap=True)
-
-
-def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
-    """outputs/MODELS-METHOD-HASH; the hash covers every key that can change the result."""
-    content = {key: value for key, value in keys.items() if key not in UNNAMED}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-    name = "-".join(str(choices.get(group) or group) for group in ("models", "method"))
-    return f"outputs/{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}-{digest}"
 
 
 class SweepSummary(Callback):

@@ -101,6 +101,8 @@ def describe(error: Exception) -> tuple[str, int]:
     trace = "".join(traceback.format_exception(error)) if shown else ""
     if isinstance(error, FsmergeError):
         return f"{trace}fsmerge: error: {printable(str(error))}\n", error.exit_code
+    if isinstance(error, MemoryError) and str(error):  # of one process among several, so each tells its own
+        return f"fsmerge: error: {error}\n", 1
     return f"{trace}fsmerge: this is a bug in fsmerge; please report it with the lines above\n", 1
 
 

@@ -53,7 +53,7 @@ def fetched(parts: Iterable[Tensor]) -> Iterator[Tensor]:
         host, arrived = part.to("cpu", non_blocking=True), None
         if part.is_cuda:
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(part.device))
         if before is not None:
             yield _whole(*before)
         before = host, arrived

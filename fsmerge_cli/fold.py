@@ -54,9 +54,14 @@ class Folder:
         batched: bool = False,
     ) -> None:
         def prepare(W: Tensor) -> Tensor:
-            return W.to(device, dtype if W.ndim > 1 else None)
+            return W.to(device, dtype)
 
-        self._groups = [(g, _stacked(g, weights, prepare)) for g in group(plan, weights, batched)]
+        def keep(W: Tensor) -> Tensor:
+            return W.to(device)
+
+        # What reads no space (tables, tokens, biases) goes into the residual stream, which stays fp32.
+        groups = group(plan, weights, batched)
+        self._groups = [(g, _stacked(g, weights, prepare if g.role.read else keep)) for g in groups]
         roles = plan.roles.items()
         self._constants = {n: weights[0][n].to(device) for n, role in roles if isinstance(role, Constant)}
 
@@ -76,12 +81,16 @@ def fold_group(found: Group, stacks: Sequence[Tensor], opened: OpenMaps) -> dict
     k, role = len(stacks), found.role
     merge = [opened.pick("M", found.writes, i) for i in range(k)]
     unmerge = [opened.pick("U", found.reads, i) for i in range(k)] if role.read else []
-    if role.read and role.write[0] == 0 and role.read[0] == 1 and is_thin([*merge, *unmerge]):
+    if role.read is None:
+        with torch.autocast(stacks[0].device.type, enabled=False):
+            terms = [_along(W, role.write[0], merge[i], last=False) for i, W in enumerate(stacks)]
+            folded = sum(terms[1:], terms[0])
+    elif role.write[0] == 0 and role.read[0] == 1 and is_thin([*merge, *unmerge]):
         folded = fold_thin(stacks, merge, unmerge)
     else:
         terms = []
         for i, W in enumerate(stacks):
-            read = W if role.read is None else _along(W, role.read[0], unmerge[i], last=True)
+            read = _along(W, role.read[0], unmerge[i], last=True)
             terms.append(_along(read, role.write[0], merge[i], last=False))
         folded = sum(terms[1:], terms[0])
     return dict(zip(found.names, folded.unbind(0)))

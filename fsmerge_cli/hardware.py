@@ -110,16 +110,20 @@ class Hardware:
         """Apply the settings for one run and put the process back as it was afterwards."""
         device = self.resolve()
         before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        convolutions = torch.backends.cudnn.allow_tf32
         try:
             if self.threads is not None:
                 torch.set_num_threads(self.threads)
             if self.deterministic:  # cuBLAS reads this before its first call
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(self.deterministic)
-            if self.distributed and device.index is not None:  # what NCCL sends without a tensor of ours lies here
+            if device.index is not None:  # what is sent or recorded without a tensor of ours lies here
                 torch.cuda.set_device(device)
+            # fp32 means fp32: by default cuDNN rounds what a convolution reads to 10 bits.
+            torch.backends.cudnn.allow_tf32 = False
             yield device
         finally:
+            torch.backends.cudnn.allow_tf32 = convolutions
             torch.set_num_threads(before[0])
             torch.use_deterministic_algorithms(before[1])
 

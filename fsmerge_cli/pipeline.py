@@ -20,6 +20,7 @@ from fsmerge_cli.distributed import World, join
 from fsmerge_cli.evaluating import evaluate
 from fsmerge_cli.fold import fold_head
 from fsmerge_cli.hardware import Hardware, peak_memory
+from fsmerge_cli.inspection import headers
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.output import claim, explained
@@ -73,6 +74,10 @@ def merge(
         with join(asked.hardware.distributed) as world:
             progress = progress if world.main else silent
             with world.together():
+                # Every mismatch, from the headers, before anything is read or trained.
+                compile_plan(
+                    [own.source for own in headers(asked.sources)], asked.method.width, asked.method.heads
+                )
                 device = stack.enter_context(asked.hardware.session())
                 folder = None
                 if output is not None and world.main:

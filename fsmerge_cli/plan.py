@@ -73,9 +73,13 @@ def compile_plan(
     options that differ, tensors missing, unknown or of another shape, heads that do not fit.
     """
     reasons = list(_common_reasons(sources))
+    known: dict[str, dict[str, tuple[int, ...]]] = {}  # large networks take a while to build, even without weights
     for source in sources:
         reasons += [f"'{source.name}' has {reason}" for reason in source.family.refuse(source.arch)]
-        reasons += _tensor_reasons(source)
+        kind = f"{source.family.name} {source.arch}"
+        if kind not in known:
+            known[kind] = _shapes(source.family, source.arch)
+        reasons += _tensor_reasons(source, known[kind])
         reasons += _head_reasons(source)
     if reasons:
         raise MismatchError(reasons)
@@ -148,8 +152,7 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
                 yield f"{what}: '{first.name}' has {_plain(a)}, '{other.name}' has {_plain(b)}"
 
 
-def _tensor_reasons(source: Source) -> Iterable[str]:
-    expected = _shapes(source.family, source.arch)
+def _tensor_reasons(source: Source, expected: Mapping[str, tuple[int, ...]]) -> Iterable[str]:
     found = {name: tuple(t.shape) for name, t in source.weights.items()}
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]

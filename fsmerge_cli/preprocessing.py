@@ -78,8 +78,8 @@ def fold_normalisation(
         return dict(weights)
     weight = weights[name]
     grouped = weight.double().reshape(weight.shape[0], channels, -1)
-    scaled = grouped / torch.tensor(std, dtype=torch.float64).reshape(1, -1, 1)
-    shift = (scaled * torch.tensor(mean, dtype=torch.float64).reshape(1, -1, 1)).sum((1, 2))
+    scaled = grouped / torch.tensor(std, dtype=torch.float64, device=weight.device).reshape(1, -1, 1)
+    shift = (scaled * torch.tensor(mean, dtype=torch.float64, device=weight.device).reshape(1, -1, 1)).sum((1, 2))
     folded = {name: scaled.reshape(weight.shape).to(weight.dtype)}
     if set(mean) != {0.0}:
         folded |= _fold_shift(family, arch, weights, shift, f"{where}: mean {list(mean)}")

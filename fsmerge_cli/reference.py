@@ -39,7 +39,7 @@ class UnfoldedSuperNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Merged features z' of a batch."""
-        network = self.plan.skeleton().to_empty(device=images.device).to(self.dtype)
+        network = self.plan.skeleton().to(self.dtype).to_empty(device=images.device)
         _set(network, self._constants)
         _set(network, {n: t.to(self.dtype) for n, t in self.maps.units().items()})
         for name in list(self.plan.roles):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -163,3 +164,58 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows(rows)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}. Choose another --csv FILE.") from None
+
+
+COLUMNS = ("width", "depth", "heads", "patch", "classes")
+
+
+def source_table(inspection: Mapping[str, Any]) -> Table:
+    """The sources of an inspection, one row each; mean and deviation as their means over the channels."""
+    table = Table(
+        title="Sources (norm.: mean/deviation of the pixels)", title_justify="left", box=SIMPLE, padding=0
+    )
+    for name in ("source", "architecture", *COLUMNS, "norm.", "dtype", "numbers", "MB"):
+        right = name in (*COLUMNS, "numbers", "MB")
+        table.add_column(name, overflow="fold", justify="right" if right else "left")
+    for row in inspection["rows"]:
+        patch = "x".join(map(str, row["patch"])) if row["patch"] else None
+        sizes = [patch if name == "patch" else row[name] for name in COLUMNS]
+        size = "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:,.1f}"
+        mean, std = (sum(values) / len(values) for values in (row["mean"], row["std"]))
+        norm = "none" if (mean, std) == (0.0, 1.0) else f"{mean:.2f}/{std:.2f}"
+        cells = [row["name"], row["architecture"], *("-" if value is None else str(value) for value in sizes)]
+        table.add_row(*map(Text, [*cells, norm, row["dtype"], f"{row['parameters'] / 1e6:,.2f}M", size]))
+    return table
+
+
+def check_lines(inspection: Mapping[str, Any]) -> list[str]:
+    """What an inspection says below its table: where the sources come from, and what may be done."""
+    lines = [f"{row['name']}: {row['state']}" for row in inspection["rows"]]
+    if inspection["reasons"]:
+        return lines
+    if inspection["verdict"]:
+        cosines = ", ".join(f"{cosine:.2f}" for cosine in inspection["similarity"])
+        lines.append(f"similarity to source 1: {cosines}; {inspection['verdict']}")
+    fit = [method["name"] for method in inspection["methods"] if method["why_not"] is None]
+    lines.append(f"methods that apply: {', '.join(fit)}")
+    lines += [f"  not {m['name']}: {m['why_not']}" for m in inspection["methods"] if m["why_not"]]
+    lines.append(f"start with: {inspection['recommended']} ({inspection['why']})")
+    needs = []
+    if inspection["memory"] is not None:
+        needs.append(f"about {inspection['memory'] / 1e9:.1f} GB of memory at its peak")
+    if inspection["seconds"] is not None:
+        needs.append(f"about {duration(inspection['seconds'])} of computing")
+    if needs:
+        lines.append(f"method={inspection['method']} as asked: {', '.join(needs)}")
+    return [*lines, *(f"note: {note}" for note in inspection["notes"])]
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that fits it.
+
+    >>> duration(0.2), duration(75), duration(600), duration(7200)
+    ('1 s', '75 s', '10 min', '2.0 h')
+    """
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -166,12 +166,15 @@ class Stage:
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
         """Replace the state; where the disk is full the run says so, goes on, and the older state stays."""
-        self._last = time.monotonic()
         if self.path is None or not self.keeper.writes:
             return False
         everything = {**_random_state(), **tensors}
         content = {name: t.detach().cpu().contiguous() for name, t in everything.items()}
-        content = {name: t.clone() for name, t in content.items()}  # safetensors takes no shared storage
+        seen: set[int] = set()  # safetensors takes no storage twice; the others are not copied
+        for name, tensor in content.items():
+            place = tensor.untyped_storage().data_ptr()
+            content[name] = tensor.clone() if place in seen else tensor
+            seen.add(place)
         metadata = {"fsmerge": json.dumps({**facts, "random": _python_state()})}
         try:
             self.keeper.prepare()
@@ -180,6 +183,8 @@ class Stage:
             why = str(error).splitlines()[0]
             self.keeper.progress(Event(f"the state could not be saved ({why}); the run goes on", 1, 1))
             return False
+        finally:
+            self._last = time.monotonic()  # after the write: a slow disk must not ask for the next one at once
         return True
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

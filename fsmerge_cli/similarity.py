@@ -14,6 +14,9 @@ from fsmerge_cli.features import network
 from fsmerge_cli.metrics import Alikeness
 from fsmerge_cli.problem import Problem
 
+FEW = 8
+"""Images at a time: the outputs of all layers of two models are held for them."""
+
 LIMIT = 256
 """Test images per task that are looked at: enough for d x d statistics of tokens, and quick."""
 
@@ -36,14 +39,15 @@ def similarities(problem: Problem, backbone: nn.Module, sets: Sequence[ImageSet 
         alike = {name: Alikeness() for name in names}
         rows = range(min(len(own), LIMIT))
         with torch.inference_mode():
-            for pixels, _ in read(own, rows, hardware.eval_batch, hardware.workers, pinned=device.type == "cuda"):
+            size = min(hardware.eval_batch, FEW)
+            for pixels, _ in read(own, rows, size, hardware.workers, pinned=device.type == "cuda"):
                 outputs = []
                 for module in (backbone, teacher):
                     with listened(module, names) as heard:
                         module(pixels.to(device))
                     outputs.append(heard)
                 for name in names:
-                    x, y = (heard[name].float().flatten(0, -2).cpu() for heard in outputs)
+                    x, y = (heard[name].float().flatten(0, -2) for heard in outputs)
                     alike[name].add(x, y)
         found[source.name] = {name: values.values() for name, values in alike.items()}
     return found

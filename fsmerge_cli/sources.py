@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from dataclasses import dataclass as plain_dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.checkpoints import (
@@ -27,67 +25,14 @@ from fsmerge_cli.checkpoints import (
     readable,
     tensors_sha256,
 )
+from fsmerge_cli.entries import Recipe as Recipe
+from fsmerge_cli.entries import SourceSpec as SourceSpec
 from fsmerge_cli.errors import SourceError, unknown
-from fsmerge_cli.options import FORBID, Count, Flag, NonNegativeFloat, Positive, PositiveFloat, Text
 from fsmerge_cli.preprocessing import PLAIN, Preprocessing, fold_normalisation
 from fsmerge_cli.specs import SPECS, Family, resolve
 
-LONGEST_NAME = 80
-"""Characters of a task's name, which is part of file names."""
 
-
-@dataclass(frozen=True, config=FORBID)
-class Recipe:
-    """How an embedded source is trained on first use.
-
-    data: key of the data set. seed: of initialisation and batches. steps, batch_size (images), lr,
-    weight_decay: of AdamW with a one-cycle schedule.
-    """
-
-    data: Text
-    seed: Count
-    steps: Positive = 800
-    batch_size: Positive = 64
-    lr: PositiveFloat = 3e-3
-    weight_decay: NonNegativeFloat = 1e-2
-
-
-@dataclass(frozen=True, config=FORBID)
-class SourceSpec:
-    """One entry of `models.sources`.
-
-    name: the task's name. arch: a timm name, or `{family: ..., options}`; null where the checkpoint's
-    config.json says it. checkpoint: a folder (config.json + model.safetensors [+ heads.safetensors]) or a
-    .safetensors file; null with a timm name takes the hub's weights. head: name of the head inside the
-    checkpoint; null takes the only one. labels: class names in the order of the head's rows, or the name of a
-    label set of the recipe's data set; null takes the checkpoint's. mean, std: per channel, of the
-    normalisation that the source was trained with (pixels in 0..1); null takes the checkpoint's. normalize:
-    whether the head reads features of unit length (as CLIP's do); null takes the checkpoint's. recipe: how to
-    train the source where no checkpoint is given.
-    """
-
-    name: Text
-    arch: Text | dict[str, Any] | None = None
-    checkpoint: Text | None = None
-    head: Text | None = None
-    labels: Text | tuple[Text, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    normalize: Flag | None = None
-    recipe: Recipe | None = None
-
-    def __post_init__(self) -> None:
-        """A task's name becomes a folder's, a tensor's and a word of the terminal: nothing in it may act there."""
-        plain = self.name.isprintable() and not set(self.name) & set("/\\") and self.name == self.name.strip()
-        if not plain or not 0 < len(self.name) <= LONGEST_NAME or self.name.startswith("."):
-            raise ValueError(
-                f"the task name {self.name[: 2 * LONGEST_NAME]!r} cannot be used: it names a folder and a head. "
-                f"Pass models.sources.N.name=... of 1 to {LONGEST_NAME} printable characters, without / and \\, "
-                "no dot first, no space at an end."
-            )
-
-
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class Head:
     """A linear classifier: weight [classes, d], bias [classes] or None, one label per class.
 
@@ -117,7 +62,7 @@ class Head:
         return replace(self, weight=self.weight.to(device), bias=bias, readout=readout)
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class Source:
     """A trained model: backbone weights by name, its head (None: merged on features) and where it came from.
 
@@ -139,9 +84,31 @@ class Source:
         return self.head.labels if self.head else None
 
 
-def load(spec: SourceSpec) -> Source:
-    """Read the source that `spec` names. Raises SourceError, in the user's words."""
-    heads: tuple[dict[str, Tensor], dict[str, str]] = {}, {}
+@dataclass(frozen=True)
+class Checkpoint:
+    """What an entry's files say, before it is a source: tensors, heads with their metadata, config.json.
+
+    where: the place for messages. sha256: of the file of weights; empty where only its header was read.
+    """
+
+    where: str
+    origin: str
+    sha256: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    heads: tuple[Mapping[str, Tensor], Mapping[str, str]] = ({}, {})
+
+
+def load(spec: SourceSpec, headers: bool = False) -> Source:
+    """Read the source that `spec` names. Raises SourceError, in the user's words.
+
+    headers: no weight is read; they are on the `meta` device, of the shapes that the files state.
+    """
+    return assemble(spec, open_checkpoint(spec, headers))
+
+
+def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
+    """The files of an entry, or their headers alone. Raises SourceError."""
     hub = hub_name(spec)
     if spec.checkpoint is None:
         if hub is None:
@@ -149,28 +116,62 @@ def load(spec: SourceSpec) -> Source:
                 f"source '{spec.name}' has no checkpoint and no recipe. "
                 "Pass a folder or a .safetensors file: models.sources.N.checkpoint=PATH"
             )
-        where, origin = f"source '{spec.name}'", f"hub:{hub}"
+        where = f"source '{spec.name}'"
+        if headers:
+            return expected(spec)
         tensors, config = read_hub(hub, where)
-        digest = tensors_sha256(tensors)
-    else:
-        path = readable(spec.checkpoint, f"source '{spec.name}'")
-        where, origin = f"source '{spec.name}': {path}", str(path)
-        config = read_config(path, where)
-        file = path / "model.safetensors" if path.is_dir() else path
-        tensors, _ = read_tensors(file, where)
-        digest = file_sha256(file)
-        if path.is_dir() and (path / "heads.safetensors").is_file():
-            heads = read_tensors(path / "heads.safetensors", where)
-    tensors, heads = plain(tensors, where), (plain(heads[0], where), heads[1])
+        return Checkpoint(where, f"hub:{hub}", tensors_sha256(tensors), config, tensors)
+    path = readable(spec.checkpoint, f"source '{spec.name}'")
+    where = f"source '{spec.name}': {path}"
+    config = read_config(path, where)
+    file = path / "model.safetensors" if path.is_dir() else path
+    tensors, _ = read_tensors(file, where, headers)
+    digest = "" if headers else file_sha256(file)
+    heads: tuple[dict[str, Tensor], dict[str, str]] = {}, {}
+    if path.is_dir() and (path / "heads.safetensors").is_file():
+        heads = read_tensors(path / "heads.safetensors", where, headers)
+    return Checkpoint(where, str(path), digest, config, tensors, heads)
+
+
+def expected(spec: SourceSpec) -> Checkpoint:
+    """What an entry without a checkpoint will be, from its architecture: hub weights, or an embedded source.
+
+    On the `meta` device; nothing is trained or downloaded. Raises SourceError where the architecture is unknown.
+    """
+    where, hub = f"source '{spec.name}'", hub_name(spec)
+    stated = hub_config(hub) if hub else {}
+    config = {"model_args": {}, "pretrained_cfg": stated} if hub else {}
+    family, arch = architecture(spec, config, where)
+    tensors = dict(family.skeleton(arch).state_dict())
+    classes = len(spec.labels) if isinstance(spec.labels, tuple) else int(stated.get("num_classes") or 0)
+    inside = family.head(arch)
+    if inside is not None and classes:
+        tensors |= {f"{inside}.weight": torch.empty(classes, arch.features, device="meta")}
+        tensors |= {f"{inside}.bias": torch.empty(classes, device="meta")}
+    return Checkpoint(where, f"hub:{hub}" if hub else "recipe", "", config, tensors)
+
+
+def assemble(spec: SourceSpec, found: Checkpoint) -> Source:
+    """The source that a checkpoint holds. Raises SourceError."""
+    where, hub, config = found.where, hub_name(spec), found.config
+    tensors, heads = plain(found.tensors, where), (plain(found.heads[0], where), found.heads[1])
     if hub and not config.get("pretrained_cfg"):
         config = {**config, "pretrained_cfg": hub_config(hub)}
     family, arch = architecture(spec, config, where)
     head, tensors = _split_head(spec, family.head(arch), tensors, heads, where)
+    mean, std = normalisation(spec, config, where)
+    weights = fold_normalisation(family, arch, tensors, mean, std, where)
+    how = Preprocessing.of(config.get("pretrained_cfg") or {}, where)
+    return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how)
+
+
+def normalisation(
+    spec: SourceSpec, config: Mapping[str, Any], where: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation per channel that a source was trained with: the entry's, the checkpoint's, or none."""
     stated = config.get("pretrained_cfg") or {}
     mean = spec.mean or numbers(stated, "mean", where) or (0.0,)
-    std = spec.std or numbers(stated, "std", where) or (1.0,)
-    weights = fold_normalisation(family, arch, tensors, mean, std, where)
-    return Source(spec.name, family, arch, weights, head, origin, digest, Preprocessing.of(stated, where))
+    return mean, spec.std or numbers(stated, "std", where) or (1.0,)
 
 
 def hub_name(spec: SourceSpec) -> str | None:

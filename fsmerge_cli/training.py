@@ -112,7 +112,7 @@ def train(
                 run.validated(_errors(student, pixels, targets, images.validation, hardware, device, world))
             if last or told[1] or stage.due(step + 1):
                 stage.save(run.tensors(), run.facts())
-            if told[1] and not last:
+            if told[1]:
                 raise Interrupted(f"step {step + 1} of {schedule.steps}", asked.signal or signal.SIGINT)
     return run.finish()
 
@@ -131,11 +131,14 @@ def _within_memory(
             if not out_of_memory(error):
                 raise
             share = run.part or len(world.share(rows))
-            if share == 1 or world.size > 1:  # the others may be waiting in the middle of their gradients
-                raise TrainingError(
-                    f"out of memory with {share} images at a time. Pass a smaller method.batch_size, "
-                    "hardware.checkpointing=true, or method.maps=low_rank."
-                ) from None
+            text = (
+                f"out of memory with {share} images at a time. Pass a smaller method.batch_size, "
+                "hardware.checkpointing=true, or method.maps=low_rank."
+            )
+            if world.size > 1:  # the others know nothing of it, and wait in the middle of their gradients
+                raise MemoryError(text) from None
+            if share == 1:
+                raise TrainingError(text) from None
         run.part = math.ceil(share / 2)  # outside of the handler, which holds what did not fit
         run.optimizer.zero_grad(set_to_none=True)
         if torch.cuda.is_available():

@@ -50,11 +50,9 @@ def named_labels(spec: SourceSpec) -> SourceSpec:
 
 def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
     """The same source with a checkpoint: as it is, or trained from its recipe where it has none."""
-    if spec.checkpoint is not None or spec.recipe is None:
+    if not declared(spec):
         return spec
     spec = named_labels(spec)
-    if not isinstance(spec.labels, tuple) or spec.arch is None:
-        raise SourceError(f"source '{spec.name}': a recipe needs arch and labels as well.")
     folder = cache_folder() / "sources" / content_key(spec)
     with ExitStack() as stack:
         try:
@@ -69,6 +67,15 @@ def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
         if not _sound(folder):
             _train_into(folder, spec, progress)
     return replace(spec, checkpoint=str(folder))
+
+
+def declared(spec: SourceSpec) -> bool:
+    """Whether a source is trained on first use; SourceError where its recipe lacks something."""
+    if spec.checkpoint is not None or spec.recipe is None:
+        return False
+    if not isinstance(named_labels(spec).labels, tuple) or spec.arch is None:
+        raise SourceError(f"source '{spec.name}': a recipe needs arch and labels as well.")
+    return True
 
 
 def content_key(spec: SourceSpec) -> str:

@@ -13,11 +13,10 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.p
 # Each room imports only from rooms before it; `specs`, `data`, `methods` and `cli` are folders.
 ROOMS = tuple(
     "errors schema progress clock options seeding spaces distributed hardware specs output presets pickled "  # noqa: SIM905
-    "checkpoints preprocessing cache resuming feeding sources plan groups permute structures maps thin fold "
-    "reference data "
-    "features activations regression zipping objective running training supernet problem align methods metrics "
-    "similarity scoring zoo card certificates evaluating result request pipeline compare report explain config "
-    "cli".split()
+    "checkpoints preprocessing cache resuming feeding entries sources plan groups permute structures maps thin "
+    "fold reference data features activations regression zipping objective running training supernet problem "
+    "align methods metrics similarity scoring zoo card certificates evaluating result request estimate inspection "
+    "pipeline compare report folders explain config cli".split()
 )
 HYDRA = {"explain", "config", "cli"}
 ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "config", "cli"}}

@@ -14,8 +14,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from fsmerge_cli import merge, presets
-from fsmerge_cli.config import TOP, Output, default_folder
+from fsmerge_cli.config import TOP, Output
 from fsmerge_cli.data import DATASETS
+from fsmerge_cli.folders import default_folder
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.options import build, choose

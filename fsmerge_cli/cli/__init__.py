@@ -13,6 +13,7 @@ from fsmerge_cli.errors import ConfigError, Interrupted, unknown
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
+    "check": "say what a merge would be, before anything is read, trained or written",
     "list": "show the methods, models, data and hardware there are",
     "compare": "finished runs in one table, with paired differences",
     "schema": "print the JSON schema of evaluation.json",
@@ -31,11 +32,12 @@ commands:
 
 examples:
   fsmerge list
+  fsmerge check +models=digits_mlp_pair
   fsmerge merge +models=digits_mlp_pair
   fsmerge merge +models=digits_mlp_pair method=kd output.dir=outputs/by-distillation
 
-exit codes: 0 done; 2 something in the input (the message says what); 1 the run itself failed.
-FSMERGE_DEBUG=1 shows the traceback of every error; FSMERGE_CACHE=FOLDER moves the embedded sources.
+exit codes: 0 done; 2 something in the input (the message says what); 1 the run itself failed; 130 interrupted.
+FSMERGE_DEBUG=1 shows the traceback of every error; FSMERGE_CACHE=FOLDER moves embedded sources and features.
 """
 
 

@@ -41,6 +41,14 @@ examples:
 
 def run(arguments: list[str]) -> int:
     """Compose the configuration and run it, or every combination of it."""
+    arguments = composed(arguments)
+    from fsmerge_cli import config  # imports Hydra
+
+    return config.launch(arguments)
+
+
+def composed(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra takes them; ConfigError where no models are given."""
     arguments = [rewrite(argument) for argument in arguments]
     # Hydra's parser takes the flag before or after all overrides, not among them.
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
@@ -48,9 +56,7 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(
             "no models given. Say which with +models=NAME; there are:\n" + listing("models").rstrip()
         )
-    from fsmerge_cli import config  # imports Hydra
-
-    return config.launch(arguments)
+    return arguments
 
 
 def rewrite(argument: str) -> str:

@@ -18,6 +18,7 @@ class ActivationMatching(Method):
     """Permutations only, heads kept whole; exact for every source by itself, so all loss is the average's."""
 
     uses_images: ClassVar[bool] = True
+    one_width: ClassVar[bool] = True
 
     name: Literal["activation_matching"] = "activation_matching"
 

@@ -26,6 +26,8 @@ class Method(ABC):
     """
 
     uses_images: ClassVar[bool] = False
+    one_width: ClassVar[bool] = False
+    """Whether all sources have to have the merged model's widths and number of heads."""
 
     name: str
     width: Positive | tuple[Positive, ...] | None = None

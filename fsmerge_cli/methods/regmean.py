@@ -26,6 +26,7 @@ class Regression(Method, ABC):
     """
 
     uses_images: ClassVar[bool] = True
+    one_width: ClassVar[bool] = True
 
     scale: Annotated[float, Field(ge=0, le=1)] = 0.9
     align: Literal["none", "activations"] = "activations"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +28,8 @@ class Slerp(Method):
     t: 0 gives source 1, 1 source 2; other numbers of sources take 0.5 (equal shares). align: none, or
     activations (reorder the units of every source to fit source 1 first; needs images).
     """
+
+    one_width: ClassVar[bool] = True
 
     name: Literal["slerp"] = "slerp"
     t: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -37,6 +37,7 @@ class ZipIt(Method):
     """
 
     uses_images: ClassVar[bool] = True
+    one_width: ClassVar[bool] = True
 
     name: Literal["zipit"] = "zipit"
     a: Annotated[float, Field(ge=0, le=1)] = 0.3

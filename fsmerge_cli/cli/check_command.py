@@ -1,0 +1,34 @@
+"""`fsmerge check`: the arguments of a merge, and what it would be."""
+
+from __future__ import annotations
+
+from fsmerge_cli.cli.merge_command import composed
+from fsmerge_cli.errors import ConfigError
+
+HELP = """usage: fsmerge check +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--headers-only] [--json]
+
+Takes what `fsmerge merge` takes and says, from the headers of the files, what the merge would be: one row per
+source, every mismatch, whether the sources seem to share a parent, which methods apply and which one to start
+with, and about how much memory and time the chosen method needs. Nothing is trained, downloaded or written.
+
+  --headers-only   read no weights at all (otherwise at most 1 MB per source, to compare them)
+  --json           the same as JSON on standard output
+
+Exit code 0: the sources can be merged; 2: they cannot, and every reason is on standard error.
+
+examples:
+  fsmerge check +models=digits_mlp_pair
+  fsmerge check +models=digits_mlp_trio method=kd hardware=cpu --json
+"""
+
+OPTIONS = ("--headers-only", "--json")
+
+
+def run(arguments: list[str]) -> int:
+    """Compose the configuration and inspect what it would merge."""
+    if {"-m", "--multirun"} & {*arguments}:
+        raise ConfigError("fsmerge check looks at one merge. Leave out --multirun and give every key one value.")
+    rest = composed([argument for argument in arguments if argument not in OPTIONS])
+    from fsmerge_cli import config  # imports Hydra
+
+    return config.check(rest, headers_only="--headers-only" in arguments, as_json="--json" in arguments)

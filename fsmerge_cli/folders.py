@@ -1,0 +1,39 @@
+"""Which folder a run goes into, and whether it is there already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+UNNAMED = ("output", "resume", "checkpoint")
+"""Keys that change nothing in the result, and so not its folder's name."""
+
+
+def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
+    """outputs/MODELS-METHOD-HASH; the hash covers every key that can change the result."""
+    content = {key: value for key, value in keys.items() if key not in UNNAMED}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    name = "-".join(str(choices.get(group) or group) for group in ("models", "method"))
+    return f"outputs/{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}-{digest}"
+
+
+def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+    """The evaluation of the finished run in `folder`; ConfigError where it had other options."""
+    if not (folder / "evaluation.json").is_file():
+        return None
+    from fsmerge_cli.request import request
+    from fsmerge_cli.resuming import check_same
+
+    sources = keys["models"]["sources"]
+    asked = request(sources, keys["method"], keys.get("data"), keys["hardware"], keys["seed"], overwrite=False)
+    check_same(
+        f"the finished run in {folder}", yaml.safe_load((folder / "config.yaml").read_text()), asked.options()
+    )
+    evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return evaluation

@@ -1,0 +1,271 @@
+"""What can be said of a merge before anything is read, trained or written: `fsmerge check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fsmerge_cli import estimate
+from fsmerge_cli.data import Task
+from fsmerge_cli.data.base import Split, ToPixels
+from fsmerge_cli.errors import DataError, MismatchError, SourceError
+from fsmerge_cli.hardware import Hardware
+from fsmerge_cli.methods import METHODS
+from fsmerge_cli.plan import Plan, compile_plan
+from fsmerge_cli.request import Request
+from fsmerge_cli.sources import Checkpoint, Source, SourceSpec, assemble, expected, normalisation, open_checkpoint
+from fsmerge_cli.spaces import Mapped, Role
+from fsmerge_cli.zoo import declared
+
+BUDGET = 1_000_000
+"""Bytes of weights per source that the similarity reads."""
+
+SLICES = 16
+"""Over how many tensors they are spread."""
+
+SAME_PARENT, STRANGERS = 0.8, 0.2
+"""Cosine to source 1 from which averaging will do, and up to which it will collapse."""
+
+LARGE = 512
+"""Width of the features from which full maps are too many numbers to begin with."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One source: heads, patch, classes None where it has none; bytes: on disk, None where there is no file.
+
+    width, depth: of the features (units) and in layers or blocks. parameters: numbers in backbone and head. dtype:
+    as stored. state: its file, `trained on first use`, or the hub's name.
+    """
+
+    name: str
+    architecture: str
+    width: int
+    depth: int
+    heads: int | None
+    patch: tuple[int, ...] | None
+    classes: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: str
+    parameters: int
+    bytes: int | None
+    state: str
+
+
+@dataclass(frozen=True)
+class Applicable:
+    """A method, and why it does not apply here (None: it does)."""
+
+    name: str
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything that `fsmerge check` says.
+
+    reasons: every mismatch (none: the sources can be merged). similarity: cosine of each further source's weights
+    to source 1's (None: not looked at, or nothing to compare); verdict: what follows. method: the one asked for;
+    memory: bytes at its peak on the CPU; seconds: of the run, about. recommended, why: which method to start with,
+    as it is put on the command line. notes: what could not be found out.
+    """
+
+    rows: tuple[Row, ...]
+    reasons: tuple[str, ...]
+    similarity: tuple[float, ...] | None
+    verdict: str | None
+    methods: tuple[Applicable, ...]
+    recommended: str | None
+    why: str | None
+    method: str
+    memory: int | None
+    seconds: float | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source without its weights, and the headers it was made from."""
+
+    spec: SourceSpec
+    found: Checkpoint
+    source: Source
+
+
+def headers(specs: Sequence[SourceSpec]) -> list[Opened]:
+    """All sources with their weights on the `meta` device; nothing is trained, downloaded or hashed.
+
+    Raises SourceError with the messages of all that cannot be read.
+    """
+    opened, messages = [], []
+    for spec in specs:
+        try:
+            found = expected(spec) if declared(spec) else open_checkpoint(spec, headers=True)
+            opened.append(Opened(spec, found, assemble(spec, found)))
+        except SourceError as error:
+            messages.append(str(error))
+    if messages:
+        raise SourceError("\n".join(messages))
+    return opened
+
+
+def inspect(asked: Request, headers_only: bool = False) -> Inspection:
+    """Inspect the sources of a request, and what its method would need.
+
+    Reads headers, and at most 1 MB of weights per source unless `headers_only`; writes nothing. Raises SourceError
+    where a header cannot be read, ConfigError where the method's options do not fit the sources.
+    """
+    opened = headers(asked.sources)
+    sources = [own.source for own in opened]
+    rows = tuple(_row(own) for own in opened)
+    try:
+        plan = compile_plan(sources, asked.method.width, asked.method.heads)
+    except MismatchError as error:
+        return Inspection(rows, error.reasons, None, None, (), None, None, asked.method.name, None, None, ())
+    cosines = None if headers_only else similarity(opened, plan)
+    methods = tuple(Applicable(name, _why_not(name, plan, asked)) for name in sorted(METHODS))
+    recommended, why = _recommend(plan, cosines, asked)
+    memory, seconds, notes = _needs(asked, plan, sources)
+    return Inspection(
+        rows, (), cosines, _verdict(cosines), methods, recommended, why, asked.method.name, memory, seconds, notes
+    )
+
+
+def similarity(opened: Sequence[Opened], plan: Plan) -> tuple[float, ...] | None:
+    """Cosine of every further source's weights to source 1's: mean over slices of matrices of one shape.
+
+    At most BUDGET bytes per source, spread over SLICES tensors. None where a source has no file, or no matrix of
+    source 1's shape.
+    """
+    files = [_file(own.spec) for own in opened]
+    weights = [own.source.weights for own in opened]
+    names = [name for name, role in plan.roles.items() if _matrix(role, [w[name] for w in weights])]
+    chosen = names[:: max(1, -(-len(names) // SLICES))]
+    if not chosen or not all(files):
+        return None
+    with ExitStack() as stack:
+        readers = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        pieces = [[_slice(reader, name, BUDGET // len(chosen)) for name in chosen] for reader in readers]
+    return tuple(
+        sum(float(torch.cosine_similarity(a, b, dim=0)) for a, b in zip(pieces[0], other)) / len(chosen)
+        for other in pieces[1:]
+    )
+
+
+def _matrix(role: Role, tensors: Sequence[Tensor]) -> bool:
+    mapped = isinstance(role, Mapped) and role.read is not None and tensors[0].ndim == 2
+    return mapped and len({t.shape for t in tensors}) == 1
+
+
+def _slice(reader: object, name: str, budget: int) -> Tensor:
+    """The first rows of a tensor, no more than `budget` bytes of them (of a wider row a part), in fp32."""
+    lazy = reader.get_slice(name)  # type: ignore[attr-defined]
+    numbers = budget // 8  # no type of a checkpoint is wider
+    cols = min(lazy.get_shape()[-1], numbers)
+    taken: Tensor = lazy[: numbers // cols, :cols]
+    return taken.flatten().float()
+
+
+def _file(spec: SourceSpec) -> Path | None:
+    if spec.checkpoint is None:
+        return None
+    path = Path(spec.checkpoint).expanduser()
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def _row(own: Opened) -> Row:
+    source, family, file = own.source, own.source.family, _file(own.spec)
+    merges = not family.refuse(source.arch)
+    facts = family.signature(source.arch) if merges else {}
+    mean, std = normalisation(own.spec, own.found.config, own.found.where)
+    types = {str(t.dtype).removeprefix("torch.") for t in own.found.tensors.values() if t.is_floating_point()}
+    tensors = [*own.found.tensors.values(), *own.found.heads[0].values()]
+    return Row(
+        name=source.name,
+        architecture=str(family.config(source.arch)["architecture"]),
+        width=source.arch.features,
+        depth=source.arch.depth,
+        heads=family.heads(source.arch) if merges else None,
+        patch=facts.get("patch size"),
+        classes=len(source.head.weight) if source.head else None,
+        mean=mean,
+        std=std,
+        dtype=", ".join(sorted(types)),
+        parameters=sum(t.numel() for t in tensors),
+        bytes=file.stat().st_size if file else None,
+        state="trained on first use" if own.found.origin == "recipe" else own.found.origin,
+    )
+
+
+def _why_not(name: str, plan: Plan, asked: Request) -> str | None:
+    if METHODS[name].one_width and not plan.same_shape:
+        return "widths or numbers of heads differ"
+    if METHODS[name].uses_images and asked.data is None:
+        return "needs unlabelled images (data=...)"
+    return None
+
+
+def _verdict(cosines: Sequence[float] | None) -> str | None:
+    if cosines is None:
+        return None
+    if min(cosines) >= SAME_PARENT:
+        return "the sources seem to share a parent: averaging will do"
+    if min(cosines) <= STRANGERS:
+        return "the sources seem to share no parent: averaging will collapse"
+    return "the sources may share a parent: compare averaging with a method that trains"
+
+
+def _recommend(plan: Plan, cosines: Sequence[float] | None, asked: Request) -> tuple[str, str]:
+    if cosines is not None and min(cosines) >= SAME_PARENT:
+        return "method=average", "the sources seem to share a parent"
+    if asked.data is None:
+        return "method=average", "without images nothing can be trained; with data=... take method=fs_merge"
+    if plan.arch.features >= LARGE:
+        return "method=fs_merge method.maps=low_rank", "full maps of this width are many numbers to train"
+    return "method=fs_merge", "the sources are small enough for full maps"
+
+
+def _needs(
+    asked: Request, plan: Plan, sources: Sequence[Source]
+) -> tuple[int | None, float | None, tuple[str, ...]]:
+    """Predicted peak in bytes and seconds of the request, and what could not be found out."""
+    device = asked.hardware.resolve()
+    try:
+        work = estimate.Workload(_counts(asked, sources, "train"), _counts(asked, sources, "test"))
+    except DataError as error:
+        return None, None, (f"no prediction without the images: {error}",)
+    network = estimate.measure(plan)
+    sizes = [sum(4 * t.numel() for t in s.weights.values()) for s in sources]
+    rate = _rate(asked.hardware, device)
+    seconds = estimate.operations(plan, asked.method, work, network) / rate
+    if device.type != "cpu":
+        return None, seconds, ("peak memory is predicted for the CPU alone",)
+    return estimate.peak_memory(plan, sizes, asked.method, asked.hardware, work, network), seconds, ()
+
+
+def _rate(hardware: Hardware, device: torch.device) -> float:
+    with hardware.session():  # its number of threads
+        return estimate.throughput(device)
+
+
+def _counts(asked: Request, sources: Sequence[Source], split: Split) -> tuple[int, ...]:
+    """Images of every task in a split; no image is read."""
+    data = asked.data
+    if data is None:
+        return ()
+    counts = []
+    for source in sources:
+        found = data.build(split, Task(source.name, source.labels), ToPixels(source.arch.input_size))
+        count = len(found) if found is not None else 0
+        if split == "train" and data.images_per_task != "all":
+            count = min(count, data.images_per_task)
+        views = 1 + (data.views if split == "train" and data.augment != "none" else 0)
+        counts.append(count * views)
+    return tuple(counts)
