@@ -1322,7 +1322,8 @@ OPTIONS = [
         "an unknown command",
         "marge",
         2,
-        "unknown command 'marge'. Did you mean 'merge'? Available: check, compare, list, merge, schema. See fsmerge --help.",
+        "unknown command 'marge'. Did you mean 'merge'? "
+        "Available: check, compare, list, merge, schema. See fsmerge --help.",
         installed=True,
     ),
     Case(
