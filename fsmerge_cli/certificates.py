@@ -20,7 +20,7 @@ from fsmerge_cli.data.queries import Images
 from fsmerge_cli.errors import CertificateError
 from fsmerge_cli.permute import permute
 from fsmerge_cli.plan import Plan
-from fsmerge_cli.problem import Solution
+from fsmerge_cli.problem import Solution, Stage
 from fsmerge_cli.reference import UnfoldedSuperNet
 from fsmerge_cli.seeding import generator
 from fsmerge_cli.sources import Head, Source, SourceSpec, head_tensors, load
@@ -127,7 +127,7 @@ def _loads(proof: Proof, folder: Path) -> bool:
     """Whether the folder is a source again, of the same architecture and with the same labels."""
     names: list[str | None] = list(proof.heads) or [None]
     for name in names:
-        found = load(SourceSpec(name or "merged", checkpoint=str(folder), head=name))
+        found = load(SourceSpec(name or "merged", checkpoint=str(folder), head=name), headers=True)
         labels = proof.heads[name].labels if name else None
         if found.family is not proof.plan.family or found.arch != proof.plan.arch or found.labels != labels:
             return False
@@ -136,6 +136,10 @@ def _loads(proof: Proof, folder: Path) -> bool:
 
 def _unfolded(proof: Proof, features: Tensor) -> Certificate:
     what = "features of the written file = features of the sources side by side between the maps, in fp64"
+    if proof.solution.stages:
+        errors = [_stage_error(proof, stage) for stage in proof.solution.stages]
+        last = _network(proof.plan, proof.solution.stages[-1].weights)(proof.pixels.double())
+        return Certificate("unfolded", what, max(*errors, relative_error(features, last)), TOLERANCE)
     if proof.solution.maps is None:
         return Certificate("unfolded", what, None, None)
     maps = proof.solution.maps.to("cpu")
@@ -145,6 +149,13 @@ def _unfolded(proof: Proof, features: Tensor) -> Certificate:
     for i, readout in enumerate(proof.solution.readouts):  # U_out is a map as well
         errors.append(relative_error(features @ readout.cpu().double().T, supernet.readout(exact, i)))
     return Certificate("unfolded", what, max(errors), TOLERANCE)
+
+
+def _stage_error(proof: Proof, stage: Stage) -> float:
+    """Of a merge one source after the other: what one stage made, against its pair between its maps."""
+    made = _network(stage.plan, stage.weights)(proof.pixels.double())
+    pair = [{n: t.cpu() for n, t in weights.items()} for weights in stage.sources]
+    return relative_error(made, UnfoldedSuperNet(stage.plan, stage.maps.to("cpu"), pair)(proof.pixels))
 
 
 def _heads(proof: Proof, heads: Mapping[str, Tensor], features: Tensor) -> Certificate:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from fsmerge_cli.errors import ConfigError
 
 UNNAMED = ("output", "resume", "checkpoint")
 """Keys that change nothing in the result, and so not its folder's name."""
@@ -36,4 +38,22 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         f"the finished run in {folder}", yaml.safe_load((folder / "config.yaml").read_text()), asked.options()
     )
     evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    _check_sources(folder, asked.sources, evaluation)
     return evaluation
+
+
+def _check_sources(folder: Path, specs: Sequence[Any], evaluation: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a checkpoint holds other weights than the finished run was made of."""
+    from fsmerge_cli.checkpoints import file_sha256  # imports torch
+
+    made = {source["name"]: source["sha256"] for source in evaluation["provenance"]["sources"]}
+    for spec in specs:
+        if spec.checkpoint is None:
+            continue
+        path = Path(spec.checkpoint).expanduser()
+        file = path / "model.safetensors" if path.is_dir() else path
+        if file.is_file() and file_sha256(file) != made.get(spec.name):
+            raise ConfigError(
+                f"resume=true: the finished run in {folder} was made of another '{spec.name}': {file} has changed "
+                "since. Choose another output.dir=..., or begin again with resume=false output.overwrite=true."
+            )

@@ -87,7 +87,8 @@ def merge(
                 keeper = _keeper(asked, problem, Path(output))
                 stack.enter_context(keeper.explained())
             with clock.phase("fit"):
-                solution = asked.method.fit(replace(problem, keeper=keeper))
+                problem = replace(problem, keeper=keeper)
+                solution = asked.method.fit(problem)
         result = _result(asked, problem, solution, notes, clock, command or "fsmerge.merge(...)")
         if folder is not None:
             with explained(Path(output or folder)):
@@ -193,9 +194,9 @@ def images_sha256(images: Images) -> str:
 
 
 def _rate(problem: Problem, trace: Trace, method: Method, clock: Clock) -> float | None:
-    """Images that were trained on per second of the fit, the capture of the features included."""
+    """Images trained on per second of the fit, capture included; None where an earlier process did some of it."""
     seconds = clock.seconds["fit"]
-    if not trace.loss or not isinstance(method, Trained) or not seconds:
+    if not trace.loss or not isinstance(method, Trained) or not seconds or problem.keeper.resumed:
         return None
     batch = min(method.batch_size, len(problem.images.train))
     return round(len(trace.loss) * batch / seconds, 1)

@@ -44,12 +44,22 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One merge of two, of several one after the other: what was folded with which maps, and what came out."""
+
+    plan: Plan
+    maps: MergeMaps
+    sources: Sequence[Mapping[str, Tensor]]
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Solution:
     """A merged model: weights of one backbone, one readout U_out [d_i, d'] per source, and how it was found.
 
     maps: the maps that fold to these weights, for methods that have them. permutations: how each source was
-    reordered first, by space, where a method does. facts: numbers worth knowing
-    (condition numbers), by name.
+    reordered first, by space, where a method does. stages: of a merge one source after the other, in order.
+    facts: numbers worth knowing (condition numbers), by name.
     """
 
     weights: Mapping[str, Tensor]
@@ -57,6 +67,7 @@ class Solution:
     trace: Trace = field(default_factory=Trace)
     maps: MergeMaps | None = None
     permutations: tuple[Mapping[str, Tensor], ...] = ()
+    stages: tuple[Stage, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +96,10 @@ class MergeResult:
             self.solution.weights,
             *head_tensors(self.heads),
         )
+        start = time.perf_counter()
         evaluation = self.evaluation(self.proof.certify(merged))
+        cost = evaluation["cost"]
+        cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
         validate(evaluation)
         options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
         write_text(merged / "README.md", model_card(self.plan, self.heads, evaluation, options))

@@ -59,7 +59,7 @@ class Keeper:
     """The state folder of one run, made when there is something to keep.
 
     folder None: nothing is kept. content: what has to be equal for the run to be continued, as JSON. writes:
-    whether this process does the writing.
+    whether this process does the writing. resumed: whether something was found that an earlier process had done.
     """
 
     folder: Path | None = None
@@ -67,6 +67,7 @@ class Keeper:
     every: Every = field(default_factory=lambda: Every(seconds=60.0))
     writes: bool = True
     progress: Progress = lambda event: None
+    resumed: bool = False
     _stages: int = 0
 
     def stage(self) -> Stage:
@@ -198,6 +199,7 @@ class Stage:
         except (SafetensorError, OSError, KeyError, ValueError):
             return None  # never written by us: files appear whole
         _restore(tensors, facts.pop("random"))
+        self.keeper.resumed = True
         return {n: t for n, t in tensors.items() if not n.startswith("random.")}, facts
 
 

@@ -194,7 +194,7 @@ def gpu_peak(method: str, shape: Shape) -> dict[str, int]:
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated()
     # A student of distillation holds no sources; the SuperNet has them on the device.
-    held = 0 if method == "kd" else case.frozen_bytes
+    held = 0 if method == "kd" else case.held_bytes
     return {"step": peak - held, "frozen": case.frozen_bytes, "before": 0}
 
 

@@ -28,6 +28,7 @@ from fsmerge_cli.problem import Problem
 from fsmerge_cli.progress import silent
 from fsmerge_cli.reference import UnfoldedSuperNet
 from fsmerge_cli.sources import Source
+from fsmerge_cli.spaces import Mapped
 from fsmerge_cli.specs import resolve
 from fsmerge_cli.supernet import SuperNet
 
@@ -74,6 +75,13 @@ class Case:
         images = Images(pixels, task, rows, rows[:0])
         self.problem = Problem(compile_plan(sources), sources, images, self.hardware, self.device)
         self.frozen_bytes = sum(t.nbytes for s in sources for t in s.weights.values())
+        # What a SuperNet keeps of them: matrices in bf16 where the network runs in bf16, and no norms.
+        narrow = 2 if self.hardware.bf16(self.device) else 4
+        roles = self.problem.plan.roles
+        kept = [(roles[n], t.numel()) for s in sources for n, t in s.weights.items()]
+        self.held_bytes = sum(
+            size * (narrow if role.read else 4) for role, size in kept if isinstance(role, Mapped)
+        )
 
     @cached_property
     def pixels(self) -> Tensor:

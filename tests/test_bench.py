@@ -133,7 +133,7 @@ def test_scale_runs_the_real_command_and_reports(tmp_path: Path, capsys: pytest.
     found = json.loads(output.read_text())
     assert (found["met"], found["end"], found["steps"], found["k"]) == (True, "done", 3, 4)
     assert 0.1 < found["peak_gb"] < 4
-    assert set(found["seconds"]) == {"sources", "data", "fit", "evaluate", "whole process"}
+    assert set(found["seconds"]) == {"sources", "data", "fit", "evaluate", "certify", "whole process"}
     assert found["command"].startswith("fsmerge merge --config-dir=FOLDER/configs +models=four data=folder ")
     assert str(tmp_path) not in output.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["scale.json"]  # nothing is left behind

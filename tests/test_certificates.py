@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from fsmerge_cli import merge, result
-from fsmerge_cli.certificates import IMAGES, Evaluated, probe, relative_error
+from fsmerge_cli.certificates import IMAGES, Evaluated, Proof, probe, relative_error
 from fsmerge_cli.cli import main
 from fsmerge_cli.data.queries import Images
 from fsmerge_cli.errors import CertificateError
+from fsmerge_cli.fold import fold_head
+from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.output import write_model
 from fsmerge_cli.result import MergeResult
 from fsmerge_cli.sources import Source, head_tensors, model_config
@@ -76,6 +78,52 @@ def test_a_changed_map_is_seen(pair: list[dict[str, str]], tmp_path: Path) -> No
     stack = next(p for name, p in maps.named_parameters() if "unit:" not in name)
     stack.data[0, 0] += 0.1
     assert refused(made, tmp_path / "out") == ("unfolded",)
+
+
+def test_a_changed_readout_is_seen(pair: list[dict[str, str]], tmp_path: Path) -> None:
+    made = merge(pair, method="average")
+    maps = made.solution.maps
+    assert maps is not None
+    U = maps.read(made.plan.features, 1).tensors()["diagonal"]
+    U.mul_(3.0)  # a view of the map itself
+    assert refused(made, tmp_path / "out") == ("unfolded",)
+
+
+def test_every_stage_of_a_sequential_merge_is_held_against_its_maps(
+    make_problem: Callable[..., Problem], tmp_path: Path
+) -> None:
+    sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
+    problem = make_problem(sources, per_task=12)
+    solution = METHODS["fs_merge"](steps=4, sequential=True).fit(problem)
+    assert len(solution.stages) == 2
+    pixels = problem.images.images[:4]
+    heads = {s.name: fold_head(s.head, U) for s, U in zip(sources, solution.readouts) if s.head}
+    config = model_config(problem.plan.family, problem.plan.arch)
+    write_model(tmp_path, config, solution.weights, *head_tensors(heads))
+    proof = Proof(problem.plan, sources, solution, heads, pixels)
+    found = proof.certify(tmp_path)["unfolded"]
+    assert found["status"] == "holds"
+    assert 0 < found["error"] < found["tolerance"] / 50
+    for stage in solution.stages:
+        tensor = next(t for n, t in stage.weights.items() if n.endswith("weight"))
+        before = tensor.clone()
+        tensor.mul_(2.0)
+        with pytest.raises(CertificateError):
+            proof.certify(tmp_path)
+        tensor.copy_(before)
+
+
+def test_another_architecture_or_other_labels_in_the_files_are_seen(
+    pair: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = merge(pair, method="average")
+
+    def relabelled(folder: Path, config: object, weights: object, heads: object, facts: dict[str, object]) -> None:
+        labels = {name: list(reversed(own)) for name, own in facts["labels"].items()}  # type: ignore[attr-defined]
+        write_model(folder, config, weights, heads, {**facts, "labels": labels})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(result, "write_model", relabelled)
+    assert refused(made, tmp_path / "out") == ("reloaded",)
 
 
 def test_a_changed_head_is_seen(pair: list[dict[str, str]], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fsmerge_cli.maps import Start, start_maps
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.options import FORBID, Flag, Positive
 from fsmerge_cli.plan import compile_plan
-from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.problem import Problem, Solution, Stage
 from fsmerge_cli.running import Trace
 from fsmerge_cli.structures import Structure
 from fsmerge_cli.supernet import SuperNet
@@ -54,6 +54,7 @@ class FSMerge(Trained):
         k = len(problem.sources)
         so_far = problem.sources[0]
         readouts: list[Tensor] = []
+        stages: list[Stage] = []
         trace = Trace()
         for i in range(1, k):
             pair = [replace(so_far, head=None), problem.sources[i]]
@@ -61,6 +62,9 @@ class FSMerge(Trained):
             plan = compile_plan(pair, self.width, self.heads)
             step = replace(problem, plan=plan, sources=pair, images=problem.images.regroup(groups))
             solution = replace(self, sequential=False).fit(step)
+            if solution.maps is not None:
+                folded_from = [source.weights for source in pair]
+                stages.append(Stage(plan, solution.maps, folded_from, solution.weights))
             first, new = solution.readouts
             readouts = [U @ first for U in readouts or [torch.eye(first.shape[0], device=first.device)]] + [new]
             so_far = replace(so_far, arch=plan.arch, weights=solution.weights)
@@ -72,5 +76,7 @@ class FSMerge(Trained):
                 # one per task: of the stage in which it came in
                 start_error=(before.start_error or stage.start_error[:1]) + stage.start_error[1:],
                 trainable=before.trainable + stage.trainable,
+                part=max(before.part, stage.part),
+                lr=stage.lr if before.lr is None or stage.lr is None else min(before.lr, stage.lr),
             )
-        return Solution(solution.weights, tuple(readouts), trace)
+        return Solution(solution.weights, tuple(readouts), trace, stages=tuple(stages))
