@@ -1143,7 +1143,8 @@ PATHS = [
         "weights that may not be read",
         AVERAGE,
         2,
-        "source 'a': a cannot be read: {library}. Copy or download the file again.",
+        "source 'a': a cannot be read: {library}. Copy or download the file again.\n"
+        "source 'b': b cannot be read: {library}. Copy or download the file again.",
         fails("fsmerge_cli.checkpoints.safe_open", DENIED),
     ),
     Case(

@@ -264,6 +264,7 @@ def test_a_mismatch_is_shown_under_the_table_with_exit_code_2(check: Callable[..
     assert err == (
         "fsmerge: error: these sources cannot be merged, for 1 reason:\n"
         "  - the task name 's1' is used 2 times; give each source a name of its own\n"
+        "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other sources.\n"
     )
 
 
