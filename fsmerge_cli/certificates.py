@@ -129,7 +129,9 @@ def _loads(proof: Proof, folder: Path) -> bool:
     for name in names:
         found = load(SourceSpec(name or "merged", checkpoint=str(folder), head=name), headers=True)
         labels = proof.heads[name].labels if name else None
-        if found.family is not proof.plan.family or found.arch != proof.plan.arch or found.labels != labels:
+        family = proof.plan.family
+        same = found.family is family and family.config(found.arch) == family.config(proof.plan.arch)
+        if not same or found.labels != labels:
             return False
     return True
 

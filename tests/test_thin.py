@@ -30,8 +30,8 @@ def random_map(kind: str, stack: int, rows: int, cols: int) -> Map:
 
 def case(name: str, merge_kind: str, unmerge_kind: str) -> tuple[list[torch.Tensor], list[Map], list[Map]]:
     parts, sources, (rows, cols) = SIZES[name]
-    n = 2
-    stacks = [torch.randn(n, parts * o, m, dtype=torch.float64) for o, m in sources]
+    n, random = 2, torch.Generator().manual_seed(7)
+    stacks = [torch.randn(n, parts * o, m, generator=random, dtype=torch.float64) for o, m in sources]
     merge = [random_map(merge_kind, n * parts, rows, o) for o, _ in sources]
     unmerge = [random_map(unmerge_kind, n, m, cols) for _, m in sources]
     return stacks, merge, unmerge
@@ -105,6 +105,6 @@ def test_bf16_autocast_folds_in_bf16_and_keeps_fp32_gradients() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         folded = fold_thin([W.bfloat16() for W in stacks], merge, unmerge)
     assert folded.dtype == torch.bfloat16
-    torch.testing.assert_close(folded.float(), exact, rtol=0.05, atol=0.2)
+    assert (folded.float() - exact).abs().max() < 0.03 * exact.abs().max()
     folded.float().sum().backward()
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in merge[0].tensors().values())
