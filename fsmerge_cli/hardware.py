@@ -6,7 +6,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -150,6 +151,11 @@ def peak_memory(device: torch.device) -> int | None:
     """Largest memory that this process has held so far, in bytes: of the GPU, or resident (None: not counted)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with suppress(
+        OSError, StopIteration
+    ):  # Linux; the other count may be that of the process that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     try:
         import resource
     except ImportError:  # not on Windows
