@@ -31,6 +31,8 @@ from tests.conftest import mlp_source
 from tests.test_certificates import written
 from tests.vits import vit_source
 
+pytestmark = pytest.mark.full
+
 Entries = list[dict[str, str]]
 
 

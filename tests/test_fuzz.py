@@ -25,6 +25,8 @@ from fsmerge_cli.sources import Source, SourceSpec, load
 from tests.bad_inputs import write_sources
 from tests.conftest import mlp_source
 
+pytestmark = pytest.mark.full
+
 QUIETLY = settings(
     derandomize=True,
     deadline=None,

@@ -60,6 +60,7 @@ def fit(
     return METHODS[name.split()[0]](**settings).fit(problem)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", METHOD_OPTIONS)
 @pytest.mark.parametrize("stop_after", [3, 5, 13, 24, 37])
 def test_a_resumed_training_ends_with_the_same_bytes(

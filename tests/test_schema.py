@@ -18,6 +18,8 @@ from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.result import SCHEMA_VERSION
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.full
+
 
 def evaluation(tmp_path: Path, name: str) -> dict[str, Any]:
     method = {"name": name, **({"steps": 3} if issubclass(METHODS[name], Trained) else {})}

@@ -24,6 +24,8 @@ from fsmerge_cli.zoo import content_key
 from tests.conftest import REPOSITORY, mlp_source
 from tests.test_architecture import FILES, imports
 
+pytestmark = pytest.mark.full
+
 HOSTILE = ("../../up", "/etc/passwd", "\x1b[2J\x07", "a\nb", "| [x](javascript:1) |", "```", "CON", "\ud800", "")
 WRITTEN = {
     "config.yaml",
