@@ -41,7 +41,7 @@ def evaluate(problem: Problem, solution: Solution, sets: Sequence[ImageSet | Non
         for name, values in ensemble.features.items()
     }
     rows = {**{name: alone.get(name, Score({}, {}, {})) for name in problem.plan.tasks}, "ensemble": ensemble}
-    plain = isinstance(method, Average)
+    plain = isinstance(method, Average) and len({*method.weights_of_tasks(len(problem.sources))}) == 1
     candidates = {"average": solution if plain else Average().fit(problem)}
     if not plain:
         candidates["merged"] = solution

@@ -33,12 +33,14 @@ class Captured:
 
     wanted: [n] (rows that are compared). variance: of the features on the wanted training images, mean over
     units; it scales the loss of the task, so that a source with large features does not drown the others.
-    read: rows of the images -> features, from wherever they are kept.
+    read: rows of the images -> features, from wherever they are kept. weight: how much the task counts in the
+    loss; the mean over tasks is 1.
     """
 
     wanted: Tensor
     variance: float
     read: Callable[[Tensor], Tensor]
+    weight: float = 1.0
 
     def at(self, rows: Tensor) -> Tensor:
         """Features of the images `rows`, all of them wanted, [len(rows), d_i] in fp32, on the device."""

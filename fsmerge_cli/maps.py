@@ -125,15 +125,18 @@ def start_maps(
     start: Start,
     rank: int = 1,
     seed: int = 0,
+    task_weights: Sequence[float] | None = None,
 ) -> MergeMaps:
     """Maps and per-unit vectors before the first step.
 
     `first`: M = [I, 0, ...], U = [I; I; ...]; the merged model equals source 1 exactly where widths
     and heads are its own.
-    `average`: M_i = I / k; the merged model is the mean of the weights.
+    `average`: M_i = w_i I / k; the merged model is the mean of the weights, weighted by `task_weights` w_i (their
+    mean is 1; None: all are 1).
     `rank` counts at the width of the features; other spaces take it in proportion to their size.
     """
     k = len(weights)
+    task_weights = task_weights or (1.0,) * k
     _check_heads(plan, structure)
     if structure in ("low_rank", "heads") and rank > plan.arch.features:
         raise ConfigError(
@@ -145,7 +148,7 @@ def start_maps(
         space = plan.spaces[port.space]
         own, merged = space.sources[source], space.merged
         rows, cols = (merged, own) if side == "M" else (own, merged)
-        weight = 1.0 / k if start == "average" else float(source == 0)
+        weight = task_weights[source] / k if start == "average" else float(source == 0)
         scale = weight if side == "M" else 1.0
         if structure == "heads" and space.heads is not None:
             return HeadBlocks.start(merged, space.heads[0], scale)
@@ -157,7 +160,7 @@ def start_maps(
     units = {name: role for name, role in plan.roles.items() if isinstance(role, Unit)}
     return MergeMaps(
         stacks=[{key: make(*key) for key in keys} for keys in _stacks(plan, weights)],
-        units={name: _start_unit(name, role, plan, weights, start) for name, role in units.items()},
+        units={name: _start_unit(name, role, plan, weights, task_weights, start) for name, role in units.items()},
         trainable=frozenset(name for name, role in units.items() if role.trainable),
     )
 
@@ -207,13 +210,19 @@ def _check_heads(plan: Plan, structure: Structure) -> None:
 
 
 def _start_unit(
-    name: str, role: Unit, plan: Plan, weights: Sequence[Mapping[str, Tensor]], start: Start
+    name: str,
+    role: Unit,
+    plan: Plan,
+    weights: Sequence[Mapping[str, Tensor]],
+    task_weights: Sequence[float],
+    start: Start,
 ) -> Tensor:
     space = plan.spaces[role.port.space]
     size = space.merged // space.heads[0] if role.per_head and space.heads else space.merged
     used = weights if start == "average" else weights[:1]
+    shares = task_weights if start == "average" else (1.0,)
     fitted = [F.pad(w[name][:size].float(), (0, max(0, size - len(w[name]))), value=role.fill) for w in used]
-    return torch.stack(fitted).mean(0)
+    return torch.stack([share * vector for share, vector in zip(shares, fitted)]).mean(0)
 
 
 def _key(name: str) -> str:

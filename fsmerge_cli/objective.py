@@ -24,15 +24,16 @@ class Student(nn.Module, ABC):
 def objective(
     student: Student, images: Tensor, targets: Sequence[Captured], rows: Tensor, counts: Tensor | None = None
 ) -> Tensor:
-    """Mean over sources of the relative squared error of their readout.
+    """Weighted mean over sources of the relative squared error of their readout.
 
-    sum_i mean_{x wanted by i} |U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) / k; images are the rows' pixels.
+    sum_i w_i mean_{x wanted by i} |U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) / k, the w_i of mean 1; images are the
+    rows' pixels.
     counts: images wanted by each source [k], where `rows` is one process's share of the batch (None: all of
     it); the objective of the batch is then the sum over the processes.
     """
     features = student(images)
     counts = wanted(targets, rows) if counts is None else counts
-    errors = [source_error(student, features, own, rows, i) for i, own in enumerate(targets)]
+    errors = [own.weight * source_error(student, features, own, rows, i) for i, own in enumerate(targets)]
     return (torch.stack(errors) / counts).sum() / len(targets)
 
 

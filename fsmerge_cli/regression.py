@@ -26,17 +26,21 @@ def linear_modules(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def solve(grams: Sequence[Tensor], weights: Sequence[Tensor], scale: float) -> tuple[Tensor, float]:
-    """W minimising sum_i |X_i W_i^T - X_i W^T|^2 for G_i = X_i^T X_i / rows, and the condition number.
+def solve(
+    grams: Sequence[Tensor], weights: Sequence[Tensor], scale: float, task_weights: Sequence[float] | None = None
+) -> tuple[Tensor, float]:
+    """W minimising sum_i w_i |X_i W_i^T - X_i W^T|^2 for G_i = X_i^T X_i / rows, and the condition number.
 
-    W^T = (sum_i G~_i)^-1 sum_i G~_i W_i^T with G~ = scale G + (1 - scale) diag(G), fp64, by Cholesky (RegMean,
-    arXiv 2212.09849). The jitter is part of every G~_i on both sides: directions that no input has shown take
-    the mean of the weights instead of zero, and identical sources return exactly themselves.
+    W^T = (sum_i w_i G~_i)^-1 sum_i w_i G~_i W_i^T with G~ = scale G + (1 - scale) diag(G), fp64, by Cholesky
+    (RegMean, arXiv 2212.09849). task_weights: the w_i (None: all are 1). The jitter is part of every G~_i on both
+    sides: directions that no input has shown take the mean of the weights instead of zero, and identical sources
+    return exactly themselves.
     """
     matrices = [weight.double().flatten(1) for weight in weights]
     scaled = [scale * G + (1 - scale) * G.diagonal().diag() for G in grams]
     identity = torch.eye(len(scaled[0]), dtype=torch.float64, device=scaled[0].device)
     scaled = [G + (JITTER * G.diagonal().mean()).clamp(min=1e-12) * identity for G in scaled]
+    scaled = [w * G for w, G in zip(task_weights or (1.0,) * len(scaled), scaled)]
     total = torch.stack(scaled).sum(0)
     right = torch.stack([G @ W.T for G, W in zip(scaled, matrices)]).sum(0)
     merged = torch.cholesky_solve(right, torch.linalg.cholesky(total)).T
@@ -45,9 +49,9 @@ def solve(grams: Sequence[Tensor], weights: Sequence[Tensor], scale: float) -> t
     return merged.reshape(weights[0].shape).to(weights[0].dtype), condition
 
 
-def mean(weights: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
-    """The mean of one tensor over the sources."""
+def mean(weights: Sequence[Mapping[str, Tensor]], name: str, task_weights: Sequence[float]) -> Tensor:
+    """The weighted mean of one tensor over the sources; the mean of the `task_weights` is 1."""
     tensors = [w[name] for w in weights]
     if not tensors[0].is_floating_point():
         return tensors[0].clone()
-    return torch.stack([t.double() for t in tensors]).mean(0).to(tensors[0].dtype)
+    return torch.stack([w * t.double() for w, t in zip(task_weights, tensors)]).mean(0).to(tensors[0].dtype)

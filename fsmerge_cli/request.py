@@ -15,6 +15,7 @@ from fsmerge_cli.data import DATASETS, DataConfig
 from fsmerge_cli.errors import ConfigError, DataError, OutputError
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS, Method
+from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.options import FORBID, Count, Flag, build, choose
 from fsmerge_cli.output import resolved
 from fsmerge_cli.resuming import Every
@@ -74,6 +75,8 @@ def request(
     chosen, machine = chosen_method(method), _hardware(hardware)
     run = build(Run, {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every}, "")
     Every.parse(every)
+    if isinstance(chosen, Weighted):
+        chosen.weights_of_tasks(len(specs))  # before anything is read or trained
     if images is None and chosen.uses_images:
         raise DataError(
             f"method={chosen.name} needs unlabelled images and no data set is given. Pass data=NAME "

@@ -79,9 +79,9 @@ class Run:
         self.cycle.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def validated(self, errors: Sequence[float]) -> None:
+    def validated(self, errors: Sequence[float], task_weights: Sequence[float]) -> None:
         """Note the errors on the validation share after the last step, and its weights if they are the best."""
-        error = finite(_mean(errors), self.step - 1)
+        error = finite(_mean(errors, task_weights), self.step - 1)
         self.seen.append((self.step, error))
         if self.best is None or error < self.best[0]:
             self.best = error, self.step, {n: t.detach().clone() for n, t in self.student.state_dict().items()}
@@ -133,9 +133,10 @@ class Run:
             group["lr"] = rate
 
 
-def _mean(values: Sequence[float]) -> float:
-    finite = [v for v in values if not math.isnan(v)]
-    return sum(finite) / len(finite) if finite else math.nan
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Weighted mean of the values that are numbers."""
+    finite = [(w * v, w) for v, w in zip(values, weights) if not math.isnan(v)]
+    return sum(v for v, _ in finite) / sum(w for _, w in finite) if finite else math.nan
 
 
 def finite(loss: float, step: int) -> float:

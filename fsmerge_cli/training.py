@@ -109,7 +109,8 @@ def train(
             progress(Event("train", step + 1, schedule.steps, {"loss": run.losses[-1]}))
             last = step + 1 == schedule.steps
             if len(images.validation) and ((step + 1) % every == 0 or last):
-                run.validated(_errors(student, pixels, targets, images.validation, hardware, device, world))
+                errors = _errors(student, pixels, targets, images.validation, hardware, device, world)
+                run.validated(errors, [own.weight for own in targets])
             if last or told[1] or stage.due(step + 1):
                 stage.save(run.tensors(), run.facts())
             if told[1]:

@@ -26,6 +26,7 @@ TRAINED: dict[str, Trained] = {
     "fs_merge own": FSMerge(steps=30, batch_size=3, maps="full"),
     "fs_merge all": FSMerge(steps=30, batch_size=5, maps="low_rank", rank=2, targets="all"),
     "fs_merge sequential": FSMerge(steps=10, batch_size=4, sequential=True),
+    "fs_merge weighted": FSMerge(steps=20, batch_size=3, sequential=True, task_weights=(1.0, 2.0, 5.0)),
     "kd own": Distillation(steps=30, batch_size=3),
     "kd identity": Distillation(steps=30, batch_size=4, readout="identity", targets="all"),
     "vit": FSMerge(steps=5, batch_size=3, maps="low_rank", rank=2),

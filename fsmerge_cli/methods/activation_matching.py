@@ -8,13 +8,13 @@ from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.align import aligned, require_images, require_one_width
 from fsmerge_cli.methods.average import Average
-from fsmerge_cli.methods.base import Method
+from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.problem import Problem, Solution
 
 
 @dataclass(frozen=True, config=FORBID)
-class ActivationMatching(Method):
+class ActivationMatching(Weighted):
     """Permutations only, heads kept whole; exact for every source by itself, so all loss is the average's."""
 
     uses_images: ClassVar[bool] = True
@@ -27,5 +27,5 @@ class ActivationMatching(Method):
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
         matched = aligned(problem, "activations")
-        weights = Average().fit(matched.problem).weights
+        weights = Average(task_weights=self.task_weights).fit(matched.problem).weights
         return Solution(weights, matched.back, permutations=matched.permutations)

@@ -1,4 +1,4 @@
-"""The plain mean of the weights: W' = sum_i W_i / k. The baseline that fails across initialisations."""
+"""The mean of the weights: W' = sum_i w_i W_i / k. The baseline that fails across initialisations."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import start_maps
-from fsmerge_cli.methods.base import Method
+from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.problem import Problem, Solution
 
 
 @dataclass(frozen=True, config=FORBID)
-class Average(Method):
-    """The fold of the maps M_i = I / k, U_i = I; running statistics are averaged too."""
+class Average(Weighted):
+    """The fold of the maps M_i = w_i I / k, U_i = I; running statistics are averaged too."""
 
     name: Literal["average"] = "average"
 
     def fit(self, problem: Problem) -> Solution:
         """The mean, exactly; where widths differ, of the units that exist."""
         weights = problem.weights("cpu")  # the fold moves them, one at a time
-        maps = start_maps(problem.plan, weights, "diagonal", "average").to(problem.device)
+        shares = self.weights_of_tasks(len(weights))
+        maps = start_maps(problem.plan, weights, "diagonal", "average", task_weights=shares).to(problem.device)
         maps.requires_grad_(False)
         port = problem.plan.features
         readouts = tuple(maps.read(port, i).dense() for i in range(len(weights)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.errors import DataError, DivergedError
+from fsmerge_cli.errors import ConfigError, DataError, DivergedError
 from fsmerge_cli.features import Targets, capture
 from fsmerge_cli.objective import Student
 from fsmerge_cli.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat
@@ -39,7 +41,30 @@ class Method(ABC):
 
 
 @dataclass(frozen=True, config=FORBID)
-class Trained(Method, ABC):
+class Weighted(Method, ABC):
+    """Abstract: the option of every method in which one task can count more than another.
+
+    task_weights: one positive number per source, in the order of `models.sources` (null: all tasks count the
+    same). Only their ratios matter.
+    """
+
+    task_weights: tuple[PositiveFloat, ...] | None = None
+
+    def weights_of_tasks(self, k: int) -> tuple[float, ...]:
+        """The weights of `k` tasks, of mean 1. Raises ConfigError where their number is another."""
+        given = (1.0,) * k if self.task_weights is None else self.task_weights
+        if len(given) != k:
+            raise ConfigError(
+                f"method.task_weights has {len(given)} numbers, but there are {k} sources. Give one positive "
+                "number per source, in the order of models.sources, or null."
+            )
+        largest = max(given)  # divided by first, so that no sum can overflow
+        mean = math.fsum(w / largest for w in given) / k
+        return tuple(w / largest / mean for w in given)
+
+
+@dataclass(frozen=True, config=FORBID)
+class Trained(Weighted, ABC):
     """Abstract: the options of every method that trains, so that they are comparable to the step.
 
     steps; batch_size (images per step, all of them where there are fewer); lr (peak of the one-cycle);
@@ -73,6 +98,8 @@ class Trained(Method, ABC):
             problem.device,
             problem.progress,
         )
+        weights = self.weights_of_tasks(len(problem.sources))
+        targets = tuple(replace(own, weight=w) for own, w in zip(targets, weights))
         start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
         attempt = 0
         while True:

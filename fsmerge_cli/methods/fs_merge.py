@@ -27,7 +27,8 @@ class FSMerge(Trained):
     maps: diagonal, low_rank (diagonal + rank-`rank` product), full, or heads (attention spaces: one block per
     head, then heads are mixed; other spaces low_rank). rank: at the width of the features;
     other spaces take it in proportion. start: first (the merged model is source 1) or average.
-    sequential: merge two sources, then the result with the third, and so on, instead of all at once.
+    sequential: merge two sources, then the result with the third, and so on, instead of all at once; the result
+    counts as much as its tasks do on average.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
@@ -41,7 +42,8 @@ class FSMerge(Trained):
         if self.sequential and len(problem.sources) > 2:
             return self._fit_one_by_one(problem)
         weights = problem.weights("cpu")  # the fold moves them, one at a time
-        maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed)
+        shares = self.weights_of_tasks(len(weights))
+        maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares)
         supernet = SuperNet(problem.plan, maps.to(problem.device), weights, problem.hardware)
         trace = self.train(problem, supernet)
         with torch.no_grad():
@@ -52,6 +54,7 @@ class FSMerge(Trained):
     def _fit_one_by_one(self, problem: Problem) -> Solution:
         """The merged model so far is the first source of every next pair; its readouts are chained."""
         k = len(problem.sources)
+        weights = self.weights_of_tasks(k)
         so_far = problem.sources[0]
         readouts: list[Tensor] = []
         stages: list[Stage] = []
@@ -61,7 +64,8 @@ class FSMerge(Trained):
             groups = [0 if j < i else 1 if j == i else None for j in range(k)]
             plan = compile_plan(pair, self.width, self.heads)
             step = replace(problem, plan=plan, sources=pair, images=problem.images.regroup(groups))
-            solution = replace(self, sequential=False).fit(step)
+            shares = (sum(weights[:i]) / i, weights[i])
+            solution = replace(self, sequential=False, task_weights=shares).fit(step)
             if solution.maps is not None:
                 folded_from = [source.weights for source in pair]
                 stages.append(Stage(plan, solution.maps, folded_from, solution.weights))

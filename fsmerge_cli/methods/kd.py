@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,22 +34,30 @@ class Distillation(Trained):
 
     def fit(self, problem: Problem) -> Solution:
         """Train the student and return its weights."""
-        student = StudentNetwork(problem, self.start, self.readout)
+        weights = self.weights_of_tasks(len(problem.sources))
+        student = StudentNetwork(problem, self.start, self.readout, weights)
         trace = self.train(problem, student)
         with torch.no_grad():
-            weights = {name: t.clone() for name, t in student.network.state_dict().items()}
+            found = {name: t.clone() for name, t in student.network.state_dict().items()}
             readouts = tuple(student.matrix(i).clone() for i in range(len(problem.sources)))
-        return Solution(weights, readouts, trace)
+        return Solution(found, readouts, trace)
 
 
 class StudentNetwork(Student):
     """An ordinary network of the merged size and one readout [d_i, d'] per source."""
 
-    def __init__(self, problem: Problem, start: Literal["first", "average", "random"], readout: str) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        start: Literal["first", "average", "random"],
+        readout: str,
+        task_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         plan, weights = problem.plan, problem.weights("cpu")
         same: Start = "average" if start == "average" else "first"
-        maps = start_maps(plan, weights, "diagonal", same).to(problem.device).requires_grad_(False)
+        maps = start_maps(plan, weights, "diagonal", same, task_weights=task_weights).to(problem.device)
+        maps.requires_grad_(False)
         self.network = plan.skeleton()
         initial = _fresh(problem) if start == "random" else fold(plan, maps, weights)
         self.network.load_state_dict({n: t.clone() for n, t in initial.items()}, assign=True)

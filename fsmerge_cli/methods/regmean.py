@@ -11,14 +11,14 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.activations import grams
 from fsmerge_cli.align import aligned, require_images, require_one_width
 from fsmerge_cli.features import network
-from fsmerge_cli.methods.base import Method
+from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.regression import linear_modules, mean, solve
 
 
 @dataclass(frozen=True, config=FORBID)
-class Regression(Method, ABC):
+class Regression(Weighted, ABC):
     """Abstract: the options of RegMean and RegMean++.
 
     scale: factor of the off-diagonal entries of the Gram matrices. align: none, or activations (reorder the
@@ -50,11 +50,13 @@ class RegMean(Regression):
             grams(network(s, problem.device), modules, problem.own_images(i), batch, problem.device)
             for i, s in enumerate(problem.sources)
         ]
-        merged = {name: mean(weights, name) for name in weights[0]}
+        shares = self.weights_of_tasks(len(weights))
+        merged = {name: mean(weights, name, shares) for name in weights[0]}
         worst = 0.0
         for module in modules:
             name = f"{module}.weight"
-            merged[name], condition = solve([s[module] for s in stats], [w[name] for w in weights], self.scale)
+            own = [s[module] for s in stats]
+            merged[name], condition = solve(own, [w[name] for w in weights], self.scale, shares)
             worst = max(worst, condition)
         facts = {"condition_number": worst}
         return Solution(merged, matched.back, facts=facts, permutations=matched.permutations)

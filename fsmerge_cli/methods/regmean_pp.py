@@ -32,7 +32,8 @@ class RegMeanPlusPlus(Regression):
         problem = matched.problem
         weights, modules = problem.weights(), linear_modules(problem.plan)
         batch = problem.hardware.eval_batch
-        merged = {name: mean(weights, name) for name in weights[0]}
+        shares = self.weights_of_tasks(len(weights))
+        merged = {name: mean(weights, name, shares) for name in weights[0]}
         done: set[str] = set()
         worst = 0.0
         for stage, names in enumerate(stages(problem.plan)):
@@ -45,7 +46,8 @@ class RegMeanPlusPlus(Regression):
                     stats.append(grams(module, inside, problem.own_images(i), batch, problem.device))
                 for module_name in inside:
                     name = f"{module_name}.weight"
-                    solved = solve([s[module_name] for s in stats], [w[name] for w in weights], self.scale)
+                    own = [s[module_name] for s in stats]
+                    solved = solve(own, [w[name] for w in weights], self.scale, shares)
                     merged[name], worst = solved[0], max(worst, solved[1])
             done |= set(names)
         facts = {"condition_number": worst}
