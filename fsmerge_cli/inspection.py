@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,11 +18,12 @@ from fsmerge_cli.data.base import Split, ToPixels
 from fsmerge_cli.errors import DataError, MismatchError, SourceError
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.pickled import read_pickled
 from fsmerge_cli.plan import Plan, compile_plan
 from fsmerge_cli.request import Request
 from fsmerge_cli.sources import Checkpoint, Source, SourceSpec, assemble, expected, normalisation, open_checkpoint
 from fsmerge_cli.spaces import Mapped, Role
-from fsmerge_cli.zoo import declared
+from fsmerge_cli.zoo import cached, declared
 
 BUDGET = 1_000_000
 """Bytes of weights per source that the similarity reads."""
@@ -41,7 +43,7 @@ class Row:
     """One source: heads, patch, classes None where it has none; bytes: on disk, None where there is no file.
 
     width, depth: of the features (units) and in layers or blocks. parameters: numbers in backbone and head. dtype:
-    as stored. state: its file, `trained on first use`, or the hub's name.
+    as stored. state: its file, `cached`, `trained on first use`, or the hub's name.
     """
 
     name: str
@@ -107,13 +109,26 @@ def headers(specs: Sequence[SourceSpec]) -> list[Opened]:
     opened, messages = [], []
     for spec in specs:
         try:
-            found = expected(spec) if declared(spec) else open_checkpoint(spec, headers=True)
-            opened.append(Opened(spec, found, assemble(spec, found)))
+            opened.append(_open(spec))
         except SourceError as error:
             messages.append(str(error))
     if messages:
         raise SourceError("\n".join(messages))
     return opened
+
+
+def _open(spec: SourceSpec) -> Opened:
+    """An embedded source is looked at in the cache where it is there; a damaged entry is trained again."""
+    if not declared(spec):
+        found = open_checkpoint(spec, headers=True)
+        return Opened(spec, found, assemble(spec, found))
+    with suppress(SourceError):
+        if (folder := cached(spec)) is not None:
+            kept = replace(spec, checkpoint=str(folder))
+            found = replace(open_checkpoint(kept, headers=True), origin="cached")
+            return Opened(kept, found, assemble(kept, found))
+    found = expected(spec)
+    return Opened(spec, found, assemble(spec, found))
 
 
 def inspect(asked: Request, headers_only: bool = False) -> Inspection:
@@ -144,15 +159,15 @@ def similarity(opened: Sequence[Opened], plan: Plan) -> tuple[float, ...] | None
     At most BUDGET bytes per source, spread over SLICES tensors. None where a source has no file, or no matrix of
     source 1's shape.
     """
-    files = [_file(own.spec) for own in opened]
+    files = [file for own in opened if (file := _file(own.spec)) is not None]
     weights = [own.source.weights for own in opened]
     names = [name for name, role in plan.roles.items() if _matrix(role, [w[name] for w in weights])]
     chosen = names[:: max(1, -(-len(names) // SLICES))]
-    if not chosen or not all(files):
+    if not chosen or len(files) < len(opened):
         return None
     with ExitStack() as stack:
-        readers = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
-        pieces = [[_slice(reader, name, BUDGET // len(chosen)) for name in chosen] for reader in readers]
+        readers = [_reader(file, stack) for file in files]
+        pieces = [[_slice(read(name), BUDGET // len(chosen)) for name in chosen] for read in readers]
     return tuple(
         sum(float(torch.cosine_similarity(a, b, dim=0)) for a, b in zip(pieces[0], other)) / len(chosen)
         for other in pieces[1:]
@@ -164,11 +179,17 @@ def _matrix(role: Role, tensors: Sequence[Tensor]) -> bool:
     return mapped and len({t.shape for t in tensors}) == 1
 
 
-def _slice(reader: object, name: str, budget: int) -> Tensor:
+def _reader(file: Path, stack: ExitStack) -> Callable[[str], Any]:
+    """Tensors of a file by name, to be sliced; a legacy file has no header, so all of it is read."""
+    if file.suffix == ".safetensors":
+        return stack.enter_context(safe_open(file, framework="pt")).get_slice  # type: ignore[no-any-return]
+    return read_pickled(file, str(file)).__getitem__
+
+
+def _slice(lazy: Any, budget: int) -> Tensor:
     """The first rows of a tensor, no more than `budget` bytes of them (of a wider row a part), in fp32."""
-    lazy = reader.get_slice(name)  # type: ignore[attr-defined]
     numbers = budget // 8  # no type of a checkpoint is wider
-    cols = min(lazy.get_shape()[-1], numbers)
+    cols = min((lazy.shape if isinstance(lazy, Tensor) else lazy.get_shape())[-1], numbers)
     taken: Tensor = lazy[: numbers // cols, :cols]
     return taken.flatten().float()
 

@@ -69,6 +69,12 @@ def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
     return replace(spec, checkpoint=str(folder))
 
 
+def cached(spec: SourceSpec) -> Path | None:
+    """The folder of an embedded source that is in the cache; sizes and hashes are left to `materialise`."""
+    folder = cache_folder() / "sources" / content_key(named_labels(spec))
+    return folder if (folder / SEAL).is_file() else None
+
+
 def declared(spec: SourceSpec) -> bool:
     """Whether a source is trained on first use; SourceError where its recipe lacks something."""
     if spec.checkpoint is not None or spec.recipe is None:

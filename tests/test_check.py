@@ -131,6 +131,26 @@ def test_a_changed_copy_is_near_and_another_seed_is_not(tmp_path: Path) -> None:
     assert both.verdict == "the sources seem to share no parent: averaging will collapse"
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
+def test_legacy_files_are_compared_like_others(suffix: str, mlps: Entries, check: Callable[..., Any]) -> None:
+    from safetensors.torch import load_file
+
+    legacy = []
+    for entry in mlps:
+        folder = Path(entry["checkpoint"])
+        heads = load_file(folder / "heads.safetensors")
+        own = {f"head.{n.rpartition('.')[2]}": t for n, t in heads.items()}
+        torch.save({"state_dict": {**load_file(folder / "model.safetensors"), **own}}, folder / f"weights{suffix}")
+        legacy.append({**entry, "checkpoint": str(folder / f"weights{suffix}")})
+    assert inspect(asked(legacy)).similarity == inspect(asked(mlps)).similarity
+    assert inspect(asked([mlps[0], legacy[1]])).similarity == inspect(asked(mlps)).similarity
+    models = ", ".join(f"{{name: {entry['name']}, checkpoint: {entry['checkpoint']}}}" for entry in legacy)
+    code, out, err = check("method=average", models=f"models.sources=[{models}]")
+    assert (code, err) == (0, "")
+    assert f"a: {legacy[0]['checkpoint']}\n" in out
+    assert "similarity to source 1: " in out
+
+
 def test_at_most_a_megabyte_of_each_source_is_read(vits: Entries, monkeypatch: pytest.MonkeyPatch) -> None:
     from fsmerge_cli import inspection
 
@@ -276,6 +296,36 @@ def test_an_embedded_source_is_not_trained(check: Callable[..., Any], tmp_path: 
     assert (code, err) == (0, "")
     assert [row["state"] for row in json.loads(out)["rows"]] == ["trained on first use"] * 2
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.full
+def test_an_embedded_source_in_the_cache_is_looked_at_there(check: Callable[..., Any], tmp_path: Path) -> None:
+    from fsmerge_cli.zoo import cached, materialise
+
+    short = [f"models.sources.{i}.recipe.steps=1" for i in (0, 1)]
+    arguments = ("--json", *short)
+    _, out, _ = check(*arguments, models="+models=digits_mlp_pair")
+    unseen = json.loads(out)
+    recipes = request("digits_mlp_pair", "average", None, "cpu", 0, overwrite=False).sources
+    specs = [replace(spec, recipe=replace(spec.recipe, steps=1)) for spec in recipes if spec.recipe]
+    for spec in specs:
+        assert cached(spec) is None
+        materialise(spec, lambda event: None)
+    _, out, _ = check(*arguments, models="+models=digits_mlp_pair")
+    found = json.loads(out)
+    assert [row["state"] for row in found["rows"]] == ["cached"] * 2
+    assert unseen["similarity"] is None
+    assert abs(found["similarity"][0]) < 0.5
+    told = ("name", "architecture", "width", "classes", "parameters", "dtype")
+    assert [[row[key] for key in told] for row in found["rows"]] == [
+        [row[key] for key in told] for row in unseen["rows"]
+    ]
+    folder = cached(specs[0])
+    assert folder is not None
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    code, out, err = check(*arguments, models="+models=digits_mlp_pair")
+    assert (code, err) == (0, "")
+    assert [row["state"] for row in json.loads(out)["rows"]] == ["trained on first use", "cached"]
 
 
 def test_a_sweep_is_refused(check: Callable[..., Any]) -> None:
