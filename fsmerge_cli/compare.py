@@ -16,11 +16,22 @@ from torch import Tensor
 
 from fsmerge_cli.errors import ConfigError, OutputError, unknown
 from fsmerge_cli.output import ANSWERS, FINISHED
+from fsmerge_cli.plots import Point
 
 Z = 1.959963984540054
 """Of a normal interval of 95 %."""
 
-LOWER_IS_BETTER = ("seconds", "peak_memory_gb", "trained_parameters")
+LOWER_IS_BETTER = (
+    *("seconds", "steps", "images", "peak_memory_gb", "trained_parameters"),
+    *("loss", "calibration_error", "feature_error"),
+)
+"""Metrics, or what stands before `.TASK`, of which less is better."""
+
+TASK = ("top1", "top5", "loss", "calibration_error", "relative")
+"""What is measured of one task."""
+
+EMPTY: Mapping[str, Any] = {"tasks": {}, "mean_top1": None, "mean_relative": None, "joint_top1": {}}
+"""The row of a run that evaluated nothing."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ def ordered(runs: Sequence[RunEntry], metric: str) -> list[RunEntry]:
     known = dict.fromkeys(name for run in runs for name in run.metrics)
     if metric not in known:
         raise ConfigError(f"--sort: {unknown('metric', metric, known)}")
-    sign = 1 if metric in LOWER_IS_BETTER else -1
+    sign = 1 if metric.partition(".")[0] in LOWER_IS_BETTER else -1
 
     def place(run: RunEntry) -> float:
         value = run.metrics.get(metric)
@@ -83,6 +94,47 @@ def difference(run: RunEntry, first: RunEntry) -> Difference | None:
     return Difference(value, value - Z * error, value + Z * error)
 
 
+def interval(run: RunEntry, metric: str) -> tuple[float, float] | None:
+    """The 95 % interval of an accuracy, from the answers; None where they are not there, or it is none."""
+    names = [n for n in run.right if n.startswith("task.")] if metric == "mean" else [_answers(metric)]
+    value = run.metrics.get(metric)
+    if value is None or not names or not set(names) <= run.right.keys():
+        return None
+    right = [run.right[name].double() for name in names]
+    error = math.sqrt(sum(own.var(correction=0).item() / len(own) for own in right)) / len(right)
+    return max(0.0, value - Z * error), min(1.0, value + Z * error)
+
+
+def points(runs: Sequence[RunEntry], names: Sequence[str], metric: str) -> list[Point]:
+    """The runs that have an accuracy, for a picture of it against seconds; names: what tells them apart."""
+    found = []
+    for run, name in zip(runs, names):
+        value, seconds = run.metrics.get(metric), run.metrics["seconds"]
+        if value is not None and seconds:
+            method = str(run.evaluation["method"])
+            rest = " ".join(part for part in name.split() if part != f"method={method}")
+            low, high = interval(run, metric) or (None, None)
+            found.append(Point(rest or method, method, seconds, value, low, high))
+    return found
+
+
+def title(metric: str) -> str:
+    """An accuracy in words, for an axis."""
+    words = {
+        "mean": "mean over tasks",
+        "joint": "among all labels, softmax per head",
+        "joint_calibrated": "among all labels, softmax per calibrated head",
+        "joint_logits": "among all labels, raw logits",
+    }
+    return f"right answers, {words.get(metric, metric.removeprefix('top1.'))}"
+
+
+def bound(runs: Sequence[RunEntry], metric: str) -> float | None:
+    """The same accuracy of the ensemble of all sources, where it is the same in all runs."""
+    rows = [_scores(run.evaluation["rows"].get("ensemble", EMPTY)).get(metric) for run in runs]
+    return rows[0] if rows and len(set(rows)) == 1 else None
+
+
 def labels(runs: Sequence[RunEntry]) -> list[str]:
     """What tells the runs apart: the options in which they differ, else their folders."""
     options = [dict(_flat(run.evaluation["config"])) for run in runs]
@@ -98,9 +150,11 @@ def _inner(key: str) -> bool:
 
 
 def _runs_in(path: Path) -> list[Path]:
+    """A run itself; the runs of a sweep, or of all sweeps in a folder; else the runs directly below."""
     if (path / FINISHED).is_file():
         return [path]
-    jobs = [json.loads(job.read_text()) for job in sorted((path / "jobs").glob("*.json"))]
+    records = sorted(path.glob("jobs/*.json")) or sorted(path.glob("*/jobs/*.json"))
+    jobs = [json.loads(record.read_text()) for record in records]
     swept = [Path(job["folder"]) for job in jobs if (Path(job.get("folder") or "-") / FINISHED).is_file()]
     inside = sorted(child.parent for child in path.glob(f"*/{FINISHED}")) if path.is_dir() else []
     return swept or inside
@@ -118,21 +172,42 @@ def _read(folder: Path) -> RunEntry:
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
-    row = evaluation["rows"].get(
-        "merged", {"tasks": {}, "mean_top1": None, "mean_relative": None, "joint_top1": {}}
-    )
+    row = evaluation["rows"].get("merged", EMPTY)
     cost = evaluation["cost"]
     memory = cost["peak_memory_bytes"]
+    scores = _scores(row)
     return {
-        **{f"top1.{task}": row["tasks"].get(task, {}).get("top1") for task in evaluation["tasks"]},
-        "mean": row["mean_top1"],
-        "relative": row["mean_relative"],
-        "joint": row["joint_top1"].get("softmax"),
-        "joint_calibrated": row["joint_top1"].get("softmax_calibrated"),
+        **{f"top1.{task}": scores.get(f"top1.{task}") for task in evaluation["tasks"]},
+        **{name: scores[name] for name in ("mean", "relative", "joint", "joint_calibrated", "joint_logits")},
         "seconds": sum(cost["seconds"].values()),
         "trained_parameters": cost["trained_parameters"],
         "peak_memory_gb": None if memory is None else memory / 1e9,
+        **{name: cost.get(name) for name in ("steps", "images", "images_per_second")},
+        **{name: value for name, value in scores.items() if "." in name and not name.startswith("top1.")},
     }
+
+
+def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Everything that a row of the table measures, by name: of all tasks, and as NAME.TASK of one."""
+    joint = row["joint_top1"]
+    found = {
+        "mean": row["mean_top1"],
+        "relative": row["mean_relative"],
+        "joint": joint.get("softmax"),
+        "joint_calibrated": joint.get("softmax_calibrated"),
+        "joint_logits": joint.get("logits"),
+    }
+    for task, values in row["tasks"].items():
+        found |= {f"{name}.{task}": values.get(name) for name in TASK}
+    for name in ("feature_error", "feature_cosine", "feature_cka"):
+        found |= {f"{name}.{task}": value for task, value in row.get(name, {}).items()}
+    return found
+
+
+def _answers(metric: str) -> str:
+    """The name under which the answers of an accuracy are kept."""
+    joint = {"joint": "softmax", "joint_calibrated": "softmax_calibrated", "joint_logits": "logits"}
+    return f"joint.{joint[metric]}" if metric in joint else metric.replace("top1.", "task.", 1)
 
 
 def _tests(run: RunEntry) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shlex
@@ -15,10 +14,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic.dataclasses import dataclass
@@ -32,8 +28,12 @@ from fsmerge_cli.explain import explain, explain_cluster
 from fsmerge_cli.folders import default_folder, finished
 from fsmerge_cli.options import FORBID, Flag, Positive, Text, build, refuse_code
 from fsmerge_cli.progress import silent
+from fsmerge_cli.sweeping import codes, ended, is_sweep
 
 TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "output")
+UNTOLD = ("hydra.", "launcher=", "sweep=")
+"""Overrides that say how the jobs of a sweep are started, and nothing about any of them."""
+
 CONFIGS = "pkg://fsmerge_cli.configs"
 
 
@@ -55,9 +55,6 @@ class Output:
 _checking: list[bool] = []
 """Whether the jobs of this process are `fsmerge check` (and with --headers-only, --json) instead of a merge."""
 
-_codes: list[int] = []
-"""Exit codes of the jobs of this process; Hydra's launcher gives a sweep no other way to report them."""
-
 
 def check(arguments: Sequence[str], headers_only: bool, as_json: bool) -> int:
     """Let Hydra compose `arguments` and inspect what they would merge; returns the exit code."""
@@ -70,7 +67,7 @@ def check(arguments: Sequence[str], headers_only: bool, as_json: bool) -> int:
 
 def launch(arguments: Sequence[str]) -> int:
     """Let Hydra compose `arguments` and run the job or jobs; returns the exit code."""
-    _codes.clear()
+    codes.clear()
     here = place()
     if here is not None and here.size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
         raise ConfigError(
@@ -87,41 +84,39 @@ def launch(arguments: Sequence[str]) -> int:
             if told is None:
                 raise
             raise told from error
-    return max(_codes, default=0)
+    return max(codes, default=0)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="merge")
-def _entry(config: DictConfig) -> dict[str, Any]:
+def _entry(config: DictConfig) -> Any:
     """One job. It never raises: Hydra would show the error of a sweep's job only after all others ended."""
     given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # as typed, ${...} too
     texts = [str(override) for override in given] if isinstance(given, list) else []
-    overrides = [text for text in texts if not text.startswith("hydra.")]
+    overrides = [text for text in texts if not text.startswith(UNTOLD)]
     label = " ".join(override.lstrip("+") for override in overrides)
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        if sweep and is_main():
+        if is_sweep() and is_main():
             Console(stderr=True).print(Line(label), style="bold", soft_wrap=True)
         if _checking:
             run_check(config, *_checking)
-            _codes.append(0)
-            return {"run": label, "exit_code": 0}
+            return ended({"run": label, "exit_code": 0})
         evaluation = run_job(config, overrides)
     except Exception as error:
         text, code = outcome(error)
         sys.stderr.write(text)
-        _codes.append(code)
-        return {"run": label, "exit_code": _codes[-1], "error": str(error)}
-    _codes.append(0)
+        return ended({"run": label, "exit_code": code, "error": str(error)})
     row = evaluation["rows"].get("merged", {"tasks": {}, "mean_top1": None, "joint_top1": {}})
-    return {
-        "run": label,
-        "exit_code": 0,
-        "tasks": {name: task["top1"] for name, task in row["tasks"].items()},
-        "mean": row["mean_top1"],
-        "joint": row["joint_top1"].get("softmax"),
-        "seconds": sum(evaluation["cost"]["seconds"].values()),
-        "folder": str(_folder(_keys(config))),
-    }
+    return ended(
+        {
+            "run": label,
+            "exit_code": 0,
+            "tasks": {name: task["top1"] for name, task in row["tasks"].items()},
+            "mean": row["mean_top1"],
+            "joint": row["joint_top1"].get("softmax"),
+            "seconds": sum(evaluation["cost"]["seconds"].values()),
+            "folder": str(_folder(_keys(config))),
+        }
+    )
 
 
 def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -175,6 +170,8 @@ def _keys(config: DictConfig) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError("the configuration is not a mapping.")
     keys = {str(key): value for key, value in values.items()}
+    if isinstance(keys.get("method"), dict):
+        keys["method"] = {name: _listed(value) for name, value in keys["method"].items()}
     strangers = [unknown("key", key, TOP) for key in keys if key not in TOP]
     strangers += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
     if "sources" not in (keys.get("models", {"sources": 0})):
@@ -183,6 +180,14 @@ def _keys(config: DictConfig) -> dict[str, Any]:
         raise ConfigError("\n".join(strangers))
     refuse_code(keys, "")
     return keys
+
+
+def _listed(value: Any) -> Any:
+    """A list whose entries were given one by one (method.task_weights.0=1) as a list."""
+    places = {str(key): entry for key, entry in value.items()} if isinstance(value, dict) else {}
+    if not places or set(places) != {str(i) for i in range(len(places))}:
+        return value
+    return [places[str(i)] for i in range(len(places))]
 
 
 def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
@@ -219,46 +224,6 @@ def _show(evaluation: Mapping[str, Any], folder: Path) -> None:
         console.print(Line(f"note: {note}"))
     console.print(Line(report.summary_line(evaluation)))
     console.print(Line(f"merged model: {folder}/merged   scores: {folder}/evaluation.json"), soft_wrap=True)
-
-
-class SweepSummary(Callback):
-    """Hydra callback: keeps each job's outcome in the sweep's folder and ends with one table of all runs."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget the jobs of an earlier sweep into the same folder."""
-        for path in (Path(config.hydra.sweep.dir) / "jobs").glob("*.json"):
-            path.unlink()
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Runs where the job ran, which may be another process or machine, or several."""
-        if config.hydra.mode != RunMode.MULTIRUN or not is_main():
-            return
-        folder = Path(config.hydra.sweep.dir) / "jobs"
-        folder.mkdir(parents=True, exist_ok=True)
-        outcome = json.dumps(job_return.return_value, indent=2)
-        (folder / f"{config.hydra.job.num:05d}.json").write_text(outcome + "\n")
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table and write summary.csv."""
-        folder = Path(config.hydra.sweep.dir)
-        jobs = [json.loads(path.read_text()) for path in sorted((folder / "jobs").glob("*.json"))]
-        if not jobs:
-            return
-        if not _codes:  # the jobs ran in other processes
-            _codes.extend(job["exit_code"] for job in jobs)
-            for job in jobs:
-                sys.stderr.write(f"{job['run']}\nfsmerge: error: {job['error']}\n" if job["exit_code"] else "")
-        tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
-        with (folder / "summary.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["run", "exit_code", *tasks, "mean", "joint", "seconds"])
-            for job in jobs:
-                scores = [job.get("tasks", {}).get(task) for task in tasks]
-                last = [job.get(key) for key in ("mean", "joint", "seconds")]
-                writer.writerow([job["run"], job["exit_code"], *scores, *last])
-        console = Console()
-        console.print(report.sweep_table(jobs))
-        console.print(Line(f"as CSV: {folder}/summary.csv"), soft_wrap=True)
 
 
 @contextmanager

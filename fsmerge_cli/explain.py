@@ -16,6 +16,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from fsmerge_cli import presets
 from fsmerge_cli.errors import ConfigError, FsmergeError, unknown
 
+PLUGINS = {
+    "hydra/launcher=joblib": ("Hydra's joblib launcher", "launcher=joblib"),
+    "hydra/sweeper=optuna": ("Hydra's Optuna sweeper", "sweep=optuna"),
+}
+
 
 def explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
     """A ConfigError that says what Hydra or OmegaConf found wrong with `arguments`."""
@@ -25,6 +30,11 @@ def explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
             return ConfigError(
                 f"{group}={name} (of hardware=slurm) needs Hydra's submitit launcher, which is not installed. "
                 "Install it: pip install 'fsmerge[slurm]'"
+            )
+        if f"{group}={name}" in PLUGINS:
+            what, key = PLUGINS[f"{group}={name}"]
+            return ConfigError(
+                f"{key} needs {what}, which is not installed. Install it: pip install 'fsmerge[sweep]'"
             )
         return ConfigError(unknown(group or "configuration", name, error.options or []))
     if isinstance(error, OverrideParseException):
@@ -43,12 +53,19 @@ def explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
 
 
 def explain_cluster(error: Exception) -> FsmergeError | None:
-    """What submitit says when a job cannot be started or ends without a result; None for any other error."""
+    """What a launcher or sweeper says of a job that cannot be started or has no result; None for other errors."""
     if isinstance(error, RuntimeError) and "srun" in str(error):
         return ConfigError(
             "hardware=slurm: there is no Slurm here (no `srun`). Run the command where jobs are submitted, or "
             "pass hardware=multi_gpu under torchrun."
         )
+    if type(error).__module__.startswith("joblib."):
+        return FsmergeError(
+            "a process of this sweep died before its job ended; it may have had too little memory. Pass fewer at "
+            "once (hydra.launcher.n_jobs=1) and resume=true: what is finished is not done again."
+        )
+    if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":
+        return FsmergeError("no job of this search ended well, so there is no best one. Their errors stand above.")
     if type(error).__module__.startswith("submitit."):
         return FsmergeError(
             f"a job ended without a result: {error}\nIts log is in .submitit in the folder of the sweep."
@@ -60,7 +77,7 @@ def _unknown_keys(arguments: Sequence[str]) -> list[str]:
     """One message per override whose key is not in the configuration that the chosen groups give."""
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
-    groups = [o for o in parsed if o.get_key_element().lstrip("+~") in presets.GROUPS]
+    groups = [o for o in parsed if o.get_key_element().lstrip("+~") in (*presets.GROUPS, *presets.SWEEPS)]
     keys = [o.get_key_element() for o in parsed if o not in groups]
     for choice in product(*(_choices(group) for group in groups)):  # of a sweep, until one has a fault
         base = _compose(choice)

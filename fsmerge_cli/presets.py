@@ -12,6 +12,9 @@ import yaml
 from fsmerge_cli.errors import ConfigError, unknown
 
 GROUPS = ("models", "data", "method", "hardware")
+SWEEPS = ("launcher", "sweep")
+"""Groups that set Hydra's keys alone: how and where the jobs of --multirun are started."""
+
 PACKAGE = "fsmerge_cli.configs"
 DATA_KEY = "override /data@_global_.data"
 """How a models file names its images in its defaults list; +models=NAME comes last there, so it may override."""

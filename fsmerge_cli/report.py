@@ -126,14 +126,15 @@ def per_cent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-HIDDEN = ("folder", "relative", "trained_parameters", "peak_memory_gb", "difference_low", "difference_high")
-"""Columns of a comparison that only CSV and JSON have; there is no room for them in a terminal."""
+SHOWN = ("mean", "joint", "joint_calibrated", "seconds", "difference")
+"""Columns of a comparison beside the tasks' accuracies; all others are for CSV and JSON, there is no room."""
 
 
-def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean") -> Table:
     """One line per run, as `fsmerge compare` sorted them."""
     table = Table(title="Right answers of the merged models on test images, %", title_justify="left")
-    columns = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in HIDDEN]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [n for n in names if n in ("run", *SHOWN, sort) or n.startswith("top1.")]
     for name in columns:
         title = Text(name.removeprefix("top1.").replace("_", " "))
         wide = {"justify": "left", "min_width": 16} if name == "run" else {"justify": "right"}
@@ -143,6 +144,10 @@ def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+SHARES = ("top1", "top5", "mean", "relative", "joint", "joint_calibrated", "joint_logits")
+"""Metrics, or what stands before `.TASK`, that are shown as per cent."""
+
+
 def _compared(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
     if name == "run":
@@ -150,9 +155,9 @@ def _compared(row: Mapping[str, Any], name: str) -> str:
     if name == "difference":
         low, high = row["difference_low"], row["difference_high"]
         return "" if value is None else f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    if name == "seconds":
-        return "-" if value is None else f"{value:.1f}"
-    return per_cent(value)
+    if name.partition(".")[0] in SHARES:
+        return per_cent(value)
+    return "-" if value is None else f"{value:.1f}" if name == "seconds" else f"{value:,.5g}"
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -16,10 +16,10 @@ ROOMS = tuple(
     "checkpoints preprocessing cache resuming feeding entries sources plan groups permute structures maps thin "
     "fold reference data features activations regression zipping objective running training supernet problem "
     "align methods metrics similarity scoring zoo card certificates evaluating result request estimate inspection "
-    "pipeline compare report folders explain config cli".split()
+    "pipeline plots compare report logs folders explain sweeping config cli".split()
 )
-HYDRA = {"explain", "config", "cli"}
-ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "config", "cli"}}
+HYDRA = {"explain", "sweeping", "config", "cli"}
+ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "sweeping", "config", "cli"}}
 DOORS = {"__init__", "__main__"}  # the package's own names are imported on first use; see test_cli
 
 

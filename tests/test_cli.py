@@ -112,7 +112,7 @@ def test_every_command_has_its_own_help(fsmerge: Command) -> None:
 def test_merge_help_names_every_option_of_every_group() -> None:
     groups = MERGE_HELP.partition("groups:")[2].partition("keys:")[0]
     named = {line.split("=")[0].strip(): line for line in groups.splitlines() if "=" in line}
-    for group in ("data", "method", "hardware"):
+    for group in ("data", "method", "hardware", "launcher", "sweep"):
         shown = re.sub(r" \([^)]*\)", "", named[group].split("NAME")[1]).replace(" ", "").split(",")
         assert sorted(shown) == presets.names(group)
 
@@ -130,7 +130,7 @@ def test_list_shows_every_option_of_every_group_with_its_line(fsmerge: Command) 
     code, out, err = fsmerge("list")
     assert (code, err) == (0, "")
     expected = []
-    for group in ("models", "data", "method", "hardware"):
+    for group in ("models", "data", "method", "hardware", "launcher", "sweep"):
         plus = "+" if group == "models" else ""
         files = sorted((REPOSITORY / "configs" / group).glob("*.yaml"))
         assert files
@@ -188,10 +188,15 @@ REFUSED: list[tuple[str, str]] = [
     ),
     (
         "list methods",
-        "unknown group 'methods'. Did you mean 'method'? Available: data, hardware, method, models.",
+        "unknown group 'methods'. Did you mean 'method'? Available: data, hardware, launcher, method, models, "
+        "sweep.",
     ),
     ("merge", no_models()),
     ("merge method=kd --multirun", no_models()),
+    (
+        f"merge {PAIR} launcher=joblib",
+        "launcher=joblib is for several merges at once. Add --multirun, or leave it out.",
+    ),
     (
         "merge +models=digits_mlp_pai",
         "unknown models 'digits_mlp_pai'. Did you mean 'digits_mlp_pair'? "
@@ -583,11 +588,14 @@ def test_every_help_has_examples() -> None:
 @pytest.mark.usefixtures("_trained")
 @pytest.mark.parametrize("line", dict.fromkeys(EXAMPLES))
 def test_an_example_of_the_help_runs_as_printed(line: str, fsmerge: Command, tmp_path: Path) -> None:
+    if "sweep=optuna" in line:
+        pytest.importorskip("optuna", reason="the extra `sweep` is not installed")
     ran = fsmerge(*shlex.split(line)[1:])
     assert ran.code == 0, ran.err
     assert ran.out
     runs = list(tmp_path.rglob("merged/model.safetensors"))
-    assert len(runs) == (9 if "--multirun" in line else int(" merge " in line))
+    several = 20 if "sweep=optuna" in line else 9
+    assert len(runs) == (several if "--multirun" in line else int(" merge " in line))
 
 
 @pytest.mark.full

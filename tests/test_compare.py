@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fsmerge_cli.cli import main
-from fsmerge_cli.compare import RunEntry, difference, labels, ordered
+from fsmerge_cli.compare import RunEntry, bound, difference, interval, labels, ordered, points
 
 PAIR = ["merge", "+models=digits_mlp_pair", "hardware=cpu"]
 
@@ -63,6 +63,7 @@ def test_runs_of_the_command_in_one_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     sweep = ["--multirun", "method=average,kd", "hydra.sweep.dir=sweep"]
     assert main([*PAIR, *sweep]) == 0, capsys.readouterr().err
     capsys.readouterr()
@@ -80,6 +81,12 @@ def test_runs_of_the_command_in_one_table(
         "method=average",
         "method=kd",
     ]
+    assert main(["compare", "sweep", "--sort", "calibration_error.low", "--plot", "x.svg"]) == 0
+    assert "calibration" in capsys.readouterr().out
+    assert "ensemble of the sources" in (tmp_path / "x.svg").read_text()
+    assert main(["compare", "..", "--quiet"]) == 2  # a folder of neither runs nor sweeps
+    capsys.readouterr()
+    assert (main(["compare", "outputs", "--quiet"]), capsys.readouterr()) == (0, ("", ""))
     assert main(["compare", "sweep", "--sort", "speed"]) == 2
     assert capsys.readouterr().err.startswith("fsmerge: error: --sort: unknown metric 'speed'. ")
 
@@ -92,6 +99,7 @@ def test_runs_of_the_command_in_one_table(
             "nowhere* names no finished run (a folder with evaluation.json). Give folders that `fsmerge merge` "
             "wrote, a glob of them, or the folder of a sweep.",
         ),
+        (["old", "--plot", "x.gif"], "--plot x.gif: give a file that ends in .svg, .png, .pdf."),
         (["--sort"], "fsmerge compare: argument --sort: expected one argument. See fsmerge compare --help."),
         (["old"], "old: evaluation.json is not that of a run of this version (KeyError('rows'))."),
     ],
@@ -108,3 +116,32 @@ def test_what_cannot_be_compared_is_said(
     (tmp_path / "old/evaluation.json").write_text("{}")
     assert main(["compare", *arguments]) == 2
     assert capsys.readouterr().err == f"fsmerge: error: {message}\n"
+
+
+def scored(folder: str, mean: float, seconds: float, ensemble: float) -> RunEntry:
+    row = {"mean_top1": mean, "mean_relative": None, "joint_top1": {}, "tasks": {}}
+    rows = {"merged": row, "ensemble": {**row, "mean_top1": ensemble}}
+    evaluation = {"rows": rows, "method": "kd", "config": {}}
+    right = {"task.a": torch.tensor([1, 1, 1, 0] * 9), "task.b": torch.tensor([1, 0] * 9)}
+    return RunEntry(Path(folder), evaluation, {"mean": mean, "seconds": seconds}, right)
+
+
+def test_a_point_of_the_picture_has_the_interval_of_the_mean_of_task_means() -> None:
+    run = scored("x", 0.625, 2.0, 0.9)
+    (point,) = points([run], ["method=kd seed=1"], "mean")
+    assert (point.label, point.method, point.x, point.y) == ("seed=1", "kd", 2.0, 0.625)
+    error = (0.75 * 0.25 / 36 + 0.5 * 0.5 / 18) ** 0.5 / 2
+    assert point.low == pytest.approx(0.625 - 1.959963984540054 * error)
+    assert point.high == pytest.approx(0.625 + 1.959963984540054 * error)
+    assert points([scored("x", 0.625, 0.0, 0.9)], ["x"], "mean") == []  # no place on a logarithmic axis
+    assert interval(run, "joint") is None
+
+
+def test_the_ensemble_is_drawn_where_it_is_the_same_of_all_runs() -> None:
+    assert bound([scored("x", 0.5, 1.0, 0.9), scored("y", 0.6, 1.0, 0.9)], "mean") == 0.9
+    assert bound([scored("x", 0.5, 1.0, 0.9), scored("y", 0.6, 1.0, 0.8)], "mean") is None
+
+
+def test_less_loss_is_better() -> None:
+    a, b = (RunEntry(Path(name), {}, {"loss.x": value}, {}) for name, value in (("a", 2.0), ("b", 1.0)))
+    assert [run.folder.name for run in ordered([a, b], "loss.x")] == ["b", "a"]

@@ -129,8 +129,25 @@ def test_a_yaml_begins_with_one_line_that_says_what_it_is(file: Path) -> None:
 def test_presets_name_the_files_and_nothing_else() -> None:
     assert all(presets.names(group) for group in presets.GROUPS)
     folders = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir() and not folder.name.startswith("_")}
-    assert folders == set(presets.GROUPS)
+    assert folders == {*presets.GROUPS, *presets.SWEEPS}
     assert sorted((g, file.stem) for g in presets.GROUPS for file in (CONFIGS / g).iterdir()) == sorted(OPTIONS)
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, name) for g in presets.SWEEPS for name in presets.names(g)])
+def test_how_jobs_are_started_changes_no_key_of_a_job(group: str, name: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{PLUGINS[name]}", reason="an extra is not installed")
+    before, after = (plain(composed("+models=digits_mlp_pair", *more)) for more in ((), (f"{group}={name}",)))
+    assert {key: value for key, value in after.items() if key != "resume"} == {
+        key: value for key, value in before.items() if key != "resume"
+    }
+
+
+PLUGINS = {
+    "joblib": "joblib_launcher",
+    "submitit_local": "submitit_launcher",
+    "submitit_slurm": "submitit_launcher",
+    "optuna": "optuna_sweeper",
+}
 
 
 def test_top_level_defaults() -> None:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from fsmerge_cli import merge
 from fsmerge_cli.cli import main
-from fsmerge_cli.config import SweepSummary
 from fsmerge_cli.distributed import World, outcome, place
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.features import capture
@@ -27,6 +26,7 @@ from fsmerge_cli.objective import Student, objective, wanted
 from fsmerge_cli.progress import silent
 from fsmerge_cli.running import Schedule
 from fsmerge_cli.supernet import SuperNet
+from fsmerge_cli.sweeping import SweepSummary
 from fsmerge_cli.training import train
 from tests import two_processes
 from tests.conftest import REPOSITORY
@@ -321,7 +321,7 @@ def test_what_failed_in_another_process_is_said_here(
     failed = {"run": "seed=1", "exit_code": 2, "error": "no"}
     (tmp_path / "jobs/0.json").write_text(json.dumps(failed))
     codes: list[int] = []
-    monkeypatch.setattr("fsmerge_cli.config._codes", codes)
+    monkeypatch.setattr("fsmerge_cli.sweeping.codes", codes)
     SweepSummary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert capsys.readouterr().err == "seed=1\nfsmerge: error: no\n"
     assert codes == [2]

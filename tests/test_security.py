@@ -172,7 +172,7 @@ def test_only_hydras_own_node_names_a_class_in_what_is_shipped() -> None:
         for line in path.read_text().splitlines()
         if "_target_" in line
     ]
-    assert targets == ["_target_: fsmerge_cli.config.SweepSummary"]
+    assert targets == ["_target_: fsmerge_cli.sweeping.SweepSummary"]
 
 
 def test_a_source_is_never_replaced_by_the_result(tmp_path: Path) -> None:

@@ -11,21 +11,29 @@ from typing import Any, NoReturn
 
 from fsmerge_cli.errors import ConfigError
 
-HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--csv FILE] [--json]
+HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--csv FILE] [--json] [--plot FILE] [--quiet]
 
 One table of finished runs, best first. RUN is a folder that `fsmerge merge` wrote, a glob of them ("outputs/*"),
 or the folder of a sweep. Differences are to the first run, paired over the same test images, with 95 % intervals.
 
-  --sort METRIC   mean (default), top1.TASK, relative (to the sources), joint, joint_calibrated, seconds,
-                  trained_parameters, peak_memory_gb
+  --sort METRIC   mean (default), relative (to the sources), joint, joint_calibrated, joint_logits, seconds, steps,
+                  trained_parameters, peak_memory_gb, images, images_per_second; and of one task: top1.TASK,
+                  top5.TASK, loss.TASK, calibration_error.TASK, relative.TASK, feature_error.TASK,
+                  feature_cosine.TASK, feature_cka.TASK
   --csv FILE      all numbers as CSV
   --json          all numbers as JSON on standard output
+  --plot FILE     accuracy (mean, or the one of --sort) against seconds, with 95 % intervals, as .svg, .png or .pdf
+                  (needs matplotlib: pip install 'fsmerge[plot]')
+  -q, --quiet     no table: only the files that are asked for, and errors
 
 examples:
   fsmerge compare outputs/*
   fsmerge compare outputs/sweeps/2026-01-31_12-00-00 --sort joint
   fsmerge compare outputs/by-kd outputs/by-fs-merge --csv runs.csv
+  fsmerge compare outputs/* --plot runs.svg
 """
+
+ACCURACIES = ("mean", "joint", "joint_calibrated", "joint_logits")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,20 +48,36 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--sort", default="mean", metavar="METRIC")
     parser.add_argument("--csv", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("-q", "--quiet", action="store_true")
     asked = parser.parse_args(arguments)
     from rich.console import Console
 
-    from fsmerge_cli import compare, report
+    from fsmerge_cli import compare, plots, report
 
+    if asked.plot:
+        plots.check_plot(asked.plot)
     runs = compare.ordered(compare.read_runs(asked.runs), asked.sort)
     rows = _rows(runs)
     if asked.csv:
         report.write_csv(asked.csv, rows)
+    if asked.plot:
+        _plot(asked.plot, runs, asked.sort)
     if asked.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-    else:
-        Console().print(report.compare_table(rows))
+    elif not asked.quiet:
+        Console().print(report.compare_table(rows, asked.sort))
     return 0
+
+
+def _plot(path: Path, runs: Sequence[Any], sort: str) -> None:
+    from fsmerge_cli import compare, plots
+
+    metric = sort if sort in ACCURACIES or sort.startswith("top1.") else "mean"
+    points = compare.points(runs, compare.labels(runs), metric)
+    if not points:
+        raise ConfigError(f"--plot: none of these runs has an accuracy ({metric}), so there is nothing to draw.")
+    plots.plot_cost(path, points, compare.title(metric), compare.bound(runs, metric))
 
 
 def _rows(runs: Sequence[Any]) -> list[dict[str, Any]]:

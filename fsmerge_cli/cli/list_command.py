@@ -9,8 +9,8 @@ from fsmerge_cli.errors import ConfigError, unknown
 
 HELP = """usage: fsmerge list [GROUP]
 
-Shows what can be put after method=, +models=, data= and hardware=, one line each.
-GROUP is one of: models, data, method, hardware.
+Shows what can be put after method=, +models=, data=, hardware=, launcher= and sweep=, one line each.
+GROUP is one of: models, data, method, hardware, launcher, sweep.
 
 examples:
   fsmerge list
@@ -20,10 +20,11 @@ examples:
 
 def run(arguments: list[str]) -> int:
     """List one group, or all."""
+    groups = (*presets.GROUPS, *presets.SWEEPS)
     for name in arguments:
-        if name not in presets.GROUPS:
-            raise ConfigError(unknown("group", name, presets.GROUPS))
-    sys.stdout.write("\n".join(listing(group) for group in arguments or presets.GROUPS))
+        if name not in groups:
+            raise ConfigError(unknown("group", name, groups))
+    sys.stdout.write("\n".join(listing(group) for group in arguments or groups))
     return 0
 
 

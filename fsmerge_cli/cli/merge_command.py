@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fsmerge_cli import presets
 from fsmerge_cli.cli.list_command import listing
 from fsmerge_cli.errors import ConfigError, unknown
@@ -16,6 +18,8 @@ groups:
   data=NAME            digits, folder, glyphs
   method=NAME          activation_matching, average, fs_merge (default), kd, regmean, regmean_pp, slerp, zipit
   hardware=NAME        auto (default), cpu, gpu, multi_gpu, slurm
+  launcher=NAME        joblib, submitit_local, submitit_slurm (where the jobs of --multirun run)
+  sweep=NAME           optuna (chooses the jobs of --multirun, instead of every combination)
 
 keys:
   seed=0                       of everything that is drawn
@@ -27,7 +31,8 @@ keys:
   method.steps=1000            and the other keys of the method; the files in configs/ say them all
   models.sources.0.checkpoint=PATH   another checkpoint for a source
 
-  -m, --multirun       every combination of comma-separated values, one table at the end
+  -m, --multirun       every combination of comma-separated values; at the end one table, summary.csv and
+                       summary.svg. With resume=true jobs that are finished are not done again
   --cfg job            print the composed configuration instead of running
   --config-dir FOLDER  a folder of your own with models/*.yaml, method/*.yaml, ... (trusted like code)
 
@@ -36,6 +41,7 @@ examples:
   fsmerge merge +models=digits_mlp_pair method=fs_merge method.maps=low_rank method.rank=8 method.targets=all
   fsmerge merge +models=digits_mlp_trio method=kd data.images_per_task=20 output.dir=outputs/trio
   fsmerge merge --multirun +models=digits_mlp_pair method=average,kd,fs_merge seed=0,1,2
+  fsmerge merge --multirun +models=digits_mlp_pair method=slerp 'method.t=interval(0,1)' sweep=optuna
 """
 
 
@@ -52,6 +58,10 @@ def composed(arguments: list[str]) -> list[str]:
     arguments = [rewrite(argument) for argument in arguments]
     # Hydra's parser takes the flag before or after all overrides, not among them.
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+    several = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}
+    for argument in arguments:
+        if argument.partition("=")[0] in presets.SWEEPS and not several:
+            raise ConfigError(f"{argument} is for several merges at once. Add --multirun, or leave it out.")
     if not any(argument.lstrip("+").startswith(("models=", "models.sources=")) for argument in arguments):
         raise ConfigError(
             "no models given. Say which with +models=NAME; there are:\n" + listing("models").rstrip()
@@ -60,7 +70,7 @@ def composed(arguments: list[str]) -> list[str]:
 
 
 def rewrite(argument: str) -> str:
-    """`models=x` -> `+models=x`, `data=null` takes it away, and keys of a source may be set or added."""
+    """`models=x` -> `+models=x`, `data=null` takes it away; keys of a source and places of a list may be added."""
     group, _, value = argument.lstrip("+").partition("=")
     if value == "null" and group in presets.GROUPS:
         if group == "data":
@@ -68,6 +78,6 @@ def rewrite(argument: str) -> str:
         raise ConfigError(unknown(group, value, presets.names(group)))
     if argument.startswith("models="):
         return f"+{argument}"
-    if argument.startswith("models.sources"):
+    if argument.startswith("models.sources") or re.match(r"method\.\w+\.\d+=", argument):
         return f"++{argument}"
     return argument
