@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
-.PHONY: help dev demo test quick smoke check format table bench scale cost test-slow wheel-test clean
+.PHONY: help dev demo test quick smoke check format table bench scale cost test-slow test-browser wheel-test clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -26,16 +26,20 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/mypy
 
 quick: check  ## the subset for every commit, under a minute
-	$(BIN)/python -m pytest -m "not full and not slow"
+	$(BIN)/python -m pytest -m "not full and not slow and not browser"
 
 smoke: $(READY)  ## every registered method on digits_mlp_pair, seconds each
 	$(BIN)/python -m pytest tests/test_smoke.py
 
 test: check  ## lint, types and the whole suite
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not browser"
 
 test-slow: $(READY)  ## what takes longer than `make test` may
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(READY)  ## the report page in a real browser (Debian: apt install chromium); screenshots in outputs/browser
+	mkdir -p outputs
+	$(BIN)/python -m pytest -m browser --basetemp=outputs/browser
 
 wheel-test: $(READY)  ## build the wheel and run the installed command from an empty folder
 	$(BIN)/python -m pytest tests/test_wheel.py

@@ -224,6 +224,7 @@ def _show(evaluation: Mapping[str, Any], folder: Path) -> None:
         console.print(Line(f"note: {note}"))
     console.print(Line(report.summary_line(evaluation)))
     console.print(Line(f"merged model: {folder}/merged   scores: {folder}/evaluation.json"), soft_wrap=True)
+    console.print(Line(f"report: {folder}/report.html"), soft_wrap=True)
 
 
 @contextmanager

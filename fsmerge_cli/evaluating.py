@@ -6,10 +6,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.answers import Example, Heads, compared, examples
 from fsmerge_cli.certificates import IMAGES, Evaluated
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.features import batches
@@ -23,11 +25,16 @@ from fsmerge_cli.similarity import Layers, similarities
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows by name, the merged model's likeness to the sources by task and layer, and a few of its answers."""
+    """Rows by name, the merged model's likeness to the sources by task and layer, and what it answers.
+
+    seen: a few images with all logits. answers: by task, see `answers.compared`. examples: to be looked at.
+    """
 
     rows: Mapping[str, Score] = field(default_factory=dict)
     similarity: Mapping[str, Layers] = field(default_factory=dict)
     seen: Evaluated | None = None
+    answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    examples: Sequence[Example] = ()
 
 
 def evaluate(problem: Problem, solution: Solution, sets: Sequence[ImageSet | None], method: Method) -> Evaluation:
@@ -50,7 +57,15 @@ def evaluate(problem: Problem, solution: Solution, sets: Sequence[ImageSet | Non
         rows[name], outputs = bench.row(name, _forward(problem, candidate, backbone), reference)
     if plain:
         rows["merged"] = rows["average"]
-    return Evaluation(rows, similarities(problem, backbone, sets), _seen(sets, outputs))
+    heads = Heads([problem.plan.tasks[i] for i in bench.headed], bench.headed, bench.own_labels())
+    given = outputs.logits, reference.logits, bench.truth, heads
+    return Evaluation(
+        rows,
+        similarities(problem, backbone, sets),
+        _seen(sets, outputs),
+        compared(*given),
+        examples(sets, *given, problem.seed),
+    )
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,10 @@ class _Bench:
             if s.head
         ]
         return cls(problem, tests, tests.truth(), [i for i, s in enumerate(sources) if s.head], labels)
+
+    def own_labels(self) -> list[Sequence[str]]:
+        """Label names of every head, as it has them."""
+        return [source.head.labels for source in self.problem.sources if source.head]
 
     def row(self, name: str, forward: Forward, reference: Outputs | None = None) -> tuple[Score, Outputs]:
         """Measure one model; reference: the sources' own outputs (None: these are)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from fsmerge_cli.certificates import Proof
 from fsmerge_cli.evaluating import Evaluation
 from fsmerge_cli.methods import Solution
 from fsmerge_cli.output import claim, explained, write_answers, write_json, write_model, write_text
+from fsmerge_cli.page import page
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.preprocessing import Preprocessing
 from fsmerge_cli.schema import validate
 from fsmerge_cli.scoring import Score
 from fsmerge_cli.sources import Head, head_tensors, model_config
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+CURVE = 500
+"""How many points of the training's loss are kept at most."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,10 @@ class MergeResult:
             "tasks": list(self.plan.tasks),
             "rows": {name: _row(score, self.scores) for name, score in self.scores.items()},
             "similarity": dict(self.measured.similarity),
+            "answers": {name: dict(values) for name, values in self.measured.answers.items()},
             "training": {
                 "start_error": dict(zip(self.plan.tasks, trace.start_error)),
+                "curve": curve(trace.loss),
                 "final_loss": trace.loss[-1] if trace.loss else None,
                 "validation": [{"step": step, "loss": loss} for step, loss in trace.validation],
                 "chosen_step": trace.chosen_step,
@@ -83,7 +90,7 @@ class MergeResult:
         }
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write merged/, evaluation.json and config.yaml, all or nothing. Raises OutputError."""
+        """Write merged/, evaluation.json, report.html and config.yaml, all or nothing. Raises OutputError."""
         with claim(Path(folder), overwrite) as temporary, explained(Path(folder)):
             self.write(temporary)
 
@@ -104,9 +111,21 @@ class MergeResult:
         options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
         write_text(merged / "README.md", model_card(self.plan, self.heads, evaluation, options))
         write_text(folder / "config.yaml", options)
+        write_text(folder / "report.html", page(evaluation, self.measured.examples))
         if self.scores:
             write_answers(folder, self.scores["merged"].right)
         write_json(folder / "evaluation.json", evaluation)
+
+
+def curve(loss: Sequence[float]) -> list[dict[str, Any]]:
+    """A loss per step as at most CURVE points: means of as many steps in a row, at the last step of each.
+
+    >>> curve([3.0, 1.0])
+    [{'step': 1, 'loss': 3.0}, {'step': 2, 'loss': 1.0}]
+    """
+    size = math.ceil(len(loss) / CURVE)
+    parts = [(start, loss[start : start + size]) for start in range(0, len(loss), size or 1)]
+    return [{"step": start + len(part), "loss": sum(part) / len(part)} for start, part in parts]
 
 
 def _row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
@@ -124,6 +143,7 @@ def _row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
         "mean_top1": score.mean,
         "mean_relative": sum(shares) / len(shares) if shares and None not in shares else None,
         "joint_top1": dict(score.joint),
+        "chosen_tasks": {protocol: dict(own) for protocol, own in score.chosen.items()},
         "temperatures": dict(score.temperatures),
         "feature_error": {name: values["error"] for name, values in score.features.items()},
         "feature_cosine": {name: values["cosine"] for name, values in score.features.items()},

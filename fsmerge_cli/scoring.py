@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fsmerge_cli.answers import Chosen, chosen_tasks
 from fsmerge_cli.data.base import ImageSet
 from fsmerge_cli.data.reading import read
 from fsmerge_cli.features import network
@@ -46,7 +47,8 @@ class Score:
     head's own softmax, then the largest probability; `logits`: the largest raw logit; `..._calibrated`: after one
     temperature per head); empty for a source alone. features: how like the estimated features are to the
     source's, by task (error relative to their variance, cosine, cka). temperatures: by task. right: whether each
-    answer was, `task.NAME` [n of the task] and `joint.PROTOCOL` [n], in the order of the test images.
+    answer was, `task.NAME` [n of the task] and `joint.PROTOCOL` [n], in the order of the test images. chosen: how
+    often a label of which task was chosen for images of which task.
     """
 
     tasks: Mapping[str, TaskScore]
@@ -54,6 +56,7 @@ class Score:
     features: Mapping[str, Mapping[str, float | None]]
     temperatures: Mapping[str, float] = field(default_factory=dict)
     right: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    chosen: Chosen = field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
@@ -180,7 +183,7 @@ def score(
             alike.add(outputs.features[index][own], reference.features[index][own])
             features[name] = alike.values()
     found = {tasks[i]: t for i, t in zip(headed, warmth)} if joint else {}
-    return Score(scores, shares, features, found, right)
+    return Score(scores, shares, features, found, right, chosen_tasks(outputs.logits, task, headed, tasks))
 
 
 def task_score(logits: Tensor, label: Tensor) -> TaskScore:

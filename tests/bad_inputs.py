@@ -1251,6 +1251,13 @@ PATHS = [
         written_fails("README.md", FULL),
     ),
     Case(
+        "a disk that is full at the report",
+        AVERAGE,
+        2,
+        "cannot write {folder}/out: No space left on device. Choose another output.dir=...",
+        written_fails("report.html", FULL),
+    ),
+    Case(
         "a disk that is full at the end",
         AVERAGE,
         2,

@@ -35,6 +35,7 @@ WRITTEN = {
     "merged/config.json",
     "merged/heads.safetensors",
     "merged/model.safetensors",
+    "report.html",
 }
 
 

@@ -11,7 +11,7 @@ from fsmerge_cli.errors import ConfigError, unknown
 HELP = """usage: fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
 
 Merges the sources that +models=NAME lists, evaluates the result and writes a folder: merged/ (the model,
-loadable without fsmerge), evaluation.json, config.yaml. `fsmerge list` shows the names.
+loadable without fsmerge), report.html, evaluation.json, config.yaml. `fsmerge list` shows the names.
 
 groups:
   +models=NAME         the sources, and the images that belong to them
