@@ -11,15 +11,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fsmerge_cli.merged import Merged, load_merged
     from fsmerge_cli.pipeline import check, merge
+    from fsmerge_cli.reevaluate import Reevaluation, evaluate
     from fsmerge_cli.result import MergeResult
     from fsmerge_cli.sources import SourceSpec
 
 __version__ = "0.1.0"
 
-_HOMES = {"MergeResult": "result", "SourceSpec": "sources", "check": "pipeline", "merge": "pipeline"}
+_HOMES = {
+    "MergeResult": "result",
+    "Merged": "merged",
+    "Reevaluation": "reevaluate",
+    "SourceSpec": "sources",
+    "check": "pipeline",
+    "evaluate": "reevaluate",
+    "load_merged": "merged",
+    "merge": "pipeline",
+}
 
-__all__ = ["MergeResult", "SourceSpec", "__version__", "check", "merge"]
+__all__ = [
+    "MergeResult",
+    "Merged",
+    "Reevaluation",
+    "SourceSpec",
+    "__version__",
+    "check",
+    "evaluate",
+    "load_merged",
+    "merge",
+]
 
 
 def __getattr__(name: str) -> Any:

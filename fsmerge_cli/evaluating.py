@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from fsmerge_cli.answers import Example, Heads, compared, examples
 from fsmerge_cli.certificates import IMAGES, Evaluated
 from fsmerge_cli.data import ImageSet
+from fsmerge_cli.data.queries import Images
 from fsmerge_cli.features import batches
 from fsmerge_cli.fold import fold_head
+from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.metrics import temperatures
+from fsmerge_cli.progress import Progress
 from fsmerge_cli.scoring import Forward, Outputs, Score, TestSet, ensemble_forward, merged_forward, score
 from fsmerge_cli.similarity import Layers, similarities
+from fsmerge_cli.sources import Head
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,10 @@ def evaluate(problem: Problem, solution: Solution, sets: Sequence[ImageSet | Non
     """Measure the solution beside its sources; nothing without test images."""
     if not any(sets):
         return Evaluation()
-    bench = _Bench.of(problem, sets)
+    heads = {source.name: source.head for source in problem.sources}
+    bench = Bench.of(heads, sets, problem.images, problem.hardware, problem.device, problem.progress)
     ensemble, reference = bench.row("sources", ensemble_forward(problem.sources, problem.device))
-    alone = {
-        name: Score({name: ensemble.tasks[name]} if name in ensemble.tasks else {}, {}, {name: values})
-        for name, values in ensemble.features.items()
-    }
-    rows = {**{name: alone.get(name, Score({}, {}, {})) for name in problem.plan.tasks}, "ensemble": ensemble}
+    rows = {**alone(ensemble, problem.plan.tasks), "ensemble": ensemble}
     plain = isinstance(method, Average) and len({*method.weights_of_tasks(len(problem.sources))}) == 1
     candidates = {"average": solution if plain else Average().fit(problem)}
     if not plain:
@@ -57,8 +58,7 @@ def evaluate(problem: Problem, solution: Solution, sets: Sequence[ImageSet | Non
         rows[name], outputs = bench.row(name, _forward(problem, candidate, backbone), reference)
     if plain:
         rows["merged"] = rows["average"]
-    heads = Heads([problem.plan.tasks[i] for i in bench.headed], bench.headed, bench.own_labels())
-    given = outputs.logits, reference.logits, bench.truth, heads
+    given = outputs.logits, reference.logits, bench.truth, bench.heads
     return Evaluation(
         rows,
         similarities(problem, backbone, sets),
@@ -68,54 +68,80 @@ def evaluate(problem: Problem, solution: Solution, sets: Sequence[ImageSet | Non
     )
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """What every row is measured on: test images with their truth, and the queries, whose labels nobody knows."""
+def alone(ensemble: Score, tasks: Sequence[str]) -> dict[str, Score]:
+    """Every source on its own task, out of the row of all of them side by side."""
+    return {
+        name: Score(
+            {name: ensemble.tasks[name]} if name in ensemble.tasks else {},
+            {},
+            {name: ensemble.features[name]} if name in ensemble.features else {},
+        )
+        for name in tasks
+    }
 
-    problem: Problem
+
+@dataclass(frozen=True)
+class Bench:
+    """What every row is measured on: test images with their truth, and images whose labels nobody knows.
+
+    tasks: by name, each with test images or none. heads: what the logits belong to; labels: class names of every
+    head in the joint answers. images: for the temperatures (None: nothing is calibrated).
+    """
+
+    tasks: tuple[str, ...]
     tests: TestSet
     truth: tuple[Tensor, Tensor]
-    headed: Sequence[int]
+    heads: Heads
     labels: Sequence[Sequence[str]]
+    images: Images | None
+    hardware: Hardware
+    device: torch.device
+    progress: Progress
 
     @classmethod
-    def of(cls, problem: Problem, sets: Sequence[ImageSet | None]) -> _Bench:
-        """The bench of one problem."""
-        hardware, sources = problem.hardware, problem.sources
-        tests = TestSet(problem.plan.tasks, tuple(sets), hardware.workers, hardware.eval_batch)
+    def of(
+        cls,
+        heads: Mapping[str, Head | None],
+        sets: Sequence[ImageSet | None],
+        images: Images | None,
+        hardware: Hardware,
+        device: torch.device,
+        progress: Progress,
+    ) -> Bench:
+        """The bench of tasks with their heads and test images, in one order."""
+        tests = TestSet(tuple(heads), tuple(sets), hardware.workers, hardware.eval_batch)
         # Rows of a head without label names are nobody else's classes, whatever their numbers.
         labels = [
-            s.head.labels if s.head.named else tuple(f"{s.name} {label}" for label in s.head.labels)
-            for s in sources
-            if s.head
+            head.labels if head.named else tuple(f"{name} {label}" for label in head.labels)
+            for name, head in heads.items()
+            if head
         ]
-        return cls(problem, tests, tests.truth(), [i for i, s in enumerate(sources) if s.head], labels)
-
-    def own_labels(self) -> list[Sequence[str]]:
-        """Label names of every head, as it has them."""
-        return [source.head.labels for source in self.problem.sources if source.head]
+        headed = [(name, i, head.labels) for i, (name, head) in enumerate(heads.items()) if head]
+        given = Heads([name for name, _, _ in headed], [i for _, i, _ in headed], [own for _, _, own in headed])
+        return cls(tuple(heads), tests, tests.truth(), given, labels, images, hardware, device, progress)
 
     def row(self, name: str, forward: Forward, reference: Outputs | None = None) -> tuple[Score, Outputs]:
         """Measure one model; reference: the sources' own outputs (None: these are)."""
-        problem = self.problem
-        outputs = self.tests.predict(forward, problem.device, problem.progress, name)
+        outputs = self.tests.predict(forward, self.device, self.progress, name)
         warmth = self._temperatures(forward)
-        tasks = problem.plan.tasks
-        return score(outputs, reference or outputs, self.truth, tasks, self.headed, self.labels, warmth), outputs
+        given = self.truth, self.tasks, self.heads.index, self.labels, warmth
+        return score(outputs, reference or outputs, *given), outputs
 
     def _temperatures(self, forward: Forward) -> list[float]:
         """One per head, fitted on the images that the merge was given: their task is known, their label is not."""
-        if len(self.headed) < 2 or not bool((self.truth[1] >= 0).any()):
-            return [1.0] * len(self.headed)  # nothing that they would be used for
-        images = self.problem.images
-        position = {index: place for place, index in enumerate(self.headed)}
+        images = self.images
+        if images is None:
+            return []
+        if len(self.heads.index) < 2 or not bool((self.truth[1] >= 0).any()):
+            return [1.0] * len(self.heads.index)  # nothing that they would be used for
+        position = {index: place for place, index in enumerate(self.heads.index)}
         rows = torch.tensor(
             [i for i, task in enumerate(images.task.tolist()) if task in position], dtype=torch.long
         )
         parts: list[list[Tensor]] = []
         with torch.inference_mode():
-            for part in batches(len(rows), self.problem.hardware.eval_batch):
-                _, answers = forward(images.images[rows[part]].to(self.problem.device))
+            for part in batches(len(rows), self.hardware.eval_batch):
+                _, answers = forward(images.images[rows[part]].to(self.device))
                 parts.append([a.float().cpu() for a in answers])
         logits = [torch.cat(own) for own in zip(*parts)] or [torch.empty(0, len(own)) for own in self.labels]
         return temperatures(

@@ -22,8 +22,8 @@ PLUGINS = {
 }
 
 
-def explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
-    """A ConfigError that says what Hydra or OmegaConf found wrong with `arguments`."""
+def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -> ConfigError:
+    """A ConfigError that says what Hydra or OmegaConf found wrong with `arguments`; config: the command's."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if name.startswith("submitit_"):
@@ -42,7 +42,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
             f"cannot read '{error.override}'. Write KEY=VALUE; quote a value with spaces or symbols: "
             "'KEY=\"a, b\"'."
         )
-    strangers = _unknown_keys(arguments)
+    strangers = _unknown_keys(arguments, config)
     if strangers:
         return ConfigError("\n".join(strangers))
     text = str(error).strip()
@@ -73,14 +73,14 @@ def explain_cluster(error: Exception) -> FsmergeError | None:
     return None
 
 
-def _unknown_keys(arguments: Sequence[str]) -> list[str]:
+def _unknown_keys(arguments: Sequence[str], config: str) -> list[str]:
     """One message per override whose key is not in the configuration that the chosen groups give."""
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     groups = [o for o in parsed if o.get_key_element().lstrip("+~") in (*presets.GROUPS, *presets.SWEEPS)]
     keys = [o.get_key_element() for o in parsed if o not in groups]
     for choice in product(*(_choices(group) for group in groups)):  # of a sweep, until one has a fault
-        base = _compose(choice)
+        base = _compose(choice, config)
         messages = [_missing(base, key) for key in keys if not key.startswith(("+", "~", "hydra"))]
         messages += [_missing_place(base, key.lstrip("+")) for key in keys if key.startswith("++")]
         if any(messages):
@@ -95,12 +95,12 @@ def _choices(group: Override) -> list[str]:
     return [f"{group.get_key_element()}={value}" for value in group.sweep_string_iterator()]
 
 
-def _compose(groups: Sequence[str]) -> DictConfig:
+def _compose(groups: Sequence[str], config: str) -> DictConfig:
     """The configuration of the chosen groups alone."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
-            return compose("merge", overrides=list(groups))
+            return compose(config, overrides=list(groups))
     except HydraException:  # the groups are wrong too, or lie in a folder of the user's own
         return OmegaConf.create()
 

@@ -111,6 +111,45 @@ def write_answers(folder: Path, right: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.to(torch.uint8) for name, tensor in sorted(right.items())}, folder / ANSWERS)
 
 
+def check_file(path: Path, model: Path, overwrite: bool, key: str) -> Path:
+    """The file itself, which may be written beside a model. Raises OutputError, before anything is computed.
+
+    key: that the user chose it with. A file that is there is only replaced with `overwrite`; nothing is written
+    into the folder of the model.
+    """
+    path = resolved(path)
+    if path.is_dir():
+        raise OutputError(f"{key}={path} is a folder. Give the name of a file.")
+    if path.is_relative_to(model.resolve()):
+        raise OutputError(f"{key}={path} lies in the evaluated model, which stays as it is. Choose another.")
+    if not path.parent.is_dir():
+        raise OutputError(f"{key}={path}: there is no folder {path.parent}. Make it, or choose another.")
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{key}={path} is there already. Pass output.overwrite=true to replace it, or choose another."
+        )
+    return path
+
+
+@contextmanager
+def whole(path: Path, key: str) -> Iterator[Path]:
+    """A temporary name beside `path`, which takes its place at the end of the block. Raises OutputError."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {key}={path}: {reason(error)}. Choose another.") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name as safetensors."""
+    save_file(_plain(tensors), path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that a person can read, and a strict parser too (no NaN)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

@@ -115,7 +115,7 @@ def _keeper(asked: Request, problem: Problem, output: Path) -> Keeper:
 def check(models: Models, method: str | Mapping[str, Any] | Method = "average") -> Plan:
     """Load the sources and compile the plan; raises MismatchError with every reason why they cannot merge."""
     chosen = chosen_method(method)
-    sources = _load(source_specs(models), silent)
+    sources = load_all(source_specs(models), silent)
     return compile_plan(sources, chosen.width, chosen.heads)
 
 
@@ -128,7 +128,7 @@ def _problem(
         for turn in (world.main, not world.main):  # rank 0 trains the embedded sources, the others find them
             with world.together():
                 if turn:
-                    sources = _load(asked.sources, progress)
+                    sources = load_all(asked.sources, progress)
     with world.together():
         plan = compile_plan(sources, asked.method.width, asked.method.heads)
         with clock.phase("data"):
@@ -202,7 +202,7 @@ def _rate(problem: Problem, trace: Trace, method: Method, clock: Clock) -> float
     return round(len(trace.loss) * batch / seconds, 1)
 
 
-def _load(specs: Sequence[SourceSpec], progress: Progress) -> list[Source]:
+def load_all(specs: Sequence[SourceSpec], progress: Progress) -> list[Source]:
     """All sources in order; those with a checkpoint first, so that a wrong path is said before any training."""
     ready = {i: load(spec) for i, spec in enumerate(specs) if spec.checkpoint is not None}
     return [ready.get(i) or load(materialise(spec, progress)) for i, spec in enumerate(specs)]

@@ -84,6 +84,26 @@ def score_table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
+def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
+    """One row of evaluation.json task by task: interval, top 5, loss and calibration."""
+    table = Table(title=f"{name}, by task", title_justify="left")
+    table.add_column("task", no_wrap=True)
+    for title in ("images", "top 1", "95 % interval", "top 5", "loss", "calibration error"):
+        table.add_column(title, justify="right")
+    row = evaluation["rows"][name]
+    for task, found in row["tasks"].items():
+        low, high = found["interval"]
+        cells = [str(found["count"]), per_cent(found["top1"]), f"{per_cent(low)} - {per_cent(high)}"]
+        cells += [per_cent(found["top5"]), f"{found['loss']:.3f}", per_cent(found["calibration_error"])]
+        table.add_row(Text(task), *cells)
+    joint = row["joint_top1"]
+    if joint:
+        named = {"softmax": "softmax", "logits": "raw logits"}
+        said = [f"{named[p.split('_')[0]]}{' calibrated' if '_' in p else ''} {per_cent(joint[p])}" for p in joint]
+        table.caption = f"joint: {', '.join(said)}"
+    return table
+
+
 def summary_line(evaluation: Mapping[str, Any]) -> str:
     """Steps, trained numbers and seconds of one run, in one line."""
     cost = evaluation["cost"]

@@ -72,7 +72,7 @@ def request(
 ) -> Request:
     """Read every preset and check every value; raises UserError."""
     specs, images = source_specs(models), _data(models, data)
-    chosen, machine = chosen_method(method), _hardware(hardware)
+    chosen, machine = chosen_method(method), chosen_hardware(hardware)
     run = build(Run, {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every}, "")
     Every.parse(every)
     if isinstance(chosen, Weighted):
@@ -112,8 +112,11 @@ def source_specs(models: Models) -> list[SourceSpec]:
 
 
 def _data(models: Models, data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:
-    if data is None and isinstance(models, str):
-        data = presets.default_data(models)
+    return chosen_data(presets.default_data(models) if data is None and isinstance(models, str) else data)
+
+
+def chosen_data(data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:
+    """The data set of a preset's name, or of a mapping; raises ConfigError."""
     if data is None or isinstance(data, DataConfig):
         return data
     return choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
@@ -126,7 +129,8 @@ def chosen_method(method: str | Mapping[str, Any] | Method) -> Method:
     return choose(METHODS, presets.load("method", method) if isinstance(method, str) else method, "method")
 
 
-def _hardware(hardware: str | Mapping[str, Any] | Hardware) -> Hardware:
+def chosen_hardware(hardware: str | Mapping[str, Any] | Hardware) -> Hardware:
+    """The hardware of a preset's name, or of a mapping; raises ConfigError."""
     if isinstance(hardware, Hardware):
         return hardware
     values = presets.load("hardware", hardware) if isinstance(hardware, str) else hardware

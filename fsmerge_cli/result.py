@@ -71,7 +71,7 @@ class MergeResult:
             "schema_version": SCHEMA_VERSION,
             "method": self.options["method"]["name"],
             "tasks": list(self.plan.tasks),
-            "rows": {name: _row(score, self.scores) for name, score in self.scores.items()},
+            "rows": {name: row(score, self.scores) for name, score in self.scores.items()},
             "similarity": dict(self.measured.similarity),
             "answers": {name: dict(values) for name, values in self.measured.answers.items()},
             "training": {
@@ -86,7 +86,7 @@ class MergeResult:
             "notes": list(self.notes),
             "cost": dict(self.cost),
             "provenance": dict(self.provenance),
-            "config": _plain(self.options),
+            "config": plain_values(self.options),
         }
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
@@ -108,7 +108,7 @@ class MergeResult:
         cost = evaluation["cost"]
         cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
         validate(evaluation)
-        options = yaml.safe_dump(_plain(self.options), sort_keys=False, allow_unicode=True)
+        options = yaml.safe_dump(plain_values(self.options), sort_keys=False, allow_unicode=True)
         write_text(merged / "README.md", model_card(self.plan, self.heads, evaluation, options))
         write_text(folder / "config.yaml", options)
         write_text(folder / "report.html", page(evaluation, self.measured.examples))
@@ -128,10 +128,11 @@ def curve(loss: Sequence[float]) -> list[dict[str, Any]]:
     return [{"step": start + len(part), "loss": sum(part) / len(part)} for start, part in parts]
 
 
-def _row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
+def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
+    """A row as evaluation.json has it; sources: rows by name, those of the sources among them, where there are."""
     tasks = {}
     for name, task in score.tasks.items():
-        own = sources[name].tasks[name].top1
+        own = sources[name].tasks[name].top1 if name in sources else None
         tasks[name] = {
             **asdict(task),
             "interval": list(task.interval),
@@ -151,11 +152,11 @@ def _row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Tuples as lists, so that YAML stays plain."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {key: plain_values(entry) for key, entry in value.items()}
+    return [plain_values(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def versions() -> dict[str, str]:

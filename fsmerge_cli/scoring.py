@@ -155,7 +155,8 @@ def score(
     """Compare a model's outputs with the labels and with the sources' features (`reference`).
 
     truth: task [n] and class [n]. headed: index of the task that each entry of `outputs.logits` belongs to,
-    labels: its class names, warmth: its temperature (none are given: nothing is calibrated).
+    labels: its class names, warmth: its temperature (none are given: nothing is calibrated). Features are compared
+    where the model estimates some.
     """
     task, label = truth
     scores: dict[str, TaskScore] = {}
@@ -178,7 +179,7 @@ def score(
     features = {}
     for index, name in enumerate(tasks):
         own = task == index
-        if bool(own.any()):
+        if outputs.features and bool(own.any()):
             alike = Alikeness()
             alike.add(outputs.features[index][own], reference.features[index][own])
             features[name] = alike.values()

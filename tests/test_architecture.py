@@ -16,8 +16,8 @@ ROOMS = tuple(
     "checkpoints preprocessing cache resuming feeding entries sources plan groups permute structures maps "
     "thin fold reference data features activations regression zipping objective running training supernet "
     "problem align methods metrics similarity answers scoring summary charts page zoo card certificates "
-    "evaluating result request estimate inspection pipeline plots compare report logs folders "
-    "explain sweeping config cli".split()
+    "evaluating result request estimate inspection merged pipeline reevaluate plots compare "
+    "report logs folders explain sweeping config cli".split()
 )
 HYDRA = {"explain", "sweeping", "config", "cli"}
 ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "sweeping", "config", "cli"}}

@@ -14,6 +14,7 @@ from fsmerge_cli.errors import ConfigError, Interrupted, unknown
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
     "check": "say what a merge would be, before anything is read, trained or written",
+    "evaluate": "measure a written model again, also one made elsewhere",
     "list": "show the methods, models, data and hardware there are",
     "compare": "finished runs in one table, with paired differences",
     "schema": "print the JSON schema of evaluation.json",
@@ -25,7 +26,7 @@ tasks, into one network of the original size.
 usage: fsmerge COMMAND ...
 
 commands:
-{chr(10).join(f"  {name:<8}{line}" for name, line in COMMANDS.items())}
+{chr(10).join(f"  {name:<10}{line}" for name, line in COMMANDS.items())}
 
   fsmerge COMMAND --help   options and examples of one command
   fsmerge --version

@@ -1,0 +1,162 @@
+"""`fsmerge evaluate`: a written model on data of one's choice."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.options import FORBID, Count, Flag, Text, build, refuse_code
+
+HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--json]
+
+Measures a written model and changes nothing of it. MODEL is a folder that `fsmerge merge` wrote or its merged/, a
+timm folder, or a checkpoint file; tasks and labels are those of its heads.safetensors, or of the one classifier
+inside its weights. Without data=... on the test images of the run that made it.
+
+  --sources   the sources of the run and their ensemble beside it
+  --json      the whole evaluation as JSON on standard output (its form: fsmerge schema)
+
+keys:
+  data=NAME                    digits, folder, glyphs; its training images calibrate the joint answers
+  hardware=NAME                auto (default), cpu, gpu
+  seed=0                       of the drawn training images (default: the run's)
+  tasks=[a,b]                  only these tasks of the model
+  output.file=FILE             the same JSON as a file
+  output.logits=FILE           the logits of all test images as safetensors
+  output.overwrite=true        replace these files
+  model.task=NAME              name of the task of a classifier inside a checkpoint, and so of its folder of images
+  model.arch=vit_base_patch16_224, model.labels=[cat,dog], model.mean=[...], model.std=[...], model.normalize=true
+                               what a model made elsewhere does not say itself
+  --config-dir FOLDER          a folder of your own with data/*.yaml, ... (trusted like code)
+
+examples:
+  fsmerge evaluate outputs/demo
+  fsmerge evaluate outputs/demo data=folder data.root=images/ --sources
+  fsmerge evaluate other/model.safetensors model.arch=vit_base_patch16_224 model.task=pets \\
+      model.labels=[cat,dog] data=folder data.root=images/ output.file=pets.json
+"""
+
+FLAGS = ("--sources", "--json")
+
+
+@dataclass(frozen=True, config=FORBID)
+class Output:
+    """file: for the evaluation; logits: for those of all test images; overwrite: replace them."""
+
+    file: Text | None = None
+    logits: Text | None = None
+    overwrite: Flag = False
+
+
+@dataclass(frozen=True, config=FORBID)
+class Asked:
+    """The composed keys."""
+
+    hardware: dict[str, Any]
+    model: dict[str, Any]
+    output: dict[str, Any]
+    data: dict[str, Any] | None = None
+    seed: Count | None = None
+    tasks: tuple[Text, ...] | None = None
+
+
+def run(arguments: list[str]) -> int:
+    """Compose the keys, measure the model, show and write what was asked for."""
+    folder, overrides, search = _split(arguments)
+    keys = _composed(overrides, search)
+    asked = build(Asked, keys, "")
+    output = build(Output, asked.output, "output")
+    from rich.console import Console
+    from rich.text import Text as Line
+
+    from fsmerge_cli import report
+    from fsmerge_cli.merged import load_merged
+    from fsmerge_cli.output import check_file
+    from fsmerge_cli.reevaluate import evaluate
+
+    model = load_merged(folder, asked.model)
+    for key, file in (("output.file", output.file), ("output.logits", output.logits)):
+        if file is not None:
+            check_file(Path(file), model.folder, output.overwrite, key)
+    with report.Reporter(Console(stderr=True)) as progress:
+        found = evaluate(
+            model,
+            data=asked.data,
+            hardware=asked.hardware,
+            seed=asked.seed,
+            tasks=asked.tasks,
+            sources="--sources" in arguments,
+            progress=progress,
+            command=shlex.join(["fsmerge", "evaluate", *arguments]),
+        )
+    if output.file is not None:
+        found.save(output.file, output.overwrite)
+    if output.logits is not None:
+        found.save_logits(output.logits, output.overwrite)
+    evaluation = found.evaluation()
+    if "--json" in arguments:
+        sys.stdout.write(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
+        return 0
+    console = Console()
+    console.print(report.score_table(evaluation))
+    console.print(report.task_table(evaluation))
+    for note in evaluation["notes"]:
+        console.print(Line(f"note: {note}"))
+    written = [
+        f"{what}: {file}" for what, file in (("evaluation", output.file), ("logits", output.logits)) if file
+    ]
+    console.print(Line("   ".join([f"model: {model.folder}", *written])), soft_wrap=True)
+    return 0
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[str], str | None]:
+    """The model, the overrides, and a folder with configurations of the user's own."""
+    rest = [argument for argument in arguments if argument not in FLAGS]
+    search = None
+    for place, argument in enumerate(rest):
+        name, _, value = argument.partition("=")
+        if name == "--config-dir":
+            search = value or (rest[place + 1] if place + 1 < len(rest) else "")
+            rest[place : place + (1 if value else 2)] = []
+            break
+    overrides = [a for a in rest if "=" in a and not a.startswith("-")]
+    models = [a for a in rest if a not in overrides and not a.startswith("-")]
+    strangers = [a for a in rest if a.startswith("-")]
+    if strangers:
+        raise ConfigError(f"fsmerge evaluate: {unknown('option', strangers[0], (*FLAGS, '--config-dir'))}")
+    if len(models) != 1:
+        found = f"{len(models)} are given ({', '.join(models)})" if models else "none is given"
+        raise ConfigError(f"fsmerge evaluate takes one model, {found}. See fsmerge evaluate --help.")
+    return models[0], overrides, search
+
+
+def _composed(overrides: Sequence[str], search: str | None) -> dict[str, Any]:
+    """The keys as plain values. Raises ConfigError."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from fsmerge_cli.explain import explain
+
+    if search is not None and not Path(search).expanduser().is_dir():
+        raise ConfigError(f"--config-dir: {search!r} is no folder. Pass a folder with data/*.yaml, ...")
+    own = [f"hydra.searchpath=['file://{Path(search).expanduser().resolve()}']"] if search is not None else []
+    overrides = ["~data" if override == "data=null" else override for override in overrides]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
+            values = OmegaConf.to_container(compose("evaluate", overrides=[*overrides, *own]), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides, "evaluate") from error
+    keys = {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+    refuse_code(keys, "")
+    return keys

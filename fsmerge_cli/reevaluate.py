@@ -1,0 +1,257 @@
+"""A written model on data of one's choice: the same rows as a merge has, and nothing of the model is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from fsmerge_cli.answers import compared
+from fsmerge_cli.clock import Clock
+from fsmerge_cli.data import DataConfig, ImageSet, Task
+from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.queries import Images, draw
+from fsmerge_cli.errors import ConfigError, DataError, SourceError
+from fsmerge_cli.evaluating import Bench, alone
+from fsmerge_cli.hardware import Hardware, peak_memory
+from fsmerge_cli.merged import Merged, Reading, in_own_words, load_merged, run_folder
+from fsmerge_cli.output import check_file, whole, write_json, write_tensors
+from fsmerge_cli.pipeline import images_sha256, load_all
+from fsmerge_cli.progress import Progress, silent
+from fsmerge_cli.request import chosen_data, chosen_hardware, source_specs
+from fsmerge_cli.result import SCHEMA_VERSION, plain_values, row, versions
+from fsmerge_cli.schema import validate
+from fsmerge_cli.scoring import Outputs, Score, ensemble_forward, merged_forward
+
+Data = str | Mapping[str, Any] | DataConfig
+
+
+@dataclass(frozen=True)
+class Reevaluation:
+    """How good a written model is on some data.
+
+    model: as it was read. scores: rows by name, `merged` and, on request, the sources and their `ensemble`.
+    answers: by task, compared with the sources' (see `answers.compared`).
+    outputs: logits of every head on all test images. truth: their task [n] and class [n] (-1: unknown). method:
+    key of the method that made it (`unknown`: made elsewhere). cost, provenance, options, notes: as those of a
+    merge.
+    """
+
+    model: Merged
+    scores: Mapping[str, Score]
+    answers: Mapping[str, Mapping[str, Any]]
+    outputs: Outputs
+    truth: tuple[Tensor, Tensor]
+    method: str
+    cost: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    options: Mapping[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+    def evaluation(self) -> dict[str, Any]:
+        """The content of an evaluation.json; what only a merge can say is empty."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "method": self.method,
+            "tasks": list(self.model.tasks),
+            "rows": {name: row(score, self.scores) for name, score in self.scores.items()},
+            "similarity": {},
+            "answers": {name: dict(values) for name, values in self.answers.items()},
+            "training": {"start_error": {}, "curve": [], "final_loss": None, "validation": [], "chosen_step": 0},
+            "certificates": {},
+            "facts": {},
+            "notes": list(self.notes),
+            "cost": dict(self.cost),
+            "provenance": dict(self.provenance),
+            "config": plain_values(self.options),
+        }
+
+    def save(self, file: str | Path, overwrite: bool = False) -> None:
+        """Write the evaluation as JSON, whole or not at all. Raises OutputError."""
+        path = check_file(Path(file), self.model.folder, overwrite, "output.file")
+        evaluation = self.evaluation()
+        validate(evaluation)
+        with whole(path, "output.file") as temporary:
+            write_json(temporary, evaluation)
+
+    def save_logits(self, file: str | Path, overwrite: bool = False) -> None:
+        """Write `logits.TASK` [n, classes], `task` [n] and `label` [n] of all test images as safetensors."""
+        path = check_file(Path(file), self.model.folder, overwrite, "output.logits")
+        tensors = {f"logits.{name}": own for name, own in zip(self.model.tasks, self.outputs.logits)}
+        with whole(path, "output.logits") as temporary:
+            write_tensors(temporary, {**tensors, "task": self.truth[0], "label": self.truth[1]})
+
+
+def evaluate(
+    folder: str | Path | Merged,
+    *,
+    data: Data | None = None,
+    hardware: str | Mapping[str, Any] | Hardware = "auto",
+    seed: int | None = None,
+    tasks: Sequence[str] | None = None,
+    reading: Reading | Mapping[str, Any] | None = None,
+    sources: bool = False,
+    progress: Progress = silent,
+    command: str | None = None,
+) -> Reevaluation:
+    """Measure a written model: per task, and among the labels of all its tasks.
+
+    folder: that of a run, its merged/, a timm folder, a checkpoint file, or what `load_merged` gave. data: as in
+    `merge` (None: the data of the run). Its test images are measured on; its training images, drawn with `seed`
+    (None: the run's), give the temperatures of the calibrated answers, where there are some. tasks: which of the
+    model's (None: all). reading: what a model made elsewhere does not say. sources: the sources of the run, and
+    their ensemble, beside it.
+
+    Raises SourceError where there is no model, ConfigError where a key is wrong, DataError where images or labels
+    do not fit.
+    """
+    machine = chosen_hardware(hardware)
+    if machine.distributed:
+        raise ConfigError("an evaluation runs in one process. Pass hardware.distributed=false, or hardware=gpu.")
+    clock = Clock()
+    with clock.phase("sources"):
+        model = folder if isinstance(folder, Merged) else load_merged(folder, reading)
+        model = model if tasks is None else model.only(tuple(tasks))
+    run = _run_options(model.folder)
+    images, seed = chosen_data(run.get("data") if data is None else data), _seed(seed, run)
+    if not model.tasks:
+        raise ConfigError("tasks=[] leaves nothing to evaluate. Name one or more, or null for all.")
+    if images is None:
+        raise DataError(
+            f"no data: {model.folder} says none of its own. Pass data=NAME (data.root=PATH for your own folder)."
+        )
+    notes: list[str] = []
+    with machine.session() as device:
+        with clock.phase("data"):
+            sets = _sets(model, images)
+            drawn = _drawn(model, images, seed, machine.workers, notes)
+        bench = Bench.of(model.heads, sets, drawn, machine, device, progress)
+        if not bool((bench.truth[1] >= 0).any()):
+            raise DataError(
+                "no test image has a label, so there are no answers to count. Put the images into class folders."
+            )
+        rows: dict[str, Score] = {}
+        reference: Outputs | None = None
+        if sources:
+            with clock.phase("load sources"):
+                beside = _sources(model, run, progress)
+            with clock.phase("evaluate sources"):
+                ensemble, reference = bench.row("sources", ensemble_forward(beside, device))
+            rows = {**alone(ensemble, model.tasks), "ensemble": ensemble}
+        with clock.phase("evaluate"):
+            heads = [head.to(device) for head in model.heads.values()]
+            rows["merged"], outputs = bench.row("merged", merged_forward(model.backbone.to(device), (), heads))
+        model.backbone.to("cpu")
+    answers = compared(outputs.logits, reference.logits, bench.truth, bench.heads) if reference else {}
+    cost = {
+        "seconds": clock.seconds,
+        "steps": 0,
+        "trained_parameters": 0,
+        "merged_parameters": sum(t.numel() for t in model.backbone.state_dict().values()),
+        "images": 0 if drawn is None else len(drawn),
+        "images_per_second": None,
+        "peak_memory_bytes": peak_memory(device),
+    }
+    provenance = {
+        "command": command or "fsmerge.evaluate(...)",
+        "seed": seed,
+        "device": str(device),
+        "processes": 1,
+        "threads": machine.threads or torch.get_num_threads(),
+        "versions": versions(),
+        "sources": [{"name": "merged", "origin": str(model.folder), "sha256": model.sha256}],
+        "images_sha256": images_sha256(drawn or _none()),
+    }
+    options = {
+        "model": str(model.folder),
+        "tasks": list(model.tasks),
+        "data": asdict(images),
+        "hardware": asdict(machine),
+        "seed": seed,
+    }
+    method = str((run.get("method") or {}).get("name", "unknown"))
+    return Reevaluation(
+        model, rows, answers, outputs, bench.truth, method, cost, provenance, options, tuple(notes)
+    )
+
+
+def _seed(given: int | None, run: Mapping[str, Any]) -> int:
+    value = run.get("seed", 0) if given is None else given
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"seed: should be a whole number from 0 on, got {value!r}.")
+    return value
+
+
+def _run_options(path: Path) -> dict[str, Any]:
+    """The options of the run that the model lies in; none for a model made elsewhere."""
+    folder = run_folder(path)
+    if folder is None:
+        return {}
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{folder / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}). Give {folder / 'merged'} a "
+            "folder of its own, and data=..."
+        ) from None
+    return found if isinstance(found, dict) else {}
+
+
+def _sets(model: Merged, data: DataConfig) -> list[ImageSet | None]:
+    sets = [_built(model, data, name, "test") for name in model.tasks]
+    if not any(sets):
+        raise DataError(
+            f"data={data.name} has no test images for {', '.join(model.tasks)}. Put some into TASK/test/, in "
+            "class folders."
+        )
+    return sets
+
+
+def _drawn(model: Merged, data: DataConfig, seed: int, workers: int, notes: list[str]) -> Images | None:
+    """The images that the temperatures are fitted on; None where there are none, which is noted."""
+    if len(model.tasks) < 2 or data.images_per_task == 0:
+        return None
+    try:
+        sets = [_built(model, data, name, "train") for name in model.tasks]
+    except DataError as error:  # the test images were found, so these are simply not there
+        notes.append(f"not calibrated, which takes images beside those for the test: {error}")
+        return None
+    own = [images for images in sets if images is not None]
+    return draw(data, own, seed, workers) if len(own) == len(sets) else None
+
+
+def _built(model: Merged, data: DataConfig, name: str, split: Any) -> ImageSet | None:
+    pixels = ToPixels(model.arch.input_size, model.preprocessing)
+    try:
+        return data.build(split, Task(name, model.heads[name].labels), pixels)
+    except DataError as error:
+        raise DataError(in_own_words(str(error), name)) from None
+
+
+def _sources(model: Merged, run: Mapping[str, Any], progress: Progress) -> list[Any]:
+    """The sources of the run that belong to the model's tasks, in their order."""
+    entries = (run.get("models") or {}).get("sources")
+    if not entries:
+        raise ConfigError(
+            f"--sources: {model.folder} does not say what it was made of, for it lies in no run's folder "
+            "(config.yaml). Leave out --sources."
+        )
+    specs = {spec.name: spec for spec in source_specs(entries)}
+    missing = [name for name in model.tasks if name not in specs]
+    if missing:
+        raise ConfigError(f"--sources: the run's config.yaml has no source for {', '.join(missing)}.")
+    found = load_all([specs[name] for name in model.tasks], progress)
+    headless = [source.name for source in found if source.head is None]
+    if headless:
+        raise SourceError(f"--sources: {', '.join(headless)} has no head. Leave out --sources.")
+    return found
+
+
+def _none() -> Images:
+    empty = torch.empty(0, dtype=torch.long)
+    return Images(torch.empty(0), empty, empty, empty)
