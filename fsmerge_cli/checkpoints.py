@@ -80,26 +80,35 @@ def _header(file: Any, name: str) -> Tensor:
     return torch.empty(stated.get_shape(), dtype=dtype, device="meta")
 
 
-def read_config(path: Path, where: str) -> dict[str, Any]:
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""What the weights in a folder are called; the first that is there is read."""
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights of a checkpoint: itself, or one in its folder (where there is none, as FILES begin)."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
+
+
+def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, Any]:
     """config.json in the folder `path` or beside the file `path`; empty where there is none."""
     if not path.exists():
         raise SourceError(f"{where} does not exist. Check models.sources.N.checkpoint.")
-    file = path / "config.json" if path.is_dir() else path.with_name("config.json")
+    file = path / name if path.is_dir() else path.with_name(name)
     if not file.is_file():
         return {}
     try:
         config = json.loads(file.read_text())
     except OSError as error:
-        raise SourceError(
-            f"{where}: config.json cannot be read ({error.strerror}). Check its permissions."
-        ) from None
+        raise SourceError(f"{where}: {name} cannot be read ({error.strerror}). Check its permissions.") from None
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and endless nesting
-        raise SourceError(f"{where}: config.json is not valid JSON ({error}).") from None
+        raise SourceError(f"{where}: {name} is not valid JSON ({error}).") from None
     if not isinstance(config, dict):
-        raise SourceError(f"{where}: config.json should hold an object, it holds {type(config).__name__}.")
+        raise SourceError(f"{where}: {name} should hold an object, it holds {type(config).__name__}.")
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(key) or {}, dict):
-            raise SourceError(f"{where}: {key} in config.json should be an object, it is {config[key]!r}.")
+            raise SourceError(f"{where}: {key} in {name} should be an object, it is {config[key]!r}.")
     return config
 
 

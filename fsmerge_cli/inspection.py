@@ -13,15 +13,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fsmerge_cli import estimate
+from fsmerge_cli.checkpoints import weights_file
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import Split, ToPixels
 from fsmerge_cli.errors import DataError, MismatchError, SourceError
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.opening import Checkpoint, expected, open_checkpoint, stored_names, translated
 from fsmerge_cli.pickled import read_pickled
 from fsmerge_cli.plan import Plan, compile_plan
 from fsmerge_cli.request import Request
-from fsmerge_cli.sources import Checkpoint, Source, SourceSpec, assemble, expected, normalisation, open_checkpoint
+from fsmerge_cli.sources import Source, SourceSpec, assemble, normalisation
 from fsmerge_cli.spaces import Mapped, Role
 from fsmerge_cli.zoo import cached, declared
 
@@ -148,6 +150,7 @@ def inspect(asked: Request, headers_only: bool = False) -> Inspection:
     methods = tuple(Applicable(name, _why_not(name, plan, asked)) for name in sorted(METHODS))
     recommended, why = _recommend(plan, cosines, asked)
     memory, seconds, notes = _needs(asked, plan, sources)
+    notes = (*(note for source in sources for note in source.notes), *notes)
     return Inspection(
         rows, (), cosines, _verdict(cosines), methods, recommended, why, asked.method.name, memory, seconds, notes
     )
@@ -160,14 +163,16 @@ def similarity(opened: Sequence[Opened], plan: Plan) -> tuple[float, ...] | None
     source 1's shape.
     """
     files = [file for own in opened if (file := _file(own.spec)) is not None]
-    weights = [own.source.weights for own in opened]
+    weights, stored = [own.source.weights for own in opened], [stored_names(own.spec, own.found) for own in opened]
     names = [name for name, role in plan.roles.items() if _matrix(role, [w[name] for w in weights])]
+    names = [name for name in names if all(name in own for own in stored)]
     chosen = names[:: max(1, -(-len(names) // SLICES))]
     if not chosen or len(files) < len(opened):
         return None
+    budget = BUDGET // len(chosen)
     with ExitStack() as stack:
         readers = [_reader(file, stack) for file in files]
-        pieces = [[_slice(read(name), BUDGET // len(chosen)) for name in chosen] for read in readers]
+        pieces = [[_slice(read(own[name]), budget) for name in chosen] for read, own in zip(readers, stored)]
     return tuple(
         sum(float(torch.cosine_similarity(a, b, dim=0)) for a, b in zip(pieces[0], other)) / len(chosen)
         for other in pieces[1:]
@@ -197,17 +202,17 @@ def _slice(lazy: Any, budget: int) -> Tensor:
 def _file(spec: SourceSpec) -> Path | None:
     if spec.checkpoint is None:
         return None
-    path = Path(spec.checkpoint).expanduser()
-    return path / "model.safetensors" if path.is_dir() else path
+    return weights_file(Path(spec.checkpoint).expanduser())
 
 
 def _row(own: Opened) -> Row:
     source, family, file = own.source, own.source.family, _file(own.spec)
     merges = not family.refuse(source.arch)
     facts = family.signature(source.arch) if merges else {}
-    mean, std = normalisation(own.spec, own.found.config, own.found.where)
+    mean, std = normalisation(own.spec, translated(own.spec, own.found)[2], own.found.where)
     types = {str(t.dtype).removeprefix("torch.") for t in own.found.tensors.values() if t.is_floating_point()}
-    tensors = [*own.found.tensors.values(), *own.found.heads[0].values()]
+    head = [] if source.head is None else [source.head.weight, source.head.bias, source.head.readout]
+    tensors = [*source.weights.values(), *(t for t in head if t is not None)]
     return Row(
         name=source.name,
         architecture=str(family.config(source.arch)["architecture"]),

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from fsmerge_cli.checkpoints import readable
 from fsmerge_cli.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.features import network
+from fsmerge_cli.opening import Checkpoint, open_checkpoint
 from fsmerge_cli.options import FORBID, Flag, Text, build
 from fsmerge_cli.preprocessing import Preprocessing
-from fsmerge_cli.sources import Checkpoint, Head, Source, SourceSpec, assemble, open_checkpoint
+from fsmerge_cli.sources import Head, Source, SourceSpec, assemble
 from fsmerge_cli.specs import Family
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,9 +12,6 @@ from torch import Tensor
 from fsmerge_cli.errors import SourceError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-NESTED = ("state_dict", "model")
-"""Keys under which trainers put the weights beside their own state."""
-
 SAFE = (2, 10)
 """From here on no file is known to run code in spite of `weights_only` (CVE-2025-32434, CVE-2026-24747)."""
 
@@ -46,16 +43,24 @@ def read_pickled(path: Path, where: str) -> dict[str, Tensor]:
             f"{where} is damaged, or not a pickle of plain weights, which may run code and is not opened. "
             f"Download it again, or {REMEDY}"
         ) from None
-    for key in NESTED:
-        found = found.get(key, found) if isinstance(found, Mapping) else found
-    return _tensors(found, where)
-
-
-def _tensors(found: object, where: str) -> dict[str, Tensor]:
-    content = dict(found) if isinstance(found, Mapping) else {}
-    if not content or not all(isinstance(n, str) and _dense(t) for n, t in content.items()):
+    content = dict(_flat(found))
+    if not content or not all(map(_dense, content.values())):
         raise SourceError(f"{where} holds no state dict (tensors by name); {REMEDY}")
     return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _flat(found: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors by name, those of dicts inside (a trainer's `state_dict`, `model_ema`, ...) under dotted names.
+
+    What is not kept by name, such as an optimiser's state, is no model's.
+    """
+    if isinstance(found, Mapping):
+        for name, value in found.items():
+            if isinstance(name, str):
+                if isinstance(value, Tensor):
+                    yield f"{prefix}{name}", value
+                else:
+                    yield from _flat(value, f"{prefix}{name}.")
 
 
 def _dense(value: object) -> bool:

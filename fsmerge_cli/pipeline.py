@@ -150,6 +150,7 @@ def _result(
         reason = "the data set has no test images" if problem.world.main else "process 0 evaluates for all"
         notes = [*notes, f"{reason}: nothing was evaluated"]
     notes = [*notes, *_start_notes(plan, solution), *_preprocessing_notes(sources), *repeated(sources)]
+    notes += [note for source in sources for note in source.notes]
     trace = solution.trace
     if trace.lr is not None and trace.lr != getattr(asked.method, "lr", trace.lr):
         notes.append(f"the loss was not finite at first; this training used lr={trace.lr:g}")

@@ -149,7 +149,16 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
         for what, a in first.family.signature(first.arch).items():
             b = other.family.signature(other.arch)[what]
             if a != b:
-                yield f"{what}: '{first.name}' has {_plain(a)}, '{other.name}' has {_plain(b)}"
+                advice = _advice(what, first)
+                yield f"{what}: '{first.name}' has {_plain(a)}, '{other.name}' has {_plain(b)}{advice}"
+
+
+def _advice(what: str, first: Source) -> str:
+    """What can be done about a difference, where something can."""
+    if what != "input_size" or first.family.resample is None:
+        return ""
+    size = list(first.arch.input_size[1:])
+    return f"; models.sources.N.input_size={size} resamples the other's positions, which is not exact"
 
 
 def _tensor_reasons(source: Source, expected: Mapping[str, tuple[int, ...]]) -> Iterable[str]:

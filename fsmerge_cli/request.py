@@ -52,7 +52,7 @@ class Request:
     def options(self) -> dict[str, Any]:
         """Every option by group, as config.yaml says them."""
         return {
-            "models": {"sources": [asdict(spec) for spec in self.sources]},
+            "models": {"sources": [spec.options() for spec in self.sources]},
             "data": asdict(self.data) if self.data else None,
             "method": asdict(self.method),
             "hardware": asdict(self.hardware),

@@ -23,10 +23,11 @@ from fsmerge_cli.checkpoints import file_sha256
 from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.errors import ConfigError, SourceError, unknown
+from fsmerge_cli.opening import architecture
 from fsmerge_cli.output import claim, write_json, write_model
 from fsmerge_cli.progress import Event, Progress
 from fsmerge_cli.seeding import derive, generator
-from fsmerge_cli.sources import Recipe, SourceSpec, architecture, model_config
+from fsmerge_cli.sources import Recipe, SourceSpec, model_config
 from fsmerge_cli.specs import Family
 
 SEAL = "seal.json"
@@ -77,7 +78,7 @@ def cached(spec: SourceSpec) -> Path | None:
 
 def declared(spec: SourceSpec) -> bool:
     """Whether a source is trained on first use; SourceError where its recipe lacks something."""
-    if spec.checkpoint is not None or spec.recipe is None:
+    if spec.checkpoint is not None or spec.module is not None or spec.recipe is None:
         return False
     if not isinstance(named_labels(spec).labels, tuple) or spec.arch is None:
         raise SourceError(f"source '{spec.name}': a recipe needs arch and labels as well.")

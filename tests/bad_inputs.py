@@ -81,6 +81,17 @@ def tensors(path: str, change: Callable[[dict[str, torch.Tensor]], object]) -> P
     return prepare
 
 
+def prefixed(*prefixes: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    """The same tensors once under each prefix, as trainers and wrappers save them."""
+
+    def change(content: dict[str, torch.Tensor]) -> None:
+        own = {f"{prefix}{name}": tensor.clone() for prefix in prefixes for name, tensor in content.items()}
+        content.clear()
+        content.update(own)
+
+    return change
+
+
 def put(path: str, content: bytes | str) -> Prepare:
     def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -528,17 +539,79 @@ TENSORS = [
         tensors("a/model.safetensors", lambda t: t.update({"\x1b[2J\x07": torch.zeros(2)})),
     ),
     Case(
-        "names with a prefix",
+        "two models in one file",
         AVERAGE,
         2,
         (
-            "these sources cannot be merged, for 2 reasons:\n"
-            "  - 'a' misses the tensors fc0.weight, fc0.bias, fc1.weight and 1 more\n"
-            "  - 'a' has unknown tensors module.fc0.bias, module.fc0.weight, module.fc1.bias and 1 more\n"
-            "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
-            "sources."
+            "source 'a': a holds 2 models, under 'student.', 'teacher.'. Say which one to take: "
+            "models.sources.N.prefix=..."
         ),
-        tensors("a/model.safetensors", lambda t: [t.update({f"module.{n}": t.pop(n)}) for n in list(t)]),
+        tensors("a/model.safetensors", prefixed("student.", "teacher.")),
+        installed=True,
+    ),
+    Case(
+        "a prefix that is not there",
+        f"{two('name:a,checkpoint:a,prefix:techer')} method=average",
+        2,
+        "source 'a': a: unknown prefix 'techer'. Did you mean 'teacher'? Available: student, teacher.",
+        tensors("a/model.safetensors", prefixed("student.", "teacher.")),
+    ),
+    Case(
+        "no averaged weights",
+        f"{two('name:a,checkpoint:a,ema:true')} method=average",
+        2,
+        (
+            "source 'a': a holds no EMA weights; models were found under 'module.'. Pass "
+            "models.sources.N.ema=false or null."
+        ),
+        tensors("a/model.safetensors", prefixed("module.")),
+    ),
+    Case(
+        "averaged weights that were not asked for",
+        AVERAGE,
+        0,
+        (
+            f"{NOT_EVALUATED}\n'a': the weights under 'model.' were taken, the EMA weights under 'model_ema.' "
+            "were not (models.sources.N.ema=true takes them)"
+        ),
+        tensors("a/model.safetensors", prefixed("model.", "model_ema.")),
+    ),
+    Case(
+        "weights of another library",
+        AVERAGE,
+        2,
+        (
+            "source 'a': a holds Hugging Face's DeiT, which cannot be read. Of other libraries fsmerge reads "
+            "torchvision's VisionTransformer, Hugging Face's ViTModel and ViTForImageClassification, and CLIP "
+            "vision towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
+        ),
+        tensors(
+            "a/model.safetensors", lambda t: t.update({"embeddings.distillation_token": torch.zeros(1, 1, 8)})
+        ),
+    ),
+    Case(
+        "a module in a configuration",
+        f"{two('name:a,module:timm.VisionTransformer')} method=average",
+        2,
+        (
+            "source 'a': module is for Python, where it takes a torch module, not 'timm.VisionTransformer'. Pass "
+            "a path: models.sources.N.checkpoint=..."
+        ),
+    ),
+    Case(
+        "another input size for an MLP",
+        f"{two('name:a,checkpoint:a,input_size:8')} method=average",
+        2,
+        "source 'a': a: mlp reads images of [4, 4] alone. Take models.sources.N.input_size away.",
+    ),
+    Case(
+        "an input size between two patches",
+        f"{two('name:v,checkpoint:v,input_size:10', 'name:w,checkpoint:w')} method=average",
+        2,
+        (
+            "source 'v': v: input_size [10, 10] is no multiple of the patch size [4, 4]. Pass "
+            "models.sources.N.input_size that is."
+        ),
     ),
     Case(
         "a transposed tensor",
@@ -1365,7 +1438,7 @@ OPTIONS = [
         2,
         (
             "unknown key in models.sources.0 'chekpoint'. Did you mean 'checkpoint'? Available: arch, "
-            "checkpoint, head, labels, mean, name, normalize, recipe, std."
+            "checkpoint, ema, head, input_size, labels, mean, module, name, normalize, prefix, recipe, std."
         ),
     ),
     Case(

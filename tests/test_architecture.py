@@ -12,12 +12,12 @@ PACKAGE = REPOSITORY / "fsmerge_cli"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
 # Each room imports only from rooms before it; `specs`, `data`, `methods` and `cli` are folders.
 ROOMS = tuple(
-    "errors schema progress clock options seeding spaces distributed hardware specs output presets pickled "  # noqa: SIM905
-    "checkpoints preprocessing cache resuming feeding entries sources plan groups permute structures maps "
-    "thin fold reference data features activations regression zipping objective running training supernet "
-    "problem align methods metrics similarity answers scoring summary charts page zoo card certificates "
-    "evaluating result request estimate inspection merged pipeline reevaluate plots compare "
-    "report logs folders explain sweeping config cli".split()
+    "errors schema progress clock options seeding spaces distributed hardware specs output presets "  # noqa: SIM905
+    "pickled checkpoints prefixes layouts translation preprocessing cache resuming feeding entries heads "
+    "opening sources plan groups permute structures maps thin fold reference data features activations "
+    "regression zipping objective running training supernet problem align methods metrics similarity "
+    "answers scoring summary charts page zoo card certificates evaluating result request estimate "
+    "inspection merged pipeline reevaluate plots compare report logs folders explain sweeping config cli".split()
 )
 HYDRA = {"explain", "sweeping", "config", "cli"}
 ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "sweeping", "config", "cli"}}

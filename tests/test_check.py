@@ -178,7 +178,7 @@ def test_headers_only_reads_no_weight(
     def read(*args: object) -> None:
         raise AssertionError("a weight was read")
 
-    for name in ("checkpoints._tensor", "inspection._slice", "sources.file_sha256"):
+    for name in ("checkpoints._tensor", "inspection._slice", "opening.file_sha256"):
         monkeypatch.setattr(f"fsmerge_cli.{name}", read)
     found = inspect(asked(given), headers_only=True)
     assert (found.reasons, found.similarity, found.verdict) == ((), None, None)

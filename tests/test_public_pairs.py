@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from timm.models import create_model
 
 from fsmerge_cli import presets
+from fsmerge_cli.checkpoints import hub_config
 from fsmerge_cli.cli import main
-from fsmerge_cli.sources import SourceSpec, hub_config, hub_name
+from fsmerge_cli.opening import hub_name
+from fsmerge_cli.sources import SourceSpec
 
 PAIRS = ["vit_b_pair", "vit_l_pair", "clip_vit_b_pair"]
 

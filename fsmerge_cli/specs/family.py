@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsmerge_cli.spaces import FIXED, HeadSpace, Norm, Port, Role, Spec, Stack, compile_role
 
@@ -39,6 +39,9 @@ class Table:
     heads: Mapping[str, HeadSpace] = field(default_factory=dict)
 
 
+Resample = Callable[[Any, Mapping[str, Tensor], tuple[int, int], str], tuple[Any, dict[str, Tensor]]]
+
+
 @dataclass(frozen=True)
 class Family:
     """An architecture family; every field is a plain value or a function of the options (`arch`).
@@ -54,7 +57,9 @@ class Family:
     heads: number of attention heads. positions: the table that can take a constant shift of the embedded
     pixels where the entry has no bias, and its first patch row. blocks: names of the modules of an instance whose
     activations can be computed again in the backward pass. layers: names of the modules, in order, whose outputs
-    [n, ..., d] are the model's features layer by layer.
+    [n, ..., d] are the model's features layer by layer. adapt: what an instance needs besides its building.
+    describe: an instance from elsewhere -> options (None: not of this family, or not to be told). resample:
+    options, weights, height and width, place for messages -> those for images of another size (None: cannot be).
     """
 
     name: str
@@ -73,6 +78,9 @@ class Family:
     positions: Callable[[Any], tuple[str, int] | None] = lambda arch: None
     blocks: Callable[[nn.Module], Sequence[str]] = lambda module: ()
     layers: Callable[[nn.Module], Sequence[str]] = lambda module: ()
+    adapt: Callable[[nn.Module, Any], nn.Module] = lambda module, arch: module
+    describe: Callable[[nn.Module], Any] = lambda module: None
+    resample: Resample | None = None
 
     def skeleton(self, arch: Any) -> nn.Module:
         """The network of `arch` without weights (on the `meta` device), in evaluation mode."""
@@ -81,7 +89,7 @@ class Family:
             if len(_skeletons) >= KEPT:
                 _skeletons.clear()
             with torch.device("meta"):
-                _skeletons[key] = self.build(arch).eval()
+                _skeletons[key] = self.adapt(self.build(arch).eval(), arch)
         return copy.deepcopy(_skeletons[key])  # five times as quick as initialising what is not there
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
 
 from fsmerge_cli.errors import ConfigError, SourceError, reason, unknown
-from fsmerge_cli.options import FORBID, Flag, Text
+from fsmerge_cli.options import FORBID, Flag, NonNegativeFloat, Text
 from fsmerge_cli.options import build as build_options
 from fsmerge_cli.specs.family import Family
+from fsmerge_cli.specs.vit_module import arguments, eps_of, facts, reasons, resampled, set_eps
 from fsmerge_cli.specs.vit_table import table
 
 FOREIGN = frozenset(
@@ -34,6 +35,9 @@ FOREIGN = frozenset(
 )
 """Arguments of timm's loader that say nothing of the architecture; some would read files."""
 
+BASE = "vit_base_patch16_224"
+"""What an instance of no name of timm's is described by."""
+
 
 @dataclass(frozen=True, config=FORBID)
 class ViTArch:
@@ -41,12 +45,14 @@ class ViTArch:
 
     name: timm's architecture name, without the tag of its weights. args: keyword arguments over timm's own
     (img_size, embed_dim, depth, ...). projection: whether the model's `head` is a projection that belongs to
-    the backbone (CLIP; `num_classes` among the args is its width) instead of a task's classifier.
+    the backbone (CLIP; `num_classes` among the args is its width) instead of a task's classifier. eps: of all
+    norms, where a source was trained with another than timm's own for the name; a merged model has timm's.
     """
 
     name: Text
     args: dict[str, Any]
     projection: Flag = False
+    eps: NonNegativeFloat | None = None
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -94,7 +100,9 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
     if architecture == "vit":
         arch: ViTArch = build_options(ViTArch, {"args": {}, **options}, where)
     else:
-        arch = ViTArch(architecture, _args(config), bool(config.get("projection")))
+        eps = config.get("eps")
+        own = eps if isinstance(eps, float) and 0 <= eps < 1 else None
+        arch = ViTArch(architecture, _args(config), bool(config.get("projection")), own)
     from timm.models import is_model, list_models, model_entrypoint
     from timm.models.vision_transformer import VisionTransformer
 
@@ -145,7 +153,8 @@ def _args(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None) -> ViTArch:
-    """The merged model's options: another embedding width, another number of heads."""
+    """The merged model's options: another embedding width, another number of heads, timm's own eps."""
+    arch = replace(arch, eps=None)
     if isinstance(width, tuple):
         raise ConfigError(f"method.width: a vision transformer has one width, got {list(width)}. Give one number.")
     if arch.projection and width is not None:
@@ -164,64 +173,66 @@ def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None
 
 def refuse(arch: ViTArch) -> list[str]:
     """Reasons why a variant cannot be merged, by name."""
-    from timm.layers.attention import Attention
-    from timm.layers.patch_embed import PatchEmbed
-    from timm.models.vision_transformer import Block
-
-    model = _meta(arch)
-    block = model.blocks[0]
-    reasons = []
-    if type(block) is not Block:
-        return [f"{type(block).__name__}: only blocks of attention, then MLP, each after its norm, can be merged"]
-    if model.attn_pool is not None:
-        reasons.append(
-            f"attention pooling (global_pool={model.global_pool}): its query attends inside the pooled space"
-        )
-    if model.global_pool == "":
-        reasons.append("no pooling (global_pool=''): its features are one vector per token, not per image")
-    if type(block.attn) is not Attention:
-        reasons.append(f"{type(block.attn).__name__}: only timm's plain multi-head Attention can be merged")
-    elif block.attn.gate is not None:
-        reasons.append("gated attention: its gate mixes the values' space with the residual stream")
-    elif not any(hasattr(block.mlp, name) for name in ("fc1", "fc1_g")):
-        reasons.append(f"{type(block.mlp).__name__}: only Mlp, GluMlp and SwiGLU can be merged")
-    if type(model.patch_embed) is not PatchEmbed:
-        reasons.append(f"{type(model.patch_embed).__name__}: only a plain patch projection can be merged")
-    return reasons
+    return reasons(_meta(arch))
 
 
 def signature(arch: ViTArch) -> dict[str, Any]:
-    """What all sources have in common; widths and numbers of heads may differ."""
+    """What all sources have in common; widths, numbers of heads and a norm's eps of its own may differ."""
+    return facts(_meta(arch), arch.projection)
+
+
+def describe(instance: nn.Module) -> ViTArch | None:
+    """Options from which timm builds a module of the same kind; None where this is no vision transformer of timm.
+
+    Raises SourceError where it has parts that options do not tell.
+    """
+    from timm.models import is_model
+    from timm.models.vision_transformer import VisionTransformer
+
+    module: Any = instance
+    if type(module) is not VisionTransformer:
+        return None
+    stated = getattr(module, "pretrained_cfg", None) or {}
+    name = str(stated.get("architecture") or BASE)
+    projection = "clip" in name and getattr(module.head, "out_features", None) == stated.get("num_classes")
+    args = arguments(module) | ({"num_classes": module.head.out_features} if projection else {})
+    arch = parse(
+        "vit", {"name": name if is_model(name) else BASE, "args": args, "projection": projection}, {}, name
+    )
+    arch = arch if eps_of(module) == eps_of(_meta(arch)) else replace(arch, eps=eps_of(module))
+    built, own = facts(VIT.skeleton(arch), projection), facts(module, projection)
+    if different := [fact for fact, value in own.items() if built[fact] != value]:
+        raise SourceError(
+            f"a module that timm calls {name} has another {', '.join(different)} than timm builds for that name. "
+            "Pass its arch as well: {family: vit, name: ..., args: {...}}."
+        )
+    return arch
+
+
+def adapt(module: nn.Module, arch: ViTArch) -> nn.Module:
+    """A skeleton as its own library computes it."""
+    return module if arch.eps is None else set_eps(module, arch.eps)
+
+
+def resample(
+    arch: ViTArch, weights: Mapping[str, Tensor], size: tuple[int, int], where: str
+) -> tuple[ViTArch, dict[str, Tensor]]:
+    """The same model for images of another size [height, width] (pixels); not exact. Raises SourceError."""
     model = _meta(arch)
-    block = model.blocks[0]
-    parts = {
-        "attention output norm": getattr(block.attn, "norm", None),
-        "MLP norm": getattr(block.mlp, "norm", None),
-    }
-    parts |= {"q/k norm": getattr(block.attn, "q_norm", None), "LayerScale": block.ls1}
-    parts |= {
-        "patch norm": model.patch_embed.norm,
-        "pre-norm": model.norm_pre,
-        "final norm": model.norm,
-        "norm after pooling": model.fc_norm,
-    }
-    names = {name for name, _ in model.named_parameters()}
-    return {
-        "input_size": arch.input_size,
-        "patch size": tuple(model.patch_embed.patch_size),
-        "depth": arch.depth,
-        "class token": model.has_class_token,
-        "register tokens": model.num_reg_tokens,
-        "positions": None if model.pos_embed is None else model.pos_embed.shape[1],
-        "pooling": f"{model.global_pool}{' with prefix' if model.pool_include_prefix else ''}",
-        "norm": f"{type(block.norm1).__name__}(eps={block.norm1.eps})",
-        "MLP": f"{type(block.mlp).__name__}{getattr(block.mlp, 'gate_last', '')}",
-        "activation": repr(block.mlp.act),
-        **{name: part is not None and not isinstance(part, nn.Identity) for name, part in parts.items()},
-        "biases": ", ".join(n for n in ("qkv", "proj") if f"blocks.0.attn.{n}.bias" in names)
-        + (", patch" if "patch_embed.proj.bias" in names else ""),
-        "final projection": arch.projection,
-    }
+    patch = tuple(model.patch_embed.patch_size)
+    if any(side % own for side, own in zip(size, patch)):
+        raise SourceError(
+            f"{where}: input_size {list(size)} is no multiple of the patch size {list(patch)}. "
+            "Pass models.sources.N.input_size that is."
+        )
+    changed = replace(arch, args={**arch.args, "img_size": size[0] if size[0] == size[1] else list(size)})
+    if model.pos_embed is None:
+        return changed, dict(weights)
+    if "pos_embed" not in weights:
+        raise SourceError(f"{where} has no pos_embed to be resampled. Take models.sources.N.input_size away.")
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    old, new = model.patch_embed.grid_size, _meta(changed).patch_embed.grid_size
+    return changed, resampled(weights, "pos_embed", prefix, old, new)
 
 
 def positions(arch: ViTArch) -> tuple[str, int] | None:
@@ -281,4 +292,7 @@ VIT = Family(
     positions=positions,
     blocks=blocks,
     layers=blocks,
+    adapt=adapt,
+    describe=describe,
+    resample=resample,
 )

@@ -1,0 +1,120 @@
+"""Task heads: what they are, how a checkpoint's are found, and how they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsmerge_cli.entries import SourceSpec
+from fsmerge_cli.errors import SourceError, unknown
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier: weight [classes, d], bias [classes] or None, one label per class.
+
+    named: whether the labels are names, which may be shared with other tasks, or just numbers of rows.
+    normalize: features are scaled to unit length first. readout: [d, d'] from merged features to the features
+    that the head was made for, where it cannot be folded into the weight (None: there is none).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    labels: tuple[str, ...]
+    normalize: bool = False
+    named: bool = True
+    readout: Tensor | None = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits [n, classes] of features [n, d] (or [n, d'] where there is a readout)."""
+        if self.readout is not None:
+            features = features @ self.readout.T
+        if self.normalize:
+            features = F.normalize(features, dim=-1)
+        return F.linear(features, self.weight, self.bias)
+
+    def to(self, device: torch.device | str) -> Head:
+        """The same head on `device`."""
+        bias, readout = (None if t is None else t.to(device) for t in (self.bias, self.readout))
+        return replace(self, weight=self.weight.to(device), bias=bias, readout=readout)
+
+
+def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Content of heads.safetensors: tensors by `NAME.weight|bias|readout`, and the facts that go with them."""
+    tensors: dict[str, Tensor] = {}
+    for name, head in heads.items():
+        parts = {"weight": head.weight, "bias": head.bias, "readout": head.readout}
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+    facts = {"labels": {name: list(head.labels) for name, head in heads.items()}}
+    normalized = [name for name, head in heads.items() if head.normalize]
+    return tensors, {**facts, **({"normalize": normalized} if normalized else {})}
+
+
+def head_names(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the heads among `NAME.weight`, `NAME.bias`, ..., sorted."""
+    return sorted(name.removesuffix(".weight") for name in tensors if name.endswith(".weight"))
+
+
+def choose_head(
+    spec: SourceSpec,
+    stored: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    stated: tuple[str, ...],
+    where: str,
+) -> Head | None:
+    """The head that an entry asks for, or the only one; None where there is none. Raises SourceError.
+
+    stored: tensors by `NAME.weight|bias|readout`; metadata: of heads.safetensors. stated: labels in config.json,
+    taken where neither the entry nor the metadata has some and there is one for every class.
+    """
+    facts = _stored_facts(metadata)
+    names = head_names(stored)
+    chosen = spec.head or (names[0] if len(names) == 1 else None)
+    if not names and spec.head is None:
+        return None
+    if chosen is None:
+        raise SourceError(
+            f"{where} has {len(names)} heads: {', '.join(names)}. "
+            "Say which one this task uses: models.sources.N.head=NAME"
+        )
+    if chosen not in names:
+        raise SourceError(f"{where}: {unknown('head', chosen, names)}")
+    weight = stored[f"{chosen}.weight"]
+    given = (spec.labels,) if isinstance(spec.labels, str) else spec.labels
+    fitting = stated if len(stated) == len(weight) else ()
+    names_given = given or tuple(facts["labels"].get(chosen, ())) or fitting
+    classes = names_given or tuple(str(c) for c in range(len(weight)))
+    unit = chosen in facts["normalize"] if spec.normalize is None else spec.normalize
+    readout = stored.get(f"{chosen}.readout")
+    return Head(weight, stored.get(f"{chosen}.bias"), classes, unit, bool(names_given), readout)
+
+
+def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Labels in a config.json of timm (`label_names`) or of Hugging Face (`id2label`); empty where there are none.
+
+    Hugging Face's LABEL_0, LABEL_1, ... stand for no names.
+    """
+    names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    if isinstance(names, list):
+        return tuple(str(name) for name in names)
+    table = config.get("id2label")
+    if not isinstance(table, dict) or not all(str(i) in table for i in range(len(table))):
+        return ()
+    found = tuple(str(table[str(i)]) for i in range(len(table)))
+    return () if found == tuple(f"LABEL_{i}" for i in range(len(found))) else found
+
+
+def _stored_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Label names and normalised heads, from the one metadata key that fsmerge writes."""
+    try:
+        stored = json.loads(metadata.get("fsmerge", "{}"))
+        labels = {str(name): [str(x) for x in entry] for name, entry in stored.get("labels", {}).items()}
+        return {"labels": labels, "normalize": [str(name) for name in stored.get("normalize", [])]}
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return {"labels": {}, "normalize": []}

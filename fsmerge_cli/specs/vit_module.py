@@ -1,0 +1,134 @@
+"""What a vision transformer's instance says of itself: its facts, its options, and its table of positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def facts(model: Any, projection: bool) -> dict[str, Any]:
+    """What all sources have in common; widths and numbers of heads may differ."""
+    block = model.blocks[0]
+    parts = {
+        "attention output norm": getattr(block.attn, "norm", None),
+        "MLP norm": getattr(block.mlp, "norm", None),
+    }
+    parts |= {"q/k norm": getattr(block.attn, "q_norm", None), "LayerScale": block.ls1}
+    parts |= {
+        "patch norm": model.patch_embed.norm,
+        "pre-norm": model.norm_pre,
+        "final norm": model.norm,
+        "norm after pooling": model.fc_norm,
+    }
+    names = {name for name, _ in model.named_parameters()}
+    height, width = model.patch_embed.img_size
+    return {
+        "input_size": (model.patch_embed.proj.in_channels, height, width),
+        "patch size": tuple(model.patch_embed.patch_size),
+        "depth": len(model.blocks),
+        "class token": model.has_class_token,
+        "register tokens": model.num_reg_tokens,
+        "positions": None if model.pos_embed is None else model.pos_embed.shape[1],
+        "pooling": f"{model.global_pool}{' with prefix' if model.pool_include_prefix else ''}",
+        "norm": f"{type(block.norm1).__name__}(eps={block.norm1.eps})",
+        "MLP": f"{type(block.mlp).__name__}{getattr(block.mlp, 'gate_last', '')}",
+        "activation": repr(block.mlp.act),
+        **{name: part is not None and not isinstance(part, nn.Identity) for name, part in parts.items()},
+        "biases": ", ".join(n for n in ("qkv", "proj") if f"blocks.0.attn.{n}.bias" in names)
+        + (", patch" if "patch_embed.proj.bias" in names else ""),
+        "final projection": projection,
+    }
+
+
+def reasons(model: Any) -> list[str]:
+    """Reasons why a variant cannot be merged, by name."""
+    from timm.layers.attention import Attention
+    from timm.layers.patch_embed import PatchEmbed
+    from timm.models.vision_transformer import Block
+
+    block = model.blocks[0]
+    found = []
+    if type(block) is not Block:
+        return [f"{type(block).__name__}: only blocks of attention, then MLP, each after its norm, can be merged"]
+    if model.attn_pool is not None:
+        found.append(
+            f"attention pooling (global_pool={model.global_pool}): its query attends inside the pooled space"
+        )
+    if model.global_pool == "":
+        found.append("no pooling (global_pool=''): its features are one vector per token, not per image")
+    if type(block.attn) is not Attention:
+        found.append(f"{type(block.attn).__name__}: only timm's plain multi-head Attention can be merged")
+    elif block.attn.gate is not None:
+        found.append("gated attention: its gate mixes the values' space with the residual stream")
+    elif not any(hasattr(block.mlp, name) for name in ("fc1", "fc1_g")):
+        found.append(f"{type(block.mlp).__name__}: only Mlp, GluMlp and SwiGLU can be merged")
+    if type(model.patch_embed) is not PatchEmbed:
+        found.append(f"{type(model.patch_embed).__name__}: only a plain patch projection can be merged")
+    return found
+
+
+def arguments(model: Any) -> dict[str, Any]:
+    """Keyword arguments from which timm builds a model of these sizes and switches; layers are its name's own."""
+    block, embed = model.blocks[0], model.patch_embed
+    first = getattr(block.mlp, "fc1", None) or block.mlp.fc1_g
+    scaled = not isinstance(block.ls1, nn.Identity)
+    return {
+        "img_size": list(embed.img_size),
+        "patch_size": list(embed.patch_size),
+        "in_chans": embed.proj.in_channels,
+        "global_pool": model.global_pool,
+        "embed_dim": model.embed_dim,
+        "depth": len(model.blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": first.out_features / model.embed_dim,
+        "qkv_bias": block.attn.qkv.bias is not None,
+        "qk_norm": not isinstance(block.attn.q_norm, nn.Identity),
+        "scale_attn_norm": not isinstance(block.attn.norm, nn.Identity),
+        "scale_mlp_norm": not isinstance(block.mlp.norm, nn.Identity),
+        "proj_bias": block.attn.proj.bias is not None,
+        "init_values": 1.0 if scaled else None,
+        "class_token": bool(model.has_class_token),
+        "pos_embed": "none" if model.pos_embed is None else "learn",
+        "no_embed_class": bool(model.no_embed_class),
+        "reg_tokens": model.num_reg_tokens,
+        "pre_norm": not isinstance(model.norm_pre, nn.Identity),
+        "final_norm": not all(isinstance(norm, nn.Identity) for norm in (model.norm, model.fc_norm)),
+        "fc_norm": not isinstance(model.fc_norm, nn.Identity),
+        "pool_include_prefix": bool(model.pool_include_prefix),
+        "dynamic_img_size": bool(model.dynamic_img_size),
+    }
+
+
+def eps_of(model: Any) -> float:
+    """Of the norms in the blocks."""
+    return float(model.blocks[0].norm1.eps)
+
+
+def set_eps(module: nn.Module, eps: float) -> nn.Module:
+    """The same module, every norm of it with this eps."""
+    part: Any
+    for part in module.modules():
+        if hasattr(part, "eps"):
+            part.eps = eps
+    return module
+
+
+def resampled(
+    weights: Mapping[str, Tensor], table: str, prefix: int, old: tuple[int, int], new: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Weights whose table of positions is resampled from the grid `old` to `new` (patches), by timm.
+
+    prefix: rows of class and register tokens before the patches', which stay.
+    """
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    own = weights[table]
+    if own.ndim != 3 or own.shape[1] != prefix + old[0] * old[1]:
+        return dict(weights)  # not the table that its architecture has, which the plan says
+    if own.is_meta:
+        rows = prefix + new[0] * new[1]
+        return {**weights, table: torch.empty(len(own), rows, own.shape[2], device="meta")}
+    return {**weights, table: resample_abs_pos_embed(own, list(new), list(old), prefix)}
