@@ -82,25 +82,28 @@ def verdict(evaluation: Values) -> list[str]:
     rows = evaluation["rows"]
     merged, ensemble = rows.get("merged", {}), rows.get("ensemble", {})
     mean = merged.get("mean_top1")
+    model = "The model" if evaluation["method"] == "unknown" else "The merged model"
     if mean is None:
         same = same_answers(evaluation)
         if same is None:
             return ["Nothing was evaluated: there were no test images."]
         return [
-            f"The merged model gives the answer of its source on {per_cent(same)} % of the test images. They have "
+            f"{model} gives the answer of its source on {per_cent(same)} % of the test images. They have "
             "no labels, so nobody knows which answers are right."
         ]
     kept = merged["mean_relative"]
-    parts = [f"The merged model answers {per_cent(mean)} % of the test images right, in the mean over its tasks"]
+    parts = [f"{model} answers {per_cent(mean)} % of the test images right"]
+    parts[0] += ", in the mean over its tasks" if len(evaluation["tasks"]) > 1 else ""
     parts[0] += f": {per_cent(kept)} % of what its sources manage." if kept is not None else "."
     average = rows.get("average", {}).get("mean_top1")
     if average is not None and evaluation["method"] != "average":
         parts.append(f"The plain average of the same weights reaches {per_cent(average)} %.")
     joint, bound = (row.get("joint_top1", {}).get("softmax") for row in (merged, ensemble))
-    if joint is not None and bound is not None:
+    if joint is not None:
+        beside = f" (all sources side by side: {per_cent(bound)} %)" if bound is not None else ""
         parts.append(
             "Where it has to find the task as well, among the labels of all tasks, it is right in "
-            f"{per_cent(joint)} % (all sources side by side: {per_cent(bound)} %)."
+            f"{per_cent(joint)} %{beside}."
         )
     return parts
 

@@ -134,6 +134,22 @@ def examples(tasks: Sequence[str], labels: Sequence[str] = HOSTILE) -> list[Exam
     return found
 
 
+def evaluated() -> dict[str, Any]:
+    """Of `fsmerge evaluate`: one task of a model made elsewhere, and nothing that only a merge can say."""
+    content = evaluation(("pets",), steps=0)
+    merged = row(("pets",), 150, alone=True)
+    merged["tasks"]["pets"]["relative"] = merged["mean_relative"] = None
+    merged |= {name: {} for name in ("feature_error", "feature_cosine", "feature_cka")}
+    return content | {
+        "method": "unknown",
+        "rows": {"merged": merged},
+        "similarity": {},
+        "answers": {},
+        "certificates": {},
+        "facts": {},
+    }
+
+
 CASES: dict[str, tuple[dict[str, Any], list[Example]]] = {
     "plain": (evaluation(), examples(("low", "high"), ("0", "1", "2"))),
     "hostile": (evaluation(HOSTILE, notes=HOSTILE), examples(HOSTILE)),
@@ -142,5 +158,6 @@ CASES: dict[str, tuple[dict[str, Any], list[Example]]] = {
         examples([f"a task with quite a long name {n}" for n in range(8)]),
     ),
     "unlabelled": (evaluation(labelled=False), examples(("low", "high"))),
+    "evaluated": (evaluated(), []),
     "nothing": (evaluation(tested=False, steps=0, notes=["no data: nothing was evaluated"]), []),
 }

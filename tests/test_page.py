@@ -93,6 +93,7 @@ def test_a_page_says_what_evaluation_json_says() -> None:
     [
         ("plain", {"scores", "details", "training", "similarity", "confusion", "mistakes", "examples"}, set()),
         ("unlabelled", {"details", "confusion", "examples", "training"}, {"scores", "mistakes"}),
+        ("evaluated", {"scores", "details", "cost"}, {"training", "similarity", "confusion", "certificates"}),
         ("nothing", {"cost", "origin"}, {"scores", "details", "training", "similarity", "confusion", "examples"}),
     ],
 )
@@ -105,6 +106,7 @@ def test_there_is_a_section_for_what_there_is(name: str, there: set[str], absent
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
+        ("evaluated", "The model answers 75.0 % of the test images right."),
         ("nothing", "Nothing was evaluated: there were no test images."),
         (
             "unlabelled",
@@ -113,7 +115,7 @@ def test_there_is_a_section_for_what_there_is(name: str, there: set[str], absent
         ),
     ],
 )
-def test_the_first_sentence_without_scores(name: str, sentence: str) -> None:
+def test_the_first_sentence_where_something_is_missing(name: str, sentence: str) -> None:
     assert summary.verdict(CASES[name][0]) == [sentence]
 
 
