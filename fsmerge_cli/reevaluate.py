@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from fsmerge_cli.answers import compared
+from fsmerge_cli.answers import Example, compared, examples
 from fsmerge_cli.clock import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
@@ -20,7 +20,8 @@ from fsmerge_cli.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.evaluating import Bench, alone
 from fsmerge_cli.hardware import Hardware, peak_memory
 from fsmerge_cli.merged import Merged, Reading, in_own_words, load_merged, run_folder
-from fsmerge_cli.output import check_file, whole, write_json, write_tensors
+from fsmerge_cli.output import check_file, whole, write_json, write_tensors, write_text
+from fsmerge_cli.page import page
 from fsmerge_cli.pipeline import images_sha256, load_all
 from fsmerge_cli.progress import Progress, silent
 from fsmerge_cli.request import chosen_data, chosen_hardware, source_specs
@@ -36,7 +37,7 @@ class Reevaluation:
     """How good a written model is on some data.
 
     model: as it was read. scores: rows by name, `merged` and, on request, the sources and their `ensemble`.
-    answers: by task, compared with the sources' (see `answers.compared`).
+    answers: by task, compared with the sources' (see `answers.compared`), and examples of them.
     outputs: logits of every head on all test images. truth: their task [n] and class [n] (-1: unknown). method:
     key of the method that made it (`unknown`: made elsewhere). cost, provenance, options, notes: as those of a
     merge.
@@ -52,6 +53,7 @@ class Reevaluation:
     provenance: Mapping[str, Any]
     options: Mapping[str, Any]
     notes: tuple[str, ...] = field(default=())
+    examples: tuple[Example, ...] = ()
 
     def evaluation(self) -> dict[str, Any]:
         """The content of an evaluation.json; what only a merge can say is empty."""
@@ -78,6 +80,12 @@ class Reevaluation:
         validate(evaluation)
         with whole(path, "output.file") as temporary:
             write_json(temporary, evaluation)
+
+    def save_report(self, file: str | Path, overwrite: bool = False) -> None:
+        """Write the evaluation as a page to look at, whole or not at all. Raises OutputError."""
+        path = check_file(Path(file), self.model.folder, overwrite, "output.report")
+        with whole(path, "output.report") as temporary:
+            write_text(temporary, page(self.evaluation(), self.examples))
 
     def save_logits(self, file: str | Path, overwrite: bool = False) -> None:
         """Write `logits.TASK` [n, classes], `task` [n] and `label` [n] of all test images as safetensors."""
@@ -147,7 +155,11 @@ def evaluate(
             heads = [head.to(device) for head in model.heads.values()]
             rows["merged"], outputs = bench.row("merged", merged_forward(model.backbone.to(device), (), heads))
         model.backbone.to("cpu")
-    answers = compared(outputs.logits, reference.logits, bench.truth, bench.heads) if reference else {}
+    answers: dict[str, dict[str, Any]] = {}
+    shown: tuple[Example, ...] = ()
+    if reference:
+        given = outputs.logits, reference.logits, bench.truth, bench.heads
+        answers, shown = compared(*given), examples(sets, *given, seed)
     cost = {
         "seconds": clock.seconds,
         "steps": 0,
@@ -176,7 +188,7 @@ def evaluate(
     }
     method = str((run.get("method") or {}).get("name", "unknown"))
     return Reevaluation(
-        model, rows, answers, outputs, bench.truth, method, cost, provenance, options, tuple(notes)
+        model, rows, answers, outputs, bench.truth, method, cost, provenance, options, tuple(notes), shown
     )
 
 

@@ -391,7 +391,8 @@ def test_tasks_and_labels_of_our_own_heads_are_not_renamed(run: Path) -> None:
 def test_files_are_written_whole_beside_the_model(run: Path, tmp_path: Path) -> None:
     found = evaluate(run)
     before = written(run)
-    for save, key in ((found.save, "output.file"), (found.save_logits, "output.logits")):
+    saves = {found.save: "output.file", found.save_report: "output.report", found.save_logits: "output.logits"}
+    for save, key in saves.items():
         file = tmp_path / f"{key}.x"
         save(file)
         content = file.read_bytes()
@@ -414,7 +415,7 @@ def test_files_are_written_whole_beside_the_model(run: Path, tmp_path: Path) -> 
                 save(place, overwrite=True)
             assert str(error.value) == f"{key}={place}{why}"
     assert written(run) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["output.file.x", "output.logits.x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{key}.x" for key in sorted(saves.values())]
 
 
 # The command
@@ -439,20 +440,25 @@ def test_the_command_shows_the_tables_and_writes_what_is_asked_for(
     run: Path, command: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     before = written(run)
-    code, out, err = command(str(run), "--sources", "output.file=e.json", "output.logits=l.safetensors")
+    files = ["output.file=e.json", "output.logits=l.safetensors", "output.report=r.html"]
+    code, out, err = command(str(run), "--sources", *files)
     assert code == 0
     assert err.splitlines()[-1] == "evaluate merged: 540/540"
     low = stated(run)["merged"]["tasks"]["low"]
     assert f"{100 * low['top1']:.1f}" in out
     assert "high (source)" in out
     assert "softmax calibrated" in out
-    assert out.splitlines()[-1] == f"model: {run}/merged   evaluation: e.json   logits: l.safetensors"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.json", "l.safetensors"]
+    assert (
+        out.splitlines()[-1]
+        == f"model: {run}/merged   evaluation: e.json   report: r.html   logits: l.safetensors"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.json", "l.safetensors", "r.html"]
+    shown = (tmp_path / "r.html").read_text()
+    assert shown.count("<img ") == 12
+    assert f"{100 * low['top1']:.1f}" in shown
     content = json.loads((tmp_path / "e.json").read_text())
     assert content["rows"]["merged"]["tasks"]["low"] == low
-    assert content["provenance"]["command"] == (
-        f"fsmerge evaluate {run} --sources output.file=e.json output.logits=l.safetensors"
-    )
+    assert content["provenance"]["command"] == (f"fsmerge evaluate {run} --sources {' '.join(files)}")
     assert written(run) == before
 
 

@@ -29,6 +29,7 @@ keys:
   seed=0                       of the drawn training images (default: the run's)
   tasks=[a,b]                  only these tasks of the model
   output.file=FILE             the same JSON as a file
+  output.report=FILE           a page to look at, as report.html of a run
   output.logits=FILE           the logits of all test images as safetensors
   output.overwrite=true        replace these files
   model.task=NAME              name of the task of a classifier inside a checkpoint, and so of its folder of images
@@ -48,9 +49,10 @@ FLAGS = ("--sources", "--json")
 
 @dataclass(frozen=True, config=FORBID)
 class Output:
-    """file: for the evaluation; logits: for those of all test images; overwrite: replace them."""
+    """file: for the evaluation; report: for its page; logits: of all test images; overwrite: replace them."""
 
     file: Text | None = None
+    report: Text | None = None
     logits: Text | None = None
     overwrite: Flag = False
 
@@ -82,9 +84,10 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.reevaluate import evaluate
 
     model = load_merged(folder, asked.model)
-    for key, file in (("output.file", output.file), ("output.logits", output.logits)):
+    files = {"file": output.file, "report": output.report, "logits": output.logits}
+    for what, file in files.items():
         if file is not None:
-            check_file(Path(file), model.folder, output.overwrite, key)
+            check_file(Path(file), model.folder, output.overwrite, f"output.{what}")
     with report.Reporter(Console(stderr=True)) as progress:
         found = evaluate(
             model,
@@ -98,6 +101,8 @@ def run(arguments: list[str]) -> int:
         )
     if output.file is not None:
         found.save(output.file, output.overwrite)
+    if output.report is not None:
+        found.save_report(output.report, output.overwrite)
     if output.logits is not None:
         found.save_logits(output.logits, output.overwrite)
     evaluation = found.evaluation()
@@ -109,9 +114,8 @@ def run(arguments: list[str]) -> int:
     console.print(report.task_table(evaluation))
     for note in evaluation["notes"]:
         console.print(Line(f"note: {note}"))
-    written = [
-        f"{what}: {file}" for what, file in (("evaluation", output.file), ("logits", output.logits)) if file
-    ]
+    named = {"evaluation" if what == "file" else what: file for what, file in files.items() if file}
+    written = [f"{what}: {file}" for what, file in named.items()]
     console.print(Line("   ".join([f"model: {model.folder}", *written])), soft_wrap=True)
     return 0
 
