@@ -30,7 +30,7 @@ from fsmerge_cli.options import FORBID, Flag, Positive, Text, build, refuse_code
 from fsmerge_cli.progress import silent
 from fsmerge_cli.sweeping import codes, ended, is_sweep
 
-TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "output")
+TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "evaluation", "output")
 UNTOLD = ("hydra.", "launcher=", "sweep=")
 """Overrides that say how the jobs of a sweep are started, and nothing about any of them."""
 
@@ -50,6 +50,13 @@ class Output:
 
     dir: Text | None = None
     overwrite: Flag = False
+
+
+@dataclass(frozen=True, config=FORBID)
+class Evaluation:
+    """kd: train a student with the method's budget as well, for a row of its own."""
+
+    kd: Flag = False
 
 
 _checking: list[bool] = []
@@ -124,6 +131,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     keys = _keys(config)
     output = build(Output, keys["output"], "output")
     checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
+    evaluation_of = build(Evaluation, keys["evaluation"], "evaluation")
     folder = _folder(keys)
     from fsmerge_cli.pipeline import merge  # imports torch
 
@@ -143,6 +151,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             overwrite=output.overwrite,
             resume=keys["resume"],
             checkpoint_every=checkpoint.every,
+            kd=evaluation_of.kd,
             progress=progress,
             command=shlex.join(["fsmerge", "merge", *overrides]),
         )
@@ -203,6 +212,7 @@ def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
         keys["hardware"],
         keys["seed"],
         overwrite=False,
+        kd=build(Evaluation, keys["evaluation"], "evaluation").kd,
     )
     found = inspect(asked, headers_only)
     if as_json:

@@ -41,8 +41,14 @@ class Evaluation:
     examples: Sequence[Example] = ()
 
 
-def evaluate(problem: Problem, solution: Solution, sets: Sequence[ImageSet | None], method: Method) -> Evaluation:
-    """Measure the solution beside its sources; nothing without test images."""
+def evaluate(
+    problem: Problem,
+    solution: Solution,
+    sets: Sequence[ImageSet | None],
+    method: Method,
+    rivals: Mapping[str, Solution] | None = None,
+) -> Evaluation:
+    """Measure the solution beside its sources, the plain average and `rivals`; nothing without test images."""
     if not any(sets):
         return Evaluation()
     heads = {source.name: source.head for source in problem.sources}
@@ -50,14 +56,13 @@ def evaluate(problem: Problem, solution: Solution, sets: Sequence[ImageSet | Non
     ensemble, reference = bench.row("sources", ensemble_forward(problem.sources, problem.device))
     rows = {**alone(ensemble, problem.plan.tasks), "ensemble": ensemble}
     plain = isinstance(method, Average) and len({*method.weights_of_tasks(len(problem.sources))}) == 1
-    candidates = {"average": solution if plain else Average().fit(problem)}
-    if not plain:
-        candidates["merged"] = solution
-    for name, candidate in candidates.items():
-        backbone = _backbone(problem, candidate)
-        rows[name], outputs = bench.row(name, _forward(problem, candidate, backbone), reference)
-    if plain:
-        rows["merged"] = rows["average"]
+    others = {"average": solution if plain else Average().fit(problem), **(rivals or {})}
+    for name, other in others.items():
+        if other is not solution:
+            rows[name], _ = bench.row(name, _forward(problem, other, _backbone(problem, other)), reference)
+    backbone = _backbone(problem, solution)
+    merged, outputs = bench.row("merged", _forward(problem, solution, backbone), reference)
+    rows |= {name: rows.get(name, merged) for name in (*others, "merged")}
     given = outputs.logits, reference.logits, bench.truth, bench.heads
     return Evaluation(
         rows,

@@ -33,7 +33,8 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     from fsmerge_cli.resuming import check_same
 
     sources = keys["models"]["sources"]
-    asked = request(sources, keys["method"], keys.get("data"), keys["hardware"], keys["seed"], overwrite=False)
+    given = keys["method"], keys.get("data"), keys["hardware"], keys["seed"]
+    asked = request(sources, *given, overwrite=False, kd=keys["evaluation"]["kd"])
     check_same(
         f"the finished run in {folder}", yaml.safe_load((folder / "config.yaml").read_text()), asked.options()
     )

@@ -19,6 +19,7 @@ from fsmerge_cli.data.base import Split, ToPixels
 from fsmerge_cli.errors import DataError, MismatchError, SourceError
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.kd import at_equal_budget
 from fsmerge_cli.opening import Checkpoint, expected, open_checkpoint, stored_names, translated
 from fsmerge_cli.pickled import read_pickled
 from fsmerge_cli.plan import Plan, compile_plan
@@ -270,10 +271,12 @@ def _needs(
     network = estimate.measure(plan)
     sizes = [sum(4 * t.numel() for t in s.weights.values()) for s in sources]
     rate = _rate(asked.hardware, device)
-    seconds = estimate.operations(plan, asked.method, work, network) / rate
+    methods = [asked.method, *([at_equal_budget(asked.method, len(sources))] if asked.run.kd else [])]
+    seconds = sum(estimate.operations(plan, method, work, network) for method in methods) / rate
     if device.type != "cpu":
         return None, seconds, ("peak memory is predicted for the CPU alone",)
-    return estimate.peak_memory(plan, sizes, asked.method, asked.hardware, work, network), seconds, ()
+    peaks = [estimate.peak_memory(plan, sizes, method, asked.hardware, work, network) for method in methods]
+    return max(peaks), seconds, ()
 
 
 def _rate(hardware: Hardware, device: torch.device) -> float:

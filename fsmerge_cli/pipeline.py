@@ -23,9 +23,10 @@ from fsmerge_cli.hardware import Hardware, peak_memory
 from fsmerge_cli.inspection import headers
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.methods.kd import at_equal_budget
 from fsmerge_cli.output import claim, explained
 from fsmerge_cli.plan import Plan, compile_plan, repeated
-from fsmerge_cli.progress import Progress, silent
+from fsmerge_cli.progress import Event, Progress, silent
 from fsmerge_cli.request import Models, Request, check_apart, chosen_method, request, source_specs
 from fsmerge_cli.result import MergeResult, versions
 from fsmerge_cli.resuming import Every, Keeper, check_state, state_folder
@@ -45,6 +46,7 @@ def merge(
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_every: int | str = "60s",
+    kd: bool = False,
     progress: Progress = silent,
     command: str | None = None,
 ) -> MergeResult:
@@ -55,8 +57,9 @@ def merge(
     or the dataclass itself; data None takes the set's own. seed: of everything that is drawn. output: folder to
     write (None: nothing is written, `MergeResult.save` does it later); a finished run in it is kept unless
     `overwrite`. resume: continue the interrupted run into that folder, if there is one. checkpoint_every: how
-    often the state of a training is written (steps, or "60s", "5m"). progress: called with every `Event`.
-    command: what to record as the run's origin.
+    often the state of a training is written (steps, or "60s", "5m"). kd: train a student as well, with the
+    method's images, steps, batches, rate and targets, and give it a row of its own. progress: called with every
+    `Event`. command: what to record as the run's origin.
 
     Of several processes (hardware.distributed) each returns the merged model, rank 0 alone evaluates, writes and
     reports.
@@ -65,7 +68,7 @@ def merge(
     CertificateError where the written model is not the one that was made, Interrupted where a signal stopped it
     and `resume` can continue it.
     """
-    asked = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every)
+    asked = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd)
     if output is not None:
         check_apart(asked, Path(output))
     clock = Clock()
@@ -89,7 +92,8 @@ def merge(
             with clock.phase("fit"):
                 problem = replace(problem, keeper=keeper)
                 solution = asked.method.fit(problem)
-        result = _result(asked, problem, solution, notes, clock, command or "fsmerge.merge(...)")
+            rivals = _rivals(asked, problem, solution, clock, notes)
+        result = _result(asked, problem, solution, rivals, notes, clock, command or "fsmerge.merge(...)")
         if folder is not None:
             with explained(Path(output or folder)):
                 result.write(folder)
@@ -136,14 +140,43 @@ def _problem(
     return Problem(plan, sources, images, asked.hardware, device, asked.run.seed, progress, world), notes
 
 
+def _rivals(
+    asked: Request, problem: Problem, solution: Solution, clock: Clock, notes: list[str]
+) -> dict[str, Solution]:
+    """What is trained for a row of the evaluation alone; its state is kept as that of one more training."""
+    if not asked.run.kd:
+        return {}
+    student = at_equal_budget(asked.method, len(problem.sources))
+    if student is asked.method:
+        return {"kd": solution}
+
+    def told(event: Event) -> None:
+        problem.progress(replace(event, phase=f"kd: {event.phase}"))
+
+    with clock.phase("kd"):
+        found = student.fit(replace(problem, progress=told))
+    kind = "the method's" if isinstance(asked.method, Trained) else "its own default"
+    notes.append(
+        f"the row kd is {student.steps} steps of distillation with {kind} budget; their seconds are part of this "
+        "run's, and the peak of memory is that of both trainings"
+    )
+    return {"kd": found}
+
+
 def _result(
-    asked: Request, problem: Problem, solution: Solution, notes: Sequence[str], clock: Clock, command: str
+    asked: Request,
+    problem: Problem,
+    solution: Solution,
+    rivals: Mapping[str, Solution],
+    notes: Sequence[str],
+    clock: Clock,
+    command: str,
 ) -> MergeResult:
     """The value of a run; rank 0 alone evaluates the model that all processes hold."""
     sources, plan = problem.sources, problem.plan
     with clock.phase("evaluate"):
         sets = _build(asked.data, "test", sources) if problem.world.main else []
-        evaluation = evaluate(problem, solution, sets, asked.method)
+        evaluation = evaluate(problem, solution, sets, asked.method, rivals)
     heads = _heads(sources, solution)
     proof = Proof(plan, sources, solution, heads, probe(problem.images, plan, problem.seed), evaluation.seen)
     if asked.data is not None and not evaluation.rows:

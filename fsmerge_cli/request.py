@@ -30,13 +30,15 @@ class Run:
     """Top-level settings.
 
     seed: of everything that is drawn. overwrite: replace a finished run. resume: continue an interrupted one.
-    every: how often the state of a training is written (steps, or "60s", "5m").
+    every: how often the state of a training is written (steps, or "60s", "5m"). kd: whether distillation at equal
+    budget is a row of the evaluation.
     """
 
     seed: Count
     overwrite: Flag
     resume: Flag
     every: int | str
+    kd: Flag
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Request:
             "method": asdict(self.method),
             "hardware": asdict(self.hardware),
             "seed": self.run.seed,
+            "evaluation": {"kd": self.run.kd},
         }
 
 
@@ -69,11 +72,12 @@ def request(
     overwrite: bool,
     resume: bool = False,
     every: int | str = "60s",
+    kd: bool = False,
 ) -> Request:
     """Read every preset and check every value; raises UserError."""
     specs, images = source_specs(models), _data(models, data)
     chosen, machine = chosen_method(method), chosen_hardware(hardware)
-    run = build(Run, {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every}, "")
+    run = build(Run, {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every, "kd": kd}, "")
     Every.parse(every)
     if isinstance(chosen, Weighted):
         chosen.weights_of_tasks(len(specs))  # before anything is read or trained
@@ -81,6 +85,11 @@ def request(
         raise DataError(
             f"method={chosen.name} needs unlabelled images and no data set is given. Pass data=NAME "
             f"({', '.join(sorted(DATASETS))}; data.root=PATH for your own folder), or method=average."
+        )
+    if images is None and kd:
+        raise DataError(
+            "evaluation.kd=true trains a student, which needs unlabelled images, and no data set is given. Pass "
+            f"data=NAME ({', '.join(sorted(DATASETS))}), or evaluation.kd=false."
         )
     return Request(specs, images, chosen, machine, run)
 

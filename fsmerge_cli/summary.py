@@ -57,10 +57,11 @@ def ranged(value: float | None, limits: Sequence[float] | None) -> str:
 
 
 def shown_rows(evaluation: Values) -> dict[str, Values]:
-    """The rows to be shown: a plain average that is the merged model itself stands there once."""
+    """The rows to be shown: one that is the merged model itself (average, kd) stands there once."""
     rows = dict(evaluation["rows"])
-    if evaluation["method"] == "average" and "merged" in rows:
-        rows.pop("average", None)
+    method = evaluation["method"]
+    if method in rows and rows[method] == rows.get("merged"):
+        rows.pop(method)
     return rows
 
 
@@ -68,7 +69,7 @@ def row_name(evaluation: Values, name: str) -> str:
     """A row as it is called in a table."""
     if name in evaluation["tasks"]:
         return f"{name} (source)"
-    return {"average": "plain average"}.get(name, name)
+    return {"average": "plain average", "kd": "distillation, same budget"}.get(name, name)
 
 
 def joint_interval(row: Values, protocol: str) -> tuple[float, float] | None:
@@ -95,9 +96,11 @@ def verdict(evaluation: Values) -> list[str]:
     parts = [f"{model} answers {per_cent(mean)} % of the test images right"]
     parts[0] += ", in the mean over its tasks" if len(evaluation["tasks"]) > 1 else ""
     parts[0] += f": {per_cent(kept)} % of what its sources manage." if kept is not None else "."
-    average = rows.get("average", {}).get("mean_top1")
-    if average is not None and evaluation["method"] != "average":
-        parts.append(f"The plain average of the same weights reaches {per_cent(average)} %.")
+    others = {"average": "The plain average of the same weights", "kd": "Distillation with the same budget"}
+    for name, what in others.items():
+        share = shown_rows(evaluation).get(name, {}).get("mean_top1")
+        if share is not None:
+            parts.append(f"{what} reaches {per_cent(share)} %.")
     joint, bound = (row.get("joint_top1", {}).get("softmax") for row in (merged, ensemble))
     if joint is not None:
         beside = f" (all sources side by side: {per_cent(bound)} %)" if bound is not None else ""

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from fsmerge_cli import merge, presets
-from fsmerge_cli.config import TOP, Output
+from fsmerge_cli.config import TOP, Evaluation, Output
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.folders import default_folder
 from fsmerge_cli.hardware import Hardware
@@ -156,6 +156,7 @@ def test_top_level_defaults() -> None:
         "seed": 0,
         "resume": False,
         "checkpoint": {"every": "60s"},
+        "evaluation": {"kd": False},
         "output": {"dir": None, "overwrite": False},
         "method": presets.load("method", "fs_merge"),
         "hardware": presets.load("hardware", "auto"),
@@ -170,6 +171,7 @@ def test_the_python_api_has_the_same_defaults() -> None:
     assert given["hardware"] == "auto"
     assert given["seed"] == values["seed"]
     assert given["overwrite"] == values["output"]["overwrite"]
+    assert given["kd"] == values["evaluation"]["kd"] == Evaluation().kd
     assert given["data"] is None
 
 

@@ -83,6 +83,10 @@ class Trained(Weighted, ABC):
     targets: Targets = "own"
     retries: Count = 0
 
+    def all_steps(self, k: int) -> int:
+        """Steps of a whole run with `k` sources."""
+        return self.steps
+
     def train(self, problem: Problem, student: Student) -> Trace:
         """Capture the targets and train `student` in place."""
         if len(problem.images) == 0:

@@ -37,6 +37,10 @@ class FSMerge(Trained):
     start: Start = "first"
     sequential: Flag = False
 
+    def all_steps(self, k: int) -> int:
+        """Steps of a whole run with `k` sources; one after the other, every stage has its own."""
+        return self.steps * (k - 1 if self.sequential else 1)
+
     def fit(self, problem: Problem) -> Solution:
         """Train the SuperNet in its folded form and fold it once more at the end."""
         if self.sequential and len(problem.sources) > 2:

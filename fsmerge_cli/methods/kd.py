@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, start_maps
-from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.methods.base import Method, Trained, Weighted
 from fsmerge_cli.objective import Student
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.problem import Problem, Solution
@@ -41,6 +42,20 @@ class Distillation(Trained):
             found = {name: t.clone() for name, t in student.network.state_dict().items()}
             readouts = tuple(student.matrix(i).clone() for i in range(len(problem.sources)))
         return Solution(found, readouts, trace)
+
+
+def at_equal_budget(method: Method, k: int) -> Distillation:
+    """Distillation that trains as `method` does with `k` sources: steps, batches, rate, targets, weights of tasks.
+
+    Its own start and readout are the defaults. Of a method that trains nothing only the sizes are taken.
+    """
+    if isinstance(method, Distillation):
+        return method
+    kind = next(kind for kind in (Trained, Weighted, Method) if isinstance(method, kind))
+    shared = {f.name: getattr(method, f.name) for f in fields(kind) if f.name != "name"}
+    if isinstance(method, Trained):
+        shared["steps"] = method.all_steps(k)
+    return Distillation(**shared)
 
 
 class StudentNetwork(Student):
