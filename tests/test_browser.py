@@ -45,6 +45,14 @@ FAINT = """
   return found;
 })()
 """
+# Short words of our own that stand in more than one line.
+BROKEN = """
+[...document.querySelectorAll(".pictures dt, .bar .value, .small thead bdi, .up, .across")].filter(e => {
+  const range = document.createRange();
+  range.selectNodeContents(e);
+  return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1;
+}).map(e => e.textContent)
+"""
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -66,6 +74,7 @@ def test_a_page_is_quiet_fits_and_can_be_read(browser: Page, name: str, way: str
     assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == ("dark" in way)
     assert browser.evaluate(WIDER) == 0
     assert browser.evaluate(FAINT) == []
+    assert browser.evaluate(BROKEN) == []
     assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert browser.evaluate("document.scripts.length") == 0
     assert browser.said == []
@@ -107,10 +116,12 @@ def test_what_a_run_wrote(browser: Page, tmp_path: Path) -> None:
 def test_these_tests_would_notice(browser: Page, tmp_path: Path) -> None:
     text = page(*CASES["plain"])
     bad = '<script>console.log(1)</script><p style="color:#999;background:#fff;width:3000px">faint</p>'
+    bad += '<div class="pictures"><dt style="width:1em">bro ken</dt></div>'
     (tmp_path / "bad.html").write_text(text.replace("</main>", f"{bad}</main>"))
     browser.open(tmp_path / "bad.html")
     assert "violates the following Content Security Policy" in "".join(browser.said)
     assert browser.evaluate(FAINT) == ["faint: 2.85"]
+    assert browser.evaluate(BROKEN) == ["bro ken"]
     assert browser.evaluate(WIDER) > 0
     (tmp_path / "asks.html").write_text("<!doctype html><img src=http://127.0.0.1:9/x>")
     browser.open(tmp_path / "asks.html")
