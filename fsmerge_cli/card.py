@@ -16,7 +16,7 @@ from fsmerge_cli.summary import Table
 CARD = """# A merged {family}
 
 One backbone of the size of one source, merged by `{method}` from {k} sources, with one linear head per task
-({tasks}). Images are read as pixels in 0..1, {input}; no further normalisation.
+({tasks}). Images are read as pixels in 0..1, {input}; no further normalisation.{rounding}
 
 {verdict}
 
@@ -74,6 +74,7 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         k=len(plan.tasks),
         tasks=", ".join(map(escaped, plan.tasks)),
         input=f"{channels} x {height} x {width}",
+        rounding=_rounding(evaluation["config"]),
         verdict=" ".join(summary.verdict(evaluation)),
         table=markdown(scores) if scores else "There were no labelled test images.",
         sections=_sections(evaluation),
@@ -86,6 +87,13 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         seed=provenance["seed"],
         options=fenced(options, "yaml"),
     )
+
+
+def _rounding(options: Mapping[str, Any]) -> str:
+    dtype = (options.get("output") or {}).get("dtype", "float32")
+    if dtype == "float32":
+        return ""
+    return f"\nNumbers are stored in `{dtype}`; the scores are those of the rounded model, computed in fp32."
 
 
 def _sections(evaluation: Mapping[str, Any]) -> str:

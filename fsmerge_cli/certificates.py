@@ -22,6 +22,7 @@ from fsmerge_cli.permute import permute
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.problem import Solution, Stage
 from fsmerge_cli.reference import UnfoldedSuperNet
+from fsmerge_cli.rounding import stored
 from fsmerge_cli.seeding import generator
 from fsmerge_cli.sources import Head, Source, SourceSpec, head_tensors, load
 
@@ -30,6 +31,10 @@ IMAGES = 16
 
 TOLERANCE = 1e-3
 """Largest error, relative to the root mean square of the exact answer, of what was computed in fp32."""
+
+
+ROUNDING = 1.0
+"""The same of a model whose numbers were rounded on request: beyond it, nothing is left of the features."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Proof:
     """What a written model is held against.
 
     sources: as they were loaded. heads: folded, by task. pixels: of the images that every certificate looks at.
-    seen: by the evaluation, where there was one.
+    seen: by the evaluation, where there was one. dtype: of the written numbers; solution and heads are those
+    before they were rounded to it.
     """
 
     plan: Plan
@@ -77,6 +83,7 @@ class Proof:
     heads: Mapping[str, Head]
     pixels: Tensor
     seen: Evaluated | None = None
+    dtype: str = "float32"
 
     def certify(self, folder: Path) -> dict[str, Any]:
         """Every certificate of the model in `folder`, by name, as evaluation.json holds them.
@@ -88,10 +95,14 @@ class Proof:
         with torch.no_grad():
             # The fp64 network is dropped again at once: of a large model it is the largest thing in memory.
             features = _network(self.plan, written)(self.pixels.double())
-            found = [
-                _reloaded(self, folder, written, heads),
+            known, found = heads, [_reloaded(self, folder, written, heads)]
+            if self.dtype != "float32":  # what is written is what was rounded; the proofs are of that
+                exact = _network(self.plan, self.solution.weights)(self.pixels.double())
+                found.append(_rounded(self, features, exact))
+                features, (known, _) = exact, head_tensors(self.heads)
+            found += [
                 _unfolded(self, features),
-                _heads(self, heads, features),
+                _heads(self, known, features),
                 _evaluated(self, written, heads),
                 _permuted(self),
             ]
@@ -116,11 +127,21 @@ def _reloaded(
     proof: Proof, folder: Path, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]
 ) -> Certificate:
     what = "tensors, architecture and labels read back from the files = those in memory"
+    if proof.dtype != "float32":
+        what += f", rounded to {proof.dtype}"
     kept, _ = head_tensors(proof.heads)
-    error = max(_difference(written, proof.solution.weights), _difference(heads, kept))
+    error = max(
+        _difference(written, stored(proof.solution.weights, proof.dtype)),
+        _difference(heads, stored(kept, proof.dtype)),
+    )
     if not _loads(proof, folder):
         error = math.inf
     return Certificate("reloaded", what, error, 0.0)
+
+
+def _rounded(proof: Proof, features: Tensor, exact: Tensor) -> Certificate:
+    what = f"features of the file in {proof.dtype} = those before rounding (output.dtype=float32 rounds nothing)"
+    return Certificate("rounded", what, relative_error(features, exact), ROUNDING)
 
 
 def _loads(proof: Proof, folder: Path) -> bool:
@@ -178,7 +199,7 @@ def _evaluated(proof: Proof, written: Mapping[str, Tensor], heads: Mapping[str, 
         return Certificate("evaluated", what, None, None)
     features = _network(proof.plan, written, torch.float32)(seen.pixels)  # as exact as what it is compared with
     errors = [
-        relative_error(logits, written_head(proof, name, heads)(features))
+        relative_error(logits, written_head(proof, name, stored(heads, "float32"))(features))
         for name, logits in zip(proof.heads, seen.logits)
     ]
     return Certificate("evaluated", what, max(errors), TOLERANCE)

@@ -46,10 +46,14 @@ class Checkpoint:
 
 @dataclass(frozen=True, config=FORBID)
 class Output:
-    """dir: folder to write (null: named after models, method and a hash); overwrite: replace a finished run."""
+    """dir: folder to write (null: named after models, method and a hash); overwrite: replace a finished run.
+
+    dtype: of the written numbers: float32, float16 or bfloat16.
+    """
 
     dir: Text | None = None
     overwrite: Flag = False
+    dtype: Text = "float32"
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -152,6 +156,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             resume=keys["resume"],
             checkpoint_every=checkpoint.every,
             kd=evaluation_of.kd,
+            dtype=output.dtype,
             progress=progress,
             command=shlex.join(["fsmerge", "merge", *overrides]),
         )

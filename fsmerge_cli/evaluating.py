@@ -22,6 +22,7 @@ from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.metrics import temperatures
 from fsmerge_cli.progress import Progress
+from fsmerge_cli.rounding import rounded_head
 from fsmerge_cli.scoring import Forward, Outputs, Score, TestSet, ensemble_forward, merged_forward, score
 from fsmerge_cli.similarity import Layers, similarities
 from fsmerge_cli.sources import Head
@@ -163,7 +164,9 @@ def _backbone(problem: Problem, solution: Solution) -> nn.Module:
 def _forward(problem: Problem, solution: Solution, backbone: nn.Module) -> Forward:
     """The merged model with its readouts and heads."""
     pairs = zip(problem.sources, solution.readouts)
-    heads = [fold_head(s.head.to(problem.device), U) if s.head else None for s, U in pairs]
+    heads = [
+        rounded_head(fold_head(s.head.to(problem.device), U), solution.dtype) if s.head else None for s, U in pairs
+    ]
     return merged_forward(backbone, solution.readouts, heads)
 
 

@@ -20,6 +20,8 @@ UNNAMED = ("output", "resume", "checkpoint")
 def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
     """outputs/MODELS-METHOD-HASH; the hash covers every key that can change the result."""
     content = {key: value for key, value in keys.items() if key not in UNNAMED}
+    if (dtype := keys["output"].get("dtype", "float32")) != "float32":
+        content["dtype"] = dtype
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     name = "-".join(str(choices.get(group) or group) for group in ("models", "method"))
     return f"outputs/{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}-{digest}"
@@ -32,9 +34,9 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     from fsmerge_cli.request import request
     from fsmerge_cli.resuming import check_same
 
-    sources = keys["models"]["sources"]
-    given = keys["method"], keys.get("data"), keys["hardware"], keys["seed"]
-    asked = request(sources, *given, overwrite=False, kd=keys["evaluation"]["kd"])
+    groups = keys["models"]["sources"], keys["method"], keys.get("data"), keys["hardware"], keys["seed"]
+    more = {"kd": keys["evaluation"]["kd"], "dtype": keys["output"].get("dtype", "float32")}
+    asked = request(*groups, overwrite=False, **more)
     check_same(
         f"the finished run in {folder}", yaml.safe_load((folder / "config.yaml").read_text()), asked.options()
     )

@@ -61,6 +61,12 @@ def head_names(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(name.removesuffix(".weight") for name in tensors if name.endswith(".weight"))
 
 
+def listed_heads(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
+    """Names of the heads in heads.safetensors, in the order in which they were merged where it says it."""
+    names, stated = head_names(tensors), list(_stored_facts(metadata)["labels"])
+    return stated if sorted(stated) == names else names
+
+
 def choose_head(
     spec: SourceSpec,
     stored: Mapping[str, Tensor],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from fsmerge_cli.checkpoints import readable
 from fsmerge_cli.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.features import network
-from fsmerge_cli.opening import Checkpoint, open_checkpoint
+from fsmerge_cli.heads import listed_heads
+from fsmerge_cli.opening import open_checkpoint
 from fsmerge_cli.options import FORBID, Flag, Text, build
 from fsmerge_cli.preprocessing import Preprocessing
 from fsmerge_cli.sources import Head, Source, SourceSpec, assemble
@@ -102,7 +102,7 @@ def load_merged(folder: str | Path, reading: Reading | Mapping[str, Any] | None 
     try:
         spec = SourceSpec(task, checkpoint=str(path), **options)
         found = open_checkpoint(spec)
-        names = head_names(found)
+        names = listed_heads(*found.heads)
         if names and (given.labels or given.task):
             raise SourceError(
                 f"{path} says its tasks and labels in heads.safetensors ({', '.join(names)}). Take model.task and "
@@ -149,17 +149,6 @@ def run_folder(path: Path) -> Path | None:
 def in_own_words(text: str, task: str) -> str:
     """A message about a source, said of the one model that is evaluated."""
     return text.replace(f"source '{task}': ", "").replace("models.sources.N.", "model.")
-
-
-def head_names(found: Checkpoint) -> list[str]:
-    """Names of the heads in heads.safetensors, in the order of its metadata; none where there is no such file."""
-    tensors, metadata = found.heads
-    names = sorted(name.removesuffix(".weight") for name in tensors if name.endswith(".weight"))
-    try:
-        stated = list(json.loads(metadata.get("fsmerge", "{}"))["labels"])
-    except (ValueError, RecursionError, KeyError, TypeError):
-        stated = []
-    return stated if sorted(map(str, stated)) == names else names
 
 
 def _backbone(source: Source) -> nn.Module:

@@ -30,8 +30,9 @@ from fsmerge_cli.progress import Event, Progress, silent
 from fsmerge_cli.request import Models, Request, check_apart, chosen_method, request, source_specs
 from fsmerge_cli.result import MergeResult, versions
 from fsmerge_cli.resuming import Every, Keeper, check_state, state_folder
+from fsmerge_cli.rounding import rounded, rounded_head
 from fsmerge_cli.running import Trace
-from fsmerge_cli.sources import Source, SourceSpec, load
+from fsmerge_cli.sources import Source, SourceSpec, load, source_notes
 from fsmerge_cli.zoo import materialise
 
 
@@ -47,6 +48,7 @@ def merge(
     resume: bool = False,
     checkpoint_every: int | str = "60s",
     kd: bool = False,
+    dtype: str = "float32",
     progress: Progress = silent,
     command: str | None = None,
 ) -> MergeResult:
@@ -58,8 +60,9 @@ def merge(
     write (None: nothing is written, `MergeResult.save` does it later); a finished run in it is kept unless
     `overwrite`. resume: continue the interrupted run into that folder, if there is one. checkpoint_every: how
     often the state of a training is written (steps, or "60s", "5m"). kd: train a student as well, with the
-    method's images, steps, batches, rate and targets, and give it a row of its own. progress: called with every
-    `Event`. command: what to record as the run's origin.
+    method's images, steps, batches, rate and targets, and give it a row of its own. dtype: of the written numbers
+    (float32, float16, bfloat16); everything is computed in fp32, and what is evaluated is the rounded model.
+    progress: called with every `Event`. command: what to record as the run's origin.
 
     Of several processes (hardware.distributed) each returns the merged model, rank 0 alone evaluates, writes and
     reports.
@@ -68,7 +71,7 @@ def merge(
     CertificateError where the written model is not the one that was made, Interrupted where a signal stopped it
     and `resume` can continue it.
     """
-    asked = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd)
+    asked = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype)
     if output is not None:
         check_apart(asked, Path(output))
     clock = Clock()
@@ -173,17 +176,20 @@ def _result(
     command: str,
 ) -> MergeResult:
     """The value of a run; rank 0 alone evaluates the model that all processes hold."""
-    sources, plan = problem.sources, problem.plan
+    sources, plan, dtype = problem.sources, problem.plan, asked.run.dtype
+    exact = solution
+    if dtype != "float32":
+        solution = replace(solution, weights=rounded(solution.weights, dtype), dtype=dtype)
     with clock.phase("evaluate"):
         sets = _build(asked.data, "test", sources) if problem.world.main else []
         evaluation = evaluate(problem, solution, sets, asked.method, rivals)
     heads = _heads(sources, solution)
-    proof = Proof(plan, sources, solution, heads, probe(problem.images, plan, problem.seed), evaluation.seen)
+    pixels = probe(problem.images, plan, problem.seed)
+    proof = Proof(plan, sources, exact, heads, pixels, evaluation.seen, dtype)
     if asked.data is not None and not evaluation.rows:
         reason = "the data set has no test images" if problem.world.main else "process 0 evaluates for all"
         notes = [*notes, f"{reason}: nothing was evaluated"]
-    notes = [*notes, *_start_notes(plan, solution), *_preprocessing_notes(sources), *repeated(sources)]
-    notes += [note for source in sources for note in source.notes]
+    notes = [*notes, *_start_notes(plan, solution), *source_notes(sources), *repeated(sources)]
     trace = solution.trace
     if trace.lr is not None and trace.lr != getattr(asked.method, "lr", trace.lr):
         notes.append(f"the loss was not finite at first; this training used lr={trace.lr:g}")
@@ -212,7 +218,7 @@ def _result(
         plan,
         sources[0].preprocessing,
         solution,
-        heads,
+        heads if dtype == "float32" else {name: rounded_head(head, dtype) for name, head in heads.items()},
         evaluation,
         cost,
         provenance,
@@ -281,14 +287,4 @@ def _start_notes(plan: Plan, solution: Solution) -> list[str]:
     errors = ", ".join(f"{name} {e:.3f}" for name, e in zip(plan.tasks, solution.trace.start_error))
     return [
         f"widths or heads differ, so training began from the nearest start; relative feature error there: {errors}"
-    ]
-
-
-def _preprocessing_notes(sources: Sequence[Source]) -> list[str]:
-    """What cannot be folded into weights is taken from source 1, and said where it differs."""
-    first = sources[0]
-    return [
-        f"images are prepared as for '{first.name}'; '{other.name}' was trained with {', '.join(different)}"
-        for other in sources[1:]
-        if (different := first.preprocessing.differences(other.preprocessing))
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.errors import MismatchError
@@ -185,15 +186,21 @@ def _transposed(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
 
 
 def repeated(sources: Sequence[Source]) -> list[str]:
-    """Notes on sources whose files are the same, which a merge gains nothing from."""
-    first: dict[str, str] = {}
+    """Notes on sources whose files are the same; a merge gains nothing from them, unless their heads differ."""
+    first: dict[str, Source] = {}
+    notes = []
     for source in sources:
-        first.setdefault(source.sha256, source.name)
-    return [
-        f"'{source.name}' has the same weights as '{first[source.sha256]}'; check models.sources.N.checkpoint"
-        for source in sources
-        if first[source.sha256] != source.name
-    ]
+        other = first.setdefault(source.sha256, source)
+        if other is source:
+            continue
+        heads = source.head, other.head
+        if heads[0] is not None and heads[1] is not None and not torch.equal(heads[0].weight, heads[1].weight):
+            notes.append(f"'{source.name}' and '{other.name}' are tasks of one model: its weights count for each")
+        else:
+            notes.append(
+                f"'{source.name}' has the same weights as '{other.name}'; check models.sources.N.checkpoint"
+            )
+    return notes
 
 
 def _head_reasons(source: Source) -> Iterable[str]:

@@ -59,7 +59,8 @@ class Solution:
 
     maps: the maps that fold to these weights, for methods that have them. permutations: how each source was
     reordered first, by space, where a method does. stages: of a merge one source after the other, in order.
-    facts: numbers worth knowing (condition numbers), by name.
+    facts: numbers worth knowing (condition numbers), by name. dtype: whose values the weights have, and the heads
+    that are made of them.
     """
 
     weights: Mapping[str, Tensor]
@@ -69,6 +70,7 @@ class Solution:
     permutations: tuple[Mapping[str, Tensor], ...] = ()
     stages: tuple[Stage, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
+    dtype: str = "float32"
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

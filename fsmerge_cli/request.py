@@ -12,15 +12,16 @@ from pydantic.dataclasses import dataclass as checked
 
 from fsmerge_cli import presets
 from fsmerge_cli.data import DATASETS, DataConfig
-from fsmerge_cli.errors import ConfigError, DataError, OutputError
+from fsmerge_cli.errors import ConfigError, DataError, OutputError, unknown
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.options import FORBID, Count, Flag, build, choose
 from fsmerge_cli.output import resolved
 from fsmerge_cli.resuming import Every
+from fsmerge_cli.rounding import DTYPES, Dtype
 from fsmerge_cli.sources import SourceSpec
-from fsmerge_cli.zoo import named_labels
+from fsmerge_cli.tasks import tasks
 
 Models = str | Sequence[SourceSpec | Mapping[str, Any]]
 
@@ -31,7 +32,7 @@ class Run:
 
     seed: of everything that is drawn. overwrite: replace a finished run. resume: continue an interrupted one.
     every: how often the state of a training is written (steps, or "60s", "5m"). kd: whether distillation at equal
-    budget is a row of the evaluation.
+    budget is a row of the evaluation. dtype: of the written numbers.
     """
 
     seed: Count
@@ -39,6 +40,7 @@ class Run:
     resume: Flag
     every: int | str
     kd: Flag
+    dtype: Dtype = "float32"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Request:
             "hardware": asdict(self.hardware),
             "seed": self.run.seed,
             "evaluation": {"kd": self.run.kd},
+            "output": {"dtype": self.run.dtype},
         }
 
 
@@ -73,11 +76,16 @@ def request(
     resume: bool = False,
     every: int | str = "60s",
     kd: bool = False,
+    dtype: str = "float32",
 ) -> Request:
     """Read every preset and check every value; raises UserError."""
-    specs, images = source_specs(models), _data(models, data)
+    images = _data(models, data)
+    specs = source_specs(models, images)
     chosen, machine = chosen_method(method), chosen_hardware(hardware)
-    run = build(Run, {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every, "kd": kd}, "")
+    if dtype not in DTYPES:
+        raise ConfigError(unknown("output.dtype", str(dtype), DTYPES))
+    top = {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every, "kd": kd, "dtype": dtype}
+    run = build(Run, top, "")
     Every.parse(every)
     if isinstance(chosen, Weighted):
         chosen.weights_of_tasks(len(specs))  # before anything is read or trained
@@ -109,15 +117,16 @@ def check_apart(asked: Request, output: Path) -> None:
                 )
 
 
-def source_specs(models: Models) -> list[SourceSpec]:
-    """The sources of a shipped set, or of a list; raises ConfigError."""
+def source_specs(models: Models, images: DataConfig | None = None) -> list[SourceSpec]:
+    """The sources of a shipped set, or of a list, one per task; raises ConfigError."""
     entries: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
     if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
         raise ConfigError(f"models.sources: should be a list of sources, got {entries!r}.")
-    return [
-        named_labels(entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}"))
+    specs = [
+        entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}")
         for i, entry in enumerate(entries)
     ]
+    return [task for i, spec in enumerate(specs) for task in tasks(spec, i, images)]
 
 
 def _data(models: Models, data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:

@@ -21,6 +21,7 @@ from fsmerge_cli.output import claim, explained, write_answers, write_json, writ
 from fsmerge_cli.page import page
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.preprocessing import Preprocessing
+from fsmerge_cli.rounding import stored
 from fsmerge_cli.schema import validate
 from fsmerge_cli.scoring import Score
 from fsmerge_cli.sources import Head, head_tensors, model_config
@@ -96,12 +97,14 @@ class MergeResult:
 
     def write(self, folder: Path) -> None:
         """Write the files into an existing folder. Raises CertificateError where they do not hold the model."""
-        merged = folder / "merged"
+        merged, dtype = folder / "merged", self.solution.dtype
+        tensors, facts = head_tensors(self.heads)
         write_model(
             merged,
-            model_config(self.plan.family, self.plan.arch, self.preprocessing),
-            self.solution.weights,
-            *head_tensors(self.heads),
+            model_config(self.plan.family, self.plan.arch, self.preprocessing, dtype),
+            stored(self.solution.weights, dtype),
+            stored(tensors, dtype),
+            facts,
         )
         start = time.perf_counter()
         evaluation = self.evaluation(self.proof.certify(merged))

@@ -5,7 +5,7 @@ Loading only reads; nothing here trains (that is `zoo`) and no code of a checkpo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -105,8 +105,10 @@ def normalisation(
     return mean, spec.std or numbers(stated, "std", where) or (1.0,)
 
 
-def model_config(family: Family, arch: Any, preprocessing: Preprocessing | None = None) -> dict[str, Any]:
-    """config.json in timm's layout: the architecture and the one preprocessing that the model states."""
+def model_config(
+    family: Family, arch: Any, preprocessing: Preprocessing | None = None, dtype: str = "float32"
+) -> dict[str, Any]:
+    """config.json in timm's layout: architecture, the one preprocessing that the model states, type of numbers."""
     classes = arch.features if family.head(arch) is None else 0
     channels = arch.input_size[0]
     stated = {
@@ -121,5 +123,17 @@ def model_config(family: Family, arch: Any, preprocessing: Preprocessing | None 
         **family.config(arch),
         "num_classes": classes,
         "num_features": arch.features,
+        **({"torch_dtype": dtype} if dtype != "float32" else {}),
         "pretrained_cfg": stated,
     }
+
+
+def source_notes(sources: Sequence[Source]) -> list[str]:
+    """What the user should know of how sources were read; what cannot be folded into weights is source 1's."""
+    first = sources[0]
+    prepared = [
+        f"images are prepared as for '{first.name}'; '{other.name}' was trained with {', '.join(different)}"
+        for other in sources[1:]
+        if (different := first.preprocessing.differences(other.preprocessing))
+    ]
+    return [*prepared, *(note for source in sources for note in source.notes)]

@@ -41,7 +41,7 @@ def named_labels(spec: SourceSpec) -> SourceSpec:
     if spec.recipe is None:
         raise ConfigError(
             f"source '{spec.name}': labels={spec.labels} names a label set, but only a source with a recipe has "
-            "some. Give a list: models.sources.N.labels=[...]"
+            "some. Give a list, a file (.txt, .json) or `data`: models.sources.N.labels=[...]"
         )
     sets = _dataset(spec).label_sets()
     if spec.labels not in sets:

@@ -599,6 +599,70 @@ TENSORS = [
         ),
     ),
     Case(
+        "labels for a folder of two heads",
+        f"{two('name:a,checkpoint:a,labels:[x]')} method=average",
+        2,
+        (
+            "source 'a': labels are given, but a has 2 heads with labels of their own: a, z. Take "
+            "models.sources.0.labels away, or choose one with models.sources.0.head=NAME"
+        ),
+        tensors("a/heads.safetensors", lambda t: t.update({"z.weight": torch.zeros(3, 8)})),
+    ),
+    Case(
+        "a head that cannot name a task",
+        AVERAGE,
+        2,
+        (
+            "the task name '../z' cannot be used: it names a folder and a head. Pass models.sources.N.name=... of "
+            "1 to 80 printable characters, without / and \\, no dot first, no space at an end."
+        ),
+        tensors("a/heads.safetensors", lambda t: t.update({"../z.weight": torch.zeros(3, 8)})),
+    ),
+    Case(
+        "a file of labels that is not there",
+        f"{two('name:a,checkpoint:a,labels:names.txt')} method=average",
+        2,
+        (
+            "source 'a': the labels in names.txt cannot be read (No such file or directory). Pass another file, "
+            "or a list: models.sources.N.labels=[...]"
+        ),
+    ),
+    Case(
+        "a file of labels that holds something else",
+        f"{two('name:a,checkpoint:a,labels:names.json')} method=average",
+        2,
+        (
+            "source 'a': names.json should hold label names, one per line (.txt) or as a list (.json), none of "
+            "them empty."
+        ),
+        put("names.json", "[1, 2, 3]"),
+    ),
+    Case(
+        "labels of a data set that is not there",
+        f"{two('name:a,checkpoint:a,labels:data')} method=average",
+        2,
+        (
+            "source 'a': labels=data takes the names of class folders, and there is no data set. Pass data=folder "
+            "with class folders, or a list: models.sources.N.labels=[...]"
+        ),
+    ),
+    Case(
+        "a type of numbers that is none",
+        f"{AVERAGE} output.dtype=float8",
+        2,
+        "unknown output.dtype 'float8'. Did you mean 'float32'? Available: bfloat16, float16, float32.",
+    ),
+    Case(
+        "numbers that float16 does not have",
+        f"{AVERAGE} output.dtype=float16",
+        2,
+        (
+            "output.dtype=float16 cannot hold fc1.bias, whose largest number is 1e+06. Take output.dtype=bfloat16 "
+            "or float32."
+        ),
+        tensors("a/model.safetensors", lambda t: t["fc1.bias"].fill_(2e6)),
+    ),
+    Case(
         "another input size for an MLP",
         f"{two('name:a,checkpoint:a,input_size:8')} method=average",
         2,
@@ -720,10 +784,10 @@ TENSORS = [
         "source 'a': a: unknown head 'other'. Available: a.",
     ),
     Case(
-        "two heads and none is chosen",
+        "two heads and none is chosen: each is a task",
         AVERAGE,
-        2,
-        "source 'a': a has 2 heads: a, z. Say which one this task uses: models.sources.N.head=NAME",
+        0,
+        f"{NOT_EVALUATED}\n'z' and 'a' are tasks of one model: its weights count for each",
         tensors("a/heads.safetensors", lambda t: t.update({"z.weight": torch.zeros(3, 8)})),
     ),
     Case(
@@ -1715,7 +1779,7 @@ OPTIONS = [
         2,
         (
             "source 'a': labels=low names a label set, but only a source with a recipe has some. Give a "
-            "list: models.sources.N.labels=[...]"
+            "list, a file (.txt, .json) or `data`: models.sources.N.labels=[...]"
         ),
     ),
     Case(

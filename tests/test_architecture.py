@@ -14,9 +14,9 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.p
 ROOMS = tuple(
     "errors schema progress clock options seeding spaces distributed hardware specs output presets "  # noqa: SIM905
     "pickled checkpoints prefixes layouts translation preprocessing cache resuming feeding entries heads "
-    "opening sources plan groups permute structures maps thin fold reference data features activations "
+    "opening rounding sources plan groups permute structures maps thin fold reference data features activations "
     "regression zipping objective running training supernet problem align methods metrics similarity "
-    "answers scoring summary charts page zoo card certificates evaluating result request estimate "
+    "answers scoring summary charts page zoo tasks card certificates evaluating result request estimate "
     "inspection merged pipeline reevaluate plots compare report logs folders explain sweeping config cli".split()
 )
 HYDRA = {"explain", "sweeping", "config", "cli"}

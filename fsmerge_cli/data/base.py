@@ -109,6 +109,10 @@ class DataConfig(ABC):
         """Label sets that a source may name instead of listing its labels; none by default."""
         return {}
 
+    def classes(self, task: str) -> tuple[str, ...] | None:
+        """Names of the classes of a task in the order of their rows; None where the data set does not say them."""
+        return None
+
     @abstractmethod
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
         """The images of `task` in `split`; None where that split has none. Raises DataError."""

@@ -61,6 +61,12 @@ class Folder(DataConfig):
         classes = tuple(label for _, label in files)
         return ImageSet(len(files), partial(_read, files), transform, all(c >= 0 for c in classes), classes)
 
+    def classes(self, task: str) -> tuple[str, ...] | None:
+        """Class folders of the training images, sorted, as torchvision's ImageFolder numbers them."""
+        folder = self._folder(Task(task, None))
+        own = folder / "train" if (folder / "train").is_dir() else folder
+        return tuple(sorted(p.name for p in own.iterdir() if p.is_dir() and _images(p))) or None
+
     def _folder(self, task: Task) -> Path:
         if self.root is None:
             raise DataError("data=folder needs data.root=PATH, a folder with one folder per task in it.")
