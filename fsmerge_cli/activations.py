@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.features import batches
 from fsmerge_cli.plan import Plan
+from fsmerge_cli.progress import Event, Progress, silent
 from fsmerge_cli.spaces import Mapped
 
 FEW = 8
@@ -74,7 +75,12 @@ def recording(network: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Plac
 
 
 def correlations(
-    plan: Plan, networks: Sequence[nn.Module], images: Tensor, batch: int, device: torch.device
+    plan: Plan,
+    networks: Sequence[nn.Module],
+    images: Tensor,
+    batch: int,
+    device: torch.device,
+    progress: Progress = silent,
 ) -> dict[str, Tensor]:
     """Pearson correlation of all sources' units, by space: [sum of sizes, sum of sizes], fp64, on the CPU.
 
@@ -91,6 +97,7 @@ def correlations(
                 x = torch.cat([v[place] for v in values], dim=1).double()
                 count, mean, square = totals.get(place, (0, 0.0, 0.0))
                 totals[place] = (count + len(x), mean + x.sum(0), square + x.T @ x)
+            progress(Event("statistics", rows.stop, len(images), images=1))
     found: dict[str, list[Tensor]] = {}
     for place in wanted:
         found.setdefault(place.space, []).append(_pearson(*totals.pop(place)))
@@ -98,7 +105,12 @@ def correlations(
 
 
 def grams(
-    network: nn.Module, modules: Sequence[str], images: Tensor, batch: int, device: torch.device
+    network: nn.Module,
+    modules: Sequence[str],
+    images: Tensor,
+    batch: int,
+    device: torch.device,
+    progress: Progress = silent,
 ) -> dict[str, Tensor]:
     """X^T X / rows of the inputs of linear layers and patch projections, [in, in], fp64, by module name.
 
@@ -119,6 +131,7 @@ def grams(
         with torch.inference_mode():
             for rows in batches(len(images), batch):
                 network(images[rows].to(device))
+                progress(Event("inputs of the layers", rows.stop, len(images), images=1))
     finally:
         for handle in handles:
             handle.remove()

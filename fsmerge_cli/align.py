@@ -7,8 +7,9 @@ arXiv 2209.04836, for plain spaces).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -20,6 +21,7 @@ from fsmerge_cli.features import network
 from fsmerge_cli.permute import Permutations, blocks, permute, shares_inner_order
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.problem import Problem
+from fsmerge_cli.progress import Event, Progress, silent
 
 
 def require_one_width(plan: Plan, method: str) -> None:
@@ -44,20 +46,29 @@ def similarities(problem: Problem) -> dict[str, Tensor]:
     """Correlations of all sources' units on all images, by space: [k size, k size]."""
     networks = [network(s, problem.device) for s in problem.sources]
     batch = problem.hardware.eval_batch
-    return correlations(problem.plan, networks, problem.images.images, batch, problem.device)
+    return correlations(problem.plan, networks, problem.images.images, batch, problem.device, problem.progress)
 
 
-def match_all(plan: Plan, found: Mapping[str, Tensor], k: int) -> list[dict[str, Tensor]]:
+def match_all(
+    plan: Plan, found: Mapping[str, Tensor], k: int, progress: Progress = silent
+) -> list[dict[str, Tensor]]:
     """One permutation per space and source that aligns the source to source 1 (which keeps its order)."""
     sizes = {name: space.merged for name, space in plan.spaces.items()}
     matched: list[dict[str, Tensor]] = [{name: torch.arange(size) for name, size in sizes.items()}]
     for i in range(1, k):
         cross = {name: c[: sizes[name], i * sizes[name] : (i + 1) * sizes[name]] for name, c in found.items()}
-        matched.append(match(plan, cross))
+        tell = partial(_tell, progress, (i - 1) * len(sizes), (k - 1) * len(sizes))
+        matched.append(match(plan, cross, tell))
     return matched
 
 
-def match(plan: Plan, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _tell(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(Event("match units", before + done, total))
+
+
+def match(
+    plan: Plan, similarity: Mapping[str, Tensor], tell: Callable[[int], None] = lambda done: None
+) -> dict[str, Tensor]:
     """Permutations p that maximise sum_j similarity[j, p[j]] in every space, heads kept whole.
 
     similarity: by space, [size, size], source 1's units as rows.
@@ -65,7 +76,8 @@ def match(plan: Plan, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
     permutations: dict[str, Tensor] = {}
     orders: dict[str, Tensor] = {}
     leading_first = sorted(plan.spaces, key=lambda name: plan.spaces[name].order != name)
-    for name in leading_first:
+    for done, name in enumerate(leading_first):
+        tell(done)
         space = plan.spaces[name]
         if space.heads is None or space.order is None:
             permutations[name] = assignment(similarity[name])
@@ -82,6 +94,7 @@ def match(plan: Plan, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
             orders[space.order] = assignment(scores)
         order = orders[space.order]
         permutations[name] = blocks(order, inner[torch.arange(H), order])
+    tell(len(leading_first))
     return permutations
 
 
@@ -110,7 +123,7 @@ def aligned(problem: Problem, how: str) -> Aligned:
     identity = torch.eye(size, device=problem.device)
     if how == "none":
         return Aligned(problem, (identity,) * len(problem.sources))
-    permutations = match_all(problem.plan, similarities(problem), len(problem.sources))
+    permutations = match_all(problem.plan, similarities(problem), len(problem.sources), problem.progress)
     sources = [
         replace(s, weights=permute(problem.plan, s.weights, p)) for s, p in zip(problem.sources, permutations)
     ]

@@ -7,7 +7,7 @@ error beside its tolerance. The written file is read back as a stranger would re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fsmerge_cli.errors import CertificateError
 from fsmerge_cli.permute import permute
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.problem import Solution, Stage
+from fsmerge_cli.progress import Event, Progress, silent
 from fsmerge_cli.reference import UnfoldedSuperNet
 from fsmerge_cli.rounding import stored
 from fsmerge_cli.seeding import generator
@@ -74,7 +75,7 @@ class Proof:
 
     sources: as they were loaded. heads: folded, by task. pixels: of the images that every certificate looks at.
     seen: by the evaluation, where there was one. dtype: of the written numbers; solution and heads are those
-    before they were rounded to it.
+    before they were rounded to it. progress: is told of every certificate.
     """
 
     plan: Plan
@@ -84,6 +85,7 @@ class Proof:
     pixels: Tensor
     seen: Evaluated | None = None
     dtype: str = "float32"
+    progress: Progress = silent
 
     def certify(self, folder: Path) -> dict[str, Any]:
         """Every certificate of the model in `folder`, by name, as evaluation.json holds them.
@@ -95,17 +97,23 @@ class Proof:
         with torch.no_grad():
             # The fp64 network is dropped again at once: of a large model it is the largest thing in memory.
             features = _network(self.plan, written)(self.pixels.double())
-            known, found = heads, [_reloaded(self, folder, written, heads)]
+            known, exact = heads, features
+            proofs: list[Callable[[], Certificate]] = [lambda: _reloaded(self, folder, written, heads)]
             if self.dtype != "float32":  # what is written is what was rounded; the proofs are of that
                 exact = _network(self.plan, self.solution.weights)(self.pixels.double())
-                found.append(_rounded(self, features, exact))
-                features, (known, _) = exact, head_tensors(self.heads)
-            found += [
-                _unfolded(self, features),
-                _heads(self, known, features),
-                _evaluated(self, written, heads),
-                _permuted(self),
+                known, _ = head_tensors(self.heads)
+                proofs.append(lambda: _rounded(self, features, exact))
+            proofs += [
+                lambda: _unfolded(self, exact),
+                lambda: _heads(self, known, exact),
+                lambda: _evaluated(self, written, heads),
+                lambda: _permuted(self),
             ]
+            found: list[Certificate] = []
+            for proof in proofs:
+                self.progress(Event("certify", len(found), len(proofs)))
+                found.append(proof())
+            self.progress(Event("certify", len(found), len(proofs)))
         broken = [c for c in found if not c.holds]
         if broken:
             raise CertificateError(

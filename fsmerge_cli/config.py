@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text as Line
 
-from fsmerge_cli import report
+from fsmerge_cli import report, terminal
 from fsmerge_cli.distributed import is_main, outcome, place
 from fsmerge_cli.errors import ConfigError, MismatchError, unknown
 from fsmerge_cli.explain import explain, explain_cluster
 from fsmerge_cli.folders import default_folder, finished
+from fsmerge_cli.logs import RunLog
 from fsmerge_cli.options import FORBID, Flag, Positive, Text, build, refuse_code
-from fsmerge_cli.progress import silent
-from fsmerge_cli.sweeping import codes, ended, is_sweep
+from fsmerge_cli.progress import Event, Progress, silent
+from fsmerge_cli.sweeping import codes, ended, is_sweep, side_by_side
 
 TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "evaluation", "output")
 UNTOLD = ("hydra.", "launcher=", "sweep=")
@@ -46,14 +48,16 @@ class Checkpoint:
 
 @dataclass(frozen=True, config=FORBID)
 class Output:
-    """dir: folder to write (null: named after models, method and a hash); overwrite: replace a finished run.
+    """Where a run goes.
 
-    dtype: of the written numbers: float32, float16 or bfloat16.
+    dir: folder to write (null: named after models, method and a hash). overwrite: replace a finished run.
+    dtype: of the written numbers: float32, float16 or bfloat16. tensorboard: event files for it as well.
     """
 
     dir: Text | None = None
     overwrite: Flag = False
     dtype: Text = "float32"
+    tensorboard: Flag = False
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -67,17 +71,17 @@ _checking: list[bool] = []
 """Whether the jobs of this process are `fsmerge check` (and with --headers-only, --json) instead of a merge."""
 
 
-def check(arguments: Sequence[str], headers_only: bool, as_json: bool) -> int:
+def check(arguments: Sequence[str], headers_only: bool, as_json: bool, quiet: bool = False) -> int:
     """Let Hydra compose `arguments` and inspect what they would merge; returns the exit code."""
     _checking[:] = [headers_only, as_json]
     try:
-        return launch(arguments)
+        return launch(arguments, quiet)
     finally:
         _checking.clear()
 
 
-def launch(arguments: Sequence[str]) -> int:
-    """Let Hydra compose `arguments` and run the job or jobs; returns the exit code."""
+def launch(arguments: Sequence[str], quiet: bool = False) -> int:
+    """Let Hydra compose `arguments` and run the job or jobs; returns the exit code. quiet: show only errors."""
     codes.clear()
     here = place()
     if here is not None and here.size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
@@ -85,7 +89,7 @@ def launch(arguments: Sequence[str]) -> int:
             f"--multirun under torchrun: {here.size} processes would each start every job. Start one run per "
             "torchrun, or let a cluster start the processes: fsmerge merge --multirun ... hardware=slurm"
         )
-    with _process_of(arguments):
+    with _process_of(arguments, quiet):
         try:
             _entry()
         except (HydraException, OmegaConfBaseException) as error:
@@ -107,14 +111,17 @@ def _entry(config: DictConfig) -> Any:
     label = " ".join(override.lstrip("+") for override in overrides)
     try:
         if is_sweep() and is_main():
-            Console(stderr=True).print(Line(label), style="bold", soft_wrap=True)
+            terminal.console(stderr=True).print(Line(label), style="bold", soft_wrap=True)
         if _checking:
             run_check(config, *_checking)
             return ended({"run": label, "exit_code": 0})
         evaluation = run_job(config, overrides)
+        if is_sweep() and side_by_side() and is_main():
+            terminal.console(stderr=True).print(Line(f"done: {label}"), soft_wrap=True)
     except Exception as error:
         text, code = outcome(error)
-        sys.stderr.write(text)
+        notes = [note for note in getattr(error, "__notes__", []) if text and note not in text]
+        sys.stderr.write(text + "".join(f"fsmerge: {note}\n" for note in notes))
         return ended({"run": label, "exit_code": code, "error": str(error)})
     row = evaluation["rows"].get("merged", {"tasks": {}, "mean_top1": None, "joint_top1": {}})
     return ended(
@@ -142,9 +149,10 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if keys["resume"] is True and (found := finished(keys, folder)) is not None:
         if is_main():
             _show(found, folder)
-            Console().print(Line("finished before: nothing was done"))
+            terminal.console().print(Line("finished before: nothing was done"))
         return found
-    with report.Reporter(Console(stderr=True)) if is_main() else nullcontext(silent) as progress:
+    command = shlex.join(["fsmerge", "merge", *overrides])
+    with _told(folder, command, keys["resume"] is True, output.tensorboard) as (progress, log):
         result = merge(
             keys["models"]["sources"],
             data=keys.get("data"),
@@ -158,13 +166,42 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             kd=evaluation_of.kd,
             dtype=output.dtype,
             progress=progress,
-            command=shlex.join(["fsmerge", "merge", *overrides]),
+            command=command,
         )
-    if not is_main():
-        return result.evaluation()
-    evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    _show(evaluation, folder)
+        if log is None:
+            return result.evaluation()
+        evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+        log.finish(_told_text(evaluation, folder), evaluation)
+    if not side_by_side():  # their tables would stand among each other's
+        _show(evaluation, folder)
     return evaluation
+
+
+@contextmanager
+def _told(folder: Path, command: str, resume: bool, tensorboard: bool) -> Iterator[tuple[Progress, RunLog | None]]:
+    """Where the events of a run go: the terminal and its log; nowhere, on all processes but the first."""
+    if not is_main():
+        yield silent, None
+        return
+    with RunLog(folder, command, resume=resume, tensorboard=tensorboard) as log:
+        if side_by_side():  # bars of several processes would tear each other
+            yield log, log
+            return
+        with terminal.Reporter(terminal.console(stderr=True)) as shown:
+
+            def both(event: Event) -> None:
+                log(event)
+                shown(event)
+
+            yield both, log
+
+
+def _told_text(evaluation: Mapping[str, Any], folder: Path) -> str:
+    """What is shown at the end of a run, for its log."""
+    page = Console(file=io.StringIO(), width=120, force_terminal=False, no_color=True)
+    _show(evaluation, folder, page)
+    text: str = page.file.getvalue()  # type: ignore[attr-defined]
+    return text
 
 
 def _folder(keys: Mapping[str, Any]) -> Path:
@@ -223,7 +260,7 @@ def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
     else:
-        console = Console()
+        console = terminal.console()
         console.print(report.source_table(asdict(found)))
         for line in report.check_lines(asdict(found)):
             console.print(Line(line), soft_wrap=True)
@@ -231,8 +268,8 @@ def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
         raise MismatchError(found.reasons)
 
 
-def _show(evaluation: Mapping[str, Any], folder: Path) -> None:
-    console = Console()
+def _show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = None) -> None:
+    console = page or terminal.console()
     if evaluation["rows"]:
         console.print(report.score_table(evaluation))
     for note in evaluation["notes"]:
@@ -243,16 +280,18 @@ def _show(evaluation: Mapping[str, Any], folder: Path) -> None:
 
 
 @contextmanager
-def _process_of(arguments: Sequence[str]) -> Iterator[None]:
-    """Hydra reads sys.argv, and raises instead of exiting only where this variable is set."""
-    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+def _process_of(arguments: Sequence[str], quiet: bool) -> Iterator[None]:
+    """Hydra reads sys.argv, and raises instead of exiting only where a variable is set; --quiet is one, too."""
+    argv, before = sys.argv, dict(os.environ)
     sys.argv = ["fsmerge", *arguments]
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    variables = {"HYDRA_FULL_ERROR": "1", **({terminal.QUIET: "1"} if quiet else {})}
+    os.environ.update(variables)
     try:
         yield
     finally:
         sys.argv = argv
-        if full is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = full
+        for name in variables:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]

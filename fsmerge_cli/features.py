@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from importlib.metadata import version
 from typing import Literal
 
@@ -79,22 +79,50 @@ def capture(
     digests = _digests(images.images) if hardware.features == "disk" else []
     pixels = cache(lambda: Feed(images.images, device))  # one for all sources, and none where all is found
     captured = []
-    for index, source in enumerate(sources):
-        progress(Event("capture", index, len(sources)))
-        wanted = torch.ones(len(images), dtype=torch.bool) if targets == "all" else images.task == index
+    masks = [
+        torch.ones_like(images.task, dtype=torch.bool) if targets == "all" else images.task == i
+        for i in range(len(sources))
+    ]
+    told = _Told(progress, sum(int(mask.sum()) for mask in masks))
+    for source, wanted in zip(sources, masks):
         rows = wanted.nonzero().flatten()
         train = torch.zeros_like(wanted).index_fill(0, images.train, True)[rows].nonzero().flatten()
         teacher = _Teacher(source, pixels, hardware, device)
         if hardware.features == "live":
             read: Callable[[Tensor], Tensor] = teacher
-            variance = _variance(teacher.parts(rows[train]))
+            variance = _variance(told.each(teacher.parts(rows[train])))
         else:
-            table = _table(teacher, rows, digests, progress)
+            table = _table(teacher, rows, digests, told)
             read = _Kept(Feed(table, device), (wanted.cumsum(0) - 1).to(device))
             variance = _variance(table[part] for part in torch.split(train, hardware.eval_batch))
         captured.append(Captured(wanted.to(device), variance, read))
-    progress(Event("capture", len(sources), len(sources)))
+        told.source(len(rows))
     return tuple(captured)
+
+
+class _Told:
+    """How many of the images that all sources are to see have been seen; kept features count as seen."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self._total, self._done, self._before = progress, total, 0, 0
+        self._tell()
+
+    def each(self, parts: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The same parts, each told once it is there."""
+        for part in parts:
+            self._done += len(part)
+            self._tell()
+            yield part
+
+    def source(self, rows: int) -> None:
+        """One source is through with its `rows`."""
+        self._before += rows
+        if self._done != self._before:
+            self._done = self._before
+            self._tell()
+
+    def _tell(self) -> None:
+        self.progress(Event("capture", self._done, self._total, images=1))
 
 
 class _Teacher:
@@ -167,19 +195,21 @@ class _Kept:
         return self.table[self.position[rows.to(self.position.device)]]
 
 
-def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], progress: Progress) -> Tensor:
+def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], told: _Told) -> Tensor:
     """Features of the images `rows`: memory-mapped where there are digests and a cache, else in memory."""
     shape = len(rows), teacher.width
     if digests and len(rows):
         try:
             return stored(
-                teacher.key([digests[row] for row in rows.tolist()]), shape, partial(teacher.parts, rows)
+                teacher.key([digests[row] for row in rows.tolist()]), shape, lambda: told.each(teacher.parts(rows))
             )
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             why = f"{feature_folder()} cannot be written ({getattr(error, 'strerror', None) or error})"
-            progress(Event(f"features stay in memory: {why}; FSMERGE_CACHE=FOLDER takes another folder", 1, 1))
+            told.progress(
+                Event(f"features stay in memory: {why}; FSMERGE_CACHE=FOLDER takes another folder", 1, 1)
+            )
     table, start = torch.empty(shape), 0
-    for part in teacher.parts(rows):
+    for part in told.each(teacher.parts(rows)):
         table[start : start + len(part)] = part
         start += len(part)
     return table

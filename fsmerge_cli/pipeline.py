@@ -139,7 +139,7 @@ def _problem(
     with world.together():
         plan = compile_plan(sources, asked.method.width, asked.method.heads)
         with clock.phase("data"):
-            images, notes = _draw(asked.data, sources, asked.run.seed, asked.hardware.workers)
+            images, notes = _draw(asked, sources, progress)
     return Problem(plan, sources, images, asked.hardware, device, asked.run.seed, progress, world), notes
 
 
@@ -185,7 +185,7 @@ def _result(
         evaluation = evaluate(problem, solution, sets, asked.method, rivals)
     heads = _heads(sources, solution)
     pixels = probe(problem.images, plan, problem.seed)
-    proof = Proof(plan, sources, exact, heads, pixels, evaluation.seen, dtype)
+    proof = Proof(plan, sources, exact, heads, pixels, evaluation.seen, dtype, problem.progress)
     if asked.data is not None and not evaluation.rows:
         reason = "the data set has no test images" if problem.world.main else "process 0 evaluates for all"
         notes = [*notes, f"{reason}: nothing was evaluated"]
@@ -265,7 +265,8 @@ def _build(data: DataConfig | None, split: Split, sources: Sequence[Source]) -> 
     ]
 
 
-def _draw(data: DataConfig | None, sources: Sequence[Source], seed: int, workers: int) -> tuple[Images, list[str]]:
+def _draw(asked: Request, sources: Sequence[Source], progress: Progress) -> tuple[Images, list[str]]:
+    data, seed, workers = asked.data, asked.run.seed, asked.hardware.workers
     sets = [s for s in _build(data, "train", sources) if s is not None]
     if data is None:
         empty = torch.empty(0, dtype=torch.long)
@@ -277,7 +278,7 @@ def _draw(data: DataConfig | None, sources: Sequence[Source], seed: int, workers
                 f"task '{source.name}' has {len(own)} images, fewer than images_per_task={data.images_per_task}; "
                 "all of them are used"
             )
-    return draw(data, sets, seed, workers), notes
+    return draw(data, sets, seed, workers, progress), notes
 
 
 def _start_notes(plan: Plan, solution: Solution) -> list[str]:

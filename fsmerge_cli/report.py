@@ -1,71 +1,17 @@
-"""What a person sees in the terminal: progress, the score table, the sweep table."""
+"""What a person sees in the terminal: the score table, the sweep table, comparisons, what a check found."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from fsmerge_cli.errors import OutputError
-from fsmerge_cli.progress import Event
-
-
-class Reporter:
-    """Shows events: live bars on a terminal, one line per finished phase elsewhere. A context manager."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=console,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._live = console.is_terminal
-
-    def __enter__(self) -> Reporter:
-        if self._live:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._bars.stop()
-
-    def __call__(self, event: Event) -> None:
-        """One event of the core."""
-        note = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
-        if self._live:
-            task = self._tasks.get(event.phase)
-            if task is None:
-                task = self._tasks[event.phase] = self._bars.add_task(event.phase, total=event.total, note="")
-            self._bars.update(task, completed=event.done, note=note)
-        elif event.done == event.total:
-            self._console.print(Text(f"{event.phase}: {event.done}/{event.total} {note}".rstrip()))
 
 
 def score_table(evaluation: Mapping[str, Any]) -> Table:

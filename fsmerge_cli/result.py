@@ -21,6 +21,7 @@ from fsmerge_cli.output import claim, explained, write_answers, write_json, writ
 from fsmerge_cli.page import page
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.preprocessing import Preprocessing
+from fsmerge_cli.progress import Event
 from fsmerge_cli.rounding import stored
 from fsmerge_cli.schema import validate
 from fsmerge_cli.scoring import Score
@@ -99,6 +100,7 @@ class MergeResult:
         """Write the files into an existing folder. Raises CertificateError where they do not hold the model."""
         merged, dtype = folder / "merged", self.solution.dtype
         tensors, facts = head_tensors(self.heads)
+        self.proof.progress(Event("write", 0, 2))
         write_model(
             merged,
             model_config(self.plan.family, self.plan.arch, self.preprocessing, dtype),
@@ -106,6 +108,7 @@ class MergeResult:
             stored(tensors, dtype),
             facts,
         )
+        self.proof.progress(Event("write", 1, 2))
         start = time.perf_counter()
         evaluation = self.evaluation(self.proof.certify(merged))
         cost = evaluation["cost"]
@@ -118,6 +121,7 @@ class MergeResult:
         if self.scores:
             write_answers(folder, self.scores["merged"].right)
         write_json(folder / "evaluation.json", evaluation)
+        self.proof.progress(Event("write", 2, 2))
 
 
 def curve(loss: Sequence[float]) -> list[dict[str, Any]]:

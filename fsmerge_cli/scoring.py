@@ -97,7 +97,7 @@ class TestSet:
                     features.append([f.float().cpu() for f in estimates])
                     logits.append([a.float().cpu() for a in answers])
                     done += len(pixels)
-                    progress(Event(f"evaluate {what}", done, total))
+                    progress(Event(f"evaluate {what}", done, total, images=1))
         return Outputs(*([torch.cat(parts) for parts in zip(*rows)] for rows in (logits, features)))
 
     def truth(self) -> tuple[Tensor, Tensor]:

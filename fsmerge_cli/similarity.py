@@ -13,6 +13,7 @@ from fsmerge_cli.data.reading import read
 from fsmerge_cli.features import network
 from fsmerge_cli.metrics import Alikeness
 from fsmerge_cli.problem import Problem
+from fsmerge_cli.progress import Event
 
 FEW = 8
 """Images at a time: the outputs of all layers of two models are held for them."""
@@ -31,6 +32,7 @@ def similarities(problem: Problem, backbone: nn.Module, sets: Sequence[ImageSet 
     """
     found: dict[str, Layers] = {}
     hardware, device = problem.hardware, problem.device
+    done, total = 0, sum(min(len(own), LIMIT) for own in sets if own)
     for source, own in zip(problem.sources, sets):
         if not own:
             continue
@@ -49,6 +51,8 @@ def similarities(problem: Problem, backbone: nn.Module, sets: Sequence[ImageSet 
                 for name in names:
                     x, y = (heard[name].float().flatten(0, -2) for heard in outputs)
                     alike[name].add(x, y)
+                done += len(pixels)
+                problem.progress(Event("compare layers", done, total, images=1))
         found[source.name] = {name: values.values() for name, values in alike.items()}
     return found
 

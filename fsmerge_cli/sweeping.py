@@ -16,10 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.text import Text as Line
 
-from fsmerge_cli import report
+from fsmerge_cli import report, terminal
 from fsmerge_cli.distributed import is_main
 from fsmerge_cli.errors import ConfigError, FsmergeError
 
@@ -137,7 +136,7 @@ class SweepSummary(Callback):
             files += _pictures(folder, jobs, tasks, searched)
         except FsmergeError as error:
             notes.append(f"note: no picture of the runs: {error}")
-        console = Console()
+        console = terminal.console()
         console.print(report.sweep_table(jobs))
         for note in notes:
             console.print(Line(note), soft_wrap=True)

@@ -105,12 +105,14 @@ def train(
             stop = torch.tensor(float(asked.signal is not None), device=device)
             told = world.total(torch.stack([loss / world.size, stop])).tolist()  # processes stop together
             run.losses.append(finite(told[0], step))
+            values = {"loss": run.losses[-1], "lr": run.optimizer.param_groups[0]["lr"]}
             run.advance()
-            progress(Event("train", step + 1, schedule.steps, {"loss": run.losses[-1]}))
             last = step + 1 == schedule.steps
             if len(images.validation) and ((step + 1) % every == 0 or last):
                 errors = _errors(student, pixels, targets, images.validation, hardware, device, world)
                 run.validated(errors, [own.weight for own in targets])
+                values["validation"] = run.seen[-1][1]
+            progress(Event("train", step + 1, schedule.steps, values, len(rows)))
             if last or told[1] or stage.due(step + 1):
                 stage.save(run.tensors(), run.facts())
             if told[1]:

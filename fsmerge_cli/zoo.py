@@ -66,7 +66,8 @@ def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
                 "Choose another folder: FSMERGE_CACHE=FOLDER"
             ) from None
         if not _sound(folder):
-            _train_into(folder, spec, progress)
+            size = spec.recipe.batch_size if spec.recipe else 0
+            _train_into(folder, spec, lambda event: progress(replace(event, images=size)))
     return replace(spec, checkpoint=str(folder))
 
 

@@ -17,10 +17,11 @@ ROOMS = tuple(
     "opening rounding sources plan groups permute structures maps thin fold reference data features activations "
     "regression zipping objective running training supernet problem align methods metrics similarity "
     "answers scoring summary charts page zoo tasks card certificates evaluating result request estimate "
-    "inspection merged pipeline reevaluate plots compare report logs folders explain sweeping config cli".split()
+    "inspection merged pipeline reevaluate plots compare report terminal logs folders explain sweeping "
+    "config cli".split()
 )
 HYDRA = {"explain", "sweeping", "config", "cli"}
-ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "sweeping", "config", "cli"}}
+ONLY_IN = {"hydra": HYDRA, "omegaconf": HYDRA, "rich": {"report", "terminal", "sweeping", "config", "cli"}}
 DOORS = {"__init__", "__main__"}  # the package's own names are imported on first use; see test_cli
 
 

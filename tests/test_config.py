@@ -157,7 +157,7 @@ def test_top_level_defaults() -> None:
         "resume": False,
         "checkpoint": {"every": "60s"},
         "evaluation": {"kd": False},
-        "output": {"dir": None, "overwrite": False, "dtype": "float32"},
+        "output": {"dir": None, "overwrite": False, "dtype": "float32", "tensorboard": False},
         "method": presets.load("method", "fs_merge"),
         "hardware": presets.load("hardware", "auto"),
     }

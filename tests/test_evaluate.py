@@ -443,7 +443,7 @@ def test_the_command_shows_the_tables_and_writes_what_is_asked_for(
     files = ["output.file=e.json", "output.logits=l.safetensors", "output.report=r.html"]
     code, out, err = command(str(run), "--sources", *files)
     assert code == 0
-    assert err.splitlines()[-1] == "evaluate merged: 540/540"
+    assert err.splitlines()[-1].startswith("evaluate merged: 540/540 ")
     low = stated(run)["merged"]["tasks"]["low"]
     assert f"{100 * low['top1']:.1f}" in out
     assert "high (source)" in out
@@ -491,7 +491,7 @@ def test_a_data_set_of_the_users_own(
         (
             ["a", "--source"],
             "fsmerge evaluate: unknown option '--source'. Did you mean '--sources'? Available: --config-dir, "
-            "--json, --sources.",
+            "--json, --quiet, --sources, -q.",
         ),
         (["a", "dat=digits"], "unknown key 'dat'. Available: hardware, model, output, seed, tasks."),
         (["a", "data=digit"], "unknown data 'digit'. Did you mean 'digits'? Available: digits, folder, glyphs."),

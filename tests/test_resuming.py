@@ -345,9 +345,9 @@ def test_killed_again_and_again(tmp_path: Path, uninterrupted: dict[str, Any], n
 def test_ctrl_c_saves_and_prints_the_command_that_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fsmerge_cli import report
+    from fsmerge_cli import terminal
 
-    shown = report.Reporter.__call__
+    shown = terminal.Reporter.__call__
 
     def press(self: Any, event: Event) -> None:
         shown(self, event)
@@ -357,7 +357,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_resumes(
     out = tmp_path / "my out"
     arguments = ["merge", "+models=digits_mlp_pair", "method=kd", "method.steps=30", f"output.dir={out}"]
     with monkeypatch.context() as patch:
-        patch.setattr(report.Reporter, "__call__", press)
+        patch.setattr(terminal.Reporter, "__call__", press)
         assert main(arguments) == 130
     said = capsys.readouterr().err
     assert said.endswith(

@@ -17,7 +17,7 @@ from fsmerge_cli.cli import main
 from fsmerge_cli.cli.merge_command import rewrite
 from fsmerge_cli.config import _listed
 from fsmerge_cli.progress import Event
-from fsmerge_cli.report import Reporter
+from fsmerge_cli.terminal import Reporter
 from tests.conftest import REPOSITORY
 
 SWEEP = ["merge", "--multirun", "+models=digits_mlp_pair", "hardware=cpu", "hydra.sweep.dir=sweep"]
@@ -98,7 +98,7 @@ def test_an_interrupted_sweep_repeats_only_the_job_that_was_broken(
 KILLED = f"""
 import os, signal
 from fsmerge_cli.cli import main
-from fsmerge_cli.report import Reporter
+from fsmerge_cli.terminal import Reporter
 before, seen = Reporter.__call__, []
 def call(reporter, event):
     before(reporter, event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fsmerge_cli.cli.merge_command import composed
 from fsmerge_cli.errors import ConfigError
 
-HELP = """usage: fsmerge check +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--headers-only] [--json]
+HELP = """usage: fsmerge check +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--headers-only] [--json] [--quiet]
 
 Takes what `fsmerge merge` takes and says, from the headers of the files, what the merge would be: one row per
 source, every mismatch, whether the sources seem to share a parent, which methods apply and which one to start
@@ -13,6 +13,7 @@ with, and about how much memory and time the chosen method needs. Nothing is tra
 
   --headers-only   read no weights at all (otherwise at most 1 MB per source, to compare them)
   --json           the same as JSON on standard output
+  -q, --quiet      nothing but errors: the exit code is the answer
 
 Exit code 0: the sources can be merged; 2: they cannot, and every reason is on standard error.
 
@@ -21,7 +22,7 @@ examples:
   fsmerge check +models=digits_mlp_trio method=kd hardware=cpu --json
 """
 
-OPTIONS = ("--headers-only", "--json")
+OPTIONS = ("--headers-only", "--json", "-q", "--quiet")
 
 
 def run(arguments: list[str]) -> int:
@@ -31,4 +32,5 @@ def run(arguments: list[str]) -> int:
     rest = composed([argument for argument in arguments if argument not in OPTIONS])
     from fsmerge_cli import config  # imports Hydra
 
-    return config.check(rest, headers_only="--headers-only" in arguments, as_json="--json" in arguments)
+    quiet = bool({"-q", "--quiet"} & {*arguments})
+    return config.check(rest, "--headers-only" in arguments, "--json" in arguments, quiet)

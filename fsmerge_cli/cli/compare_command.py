@@ -51,9 +51,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE")
     parser.add_argument("-q", "--quiet", action="store_true")
     asked = parser.parse_args(arguments)
-    from rich.console import Console
-
-    from fsmerge_cli import compare, plots, report
+    from fsmerge_cli import compare, plots, report, terminal
 
     if asked.plot:
         plots.check_plot(asked.plot)
@@ -66,7 +64,7 @@ def run(arguments: list[str]) -> int:
     if asked.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     elif not asked.quiet:
-        Console().print(report.compare_table(rows, asked.sort))
+        terminal.console().print(report.compare_table(rows, asked.sort))
     return 0
 
 

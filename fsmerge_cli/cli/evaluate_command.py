@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.errors import ConfigError, unknown
 from fsmerge_cli.options import FORBID, Count, Flag, Text, build, refuse_code
 
-HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--json]
+HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--json] [--quiet]
 
 Measures a written model and changes nothing of it. MODEL is a folder that `fsmerge merge` wrote or its merged/, a
 timm folder, or a checkpoint file; tasks and labels are those of its heads.safetensors, or of the one classifier
@@ -22,6 +22,7 @@ inside its weights. Without data=... on the test images of the run that made it.
 
   --sources   the sources of the run and their ensemble beside it
   --json      the whole evaluation as JSON on standard output (its form: fsmerge schema)
+  -q, --quiet nothing but errors, and the files that are asked for
 
 keys:
   data=NAME                    digits, folder, glyphs; its training images calibrate the joint answers
@@ -44,7 +45,7 @@ examples:
       model.labels=[cat,dog] data=folder data.root=images/ output.file=pets.json
 """
 
-FLAGS = ("--sources", "--json")
+FLAGS = ("--sources", "--json", "--quiet", "-q")
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -75,10 +76,9 @@ def run(arguments: list[str]) -> int:
     keys = _composed(overrides, search)
     asked = build(Asked, keys, "")
     output = build(Output, asked.output, "output")
-    from rich.console import Console
     from rich.text import Text as Line
 
-    from fsmerge_cli import report
+    from fsmerge_cli import report, terminal
     from fsmerge_cli.merged import load_merged
     from fsmerge_cli.output import check_file
     from fsmerge_cli.reevaluate import evaluate
@@ -88,7 +88,8 @@ def run(arguments: list[str]) -> int:
     for what, file in files.items():
         if file is not None:
             check_file(Path(file), model.folder, output.overwrite, f"output.{what}")
-    with report.Reporter(Console(stderr=True)) as progress:
+    quiet = bool({"-q", "--quiet"} & {*arguments})
+    with terminal.Reporter(terminal.console(stderr=True, quiet=quiet)) as progress:
         found = evaluate(
             model,
             data=asked.data,
@@ -109,7 +110,7 @@ def run(arguments: list[str]) -> int:
     if "--json" in arguments:
         sys.stdout.write(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
         return 0
-    console = Console()
+    console = terminal.console(quiet=quiet)
     console.print(report.score_table(evaluation))
     console.print(report.task_table(evaluation))
     for note in evaluation["notes"]:

@@ -11,7 +11,8 @@ from fsmerge_cli.errors import ConfigError, unknown
 HELP = """usage: fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
 
 Merges the sources that +models=NAME lists, evaluates the result and writes a folder: merged/ (the model,
-loadable without fsmerge), report.html, evaluation.json, config.yaml. `fsmerge list` shows the names.
+loadable without fsmerge), report.html, evaluation.json, config.yaml, run.log. `fsmerge list`
+shows the names.
 
 groups:
   +models=NAME         the sources, and the images that belong to them
@@ -25,6 +26,7 @@ keys:
   seed=0                       of everything that is drawn
   output.dir=FOLDER            default: outputs/MODELS-METHOD-HASH
   output.overwrite=true        replace a finished run
+  output.tensorboard=true      event files for TensorBoard as well (pip install 'fsmerge[tensorboard]')
   resume=true                  continue an interrupted run into output.dir
   checkpoint.every=60s         how often the state of a training is saved (60s, 5m, or a number of steps)
   evaluation.kd=true           one more row: distillation with the budget of the method
@@ -34,6 +36,8 @@ keys:
 
   -m, --multirun       every combination of comma-separated values; at the end one table, summary.csv and
                        summary.svg. With resume=true jobs that are finished are not done again
+  -q, --quiet          show nothing but errors. Without it: bars on a terminal; plain lines and no control
+                       characters where there is none, with NO_COLOR=1 or TERM=dumb
   --cfg job            print the composed configuration instead of running
   --config-dir FOLDER  a folder of your own with models/*.yaml, method/*.yaml, ... (trusted like code)
 
@@ -48,10 +52,11 @@ examples:
 
 def run(arguments: list[str]) -> int:
     """Compose the configuration and run it, or every combination of it."""
-    arguments = composed(arguments)
+    quiet = {"-q", "--quiet"}
+    composed_of = composed([argument for argument in arguments if argument not in quiet])
     from fsmerge_cli import config  # imports Hydra
 
-    return config.launch(arguments)
+    return config.launch(composed_of, bool(quiet & {*arguments}))
 
 
 def composed(arguments: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fsmerge_cli.data.base import DataConfig, ImageSet
 from fsmerge_cli.data.reading import read
+from fsmerge_cli.progress import Event, Progress, silent
 from fsmerge_cli.seeding import derive, generator
 
 READ = 16
@@ -48,7 +50,9 @@ class Images:
         return Images(self.images[kept], task[kept], train, validation)
 
 
-def draw(config: DataConfig, sets: Sequence[ImageSet], seed: int, workers: int = 0) -> Images:
+def draw(
+    config: DataConfig, sets: Sequence[ImageSet], seed: int, workers: int = 0, progress: Progress = silent
+) -> Images:
     """Draw `images_per_task` images of each task, and their augmented views.
 
     The first images of one permutation are taken, so that a smaller draw is part of a larger one. workers:
@@ -61,11 +65,18 @@ def draw(config: DataConfig, sets: Sequence[ImageSet], seed: int, workers: int =
     images: list[Tensor] = []
     task: list[int] = []
     held: list[bool] = []
+    seen = 0
     for index, (own, count) in enumerate(zip(sets, counts)):
         order = torch.randperm(len(own), generator=generator(seed, "queries", index)).tolist()[:count]
         kept = min(round(config.validation * count), count - 1) if hold_back else 0
         items = _Drawn(own, config, seed, index, frozenset(order[:kept]))
-        parts = [*read(items, order[:kept], READ, workers), *read(items, order[kept:], READ, workers)]
+        parts = []
+        for part in itertools.chain(
+            read(items, order[:kept], READ, workers), read(items, order[kept:], READ, workers)
+        ):
+            parts.append(part)
+            seen += len(part)
+            progress(Event("read images", seen, sum(counts), images=1))
         originals = [part[:, 0] for part in parts]
         views = [part[:, 1:].flatten(0, 1) for part in parts]
         added = sum(map(len, views))

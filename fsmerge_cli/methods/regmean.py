@@ -14,6 +14,7 @@ from fsmerge_cli.features import network
 from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.progress import Event
 from fsmerge_cli.regression import linear_modules, mean, solve
 
 
@@ -47,16 +48,19 @@ class RegMean(Regression):
         weights, modules = problem.weights(), linear_modules(problem.plan)
         batch = problem.hardware.eval_batch
         stats = [
-            grams(network(s, problem.device), modules, problem.own_images(i), batch, problem.device)
+            grams(
+                network(s, problem.device), modules, problem.own_images(i), batch, problem.device, problem.progress
+            )
             for i, s in enumerate(problem.sources)
         ]
         shares = self.weights_of_tasks(len(weights))
         merged = {name: mean(weights, name, shares) for name in weights[0]}
         worst = 0.0
-        for module in modules:
+        for done, module in enumerate(modules, 1):
             name = f"{module}.weight"
             own = [s[module] for s in stats]
             merged[name], condition = solve(own, [w[name] for w in weights], self.scale, shares)
             worst = max(worst, condition)
+            problem.progress(Event("solve", done, len(modules)))
         facts = {"condition_number": worst}
         return Solution(merged, matched.back, facts=facts, permutations=matched.permutations)

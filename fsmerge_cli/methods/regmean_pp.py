@@ -15,6 +15,7 @@ from fsmerge_cli.methods.regmean import Regression
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.progress import Event
 from fsmerge_cli.regression import linear_modules, mean, solve
 
 
@@ -36,7 +37,8 @@ class RegMeanPlusPlus(Regression):
         merged = {name: mean(weights, name, shares) for name in weights[0]}
         done: set[str] = set()
         worst = 0.0
-        for stage, names in enumerate(stages(problem.plan)):
+        found = stages(problem.plan)
+        for stage, names in enumerate(found):
             inside = [m for m in modules if f"{m}.weight" in names]
             if inside and (stage > 0 or re.search(r"\d", inside[0])):  # tables and patches are averaged
                 stats = []
@@ -50,6 +52,7 @@ class RegMeanPlusPlus(Regression):
                     solved = solve(own, [w[name] for w in weights], self.scale, shares)
                     merged[name], worst = solved[0], max(worst, solved[1])
             done |= set(names)
+            problem.progress(Event("solve", stage + 1, len(found)))
         facts = {"condition_number": worst}
         return Solution(merged, matched.back, facts=facts, permutations=matched.permutations)
 

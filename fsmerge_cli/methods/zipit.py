@@ -17,8 +17,9 @@ from fsmerge_cli.maps import maps_of_spaces
 from fsmerge_cli.methods.base import Method
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.permute import shares_inner_order
-from fsmerge_cli.plan import Plan, Space
+from fsmerge_cli.plan import Space
 from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.progress import Event
 from fsmerge_cli.spaces import Unit
 from fsmerge_cli.zipping import zip_units
 
@@ -50,12 +51,13 @@ class ZipIt(Method):
         require_images(problem, self.name)
         plan, weights = problem.plan, problem.weights()
         similar = similarities(problem)
-        matched = self._heads(plan, similar, len(weights))
+        matched = self._heads(problem, similar)
         zipped = {}
-        for name, space in plan.spaces.items():
+        for done, (name, space) in enumerate(plan.spaces.items(), 1):
             own = None if space.heads is None else [m[name] for m in matched]
             shared = own is not None and shares_inner_order(plan, name)
             zipped[name] = self._zip(similar[name], space, len(weights), own, shared)
+            problem.progress(Event("zip units", done, len(plan.spaces)))
         merge = {name: pair[0] for name, pair in zipped.items()}
         unmerge = {name: pair[1] for name, pair in zipped.items()}
         units = {
@@ -70,11 +72,12 @@ class ZipIt(Method):
         readouts = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
         return Solution(folded, readouts, maps=maps)
 
-    def _heads(self, plan: Plan, similar: Mapping[str, Tensor], k: int) -> Sequence[Mapping[str, Tensor]]:
+    def _heads(self, problem: Problem, similar: Mapping[str, Tensor]) -> Sequence[Mapping[str, Tensor]]:
         """Which unit of every source lies in which place of source 1's heads, by space."""
+        plan, k = problem.plan, len(problem.sources)
         if self.align == "none":
             return [{name: torch.arange(space.merged) for name, space in plan.spaces.items()}] * k
-        return match_all(plan, similar, k)
+        return match_all(plan, similar, k, problem.progress)
 
     def _zip(self, similar: Tensor, space: Space, k: int, matched: list[Tensor] | None, shared: bool) -> Zipped:
         if matched is None or space.heads is None:
