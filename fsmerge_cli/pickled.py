@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def read_pickled(path: Path, where: str) -> dict[str, Tensor]:
     except OSError as error:
         raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
     except Exception:  # a file may break the unpickler in any way; its code is not run
+        if _scripted(path):
+            raise SourceError(
+                f"{where} is a TorchScript program, as OpenAI publishes CLIP, and is not opened: it may run code. "
+                f"Take the same weights from timm or open_clip, or {REMEDY}"
+            ) from None
         raise SourceError(
             f"{where} is damaged, or not a pickle of plain weights, which may run code and is not opened. "
             f"Download it again, or {REMEDY}"
@@ -61,6 +67,15 @@ def _flat(found: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
                     yield f"{prefix}{name}", value
                 else:
                     yield from _flat(value, f"{prefix}{name}.")
+
+
+def _scripted(path: Path) -> bool:
+    """Whether a file is an archive of code; nothing of it is run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return False
 
 
 def _dense(value: object) -> bool:

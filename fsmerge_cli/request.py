@@ -87,7 +87,7 @@ def request(
     top = {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every, "kd": kd, "dtype": dtype}
     run = build(Run, top, "")
     Every.parse(every)
-    if isinstance(chosen, Weighted):
+    if isinstance(chosen, Weighted) and specs:
         chosen.weights_of_tasks(len(specs))  # before anything is read or trained
     if images is None and chosen.uses_images:
         raise DataError(

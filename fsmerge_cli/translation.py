@@ -216,7 +216,7 @@ def _tower(
     stated: dict[str, Any] = {"pretrained_cfg": dict(CLIP_PIXELS)}
     if "proj" in found.tensors:
         stated |= {"projection": True, "num_classes": found.tensors["proj"].shape[-1]}
-    if found.prefix not in ("", "visual."):
+    if found.prefix and not found.prefix.endswith("visual."):
         notes = (*notes, *left_out(found, name))
     return Translated({}, found.heads, stated, notes, clip=found.tensors)
 

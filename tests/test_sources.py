@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,17 @@ def test_plain_weights_are_read_from_a_legacy_file(
     assert found.weights.keys() == source.weights.keys()
     assert all(torch.equal(found.weights[name], tensor) for name, tensor in source.weights.items())
     assert found.sha256 == file_sha256(tmp_path / "model.pt")
+
+
+def test_a_torchscript_program_is_not_opened(tmp_path: Path) -> None:
+    file = tmp_path / "ViT-B-16.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("clip/constants.pkl", b"")
+    assert refused(SourceSpec("mine", arch=ARCH, checkpoint=str(file))) == (
+        f"source 'mine': {file} is a TorchScript program, as OpenAI publishes CLIP, and is not opened: it may run "
+        "code. Take the same weights from timm or open_clip, or convert it once, where you trust it, "
+        "with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+    )
 
 
 def test_an_older_torch_opens_no_pickle(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
