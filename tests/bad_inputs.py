@@ -1021,7 +1021,8 @@ ARCHITECTURES = [
         2,
         (
             "these sources cannot be merged, for 2 reasons:\n"
-            "  - input_size: 'v' has [1, 8, 8], 'w' has [1, 16, 16]\n"
+            "  - input_size: 'v' has [1, 8, 8], 'w' has [1, 16, 16]; models.sources.N.input_size=[8, 8] resamples "
+            "the other's positions, which is not exact\n"
             "  - positions: 'v' has 5, 'w' has 17\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
@@ -1468,7 +1469,7 @@ OPTIONS = [
         "marge",
         2,
         "unknown command 'marge'. Did you mean 'merge'? "
-        "Available: check, compare, list, merge, schema. See fsmerge --help.",
+        "Available: check, compare, evaluate, list, merge, schema. See fsmerge --help.",
         installed=True,
     ),
     Case(
@@ -1494,7 +1495,7 @@ OPTIONS = [
         "an unknown key",
         AVERAGE + " method.step=3",
         2,
-        "unknown key in method 'step'. Available: heads, name, width.",
+        "unknown key in method 'step'. Available: heads, name, task_weights, width.",
     ),
     Case(
         "an unknown key of a source",
@@ -1636,7 +1637,10 @@ OPTIONS = [
         "a class to be called, at the top",
         AVERAGE + " +_target_=os.system",
         2,
-        ("unknown key '_target_'. Available: checkpoint, data, hardware, method, models, output, resume, seed."),
+        (
+            "unknown key '_target_'. Available: checkpoint, data, evaluation, hardware, method, models, output, "
+            "resume, seed."
+        ),
     ),
     Case(
         "a class to be called, in an architecture",
