@@ -109,8 +109,9 @@ def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
     if isinstance(names, list):
         return tuple(str(name) for name in names)
-    table = config.get("id2label")
-    if not isinstance(table, dict) or not all(str(i) in table for i in range(len(table))):
+    stated = config.get("id2label")
+    table = {str(row): name for row, name in stated.items()} if isinstance(stated, dict) else {}
+    if not all(str(i) in table for i in range(len(table))):
         return ()
     found = tuple(str(table[str(i)]) for i in range(len(table)))
     return () if found == tuple(f"LABEL_{i}" for i in range(len(found))) else found

@@ -146,6 +146,15 @@ def test_its_state_dict_is_read_under_both_of_its_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+def test_its_module_is_a_source_as_well() -> None:
+    module, pixels = hugging_face(1), torch.rand(3, 3, 8, 8)
+    found = load(SourceSpec("a", module=module, **PLAIN))
+    assert found.head is not None
+    torch.testing.assert_close(found.head(network(found)(pixels)), module(pixels).logits, rtol=1e-4, atol=1e-5)
+    assert (found.labels, found.arch.eps) == (("cat", "dog", "ox"), 1e-12)
+
+
+@pytest.mark.full
 def test_it_merges_with_a_vit_of_timm_and_timm_loads_the_result(tmp_path: Path) -> None:
     from timm.models import create_model
 
