@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,8 @@ class SweepSummary(Callback):
             from optuna.logging import set_verbosity  # its default tells every trial
 
             set_verbosity(logging.WARNING)
+            logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # a job tells its error itself
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module="optuna")  # of equal accuracies
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; write summary.csv and summary.svg, of a search pareto.csv and pareto.svg."""

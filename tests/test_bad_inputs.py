@@ -59,7 +59,7 @@ def check(case: Case, folder: Path, before: Listing, code: int, out: str, err: s
     after = listing(folder)
     if case.code:
         head, _, said = err.partition("fsmerge: error: ")
-        assert all(re.fullmatch(r"capture: \d/\d", line) for line in head.splitlines())
+        assert all(re.fullmatch(r"[a-z ]+: \d+/\d+.*", line) for line in head.splitlines())
         assert expected(case, folder).fullmatch(said.removesuffix("\n")), said
         assert out == ""
         assert after == before
