@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fsmerge_cli.features import batches
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.progress import Event, Progress, silent
-from fsmerge_cli.spaces import Mapped
+from fsmerge_cli.spaces import Mapped, Port
 
 FEW = 8
 """Images per batch where the activations of all places are held at once (ViT-B: about 0.5 GB per source)."""
@@ -28,6 +28,17 @@ class Place:
     side: str
     part: int
     parts: int
+
+
+def reading_places(plan: Plan) -> dict[Port, Place]:
+    """Where what a weight reads shows, by port, and where the features do."""
+    found = {plan.features: Place(plan.features.space, "", "output", 0, 1)}
+    for name, role in plan.roles.items():
+        owner, _, leaf = name.rpartition(".")
+        if isinstance(role, Mapped) and leaf == "weight" and role.read is not None:
+            ports = role.read[1]
+            found |= {p: Place(p.space, owner, "input", i, len(ports)) for i, p in enumerate(ports)}
+    return found
 
 
 def places(plan: Plan) -> tuple[Place, ...]:
@@ -149,6 +160,40 @@ def _run(network: nn.Module, wanted: Sequence[Place], pixels: Tensor) -> Mapping
     with recording(network, wanted) as seen:
         network(pixels)
     return dict(seen)
+
+
+def unmerging(
+    plan: Plan,
+    networks: Sequence[nn.Module],
+    images: Tensor,
+    batch: int,
+    device: torch.device,
+    ridge: float,
+    ports: Sequence[Port] | None = None,
+) -> dict[tuple[Port, int], Tensor]:
+    """U [d_i, d_1] of every port and source with U x_1(p) closest to x_i(p), the activations there on all images.
+
+    Ridge least squares, U^T = (X_1^T X_1 + r I)^-1 X_1^T X_i in fp64; r is `ridge` times the mean diagonal of
+    X_1^T X_1. ports: which ones (None: all).
+    """
+    wanted = {port: place for port, place in reading_places(plan).items() if ports is None or port in ports}
+    sums: dict[tuple[Port, int], Tensor] = {}
+    with torch.inference_mode():
+        for rows in batches(len(images), min(batch, FEW)):
+            pixels = images[rows].to(device)
+            values = [_run(network, tuple(wanted.values()), pixels) for network in networks]
+            for port, place in wanted.items():
+                first = values[0][place].double()
+                for i, own in enumerate(values):
+                    sums[port, i] = sums.get((port, i), 0) + first.T @ own[place].double()
+    found = {}
+    for port in wanted:
+        square = sums[port, 0]
+        eye = torch.eye(len(square), dtype=square.dtype, device=device)
+        factor = torch.linalg.cholesky(square + (ridge * square.diagonal().mean()).clamp(min=1e-12) * eye)
+        for i in range(1, len(networks)):
+            found[port, i] = torch.cholesky_solve(sums.pop((port, i)), factor).T.float().cpu()
+    return found
 
 
 def _pearson(count: int, total: Tensor, square: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from fsmerge_cli.activations import correlations
+from fsmerge_cli.activations import correlations, unmerging
 from fsmerge_cli.errors import ConfigError, DataError
 from fsmerge_cli.features import network
 from fsmerge_cli.permute import Permutations, blocks, permute, shares_inner_order
 from fsmerge_cli.plan import Plan
 from fsmerge_cli.problem import Problem
 from fsmerge_cli.progress import Event, Progress, silent
+from fsmerge_cli.spaces import Port
 
 
 def require_one_width(plan: Plan, method: str) -> None:
@@ -129,6 +130,26 @@ def aligned(problem: Problem, how: str) -> Aligned:
     ]
     ordered = replace(problem, sources=sources)
     return Aligned(ordered, tuple(back_to_sources(problem, permutations)), tuple(permutations))
+
+
+RIDGE = 1e-2
+"""Of the least squares behind start=aligned, relative to the mean square of the activations."""
+
+
+def unmerging_start(problem: Problem, features_only: bool = False) -> dict[tuple[Port, int], Tensor]:
+    """U [d_i, d'] by port and source that turns source 1's activations into the other sources' own, on all images.
+
+    features_only: at the heads' port alone. Empty where the merged model is not of source 1's shape, or without
+    images: then there is nothing that could be fitted.
+    """
+    plan = problem.plan
+    if any(space.merged != space.sources[0] for space in plan.spaces.values()) or not len(problem.images):
+        return {}
+    networks = [network(source, problem.device) for source in problem.sources]
+    ports = (plan.features,) if features_only else None
+    return unmerging(
+        plan, networks, problem.images.images, problem.hardware.eval_batch, problem.device, RIDGE, ports
+    )
 
 
 def back_to_sources(problem: Problem, permutations: Sequence[Permutations]) -> list[Tensor]:

@@ -11,20 +11,17 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.cache import feature_folder, stored
 from fsmerge_cli.checkpoints import tensors_sha256
-from fsmerge_cli.data.queries import Images
+from fsmerge_cli.data.queries import NOBODY, Images, Targets
 from fsmerge_cli.feeding import Feed, fetched
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.progress import Event, Progress
-from fsmerge_cli.sources import Source
-
-Targets = Literal["own", "all"]
+from fsmerge_cli.sources import Head, Source
 
 
 @dataclass(frozen=True)
@@ -33,14 +30,18 @@ class Captured:
 
     wanted: [n] (rows that are compared). variance: of the features on the wanted training images, mean over
     units; it scales the loss of the task, so that a source with large features does not drown the others.
-    read: rows of the images -> features, from wherever they are kept. weight: how much the task counts in the
-    loss; the mean over tasks is 1.
+    read: rows of the images -> features, from wherever they are kept. answer: new images -> features. weight: how
+    much the source counts, 1 on average. head: the source's own, where it has one. foreign: [n] (rows of another
+    task).
     """
 
     wanted: Tensor
     variance: float
     read: Callable[[Tensor], Tensor]
+    answer: Callable[[Tensor], Tensor]
+    foreign: Tensor
     weight: float = 1.0
+    head: Head | None = None
 
     def at(self, rows: Tensor) -> Tensor:
         """Features of the images `rows`, all of them wanted, [len(rows), d_i] in fp32, on the device."""
@@ -79,12 +80,9 @@ def capture(
     digests = _digests(images.images) if hardware.features == "disk" else []
     pixels = cache(lambda: Feed(images.images, device))  # one for all sources, and none where all is found
     captured = []
-    masks = [
-        torch.ones_like(images.task, dtype=torch.bool) if targets == "all" else images.task == i
-        for i in range(len(sources))
-    ]
+    masks = [images.asked(i, targets) for i in range(len(sources))]
     told = _Told(progress, sum(int(mask.sum()) for mask in masks))
-    for source, wanted in zip(sources, masks):
+    for index, (source, wanted) in enumerate(zip(sources, masks)):
         rows = wanted.nonzero().flatten()
         train = torch.zeros_like(wanted).index_fill(0, images.train, True)[rows].nonzero().flatten()
         teacher = _Teacher(source, pixels, hardware, device)
@@ -95,7 +93,10 @@ def capture(
             table = _table(teacher, rows, digests, told)
             read = _Kept(Feed(table, device), (wanted.cumsum(0) - 1).to(device))
             variance = _variance(table[part] for part in torch.split(train, hardware.eval_batch))
-        captured.append(Captured(wanted.to(device), variance, read))
+        head = source.head.to(device) if source.head else None
+        asked = _Teacher(source, pixels, hardware, device)  # another one: this one's network is done with
+        foreign = ((images.task != index) & (images.task != NOBODY)).to(device)
+        captured.append(Captured(wanted.to(device), variance, read, asked.answer, foreign, head=head))
         told.source(len(rows))
     return tuple(captured)
 
@@ -148,14 +149,23 @@ class _Teacher:
         # Tensors of inference mode may not enter a graph.
         return torch.cat(list(self._run(rows, torch.no_grad)))
 
+    def answer(self, pixels: Tensor) -> Tensor:
+        """Features of new images, computed now, for use inside a training step."""
+        return torch.cat(list(self._through(torch.split(pixels, self._hardware.eval_batch), torch.no_grad)))
+
     def parts(self, rows: Tensor) -> Iterator[Tensor]:
         """Features of the images `rows` in host memory, in order, a batch at a time."""
         return fetched(self._run(rows, torch.inference_mode))
 
     def _run(self, rows: Tensor, mode: Callable[[], AbstractContextManager[None]]) -> Iterator[Tensor]:
-        network, pixels = self._network, self._pixels()
-        for part in torch.split(rows, self._hardware.eval_batch):
-            batch = pixels[part]
+        pixels = self._pixels()
+        return self._through((pixels[part] for part in torch.split(rows, self._hardware.eval_batch)), mode)
+
+    def _through(
+        self, parts: Iterable[Tensor], mode: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[Tensor]:
+        network = self._network
+        for batch in parts:
             # A context of its own: the autocast of a training step must not reach the targets.
             with mode(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
                 features = network(batch).float()

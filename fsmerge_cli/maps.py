@@ -16,7 +16,7 @@ from fsmerge_cli.seeding import generator
 from fsmerge_cli.spaces import Port, Unit
 from fsmerge_cli.structures import MAPS, Full, HeadBlocks, LowRank, Map, Structure
 
-Start = Literal["first", "average"]
+Start = Literal["first", "average", "aligned"]
 Side = Literal["M", "U"]
 Key = tuple[Side, Port, int]
 """Names one map: merge or unmerge, its port, its source."""
@@ -126,6 +126,7 @@ def start_maps(
     rank: int = 1,
     seed: int = 0,
     task_weights: Sequence[float] | None = None,
+    unmerge: Mapping[tuple[Port, int], Tensor] | None = None,
 ) -> MergeMaps:
     """Maps and per-unit vectors before the first step.
 
@@ -133,6 +134,9 @@ def start_maps(
     and heads are its own.
     `average`: M_i = w_i I / k; the merged model is the mean of the weights, weighted by `task_weights` w_i (their
     mean is 1; None: all are 1).
+    `aligned`: M as in `first`, and U as near as the structure can be to the matrices of `unmerge` (by port and
+    source; a port that has none starts as in `first`): still source 1 exactly, but what the other sources' weights
+    are given resembles what they were trained on.
     `rank` counts at the width of the features; other spaces take it in proportion to their size.
     """
     k = len(weights)
@@ -150,6 +154,10 @@ def start_maps(
         rows, cols = (merged, own) if side == "M" else (own, merged)
         weight = task_weights[source] / k if start == "average" else float(source == 0)
         scale = weight if side == "M" else 1.0
+        given = unmerge.get((port, source)) if unmerge and side == "U" else None
+        if given is not None and structure in MAPS:
+            share = min(max(1, round(rank * merged / plan.arch.features)), rows, cols)
+            return MAPS[structure].near(given, share, generator(seed, "maps", side, str(port), source))
         if structure == "heads" and space.heads is not None:
             return HeadBlocks.start(merged, space.heads[0], scale)
         share = max(1, round(rank * merged / plan.arch.features))

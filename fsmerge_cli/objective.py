@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsmerge_cli.distributed import World
 from fsmerge_cli.features import Captured
 from fsmerge_cli.feeding import Feed
+
+TEMPERATURE = 2.0
+"""Divides the logits that are compared, so that what a source thinks of the wrong labels counts as well."""
 
 
 class Student(nn.Module, ABC):
@@ -21,50 +27,145 @@ class Student(nn.Module, ABC):
         """Estimate of one source's features, [n, d'] -> [n, d_i]."""
 
 
-def objective(
-    student: Student, images: Tensor, targets: Sequence[Captured], rows: Tensor, counts: Tensor | None = None
-) -> Tensor:
-    """Weighted mean over sources of the relative squared error of their readout.
+@dataclass(frozen=True)
+class Batch:
+    """Questions to the sources, and their answers.
 
-    sum_i w_i mean_{x wanted by i} |U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) / k, the w_i of mean 1; images are the
-    rows' pixels.
-    counts: images wanted by each source [k], where `rows` is one process's share of the batch (None: all of
-    it); the objective of the batch is then the sum over the processes.
+    wanted: which source is asked what, [k, n]. pixels: positions in the batch [m] -> images [m, C, H, W].
+    answers: source, positions that it is asked -> its features [m, d_i]. Nothing is computed before its time.
+    foreign: which image is known to be none of a source's, [k, n].
     """
-    features = student(images)
-    counts = wanted(targets, rows) if counts is None else counts
-    errors = [own.weight * source_error(student, features, own, rows, i) for i, own in enumerate(targets)]
-    return (torch.stack(errors) / counts).sum() / len(targets)
+
+    wanted: Tensor
+    pixels: Callable[[Tensor], Tensor]
+    answers: Callable[[int, Tensor], Tensor]
+    foreign: Tensor
+
+    @classmethod
+    def of(cls, pixels: Feed | Tensor, targets: Sequence[Captured], rows: Tensor) -> Batch:
+        """The images `rows` of a table as they are, with the answers that were captured."""
+        wanted, foreign = (torch.stack([m[rows] for m in masks]) for masks in _masks(targets))
+        return cls(wanted, lambda use: pixels[rows[use]], lambda i, use: targets[i].at(rows[use]), foreign)
+
+    @classmethod
+    def asked(cls, pixels: Tensor, targets: Sequence[Captured], rows: Tensor, other: Tensor) -> Batch:
+        """New images made of the images `rows`, which the sources answer now.
+
+        other: the images that are mixed into them (`rows` themselves where none is).
+        """
+        wanted, foreign = (torch.stack([m[rows] for m in masks]) for masks in _masks(targets))
+        foreign = foreign & torch.stack([own.foreign[other] for own in targets])
+        return cls(wanted, lambda use: pixels[use], lambda i, use: targets[i].answer(pixels[use]), foreign)
+
+    def counts(self) -> Tensor:
+        """How many images each source is asked, and is none of, [2, k]; 1 for none, to be divided by."""
+        return torch.stack([self.wanted.sum(1), self.foreign.sum(1)]).clamp(min=1)
+
+    def positions(self) -> Tensor:
+        """All positions, [n]."""
+        return torch.arange(self.wanted.shape[1], device=self.wanted.device)
 
 
-def wanted(targets: Sequence[Captured], rows: Tensor) -> Tensor:
-    """How many of the rows each source is compared on, [k]; 1 for none, so that one may divide by it."""
-    return torch.stack([own.wanted[rows].sum() for own in targets]).clamp(min=1)
+def _masks(targets: Sequence[Captured]) -> tuple[list[Tensor], list[Tensor]]:
+    return [own.wanted for own in targets], [own.foreign for own in targets]
 
 
-def source_error(student: Student, features: Tensor, own: Captured, rows: Tensor, source: int) -> Tensor:
-    """Relative squared error of one source's readout, summed over the rows that are wanted.
+@dataclass(frozen=True)
+class Extras:
+    """What counts beside the features.
+
+    logits: the distance of the heads' answers. apart: how sure a head is of images that are known to be of another
+    task.
+    """
+
+    logits: float = 0.0
+    apart: float = 0.0
+
+
+def objective(
+    student: Student,
+    batch: Batch,
+    targets: Sequence[Captured],
+    extras: Extras = Extras(),
+    positions: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """Weighted mean over sources of the relative squared error of their readout, and of their heads' answers.
+
+    sum_i w_i [mean_{x asked of i} (|U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) + logits KL_i(x)) + apart mean_{x
+    foreign to i} (log n_i - H_i(x))] / k, the mean of the w_i being 1. positions: a part of the batch, such as
+    one process's share (None: all of it); the objective of the batch is the sum over its parts where `counts`
+    are those of the batch.
+    """
+    positions = batch.positions() if positions is None else positions
+    counts = batch.counts() if counts is None else counts
+    features = student(batch.pixels(positions))
+    total = features.new_zeros((), dtype=torch.float32)
+    for i, own in enumerate(targets):
+        error = source_error(student, features, batch, positions, own, i, extras.logits) / counts[0, i]
+        strange = batch.foreign[i][positions] if extras.apart and own.head is not None else None
+        if strange is not None and own.head is not None and bool(strange.any()):
+            answers = own.head(student.readout(features[strange], i).float())
+            error = error + extras.apart * sureness(answers) / counts[1, i]
+        total = total + own.weight * error
+    mean: Tensor = total / len(targets)
+    return mean
+
+
+def source_error(
+    student: Student,
+    features: Tensor,
+    batch: Batch,
+    positions: Tensor,
+    own: Captured,
+    source: int,
+    logits: float = 0.0,
+) -> Tensor:
+    """Error of one source's readout, summed over the positions that it is asked.
 
     Of none it is a zero with a gradient: every process has to give every parameter one.
     """
-    use = own.wanted[rows]
+    use = batch.wanted[source][positions]
     if not bool(use.any()):
         return student.readout(features[:1], source)[:0].float().sum()
-    difference = student.readout(features[use], source) - own.at(rows[use])
-    return difference.square().sum() / (difference.shape[1] * own.variance)
+    answers = batch.answers(source, positions[use])
+    estimate = student.readout(features[use], source)
+    error = (estimate - answers).square().sum() / (answers.shape[1] * own.variance)
+    if logits and own.head is not None:
+        error = error + logits * divergence(own.head(estimate.float()), own.head(answers))
+    return error
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL divergence of the softened answers [n, classes], summed over images (nats, times T^2).
+
+    Distilling the Knowledge in a Neural Network, arXiv 1503.02531, section 2.
+    """
+    p, q = (F.log_softmax(logits / TEMPERATURE, dim=1) for logits in (student, teacher))
+    return F.kl_div(p, q, reduction="sum", log_target=True) * TEMPERATURE**2
+
+
+def sureness(logits: Tensor) -> Tensor:
+    """How far answers [n, classes] are from having no opinion: KL divergence of the uniform one, summed (nats).
+
+    Deep Anomaly Detection with Outlier Exposure, arXiv 1812.04606, section 3: with it, images of the other tasks
+    teach a head what is none of its business, which is what tells the tasks apart when all heads are asked.
+    """
+    return -(F.log_softmax(logits, dim=1).mean(1) + math.log(logits.shape[1])).sum()
 
 
 class Step(nn.Module):
     """The loss of a student as a module: whatever wraps it sees every use of a parameter in one forward."""
 
-    def __init__(self, student: Student, targets: Sequence[Captured], world: World) -> None:
+    def __init__(self, student: Student, targets: Sequence[Captured], world: World, extras: Extras) -> None:
         super().__init__()
         self.student = student
         self.targets = targets
         self.world = world
+        self.extras = extras
 
-    def forward(self, pixels: Feed, rows: Tensor, counts: Tensor) -> Tensor:
-        """What `rows` add to the objective of a batch; pixels are those of all images, counts the batch's."""
-        loss = objective(self.student, pixels[rows], self.targets, rows, counts)
+    def forward(self, batch: Batch, positions: Tensor, counts: Tensor) -> Tensor:
+        """What `positions` add to the objective of a batch, of which there are `counts`."""
+        loss = objective(self.student, batch, self.targets, self.extras, positions, counts)
         # DDP takes the mean of the gradients over the processes; the objective is the sum.
         return loss * self.world.size

@@ -13,7 +13,7 @@ import torch
 from fsmerge_cli.certificates import Proof, probe
 from fsmerge_cli.checkpoints import tensors_sha256
 from fsmerge_cli.clock import Clock
-from fsmerge_cli.data import DataConfig, ImageSet, Task
+from fsmerge_cli.data import DataConfig, ImageSet, Task, unrelated_images
 from fsmerge_cli.data.base import Split, ToPixels
 from fsmerge_cli.data.queries import Images, draw
 from fsmerge_cli.distributed import World, join
@@ -259,26 +259,32 @@ def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:
 def _build(data: DataConfig | None, split: Split, sources: Sequence[Source]) -> list[ImageSet | None]:
     if data is None:
         return [None] * len(sources)
-    return [
-        data.build(split, Task(s.name, s.labels), ToPixels(s.arch.input_size, sources[0].preprocessing))
-        for s in sources
-    ]
+    return [data.build(split, Task(s.name, s.labels), _transform(s, sources[0])) for s in sources]
+
+
+def _transform(source: Source, first: Source) -> ToPixels:
+    return ToPixels(source.arch.input_size, first.preprocessing)
 
 
 def _draw(asked: Request, sources: Sequence[Source], progress: Progress) -> tuple[Images, list[str]]:
     data, seed, workers = asked.data, asked.run.seed, asked.hardware.workers
-    sets = [s for s in _build(data, "train", sources) if s is not None]
     if data is None:
         empty = torch.empty(0, dtype=torch.long)
         return Images(torch.empty(0), empty, empty, empty), ["no data: nothing was evaluated"]
+    sets = [] if data.nobodys else [s for s in _build(data, "train", sources) if s is not None]
+    others = unrelated_images(data, _transform(sources[0], sources[0]))
     notes = []
+    if others is not None:
+        kind = "generated" if others[1].name == "generated" else f"unrelated (data={others[1].name})"
+        count = others[1].count(len(others[0]))
+        notes.append(f"{count} images belong to no task: {kind}")
     for source, own in zip(sources, sets):
         if data.images_per_task != "all" and len(own) < data.images_per_task:
             notes.append(
                 f"task '{source.name}' has {len(own)} images, fewer than images_per_task={data.images_per_task}; "
                 "all of them are used"
             )
-    return draw(data, sets, seed, workers, progress), notes
+    return draw(data, sets, seed, workers, others, progress), notes
 
 
 def _start_notes(plan: Plan, solution: Solution) -> list[str]:

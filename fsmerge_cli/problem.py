@@ -34,8 +34,8 @@ class Problem:
     keeper: Keeper = field(default_factory=Keeper)
 
     def own_images(self, source: int) -> Tensor:
-        """The unlabelled images of one source's task."""
-        return self.images.images[self.images.task == source]
+        """The unlabelled images of one source's task, and those of no task."""
+        return self.images.images[self.images.asked(source, "own")]
 
     def weights(self, device: torch.device | str | None = None) -> list[dict[str, Tensor]]:
         """One fp32 state dict per source, on `device` (None: the problem's own); nothing is copied on the CPU."""

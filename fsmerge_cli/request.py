@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass as checked
 
 from fsmerge_cli import presets
-from fsmerge_cli.data import DATASETS, DataConfig
+from fsmerge_cli.data import DATASETS, DataConfig, unrelated
 from fsmerge_cli.errors import ConfigError, DataError, OutputError, unknown
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS, Method
@@ -137,7 +137,9 @@ def chosen_data(data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig
     """The data set of a preset's name, or of a mapping; raises ConfigError."""
     if data is None or isinstance(data, DataConfig):
         return data
-    return choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
+    chosen = choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
+    unrelated(chosen)  # its keys are wrong now or never
+    return chosen
 
 
 def chosen_method(method: str | Mapping[str, Any] | Method) -> Method:

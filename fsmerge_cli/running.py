@@ -43,6 +43,18 @@ class Trace:
     part: int = 0
     lr: float | None = None
 
+    def then(self, stage: Trace, start_error: tuple[float, ...]) -> Trace:
+        """Both trainings as one: the other went on from where this one ended."""
+        return Trace(
+            loss=self.loss + stage.loss,
+            validation=self.validation + tuple((len(self.loss) + s, e) for s, e in stage.validation),
+            chosen_step=len(self.loss) + stage.chosen_step,
+            start_error=start_error,
+            trainable=self.trainable + stage.trainable,
+            part=max(self.part, stage.part),
+            lr=stage.lr if self.lr is None or stage.lr is None else min(self.lr, stage.lr),
+        )
+
 
 class Run:
     """A training between two steps: all that the next one depends on, but for the frozen sources and the data.

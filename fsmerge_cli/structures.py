@@ -71,6 +71,11 @@ class Full(Map):
         rows, cols = matrix.shape
         return cls(rows, cols, matrix.float())
 
+    @classmethod
+    def near(cls, matrix: Tensor, rank: int, random: torch.Generator) -> Full:
+        """`matrix` itself."""
+        return cls.of(matrix)
+
     def left(self, W: Tensor) -> Tensor:
         """T W."""
         return self.matrix @ W
@@ -90,6 +95,11 @@ class Diagonal(Map):
     def start(cls, rows: int, cols: int, scale: float, rank: int, random: torch.Generator) -> Diagonal:
         """`scale` times the (rectangular) identity."""
         return cls(rows, cols, torch.full((min(rows, cols),), scale))
+
+    @classmethod
+    def near(cls, matrix: Tensor, rank: int, random: torch.Generator) -> Diagonal:
+        """The diagonal of `matrix`."""
+        return cls(matrix.shape[0], matrix.shape[1], matrix.diagonal().clone())
 
     def left(self, W: Tensor) -> Tensor:
         """T W, without ever forming T."""
@@ -117,6 +127,16 @@ class LowRank(Map):
         """`scale` times the (rectangular) identity, exactly: one factor is zero."""
         A = torch.randn(rank, cols, generator=random) / cols**0.5
         return cls(rows, cols, torch.full((min(rows, cols),), scale), A, torch.zeros(rows, rank))
+
+    @classmethod
+    def near(cls, matrix: Tensor, rank: int, random: torch.Generator) -> LowRank:
+        """The diagonal of `matrix`, and what is left of it in its `rank` largest directions."""
+        diagonal = matrix.diagonal().clone()
+        P, s, Qh = torch.linalg.svd(
+            matrix - torch.zeros_like(matrix).diagonal_scatter(diagonal), full_matrices=False
+        )
+        root = s[:rank].sqrt()
+        return cls(matrix.shape[0], matrix.shape[1], diagonal, root[:, None] * Qh[:rank], P[:, :rank] * root)
 
     @property
     def base(self) -> Diagonal:

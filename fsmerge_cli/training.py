@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,42 +15,17 @@ from fsmerge_cli.errors import ConfigError, Interrupted, TrainingError
 from fsmerge_cli.features import Captured
 from fsmerge_cli.feeding import Feed
 from fsmerge_cli.hardware import Hardware
-from fsmerge_cli.objective import Step, Student, source_error, wanted
+from fsmerge_cli.objective import Batch, Extras, Step, Student, source_error
 from fsmerge_cli.progress import Event, Progress
+from fsmerge_cli.questions import Asking, Order, Questions
 from fsmerge_cli.resuming import Keeper, listening
 from fsmerge_cli.running import Run, Schedule, Trace, finite
-from fsmerge_cli.seeding import generator
+
+PLAIN, NOTHING = Asking(), Extras()
+"""The images as they are; the features alone."""
 
 VALIDATIONS = 20
 """How often a run looks at its validation share."""
-
-
-@dataclass
-class Order:
-    """Which images make up step s: consecutive pieces of one seeded permutation per pass over the data.
-
-    Depends on (seed, step) alone. Fewer images than the batch: every step takes all of them.
-    """
-
-    rows: Tensor
-    batch_size: int
-    seed: int
-    _passes: dict[int, Tensor] = field(default_factory=dict)
-
-    def batch(self, step: int) -> Tensor:
-        """Rows of the images of one step."""
-        n = len(self.rows)
-        if n <= self.batch_size:
-            return self.rows
-        start = step * self.batch_size
-        wanted = range(start, start + self.batch_size)
-        passes = sorted({position // n for position in wanted})
-        self._passes = {p: self._passes.get(p, self._permutation(p)) for p in passes}
-        both = torch.cat([self._passes[p] for p in passes])
-        return self.rows[both[start - passes[0] * n :][: self.batch_size]]
-
-    def _permutation(self, number: int) -> Tensor:
-        return torch.randperm(len(self.rows), generator=generator(self.seed, "order", number))
 
 
 def train(
@@ -65,19 +39,23 @@ def train(
     progress: Progress,
     world: World = ALONE,
     keeper: Keeper | None = None,
+    asking: Asking = PLAIN,
+    extras: Extras = NOTHING,
 ) -> Trace:
     """Train `student` in place; it ends with the best step's weights on the validation share, else the last.
 
     AdamW, linear one-cycle schedule, gradient clipping. The processes of `world` share every batch and end with
-    the same weights and trace. keeper: where the state is kept, and found again. A batch that does not fit into
-    memory is computed in parts. Raises TrainingError where the loss is not finite, ConfigError where a batch has
-    fewer images than there are processes, Interrupted where the user asked to stop.
+    the same weights and trace. asking: how the images become questions. extras: what counts beside the features.
+    keeper: where the state is kept, and found again. A batch that does not fit into memory is computed in parts.
+    Raises TrainingError where the loss is not finite, ConfigError where a batch has fewer images than there are
+    processes, Interrupted where the user asked to stop.
     """
-    _check_shares(schedule, images, world)
-    order = Order(images.train, schedule.batch_size, seed)
-    run = Run(student, schedule)
     pixels = Feed(images.images, device)
-    step_loss = world.parallel(Step(student, targets, world))
+    order = Order(images.train, schedule.batch_size, seed, filled=asking.fresh)
+    questions = Questions(order, asking, pixels, targets, seed)
+    _check_shares(questions, world)
+    run = Run(student, schedule)
+    step_loss = world.parallel(Step(student, targets, world, extras))
     stage = (keeper or Keeper()).stage()
     saved = stage.load()
     if saved is None:
@@ -86,21 +64,20 @@ def train(
         run.restore(*saved)
     every = max(1, schedule.steps // VALIDATIONS)
 
-    def backward(rows: Tensor) -> Tensor:
+    def backward(batch: Batch) -> Tensor:
         """Gradients of a batch, in as many parts as memory asks for; the loss of this process's share."""
-        own, counts = world.share(rows), wanted(targets, rows)
+        own, counts = world.share(batch.positions()), batch.counts()
         total = torch.zeros((), device=device)
         for part in torch.split(own, run.part or len(own)):
             with hardware.autocast(device):
-                loss = step_loss(pixels, part, counts)
+                loss = step_loss(batch, part, counts)
             loss.backward()
             total += loss.detach()
         return total
 
     with listening() as asked:
         for step in range(run.step, schedule.steps):
-            rows = order.batch(step).to(device)
-            loss = _within_memory(backward, rows, run, world, progress)
+            loss = _within_memory(backward, questions.batch(step), run, world, progress)
             nn.utils.clip_grad_norm_(run.parameters, schedule.clip)
             stop = torch.tensor(float(asked.signal is not None), device=device)
             told = world.total(torch.stack([loss / world.size, stop])).tolist()  # processes stop together
@@ -109,10 +86,12 @@ def train(
             run.advance()
             last = step + 1 == schedule.steps
             if len(images.validation) and ((step + 1) % every == 0 or last):
-                errors = _errors(student, pixels, targets, images.validation, hardware, device, world)
+                errors = _errors(
+                    student, pixels, targets, images.validation, hardware, device, world, extras.logits
+                )
                 run.validated(errors, [own.weight for own in targets])
                 values["validation"] = run.seen[-1][1]
-            progress(Event("train", step + 1, schedule.steps, values, len(rows)))
+            progress(Event("train", step + 1, schedule.steps, values, questions.size))
             if last or told[1] or stage.due(step + 1):
                 stage.save(run.tensors(), run.facts())
             if told[1]:
@@ -121,7 +100,7 @@ def train(
 
 
 def _within_memory(
-    backward: Callable[[Tensor], Tensor], rows: Tensor, run: Run, world: World, progress: Progress
+    backward: Callable[[Batch], Tensor], batch: Batch, run: Run, world: World, progress: Progress
 ) -> Tensor:
     """The gradients of a batch; where memory does not suffice, in parts of half the size.
 
@@ -129,11 +108,11 @@ def _within_memory(
     """
     while True:
         try:
-            return backward(rows)
+            return backward(batch)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            share = run.part or len(world.share(rows))
+            share = run.part or len(world.share(batch.positions()))
             text = (
                 f"out of memory with {share} images at a time. Pass a smaller method.batch_size, "
                 "hardware.checkpointing=true, or method.maps=low_rank."
@@ -155,8 +134,8 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate" in text
 
 
-def _check_shares(schedule: Schedule, images: Images, world: World) -> None:
-    size = min(schedule.batch_size, len(images.train))
+def _check_shares(questions: Questions, world: World) -> None:
+    size = questions.size
     if size < world.size:
         raise ConfigError(
             f"{world.size} processes share every batch, but a batch has {size} images. Start fewer processes, or "
@@ -172,15 +151,19 @@ def _errors(
     hardware: Hardware,
     device: torch.device,
     world: World,
+    logits: float = 0.0,
 ) -> tuple[float, ...]:
-    """Relative error per source over `rows`, in large batches; each process takes its share of them."""
+    """Error per source over `rows`, in large batches; each process takes its share of them."""
     rows = rows.to(device)
     sums = torch.zeros(len(targets), dtype=torch.double, device=device)
     with torch.no_grad(), hardware.autocast(device):
         for part in torch.split(world.share(rows), hardware.eval_batch):
             if len(part):
-                features = student(pixels[part])
-                sums += torch.stack([source_error(student, features, t, part, i) for i, t in enumerate(targets)])
+                batch = Batch.of(pixels, targets, part)
+                at = batch.positions()
+                features = student(batch.pixels(at))
+                errors = [source_error(student, features, batch, at, t, i, logits) for i, t in enumerate(targets)]
+                sums += torch.stack(errors)
     counts = torch.stack([own.wanted[rows].sum() for own in targets])
     means = (world.total(sums) / counts).tolist()
     return tuple(means)  # not a number for a source that no row is compared with

@@ -22,7 +22,7 @@ from fsmerge_cli.fold import fold
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods.kd import StudentNetwork
-from fsmerge_cli.objective import objective
+from fsmerge_cli.objective import Batch, objective
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.problem import Problem
 from fsmerge_cli.progress import silent
@@ -131,7 +131,7 @@ class Case:
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             with self.hardware.autocast(self.device):
-                loss = objective(student, pixels[rows], targets, rows)
+                loss = objective(student, Batch.of(pixels, targets, rows), targets)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

@@ -15,7 +15,7 @@ ROOMS = tuple(
     "errors schema progress clock options seeding spaces distributed hardware specs output presets "  # noqa: SIM905
     "pickled checkpoints prefixes layouts translation preprocessing cache resuming feeding entries heads "
     "opening rounding sources plan groups permute structures maps thin fold reference data features activations "
-    "regression zipping objective running training supernet problem align methods metrics similarity "
+    "regression zipping objective questions running training supernet problem align methods metrics similarity "
     "answers scoring summary charts page zoo tasks card certificates evaluating result request estimate "
     "inspection merged pipeline reevaluate plots compare report terminal logs folders explain sweeping "
     "config cli".split()

@@ -22,7 +22,7 @@ from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.kd import StudentNetwork
-from fsmerge_cli.objective import Student, objective, wanted
+from fsmerge_cli.objective import Batch, Extras, Student, objective
 from fsmerge_cli.progress import silent
 from fsmerge_cli.running import Schedule
 from fsmerge_cli.supernet import SuperNet
@@ -80,9 +80,10 @@ def test_every_parameter_has_a_gradient_where_a_batch_lacks_a_task(variant: str,
     problem = make_problem([vit_source(variant, 1), vit_source(variant, 2)])
     targets = capture(problem.sources, problem.images, "own", Hardware(features="memory"), CPU, silent)
     rows = torch.tensor([0, 1])
-    assert wanted(targets, rows).tolist() == [2, 1]
+    batch = Batch.of(problem.images.images, targets, rows)
+    assert batch.counts().tolist() == [[2, 1], [1, 2]]
     for student in students(problem):
-        objective(student, problem.images.images[rows], targets, rows).backward()
+        objective(student, batch, targets).backward()
         assert [n for n, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
@@ -90,13 +91,13 @@ def test_the_shares_of_a_batch_add_up_to_its_objective_and_gradient(make_problem
     problem = make_problem()
     targets = capture(problem.sources, problem.images, "own", Hardware(features="memory"), CPU, silent)
     rows = torch.tensor([0, 13, 3, 20, 4, 23])  # of two shares, one has the first task's images alone
-    pixels = problem.images.images
+    batch = Batch.of(problem.images.images.double(), targets, rows)
     for student in (s.double() for s in students(problem)[1:]):
-        whole = objective(student, pixels[rows].double(), targets, rows)
+        whole = objective(student, batch, targets)
         gradients = torch.autograd.grad(whole, list(student.parameters()))
-        shares = [World(rank, 2).share(rows) for rank in (0, 1)]
-        counts = wanted(targets, rows)
-        parts = [objective(student, pixels[own].double(), targets, own, counts) for own in shares]
+        shares = [World(rank, 2).share(batch.positions()) for rank in (0, 1)]
+        counts = batch.counts()
+        parts = [objective(student, batch, targets, Extras(), own, counts) for own in shares]
         torch.testing.assert_close(sum(parts), whole)
         added = torch.autograd.grad(sum(parts), list(student.parameters()))
         for one, both in zip(gradients, added):

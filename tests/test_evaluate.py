@@ -494,7 +494,10 @@ def test_a_data_set_of_the_users_own(
             "--json, --quiet, --sources, -q.",
         ),
         (["a", "dat=digits"], "unknown key 'dat'. Available: hardware, model, output, seed, tasks."),
-        (["a", "data=digit"], "unknown data 'digit'. Did you mean 'digits'? Available: digits, folder, glyphs."),
+        (
+            ["a", "data=digit"],
+            "unknown data 'digit'. Did you mean 'digits'? Available: digits, folder, generated, glyphs.",
+        ),
         (
             ["a", "model.lables=[x]"],
             LABLES,

@@ -137,7 +137,7 @@ def test_without_images_there_is_no_student() -> None:
         merge(entries, method="average", kd=True)
     assert str(error.value) == (
         "evaluation.kd=true trains a student, which needs unlabelled images, and no data set is given. Pass "
-        "data=NAME (digits, folder, glyphs), or evaluation.kd=false."
+        "data=NAME (digits, folder, generated, glyphs), or evaluation.kd=false."
     )
 
 

@@ -40,7 +40,7 @@ def test_without_data_one_sentence_says_what_to_pass(
     assert main(["merge", f"+models={models}"]) == 2
     assert capsys.readouterr().err == (
         "fsmerge: error: method=fs_merge needs unlabelled images and no data set is given. Pass data=NAME "
-        "(digits, folder, glyphs; data.root=PATH for your own folder), or method=average.\n"
+        "(digits, folder, generated, glyphs; data.root=PATH for your own folder), or method=average.\n"
     )
     assert list(tmp_path.iterdir()) == []
 

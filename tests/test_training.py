@@ -12,11 +12,12 @@ from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.fs_merge import FSMerge
-from fsmerge_cli.objective import objective
+from fsmerge_cli.objective import Batch, objective
 from fsmerge_cli.progress import Event, silent
+from fsmerge_cli.questions import Order
 from fsmerge_cli.running import Schedule
 from fsmerge_cli.supernet import SuperNet
-from fsmerge_cli.training import Order, train
+from fsmerge_cli.training import train
 
 CPU = torch.device("cpu")
 Make = Callable[..., Problem]
@@ -61,7 +62,7 @@ def test_the_objective_is_the_written_formula(make_problem: Make, targets: str) 
         spread = ((seen - seen.mean(0)) ** 2).mean().item()
         errors = [(supernet.readout(z[j], i) - own.at(rows[j : j + 1])).square().mean() / spread for j in use]
         expected += sum(errors) / len(errors) / 2
-    found = objective(supernet, problem.images.images[rows], captured, rows)
+    found = objective(supernet, Batch.of(problem.images.images, captured, rows), captured)
     torch.testing.assert_close(found, expected)
 
 
@@ -94,8 +95,8 @@ def test_the_best_step_on_the_validation_share_is_kept(make_problem: Make) -> No
     best = min(trace.validation, key=lambda entry: entry[1])
     assert trace.chosen_step == best[0] < 200
     held = problem.images.validation
-    errors = [objective(supernet, problem.images.images[rows], captured, rows) for rows in [held]]
-    assert errors[0].item() == pytest.approx(best[1], rel=1e-5)
+    error = objective(supernet, Batch.of(problem.images.images, captured, held), captured)
+    assert error.item() == pytest.approx(best[1], rel=1e-5)
 
 
 def test_validation_images_are_never_trained_on(make_problem: Make) -> None:

@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from PIL import Image
+from torch import Tensor
+
 from fsmerge_cli.data.base import DataConfig, ImageSet, Task
 from fsmerge_cli.data.digits import Digits
 from fsmerge_cli.data.folder import Folder
+from fsmerge_cli.data.generated import Generated
 from fsmerge_cli.data.glyphs import Glyphs
+from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.options import choose
 
 DATASETS: dict[str, type[DataConfig]] = {
     "digits": Digits,
     "folder": Folder,
+    "generated": Generated,
     "glyphs": Glyphs,
 }
 
-__all__ = ["DATASETS", "DataConfig", "ImageSet", "Task"]
+
+def unrelated(config: DataConfig) -> tuple[DataConfig, tuple[str, ...] | None] | None:
+    """The data set of `data.unrelated` and the labels to take of it; None where there is none.
+
+    Raises ConfigError where a key is wrong.
+    """
+    if config.unrelated is None:
+        return None
+    values = {"name": None, **config.unrelated}
+    labels = values.pop("labels", None)
+    found = choose(DATASETS, values, "data.unrelated")
+    if found.unrelated is not None:
+        raise ConfigError("data.unrelated.unrelated: unrelated images have none of their own. Take the key away.")
+    if isinstance(labels, str):
+        sets = found.label_sets()
+        if labels not in sets:
+            raise ConfigError(f"data.unrelated.labels: {unknown('label set', labels, sets)}")
+        labels = sets[labels]
+    if labels is not None and not (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
+        raise ConfigError(f"data.unrelated.labels={labels!r}: should be a list of labels, or a label set's name.")
+    return found, None if labels is None else tuple(labels)
+
+
+def unrelated_images(
+    config: DataConfig, transform: Callable[[Image.Image], Tensor]
+) -> tuple[ImageSet, DataConfig] | None:
+    """The images that belong to no task, and the data set that says how many are drawn; raises DataError."""
+    found = (config, None) if config.nobodys else unrelated(config)
+    if found is None:
+        return None
+    images = found[0].build("train", Task("", found[1]), transform)
+    return None if images is None else (images, found[0])
+
+
+__all__ = ["DATASETS", "DataConfig", "ImageSet", "Task", "unrelated", "unrelated_images"]

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fsmerge_cli.data.augment import Augment
 from fsmerge_cli.errors import DataError
 from fsmerge_cli.options import FORBID, Count, Positive, Share
 from fsmerge_cli.preprocessing import PLAIN, Preprocessing
@@ -93,16 +94,22 @@ class DataConfig(ABC):
     """Fields that every data set has.
 
     name: key in DATASETS. images_per_task: all the unlabelled images that a merge may see of each task, the
-    validation share included; `all` takes every one of the training split. augment: none, or shift (random
-    translations). views: augmented copies added per image, where augment is not none. validation: share of
-    the images kept for choosing the best step; used from 32 images per task on.
+    validation share included; `all` takes every one of the training split. augment: none, shift, paper or
+    strong, for what every method sees. views: augmented copies added per image, where augment is not none.
+    validation: share of the images kept for choosing the best step; used from 32 images per task on. unrelated:
+    another data set (its name and keys; labels: which of its images), whose images belong to no task: every
+    source is asked about each.
     """
+
+    nobodys: ClassVar[bool] = False
+    """Whether the images belong to no task."""
 
     name: str
     images_per_task: Count | Literal["all"] = 100
-    augment: Literal["none", "shift"] = "none"
+    augment: Augment = "none"
     views: Positive = 4
     validation: Share = 0.1
+    unrelated: Mapping[str, Any] | None = None
 
     @classmethod
     def label_sets(cls) -> Mapping[str, tuple[str, ...]]:
@@ -112,6 +119,10 @@ class DataConfig(ABC):
     def classes(self, task: str) -> tuple[str, ...] | None:
         """Names of the classes of a task in the order of their rows; None where the data set does not say them."""
         return None
+
+    def count(self, there: int) -> int:
+        """How many images are drawn where there are so many."""
+        return there if self.images_per_task == "all" else min(self.images_per_task, there)
 
     @abstractmethod
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:

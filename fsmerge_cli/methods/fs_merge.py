@@ -9,10 +9,12 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fsmerge_cli.align import unmerging_start
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, start_maps
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.options import FORBID, Flag, Positive
+from fsmerge_cli.methods.kd import PlainStudent
+from fsmerge_cli.options import FORBID, Flag, Positive, PositiveFloat, Share
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.problem import Problem, Solution, Stage
 from fsmerge_cli.running import Trace
@@ -25,21 +27,25 @@ class FSMerge(Trained):
     """The maps M and U of every port, the norms and the readouts U_out are trained; the sources are frozen.
 
     maps: diagonal, low_rank (diagonal + rank-`rank` product), full, or heads (attention spaces: one block per
-    head, then heads are mixed; other spaces low_rank). rank: at the width of the features;
-    other spaces take it in proportion. start: first (the merged model is source 1) or average.
-    sequential: merge two sources, then the result with the third, and so on, instead of all at once; the result
-    counts as much as its tasks do on average.
+    head, then heads are mixed; other spaces low_rank). rank: at the width of the features; other spaces take it
+    in proportion. start: first (the merged model is source 1), average, or aligned (first, and what the other
+    sources read is fitted by least squares to what source 1 gives). release: share of the steps, the last ones,
+    in which the maps are gone and all weights of the folded network are trained, from release_lr at their peak
+    (null: lr). sequential: merge two sources, then the result with the third, and so on, instead of all at once;
+    the result counts as much as its tasks do on average.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
     maps: Structure = "full"
     rank: Positive = 12
     start: Start = "first"
+    release: Share = 0.0
+    release_lr: PositiveFloat | None = None
     sequential: Flag = False
 
     def all_steps(self, k: int) -> int:
         """Steps of a whole run with `k` sources; one after the other, every stage has its own."""
-        return self.steps * (k - 1 if self.sequential else 1)
+        return self.total_steps * (k - 1 if self.sequential else 1)
 
     def fit(self, problem: Problem) -> Solution:
         """Train the SuperNet in its folded form and fold it once more at the end."""
@@ -47,13 +53,20 @@ class FSMerge(Trained):
             return self._fit_one_by_one(problem)
         weights = problem.weights("cpu")  # the fold moves them, one at a time
         shares = self.weights_of_tasks(len(weights))
-        maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares)
+        unmerge = unmerging_start(problem) if self.start == "aligned" else None
+        maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares, unmerge)
         supernet = SuperNet(problem.plan, maps.to(problem.device), weights, problem.hardware)
-        trace = self.train(problem, supernet)
+        released = min(round(self.release * self.total_steps), self.total_steps - 1)
+        trace = self.train(problem, supernet, self.total_steps - released)
         with torch.no_grad():
             folded = {n: t.detach().clone() for n, t in fold(problem.plan, maps, weights).items()}
             readouts = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
-        return Solution(folded, readouts, trace, maps)
+        if not released:
+            return Solution(folded, readouts, trace, maps)
+        del supernet, maps
+        network = PlainStudent(problem, folded, readouts)
+        second = self.train(problem, network, released, self.release_lr)
+        return network.solution(trace.then(second, trace.start_error))
 
     def _fit_one_by_one(self, problem: Problem) -> Solution:
         """The merged model so far is the first source of every next pair; its readouts are chained."""
@@ -77,14 +90,6 @@ class FSMerge(Trained):
             readouts = [U @ first for U in readouts or [torch.eye(first.shape[0], device=first.device)]] + [new]
             so_far = replace(so_far, arch=plan.arch, weights=solution.weights)
             stage, before = solution.trace, trace
-            trace = Trace(
-                loss=before.loss + stage.loss,
-                validation=before.validation + tuple((len(before.loss) + s, e) for s, e in stage.validation),
-                chosen_step=len(before.loss) + stage.chosen_step,
-                # one per task: of the stage in which it came in
-                start_error=(before.start_error or stage.start_error[:1]) + stage.start_error[1:],
-                trainable=before.trainable + stage.trainable,
-                part=max(before.part, stage.part),
-                lr=stage.lr if before.lr is None or stage.lr is None else min(before.lr, stage.lr),
-            )
+            # one error per task: of the stage in which it came in
+            trace = before.then(stage, (before.start_error or stage.start_error[:1]) + stage.start_error[1:])
         return Solution(solution.weights, tuple(readouts), trace, stages=tuple(stages))

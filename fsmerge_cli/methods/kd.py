@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fsmerge_cli.align import unmerging_start
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, start_maps
@@ -18,30 +19,30 @@ from fsmerge_cli.methods.base import Method, Trained, Weighted
 from fsmerge_cli.objective import Student
 from fsmerge_cli.options import FORBID
 from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.running import Trace
 from fsmerge_cli.seeding import derive
+
+KDStart = Literal["first", "average", "aligned", "random"]
 
 
 @dataclass(frozen=True, config=FORBID)
 class Distillation(Trained):
-    """All weights are trained, from source 1 (first), the mean (average) or afresh (random).
+    """All weights are trained, from source 1 (first, aligned), the mean (average) or afresh (random).
 
-    readout: linear gives the student what U_out gives FS-Merge, one linear map per source, folded into its
-    head; identity compares features as they are. Running statistics stay those of the start.
+    start=aligned: with readouts fitted to the other sources' features by least squares. readout: linear gives
+    the student what U_out gives FS-Merge, one linear map per source, folded into its head; identity compares
+    features as they are. Running statistics stay those of the start.
     """
 
     name: Literal["kd"] = "kd"
-    start: Literal["first", "average", "random"] = "first"
+    start: KDStart = "first"
     readout: Literal["linear", "identity"] = "linear"
 
     def fit(self, problem: Problem) -> Solution:
         """Train the student and return its weights."""
         weights = self.weights_of_tasks(len(problem.sources))
         student = StudentNetwork(problem, self.start, self.readout, weights)
-        trace = self.train(problem, student)
-        with torch.no_grad():
-            found = {name: t.clone() for name, t in student.network.state_dict().items()}
-            readouts = tuple(student.matrix(i).clone() for i in range(len(problem.sources)))
-        return Solution(found, readouts, trace)
+        return student.solution(self.train(problem, student))
 
 
 def at_equal_budget(method: Method, k: int) -> Distillation:
@@ -58,41 +59,29 @@ def at_equal_budget(method: Method, k: int) -> Distillation:
     return Distillation(**shared)
 
 
-class StudentNetwork(Student):
-    """An ordinary network of the merged size and one readout [d_i, d'] per source."""
+class PlainStudent(Student):
+    """An ordinary network of the merged size and one readout [d_i, d'] per source, from given weights on.
+
+    fixed: the readouts stay as they are.
+    """
 
     def __init__(
         self,
         problem: Problem,
-        start: Literal["first", "average", "random"],
-        readout: str,
-        task_weights: Sequence[float] | None = None,
+        weights: Mapping[str, Tensor],
+        readouts: Sequence[Tensor],
+        fixed: bool = False,
     ) -> None:
         super().__init__()
-        plan, weights = problem.plan, problem.weights("cpu")
-        same: Start = "average" if start == "average" else "first"
-        maps = start_maps(plan, weights, "diagonal", same, task_weights=task_weights).to(problem.device)
-        maps.requires_grad_(False)
-        self.network = plan.skeleton()
-        initial = _fresh(problem) if start == "random" else fold(plan, maps, weights)
-        self.network.load_state_dict({n: t.clone() for n, t in initial.items()}, assign=True)
+        self.network = problem.plan.skeleton()
+        self.network.load_state_dict({n: t.detach().clone() for n, t in weights.items()}, assign=True)
         self.network.requires_grad_(True)
         if problem.hardware.checkpointing:
-            for name in plan.family.blocks(self.network):
+            for name in problem.plan.family.blocks(self.network):
                 _checkpointed(self.network.get_submodule(name))
         self._run = problem.hardware.compiled(lambda images: self.network(images))
-        matrices = [maps.read(plan.features, i).dense() for i in range(len(weights))]
-        if readout == "identity":
-            different = [s.name for s, m in zip(problem.sources, matrices) if m.shape[0] != m.shape[1]]
-            if different:
-                raise ConfigError(
-                    f"method.readout=identity needs features of one width, but {', '.join(different)} differ "
-                    "from the merged model. Pass method.readout=linear."
-                )
-            self._fixed = matrices
-            self.readouts: nn.ParameterList | None = None
-        else:
-            self.readouts = nn.ParameterList(matrices)
+        self._fixed = list(readouts) if fixed else []
+        self.readouts = None if fixed else nn.ParameterList(m.detach().clone() for m in readouts)
 
     def matrix(self, source: int) -> Tensor:
         """The readout of one source, [d_i, d']."""
@@ -105,6 +94,42 @@ class StudentNetwork(Student):
     def readout(self, features: Tensor, source: int) -> Tensor:
         """[n, d'] -> [n, d_i]."""
         return features if self.readouts is None else features @ self.readouts[source].T
+
+    def solution(self, trace: Trace) -> Solution:
+        """The trained weights and readouts."""
+        with torch.no_grad():
+            found = {name: t.clone() for name, t in self.network.state_dict().items()}
+            k = len(self._fixed if self.readouts is None else self.readouts)
+            return Solution(found, tuple(self.matrix(i).clone() for i in range(k)), trace)
+
+
+class StudentNetwork(PlainStudent):
+    """The student at its start."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        start: KDStart,
+        readout: str,
+        task_weights: Sequence[float] | None = None,
+    ) -> None:
+        plan, weights = problem.plan, problem.weights("cpu")
+        same: Start = "average" if start == "average" else "first"
+        maps = start_maps(plan, weights, "diagonal", same, task_weights=task_weights).to(problem.device)
+        maps.requires_grad_(False)
+        initial = _fresh(problem) if start == "random" else fold(plan, maps, weights)
+        matrices = [maps.read(plan.features, i).dense() for i in range(len(weights))]
+        if readout == "identity":
+            different = [s.name for s, m in zip(problem.sources, matrices) if m.shape[0] != m.shape[1]]
+            if different:
+                raise ConfigError(
+                    f"method.readout=identity needs features of one width, but {', '.join(different)} differ "
+                    "from the merged model. Pass method.readout=linear."
+                )
+        elif start == "aligned":
+            fitted = unmerging_start(problem, features_only=True)
+            matrices = [fitted.get((plan.features, i), m).to(problem.device) for i, m in enumerate(matrices)]
+        super().__init__(problem, initial, matrices, fixed=readout == "identity")
 
 
 def _fresh(problem: Problem) -> dict[str, Tensor]:
