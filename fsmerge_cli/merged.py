@@ -17,6 +17,7 @@ from fsmerge_cli.features import network
 from fsmerge_cli.heads import listed_heads
 from fsmerge_cli.opening import open_checkpoint
 from fsmerge_cli.options import FORBID, Flag, Text, build
+from fsmerge_cli.output import FINISHED
 from fsmerge_cli.preprocessing import Preprocessing
 from fsmerge_cli.sources import Head, Source, SourceSpec, assemble
 from fsmerge_cli.specs import Family
@@ -141,9 +142,10 @@ def model_path(folder: str | Path) -> Path:
 
 
 def run_folder(path: Path) -> Path | None:
-    """The run's folder that a model lies in; None where it was made elsewhere."""
-    inside = path.name == "merged" and (path.parent / "config.yaml").is_file()
-    return path.parent if inside else None
+    """The run's folder that a model lies in, or is, where it was fine-tuned; None where it was made elsewhere."""
+    if path.name == "merged" and (path.parent / "config.yaml").is_file():
+        return path.parent
+    return path if all((path / name).is_file() for name in ("config.yaml", FINISHED)) else None
 
 
 def in_own_words(text: str, task: str) -> str:

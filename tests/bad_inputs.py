@@ -1469,7 +1469,7 @@ OPTIONS = [
         "marge",
         2,
         "unknown command 'marge'. Did you mean 'merge'? "
-        "Available: check, compare, evaluate, list, merge, schema. See fsmerge --help.",
+        "Available: check, compare, evaluate, finetune, list, merge, schema. See fsmerge --help.",
         installed=True,
     ),
     Case(

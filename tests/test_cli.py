@@ -181,7 +181,7 @@ sys.exit(str(sorted({"hydra", "omegaconf"} & set(sys.modules))))
 
 
 REFUSED: list[tuple[str, str]] = [
-    ("nonsense", f"unknown command 'nonsense'. Available: {listed(COMMANDS)}. See fsmerge --help."),
+    ("xyz", f"unknown command 'xyz'. Available: {listed(COMMANDS)}. See fsmerge --help."),
     (
         "mrege --help",
         f"unknown command 'mrege'. Did you mean 'merge'? Available: {listed(COMMANDS)}. See fsmerge --help.",

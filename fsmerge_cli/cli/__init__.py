@@ -13,6 +13,7 @@ from fsmerge_cli.errors import ConfigError, Interrupted, unknown
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
+    "finetune": "train a source from a timm model and a data set",
     "check": "say what a merge would be, before anything is read, trained or written",
     "evaluate": "measure a written model again, also one made elsewhere",
     "list": "show the methods, models, data and hardware there are",

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
+from fsmerge_cli.cli.composing import composed, own_folder
 from fsmerge_cli.errors import ConfigError, unknown
-from fsmerge_cli.options import FORBID, Count, Flag, Text, build, refuse_code
+from fsmerge_cli.options import FORBID, Count, Flag, Text, build
 
 HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--json] [--quiet]
 
@@ -73,7 +74,7 @@ class Asked:
 def run(arguments: list[str]) -> int:
     """Compose the keys, measure the model, show and write what was asked for."""
     folder, overrides, search = _split(arguments)
-    keys = _composed(overrides, search)
+    keys = composed("evaluate", overrides, search)
     asked = build(Asked, keys, "")
     output = build(Output, asked.output, "output")
     from rich.text import Text as Line
@@ -123,14 +124,7 @@ def run(arguments: list[str]) -> int:
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str], str | None]:
     """The model, the overrides, and a folder with configurations of the user's own."""
-    rest = [argument for argument in arguments if argument not in FLAGS]
-    search = None
-    for place, argument in enumerate(rest):
-        name, _, value = argument.partition("=")
-        if name == "--config-dir":
-            search = value or (rest[place + 1] if place + 1 < len(rest) else "")
-            rest[place : place + (1 if value else 2)] = []
-            break
+    rest, search = own_folder([argument for argument in arguments if argument not in FLAGS])
     overrides = [a for a in rest if "=" in a and not a.startswith("-")]
     models = [a for a in rest if a not in overrides and not a.startswith("-")]
     strangers = [a for a in rest if a.startswith("-")]
@@ -140,28 +134,3 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str], str | None]:
         found = f"{len(models)} are given ({', '.join(models)})" if models else "none is given"
         raise ConfigError(f"fsmerge evaluate takes one model, {found}. See fsmerge evaluate --help.")
     return models[0], overrides, search
-
-
-def _composed(overrides: Sequence[str], search: str | None) -> dict[str, Any]:
-    """The keys as plain values. Raises ConfigError."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from fsmerge_cli.explain import explain
-
-    if search is not None and not Path(search).expanduser().is_dir():
-        raise ConfigError(f"--config-dir: {search!r} is no folder. Pass a folder with data/*.yaml, ...")
-    own = [f"hydra.searchpath=['file://{Path(search).expanduser().resolve()}']"] if search is not None else []
-    overrides = ["~data" if override == "data=null" else override for override in overrides]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
-            values = OmegaConf.to_container(compose("evaluate", overrides=[*overrides, *own]), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, overrides, "evaluate") from error
-    keys = {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
-    refuse_code(keys, "")
-    return keys

@@ -1,0 +1,47 @@
+"""The keys of a command that does one thing: composed by Hydra, without its jobs and sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.options import refuse_code
+
+
+def own_folder(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments without --config-dir, and its folder."""
+    rest = [*arguments]
+    for place, argument in enumerate(rest):
+        name, _, value = argument.partition("=")
+        if name == "--config-dir":
+            search = value or (rest[place + 1] if place + 1 < len(rest) else "")
+            rest[place : place + (1 if value else 2)] = []
+            return rest, search
+    return rest, None
+
+
+def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[str, Any]:
+    """The keys of configs/CONFIG.yaml as plain values; search: the folder of --config-dir. Raises ConfigError."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from fsmerge_cli.explain import explain
+
+    if search is not None and not Path(search).expanduser().is_dir():
+        raise ConfigError(f"--config-dir: {search!r} is no folder. Pass a folder with data/*.yaml, ...")
+    own = [f"hydra.searchpath=['file://{Path(search).expanduser().resolve()}']"] if search is not None else []
+    overrides = ["~data" if override == "data=null" else override for override in overrides]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
+            values = OmegaConf.to_container(compose(config, overrides=[*overrides, *own]), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides, config) from error
+    keys = {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+    refuse_code(keys, "")
+    return keys

@@ -1,0 +1,172 @@
+"""`fsmerge finetune`: a source from a timm model and a data set."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.cli.composing import composed, own_folder
+from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.options import FORBID, Flag, Text, build
+
+HELP = """usage: fsmerge finetune model.arch=NAME data=NAME [KEY=VALUE ...] [--json] [--quiet]
+
+Trains a classifier: its head first, on the features of the frozen backbone, then all weights. Writes a folder that
+`fsmerge merge` reads as a source (models.sources.0.checkpoint=FOLDER) and timm without fsmerge: config.json,
+model.safetensors, heads.safetensors with the label names, evaluation.json, config.yaml, run.log.
+
+keys:
+  model.arch=NAME              a timm name; with its tag the hub's weights: vit_base_patch16_224.augreg_in21k
+  model.checkpoint=PATH        local weights to begin with instead (docs/sources.md) model.start=random
+  no weights to begin with model.task=NAME              name of the source; with data=folder also its folder of
+  images model.labels=[cat,dog]       default: the classes of the data set; also a file, or the name of a label set
+  data=NAME                    digits, folder, generated, glyphs; all training images, or data.images_per_task=N
+  data.augment=paper           none, shift, paper, strong: drawn anew at every step data.validation=0.1
+  share of the training images that chooses the best step, and ends what gets no better training.head_steps=300
+  steps of the head alone; training.head_lr=0.01 training.steps=2000          steps of all weights;
+  training.lr=0.0001 training.batch_size=64       and weight_decay, label_smoothing, clip, patience:
+  configs/finetune.yaml hardware=NAME                auto (default: a GPU with bf16 where there is one), cpu, gpu
+  seed=0                       of everything that is drawn output.dir=FOLDER            default:
+  outputs/finetune-TASK-HASH output.overwrite=true        replace a finished run output.tensorboard=true      event
+  files for TensorBoard as well (pip install 'fsmerge[tensorboard]') resume=true                  continue an
+  interrupted run into output.dir checkpoint.every=60s         how often the state of the training is saved (60s,
+  5m, or a number of steps)
+
+  --json               the evaluation as JSON on standard output
+  -q, --quiet          nothing but errors
+  --config-dir FOLDER  a folder of your own with data/*.yaml, ... (trusted like code)
+
+examples:
+  fsmerge finetune model.arch=vit_base_patch16_224.augreg_in21k model.task=pets data=folder data.root=images/ \\
+      data.augment=paper output.dir=outputs/pets
+  fsmerge finetune model.checkpoint=mine.safetensors model.arch=vit_small_patch16_224 model.task=cars data=folder
+  \\ data.root=images/ output.dir=outputs/cars fsmerge merge
+  '+models.sources=[{name:pets,checkpoint:outputs/pets},{name:cars,checkpoint:outputs/cars}]' \\ data=folder
+  data.root=images/ method=fs_merge method.maps=low_rank
+"""
+
+
+@dataclass(frozen=True, config=FORBID)
+class Output:
+    """dir: to write (null: named after the task and a hash). overwrite: replace it. tensorboard: event files."""
+
+    dir: Text | None = None
+    overwrite: Flag = False
+    tensorboard: Flag = False
+
+
+FLAGS = ("--json", "--quiet", "-q")
+TOP = ("model", "data", "training", "hardware", "seed", "resume", "checkpoint", "output")
+
+
+def run(arguments: list[str]) -> int:
+    """Compose the keys, train, show what came out."""
+    if {"-m", "--multirun"} & {*arguments}:
+        raise ConfigError("fsmerge finetune trains one source. Leave out --multirun and give every key one value.")
+    rest, search = own_folder([argument for argument in arguments if argument not in FLAGS])
+    strangers = [argument for argument in rest if argument.startswith("-") or "=" not in argument]
+    if strangers:
+        kind = "option" if strangers[0].startswith("-") else "argument"
+        known = (*FLAGS, "--config-dir") if kind == "option" else ("KEY=VALUE",)
+        raise ConfigError(f"fsmerge finetune: {unknown(kind, strangers[0], known)}")
+    keys = composed("finetune", rest, search)
+    if wrong := [unknown("key", key, TOP) for key in keys if key not in TOP]:
+        raise ConfigError("\n".join(wrong))
+    quiet = bool({"-q", "--quiet"} & {*arguments})
+    evaluation, folder, before = _finetune(keys, shlex.join(["fsmerge", "finetune", *arguments]), quiet)
+    if "--json" in arguments:
+        sys.stdout.write(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
+    elif not quiet:
+        _show(evaluation, folder, before)
+    return 0
+
+
+def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[str, Any], Path, bool]:
+    """The evaluation of a run, its folder, and whether it was finished before."""
+    from fsmerge_cli import terminal
+    from fsmerge_cli.config import Checkpoint
+    from fsmerge_cli.finetuning import finetune
+    from fsmerge_cli.logs import RunLog
+    from fsmerge_cli.progress import Event
+    from fsmerge_cli.starting import request
+
+    output = build(Output, keys["output"], "output")
+    every = build(Checkpoint, keys["checkpoint"], "checkpoint").every
+    groups = {name: keys[name] for name in ("model", "data", "training", "hardware", "seed", "resume")}
+    asked = request(**groups, overwrite=output.overwrite, every=every)
+    folder = Path(output.dir or _folder(asked.options(), asked.spec.name))
+    if asked.run.resume and (found := _finished(folder, asked.options())) is not None:
+        return found, folder, True
+    told = RunLog(folder, command, resume=asked.run.resume, tensorboard=output.tensorboard)
+    with told as log, terminal.Reporter(terminal.console(stderr=True, quiet=quiet)) as shown:
+
+        def both(event: Event) -> None:
+            log(event)
+            shown(event)
+
+        done = finetune(
+            **groups,
+            output=folder,
+            overwrite=output.overwrite,
+            checkpoint_every=every,
+            progress=both,
+            command=command,
+        )
+        evaluation = done.evaluation()
+        log.finish("\n".join(_lines(evaluation, folder)), evaluation)
+    return evaluation, folder, False
+
+
+def _folder(options: Mapping[str, Any], task: str) -> str:
+    """outputs/finetune-TASK-HASH; the hash covers every option."""
+    import hashlib
+
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=list).encode()).hexdigest()[:8]
+    return f"outputs/finetune-{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}-{digest}"
+
+
+def _finished(folder: Path, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The evaluation of the finished run in `folder`; ConfigError where it had other options."""
+    import yaml
+
+    from fsmerge_cli.resuming import check_same
+
+    if not (folder / "evaluation.json").is_file():
+        return None
+    old = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    check_same(f"the finished run in {folder}", old, options)
+    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _show(evaluation: Mapping[str, Any], folder: Path, before: bool) -> None:
+    from rich.text import Text as Line
+
+    from fsmerge_cli import report, terminal
+
+    console = terminal.console()
+    for name in evaluation["rows"]:
+        console.print(report.task_table(evaluation, name))
+    for line in _lines(evaluation, folder):
+        console.print(Line(line), soft_wrap=True)
+    if before:
+        console.print(Line("finished before: nothing was done"))
+
+
+def _lines(evaluation: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    from fsmerge_cli import report
+
+    for name, found in evaluation["rows"].items():
+        own = found["tasks"][name]
+        low, high = map(report.per_cent, own["interval"])
+        yield f"{name}: {report.per_cent(own['top1'])} % of {own['count']} test images right ({low} to {high})"
+    yield from (f"note: {note}" for note in evaluation["notes"])
+    yield report.summary_line(evaluation)
+    yield f"source: {folder}"

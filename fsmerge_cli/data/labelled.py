@@ -1,0 +1,65 @@
+"""Labelled images for a training: in memory where they are few, else read as they are needed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fsmerge_cli.data.base import ImageSet
+from fsmerge_cli.data.queries import READ
+from fsmerge_cli.data.reading import read
+from fsmerge_cli.feeding import Feed
+from fsmerge_cli.hardware import Hardware
+from fsmerge_cli.progress import Event, Progress
+
+KEPT = 2**31
+"""Bytes up to which images are read once and kept; more are read again in every pass."""
+
+
+class Pool:
+    """Labelled images of one task, in memory where they are few, else read as they are needed.
+
+    Rows are places in `images`. Both ways give the same pixels in 0..1 [n, C, H, W] and classes [n].
+    """
+
+    def __init__(self, images: ImageSet, hardware: Hardware, device: torch.device) -> None:
+        self.images, self.hardware, self.device = images, hardware, device
+        self._feed: Feed | None = None
+        self._places: dict[int, int] = {}
+        self.pixels = self.classes = torch.empty(0)
+
+    def keep(self, rows: Sequence[int], size: tuple[int, int, int], progress: Progress) -> bool:
+        """Read `rows` of images of `size` now, if they are few enough; whether they were."""
+        if len(rows) * math.prod(size) * 4 > KEPT:
+            return False
+        self.pixels, self.classes = torch.empty(len(rows), *size), torch.empty(len(rows), dtype=torch.long)
+        done = 0
+        for pixels, classes in read(self.images, rows, READ, self.hardware.workers):
+            part = slice(done, done + len(pixels))
+            self.pixels[part], self.classes[part] = pixels, classes
+            done += len(pixels)
+            progress(Event("read images", done, len(rows), images=1))
+        self._places = {row: place for place, row in enumerate(rows)}
+        self._feed = Feed(self.pixels, self.device)
+        return True
+
+    def batches(self, parts: Iterator[Sequence[int]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels and classes of every part, all of them of `size` rows but for the last."""
+        if self._feed is not None:
+            for part in parts:
+                at = torch.tensor([self._places[row] for row in part])
+                yield self._feed[at], self.classes[at].to(self.device)
+            return
+        gpu = self.device.type == "cuda"
+        rows = list(itertools.chain.from_iterable(parts))
+        for pixels, classes in read(self.images, rows, size, self.hardware.workers, pinned=gpu):
+            yield pixels.to(self.device, non_blocking=gpu), classes.to(self.device)
+
+    def all(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """`rows` once, in large batches."""
+        size = self.hardware.eval_batch
+        return self.batches((rows[i : i + size] for i in range(0, len(rows), size)), size)

@@ -1,0 +1,188 @@
+"""`finetune`: a data set and a start become a source that `merge` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fsmerge_cli.checkpoints import tensors_sha256
+from fsmerge_cli.classifier import Lesson, Tuned, Tuning, fit
+from fsmerge_cli.clock import Clock
+from fsmerge_cli.data import DataConfig, ImageSet, Task
+from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.labelled import Pool
+from fsmerge_cli.data.queries import FEWEST_FOR_VALIDATION
+from fsmerge_cli.errors import DataError
+from fsmerge_cli.evaluating import Bench
+from fsmerge_cli.finetuned import Finetuned
+from fsmerge_cli.hardware import Hardware, peak_memory
+from fsmerge_cli.output import claim, explained, resolved
+from fsmerge_cli.progress import Progress, silent
+from fsmerge_cli.result import versions
+from fsmerge_cli.resuming import Keeper, check_state, state_folder
+from fsmerge_cli.running import Trace
+from fsmerge_cli.scoring import Score, merged_forward
+from fsmerge_cli.seeding import derive, generator
+from fsmerge_cli.sources import Head, Source
+from fsmerge_cli.starting import Asked, Start, check_apart, load_start, request
+
+PROBE = 16
+"""Images that the written model is held against."""
+
+
+def finetune(
+    model: str | Mapping[str, Any] | Start,
+    *,
+    data: str | Mapping[str, Any] | DataConfig,
+    training: Mapping[str, Any] | Tuning | None = None,
+    hardware: str | Mapping[str, Any] | Hardware = "auto",
+    seed: int = 0,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: int | str = "60s",
+    progress: Progress = silent,
+    command: str | None = None,
+) -> Finetuned:
+    """Train a classifier on a data set: the head on the frozen backbone first, then all weights.
+
+    model: a timm name, or a mapping with the keys of `starting.Start`. data: name of a shipped preset, a mapping
+    with the keys of that group, or the dataclass itself; all images of the training split are taken where the
+    mapping is not asked for fewer (`images_per_task`), `validation` of them choose the best step, and `augment` is
+    drawn anew at every step. training: the keys of `classifier.Tuning`. output: folder to write (None: nothing is
+    written, `Finetuned.save` does it later). The rest is as in `merge`.
+
+    Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails,
+    Interrupted where a signal stopped it and `resume` can continue it.
+    """
+    asked = request(model, data, training, hardware, seed, overwrite, resume, checkpoint_every)
+    clock, keeper = Clock(), Keeper()
+    notes: list[str] = []
+    with ExitStack() as stack:
+        device = stack.enter_context(asked.hardware.session())
+        folder = None
+        if output is not None:
+            check_apart(asked, Path(output))
+            folder = stack.enter_context(claim(Path(output), asked.run.overwrite))
+        with clock.phase("sources"):
+            source = load_start(asked)
+        with clock.phase("data"):
+            lesson, tests = _lesson(asked, source, device, progress, notes)
+            images = tensors_sha256({"pixels": lesson.pool.pixels, "classes": lesson.pool.classes})
+        if output is not None:
+            keeper = _keeper(asked, source, lesson, images, Path(output))
+            stack.enter_context(keeper.explained())
+        with clock.phase("fit"):
+            tuned = _network(asked, source).to(device)
+            trace = fit(tuned, lesson, keeper)
+        head = Head(tuned.head.weight.detach(), tuned.head.bias.detach(), asked.labels)
+        with clock.phase("evaluate"):
+            scores = _scores(asked, tuned, head, tests, device, progress)
+        if trace.part:
+            notes.append(
+                f"memory did not suffice for a whole batch: it was computed {trace.part} images at a time"
+            )
+        provenance = {
+            "command": command or "fsmerge.finetune(...)",
+            "seed": seed,
+            "device": str(device),
+            "processes": 1,
+            "threads": asked.hardware.threads or torch.get_num_threads(),
+            "versions": versions(),
+            "sources": [{"name": source.name, "origin": source.origin, "sha256": source.sha256}],
+            "images_sha256": images,
+        }
+        weights = {name: tensor.detach().cpu() for name, tensor in tuned.backbone.state_dict().items()}
+        done = Finetuned(
+            replace(source, weights=weights, head=head.to("cpu")),
+            scores,
+            trace,
+            torch.stack([lesson.pool.images[row][0] for row in lesson.train[:PROBE]]),
+            _cost(asked, tuned, lesson, trace, clock, None if keeper.resumed else clock.seconds["fit"]),
+            provenance,
+            asked.options(),
+            (*source.notes, *notes),
+        )
+        if folder is not None:
+            with explained(Path(output or folder)):
+                done.write(folder, resolved(Path(output or folder)))
+    keeper.discard()
+    return done
+
+
+def _keeper(asked: Asked, source: Source, lesson: Lesson, images: str, output: Path) -> Keeper:
+    """Where the state of this run is kept; it belongs to these options, weights and images alone."""
+    rows = {"train": len(lesson.train), "validation": len(lesson.validation)}
+    content = {**asked.options(), "sha256": source.sha256, "images": images, **rows}
+    check_state(output, content, asked.run.resume, asked.run.overwrite)
+    return Keeper(state_folder(output), content, asked.every, True, lesson.progress)
+
+
+def _cost(
+    asked: Asked, tuned: Tuned, lesson: Lesson, trace: Trace, clock: Clock, seconds: float | None
+) -> dict[str, Any]:
+    trained = tuned.parameters() if asked.training.steps else tuned.head.parameters()
+    seen = min(asked.training.batch_size, len(lesson.train)) * len(trace.loss)
+    return {
+        "seconds": clock.seconds,
+        "steps": len(trace.loss),
+        "trained_parameters": sum(p.numel() for p in trained),
+        "merged_parameters": sum(t.numel() for t in tuned.backbone.state_dict().values()),
+        "images": len(lesson.train) + len(lesson.validation),
+        "images_per_second": round(seen / seconds, 1) if seconds else None,
+        "peak_memory_bytes": peak_memory(lesson.pool.device),
+    }
+
+
+def _network(asked: Asked, source: Source) -> Tuned:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(asked.run.seed, "finetune", "head"))
+        backbone: Any = source.family.skeleton(source.arch)
+        head = nn.Linear(source.arch.features, len(asked.labels))
+    backbone.load_state_dict({name: tensor.clone() for name, tensor in source.weights.items()}, assign=True)
+    if asked.hardware.checkpointing and hasattr(backbone, "set_grad_checkpointing"):
+        backbone.set_grad_checkpointing(True)
+    return Tuned(backbone.requires_grad_(True), head)
+
+
+def _lesson(
+    asked: Asked, source: Source, device: torch.device, progress: Progress, notes: list[str]
+) -> tuple[Lesson, ImageSet | None]:
+    """The images to learn from, and those for the test (None: there are no labelled ones, which is noted)."""
+    task, transform = Task(source.name, asked.labels), ToPixels(source.arch.input_size, source.preprocessing)
+    images, tests = (asked.data.build(split, task, transform) for split in ("train", "test"))
+    if images is None or not images.labelled:
+        raise DataError(
+            f"finetune needs labelled images, and data={asked.data.name} has "
+            + ("none" if images is None else "some without a label")
+            + f" in the training split of task '{source.name}'. Put every image into the folder of its class."
+        )
+    if tests is None or not tests.labelled:
+        tests = None
+        notes.append("the data set has no labelled test images: nothing was evaluated")
+    rows = torch.randperm(len(images), generator=generator(asked.run.seed, "finetune", "images")).tolist()
+    rows = rows[: asked.data.count(len(images))]
+    if not rows:
+        raise DataError("data.images_per_task=0 leaves nothing to learn from. Pass a number, or all.")
+    held = round(asked.data.validation * len(rows)) if len(rows) >= FEWEST_FOR_VALIDATION else 0
+    pool = Pool(images, asked.hardware, device)
+    pool.keep(sorted(rows), source.arch.input_size, progress)
+    given = asked.data.augment, asked.training, asked.run.seed, progress
+    return Lesson(pool, sorted(rows[held:]), sorted(rows[:held]), *given), tests
+
+
+def _scores(
+    asked: Asked, tuned: Tuned, head: Head, tests: ImageSet | None, device: torch.device, progress: Progress
+) -> dict[str, Score]:
+    if tests is None:
+        return {}
+    name = asked.spec.name
+    bench = Bench.of({name: head}, [tests], None, asked.hardware, device, progress)
+    score, _ = bench.row(name, merged_forward(tuned.backbone, (), [head]))
+    return {name: replace(score, features={})}
