@@ -46,10 +46,16 @@ PROBE_SIZE, PROBE_SECONDS = 768, 0.1
 
 @dataclass(frozen=True)
 class Workload:
-    """Images per task that a merge may see, their views included, and test images per task."""
+    """Images per task that a merge may see, their views included; test images per task; images of no task."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]
+    others: int = 0
+
+    @property
+    def seen(self) -> int:
+        """All images that a merge may see."""
+        return sum(self.train) + self.others
 
 
 @dataclass(frozen=True)
@@ -150,12 +156,12 @@ def peak_memory(
     sources: bytes of each source in memory. Within 30 % of the real peak in the tests; see the module's text.
     """
     n, k, t = network.numbers, len(plan.tasks), trained_numbers(plan, method, network)
-    images = sum(work.train)
+    images = work.seen
     pixels = 4 * images * torch.Size(plan.arch.input_size).numel()
     wants = images * k if isinstance(method, Trained) and method.targets == "all" else images
     features = 4 * wants * plan.arch.features if isinstance(method, Trained) else 0
     always = resident() + LATER + sum(sources) + pixels + features
-    passing = network.widest * min(hardware.eval_batch, max([1, *work.train]))
+    passing = network.widest * min(hardware.eval_batch, max([1, work.others, *work.train]))
     fit = max(
         _training(plan, method, hardware, work, network, t), passing if isinstance(method, Trained) else 4 * n
     )
@@ -167,7 +173,7 @@ def peak_memory(
 
 def _batch(method: Trained, work: Workload) -> int:
     """Images per step."""
-    return method.batch_size if method.asking.fresh else min(method.batch_size, sum(work.train))
+    return method.batch_size if method.asking.fresh else min(method.batch_size, work.seen)
 
 
 def _training(plan: Plan, method: Method, hardware: Hardware, work: Workload, network: Network, t: int) -> int:
@@ -189,7 +195,7 @@ def _training(plan: Plan, method: Method, hardware: Hardware, work: Workload, ne
 
 def operations(plan: Plan, method: Method, work: Workload, network: Network) -> float:
     """Floating-point operations of a whole run: features, training, folds, evaluation."""
-    k, images = len(plan.tasks), sum(work.train)
+    k, images = len(plan.tasks), work.seen
     rows = k + (1 if method.name == "average" else 2)
     forward = float(network.operations)
     total = forward * sum(work.test) * rows + forward * IMAGES * (k + 2) * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from fsmerge_cli import estimate
 from fsmerge_cli.checkpoints import weights_file
 from fsmerge_cli.data import Task
-from fsmerge_cli.data.base import Split, ToPixels
+from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.drawing import counted
 from fsmerge_cli.errors import DataError, MismatchError, SourceError
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS
@@ -265,9 +267,11 @@ def _needs(
     """Predicted peak in bytes and seconds of the request, and what could not be found out."""
     device = asked.hardware.resolve()
     try:
-        work = estimate.Workload(_counts(asked, sources, "train"), _counts(asked, sources, "test"))
+        tasks = [Task(source.name, source.labels) for source in sources]
+        train, test, others = counted(asked.data, tasks, partial(ToPixels, sources[0].arch.input_size))
     except DataError as error:
         return None, None, (f"no prediction without the images: {error}",)
+    work = estimate.Workload(tuple(train), tuple(test), others)
     network = estimate.measure(plan)
     sizes = [sum(4 * t.numel() for t in s.weights.values()) for s in sources]
     rate = _rate(asked.hardware, device)
@@ -282,19 +286,3 @@ def _needs(
 def _rate(hardware: Hardware, device: torch.device) -> float:
     with hardware.session():  # its number of threads
         return estimate.throughput(device)
-
-
-def _counts(asked: Request, sources: Sequence[Source], split: Split) -> tuple[int, ...]:
-    """Images of every task in a split; no image is read."""
-    data = asked.data
-    if data is None:
-        return ()
-    counts = []
-    for source in sources:
-        found = data.build(split, Task(source.name, source.labels), ToPixels(source.arch.input_size))
-        count = len(found) if found is not None else 0
-        if split == "train" and data.images_per_task != "all":
-            count = min(count, data.images_per_task)
-        views = 1 + (data.views if split == "train" and data.augment != "none" else 0)
-        counts.append(count * views)
-    return tuple(counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from fsmerge_cli.certificates import Proof, probe
 from fsmerge_cli.checkpoints import tensors_sha256
 from fsmerge_cli.clock import Clock
-from fsmerge_cli.data import DataConfig, ImageSet, Task, unrelated_images
-from fsmerge_cli.data.base import Split, ToPixels
-from fsmerge_cli.data.queries import Images, draw
+from fsmerge_cli.data import DataConfig, ImageSet, Task
+from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.queries import Images
 from fsmerge_cli.distributed import World, join
+from fsmerge_cli.drawing import prepared
 from fsmerge_cli.evaluating import evaluate
 from fsmerge_cli.fold import fold_head
 from fsmerge_cli.hardware import Hardware, peak_memory
@@ -88,7 +90,7 @@ def merge(
                 folder = None
                 if output is not None and world.main:
                     folder = stack.enter_context(claim(Path(output), asked.run.overwrite))
-            problem, notes = _problem(asked, device, progress, world, clock)
+            problem, tests, notes = _problem(asked, device, progress, world, clock)
             if output is not None:
                 keeper = _keeper(asked, problem, Path(output))
                 stack.enter_context(keeper.explained())
@@ -96,7 +98,7 @@ def merge(
                 problem = replace(problem, keeper=keeper)
                 solution = asked.method.fit(problem)
             rivals = _rivals(asked, problem, solution, clock, notes)
-        result = _result(asked, problem, solution, rivals, notes, clock, command or "fsmerge.merge(...)")
+        result = _result(asked, problem, tests, solution, rivals, notes, clock, command or "fsmerge.merge(...)")
         if folder is not None:
             with explained(Path(output or folder)):
                 result.write(folder)
@@ -128,8 +130,8 @@ def check(models: Models, method: str | Mapping[str, Any] | Method = "average") 
 
 def _problem(
     asked: Request, device: torch.device, progress: Progress, world: World, clock: Clock
-) -> tuple[Problem, list[str]]:
-    """The same problem on every process, and what is to be noted about its images."""
+) -> tuple[Problem, Sequence[ImageSet | None], list[str]]:
+    """The same problem on every process, the test images, and what is to be noted about all images."""
     sources: list[Source] = []
     with clock.phase("sources"):
         for turn in (world.main, not world.main):  # rank 0 trains the embedded sources, the others find them
@@ -139,8 +141,11 @@ def _problem(
     with world.together():
         plan = compile_plan(sources, asked.method.width, asked.method.heads)
         with clock.phase("data"):
-            images, notes = _draw(asked, sources, progress)
-    return Problem(plan, sources, images, asked.hardware, device, asked.run.seed, progress, world), notes
+            tasks = [Task(source.name, source.labels) for source in sources]
+            pixels = partial(ToPixels, sources[0].arch.input_size, sources[0].preprocessing)
+            seed, workers = asked.run.seed, asked.hardware.workers
+            tests, images, notes = prepared(asked.data, tasks, pixels, seed, workers, progress)
+    return Problem(plan, sources, images, asked.hardware, device, seed, progress, world), tests, notes
 
 
 def _rivals(
@@ -169,6 +174,7 @@ def _rivals(
 def _result(
     asked: Request,
     problem: Problem,
+    tests: Sequence[ImageSet | None],
     solution: Solution,
     rivals: Mapping[str, Solution],
     notes: Sequence[str],
@@ -181,8 +187,7 @@ def _result(
     if dtype != "float32":
         solution = replace(solution, weights=rounded(solution.weights, dtype), dtype=dtype)
     with clock.phase("evaluate"):
-        sets = _build(asked.data, "test", sources) if problem.world.main else []
-        evaluation = evaluate(problem, solution, sets, asked.method, rivals)
+        evaluation = evaluate(problem, solution, tests if problem.world.main else [], asked.method, rivals)
     heads = _heads(sources, solution)
     pixels = probe(problem.images, plan, problem.seed)
     proof = Proof(plan, sources, exact, heads, pixels, evaluation.seen, dtype, problem.progress)
@@ -254,37 +259,6 @@ def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:
         for s, U in zip(sources, solution.readouts)
         if s.head is not None
     }
-
-
-def _build(data: DataConfig | None, split: Split, sources: Sequence[Source]) -> list[ImageSet | None]:
-    if data is None:
-        return [None] * len(sources)
-    return [data.build(split, Task(s.name, s.labels), _transform(s, sources[0])) for s in sources]
-
-
-def _transform(source: Source, first: Source) -> ToPixels:
-    return ToPixels(source.arch.input_size, first.preprocessing)
-
-
-def _draw(asked: Request, sources: Sequence[Source], progress: Progress) -> tuple[Images, list[str]]:
-    data, seed, workers = asked.data, asked.run.seed, asked.hardware.workers
-    if data is None:
-        empty = torch.empty(0, dtype=torch.long)
-        return Images(torch.empty(0), empty, empty, empty), ["no data: nothing was evaluated"]
-    sets = [] if data.nobodys else [s for s in _build(data, "train", sources) if s is not None]
-    others = unrelated_images(data, _transform(sources[0], sources[0]))
-    notes = []
-    if others is not None:
-        kind = "generated" if others[1].name == "generated" else f"unrelated (data={others[1].name})"
-        count = others[1].count(len(others[0]))
-        notes.append(f"{count} images belong to no task: {kind}")
-    for source, own in zip(sources, sets):
-        if data.images_per_task != "all" and len(own) < data.images_per_task:
-            notes.append(
-                f"task '{source.name}' has {len(own)} images, fewer than images_per_task={data.images_per_task}; "
-                "all of them are used"
-            )
-    return draw(data, sets, seed, workers, others, progress), notes
 
 
 def _start_notes(plan: Plan, solution: Solution) -> list[str]:

@@ -15,7 +15,8 @@ from fsmerge_cli.answers import Example, compared, examples
 from fsmerge_cli.clock import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.queries import Images, draw
+from fsmerge_cli.data.queries import Images
+from fsmerge_cli.drawing import Tests, built, drawn, looked_at, nothing
 from fsmerge_cli.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.evaluating import Bench, alone
 from fsmerge_cli.hardware import Hardware, peak_memory
@@ -136,9 +137,10 @@ def evaluate(
     notes: list[str] = []
     with machine.session() as device:
         with clock.phase("data"):
-            sets = _sets(model, images)
-            drawn = _drawn(model, images, seed, machine.workers, notes)
-        bench = Bench.of(model.heads, sets, drawn, machine, device, progress)
+            tests = _tests(model, images, machine.workers, progress)
+            notes += tests.notes
+            queries = _drawn(model, images, tests, seed, machine.workers, notes)
+        bench = Bench.of(model.heads, tests.sets, queries, machine, device, progress)
         if not bool((bench.truth[1] >= 0).any()):
             raise DataError(
                 "no test image has a label, so there are no answers to count. Put the images into class folders."
@@ -159,13 +161,13 @@ def evaluate(
     shown: tuple[Example, ...] = ()
     if reference:
         given = outputs.logits, reference.logits, bench.truth, bench.heads
-        answers, shown = compared(*given), examples(sets, *given, seed)
+        answers, shown = compared(*given), examples(tests.sets, *given, seed)
     cost = {
         "seconds": clock.seconds,
         "steps": 0,
         "trained_parameters": 0,
         "merged_parameters": sum(t.numel() for t in model.backbone.state_dict().values()),
-        "images": 0 if drawn is None else len(drawn),
+        "images": 0 if queries is None else len(queries),
         "images_per_second": None,
         "peak_memory_bytes": peak_memory(device),
     }
@@ -177,7 +179,7 @@ def evaluate(
         "threads": machine.threads or torch.get_num_threads(),
         "versions": versions(),
         "sources": [{"name": "merged", "origin": str(model.folder), "sha256": model.sha256}],
-        "images_sha256": images_sha256(drawn or _none()),
+        "images_sha256": images_sha256(queries or nothing()),
     }
     options = {
         "model": str(model.folder),
@@ -214,35 +216,49 @@ def _run_options(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _sets(model: Merged, data: DataConfig) -> list[ImageSet | None]:
-    sets = [_built(model, data, name, "test") for name in model.tasks]
-    if not any(sets):
+def _tests(model: Merged, data: DataConfig, workers: int, progress: Progress) -> Tests:
+    tasks, pixels = _asked(model)
+    found = [_own(model, data, "test", task, pixels) for task in tasks]
+    if not any(found):
         raise DataError(
-            f"data={data.name} has no test images for {', '.join(model.tasks)}. Put some into TASK/test/, in "
-            "class folders."
+            f"data={data.name} has no test images for {', '.join(model.tasks)}. "
+            + (
+                "Pass data=NAME with test images."
+                if data.nobodys
+                else "Put some into TASK/test/, in class folders."
+            )
         )
-    return sets
+    return looked_at(found, tasks, workers, progress)
 
 
-def _drawn(model: Merged, data: DataConfig, seed: int, workers: int, notes: list[str]) -> Images | None:
+def _drawn(
+    model: Merged, data: DataConfig, tests: Tests, seed: int, workers: int, notes: list[str]
+) -> Images | None:
     """The images that the temperatures are fitted on; None where there are none, which is noted."""
-    if len(model.tasks) < 2 or data.images_per_task == 0:
+    tasks, pixels = _asked(model)
+    if len(tasks) < 2 or any(data.of(task.name).images_per_task == 0 for task in tasks):
         return None
     try:
-        sets = [_built(model, data, name, "train") for name in model.tasks]
+        for task in tasks:
+            _own(model, data, "train", task, pixels)
     except DataError as error:  # the test images were found, so these are simply not there
         notes.append(f"not calibrated, which takes images beside those for the test: {error}")
         return None
-    own = [images for images in sets if images is not None]
-    return draw(data, own, seed, workers) if len(own) == len(sets) else None
+    images, found = drawn(data, tasks, pixels, tests, seed, workers)
+    notes += [note for note in found if note not in notes]
+    return images
 
 
-def _built(model: Merged, data: DataConfig, name: str, split: Any) -> ImageSet | None:
-    pixels = ToPixels(model.arch.input_size, model.preprocessing)
+def _asked(model: Merged) -> tuple[list[Task], ToPixels]:
+    tasks = [Task(name, model.heads[name].labels) for name in model.tasks]
+    return tasks, ToPixels(model.arch.input_size, model.preprocessing)
+
+
+def _own(model: Merged, data: DataConfig, split: Any, task: Task, pixels: ToPixels) -> ImageSet | None:
     try:
-        return data.build(split, Task(name, model.heads[name].labels), pixels)
+        return built(data, split, [task], pixels)[0]
     except DataError as error:
-        raise DataError(in_own_words(str(error), name)) from None
+        raise DataError(in_own_words(str(error), task.name)) from None
 
 
 def _sources(model: Merged, run: Mapping[str, Any], progress: Progress) -> list[Any]:
@@ -262,8 +278,3 @@ def _sources(model: Merged, run: Mapping[str, Any], progress: Progress) -> list[
     if headless:
         raise SourceError(f"--sources: {', '.join(headless)} has no head. Leave out --sources.")
     return found
-
-
-def _none() -> Images:
-    empty = torch.empty(0, dtype=torch.long)
-    return Images(torch.empty(0), empty, empty, empty)

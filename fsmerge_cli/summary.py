@@ -79,7 +79,23 @@ def joint_interval(row: Values, protocol: str) -> tuple[float, float] | None:
 
 
 def verdict(evaluation: Values) -> list[str]:
-    """What came out, in a few sentences."""
+    """What came out, in a few sentences, and whether images of no task had a part in it."""
+    return [*_outcome(evaluation), *_strangers(evaluation)]
+
+
+def _strangers(evaluation: Values) -> list[str]:
+    """That a merge saw images which belong to no task, where it did."""
+    data = evaluation["config"].get("data") or {}
+    name, other = data.get("name"), (data.get("unrelated") or {}).get("name")
+    if not evaluation["cost"]["images"] or (other is None and name not in ("none", "generated")):
+        return []
+    kind = "generated ones" if other in (None, "generated") else f"unrelated ones (data={other})"
+    if name in ("none", "generated") or data.get("images_per_task") == 0:
+        return [f"The merge saw no image of its tasks, only {kind}."]
+    return [f"Beside images of its tasks, the merge saw {kind}."]
+
+
+def _outcome(evaluation: Values) -> list[str]:
     rows = evaluation["rows"]
     merged, ensemble = rows.get("merged", {}), rows.get("ensemble", {})
     mean = merged.get("mean_top1")

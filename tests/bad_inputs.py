@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import list_models
 
-from fsmerge_cli.data import digits
+from fsmerge_cli.data import DATASETS, digits
 from fsmerge_cli.errors import unknown
 from fsmerge_cli.output import write_model
 from fsmerge_cli.sources import Source, head_tensors, model_config
@@ -257,6 +257,7 @@ KD = f"{two()} method=kd method.steps=1 data=folder data.root=images data.images
 PAIR = "merge +models=digits_mlp_pair output.dir=out"
 FILE = f"{two('name:a,checkpoint:a/model.safetensors')} method=average"
 LEGACY = f"{two('name:a,checkpoint:a/model.pt')} method=average"
+DATA = ", ".join(sorted(DATASETS))
 NOT_EVALUATED = "no data: nothing was evaluated"
 FULL = OSError(28, "No space left on device")
 READ_ONLY = OSError(30, "Read-only file system")
@@ -1577,8 +1578,8 @@ OPTIONS = [
         two() + " method=kd",
         2,
         (
-            "method=kd needs unlabelled images and no data set is given. Pass data=NAME (digits, folder, "
-            "glyphs; data.root=PATH for your own folder), or method=average."
+            f"method=kd needs unlabelled images and no data set is given. Pass data=NAME ({DATA}; data.root=PATH "
+            "for your own folder), or method=average."
         ),
     ),
     Case(
@@ -1880,6 +1881,35 @@ IMAGES = [
         2,
         "the image images/a/1.png cannot be read ({library}). Repair it or take it away.",
         put("images/a/1.png", b""),
+    ),
+    Case(
+        "three images that cannot be read, skipped",
+        KD + " data.bad_files=skip data.images_per_task=all",
+        0,
+        (
+            "task 'a': 2 images skipped, unreadable: images/a/1.png, images/a/2.png\n"
+            "task 'b': 1 image skipped, unreadable: images/b/0.png\n"
+            "the data set has no test images: nothing was evaluated"
+        ),
+        both(put("images/a/1.png", ""), both(put("images/a/2.png", "x"), put("images/b/0.png", b""))),
+    ),
+    Case(
+        "three images that cannot be read, refused",
+        KD,
+        2,
+        (
+            "3 images cannot be read:\n"
+            "  - the image images/a/1.png cannot be read ({library}). Repair it or take it away.\n"
+            "  - the image images/a/2.png cannot be read ({library}). Repair it or take it away.\n"
+            "  - the image images/b/0.png cannot be read ({library}). Repair it or take it away."
+        ),
+        both(put("images/a/1.png", ""), both(put("images/a/2.png", "x"), put("images/b/0.png", b""))),
+    ),
+    Case(
+        "a word that says nothing about bad files",
+        KD + " data.bad_files=ignore",
+        2,
+        "data.bad_files: should be 'refuse' or 'skip', got 'ignore'.",
     ),
     Case(
         "an image cut off",

@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from fsmerge_cli import evaluate, load_merged, merge, schema
 from fsmerge_cli.cli import evaluate_command, main
+from fsmerge_cli.data import DATASETS
 from fsmerge_cli.data.folder import Folder
 from fsmerge_cli.errors import ConfigError, DataError, OutputError, SourceError
 from fsmerge_cli.merged import Reading
@@ -496,7 +497,7 @@ def test_a_data_set_of_the_users_own(
         (["a", "dat=digits"], "unknown key 'dat'. Available: hardware, model, output, seed, tasks."),
         (
             ["a", "data=digit"],
-            "unknown data 'digit'. Did you mean 'digits'? Available: digits, folder, generated, glyphs.",
+            f"unknown data 'digit'. Did you mean 'digits'? Available: {', '.join(sorted(DATASETS))}.",
         ),
         (
             ["a", "model.lables=[x]"],

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from fsmerge_cli import merge
 from fsmerge_cli.cli import main
+from fsmerge_cli.data import DATASETS
 from fsmerge_cli.errors import DataError
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.average import Average
@@ -137,7 +138,7 @@ def test_without_images_there_is_no_student() -> None:
         merge(entries, method="average", kd=True)
     assert str(error.value) == (
         "evaluation.kd=true trains a student, which needs unlabelled images, and no data set is given. Pass "
-        "data=NAME (digits, folder, generated, glyphs), or evaluation.kd=false."
+        f"data=NAME ({', '.join(sorted(DATASETS))}), or evaluation.kd=false."
     )
 
 

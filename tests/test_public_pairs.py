@@ -15,6 +15,7 @@ from timm.models import create_model
 from fsmerge_cli import presets
 from fsmerge_cli.checkpoints import hub_config
 from fsmerge_cli.cli import main
+from fsmerge_cli.data import DATASETS
 from fsmerge_cli.opening import hub_name
 from fsmerge_cli.sources import SourceSpec
 
@@ -40,7 +41,7 @@ def test_without_data_one_sentence_says_what_to_pass(
     assert main(["merge", f"+models={models}"]) == 2
     assert capsys.readouterr().err == (
         "fsmerge: error: method=fs_merge needs unlabelled images and no data set is given. Pass data=NAME "
-        "(digits, folder, generated, glyphs; data.root=PATH for your own folder), or method=average.\n"
+        f"({', '.join(sorted(DATASETS))}; data.root=PATH for your own folder), or method=average.\n"
     )
     assert list(tmp_path.iterdir()) == []
 

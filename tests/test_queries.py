@@ -13,21 +13,21 @@ from fsmerge_cli.data.digits import Digits
 from fsmerge_cli.data.queries import Images, draw
 
 
-def numbered(size: int) -> ImageSet:
-    """Image i shows its own number, in two pixels."""
+def numbered(size: int, task: int = 0) -> ImageSet:
+    """Image i shows its own number, in two pixels, and its task in a third."""
 
     def read(i: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(np.array([[i // 250, i % 250]], dtype=np.uint8)), 0
+        return Image.fromarray(np.array([[i // 250, i % 250, task]], dtype=np.uint8)), 0
 
-    return ImageSet(size, read, ToPixels((1, 1, 2)), labelled=True)
+    return ImageSet(size, read, ToPixels((1, 1, 3)), labelled=True)
 
 
-def blobs(size: int) -> ImageSet:
+def blobs(size: int, task: int = 0) -> ImageSet:
     """Images with something in the middle that a shift moves."""
 
     def read(i: int) -> tuple[Image.Image, int]:
         pixels = np.zeros((16, 16), dtype=np.uint8)
-        pixels[6:10, 6:10] = i + 1
+        pixels[6:10, 6:10] = i + 1 + 100 * task
         return Image.fromarray(pixels), 0
 
     return ImageSet(size, read, ToPixels((1, 16, 16)), labelled=True)
@@ -36,7 +36,7 @@ def blobs(size: int) -> ImageSet:
 def numbers(images: Images, task: int, rows: torch.Tensor | None = None) -> list[int]:
     rows = torch.arange(len(images)) if rows is None else rows
     rows = rows[images.task[rows] == task]
-    high, low = images.images[rows, 0, 0].mul(255).round().long().unbind(1)
+    high, low, _ = images.images[rows, 0, 0].mul(255).round().long().unbind(1)
     return (250 * high + low).tolist()
 
 
@@ -45,12 +45,12 @@ def config(per_task: int | str, **options: object) -> DataConfig:
 
 
 def both(per_task: int | str, sizes: Sequence[int] = (300, 400), seed: int = 0, **options: object) -> Images:
-    return draw(config(per_task, **options), [numbered(size) for size in sizes], seed)
+    return draw(config(per_task, **options), [numbered(size, i) for i, size in enumerate(sizes)], seed)[0]
 
 
 def test_a_draw_holds_so_many_different_images_of_every_task() -> None:
     images = both(50)
-    assert images.images.shape == (100, 1, 1, 2)
+    assert images.images.shape == (100, 1, 1, 3)
     assert images.task.tolist() == [0] * 50 + [1] * 50
     for task, size in enumerate((300, 400)):
         drawn = numbers(images, task)
@@ -102,7 +102,7 @@ def test_all_takes_every_image_once() -> None:
 
 @pytest.mark.parametrize("sets", [0, 2])
 def test_no_images_are_a_normal_case(sets: int) -> None:
-    images = draw(config(0), [numbered(5)] * sets, 0)
+    images, _ = draw(config(0), [numbered(5)] * sets, 0)
     assert len(images) == len(images.task) == len(images.train) == len(images.validation) == 0
 
 
@@ -145,8 +145,8 @@ def test_the_largest_share_leaves_an_image_to_train_on() -> None:
 
 
 def test_views_are_added_on_the_training_side_only() -> None:
-    images = draw(config(40, augment="shift", views=3), [blobs(50), blobs(60)], 0)
-    plain = draw(config(40), [blobs(50), blobs(60)], 0)
+    images, _ = draw(config(40, augment="shift", views=3), [blobs(50), blobs(60, 1)], 0)
+    plain, _ = draw(config(40), [blobs(50), blobs(60, 1)], 0)
     kept, trained = 4, 36
     assert len(images.validation) == 2 * kept
     assert len(images.train) == 2 * trained * (1 + 3)
@@ -169,7 +169,7 @@ def test_views_are_added_on_the_training_side_only() -> None:
 def test_views_are_the_same_for_the_same_seed_and_larger_draws() -> None:
     def views(per_task: int, seed: int, number: int = 2) -> torch.Tensor:
         options = config(per_task, augment="shift", views=number, validation=0.0)
-        return draw(options, [blobs(50)], seed).images[per_task:].reshape(per_task, number, -1)
+        return draw(options, [blobs(50)], seed)[0].images[per_task:].reshape(per_task, number, -1)
 
     torch.manual_seed(5)
     one = views(10, 0)
@@ -188,7 +188,7 @@ def test_test_images_are_never_among_the_queries() -> None:
         [Digits().build(split, task, pixels) for task in tasks]  # type: ignore[arg-type]
         for split in ("train", "test")
     )
-    images = draw(config("all"), train, 0)
+    images, _ = draw(config("all"), train, 0)
     assert len(images) == sum(len(own) for own in train)
     drawn = {image.numpy().tobytes() for image in images.images}
     held_out = {own[i][0].numpy().tobytes() for own in test for i in range(len(own))}

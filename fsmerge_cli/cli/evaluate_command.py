@@ -26,7 +26,8 @@ inside its weights. Without data=... on the test images of the run that made it.
   -q, --quiet nothing but errors, and the files that are asked for
 
 keys:
-  data=NAME                    digits, folder, generated, glyphs; its training images calibrate the joint answers
+  data=NAME                    digits, folder, generated, glyphs, none;
+                               its training images calibrate the joint answers
   hardware=NAME                auto (default), cpu, gpu
   seed=0                       of the drawn training images (default: the run's)
   tasks=[a,b]                  only these tasks of the model

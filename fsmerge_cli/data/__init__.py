@@ -12,6 +12,7 @@ from fsmerge_cli.data.digits import Digits
 from fsmerge_cli.data.folder import Folder
 from fsmerge_cli.data.generated import Generated
 from fsmerge_cli.data.glyphs import Glyphs
+from fsmerge_cli.data.none import NoImages
 from fsmerge_cli.errors import ConfigError, unknown
 from fsmerge_cli.options import choose
 
@@ -20,6 +21,7 @@ DATASETS: dict[str, type[DataConfig]] = {
     "folder": Folder,
     "generated": Generated,
     "glyphs": Glyphs,
+    "none": NoImages,
 }
 
 
@@ -30,7 +32,8 @@ def unrelated(config: DataConfig) -> tuple[DataConfig, tuple[str, ...] | None] |
     """
     if config.unrelated is None:
         return None
-    values = {"name": None, **config.unrelated}
+    count = {"images_per_task": config.images_per_task} if config.nobodys else {}
+    values = {"name": None, **count, **config.unrelated}
     labels = values.pop("labels", None)
     found = choose(DATASETS, values, "data.unrelated")
     if found.unrelated is not None:
@@ -49,9 +52,11 @@ def unrelated_images(
     config: DataConfig, transform: Callable[[Image.Image], Tensor]
 ) -> tuple[ImageSet, DataConfig] | None:
     """The images that belong to no task, and the data set that says how many are drawn; raises DataError."""
-    found = (config, None) if config.nobodys else unrelated(config)
+    found = unrelated(config)
     if found is None:
-        return None
+        if not config.nobodys:
+            return None
+        found = config, None
     images = found[0].build("train", Task("", found[1]), transform)
     return None if images is None else (images, found[0])
 

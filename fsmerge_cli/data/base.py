@@ -6,7 +6,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,20 +23,28 @@ from fsmerge_cli.preprocessing import PLAIN, Preprocessing
 
 Split = Literal["train", "test"]
 
+T = TypeVar("T")
+
 
 @plain_dataclass(frozen=True)
 class Task:
-    """A task as data sets see it: its name and the labels of its head, in order (None: no head)."""
+    """A task as data sets see it: its name and the labels of its head, in order (None: no head).
+
+    alone: whether the data set is this task's alone, so that it need not be looked for under the task's name.
+    """
 
     name: str
     labels: tuple[str, ...] | None
+    alone: bool = False
 
 
 @plain_dataclass(frozen=True)
 class ImageSet:
     """Images of one task: `size` of them, `read(i)` -> (image, class index in the task's labels; -1: none).
 
-    classes: the class index of every image, where it is known without reading the image.
+    classes: the class index of every image, where it is known without reading the image. lenient: images that
+    cannot be read are left out instead of refused. notes: what the user should know about this set. called: what
+    an image is called in a message (None: by its number).
     """
 
     size: int
@@ -42,6 +52,9 @@ class ImageSet:
     transform: Callable[[Image.Image], Tensor]
     labelled: bool
     classes: Sequence[int] | None = None
+    lenient: bool = False
+    notes: tuple[str, ...] = ()
+    called: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -50,6 +63,24 @@ class ImageSet:
         """Pixels in 0..1 [C, H, W], and the class index."""
         image, label = self.read(index)
         return self.transform(image), label
+
+    def only(self, rows: Sequence[int]) -> ImageSet:
+        """The same images, those of `rows` alone."""
+        return replace(
+            self,
+            size=len(rows),
+            read=partial(_of_row, self.read, rows),
+            classes=None if self.classes is None else [self.classes[row] for row in rows],
+            called=partial(_of_row, self.title, rows),
+        )
+
+    def title(self, index: int) -> str:
+        """What an image is called."""
+        return self.called(index) if self.called else f"number {index}"
+
+
+def _of_row(found: Callable[[int], T], rows: Sequence[int], index: int) -> T:
+    return found(rows[index])
 
 
 @plain_dataclass(frozen=True)
@@ -119,6 +150,14 @@ class DataConfig(ABC):
     def classes(self, task: str) -> tuple[str, ...] | None:
         """Names of the classes of a task in the order of their rows; None where the data set does not say them."""
         return None
+
+    def of(self, task: str) -> DataConfig:
+        """The data set of one task; this one, where it is the same for all."""
+        return self
+
+    def paths(self) -> Mapping[str, str]:
+        """Files and folders that are read, by the key that names them."""
+        return {}
 
     def count(self, there: int) -> int:
         """How many images are drawn where there are so many."""

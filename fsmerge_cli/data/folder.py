@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -31,12 +31,14 @@ class Folder(DataConfig):
     """One folder per task below `root`.
 
     root: folder that holds one folder per task, called like the task. test_share: part of each class kept
-    for the evaluation where a task's folder has no test/ of its own.
+    for the evaluation where a task's folder has no test/ of its own. bad_files: what becomes of images that cannot
+    be read: refuse (the run, naming them) or skip (named in its notes).
     """
 
     name: Literal["folder"] = "folder"
     root: Text | None = None
     test_share: Share = 0.2
+    bad_files: Literal["refuse", "skip"] = "refuse"
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
         """The images of one task; None where there are no labelled test images."""
@@ -59,12 +61,19 @@ class Folder(DataConfig):
                 f"Put images there ({', '.join(sorted(SUFFIXES))}), flat or in class folders."
             )
         classes = tuple(label for _, label in files)
-        return ImageSet(len(files), partial(_read, files), transform, all(c >= 0 for c in classes), classes)
+        labelled, lenient = all(c >= 0 for c in classes), self.bad_files == "skip"
+        return ImageSet(
+            len(files), partial(_read, files), transform, labelled, classes, lenient, called=partial(_path, files)
+        )
+
+    def paths(self) -> Mapping[str, str]:
+        """The root."""
+        return {} if self.root is None else {"data.root": self.root}
 
     def classes(self, task: str) -> tuple[str, ...] | None:
-        """Class folders of the training images, sorted, as torchvision's ImageFolder numbers them."""
+        """Class folders, sorted, as torchvision's ImageFolder numbers them; of train/, else of test/."""
         folder = self._folder(Task(task, None))
-        own = folder / "train" if (folder / "train").is_dir() else folder
+        own = next((folder / split for split in ("train", "test") if (folder / split).is_dir()), folder)
         return tuple(sorted(p.name for p in own.iterdir() if p.is_dir() and _images(p))) or None
 
     def _folder(self, task: Task) -> Path:
@@ -80,6 +89,8 @@ class Folder(DataConfig):
         if not there:
             raise DataError(f"data.root={root}: there is no such folder.")
         folder = root / task.name
+        if not folder.is_dir() and task.alone:
+            return root
         if not folder.is_dir():
             found = sorted(p.name for p in root.iterdir() if p.is_dir())
             raise DataError(
@@ -119,7 +130,12 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    """Hidden files are none: systems leave their own beside images."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _path(files: Sequence[tuple[Path, int]], i: int) -> str:
+    return str(files[i][0])
 
 
 def _read(files: Sequence[tuple[Path, int]], i: int) -> tuple[Image.Image, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,6 +13,9 @@ from torch.utils.data import default_collate as stacked
 from fsmerge_cli.errors import DataError
 
 T = TypeVar("T", covariant=True)
+
+SHOWN = 10
+"""Images that cannot be read are named up to so many."""
 
 
 class Items(Protocol[T]):
@@ -28,19 +31,41 @@ class _Shielded(Generic[T]):
 
     items: Items[T]
 
-    def __getitem__(self, index: int) -> T | DataError:
+    def __getitem__(self, index: int) -> tuple[int, T | DataError]:
         try:
-            return self.items[index]
+            return index, self.items[index]
         except DataError as error:
-            return error
+            return index, error
+
+
+@dataclass(frozen=True)
+class Part:
+    """A batch: numbers of the items that could be read, those stacked (None: none), what is wrong with others."""
+
+    numbers: Sequence[int]
+    content: Any
+    errors: Mapping[int, DataError]
 
 
 def read(items: Items[Any], order: Sequence[int], batch: int, workers: int, pinned: bool = False) -> Iterator[Any]:
     """Batches of items in the given order, stacked: [<= batch, ...] per part of an item.
 
     workers: processes that read ahead (0: this one). pinned: in memory that a GPU copies from directly.
-    Raises DataError, also where a worker dies.
+    Raises DataError that names every item of `order` that cannot be read, also where a worker dies.
     """
+    errors: list[DataError] = []
+    for part in sift(items, order, batch, workers, pinned):
+        errors += part.errors.values()
+        if not errors:  # else the others are only looked at, to be named too
+            yield part.content
+    if errors:
+        raise together(errors)
+
+
+def sift(
+    items: Items[Any], order: Sequence[int], batch: int, workers: int, pinned: bool = False
+) -> Iterator[Part]:
+    """The same, but batches lack the items that cannot be read. Raises DataError where a worker dies."""
     if not order:
         return
     loader: DataLoader[Any] = DataLoader(
@@ -54,9 +79,7 @@ def read(items: Items[Any], order: Sequence[int], batch: int, workers: int, pinn
     )
     try:
         for found in loader:
-            if isinstance(found, DataError):
-                raise found
-            yield found
+            yield Part(*found)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -66,5 +89,16 @@ def read(items: Items[Any], order: Sequence[int], batch: int, workers: int, pinn
         ) from None
 
 
-def _collate(items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, DataError)), None) or stacked(items)
+def together(errors: Sequence[DataError]) -> DataError:
+    """One error that says up to SHOWN of them."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = "\n".join(f"  - {error}" for error in errors[:SHOWN])
+    more = f"\n  - and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    return DataError(f"{len(errors)} images cannot be read:\n{lines}{more}")
+
+
+def _collate(items: list[tuple[int, Any]]) -> tuple[list[int], Any, dict[int, DataError]]:
+    errors = {number: item for number, item in items if isinstance(item, DataError)}
+    good = [(number, item) for number, item in items if not isinstance(item, DataError)]
+    return [number for number, _ in good], stacked([item for _, item in good]) if good else None, errors

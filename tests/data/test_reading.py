@@ -42,7 +42,7 @@ def images(config: Folder, split: str) -> ImageSet:
 @pytest.mark.full
 def test_workers_draw_the_same_images_and_views(tmp_path: Path) -> None:
     config = folder(tmp_path)
-    one, three = (draw(config, [images(config, "train")], 0, workers) for workers in (0, 3))
+    one, three = (draw(config, [images(config, "train")], 0, workers)[0] for workers in (0, 3))
     assert len(one) == 40 + 36 * 2
     for name in ("images", "task", "train", "validation"):
         assert torch.equal(getattr(one, name), getattr(three, name))
