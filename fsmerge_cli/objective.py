@@ -102,7 +102,7 @@ def objective(
     features = student(batch.pixels(positions))
     total = features.new_zeros((), dtype=torch.float32)
     for i, own in enumerate(targets):
-        error = source_error(student, features, batch, positions, own, i, extras.logits) / counts[0, i]
+        error = source_error(student, features, batch, positions, own, i, extras) / counts[0, i]
         strange = batch.foreign[i][positions] if extras.apart and own.head is not None else None
         if strange is not None and own.head is not None and bool(strange.any()):
             answers = own.head(student.readout(features[strange], i).float())
@@ -119,9 +119,11 @@ def source_error(
     positions: Tensor,
     own: Captured,
     source: int,
-    logits: float = 0.0,
+    extras: Extras,
 ) -> Tensor:
     """Error of one source's readout, summed over the positions that it is asked.
+
+    Where a head is to have no opinion of foreign images (extras.apart), its source's answers to them do not count.
 
     Of none it is a zero with a gradient: every process has to give every parameter one.
     """
@@ -131,8 +133,12 @@ def source_error(
     answers = batch.answers(source, positions[use])
     estimate = student.readout(features[use], source)
     error = (estimate - answers).square().sum() / (answers.shape[1] * own.variance)
-    if logits and own.head is not None:
-        error = error + logits * divergence(own.head(estimate.float()), own.head(answers))
+    if extras.logits and own.head is not None:
+        student_says, source_says = own.head(estimate.float()), own.head(answers)
+        if extras.apart:
+            native = ~batch.foreign[source][positions[use]]
+            student_says, source_says = student_says[native], source_says[native]
+        error = error + extras.logits * divergence(student_says, source_says)
     return error
 
 

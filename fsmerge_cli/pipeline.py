@@ -196,7 +196,7 @@ def _result(
         notes = [*notes, f"{reason}: nothing was evaluated"]
     notes = [*notes, *_start_notes(plan, solution), *source_notes(sources), *repeated(sources)]
     trace = solution.trace
-    if trace.lr is not None and trace.lr != getattr(asked.method, "lr", trace.lr):
+    if trace.halved:
         notes.append(f"the loss was not finite at first; this training used lr={trace.lr:g}")
     if trace.part:
         notes.append(f"memory did not suffice for a whole batch: it was computed {trace.part} images at a time")

@@ -58,9 +58,10 @@ class Solution:
     """A merged model: weights of one backbone, one readout U_out [d_i, d'] per source, and how it was found.
 
     maps: the maps that fold to these weights, for methods that have them. permutations: how each source was
-    reordered first, by space, where a method does. stages: of a merge one source after the other, in order.
-    facts: numbers worth knowing (condition numbers), by name. dtype: whose values the weights have, and the heads
-    that are made of them.
+    reordered first, by space, where a method does. stages: of a merge one source after the other, in order,
+    or what was folded before a release. facts: numbers worth knowing (condition numbers), by name. released:
+    whether the weights were trained on after the last of the stages. dtype: whose values the weights have, and the
+    heads that are made of them.
     """
 
     weights: Mapping[str, Tensor]
@@ -70,6 +71,7 @@ class Solution:
     permutations: tuple[Mapping[str, Tensor], ...] = ()
     stages: tuple[Stage, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
+    released: bool = False
     dtype: str = "float32"
 
 

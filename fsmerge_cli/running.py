@@ -32,7 +32,7 @@ class Trace:
     loss: per step. validation: (step, loss) on the validation share. chosen_step: whose weights were kept.
     start_error: relative squared error of the features before the first step, per source. trainable: how many
     numbers were trained. part: images computed at once, where memory did not suffice for a batch (0: it did). lr:
-    of the attempt that ended well.
+    of the attempt that ended well. halved: how many attempts did not.
     """
 
     loss: tuple[float, ...] = ()
@@ -42,6 +42,7 @@ class Trace:
     trainable: int = 0
     part: int = 0
     lr: float | None = None
+    halved: int = 0
 
     def then(self, stage: Trace, start_error: tuple[float, ...]) -> Trace:
         """Both trainings as one: the other went on from where this one ended."""
@@ -53,6 +54,7 @@ class Trace:
             trainable=self.trainable + stage.trainable,
             part=max(self.part, stage.part),
             lr=stage.lr if self.lr is None or stage.lr is None else min(self.lr, stage.lr),
+            halved=max(self.halved, stage.halved),
         )
 
 

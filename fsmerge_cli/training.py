@@ -86,9 +86,7 @@ def train(
             run.advance()
             last = step + 1 == schedule.steps
             if len(images.validation) and ((step + 1) % every == 0 or last):
-                errors = _errors(
-                    student, pixels, targets, images.validation, hardware, device, world, extras.logits
-                )
+                errors = _errors(student, pixels, targets, images.validation, hardware, device, world, extras)
                 run.validated(errors, [own.weight for own in targets])
                 values["validation"] = run.seen[-1][1]
             progress(Event("train", step + 1, schedule.steps, values, questions.size))
@@ -151,7 +149,7 @@ def _errors(
     hardware: Hardware,
     device: torch.device,
     world: World,
-    logits: float = 0.0,
+    extras: Extras = NOTHING,
 ) -> tuple[float, ...]:
     """Error per source over `rows`, in large batches; each process takes its share of them."""
     rows = rows.to(device)
@@ -162,7 +160,7 @@ def _errors(
                 batch = Batch.of(pixels, targets, part)
                 at = batch.positions()
                 features = student(batch.pixels(at))
-                errors = [source_error(student, features, batch, at, t, i, logits) for i, t in enumerate(targets)]
+                errors = [source_error(student, features, batch, at, t, i, extras) for i, t in enumerate(targets)]
                 sums += torch.stack(errors)
     counts = torch.stack([own.wanted[rows].sum() for own in targets])
     means = (world.total(sums) / counts).tolist()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fsmerge_cli.data.queries import Images
 from fsmerge_cli.methods import Problem
+from fsmerge_cli.methods.fs_merge import FSMerge
+from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.sources import Head, Source
 from fsmerge_cli.specs import SPECS
@@ -85,3 +88,19 @@ def make_problem() -> Callable[..., Problem]:
         return Problem(compile_plan(sources, width), sources, images, **options)  # type: ignore[arg-type]
 
     return make
+
+
+PLAIN: dict[str, Any] = {
+    **{"targets": "own", "logits": 0.0, "apart": 0.0, "augment": "none", "mix": 0.0, "lr": 1e-3, "start": "first"}
+}
+"""Features alone, of the images as they are."""
+
+
+def folding(**options: Any) -> FSMerge:
+    """FS-Merge on the features alone, with the maps to the end."""
+    return FSMerge(**{**PLAIN, "release": 0.0, **options})
+
+
+def distilling(**options: Any) -> Distillation:
+    """Distillation on the features alone."""
+    return Distillation(**{**PLAIN, **options})

@@ -16,11 +16,11 @@ from fsmerge_cli.cli import main
 from fsmerge_cli.data.queries import Images
 from fsmerge_cli.errors import CertificateError
 from fsmerge_cli.fold import fold_head
-from fsmerge_cli.methods import METHODS, Problem
+from fsmerge_cli.methods import Problem
 from fsmerge_cli.output import write_model
 from fsmerge_cli.result import MergeResult
 from fsmerge_cli.sources import Source, head_tensors, model_config
-from tests.conftest import mlp_source
+from tests.conftest import folding, mlp_source
 from tests.vits import vit_source
 
 
@@ -94,7 +94,7 @@ def test_every_stage_of_a_sequential_merge_is_held_against_its_maps(
 ) -> None:
     sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
     problem = make_problem(sources, per_task=12)
-    solution = METHODS["fs_merge"](steps=4, sequential=True).fit(problem)
+    solution = folding(steps=4, sequential=True).fit(problem)
     assert len(solution.stages) == 2
     pixels = problem.images.images[:4]
     heads = {s.name: fold_head(s.head, U) for s, U in zip(sources, solution.readouts) if s.head}

@@ -15,11 +15,9 @@ from fsmerge_cli.cache import feature_folder
 from fsmerge_cli.features import Captured, Targets, capture, network
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import Problem
-from fsmerge_cli.methods.fs_merge import FSMerge
-from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.progress import Event, silent
 from fsmerge_cli.sources import Source
-from tests.conftest import mlp_source
+from tests.conftest import distilling, folding, mlp_source
 from tests.vits import vit_source
 
 CPU = torch.device("cpu")
@@ -66,7 +64,7 @@ def test_kept_anywhere_the_features_are_the_networks(make_problem: Make, kind: s
         assert all(torch.equal(kept[i].wanted, wanted) for kept in (disk, memory, live))
 
 
-@pytest.mark.parametrize("method", [FSMerge(steps=6), Distillation(steps=6)], ids=["fs_merge", "kd"])
+@pytest.mark.parametrize("method", [folding(steps=6), distilling(steps=6)], ids=["fs_merge", "kd"])
 def test_a_training_reads_the_same_targets_from_anywhere(make_problem: Make, method: Any) -> None:
     problem = make_problem()
     loss = {

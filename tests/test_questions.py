@@ -26,7 +26,7 @@ from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.progress import silent
 from fsmerge_cli.questions import Asking, Order, Questions
 from fsmerge_cli.sources import Head
-from tests.conftest import mlp_source
+from tests.conftest import PLAIN, folding, mlp_source
 
 CPU = torch.device("cpu")
 Make = Callable[..., Problem]
@@ -235,7 +235,7 @@ def test_an_aligned_start_is_source_1_itself(make_problem: Make, structure: str)
 
 @pytest.mark.parametrize("kind", [FSMerge, Distillation])
 def test_an_aligned_start_lowers_the_first_error(make_problem: Make, kind: Any) -> None:
-    method = kind(steps=1, lr=1e-12, start="aligned")
+    method = kind(**{**PLAIN, "steps": 1, "lr": 1e-12, "start": "aligned"})
     problem = make_problem(per_task=60)
     plain = replace(method, start="first").fit(problem).trace.start_error
     aligned = method.fit(problem).trace.start_error
@@ -246,33 +246,35 @@ def test_an_aligned_start_lowers_the_first_error(make_problem: Make, kind: Any) 
 def test_of_another_width_an_aligned_start_is_the_first(make_problem: Make) -> None:
     sources = [mlp_source(n, [8, 6], i) for i, n in enumerate("ab")]
     problem = replace(make_problem(sources), plan=compile_plan(sources, (8, 4)))
-    one, two = (FSMerge(steps=2, start=start, width=(8, 4)).fit(problem) for start in ("aligned", "first"))
+    one, two = (folding(steps=2, start=start, width=(8, 4)).fit(problem) for start in ("aligned", "first"))
     assert all(torch.equal(one.weights[n], two.weights[n]) for n in one.weights)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.99])
 def test_after_the_release_all_weights_are_trained(make_problem: Make, share: float) -> None:
     problem = make_problem()
-    folded = FSMerge(steps=20 - min(19, round(20 * share))).fit(problem)
-    free = FSMerge(steps=20, release=share).fit(problem)
+    folded = folding(steps=20 - min(19, round(20 * share))).fit(problem)
+    assert folded.stages == ()
+    free = folding(steps=20, release=share).fit(problem)
     assert len(free.trace.loss) == 20
     assert free.trace.loss[0] == folded.trace.loss[0]
     assert free.maps is None
-    still = FSMerge(steps=20, release=share, release_lr=1e-12).fit(problem)
-    half = FSMerge(steps=20 - min(19, round(20 * share))).fit(problem)
+    still = folding(steps=20, release=share, release_lr=1e-12).fit(problem)
+    assert still.released
     for name, tensor in still.weights.items():
-        torch.testing.assert_close(tensor, half.weights[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(tensor, folded.weights[name], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"mix": 0.5}, {"augment": "shift"}, {"augment": "shift", "views": 2}])
 @pytest.mark.parametrize("method", [FSMerge, Distillation])
 def test_training_on_more_questions_repeats_to_the_bit(make_problem: Make, method: Any, options: Any) -> None:
     problem = headed(make_problem())
-    chosen = method(steps=12, lr=1e-2, targets="all", logits=0.5, **options)
+    plain = {**PLAIN, "steps": 12, "lr": 1e-2, "targets": "all", "logits": 0.5}
+    chosen = method(**{**plain, **options})
     one, two = (chosen.fit(problem) for _ in range(2))
     assert one.trace.loss == two.trace.loss
     assert all(torch.equal(one.weights[n], two.weights[n]) for n in one.weights)
-    assert one.trace.loss != method(steps=12, lr=1e-2, targets="all", logits=0.5).fit(problem).trace.loss
+    assert one.trace.loss != method(**plain).fit(problem).trace.loss
 
 
 def test_the_transforms_are_made_once() -> None:

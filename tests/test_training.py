@@ -11,13 +11,13 @@ from fsmerge_cli.features import capture
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods import Problem
-from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.objective import Batch, objective
 from fsmerge_cli.progress import Event, silent
 from fsmerge_cli.questions import Order
 from fsmerge_cli.running import Schedule
 from fsmerge_cli.supernet import SuperNet
 from fsmerge_cli.training import train
+from tests.conftest import folding
 
 CPU = torch.device("cpu")
 Make = Callable[..., Problem]
@@ -115,7 +115,7 @@ def test_validation_images_are_never_trained_on(make_problem: Make) -> None:
 def test_a_loss_that_is_not_finite_stops_with_advice(make_problem: Make) -> None:
     problem = make_problem()
     with pytest.raises(TrainingError) as error:
-        FSMerge(steps=50, lr=1e30, clip=1e30).fit(problem)
+        folding(steps=50, lr=1e30, clip=1e30).fit(problem)
     assert str(error.value).startswith("the loss became ")
     assert str(error.value).endswith(
         ". Try a third of the learning rate (method.lr=...), maps of lower rank, or method.retries=2 to begin "
@@ -127,10 +127,10 @@ def test_bf16_is_close_to_fp32(make_problem: Make) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
         problem = make_problem(hardware=Hardware(precision=precision))
-        losses[precision] = FSMerge(steps=20).fit(problem).trace.loss
+        losses[precision] = folding(steps=20).fit(problem).trace.loss
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"][-1] == pytest.approx(losses["fp32"][-1], rel=0.05)
 
 
 def test_one_step_is_a_normal_case(make_problem: Make) -> None:
-    assert len(FSMerge(steps=1).fit(make_problem()).trace.loss) == 1
+    assert len(folding(steps=1).fit(make_problem()).trace.loss) == 1

@@ -16,21 +16,21 @@ from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.fs_merge import FSMerge
-from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.plan import compile_plan
-from tests.conftest import mlp_source, random_images
+from tests.conftest import distilling, folding, mlp_source, random_images
 from tests.vits import vit_source
 
 # With 3 or 4 images a batch, steps come in which one process, or both, have no image of a task.
 TRAINED: dict[str, Trained] = {
-    "fs_merge own": FSMerge(steps=30, batch_size=3, maps="full"),
-    "fs_merge all": FSMerge(steps=30, batch_size=5, maps="low_rank", rank=2, targets="all"),
-    "fs_merge sequential": FSMerge(steps=10, batch_size=4, sequential=True),
-    "fs_merge weighted": FSMerge(steps=20, batch_size=3, sequential=True, task_weights=(1.0, 2.0, 5.0)),
-    "kd own": Distillation(steps=30, batch_size=3),
-    "kd identity": Distillation(steps=30, batch_size=4, readout="identity", targets="all"),
-    "vit": FSMerge(steps=5, batch_size=3, maps="low_rank", rank=2),
-    "vit kd": Distillation(steps=5, batch_size=3),
+    "fs_merge own": folding(steps=30, batch_size=3, maps="full"),
+    "fs_merge all": folding(steps=30, batch_size=5, maps="low_rank", rank=2, targets="all"),
+    "fs_merge sequential": folding(steps=10, batch_size=4, sequential=True),
+    "fs_merge weighted": folding(steps=20, batch_size=3, sequential=True, task_weights=(1.0, 2.0, 5.0)),
+    "fs_merge fresh": FSMerge(steps=12, batch_size=6, release=0.5, lr=1e-3, release_lr=1e-3),
+    "kd own": distilling(steps=30, batch_size=3),
+    "kd identity": distilling(steps=30, batch_size=4, readout="identity", targets="all"),
+    "vit": folding(steps=5, batch_size=3, maps="low_rank", rank=2),
+    "vit kd": distilling(steps=5, batch_size=3),
 }
 
 

@@ -17,7 +17,7 @@ Augment = Literal["none", "shift", "paper", "strong"]
 SHIFT = 0.125
 """Largest translation of `shift` and `strong`, as a share of the image."""
 
-TOGETHER = 4
+TOGETHER = 8
 """Images that share one draw of an augmentation's parameters where every step draws anew: a call each is slow."""
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.data.augment import Augment
-from fsmerge_cli.data.queries import Targets
+from fsmerge_cli.data.queries import Images, Targets
 from fsmerge_cli.errors import ConfigError, DataError, DivergedError
-from fsmerge_cli.features import capture
+from fsmerge_cli.features import Captured, capture
 from fsmerge_cli.objective import Extras, Student
 from fsmerge_cli.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat, Share
 from fsmerge_cli.problem import Problem, Solution
@@ -70,39 +72,57 @@ class Weighted(Method, ABC):
         return tuple(w / largest / mean for w in given)
 
 
+@plain_dataclass(frozen=True)
+class Prepared:
+    """What a training looks at: the images with their fixed copies, and the sources' answers to them."""
+
+    images: Images
+    targets: Sequence[Captured]
+
+
 @dataclass(frozen=True, config=FORBID)
 class Trained(Weighted, ABC):
     """Abstract: the options of every method that trains, so that they are comparable to the step.
 
     steps: at budget=default; fast takes a quarter of them, best four times as many. batch_size (images per step,
-    all of them where there are fewer); lr (peak of the one-cycle); weight_decay (AdamW); clip (gradient norm);
-    targets: own compares an image with the source of its task, all with every source. logits: what the distance
-    of the heads' answers (KL divergence, temperature 2) counts beside that of the features. apart: cost of a
-    head's being sure of images of other tasks. augment: none, shift, paper, strong, on the images that are
-    trained on; views: fresh (other ones at every step), or how many fixed copies of every image. mix: share of
-    every batch that is mixed with other images. retries: how often to begin again with half the learning rate
-    where the loss is not finite.
+    all of them where there are fewer); lr (peak of the one-cycle; null: by the width of the merged features, see
+    `rate`); weight_decay (AdamW); clip (gradient norm); targets: own compares an image with the source of its
+    task, all with every source. logits: what the distance of the heads' answers (KL divergence, temperature 2)
+    counts beside that of the features. apart: cost of a head's being sure of images of other tasks. augment:
+    none, shift, paper, strong, on the images that are trained on; views: fresh (other ones at every step), or
+    how many fixed copies of every image. mix: share of every batch that is mixed with other images. retries: how
+    often to begin again with half the learning rate where the loss is not finite.
     """
 
     uses_images: ClassVar[bool] = True
+    WIDTH_96: ClassVar[float] = 1e-3
+    """The rate that fits features of 96 units or fewer."""
 
     steps: Positive = 1000
     budget: Budget = "default"
     batch_size: Positive = 128
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat | None = None
     weight_decay: NonNegativeFloat = 1e-3
     clip: PositiveFloat = 1.0
-    targets: Targets = "own"
-    logits: NonNegativeFloat = 0.0
-    apart: NonNegativeFloat = 0.0
-    augment: Augment = "none"
+    targets: Targets = "all"
+    logits: NonNegativeFloat = 1.0
+    apart: NonNegativeFloat = 0.1
+    augment: Augment = "strong"
     views: Positive | Literal["fresh"] = "fresh"
-    mix: Share = 0.0
+    mix: Share = 0.5
     retries: Count = 0
 
     def all_steps(self, k: int) -> int:
         """Steps of a whole run with `k` sources."""
         return self.total_steps
+
+    def rate(self, width: int) -> float:
+        """Peak of the one-cycle: `lr`, or one that falls with the width of the features.
+
+        Adam moves every number by about the rate, and a unit adds up as many of them as the layer is wide, so the
+        rate that fits one width fits another one in proportion (Tensor Programs V, arXiv 2203.03466).
+        """
+        return self.lr or self.WIDTH_96 * 96 / max(96, width)
 
     @property
     def asking(self) -> Asking:
@@ -114,17 +134,14 @@ class Trained(Weighted, ABC):
         """Steps of the whole training, by `budget`."""
         return max(1, round(self.steps * BUDGETS[self.budget]))
 
-    def train(
-        self, problem: Problem, student: Student, steps: int | None = None, lr: float | None = None
-    ) -> Trace:
-        """Capture the targets and train `student` in place; steps, lr: others than the options say."""
+    def prepare(self, problem: Problem) -> Prepared:
+        """Capture the targets of the images and of their fixed copies. Raises DataError where there are none."""
         if len(problem.images) == 0:
             raise DataError(
                 "this method needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 "
                 "or more, or method=average, which needs none."
             )
-        asking = self.asking
-        images = asking.copies(problem.images, problem.seed)
+        images = self.asking.copies(problem.images, problem.seed)
         targets = capture(
             problem.sources,
             images,
@@ -134,26 +151,39 @@ class Trained(Weighted, ABC):
             problem.progress,
         )
         weights = self.weights_of_tasks(len(problem.sources))
-        targets = tuple(replace(own, weight=w) for own, w in zip(targets, weights))
+        return Prepared(images, tuple(replace(own, weight=w) for own, w in zip(targets, weights)))
+
+    def train(
+        self,
+        problem: Problem,
+        student: Student,
+        prepared: Prepared | None = None,
+        steps: int | None = None,
+        lr: float | None = None,
+        seed: int | None = None,
+    ) -> Trace:
+        """Train `student` in place; prepared, steps, lr, seed: where they are not as the options say."""
+        found = prepared or self.prepare(problem)
         start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
         attempt = 0
         while True:
-            rate = (lr or self.lr) / 2**attempt
+            rate = (lr or self.rate(problem.plan.arch.features)) / 2**attempt
             try:
-                return train(
+                trace = train(
                     student,
-                    images,
-                    targets,
+                    found.images,
+                    found.targets,
                     Schedule(steps or self.total_steps, self.batch_size, rate, self.weight_decay, self.clip),
                     problem.hardware,
                     problem.device,
-                    problem.seed,
+                    problem.seed if seed is None else seed,
                     problem.progress,
                     problem.world,
                     problem.keeper,
-                    asking,
+                    self.asking,
                     Extras(self.logits, self.apart),
                 )
+                return replace(trace, halved=attempt)
             except DivergedError:
                 if attempt == self.retries:
                     raise

@@ -13,11 +13,12 @@ from fsmerge_cli.align import unmerging_start
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, start_maps
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.methods.kd import PlainStudent
+from fsmerge_cli.methods.kd import Distillation, PlainStudent
 from fsmerge_cli.options import FORBID, Flag, Positive, PositiveFloat, Share
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.problem import Problem, Solution, Stage
 from fsmerge_cli.running import Trace
+from fsmerge_cli.seeding import derive
 from fsmerge_cli.structures import Structure
 from fsmerge_cli.supernet import SuperNet
 
@@ -31,15 +32,15 @@ class FSMerge(Trained):
     in proportion. start: first (the merged model is source 1), average, or aligned (first, and what the other
     sources read is fitted by least squares to what source 1 gives). release: share of the steps, the last ones,
     in which the maps are gone and all weights of the folded network are trained, from release_lr at their peak
-    (null: lr). sequential: merge two sources, then the result with the third, and so on, instead of all at once;
-    the result counts as much as its tasks do on average.
+    (null: that of kd). sequential: merge two sources, then the result with the third, and so on, instead of all
+    at once; the result counts as much as its tasks do on average.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
     maps: Structure = "full"
     rank: Positive = 12
-    start: Start = "first"
-    release: Share = 0.0
+    start: Start = "aligned"
+    release: Share = 0.75
     release_lr: PositiveFloat | None = None
     sequential: Flag = False
 
@@ -57,16 +58,19 @@ class FSMerge(Trained):
         maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares, unmerge)
         supernet = SuperNet(problem.plan, maps.to(problem.device), weights, problem.hardware)
         released = min(round(self.release * self.total_steps), self.total_steps - 1)
-        trace = self.train(problem, supernet, self.total_steps - released)
+        prepared = self.prepare(problem)
+        trace = self.train(problem, supernet, prepared, self.total_steps - released)
         with torch.no_grad():
             folded = {n: t.detach().clone() for n, t in fold(problem.plan, maps, weights).items()}
             readouts = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
         if not released:
             return Solution(folded, readouts, trace, maps)
-        del supernet, maps
+        stage = Stage(problem.plan, maps, weights, folded)
         network = PlainStudent(problem, folded, readouts)
-        second = self.train(problem, network, released, self.release_lr)
-        return network.solution(trace.then(second, trace.start_error))
+        rate = Distillation(lr=self.release_lr).rate(problem.plan.arch.features)
+        second = self.train(problem, network, prepared, released, rate, derive(problem.seed, "release"))
+        solution = network.solution(trace.then(second, trace.start_error))
+        return replace(solution, stages=(stage,), released=True)
 
     def _fit_one_by_one(self, problem: Problem) -> Solution:
         """The merged model so far is the first source of every next pair; its readouts are chained."""
@@ -83,6 +87,7 @@ class FSMerge(Trained):
             step = replace(problem, plan=plan, sources=pair, images=problem.images.regroup(groups))
             shares = (sum(weights[:i]) / i, weights[i])
             solution = replace(self, sequential=False, task_weights=shares).fit(step)
+            stages += solution.stages
             if solution.maps is not None:
                 folded_from = [source.weights for source in pair]
                 stages.append(Stage(plan, solution.maps, folded_from, solution.weights))
@@ -92,4 +97,4 @@ class FSMerge(Trained):
             stage, before = solution.trace, trace
             # one error per task: of the stage in which it came in
             trace = before.then(stage, (before.start_error or stage.start_error[:1]) + stage.start_error[1:])
-        return Solution(solution.weights, tuple(readouts), trace, stages=tuple(stages))
+        return Solution(solution.weights, tuple(readouts), trace, stages=tuple(stages), released=solution.released)

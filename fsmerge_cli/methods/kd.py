@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -34,8 +34,10 @@ class Distillation(Trained):
     features as they are. Running statistics stay those of the start.
     """
 
+    WIDTH_96: ClassVar[float] = 3e-3
+
     name: Literal["kd"] = "kd"
-    start: KDStart = "first"
+    start: KDStart = "aligned"
     readout: Literal["linear", "identity"] = "linear"
 
     def fit(self, problem: Problem) -> Solution:
@@ -46,16 +48,17 @@ class Distillation(Trained):
 
 
 def at_equal_budget(method: Method, k: int) -> Distillation:
-    """Distillation that trains as `method` does with `k` sources: steps, batches, rate, targets, weights of tasks.
+    """Distillation that trains as `method` does with `k` sources.
 
-    Its own start and readout are the defaults. Of a method that trains nothing only the sizes are taken.
+    Steps, batches, questions, losses and weights of tasks are the method's; rate, start and readout are
+    distillation's own. Of a method that trains nothing only the sizes are taken.
     """
     if isinstance(method, Distillation):
         return method
     kind = next(kind for kind in (Trained, Weighted, Method) if isinstance(method, kind))
     shared = {f.name: getattr(method, f.name) for f in fields(kind) if f.name != "name"}
     if isinstance(method, Trained):
-        shared["steps"] = method.all_steps(k)
+        shared |= {"steps": method.all_steps(k), "budget": "default", "lr": None}
     return Distillation(**shared)
 
 

@@ -10,9 +10,8 @@ from fsmerge_cli.errors import DataError
 from fsmerge_cli.features import network
 from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.reference import UnfoldedSuperNet
-from tests.conftest import mlp_source
+from tests.conftest import folding, mlp_source
 
 Make = Callable[..., Problem]
 
@@ -24,7 +23,7 @@ def test_training_lowers_the_loss_and_the_fold_is_what_was_trained(
     make_problem: Make, maps: str, targets: str, start: str
 ) -> None:
     problem = make_problem()
-    solution = FSMerge(steps=60, lr=2e-2, maps=maps, rank=3, targets=targets, start=start).fit(problem)
+    solution = folding(steps=60, lr=2e-2, maps=maps, rank=3, targets=targets, start=start).fit(problem)
     assert sum(solution.trace.loss[-5:]) < 0.9 * sum(solution.trace.loss[:5])
     assert solution.maps is not None
     reference = UnfoldedSuperNet(problem.plan, solution.maps, problem.weights())
@@ -38,7 +37,7 @@ def test_training_lowers_the_loss_and_the_fold_is_what_was_trained(
 
 def test_unequal_widths_and_three_sources(make_problem: Make) -> None:
     sources = [mlp_source(f"s{i}", w, i, norm="batch") for i, w in enumerate([[8, 6], [5, 7], [9, 4]])]
-    solution = FSMerge(steps=5, width=(7, 5)).fit(make_problem(sources, width=(7, 5)))
+    solution = folding(steps=5, width=(7, 5)).fit(make_problem(sources, width=(7, 5)))
     assert tuple(solution.weights["fc0.weight"].shape) == (7, 16)
     assert [tuple(U.shape) for U in solution.readouts] == [(6, 5), (7, 5), (4, 5)]
     assert len(solution.trace.start_error) == 3
@@ -48,7 +47,7 @@ def test_unequal_widths_and_three_sources(make_problem: Make) -> None:
 def test_source_weights_stay_as_they_are(make_problem: Make) -> None:
     problem = make_problem()
     before = [{n: t.clone() for n, t in s.weights.items()} for s in problem.sources]
-    FSMerge(steps=5).fit(problem)
+    folding(steps=5).fit(problem)
     assert all(torch.equal(b[n], s.weights[n]) for b, s in zip(before, problem.sources) for n in b)
 
 
@@ -81,14 +80,14 @@ def test_no_images_is_said(make_problem: Make, name: str) -> None:
 def test_sequential_merging_chains_the_readouts(make_problem: Make) -> None:
     sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
     problem = make_problem(sources, per_task=40, held=4)
-    solution = FSMerge(steps=150, lr=1e-2, sequential=True, batch_size=16).fit(problem)
+    solution = folding(steps=150, lr=1e-2, sequential=True, batch_size=16).fit(problem)
     trace = solution.trace
     assert len(trace.loss) == 300
     assert len(trace.start_error) == 3
     assert trace.start_error[0] == 0.0
     assert [step for step, _ in trace.validation][-1] == 300
     assert 150 < trace.chosen_step <= 300
-    assert trace.trainable == 2 * FSMerge(steps=1).fit(make_problem(sources[:2])).trace.trainable
+    assert trace.trainable == 2 * folding(steps=1).fit(make_problem(sources[:2])).trace.trainable
     assert [tuple(U.shape) for U in solution.readouts] == [(6, 6)] * 3
     backbone = problem.plan.skeleton()
     backbone.load_state_dict(dict(solution.weights), assign=True)
@@ -101,5 +100,5 @@ def test_sequential_merging_chains_the_readouts(make_problem: Make) -> None:
 
 
 def test_two_sources_are_the_same_sequentially(make_problem: Make) -> None:
-    a, b = (FSMerge(steps=5, sequential=s).fit(make_problem()) for s in (False, True))
+    a, b = (folding(steps=5, sequential=s).fit(make_problem()) for s in (False, True))
     assert all(torch.equal(a.weights[n], b.weights[n]) for n in a.weights)

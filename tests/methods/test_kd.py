@@ -8,8 +8,8 @@ import torch
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.features import network
 from fsmerge_cli.methods import Problem
-from fsmerge_cli.methods.kd import Distillation, StudentNetwork
-from tests.conftest import mlp_source
+from fsmerge_cli.methods.kd import StudentNetwork
+from tests.conftest import distilling, mlp_source
 
 Make = Callable[..., Problem]
 
@@ -44,7 +44,7 @@ def test_a_random_start_leaves_the_global_generator_alone(make_problem: Make) ->
 @pytest.mark.parametrize("targets", ["own", "all"])
 def test_the_solution_is_the_trained_student(make_problem: Make, readout: str, targets: str) -> None:
     problem = make_problem([mlp_source(n, [8, 6], i, norm="batch") for i, n in enumerate("ab")])
-    solution = Distillation(steps=40, lr=1e-2, readout=readout, targets=targets).fit(problem)
+    solution = distilling(steps=40, lr=1e-2, readout=readout, targets=targets).fit(problem)
     assert sum(solution.trace.loss[-5:]) < 0.7 * sum(solution.trace.loss[:5])
     assert solution.weights.keys() == problem.sources[0].weights.keys()
     statistics = [n for n in solution.weights if "running" in n]
@@ -66,9 +66,9 @@ def test_the_solution_is_the_trained_student(make_problem: Make, readout: str, t
 def test_features_of_another_width_need_a_linear_readout(make_problem: Make) -> None:
     problem = make_problem([mlp_source("a", [8, 6], 1), mlp_source("b", [8, 5], 2)])
     with pytest.raises(ConfigError) as error:
-        Distillation(steps=1, readout="identity").fit(problem)
+        distilling(steps=1, readout="identity").fit(problem)
     assert str(error.value) == (
         "method.readout=identity needs features of one width, but b differ from the merged model. "
         "Pass method.readout=linear."
     )
-    assert [tuple(U.shape) for U in Distillation(steps=1).fit(problem).readouts] == [(6, 6), (5, 6)]
+    assert [tuple(U.shape) for U in distilling(steps=1).fit(problem).readouts] == [(6, 6), (5, 6)]

@@ -21,10 +21,10 @@ from fsmerge_cli.methods.base import Trained, Weighted
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation, StudentNetwork
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
-from fsmerge_cli.objective import objective
+from fsmerge_cli.objective import Batch, objective
 from fsmerge_cli.progress import silent
 from fsmerge_cli.regression import mean, solve
-from tests.conftest import mlp_source
+from tests.conftest import distilling, folding, mlp_source
 
 Make = Callable[..., Problem]
 CPU = torch.device("cpu")
@@ -154,12 +154,12 @@ def test_the_gradient_is_the_weighted_sum_of_the_tasks(make_problem: Make) -> No
     targets = capture(problem.sources, problem.images, "own", Hardware(features="memory"), CPU, silent)
     student = StudentNetwork(problem, "first", "linear").double()
     rows, weights = problem.images.train, (0.5, 0.5, 2.0)
-    pixels = problem.images.images[rows].double()
+    pixels = problem.images.images.double()
     parameters = list(student.parameters())
 
     def gradient(factors: tuple[float, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         weighted = [replace(own, weight=w) for own, w in zip(targets, factors)]
-        loss = objective(student, pixels, weighted, rows)
+        loss = objective(student, Batch.of(pixels, weighted, rows), weighted)
         return loss, list(torch.autograd.grad(loss, parameters))
 
     loss, found = gradient(weights)
@@ -188,13 +188,13 @@ def test_the_best_step_is_that_of_the_weighted_validation(make_problem: Make) ->
     problem = make_problem(per_task=40, held=8)
     targets = capture(problem.sources, problem.images, "own", Hardware(features="memory"), CPU, silent)
     weighted = [replace(own, weight=w) for own, w in zip(targets, (0.5, 1.5))]
-    method = Distillation(steps=20, lr=1e-2, task_weights=(1.0, 3.0))
+    method = distilling(steps=20, lr=1e-2, task_weights=(1.0, 3.0))
     solution = method.fit(problem)
     student = StudentNetwork(problem, "first", "linear")
     student.network.load_state_dict(dict(solution.weights))
     student.readouts = torch.nn.ParameterList(solution.readouts)
     held = problem.images.validation
-    error = objective(student, problem.images.images[held], weighted, held)
+    error = objective(student, Batch.of(problem.images.images, weighted, held), weighted)
     assert error.item() == pytest.approx(min(e for _, e in solution.trace.validation), rel=1e-5)
 
 
@@ -209,7 +209,7 @@ def test_one_after_the_other_the_result_counts_as_its_tasks_do_on_average(
         return train(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FSMerge, "train", noted)
-    FSMerge(steps=1, sequential=True, task_weights=(1.0, 3.0, 4.0)).fit(three(make_problem))
+    folding(steps=1, sequential=True, task_weights=(1.0, 3.0, 4.0)).fit(three(make_problem))
     assert seen == [pytest.approx((0.5, 1.5)), pytest.approx((2 / 3, 4 / 3))]
 
 

@@ -1,0 +1,166 @@
+"""The quality benchmark: what a merge keeps of its sources, by images per task and method.
+
+    python scripts/quality.py                      # the small matrix (`make quality`), under 30 minutes on 2 cores
+    python scripts/quality.py --full               # everything (`make quality-full`), days on 2 cores
+    python scripts/quality.py --groups lower_hebrew --images 50 --methods kd,fs_merge --seeds 0
+    python scripts/quality.py --table-only         # tables and picture from the rows that are there
+
+Every run is one line of docs/results/quality.jsonl, added when it is done; a run whose line is there is not
+repeated. Underneath is one `fsmerge merge --multirun ... resume=true` per method, so that an interrupted one goes
+on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quality_sources import GROUPS, prepare
+from quality_table import write_results
+from safetensors.torch import load_file
+
+from fsmerge_cli.cli import main as fsmerge
+
+RESULTS = Path("docs/results")
+ROWS = RESULTS / "quality.jsonl"
+
+METHODS = ("average", "activation_matching", "zipit", "regmean", "kd", "fs_merge_paper", "fs_merge")
+ONE_BY_ONE = ("kd", "fs_merge_paper", "fs_merge")
+"""Methods that train; the others are done in seconds and see no augmentation."""
+
+UNRELATED = {
+    "unrelated": "{name: glyphs, labels: cyrillic, images_per_task: 1000, train_images: 100}",
+    "generated": "{name: generated, images_per_task: 2000, size: 24}",
+}
+"""Without any image of a task: what is asked instead."""
+
+Block = tuple[str, str, tuple[str, ...], tuple[int, ...]]
+"""Group, images per task (or a key of UNRELATED), methods, seeds."""
+
+SMALL: tuple[Block, ...] = (
+    ("digits_mlp_pair", "16", METHODS, (0, 1, 2)),
+    ("digits_mlp_pair", "50", METHODS, (0, 1, 2)),
+    ("lower_hebrew", "50", METHODS, (0,)),
+)
+
+
+def full() -> tuple[Block, ...]:
+    """Every group with every number of images; seeds first, so that a part of it is already a table."""
+    groups = [name for name in GROUPS if name not in ("digits_capitals", "greek_cyrillic")]
+    blocks: list[Block] = []
+    for seed in (0, 1, 2):
+        for images in ("50", "16", "500", *UNRELATED):
+            for name in groups:
+                if name == "digits_mlp_pair" and images in UNRELATED:
+                    continue  # no other digits to ask about
+                blocks.append((name, images, METHODS if images not in UNRELATED else ONE_BY_ONE, (seed,)))
+    return tuple(blocks)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--groups", default="", help="comma-separated")
+    parser.add_argument("--images", default="50", help="comma-separated: numbers, unrelated, generated")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--label", default="", help="name of a variant: with OVERRIDE, beside the plain methods")
+    parser.add_argument("--table-only", action="store_true")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="method.KEY=VALUE, for every run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    if not options.table_only:
+        blocks: Sequence[Block] = full() if options.full else SMALL
+        if options.groups:
+            methods, seeds = tuple(options.methods.split(",")), tuple(map(int, options.seeds.split(",")))
+            pairs = [(g, i) for i in options.images.split(",") for g in options.groups.split(",")]
+            blocks = [(group, images, methods, seeds) for group, images in pairs]
+        folder = prepare(list(dict.fromkeys(block[0] for block in blocks)))
+        for block in blocks:
+            measure(block, folder, options.overrides, options.label)
+    write_results(list(rows()), RESULTS)
+
+
+def measure(block: Block, folder: Path, overrides: Sequence[str], label: str) -> None:
+    """Run what of a block has no line yet, one method after the other, and add the lines."""
+    group, images, methods, seeds = block
+    done = [(r["group"], r["images"], r["method"], r["seed"], r["overrides"]) for r in rows()]
+    for method in methods:
+        name = label or method
+        todo = [seed for seed in seeds if (group, images, name, seed, list(overrides)) not in done]
+        if not todo:
+            continue
+        sweep = Path("outputs/quality") / f"{group}-{images}-{name}-{'_'.join(map(str, todo))}"
+        models = group if GROUPS[group] is None else f"quality_{group}"
+        drawn = (
+            [f"data.images_per_task={images}"]
+            if images not in UNRELATED
+            else ["data.images_per_task=0", f"data.unrelated={UNRELATED[images]}"]
+        )
+        command = ["merge", "--multirun", "--quiet", "--config-dir", str(folder), f"+models={models}"]
+        command += [f"method={method}", *drawn, f"seed={','.join(map(str, todo))}", "resume=true", *overrides]
+        code = fsmerge([*command, f"hydra.sweep.dir={sweep}"])
+        if code:
+            raise SystemExit(f"{group}, {images} images, {name}: exit code {code}")
+        for job in sorted((sweep / "jobs").glob("*.json")):
+            add(row(Path(json.loads(job.read_text())["folder"]), group, images, name, overrides))
+
+
+def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """What is kept of one run: its numbers, and which answers were right, packed into bits."""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    merged, ensemble = evaluation["rows"]["merged"], evaluation["rows"]["ensemble"]
+    right = load_file(folder / "answers.safetensors")
+    bits = {
+        key.removeprefix("task."): base64.b64encode(np.packbits(values.numpy().astype(bool)).tobytes()).decode()
+        for key, values in right.items()
+        if key.startswith("task.")
+    }
+    return {
+        "group": group,
+        "images": images,
+        "method": name,
+        "seed": evaluation["provenance"]["seed"],
+        "overrides": list(overrides),
+        "tasks": {task: own["top1"] for task, own in merged["tasks"].items()},
+        "sources": {task: own["top1"] for task, own in ensemble["tasks"].items()},
+        "counts": {task: own["count"] for task, own in merged["tasks"].items()},
+        "mean": merged["mean_top1"],
+        "relative": merged["mean_top1"] / ensemble["mean_top1"],
+        "joint": merged["joint_top1"],
+        "ensemble_joint": ensemble["joint_top1"],
+        "steps": evaluation["cost"]["steps"],
+        "seconds": evaluation["cost"]["seconds"]["fit"],
+        "versions": evaluation["provenance"]["versions"],
+        "right": bits,
+    }
+
+
+def rows() -> Iterator[Mapping[str, Any]]:
+    """The runs that are done."""
+    if ROWS.is_file():
+        yield from map(json.loads, ROWS.read_text().splitlines())
+
+
+def add(found: Mapping[str, Any]) -> None:
+    """Add one line and say it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with ROWS.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+    sys.stderr.write(
+        f"{found['group']} {found['images']} {found['method']} seed {found['seed']}: "
+        f"{100 * found['relative']:.1f} % of the sources, {found['seconds']:.0f} s\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The groups of sources that `quality.py` measures on, made on first use and written as +models= files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fsmerge_cli.cache import cache_folder
+from fsmerge_cli.entries import Recipe, SourceSpec
+from fsmerge_cli.fold import fold
+from fsmerge_cli.maps import maps_of_spaces
+from fsmerge_cli.output import write_model
+from fsmerge_cli.permute import blocks
+from fsmerge_cli.plan import Plan, compile_plan
+from fsmerge_cli.progress import silent
+from fsmerge_cli.seeding import generator
+from fsmerge_cli.sources import Source, load, model_config
+from fsmerge_cli.zoo import materialise
+
+TUNING = ("digits", "capitals", "greek", "cyrillic")
+"""Alphabets that options were chosen on; nothing is reported on them."""
+
+SEEDS = {
+    **{"digits": 1, "capitals": 2, "greek": 3, "cyrillic": 4},
+    **{"lower": 11, "hebrew": 12, "armenian": 13, "symbols": 14},
+}
+"""Of each alphabet's source: its start and the order of its training images."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sources to be merged.
+
+    alphabets: one task each. width: of the vision transformers. scrambled: the last source is the same function in
+    another basis (heads and hidden units permuted, Q/K and V/O rotated inside every head).
+    """
+
+    alphabets: tuple[str, ...]
+    width: int = 96
+    scrambled: bool = False
+
+
+GROUPS: dict[str, Group | None] = {
+    "digits_mlp_pair": None,  # shipped with the package
+    "lower_hebrew": Group(("lower", "hebrew")),
+    "armenian_symbols": Group(("armenian", "symbols")),
+    "symbols_lower": Group(("symbols", "lower")),
+    "lower_hebrew_64": Group(("lower", "hebrew"), width=64),
+    "lower_hebrew_scrambled": Group(("lower", "hebrew"), scrambled=True),
+    "lower_hebrew_armenian": Group(("lower", "hebrew", "armenian")),
+    "four_alphabets": Group(("lower", "hebrew", "armenian", "symbols")),
+    "digits_capitals": Group(("digits", "capitals")),  # for tuning
+    "greek_cyrillic": Group(("greek", "cyrillic")),  # for tuning
+}
+
+
+def prepare(names: Sequence[str]) -> Path:
+    """Train what is missing and write one models file per group; returns the folder for `--config-dir`."""
+    folder = cache_folder() / "quality"
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    for name in names:
+        group = GROUPS[name]
+        if group is None:
+            continue
+        specs = [materialise(_spec(alphabet, group.width), silent) for alphabet in group.alphabets]
+        if group.scrambled:
+            specs[-1] = _scrambled(specs[-1], cache_folder() / "quality" / name)
+        text = yaml.safe_dump({"sources": [_entry(spec) for spec in specs]}, sort_keys=False, allow_unicode=True)
+        head = f"# {len(specs)} glyph transformers for the quality benchmark\ndefaults:\n"
+        data = "  - override /data@_global_.data: glyphs\n\n"
+        (folder / "models" / f"quality_{name}.yaml").write_text(head + data + text)
+    return folder
+
+
+def _spec(alphabet: str, width: int) -> SourceSpec:
+    args = {"img_size": 24, "patch_size": 4, "in_chans": 1, "embed_dim": width, "depth": 4, "num_heads": 4}
+    return SourceSpec(
+        name=alphabet,
+        arch={"family": "vit", "name": "vit_tiny_patch16_224", "args": args},
+        labels=alphabet,
+        recipe=Recipe(
+            data="glyphs", seed=SEEDS[alphabet], steps=1000, batch_size=128, lr=0.002, weight_decay=0.05
+        ),
+    )
+
+
+def _entry(spec: SourceSpec) -> dict[str, Any]:
+    values = {key: value for key, value in asdict(spec).items() if value is not None and key != "recipe"}
+    if isinstance(values.get("labels"), tuple):
+        values["labels"] = list(values["labels"])
+    return values
+
+
+def _scrambled(spec: SourceSpec, folder: Path) -> SourceSpec:
+    """The same function with other weights, written to `folder`."""
+    source = load(spec)
+    head = source.head
+    if head is None:
+        raise SystemExit(f"{spec.name} has no head")
+    weights = scramble(source, generator(0, "scramble", spec.name))
+    folder.mkdir(parents=True, exist_ok=True)
+    heads = {f"{spec.name}.weight": head.weight}
+    if head.bias is not None:
+        heads[f"{spec.name}.bias"] = head.bias
+    write_model(
+        folder,
+        model_config(source.family, source.arch),
+        weights,
+        heads,
+        {"labels": {spec.name: list(head.labels)}},
+    )
+    return replace(spec, checkpoint=str(folder))
+
+
+def scramble(source: Source, random: torch.Generator) -> dict[str, torch.Tensor]:
+    """Weights of the same function: rotations inside heads, permutations of heads and of hidden units.
+
+    The residual stream stays as it is, for every source of a group has a basis of its own there anyway.
+    """
+    plan = compile_plan([source, replace(source, name=f"{source.name} again")])
+    merge, unmerge = {}, {}
+    matrices = _matrices(plan, random)
+    for name, space in plan.spaces.items():
+        matrix = matrices.get(name, torch.eye(space.merged, dtype=torch.float64))
+        nothing = torch.zeros_like(matrix).float()
+        merge[name] = [matrix.float(), nothing]
+        unmerge[name] = [matrix.T.float(), nothing]  # orthogonal
+    units = {n: source.weights[n] for n in plan.roles if n in maps_units(plan)}
+    maps = maps_of_spaces(plan, merge, unmerge, units)
+    return fold(plan, maps, [source.weights, source.weights])
+
+
+def maps_units(plan: Plan) -> set[str]:
+    """Names of per-unit vectors; all of them lie in the residual stream, which is not scrambled."""
+    from fsmerge_cli.spaces import Unit
+
+    return {name for name, role in plan.roles.items() if isinstance(role, Unit)}
+
+
+def _matrices(plan: Plan, random: torch.Generator) -> dict[str, torch.Tensor]:
+    """One orthogonal matrix per space that is scrambled; a head's Q and K share theirs."""
+    found: dict[str, torch.Tensor] = {}
+    orders: dict[str, torch.Tensor] = {}
+    turns: dict[str, torch.Tensor] = {}
+    for name, space in plan.spaces.items():
+        if name == plan.features.space:
+            continue
+        if space.heads is None or space.order is None:
+            found[name] = torch.eye(space.merged, dtype=torch.float64)[
+                torch.randperm(space.merged, generator=random)
+            ]
+            continue
+        heads = space.heads[0]
+        size = space.merged // heads
+        order = orders.setdefault(space.order, torch.randperm(heads, generator=random))
+        block = name.lstrip("qkv")
+        kind = "v" if name.startswith("v") else "qk"
+        if kind + block not in turns:
+            drawn = torch.randn(heads, size, size, generator=random, dtype=torch.float64)
+            turns[kind + block] = torch.linalg.qr(drawn)[0]
+        inner = torch.arange(size).expand(heads, size)
+        permutation = torch.eye(space.merged, dtype=torch.float64)[blocks(order, inner)]
+        found[name] = permutation @ torch.block_diag(*turns[kind + block])
+    return found
