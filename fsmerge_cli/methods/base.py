@@ -106,7 +106,7 @@ class Trained(Weighted, ABC):
     clip: PositiveFloat = 1.0
     targets: Targets = "all"
     logits: NonNegativeFloat = 1.0
-    apart: NonNegativeFloat = 0.1
+    apart: NonNegativeFloat = 0.2
     augment: Augment = "strong"
     views: Positive | Literal["fresh"] = "fresh"
     mix: Share = 0.5
