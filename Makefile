@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
-.PHONY: help dev demo test quick smoke check format table bench scale cost test-slow test-browser wheel-test clean
+.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full test-slow test-browser wheel-test clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -55,6 +55,12 @@ scale: $(READY)  ## four ViT-L/16-sized sources in under 16 GB (minutes, 5 GB of
 
 cost: $(READY)  ## how a step's cost grows, into docs/how-cost-grows.md (under 10 minutes)
 	$(BIN)/python scripts/cost.py
+
+quality: $(READY)  ## what merges keep, small matrix (under 30 minutes on 2 cores; docs/results/)
+	$(BIN)/python scripts/quality.py
+
+quality-full: $(READY)  ## the whole matrix, resumable, a line per run (days on 2 cores)
+	$(BIN)/python scripts/quality.py --full
 
 format: $(READY)  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

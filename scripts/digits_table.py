@@ -19,12 +19,18 @@ from typing import Any
 
 from fsmerge_cli import merge
 
+# The features alone, of the images as they are: what tells the methods apart, not the best recipe of either.
+PLAIN: dict[str, Any] = {
+    **{"logits": 0.0, "apart": 0.0, "augment": "none", "mix": 0.0, "lr": 1e-3, "start": "first"},
+}
+FOLDED = {**PLAIN, "release": 0.0}
+
 METHODS: dict[str, dict[str, Any]] = {
     "average": {"name": "average"},
-    "kd, own": {"name": "kd", "targets": "own"},
-    "kd, all": {"name": "kd", "targets": "all"},
-    "fs_merge, own": {"name": "fs_merge", "targets": "own"},
-    "fs_merge, all": {"name": "fs_merge", "targets": "all"},
+    "kd, own": {"name": "kd", "targets": "own", **PLAIN},
+    "kd, all": {"name": "kd", "targets": "all", **PLAIN},
+    "fs_merge, own": {"name": "fs_merge", "targets": "own", **FOLDED},
+    "fs_merge, all": {"name": "fs_merge", "targets": "all", **FOLDED},
 }
 
 

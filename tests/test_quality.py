@@ -1,0 +1,98 @@
+"""The quality benchmark's own arithmetic; its runs are `make quality`."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fsmerge_cli.align import aligned
+from fsmerge_cli.features import network
+from fsmerge_cli.methods import Problem
+from fsmerge_cli.plan import compile_plan
+from fsmerge_cli.seeding import generator
+from tests.conftest import REPOSITORY, random_images
+from tests.vits import vit_source
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    return __import__("quality_sources"), __import__("quality_table")
+
+
+def row(seed: int, method: str, answers: dict[str, list[int]]) -> dict[str, Any]:
+    bits = {t: base64.b64encode(np.packbits(np.array(a, bool)).tobytes()).decode() for t, a in answers.items()}
+    shares = {task: sum(own) / len(own) for task, own in answers.items()}
+    mean = sum(shares.values()) / len(shares)
+    return {
+        **{"group": "digits_mlp_pair", "images": "50", "method": method, "seed": seed, "overrides": []},
+        **{"tasks": shares, "sources": dict.fromkeys(answers, 0.8), "mean": mean, "relative": mean / 0.8},
+        **{"counts": {task: len(own) for task, own in answers.items()}, "right": bits, "steps": 3, "seconds": 1.5},
+        "joint": {"softmax": 0.5, "softmax_calibrated": 0.6},
+        "ensemble_joint": {"softmax": 0.7, "softmax_calibrated": 0.75},
+    }
+
+
+def test_scrambled_weights_are_another_basis_of_the_same_function(scripts: tuple[ModuleType, ModuleType]) -> None:
+    sources, _ = scripts
+    source = vit_source("class token", 1)
+    weights = sources.scramble(source, generator(0, "x"))
+    images = torch.rand(5, *source.arch.input_size, generator=torch.Generator().manual_seed(0))
+    before, after = network(source)(images), network(replace(source, weights=weights))(images)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
+    changed = [n for n, t in weights.items() if not torch.allclose(t, source.weights[n], atol=1e-3)]
+    assert {"blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight", "blocks.0.mlp.fc1.weight"} <= set(changed)
+    assert not [n for n in changed if "norm" in n or n.startswith("patch_embed")]
+
+
+def test_matching_undoes_the_order_of_hidden_units_and_heads(scripts: tuple[ModuleType, ModuleType]) -> None:
+    """Of the scrambling, the permutations; rotations inside a head are beyond any permutation."""
+    from fsmerge_cli.permute import permute, random_permutations
+
+    source = replace(vit_source("class token", 1), name="a")
+    plan = compile_plan([source, replace(source, name="b")])
+    shuffled = permute(plan, source.weights, random_permutations(plan, 1, generator(0, "order")))
+    pair = [source, replace(source, name="b", weights=shuffled)]
+    images = random_images(2, 24, source.arch.input_size)
+    found = aligned(Problem(compile_plan(pair), pair, images), "activations")
+    for name, tensor in source.weights.items():
+        torch.testing.assert_close(found.problem.sources[1].weights[name], tensor)
+
+
+def test_answers_come_back_from_their_bits(scripts: tuple[ModuleType, ModuleType]) -> None:
+    _, table = scripts
+    given = {"a": [1, 0, 1, 1, 0, 0, 0, 1, 1], "b": [0, 1]}
+    assert {t: own.tolist() for t, own in table.answers(row(0, "kd", given)).items()} == given
+
+
+def test_the_paired_difference_is_that_of_the_images_seeds_have_in_common(
+    scripts: tuple[ModuleType, ModuleType],
+) -> None:
+    _, table = scripts
+    ours = [row(0, "fs_merge", {"a": [1, 1, 1, 0]}), row(1, "fs_merge", {"a": [1, 1, 0, 0]})]
+    others = [row(0, "kd", {"a": [1, 0, 1, 0]}), row(2, "kd", {"a": [0, 0, 0, 0]})]
+    gaps = np.array([0.0, 1.0, 0.0, 0.0])
+    error = 196 * np.sqrt(gaps.var() / 4)
+    assert table.paired(ours, others) == f"+25.0 [{25 - error:+.1f}, {25 + error:+.1f}]"
+    assert table.paired(others, others) == "-"
+    assert table.paired(ours, ()) == "-"
+
+
+def test_the_table_and_the_picture_are_written(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    _, table = scripts
+    rows = [row(s, m, {"a": [1, 1, m == "kd", 0], "b": [1, 1, 1, s]}) for m in ("kd", "fs_merge") for s in (0, 1)]
+    table.write_results(rows, tmp_path)
+    lines = (tmp_path / "quality.md").read_text().splitlines()
+    assert "## digits_mlp_pair, 50 images per task" in lines
+    assert "Sources 80.0 %; ensemble joint 70.0, calibrated 75.0 %." in lines
+    assert any(
+        line.startswith("| kd | 2 | 101.6 [") and line.endswith("| - | 50.0 | 60.0 | 3 | 2 |") for line in lines
+    )
+    assert (tmp_path / "quality.svg").stat().st_size > 1000
