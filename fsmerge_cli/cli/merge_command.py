@@ -17,7 +17,8 @@ shows the names.
 groups:
   +models=NAME         the sources, and the images that belong to them
   data=NAME            digits, folder, generated, glyphs, none
-  method=NAME          activation_matching, average, fs_merge (default), kd, regmean, regmean_pp, slerp, zipit
+  method=NAME          activation_matching, average, fs_merge (default), fs_merge_paper, kd, regmean,
+                       regmean_pp, slerp, zipit
   hardware=NAME        auto (default), cpu, gpu, multi_gpu, slurm
   launcher=NAME        joblib, submitit_local, submitit_slurm (where the jobs of --multirun run)
   sweep=NAME           optuna (chooses the jobs of --multirun, instead of every combination)
