@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
-.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full test-slow test-browser wheel-test clean
+.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full test-slow test-browser wheel-test reference clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -61,6 +61,9 @@ quality: $(READY)  ## what merges keep, small matrix (under 30 minutes on 2 core
 
 quality-full: $(READY)  ## the whole matrix, resumable, a line per run (days on 2 cores)
 	$(BIN)/python scripts/quality.py --full
+
+reference: $(READY)  ## docs/configuration.md from the dataclasses and configs/ (seconds)
+	$(BIN)/python scripts/reference.py
 
 format: $(READY)  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

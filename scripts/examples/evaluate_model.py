@@ -1,0 +1,17 @@
+"""Measure a written model again, beside its sources, and keep the numbers and the page.
+
+python scripts/examples/evaluate_model.py RUN
+"""
+
+import sys
+
+from fsmerge_cli import evaluate
+
+found = evaluate(sys.argv[1], sources=True)  # data="folder" or {"name": "folder", "root": ...} for other images
+for name, row in found.scores.items():
+    for task, score in row.tasks.items():
+        low, high = score.interval
+        print(f"{name:>10} on {task}: {score.top1:.1%} ({low:.1%} to {high:.1%}) of {score.count}")
+print("joint, among the labels of all tasks:", found.scores["merged"].joint)
+found.save("measured.json", overwrite=True)
+found.save_report("measured.html", overwrite=True)

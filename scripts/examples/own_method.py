@@ -1,0 +1,40 @@
+"""A method of one's own: a frozen dataclass with one verb, `fit(problem) -> Solution`.
+
+    python scripts/examples/own_method.py
+
+Passed as a value it needs no registration. To call it by name on the command line, put the file into
+fsmerge_cli/methods, its class into METHODS and its keys into configs/method/.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli import merge
+from fsmerge_cli.fold import fold
+from fsmerge_cli.maps import start_maps
+from fsmerge_cli.methods import Method, Problem, Solution
+
+
+@dataclass(frozen=True)
+class Shrunk(Method):
+    """The mean of the weights, times `scale`: W' = scale * sum_i W_i / k in every layer but the last."""
+
+    uses_images: ClassVar[bool] = False
+
+    name: Literal["shrunk"] = "shrunk"
+    scale: float = 0.9
+
+    def fit(self, problem: Problem) -> Solution:
+        """Fold the maps of the mean, then scale; nothing here names a layer."""
+        weights = problem.weights("cpu")
+        maps = start_maps(problem.plan, weights, "diagonal", "average")
+        maps.requires_grad_(False)
+        merged = {n: t * self.scale for n, t in fold(problem.plan, maps, weights).items()}
+        readouts = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
+        return Solution(merged, readouts)
+
+
+for scale in (1.0, 1.5):
+    result = merge("digits_mlp_pair", method=Shrunk(scale=scale))
+    print(scale, result.scores["merged"].mean)

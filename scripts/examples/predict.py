@@ -1,0 +1,22 @@
+"""Load a merged model and ask it.
+
+python scripts/examples/predict.py RUN [IMAGE]
+"""
+
+import sys
+
+import torch
+from PIL import Image
+
+from fsmerge_cli import load_merged
+from fsmerge_cli.data.base import ToPixels
+
+model = load_merged(sys.argv[1])
+prepare = ToPixels(model.arch.input_size, model.preprocessing)  # resize, crop, scale to 0..1
+image = Image.open(sys.argv[2]) if len(sys.argv) > 2 else Image.effect_noise((64, 64), 80)
+pixels = prepare(image)[None]  # [1, C, H, W]
+
+print("any label of any task:", model.predict(pixels))
+for task in model.tasks:
+    share = torch.softmax(model.logits(pixels, task), 1).max().item()
+    print(f"{task}: {model.predict(pixels, task)[0]} ({share:.0%})")
