@@ -50,7 +50,8 @@ Versions: {versions}. Device: {device}. Seed: {seed}.
 TITLES = {
     "Task by task": "The merged model. Feature error (relative to the variance), cosine and CKA compare the "
     "features that it gives to each head with the source's own.",
-    "Training": "The loss is the distance of the features to the sources', relative to their variance.",
+    "Training": "The loss is the distance of the features to the sources', relative to their variance, and, where "
+    "`method.logits` and `method.apart` say so, of the heads' answers.",
     "Layer by layer": "Likeness of the merged model to each source on the source's own images: linear CKA (1 "
     "where they differ by no more than a rotation) / cosine / relative error, unit by unit.",
     "Which task?": "Where the labels of all tasks compete: the label of which task wins, in % (images).",
