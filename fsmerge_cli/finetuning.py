@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,15 @@ from fsmerge_cli.clock import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.labelled import Pool
-from fsmerge_cli.data.queries import FEWEST_FOR_VALIDATION
+from fsmerge_cli.data.queries import FEWEST_FOR_VALIDATION, READ, digest
+from fsmerge_cli.data.reading import sift, together
+from fsmerge_cli.drawing import SHOWN, looked_at
 from fsmerge_cli.errors import DataError
 from fsmerge_cli.evaluating import Bench
 from fsmerge_cli.finetuned import Finetuned
 from fsmerge_cli.hardware import Hardware, peak_memory
 from fsmerge_cli.output import claim, explained, resolved
-from fsmerge_cli.progress import Progress, silent
+from fsmerge_cli.progress import Event, Progress, silent
 from fsmerge_cli.result import versions
 from fsmerge_cli.resuming import Keeper, check_state, state_folder
 from fsmerge_cli.running import Trace
@@ -166,15 +168,52 @@ def _lesson(
     if tests is None or not tests.labelled:
         tests = None
         notes.append("the data set has no labelled test images: nothing was evaluated")
+    seen = looked_at([tests], [task], asked.hardware.workers, progress)
+    notes += [*images.notes, *(tests.notes if tests else ()), *seen.notes]
     rows = torch.randperm(len(images), generator=generator(asked.run.seed, "finetune", "images")).tolist()
     rows = rows[: asked.data.count(len(images))]
     if not rows:
         raise DataError("data.images_per_task=0 leaves nothing to learn from. Pass a number, or all.")
+    rows = _sound(images, rows, seen.marks, asked.hardware.workers, progress, notes)
     held = round(asked.data.validation * len(rows)) if len(rows) >= FEWEST_FOR_VALIDATION else 0
     pool = Pool(images, asked.hardware, device)
     pool.keep(sorted(rows), source.arch.input_size, progress)
     given = asked.data.augment, asked.training, asked.run.seed, progress
-    return Lesson(pool, sorted(rows[held:]), sorted(rows[:held]), *given), tests
+    return Lesson(pool, sorted(rows[held:]), sorted(rows[:held]), *given), seen.sets[0]
+
+
+def _sound(
+    images: ImageSet,
+    rows: Sequence[int],
+    tested: Mapping[bytes, str],
+    workers: int,
+    progress: Progress,
+    notes: list[str],
+) -> list[int]:
+    """The rows that can be read and are not in the test. Raises DataError where one is bad, or none is left."""
+    good: set[int] = set()
+    bad: dict[int, DataError] = {}
+    doubles = 0
+    for part in sift(images, rows, READ, workers):
+        bad |= part.errors
+        fresh = [
+            n for n, own in zip(part.numbers, part.content[0] if part.numbers else ()) if digest(own) not in tested
+        ]
+        doubles += len(part.numbers) - len(fresh)
+        good |= {*fresh}
+        progress(Event("look at images", len(good) + doubles + len(bad), len(rows), images=1))
+    if bad and not images.lenient:
+        raise together([*bad.values()])
+    if bad:
+        named = ", ".join(map(images.title, sorted(bad)[:SHOWN]))
+        notes.append(
+            f"images that cannot be read are left out ({len(bad)}: {named}{', ...' * (len(bad) > SHOWN)})"
+        )
+    if doubles:
+        notes.append(f"{doubles} images are among the test images too, and were not trained on")
+    if not good:
+        raise DataError("no image is left to learn from: all are unreadable, or test images as well.")
+    return [row for row in rows if row in good]
 
 
 def _scores(

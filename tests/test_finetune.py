@@ -109,6 +109,8 @@ def test_the_head_comes_first_and_all_weights_after_it() -> None:
     phases: list[str] = []
     done = tuned(progress=lambda event: phases.append(event.phase))
     assert list(dict.fromkeys(phases)) == [
+        "look at test images",
+        "look at images",
         "read images",
         "features (training)",
         "features (validation)",
@@ -307,6 +309,25 @@ def test_labels_are_the_class_folders(tmp_path: Path) -> None:
     )
     assert done.source.labels == ("cat", "dog")
     assert done.scores["pets"].mean == 1.0
+
+
+def test_no_image_of_the_test_is_trained_on_and_bad_ones_are_named(tmp_path: Path) -> None:
+    for split, first, count in (("train", 0, 8), ("test", 6, 4)):  # images 6 and 7 are on both sides
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for i in range(first, first + count):
+                Image.new("L", (8, 8), 120 * number + i).save(tmp_path / f"pets/{split}/{name}/{i}.png")
+    model = {"arch": MLP, "start": "random", "task": "pets"}
+    data = {"name": "folder", "root": str(tmp_path)}
+    done = finetune(model, data=data, training={"steps": 5}, hardware=CPU)
+    assert done.cost["images"] == 12
+    assert done.notes == ("4 images are among the test images too, and were not trained on",)
+    (tmp_path / "pets/train/cat/0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"0\.png cannot be read"):
+        finetune(model, data=data, training={"steps": 5}, hardware=CPU)
+    done = finetune(model, data={**data, "bad_files": "skip"}, training={"steps": 5}, hardware=CPU)
+    assert done.cost["images"] == 11
+    assert done.notes[0].startswith("images that cannot be read are left out (1: ")
 
 
 def test_without_test_images_nothing_is_evaluated(tmp_path: Path) -> None:
