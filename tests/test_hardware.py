@@ -9,9 +9,12 @@ import torch
 
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.hardware import Hardware
-from fsmerge_cli.methods import METHODS, Problem
+from fsmerge_cli.methods import Problem
 from fsmerge_cli.options import build
+from tests.conftest import distilling, folding
 from tests.vits import vit_source
+
+PLAIN_METHODS = {"kd": distilling, "fs_merge": folding}
 
 
 def test_compile_and_checkpointing_exclude_each_other() -> None:
@@ -55,7 +58,7 @@ def test_checkpointing_and_precision_leave_the_result_alone(
         "eight": {"eval_batch": 8},
     }.items():
         problem = make_problem(sources, hardware=Hardware(**options), per_task=16)
-        fits[name] = METHODS[method](steps=8, batch_size=8).fit(problem).trace.loss
+        fits[name] = PLAIN_METHODS[method](steps=8, batch_size=8).fit(problem).trace.loss
     assert fits["checkpointing"] == pytest.approx(fits["plain"], rel=1e-4)
     assert fits["eight"] == pytest.approx(fits["plain"], rel=1e-6)
     assert fits["bf16"] == pytest.approx(fits["plain"], rel=0.1)
@@ -68,5 +71,5 @@ def test_a_compiled_network_trains_to_the_same_losses(make_problem: Callable[...
     losses = []
     for compiled in (False, True):
         problem = make_problem(hardware=Hardware(compile=compiled), per_task=16)
-        losses.append(METHODS[method](steps=8, batch_size=8).fit(problem).trace.loss)
+        losses.append(PLAIN_METHODS[method](steps=8, batch_size=8).fit(problem).trace.loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

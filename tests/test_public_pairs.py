@@ -77,7 +77,10 @@ def photographs(root: Path, tasks: list[str]) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("models", "method"),
-    [("vit_b_pair", ["fs_merge", "method.maps=diagonal", "method.steps=1"]), ("clip_vit_b_pair", ["average"])],
+    [
+        ("vit_b_pair", ["fs_merge", "method.maps=diagonal", "method.steps=1", "method.batch_size=2"]),
+        ("clip_vit_b_pair", ["average"]),
+    ],
 )
 def test_real_shapes_merge_from_local_checkpoints(
     models: str, method: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
