@@ -147,12 +147,13 @@ def _lost(loss: Loss, tasks: Sequence[Task]) -> list[str]:
     """What was left out of one draw, in sentences."""
     where = "images of no task" if loss.task == NOBODY else f"task '{tasks[loss.task].name}'"
     found = [_unreadable(loss.unreadable, "image")] if loss.unreadable else []
-    for pairs, what in ((loss.test, "among the test images"), (loss.validation, "among the validation images")):
+    places = {"test images": loss.test, "validation images": loss.validation}
+    for what, pairs in places.items():
         if pairs:
             count = f"{len(pairs)} drawn image{'s' if len(pairs) > 1 else ''}"
             few = ", ".join(f"{name} is {double}" for name, double in pairs[:SHOWN])
             rest = ", ..." if len(pairs) > SHOWN else ""
-            found.append(f"{count} left out, identical to one {what} ({few}{rest})")
+            found.append(f"{count} left out, identical to one among the {what} ({few}{rest})")
     return [f"{where}: {text}" for text in found]
 
 

@@ -108,7 +108,7 @@ def check_apart(asked: Request, output: Path) -> None:
         return
     folder = resolved(output)
     inputs = {f"source '{spec.name}'": spec.checkpoint for spec in asked.sources}
-    for what, path in {**inputs, "data.root": getattr(asked.data, "root", None)}.items():
+    for what, path in {**inputs, **(asked.data.paths() if asked.data else {})}.items():
         with suppress(OSError, ValueError, RuntimeError):  # no path at all, which its reader says
             if path is not None and Path(path).expanduser().resolve().is_relative_to(folder):
                 raise OutputError(

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass as checked
 from fsmerge_cli import presets
 from fsmerge_cli.checkpoints import tensors_sha256
 from fsmerge_cli.classifier import Tuning
-from fsmerge_cli.data import DATASETS, DataConfig
+from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.errors import ConfigError, DataError, OutputError, SourceError, unknown
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.opening import architecture, hub_name, open_checkpoint
@@ -160,7 +160,7 @@ def _labels(start: Start, spec: SourceSpec, data: DataConfig) -> tuple[str, ...]
             f"model.labels: {unknown('label set', asked, sets)} Or give a list, or a file (.txt, .json)."
         )
     else:
-        found = sets.get(spec.name) or data.classes(spec.name) or ()
+        found = sets.get(spec.name) or data.classes(Task(spec.name, None)) or ()
     if len(found) < 2 or len(set(found)) != len(found):
         raise ConfigError(
             f"model.labels: a classifier needs two or more different classes, and there are {len(found)} "
@@ -173,7 +173,7 @@ def _labels(start: Start, spec: SourceSpec, data: DataConfig) -> tuple[str, ...]
 def check_apart(asked: Asked, output: Path) -> None:
     """Raise OutputError where the folder to be replaced holds the start or the images."""
     folder = resolved(output)
-    inputs = {"model.checkpoint": asked.start.checkpoint, "data.root": getattr(asked.data, "root", None)}
+    inputs = {"model.checkpoint": asked.start.checkpoint, **asked.data.paths()}
     for what, path in inputs.items():
         with suppress(OSError, ValueError, RuntimeError):  # no path at all, which its reader says
             if asked.run.overwrite and path and Path(path).expanduser().resolve().is_relative_to(folder):

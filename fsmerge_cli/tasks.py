@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from fsmerge_cli.checkpoints import read_tensors
-from fsmerge_cli.data import DataConfig
+from fsmerge_cli.data import DataConfig, Task
 from fsmerge_cli.entries import SourceSpec
 from fsmerge_cli.errors import ConfigError, SourceError, reason
 from fsmerge_cli.heads import listed_heads
@@ -64,7 +64,7 @@ def labelled(spec: SourceSpec, data: DataConfig | None = None) -> SourceSpec:
 
 
 def _of_data(spec: SourceSpec, data: DataConfig | None) -> tuple[str, ...]:
-    found = data.classes(spec.name) if data is not None else None
+    found = data.classes(Task(spec.name, None)) if data is not None else None
     if not found:
         raise ConfigError(
             f"source '{spec.name}': labels=data takes the names of class folders, and "

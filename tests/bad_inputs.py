@@ -1906,6 +1906,69 @@ IMAGES = [
         both(put("images/a/1.png", ""), both(put("images/a/2.png", "x"), put("images/b/0.png", b""))),
     ),
     Case(
+        "a task without a data set of its own",
+        KD.replace("data=folder data.root", "data=per_task data.tasks.a.name=folder data.tasks.a.root"),
+        2,
+        (
+            "data=per_task: no data set for task 'b' in data.tasks. There are: a. Pass "
+            "data.tasks.b={name: folder, root: PATH}"
+        ),
+        installed=True,
+    ),
+    Case(
+        "a wrong key of one task's data set",
+        KD.replace("data=folder data.root=images", "data=per_task 'data.tasks.a={name: folder, rot: images}'"),
+        2,
+        (
+            "unknown key in data.tasks.a 'rot'. Did you mean 'root'? Available: augment, bad_files, "
+            "images_per_task, name, root, test_share, unrelated, validation, views."
+        ),
+    ),
+    Case(
+        "tensors of floats that are no pixels",
+        KD.replace("data=folder data.root=images", "data=tensors data.train={task}.npy"),
+        2,
+        (
+            "a.npy: images should be bytes (uint8) or numbers from 0 to 1, and reach from -1 to -1. Save the "
+            "pixels as they were before any normalisation (divided by 255)."
+        ),
+        lambda f, p: np.save(f / "a.npy", -np.ones((4, 4, 4), np.float32)),
+    ),
+    Case(
+        "tensors behind a pickle that runs code",
+        KD.replace("data=folder data.root=images", "data=tensors data.train={task}.pt"),
+        2,
+        "a.pt cannot be read ({library}). Pass another data.train=PATH, data.test=PATH.",
+        lambda f, p: (f / "a.pt").write_bytes(pickle.dumps({"images": Trap()})),
+    ),
+    Case(
+        "a data set that torchvision does not have here",
+        KD.replace("data=folder data.root=images", "data=torchvision data.dataset=MNIST data.root=images"),
+        2,
+        (
+            "data=torchvision: MNIST(root='images', train=False, download=False) cannot be opened ({library}). "
+            "Pass another data.root=PATH or data.args={...}, or data.download=true."
+        ),
+    ),
+    Case(
+        "a folder of the datasets library with nothing in it",
+        KD.replace("data=folder data.root=images", "data=hf data.path=a"),
+        2,
+        "data=hf: a cannot be loaded ({library}). Pass another data.path=PATH.",
+    ),
+    Case(
+        "unrelated images of a kind that is not there",
+        KD + " data.unrelated.name=generatd",
+        2,
+        f"unknown data.unrelated 'generatd'. Did you mean 'generated'? Available: {DATA}.",
+    ),
+    Case(
+        "no image of any task, and nothing to be evaluated on",
+        KD.replace("data=folder data.root=images data.images_per_task=3", "data=none data.images_per_task=4"),
+        0,
+        "4 images belong to no task: generated\nthe data set has no test images: nothing was evaluated",
+    ),
+    Case(
         "a word that says nothing about bad files",
         KD + " data.bad_files=ignore",
         2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ def own_folder(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     return rest, None
 
 
+def added(argument: str) -> str:
+    """Keys inside mappings that are empty by default (data.tasks.cars.name=...) are added, {task} is a text."""
+    if re.fullmatch(r"data[\w.]*=[^'\":,\[\]]*\{task\}[^'\":,\[\]]*", argument):
+        key, _, value = argument.partition("=")
+        argument = f'{key}="{value}"'
+    inside = re.match(r"data\.(tasks|args|train_args|test_args|unrelated)\.", argument)
+    return f"++{argument}" if inside else argument
+
+
 def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[str, Any]:
     """The keys of configs/CONFIG.yaml as plain values; search: the folder of --config-dir. Raises ConfigError."""
     from hydra import compose, initialize_config_module
@@ -35,7 +45,7 @@ def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[
     if search is not None and not Path(search).expanduser().is_dir():
         raise ConfigError(f"--config-dir: {search!r} is no folder. Pass a folder with data/*.yaml, ...")
     own = [f"hydra.searchpath=['file://{Path(search).expanduser().resolve()}']"] if search is not None else []
-    overrides = ["~data" if override == "data=null" else override for override in overrides]
+    overrides = ["~data" if override == "data=null" else added(override) for override in overrides]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):

@@ -26,7 +26,7 @@ inside its weights. Without data=... on the test images of the run that made it.
   -q, --quiet nothing but errors, and the files that are asked for
 
 keys:
-  data=NAME                    digits, folder, generated, glyphs, none;
+  data=NAME                    digits, folder, generated, glyphs, hf, none, per_task, tensors, torchvision;
                                its training images calibrate the joint answers
   hardware=NAME                auto (default), cpu, gpu
   seed=0                       of the drawn training images (default: the run's)

@@ -27,7 +27,8 @@ keys:
   model.checkpoint=PATH        local weights to begin with instead (docs/sources.md) model.start=random
   no weights to begin with model.task=NAME              name of the source; with data=folder also its folder of
   images model.labels=[cat,dog]       default: the classes of the data set; also a file, or the name of a label set
-  data=NAME                    digits, folder, generated, glyphs; all training images, or data.images_per_task=N
+  data=NAME                    digits, folder, glyphs, hf, per_task, tensors, torchvision;
+                               all training images, or data.images_per_task=N
   data.augment=paper           none, shift, paper, strong: drawn anew at every step data.validation=0.1
   share of the training images that chooses the best step, and ends what gets no better training.head_steps=300
   steps of the head alone; training.head_lr=0.01 training.steps=2000          steps of all weights;

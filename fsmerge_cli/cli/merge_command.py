@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from fsmerge_cli import presets
+from fsmerge_cli.cli.composing import added
 from fsmerge_cli.cli.list_command import listing
 from fsmerge_cli.errors import ConfigError, unknown
 
@@ -16,9 +17,14 @@ shows the names.
 
 groups:
   +models=NAME         the sources, and the images that belong to them
+<<<<<<< HEAD
   data=NAME            digits, folder, generated, glyphs, none
   method=NAME          activation_matching, average, fs_merge (default), fs_merge_paper, kd, regmean,
                        regmean_pp, slerp, zipit
+=======
+  data=NAME            digits, folder, generated, glyphs, hf, none, per_task, tensors, torchvision
+  method=NAME          activation_matching, average, fs_merge (default), kd, regmean, regmean_pp, slerp, zipit
+>>>>>>> 6fbb751 (data=torchvision, hf, tensors and per_task; finetune learns from every image once and from none of the test)
   hardware=NAME        auto (default), cpu, gpu, multi_gpu, slurm
   launcher=NAME        joblib, submitit_local, submitit_slurm (where the jobs of --multirun run)
   sweep=NAME           optuna (chooses the jobs of --multirun, instead of every combination)
@@ -87,4 +93,4 @@ def rewrite(argument: str) -> str:
         return f"+{argument}"
     if argument.startswith("models.sources") or re.match(r"method\.\w+\.\d+=", argument):
         return f"++{argument}"
-    return argument
+    return added(argument)

@@ -12,7 +12,11 @@ from fsmerge_cli.data.digits import Digits
 from fsmerge_cli.data.folder import Folder
 from fsmerge_cli.data.generated import Generated
 from fsmerge_cli.data.glyphs import Glyphs
+from fsmerge_cli.data.hf import HuggingFace
 from fsmerge_cli.data.none import NoImages
+from fsmerge_cli.data.per_task import PerTask
+from fsmerge_cli.data.tensors import Tensors
+from fsmerge_cli.data.torchvision import TorchVision
 from fsmerge_cli.errors import ConfigError, unknown
 from fsmerge_cli.options import choose
 
@@ -21,7 +25,11 @@ DATASETS: dict[str, type[DataConfig]] = {
     "folder": Folder,
     "generated": Generated,
     "glyphs": Glyphs,
+    "hf": HuggingFace,
     "none": NoImages,
+    "per_task": PerTask,
+    "tensors": Tensors,
+    "torchvision": TorchVision,
 }
 
 

@@ -147,7 +147,7 @@ class DataConfig(ABC):
         """Label sets that a source may name instead of listing its labels; none by default."""
         return {}
 
-    def classes(self, task: str) -> tuple[str, ...] | None:
+    def classes(self, task: Task) -> tuple[str, ...] | None:
         """Names of the classes of a task in the order of their rows; None where the data set does not say them."""
         return None
 

@@ -70,9 +70,9 @@ class Folder(DataConfig):
         """The root."""
         return {} if self.root is None else {"data.root": self.root}
 
-    def classes(self, task: str) -> tuple[str, ...] | None:
+    def classes(self, task: Task) -> tuple[str, ...] | None:
         """Class folders, sorted, as torchvision's ImageFolder numbers them; of train/, else of test/."""
-        folder = self._folder(Task(task, None))
+        folder = self._folder(task)
         own = next((folder / split for split in ("train", "test") if (folder / split).is_dir()), folder)
         return tuple(sorted(p.name for p in own.iterdir() if p.is_dir() and _images(p))) or None
 

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fsmerge_cli.data import Task
+from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.digits import Digits
+from fsmerge_cli.data.per_task import PerTask
+from fsmerge_cli.drawing import counted, prepared
+from fsmerge_cli.errors import ConfigError, DataError
+from fsmerge_cli.options import build
+
+PIXELS = ToPixels((1, 8, 8))
+TASKS = [Task("birds", ("owl", "wren")), Task("numbers", ("0", "1", "2"))]
+
+
+def birds(root: Path) -> dict[str, Any]:
+    for n in range(12):
+        path = root / ("test" if n > 8 else "train") / ("owl" if n % 2 else "wren") / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 + n).save(path)
+    return {"name": "folder", "root": str(root)}
+
+
+def test_each_task_has_its_own_data_set(tmp_path: Path) -> None:
+    own = {**birds(tmp_path / "mine"), "images_per_task": 4}
+    mine = {"birds": own, "numbers": {"name": "digits"}}
+    data = PerTask(tasks=mine, images_per_task=40, augment="shift", views=2)
+    tests, images, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    assert [len(found) for found in tests if found] == [3, len(Digits().build("test", TASKS[1], PIXELS))]
+    assert [int((images.task == task).sum()) for task in (0, 1)] == [4 * 3, 40 * 3]
+    assert notes == []
+    assert counted(data, TASKS, lambda: PIXELS)[0] == [12, 120]
+    assert data.classes(TASKS[0]) == ("owl", "wren")
+    assert data.paths() == {"data.tasks.birds.root": str(tmp_path / "mine")}
+
+
+def test_the_folder_of_a_task_alone_may_lie_below_its_name_or_not(tmp_path: Path) -> None:
+    birds(tmp_path / "all/birds")
+    for root in (tmp_path / "all", tmp_path / "all/birds"):
+        data = PerTask(tasks={"birds": {"name": "folder", "root": str(root)}})
+        found = data.build("train", TASKS[0], PIXELS)
+        assert found is not None
+        assert len(found) == 9
+
+
+def test_a_task_may_have_test_images_alone(tmp_path: Path) -> None:
+    own = {**birds(tmp_path), "images_per_task": 0}
+    data = PerTask(tasks={"birds": own, "numbers": {"name": "digits"}}, images_per_task=5)
+    tests, images, _ = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    assert images.task.tolist() == [1] * 5
+    assert all(tests)
+
+
+def refused(error: type[Exception], tasks: Any) -> str:
+    with pytest.raises(error) as found:
+        build(PerTask, {"name": "per_task", "tasks": tasks}, "data").build("train", TASKS[0], PIXELS)
+    return str(found.value)
+
+
+def test_wrong_keys_are_said_where_they_stand() -> None:
+    assert refused(DataError, {"numbers": {"name": "digits"}}) == (
+        "data=per_task: no data set for task 'birds' in data.tasks. There are: numbers. Pass "
+        "data.tasks.birds={name: folder, root: PATH}"
+    )
+    assert refused(DataError, None).startswith(
+        "data=per_task: no data set for task 'birds' in data.tasks. There are: none."
+    )
+    assert refused(ConfigError, {"birds": {"name": "foldr"}}).startswith(
+        "unknown data.tasks.birds 'foldr'. Did you mean 'folder'? Available: digits, "
+    )
+    assert refused(ConfigError, {"birds": {"name": "folder", "rot": "x"}}).startswith(
+        "unknown key in data.tasks.birds 'rot'. Did you mean 'root'? Available: "
+    )
+    assert refused(ConfigError, {"birds": {"name": "folder", "augment": "shift"}}) == (
+        "data.tasks.birds.augment: this is one for all tasks. Set data.augment instead."
+    )
+    for name in ("none", "generated", "per_task"):
+        assert refused(ConfigError, {"birds": {"name": name}}).startswith(
+            f"data.tasks.birds.name={name}: this is no data set of one task. Pass another one, or "
+        )
+    assert refused(ConfigError, {"birds": 3}) == "data.tasks: should be a valid dictionary, got 3."
