@@ -17,14 +17,9 @@ shows the names.
 
 groups:
   +models=NAME         the sources, and the images that belong to them
-<<<<<<< HEAD
-  data=NAME            digits, folder, generated, glyphs, none
+  data=NAME            digits, folder, generated, glyphs, hf, none, per_task, tensors, torchvision
   method=NAME          activation_matching, average, fs_merge (default), fs_merge_paper, kd, regmean,
                        regmean_pp, slerp, zipit
-=======
-  data=NAME            digits, folder, generated, glyphs, hf, none, per_task, tensors, torchvision
-  method=NAME          activation_matching, average, fs_merge (default), kd, regmean, regmean_pp, slerp, zipit
->>>>>>> 6fbb751 (data=torchvision, hf, tensors and per_task; finetune learns from every image once and from none of the test)
   hardware=NAME        auto (default), cpu, gpu, multi_gpu, slurm
   launcher=NAME        joblib, submitit_local, submitit_slurm (where the jobs of --multirun run)
   sweep=NAME           optuna (chooses the jobs of --multirun, instead of every combination)
