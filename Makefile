@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 dev: $(READY)  ## make the environment (.venv) and install into it
 
 demo: $(READY)  ## the main job on the embedded digits, in under a minute after the install
-	$(BIN)/fsmerge merge +models=digits_mlp_pair method=fs_merge output.dir=outputs/demo output.overwrite=true
+	$(BIN)/fsmerge merge +models=digits_mlp_pair method=fs_merge hardware.threads=1 output.dir=outputs/demo output.overwrite=true
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .
