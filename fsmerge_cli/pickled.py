@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,9 +35,7 @@ def read_pickled(path: Path, where: str) -> dict[str, Tensor]:
             f"{'.'.join(map(str, SAFE))} or later, or {REMEDY}"
         )
     try:
-        with warnings.catch_warnings():  # torch speaks of its own old formats; the user has chosen nothing there
-            warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        found = plain_values(path)
     except OSError as error:
         raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
     except Exception:  # a file may break the unpickler in any way; its code is not run
@@ -53,6 +52,18 @@ def read_pickled(path: Path, where: str) -> dict[str, Tensor]:
     if not content or not all(map(_dense, content.values())):
         raise SourceError(f"{where} holds no state dict (tensors by name); {REMEDY}")
     return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def plain_values(path: Path) -> Any:
+    """What a pickle holds, where it is tensors and plain values; whatever torch raises where it is more.
+
+    The one place where the package opens a pickle. Raises RuntimeError where this torch cannot do it safely.
+    """
+    if _version() < SAFE:
+        raise RuntimeError(f"torch {torch.__version__} cannot open a pickle safely")
+    with warnings.catch_warnings():  # torch speaks of its own old formats; the user has chosen nothing there
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _flat(found: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -37,9 +38,11 @@ from fsmerge_cli.cli import COMMANDS, main
 from fsmerge_cli.cli.composing import composed, own_folder
 from fsmerge_cli.cli.merge_command import composed as as_hydra_takes_it
 from fsmerge_cli.finetuning import finetune
+from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.options import build
 from fsmerge_cli.request import chosen_data, chosen_hardware, request
+from fsmerge_cli.specs import SPECS
 from tests.conftest import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -260,8 +263,9 @@ def runnable(page: Path, slow: bool) -> list[Block]:
 
 def run_all(page: Path, slow: bool, patch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "__main__", "images": torch.rand(2, 1, 8, 8)}
-    for block in runnable(page, slow):
-        run(block, names, patch)
+    with mock.patch.dict(SPECS), mock.patch.dict(METHODS):  # a page may register its own
+        for block in runnable(page, slow):
+            run(block, names, patch)
 
 
 @pytest.mark.full

@@ -17,6 +17,7 @@ from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.matching import of_task
 from fsmerge_cli.errors import DataError, reason
 from fsmerge_cli.options import FORBID, Text
+from fsmerge_cli.pickled import plain_values
 
 Layout = Literal["auto", "nchw", "nhwc"]
 
@@ -125,7 +126,7 @@ def _read_file(path: Path) -> Any:
     if suffix in (".npz", ".npy"):
         found = np.load(path, allow_pickle=False)
         return {name: found[name] for name in found.files} if suffix == ".npz" else {"images": found}
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return plain_values(path)
 
 
 def _array(value: Any) -> Any:
