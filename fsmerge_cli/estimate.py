@@ -171,18 +171,13 @@ def peak_memory(
     return always + max(fit, evaluation, certificates)
 
 
-def _batch(method: Trained, work: Workload) -> int:
-    """Images per step."""
-    return method.batch_size if method.asking.fresh else min(method.batch_size, work.seen)
-
-
 def _training(plan: Plan, method: Method, hardware: Hardware, work: Workload, network: Network, t: int) -> int:
     if not isinstance(method, Trained):
         pairs = (8 * (len(plan.tasks) * space.merged) ** 2 for space in plan.spaces.values())
         return sum(pairs) + 8 * network.numbers if method.uses_images else 0
     n, k = network.numbers, len(plan.tasks)
     held = min(work.train, default=0) >= FEWEST_FOR_VALIDATION
-    batch = _batch(method, work)
+    batch = method.images_per_step(work.seen)
     again = hardware.checkpointing and network.blocks > 0
     activations = batch * (network.inputs + network.block if again else network.kept)
     share = 1 / network.blocks if again else 1.0
@@ -202,9 +197,10 @@ def operations(plan: Plan, method: Method, work: Workload, network: Network) -> 
     if method.uses_images:
         total += forward * images * (k if getattr(method, "targets", "own") == "all" else 1)
     if isinstance(method, Trained):
-        step = 3 * forward * _batch(method, work)
+        batch = method.images_per_step(work.seen)
+        step = 3 * forward * batch
         if method.asking.fresh:  # the sources answer at every step
-            step += forward * _batch(method, work) * (k if method.targets == "all" else 1)
+            step += forward * batch * (k if method.targets == "all" else 1)
         if isinstance(method, FSMerge):
             step += k * sum(_fold_operations(plan, name, method) for name in plan.roles)
         total += method.total_steps * step

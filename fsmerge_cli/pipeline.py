@@ -243,7 +243,7 @@ def _rate(problem: Problem, trace: Trace, method: Method, clock: Clock) -> float
     seconds = clock.seconds["fit"]
     if not trace.loss or not isinstance(method, Trained) or not seconds or problem.keeper.resumed:
         return None
-    batch = min(method.batch_size, len(problem.images.train))
+    batch = method.images_per_step(len(problem.images.train))
     return round(len(trace.loss) * batch / seconds, 1)
 
 

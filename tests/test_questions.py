@@ -280,3 +280,14 @@ def test_training_on_more_questions_repeats_to_the_bit(make_problem: Make, metho
 def test_the_transforms_are_made_once() -> None:
     assert augmentation("strong", (16, 16)) is augmentation("strong", (16, 16))
     assert torch.equal(augmentation("none", (4, 4))(pictures(1)), pictures(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"mix": 0.5}, {"augment": "shift"}, {"augment": "shift", "views": 3}])
+@pytest.mark.parametrize("batch", [4, 200])
+def test_a_method_knows_how_many_images_a_step_has(make_problem: Make, options: Any, batch: int) -> None:
+    problem = make_problem()
+    method = folding(batch_size=batch, **options)
+    images = method.prepare(problem).images
+    order = Order(images.train, batch, 0, filled=method.asking.fresh)
+    taken = Questions(order, method.asking, Feed(images.images, CPU), (), 0)
+    assert method.images_per_step(len(problem.images.train)) == taken.size == len(order.batch(0))

@@ -129,6 +129,13 @@ class Trained(Weighted, ABC):
         """How the images become questions."""
         return Asking(self.augment, self.views, self.mix)
 
+    def images_per_step(self, there: int) -> int:
+        """Images of one step where so many are trained on, their fixed copies not counted."""
+        if self.asking.fresh:
+            return self.batch_size  # filled up with other views
+        copies = self.views if self.augment != "none" and isinstance(self.views, int) else 0
+        return min(self.batch_size, there * (1 + copies))
+
     @property
     def total_steps(self) -> int:
         """Steps of the whole training, by `budget`."""
