@@ -165,7 +165,7 @@ def _train(
             loss = _gradients(forward, inputs, classes, run, lesson)
             nn.utils.clip_grad_norm_(run.parameters, schedule.clip)
             run.losses.append(_finite(loss, step, phase))
-            values = {"loss": loss, "lr": run.optimizer.param_groups[0]["lr"]}
+            values = {"loss": loss, "lr": run.rate}
             run.advance()
             last = step + 1 == schedule.steps
             if (step + 1) % every == 0 or last:
@@ -242,7 +242,7 @@ def _gradients(
                     "model.input_size or model.arch."
                 ) from None
         run.part = math.ceil(size / 2)
-        run.optimizer.zero_grad(set_to_none=True)
+        run.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         lesson.progress(Event(f"out of memory: {run.part} images at a time from here on", 1, 1))

@@ -3,7 +3,8 @@
 The memory is the largest of three moments. All of them hold the interpreter with its libraries, the sources (k
 networks of n numbers, 4 bytes each: mapped files count once they were read), the images and their kept features:
 
-- training: t trained numbers with gradient and two moments of AdamW (16 t), the best step's copy (4 t, where
+- training: t trained numbers with gradient and two moments of AdamW (16 t; the one moment and the products of Muon
+  are no more), the best step's copy (4 t, where
   images are held back), the activations that the network keeps for its gradient (counted on the meta device, times
   the batch; with checkpointing one block's and the blocks' inputs). FS-Merge adds folded weights and their
   gradient (8 n; with checkpointing one block's) and, where maps are multiplied out, W U of each source (4 k n).

@@ -68,6 +68,12 @@ class MergeMaps(nn.Module):
         """The unmerge map U of `source` at `port`, [d_i, d']."""
         return self._one("U", port, source)
 
+    def matrices(self, features: Port) -> list[nn.Parameter]:
+        """What is a stack of matrices; without the readouts of `features`."""
+        readouts = {s for (side, port, _), (s, _) in self._places.items() if side == "U" and port == features}
+        stacks = [stack for s, stack in enumerate(self._stacks) if s not in readouts]
+        return [p for stack in stacks for p in stack.parameters() if p.ndim > 2]
+
     def units(self) -> dict[str, Tensor]:
         """The per-unit vectors (norm affine, running statistics) by tensor name."""
         return {name: getattr(self, _key(name)) for name in self._names}
@@ -155,15 +161,14 @@ def start_maps(
         weight = task_weights[source] / k if start == "average" else float(source == 0)
         scale = weight if side == "M" else 1.0
         given = unmerge.get((port, source)) if unmerge and side == "U" else None
-        if given is not None and structure in MAPS:
-            share = min(max(1, round(rank * merged / plan.arch.features)), rows, cols)
-            return MAPS[structure].near(given, share, generator(seed, "maps", side, str(port), source))
         if structure == "heads" and space.heads is not None:
             return HeadBlocks.start(merged, space.heads[0], scale)
-        share = max(1, round(rank * merged / plan.arch.features))
+        share = min(max(1, round(rank * merged / plan.arch.features)), rows, cols)
         random = generator(seed, "maps", side, str(port), source)
         plain = MAPS.get(structure, LowRank)  # spaces without heads, where structure is `heads`
-        return plain.start(rows, cols, scale, min(share, rows, cols), random)
+        if given is not None:
+            return plain.near(given, share, random)
+        return plain.start(rows, cols, scale, share, random)
 
     units = {name: role for name, role in plan.roles.items() if isinstance(role, Unit)}
     return MergeMaps(

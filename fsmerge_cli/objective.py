@@ -22,6 +22,10 @@ TEMPERATURE = 2.0
 class Student(nn.Module, ABC):
     """What is trained: `forward` gives merged features [n, d'] of images [n, C, H, W]."""
 
+    def matrices(self) -> list[nn.Parameter]:
+        """The parameters that are (stacks of) matrices between hidden units."""
+        return []
+
     @abstractmethod
     def readout(self, features: Tensor, source: int) -> Tensor:
         """Estimate of one source's features, [n, d'] -> [n, d_i]."""
@@ -93,9 +97,10 @@ def objective(
     """Weighted mean over sources of the relative squared error of their readout, and of their heads' answers.
 
     sum_i w_i [mean_{x asked of i} (|U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) + logits KL_i(x)) + apart mean_{x
-    foreign to i} (log n_i - H_i(x))] / k, the mean of the w_i being 1. positions: a part of the batch, such as
-    one process's share (None: all of it); the objective of the batch is the sum over its parts where `counts`
-    are those of the batch.
+    foreign to i} KL(uniform || p_i(x))] / k, the mean of the w_i being 1. Where `apart` counts, KL_i is 0 for the
+    images that are foreign to i, and is divided by as many images all the same. positions: a part of the batch,
+    such as one process's share (None: all of it); the objective of the batch is the sum over its parts where
+    `counts` are those of the batch.
     """
     positions = batch.positions() if positions is None else positions
     counts = batch.counts() if counts is None else counts

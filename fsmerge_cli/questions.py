@@ -106,5 +106,6 @@ class Questions:
         if not self.asking.fresh:
             return Batch.of(self.pixels, self.targets, rows)
         asking = self.asking
-        new, other = renewed(self.pixels[rows], asking.augment, asking.mix, self.seed, step)
+        anew = asking.augment if asking.views == "fresh" else "none"  # fixed copies stay what they are
+        new, other = renewed(self.pixels[rows], anew, asking.mix, self.seed, step)
         return Batch.asked(new, self.targets, rows, rows[other])  # a mixture is its larger part's task's

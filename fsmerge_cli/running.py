@@ -8,21 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsmerge_cli.errors import DivergedError
 from fsmerge_cli.objective import Student
+from fsmerge_cli.optimising import optimisers
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps; batch_size (images); lr at the peak of a linear one-cycle; weight_decay; clip (gradient norm)."""
+    """steps; batch_size (images); lr at the peak of a linear one-cycle; weight_decay; clip (gradient norm).
+
+    matrix_lr: peak for matrices between hidden units, which Muon trains; None: AdamW trains them like all else.
+    """
 
     steps: int
     batch_size: int
     lr: float
     weight_decay: float
     clip: float
+    matrix_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,23 +69,34 @@ class Run:
     part: how many images are computed at once (0: the whole share of the batch).
     """
 
-    def __init__(self, student: Student, schedule: Schedule) -> None:
+    def __init__(self, student: Student, schedule: Schedule, matrices: Sequence[nn.Parameter] = ()) -> None:
         self.student = student
         self.steps, self.lr = schedule.steps, schedule.lr
         self.parameters = [p for p in student.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
-        self.cycle = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            schedule.lr,
-            total_steps=schedule.steps,
-            anneal_strategy="linear",
-            cycle_momentum=False,
+        rate = schedule.matrix_lr
+        self._optimisers = optimisers(
+            self.parameters, matrices if rate else (), schedule.lr, rate or 0.0, schedule.weight_decay
         )
+        self._cycles = [
+            torch.optim.lr_scheduler.OneCycleLR(
+                optimiser,
+                optimiser.param_groups[0]["lr"],
+                total_steps=schedule.steps,
+                anneal_strategy="linear",
+                cycle_momentum=False,
+            )
+            for optimiser in self._optimisers
+        ]
         self.losses: list[float] = []
         self.seen: list[tuple[int, float]] = []
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.start: tuple[float, ...] = ()
         self.part = 0
+
+    @property
+    def rate(self) -> float:
+        """Of the next step; that of AdamW, where it trains anything."""
+        return float(self._optimisers[0].param_groups[0]["lr"])
 
     @property
     def step(self) -> int:
@@ -89,9 +105,15 @@ class Run:
 
     def advance(self) -> None:
         """Take the step that the gradients ask for."""
-        self.optimizer.step()
-        self.cycle.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimiser, cycle in zip(self._optimisers, self._cycles):
+            optimiser.step()
+            cycle.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        for optimiser in self._optimisers:
+            optimiser.zero_grad(set_to_none=True)
 
     def validated(self, errors: Sequence[float], task_weights: Sequence[float]) -> None:
         """Note the errors on the validation share after the last step, and its weights if they are the best."""
@@ -112,39 +134,40 @@ class Run:
         """Everything that is a tensor, by name."""
         found = {f"student.{name}": t for name, t in self.student.state_dict().items()}
         found |= {f"best.{name}": t for name, t in (self.best[2] if self.best else {}).items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
+        for number, optimiser in enumerate(self._optimisers):
+            for index, state in optimiser.state_dict()["state"].items():
+                found |= {f"optimiser.{number}.{index}.{name}": t for name, t in state.items()}
         return found
 
     def facts(self) -> dict[str, Any]:
         """Everything else, as JSON."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        rates = [optimiser.param_groups[0]["lr"] for optimiser in self._optimisers]
         best = self.best and list(self.best[:2])
         names = ("step", "steps", "losses", "seen", "start", "part")
         return {**{n: getattr(self, n) for n in names}, "best": best, "rates": rates}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Be as `tensors` and `facts` say."""
-        parts: dict[str, dict[str, Tensor]] = {"student": {}, "best": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"student": {}, "best": {}, "optimiser": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         self.student.load_state_dict(parts["student"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimizer"].items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._optimisers]
+        for name, tensor in parts["optimiser"].items():
+            number, index, key = name.split(".", 2)
+            states[int(number)].setdefault(int(index), {})[key] = tensor
+        for optimiser, state in zip(self._optimisers, states):
+            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         self.losses = list(facts["losses"])
         self.seen = [(step, error) for step, error in facts["seen"]]
         self.start, self.part = tuple(facts["start"]), facts["part"]
         device = next(iter(self.parameters)).device
         if facts["best"]:
             self.best = (*facts["best"], {n: t.to(device) for n, t in parts["best"].items()})
-        self.cycle.last_epoch = self.step
-        for group, rate in zip(self.optimizer.param_groups, facts["rates"]):
-            group["lr"] = rate
+        for optimiser, cycle, rate in zip(self._optimisers, self._cycles, facts["rates"]):
+            cycle.last_epoch = self.step
+            optimiser.param_groups[0]["lr"] = rate
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

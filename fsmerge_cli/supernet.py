@@ -68,6 +68,10 @@ class SuperNet(Student):
         folded = folder(opened, units, self._outside if self._blocks else None)
         return self._run(folded, images)
 
+    def matrices(self) -> list[nn.Parameter]:
+        """The maps, but for the readouts, and for what of a map is a vector."""
+        return self.maps.matrices(self.plan.features)
+
     def readout(self, features: Tensor, source: int) -> Tensor:
         """The merged model's estimate of one source's features, U_out,i z': [n, d'] -> [n, d_i]."""
         estimate: Tensor = self.maps.read(self.plan.features, source)(features)

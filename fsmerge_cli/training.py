@@ -44,9 +44,10 @@ def train(
 ) -> Trace:
     """Train `student` in place; it ends with the best step's weights on the validation share, else the last.
 
-    AdamW, linear one-cycle schedule, gradient clipping. The processes of `world` share every batch and end with
-    the same weights and trace. asking: how the images become questions. extras: what counts beside the features.
-    keeper: where the state is kept, and found again. A batch that does not fit into memory is computed in parts.
+    AdamW (Muon for matrices where the schedule has a rate for them), linear one-cycle schedule, gradient clipping.
+    The processes of `world` share every batch and end with the same weights and trace. asking: how the images
+    become questions. extras: what counts beside the features. keeper: where the state is kept, and found
+    again. A batch that does not fit into memory is computed in parts.
     Raises TrainingError where the loss is not finite, ConfigError where a batch has fewer images than there are
     processes, Interrupted where the user asked to stop.
     """
@@ -54,12 +55,15 @@ def train(
     order = Order(images.train, schedule.batch_size, seed, filled=asking.fresh)
     questions = Questions(order, asking, pixels, targets, seed)
     _check_shares(questions, world)
-    run = Run(student, schedule)
+    run = Run(student, schedule, student.matrices())
     step_loss = world.parallel(Step(student, targets, world, extras))
     stage = (keeper or Keeper()).stage()
     saved = stage.load()
+    validation = (student, pixels, targets, images.validation, hardware, device, world, extras)
     if saved is None:
         run.start = _errors(student, pixels, targets, images.train, hardware, device, world)
+        if len(images.validation):  # what is begun with may be the best there is
+            run.validated(_errors(*validation), [own.weight for own in targets])
     else:
         run.restore(*saved)
     every = max(1, schedule.steps // VALIDATIONS)
@@ -82,12 +86,11 @@ def train(
             stop = torch.tensor(float(asked.signal is not None), device=device)
             told = world.total(torch.stack([loss / world.size, stop])).tolist()  # processes stop together
             run.losses.append(finite(told[0], step))
-            values = {"loss": run.losses[-1], "lr": run.optimizer.param_groups[0]["lr"]}
+            values = {"loss": run.losses[-1], "lr": run.rate}
             run.advance()
             last = step + 1 == schedule.steps
             if len(images.validation) and ((step + 1) % every == 0 or last):
-                errors = _errors(student, pixels, targets, images.validation, hardware, device, world, extras)
-                run.validated(errors, [own.weight for own in targets])
+                run.validated(_errors(*validation), [own.weight for own in targets])
                 values["validation"] = run.seen[-1][1]
             progress(Event("train", step + 1, schedule.steps, values, questions.size))
             if last or told[1] or stage.due(step + 1):
@@ -120,7 +123,7 @@ def _within_memory(
             if share == 1:
                 raise TrainingError(text) from None
         run.part = math.ceil(share / 2)  # outside of the handler, which holds what did not fit
-        run.optimizer.zero_grad(set_to_none=True)
+        run.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         progress(Event(f"out of memory: {run.part} images at a time from here on", 1, 1))

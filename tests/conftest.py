@@ -91,7 +91,8 @@ def make_problem() -> Callable[..., Problem]:
 
 
 PLAIN: dict[str, Any] = {
-    **{"targets": "own", "logits": 0.0, "apart": 0.0, "augment": "none", "mix": 0.0, "lr": 1e-3, "start": "first"}
+    **{"targets": "own", "logits": 0.0, "apart": 0.0, "augment": "none", "mix": 0.0, "lr": 1e-3, "start": "first"},
+    "optimizer": "adamw",
 }
 """Features alone, of the images as they are."""
 

@@ -15,8 +15,8 @@ ROOMS = tuple(
     "errors schema progress clock options seeding spaces distributed hardware specs output presets "  # noqa: SIM905
     "pickled checkpoints prefixes layouts translation preprocessing cache resuming feeding entries heads "
     "opening rounding sources plan groups permute structures maps thin fold reference data drawing features "
-    "activations regression zipping objective questions running training classifier supernet problem align "
-    "methods metrics similarity answers scoring summary charts page zoo tasks loading card certificates "
+    "activations regression zipping objective questions optimising running training classifier supernet problem "
+    "align methods metrics similarity answers scoring summary charts page zoo tasks loading card certificates "
     "evaluating result request estimate inspection merged pipeline reevaluate starting finetuned finetuning plots "
     "compare report terminal logs folders explain sweeping config cli".split()
 )

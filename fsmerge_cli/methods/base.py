@@ -85,13 +85,14 @@ class Trained(Weighted, ABC):
     """Abstract: the options of every method that trains, so that they are comparable to the step.
 
     steps: at budget=default; fast takes a quarter of them, best four times as many. batch_size (images per step,
-    all of them where there are fewer); lr (peak of the one-cycle; null: by the width of the merged features, see
-    `rate`); weight_decay (AdamW); clip (gradient norm); targets: own compares an image with the source of its
-    task, all with every source. logits: what the distance of the heads' answers (KL divergence, temperature 2)
-    counts beside that of the features. apart: cost of a head's being sure of images of other tasks. augment:
-    none, shift, paper, strong, on the images that are trained on; views: fresh (other ones at every step), or
-    how many fixed copies of every image. mix: share of every batch that is mixed with other images. retries: how
-    often to begin again with half the learning rate where the loss is not finite.
+    all of them where there are fewer); optimizer: adamw, or muon for matrices between hidden units (adamw for all
+    else); lr (of AdamW, peak of the one-cycle; null: by the width of the merged features, see `rate`); matrix_lr
+    (of Muon, peak of the one-cycle; fits all widths); weight_decay; clip (gradient norm); targets: own
+    compares an image with the source of its task, all with every source. logits: what the distance of the heads'
+    answers (KL divergence, temperature 2) counts beside that of the features. apart: cost of a head's being sure
+    of images of other tasks. augment: none, shift, paper, strong, on the images that are trained on; views: fresh
+    (other ones at every step), or how many fixed copies of every image. mix: share of every batch that is mixed
+    with other images. retries: how often to begin again with half the learning rate where the loss is not finite.
     """
 
     uses_images: ClassVar[bool] = True
@@ -101,7 +102,9 @@ class Trained(Weighted, ABC):
     steps: Positive = 1000
     budget: Budget = "default"
     batch_size: Positive = 128
+    optimizer: Literal["muon", "adamw"] = "muon"
     lr: PositiveFloat | None = None
+    matrix_lr: PositiveFloat = 0.02
     weight_decay: NonNegativeFloat = 1e-3
     clip: PositiveFloat = 1.0
     targets: Targets = "all"
@@ -175,12 +178,15 @@ class Trained(Weighted, ABC):
         attempt = 0
         while True:
             rate = (lr or self.rate(problem.plan.arch.features)) / 2**attempt
+            matrix_rate = self.matrix_lr / 2**attempt if self.optimizer == "muon" else None
             try:
                 trace = train(
                     student,
                     found.images,
                     found.targets,
-                    Schedule(steps or self.total_steps, self.batch_size, rate, self.weight_decay, self.clip),
+                    Schedule(
+                        steps or self.total_steps, self.batch_size, rate, self.weight_decay, self.clip, matrix_rate
+                    ),
                     problem.hardware,
                     problem.device,
                     problem.seed if seed is None else seed,

@@ -33,7 +33,7 @@ class FSMerge(Trained):
     sources read is fitted by least squares to what source 1 gives). release: share of the steps, the last ones,
     in which the maps are gone and all weights of the folded network are trained, from release_lr at their peak
     (null: that of kd). sequential: merge two sources, then the result with the third, and so on, instead of all
-    at once; the result counts as much as its tasks do on average.
+    at once; the result counts as much as its tasks do on average, and is compared by its features alone.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
@@ -81,7 +81,7 @@ class FSMerge(Trained):
         stages: list[Stage] = []
         trace = Trace()
         for i in range(1, k):
-            pair = [replace(so_far, head=None), problem.sources[i]]
+            pair = [so_far if i == 1 else replace(so_far, head=None), problem.sources[i]]  # of several heads: none
             groups = [0 if j < i else 1 if j == i else None for j in range(k)]
             plan = compile_plan(pair, self.width, self.heads)
             step = replace(problem, plan=plan, sources=pair, images=problem.images.regroup(groups))

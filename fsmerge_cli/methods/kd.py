@@ -90,6 +90,10 @@ class PlainStudent(Student):
         """The readout of one source, [d_i, d']."""
         return self._fixed[source] if self.readouts is None else self.readouts[source]
 
+    def matrices(self) -> list[nn.Parameter]:
+        """All matrices of the network; neither convolutions nor readouts."""
+        return [p for p in self.network.parameters() if p.ndim == 2]
+
     def forward(self, images: Tensor) -> Tensor:
         """Features [n, d']."""
         return self._run(images)
