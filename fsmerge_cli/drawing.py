@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 import torch
 from PIL import Image
@@ -29,7 +30,8 @@ Transform = Callable[[Image.Image], Tensor]
 class Tests:
     """The test images of every task (None: none), but for those that cannot be read.
 
-    marks: digests, and what the images are called. notes: what the user should know about them.
+    marks: digests, and what the images are called. notes: what the user should know about them. sha256: of their
+    pixels and labels by task; equal where models were asked the same.
     """
 
     __test__ = False  # not a test class
@@ -37,6 +39,7 @@ class Tests:
     sets: Sequence[ImageSet | None]
     marks: dict[bytes, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    sha256: str = sha256(b"[]").hexdigest()
 
 
 def built(data: DataConfig, split: Split, tasks: Sequence[Task], transform: Transform) -> list[ImageSet | None]:
@@ -54,22 +57,30 @@ def looked_at(
     notes: list[str] = []
     errors: list[DataError] = []
     kept: list[ImageSet | None] = []
+    content: list[tuple[str, str]] = []
     for task, own in zip(tasks, sets):
+        if own is None:
+            kept.append(None)
+            continue
         bad: set[int] = set()
-        for part in sift(own, range(len(own)), READ, workers) if own else ():
-            pixels = part.content[0] if part.numbers else ()
-            marks |= {digest(one): own.title(row) for row, one in zip(part.numbers, pixels) if own}
+        asked = sha256()
+        for part in sift(own, range(len(own)), READ, workers):
+            for row, pixels, label in zip(part.numbers, *(part.content or ((), ()))):
+                mark, name = digest(pixels), task.labels[label] if task.labels and label >= 0 else None
+                marks[mark] = own.title(row)
+                asked.update(repr((mark, name)).encode())
             bad |= part.errors.keys()
-            errors += [] if own is None or own.lenient else part.errors.values()
+            errors += [] if own.lenient else part.errors.values()
             seen += len(part.numbers) + len(part.errors)
             progress(Event("look at test images", seen, total, images=1))
-        if own and bad:
+        content.append((task.name, asked.hexdigest()))
+        if bad:
             notes.append(f"task '{task.name}': {_unreadable(sorted(map(own.title, bad)), 'test image')}")
             own = own.only([row for row in range(len(own)) if row not in bad]) if len(bad) < len(own) else None
         kept.append(own)
     if errors:
         raise together(errors)
-    return Tests(kept, marks, tuple(notes))
+    return Tests(kept, marks, tuple(notes), sha256(repr(sorted(content)).encode()).hexdigest())
 
 
 def prepared(
@@ -79,14 +90,14 @@ def prepared(
     seed: int,
     workers: int = 0,
     progress: Progress = silent,
-) -> tuple[Sequence[ImageSet | None], Images, list[str]]:
+) -> tuple[Tests, Images, list[str]]:
     """The test images of every task, the images that a merge may see, and what to know. Raises DataError."""
     if data is None:
-        return [None] * len(tasks), nothing(), ["no data: nothing was evaluated"]
+        return Tests([None] * len(tasks)), nothing(), ["no data: nothing was evaluated"]
     transform = pixels()
     tests = looked_at(built(data, "test", tasks, transform), tasks, workers, progress)
     images, notes = drawn(data, tasks, transform, tests, seed, workers, progress)
-    return tests.sets, images, [*notes, *tests.notes]
+    return tests, images, [*notes, *tests.notes]
 
 
 def drawn(

@@ -19,7 +19,7 @@ from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.data.queries import FEWEST_FOR_VALIDATION, READ, digest
 from fsmerge_cli.data.reading import sift, together
-from fsmerge_cli.drawing import SHOWN, looked_at
+from fsmerge_cli.drawing import SHOWN, Tests, looked_at
 from fsmerge_cli.errors import DataError
 from fsmerge_cli.evaluating import Bench
 from fsmerge_cli.finetuned import Finetuned
@@ -85,7 +85,7 @@ def finetune(
             trace = fit(tuned, lesson, keeper)
         head = Head(tuned.head.weight.detach(), tuned.head.bias.detach(), asked.labels)
         with clock.phase("evaluate"):
-            scores = _scores(asked, tuned, head, tests, device, progress)
+            scores = _scores(asked, tuned, head, tests.sets[0], device, progress)
         if trace.part:
             notes.append(
                 f"memory did not suffice for a whole batch: it was computed {trace.part} images at a time"
@@ -99,6 +99,7 @@ def finetune(
             "versions": versions(),
             "sources": [{"name": source.name, "origin": source.origin, "sha256": source.sha256}],
             "images_sha256": images,
+            "tests_sha256": tests.sha256,
         }
         weights = {name: tensor.detach().cpu() for name, tensor in tuned.backbone.state_dict().items()}
         done = Finetuned(
@@ -155,8 +156,8 @@ def _network(asked: Asked, source: Source) -> Tuned:
 
 def _lesson(
     asked: Asked, source: Source, device: torch.device, progress: Progress, notes: list[str]
-) -> tuple[Lesson, ImageSet | None]:
-    """The images to learn from, and those for the test (None: there are no labelled ones, which is noted)."""
+) -> tuple[Lesson, Tests]:
+    """The images to learn from, and those for the test (there may be no labelled ones, which is noted)."""
     task, transform = Task(source.name, asked.labels), ToPixels(source.arch.input_size, source.preprocessing)
     images, tests = (asked.data.build(split, task, transform) for split in ("train", "test"))
     if images is None or not images.labelled:
@@ -179,7 +180,7 @@ def _lesson(
     pool = Pool(images, asked.hardware, device)
     pool.keep(sorted(rows), source.arch.input_size, progress)
     given = asked.data.augment, asked.training, asked.run.seed, progress
-    return Lesson(pool, sorted(rows[held:]), sorted(rows[:held]), *given), seen.sets[0]
+    return Lesson(pool, sorted(rows[held:]), sorted(rows[:held]), *given), seen
 
 
 def _sound(

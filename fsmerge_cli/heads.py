@@ -52,8 +52,11 @@ def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str
         parts = {"weight": head.weight, "bias": head.bias, "readout": head.readout}
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
     facts = {"labels": {name: list(head.labels) for name, head in heads.items()}}
-    normalized = [name for name, head in heads.items() if head.normalize]
-    return tensors, {**facts, **({"normalize": normalized} if normalized else {})}
+    kinds = {
+        "normalize": [name for name, head in heads.items() if head.normalize],
+        "numbered": [name for name, head in heads.items() if not head.named],
+    }
+    return tensors, {**facts, **{kind: names for kind, names in kinds.items() if names}}
 
 
 def head_names(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -94,8 +97,9 @@ def choose_head(
     weight = stored[f"{chosen}.weight"]
     given = (spec.labels,) if isinstance(spec.labels, str) else spec.labels
     fitting = stated if len(stated) == len(weight) else ()
-    names_given = given or tuple(facts["labels"].get(chosen, ())) or fitting
-    classes = names_given or tuple(str(c) for c in range(len(weight)))
+    known = tuple(facts["labels"].get(chosen, ()))
+    names_given = given or (() if chosen in facts["numbered"] else known) or fitting
+    classes = names_given or known or tuple(str(c) for c in range(len(weight)))
     unit = chosen in facts["normalize"] if spec.normalize is None else spec.normalize
     readout = stored.get(f"{chosen}.readout")
     return Head(weight, stored.get(f"{chosen}.bias"), classes, unit, bool(names_given), readout)
@@ -118,10 +122,11 @@ def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _stored_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Label names and normalised heads, from the one metadata key that fsmerge writes."""
+    """Labels, and the heads that normalise or have numbers for labels, from the one key that fsmerge writes."""
     try:
         stored = json.loads(metadata.get("fsmerge", "{}"))
         labels = {str(name): [str(x) for x in entry] for name, entry in stored.get("labels", {}).items()}
-        return {"labels": labels, "normalize": [str(name) for name in stored.get("normalize", [])]}
+        kinds = {kind: [str(name) for name in stored.get(kind, [])] for kind in ("normalize", "numbered")}
+        return {"labels": labels, **kinds}
     except (ValueError, RecursionError, AttributeError, TypeError):
-        return {"labels": {}, "normalize": []}
+        return {"labels": {}, "normalize": [], "numbered": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,11 +15,11 @@ import torch
 from fsmerge_cli.certificates import Proof, probe
 from fsmerge_cli.checkpoints import tensors_sha256
 from fsmerge_cli.clock import Clock
-from fsmerge_cli.data import DataConfig, ImageSet, Task
+from fsmerge_cli.data import DataConfig, Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.queries import Images
 from fsmerge_cli.distributed import World, join
-from fsmerge_cli.drawing import prepared
+from fsmerge_cli.drawing import Tests, prepared
 from fsmerge_cli.evaluating import evaluate
 from fsmerge_cli.fold import fold_head
 from fsmerge_cli.hardware import Hardware, peak_memory
@@ -130,7 +131,7 @@ def check(models: Models, method: str | Mapping[str, Any] | Method = "average") 
 
 def _problem(
     asked: Request, device: torch.device, progress: Progress, world: World, clock: Clock
-) -> tuple[Problem, Sequence[ImageSet | None], list[str]]:
+) -> tuple[Problem, Tests, list[str]]:
     """The same problem on every process, the test images, and what is to be noted about all images."""
     sources: list[Source] = []
     with clock.phase("sources"):
@@ -174,7 +175,7 @@ def _rivals(
 def _result(
     asked: Request,
     problem: Problem,
-    tests: Sequence[ImageSet | None],
+    tests: Tests,
     solution: Solution,
     rivals: Mapping[str, Solution],
     notes: Sequence[str],
@@ -187,7 +188,7 @@ def _result(
     if dtype != "float32":
         solution = replace(solution, weights=rounded(solution.weights, dtype), dtype=dtype)
     with clock.phase("evaluate"):
-        evaluation = evaluate(problem, solution, tests if problem.world.main else [], asked.method, rivals)
+        evaluation = evaluate(problem, solution, tests.sets if problem.world.main else [], asked.method, rivals)
     heads = _heads(sources, solution)
     pixels = probe(problem.images, plan, problem.seed)
     proof = Proof(plan, sources, exact, heads, pixels, evaluation.seen, dtype, problem.progress)
@@ -218,6 +219,7 @@ def _result(
         "versions": versions(),
         "sources": [{"name": s.name, "origin": s.origin, "sha256": s.sha256} for s in sources],
         "images_sha256": images_sha256(problem.images),
+        "tests_sha256": tests.sha256,
     }
     return MergeResult(
         plan,
@@ -265,7 +267,8 @@ def _start_notes(plan: Plan, solution: Solution) -> list[str]:
     """Where widths or heads differ, how far from the sources the nearest start was."""
     if plan.same_shape or not solution.trace.start_error:
         return []
-    errors = ", ".join(f"{name} {e:.3f}" for name, e in zip(plan.tasks, solution.trace.start_error))
+    found = zip(plan.tasks, solution.trace.start_error)
+    errors = ", ".join(f"{name} {error:.3f}" for name, error in found if math.isfinite(error))
     return [
         f"widths or heads differ, so training began from the nearest start; relative feature error there: {errors}"
     ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fsmerge_cli.data.queries import Images
 from fsmerge_cli.distributed import World
+from fsmerge_cli.errors import DataError
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import MergeMaps
 from fsmerge_cli.plan import Plan
@@ -34,8 +35,16 @@ class Problem:
     keeper: Keeper = field(default_factory=Keeper)
 
     def own_images(self, source: int) -> Tensor:
-        """The unlabelled images of one source's task, and those of no task."""
-        return self.images.images[self.images.asked(source, "own")]
+        """The unlabelled images of one source's task, and those of no task. Raises DataError without any."""
+        asked = [self.images.asked(i, "own") for i in range(len(self.sources))]
+        if not bool(asked[source].any()):
+            bare = ", ".join(own.name for own, mask in zip(self.sources, asked) if not bool(mask.any()))
+            raise DataError(
+                f"this method needs unlabelled images of every task, and there are none of {bare}. Give them some "
+                "(data.images_per_task; with data=per_task data.tasks.TASK.images_per_task), or take "
+                "method=fs_merge or method=kd, which ask every source about the images of all tasks."
+            )
+        return self.images.images[asked[source]]
 
     def weights(self, device: torch.device | str | None = None) -> list[dict[str, Tensor]]:
         """One fp32 state dict per source, on `device` (None: the problem's own); nothing is copied on the CPU."""

@@ -180,6 +180,7 @@ def evaluate(
         "versions": versions(),
         "sources": [{"name": "merged", "origin": str(model.folder), "sha256": model.sha256}],
         "images_sha256": images_sha256(queries or nothing()),
+        "tests_sha256": tests.sha256,
     }
     options = {
         "model": str(model.folder),

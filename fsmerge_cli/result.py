@@ -77,7 +77,7 @@ class MergeResult:
             "similarity": dict(self.measured.similarity),
             "answers": {name: dict(values) for name, values in self.measured.answers.items()},
             "training": {
-                "start_error": dict(zip(self.plan.tasks, trace.start_error)),
+                "start_error": {name: known(e) for name, e in zip(self.plan.tasks, trace.start_error)},
                 "curve": curve(trace.loss),
                 "final_loss": trace.loss[-1] if trace.loss else None,
                 "validation": [{"step": step, "loss": loss} for step, loss in trace.validation],
@@ -122,6 +122,11 @@ class MergeResult:
             write_answers(folder, self.scores["merged"].right)
         write_json(folder / "evaluation.json", evaluation)
         self.proof.progress(Event("write", 2, 2))
+
+
+def known(error: float) -> float | None:
+    """An error, or None of a source that was asked about no image."""
+    return error if math.isfinite(error) else None
 
 
 def curve(loss: Sequence[float]) -> list[dict[str, Any]]:

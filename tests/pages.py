@@ -115,6 +115,7 @@ def evaluation(
             "versions": {"python": "3.11"},
             "sources": [{"name": task, "origin": f"/far/{task}", "sha256": "0" * 64} for task in tasks],
             "images_sha256": "1" * 64,
+            "tests_sha256": "2" * 64,
         },
         "config": {"models": {"sources": [{"name": task, "labels": labels} for task in tasks]}, "seed": 0},
     }

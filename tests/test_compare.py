@@ -15,8 +15,12 @@ from fsmerge_cli.compare import RunEntry, bound, difference, interval, labels, o
 PAIR = ["merge", "+models=digits_mlp_pair", "hardware=cpu"]
 
 
-def entry(folder: str, right: dict[str, list[int]], **options: object) -> RunEntry:
-    evaluation = {"config": {"method": options, "data": {"name": "x"}}, "tasks": ["a", "b"]}
+def entry(folder: str, right: dict[str, list[int]], tests: str | None = "1", **options: object) -> RunEntry:
+    evaluation = {
+        "config": {"method": options, "data": {"name": "x"}},
+        "tasks": ["a", "b"],
+        "provenance": {"tests_sha256": tests},
+    }
     answers = {f"task.{task}": torch.tensor(values, dtype=torch.uint8) for task, values in right.items()}
     return RunEntry(Path(folder), evaluation, {"mean": 0.5, "seconds": 1.0}, answers)
 
@@ -39,6 +43,9 @@ def test_other_test_images_are_not_compared() -> None:
     assert difference(entry("two", {"a": [1], "b": [1, 0]}), first) is None
     assert difference(entry("two", {"a": [1, 1], "c": [1, 0]}), first) is None
     assert difference(entry("two", {}), entry("one", {})) is None
+    assert difference(entry("two", {"a": [1, 1], "b": [1, 0]}, tests="2"), first) is None  # as many, but others
+    old = entry("two", {"a": [1, 1], "b": [1, 0]}, tests=None)  # of a version that did not say which
+    assert difference(old, old) is None
 
 
 def test_the_best_run_comes_first_whatever_better_means() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def marks(pixels: torch.Tensor) -> set[bytes]:
 
 def test_images_that_differ_are_all_kept(tmp_path: Path) -> None:
     tests, found, notes = prepared(images(tmp_path), TASKS, lambda: PIXELS, seed=0)
-    assert [len(own) for own in tests if own] == [6, 6]
+    assert [len(own) for own in tests.sets if own] == [6, 6]
     assert len(found) == len(marks(found.images)) == 80
     assert notes == []
 
@@ -56,7 +57,7 @@ def test_an_image_of_the_test_is_never_drawn_whatever_its_task_and_its_format(tm
     picture(tmp_path / "a/train/own.bmp", 503)
     picture(tmp_path / "b/train/others.png", 504)
     tests, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
-    held_out = {digest(own[i][0]) for own in tests if own for i in range(len(own))}
+    held_out = {digest(own[i][0]) for own in tests.sets if own for i in range(len(own))}
     assert len(held_out) == 12
     assert not marks(found.images) & held_out
     assert len(found) == 80
@@ -111,9 +112,9 @@ def test_bad_files_are_left_out_of_both_splits_and_named(tmp_path: Path) -> None
     (tmp_path / "b/test/b-1/004.png").write_bytes(b"")
     data = Folder(root=str(tmp_path), images_per_task="all", bad_files="skip")
     tests, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
-    assert [len(own) for own in tests if own] == [6, 5]
-    assert [own.classes for own in tests if own] == [(0, 0, 1, 1, 2, 2), [0, 0, 1, 2, 2]]
-    assert [own.title(3) for own in tests if own] == [
+    assert [len(own) for own in tests.sets if own] == [6, 5]
+    assert [own.classes for own in tests.sets if own] == [(0, 0, 1, 1, 2, 2), [0, 0, 1, 2, 2]]
+    assert [own.title(3) for own in tests.sets if own] == [
         f"{tmp_path}/a/test/a-1/004.png",
         f"{tmp_path}/b/test/b-2/002.png",
     ]
@@ -228,11 +229,34 @@ def test_images_of_no_task_beside_those_of_the_tasks_are_told(tmp_path: Path) ->
     )
 
 
+def test_the_same_test_images_have_one_digest_whatever_else_is_drawn(tmp_path: Path) -> None:
+    data = images(tmp_path)
+
+    def tests_sha256(data: DataConfig, tasks: list[Task] = TASKS) -> str:
+        return prepared(data, tasks, lambda: PIXELS, seed=0)[0].sha256
+
+    first = tests_sha256(data)
+    unrelated = {"name": "generated", "images_per_task": 5}
+    assert tests_sha256(replace(data, images_per_task=3, validation=0.0, unrelated=unrelated)) == first
+    assert tests_sha256(data, TASKS[::-1]) == first
+    assert tests_sha256(data, TASKS[:1]) != first
+    moved = sorted((tmp_path / "a/test").rglob("*.png"))[0]
+    content = moved.read_bytes()
+    picture(moved, 9999)  # as many images, one of them another
+    assert tests_sha256(data) != first
+    moved.write_bytes(content)
+    assert tests_sha256(data) == first
+    other = sorted((tmp_path / "a/test").rglob("*.png"))[-1]
+    moved.write_bytes(other.read_bytes())
+    other.write_bytes(content)  # the same images, with each other's labels
+    assert tests_sha256(data) != first
+
+
 def test_an_empty_set_of_images_is_a_normal_case(tmp_path: Path) -> None:
     data = Folder(root=images(tmp_path).root, images_per_task=0)
     tests, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
     assert len(found) == 0
-    assert [isinstance(own, ImageSet) for own in tests] == [True, True]
+    assert [isinstance(own, ImageSet) for own in tests.sets] == [True, True]
     assert notes == []
     assert drawn(NoImages(images_per_task=1), TASKS, PIXELS, looked_at([None, None], TASKS), 0)[
         0

@@ -84,6 +84,27 @@ def test_a_run_on_its_own_data_gives_its_own_numbers_and_stays_as_it_is(run: Pat
     assert written(run) == before
 
 
+def test_heads_without_label_names_stay_without(tmp_path: Path) -> None:
+    data = {"name": "digits", "images_per_task": 20}
+    sources = []
+    for seed, name in enumerate("ab"):
+        source = mlp_source(name, [8], seed, classes=5, input_size=(1, 8, 8))
+        assert source.head is not None
+        tensors, _ = head_tensors({name: source.head})
+        write_model(tmp_path / name, model_config(source.family, source.arch), source.weights, tensors, {})
+        sources.append({"name": name, "checkpoint": str(tmp_path / name)})
+    merge(sources, method="average", data=data, output=tmp_path / "run")
+    old = stated(tmp_path / "run")["merged"]["joint_top1"]
+    assert evaluate(tmp_path / "run").evaluation()["rows"]["merged"]["joint_top1"] == old
+    assert load_merged(tmp_path / "run").labels == dict.fromkeys("ab", tuple("01234"))
+    # The merged model as a source again: its heads are still nobody else's, until somebody names the classes.
+    again = [{"name": n, "head": n, "checkpoint": str(tmp_path / "run/merged")} for n in "ab"]
+    twice = merge(again, method="average", data=data)
+    assert twice.scores["merged"].joint == pytest.approx(old)
+    named = [{**entry, "labels": list("01234")} for entry in again]
+    assert merge(named, method="average", data=data).scores["merged"].joint["softmax"] > old["softmax"]
+
+
 @pytest.mark.parametrize("part", ["", "merged"])
 def test_the_folder_and_its_model_are_the_same(run: Path, part: str) -> None:
     found = evaluate(run / part, hardware="cpu").evaluation()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from fsmerge_cli import merge
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.digits import Digits
@@ -13,6 +15,8 @@ from fsmerge_cli.data.per_task import PerTask
 from fsmerge_cli.drawing import counted, prepared
 from fsmerge_cli.errors import ConfigError, DataError
 from fsmerge_cli.options import build
+from tests.bad_inputs import save
+from tests.conftest import mlp_source
 
 PIXELS = ToPixels((1, 8, 8))
 TASKS = [Task("birds", ("owl", "wren")), Task("numbers", ("0", "1", "2"))]
@@ -31,7 +35,7 @@ def test_each_task_has_its_own_data_set(tmp_path: Path) -> None:
     mine = {"birds": own, "numbers": {"name": "digits"}}
     data = PerTask(tasks=mine, images_per_task=40, augment="shift", views=2)
     tests, images, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
-    assert [len(found) for found in tests if found] == [3, len(Digits().build("test", TASKS[1], PIXELS))]
+    assert [len(found) for found in tests.sets if found] == [3, len(Digits().build("test", TASKS[1], PIXELS))]
     assert [int((images.task == task).sum()) for task in (0, 1)] == [4 * 3, 40 * 3]
     assert notes == []
     assert counted(data, TASKS, lambda: PIXELS)[0] == [12, 120]
@@ -53,7 +57,24 @@ def test_a_task_may_have_test_images_alone(tmp_path: Path) -> None:
     data = PerTask(tasks={"birds": own, "numbers": {"name": "digits"}}, images_per_task=5)
     tests, images, _ = prepared(data, TASKS, lambda: PIXELS, seed=0)
     assert images.task.tolist() == [1] * 5
-    assert all(tests)
+    assert all(tests.sets)
+
+
+@pytest.mark.parametrize("targets", ["own", "all"])
+def test_a_merge_goes_through_where_a_task_has_no_training_images(tmp_path: Path, targets: str) -> None:
+    own = {**birds(tmp_path / "images"), "images_per_task": 0}
+    sources = []
+    for seed, task in enumerate(TASKS):
+        source = mlp_source(task.name, [8], seed, classes=len(task.labels or ()), input_size=(1, 8, 8))
+        save(tmp_path / task.name, source)
+        sources.append({"name": task.name, "checkpoint": str(tmp_path / task.name), "labels": task.labels})
+    data = {"name": "per_task", "tasks": {"birds": own, "numbers": {"name": "digits"}}, "images_per_task": 30}
+    method = {"name": "kd", "steps": 2, "targets": targets}
+    merge(sources, data=data, method=method, output=tmp_path / "out")
+    error = json.loads((tmp_path / "out/evaluation.json").read_text())["training"]["start_error"]
+    assert list(error) == ["birds", "numbers"]
+    assert (error["birds"] is None) == (targets == "own")
+    assert error["numbers"] >= 0
 
 
 def refused(error: type[Exception], tasks: Any) -> str:

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from fsmerge_cli.activations import grams
+from fsmerge_cli.errors import DataError
 from fsmerge_cli.features import network
 from fsmerge_cli.methods import Problem
-from fsmerge_cli.methods.regmean import RegMean
+from fsmerge_cli.methods.regmean import RegMean, Regression
+from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.regression import linear_modules, solve
 from tests.conftest import mlp_source, random_images
@@ -82,3 +84,16 @@ def test_a_fused_qkv_is_one_solve_equal_to_three() -> None:
     whole, _ = solve(G, weights, 0.9)
     parts = [solve(G, [w[i : i + 3] for w in weights], 0.9)[0] for i in (0, 3, 6)]
     torch.testing.assert_close(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("method", [RegMean(), RegMeanPlusPlus()])
+def test_a_task_without_images_is_named(method: Regression) -> None:
+    sources = [mlp_source(name, [8, 6], seed) for seed, name in enumerate("abc")]
+    images = random_images(3, 4).regroup([None, 1, None])
+    with pytest.raises(DataError) as error:
+        method.fit(Problem(compile_plan(sources), sources, images))
+    assert str(error.value) == (
+        "this method needs unlabelled images of every task, and there are none of a, c. Give them some "
+        "(data.images_per_task; with data=per_task data.tasks.TASK.images_per_task), or take method=fs_merge or "
+        "method=kd, which ask every source about the images of all tasks."
+    )
