@@ -13,6 +13,7 @@ Values = Mapping[str, Any]
 STRONG = 0.735
 """Strength from where on text has to be in the other colour: both have 4.5 : 1 there, see the style sheet."""
 KINDS = ("ensemble", "average", "merged")
+"""Rows with a colour of their own, beside the sources."""
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fsmerge_cli.errors import ConfigError, OutputError, unknown
+from fsmerge_cli.metrics import Z
+from fsmerge_cli.metrics import interval as wilson
 from fsmerge_cli.output import ANSWERS, FINISHED
 from fsmerge_cli.plots import Point
-
-Z = 1.959963984540054
-"""Of a normal interval of 95 %."""
+from fsmerge_cli.summary import PROTOCOLS
 
 LOWER_IS_BETTER = (
     *("seconds", "steps", "images", "peak_memory_gb", "trained_parameters"),
     *("loss", "calibration_error", "feature_error"),
 )
 """Metrics, or what stands before `.TASK`, of which less is better."""
+
+JOINT = {"joint": "softmax", "joint_calibrated": "softmax_calibrated", "joint_logits": "logits"}
+"""Metrics of the joint answers, and their protocols."""
 
 TASK = ("top1", "top5", "loss", "calibration_error", "relative")
 """What is measured of one task."""
@@ -98,12 +101,17 @@ def difference(run: RunEntry, first: RunEntry) -> Difference | None:
 
 
 def interval(run: RunEntry, metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of an accuracy, from the answers; None where they are not there, or it is none."""
+    """The 95 % interval of an accuracy, from the answers; None where they are not there, or it is none.
+
+    Of one share Wilson's, as in evaluation.json; of a mean over tasks the normal one.
+    """
     names = [n for n in run.right if n.startswith("task.")] if metric == "mean" else [_answers(metric)]
     value = run.metrics.get(metric)
     if value is None or not names or not set(names) <= run.right.keys():
         return None
     right = [run.right[name].double() for name in names]
+    if len(right) == 1:
+        return wilson(int(right[0].sum()), len(right[0]))
     error = math.sqrt(sum(own.var(correction=0).item() / len(own) for own in right)) / len(right)
     return max(0.0, value - Z * error), min(1.0, value + Z * error)
 
@@ -123,12 +131,8 @@ def points(runs: Sequence[RunEntry], names: Sequence[str], metric: str) -> list[
 
 def title(metric: str) -> str:
     """An accuracy in words, for an axis."""
-    words = {
-        "mean": "mean over tasks",
-        "joint": "among all labels, softmax per head",
-        "joint_calibrated": "among all labels, softmax per calibrated head",
-        "joint_logits": "among all labels, raw logits",
-    }
+    words = {"mean": "mean over tasks"}
+    words |= {name: f"among all labels, {PROTOCOLS[protocol]}" for name, protocol in JOINT.items()}
     return f"right answers, {words.get(metric, metric.removeprefix('top1.'))}"
 
 
@@ -181,7 +185,7 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     scores = _scores(row)
     return {
         **{f"top1.{task}": scores.get(f"top1.{task}") for task in evaluation["tasks"]},
-        **{name: scores[name] for name in ("mean", "relative", "joint", "joint_calibrated", "joint_logits")},
+        **{name: scores[name] for name in ("mean", "relative", *JOINT)},
         "seconds": sum(cost["seconds"].values()),
         "trained_parameters": cost["trained_parameters"],
         "peak_memory_gb": None if memory is None else memory / 1e9,
@@ -196,9 +200,7 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
     found = {
         "mean": row["mean_top1"],
         "relative": row["mean_relative"],
-        "joint": joint.get("softmax"),
-        "joint_calibrated": joint.get("softmax_calibrated"),
-        "joint_logits": joint.get("logits"),
+        **{name: joint.get(protocol) for name, protocol in JOINT.items()},
     }
     for task, values in row["tasks"].items():
         found |= {f"{name}.{task}": values.get(name) for name in TASK}
@@ -209,8 +211,7 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _answers(metric: str) -> str:
     """The name under which the answers of an accuracy are kept."""
-    joint = {"joint": "softmax", "joint_calibrated": "softmax_calibrated", "joint_logits": "logits"}
-    return f"joint.{joint[metric]}" if metric in joint else metric.replace("top1.", "task.", 1)
+    return f"joint.{JOINT[metric]}" if metric in JOINT else metric.replace("top1.", "task.", 1)
 
 
 def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:

@@ -91,7 +91,7 @@ class Bench:
     """What every row is measured on: test images with their truth, and images whose labels nobody knows.
 
     tasks: by name, each with test images or none. heads: what the logits belong to; labels: class names of every
-    head in the joint answers. images: for the temperatures (None: nothing is calibrated).
+    head in the joint answers. images: for the temperatures (None, or none of a task: nothing is calibrated).
     """
 
     tasks: tuple[str, ...]
@@ -134,13 +134,18 @@ class Bench:
         return score(outputs, reference or outputs, *given), outputs
 
     def _temperatures(self, forward: Forward) -> list[float]:
-        """One per head, fitted on the images that the merge was given: their task is known, their label is not."""
+        """One per head, fitted on the images that the merge was given: their task is known, their label is not.
+
+        None where a head's task has no image, for what is fitted without it would be against it.
+        """
         images = self.images
         if images is None:
             return []
         if len(self.heads.index) < 2 or not bool((self.truth[1] >= 0).any()):
             return [1.0] * len(self.heads.index)  # nothing that they would be used for
         position = {index: place for place, index in enumerate(self.heads.index)}
+        if not position.keys() <= set(images.task.tolist()):
+            return []
         rows = torch.tensor(
             [i for i, task in enumerate(images.task.tolist()) if task in position], dtype=torch.long
         )
@@ -149,7 +154,7 @@ class Bench:
             for part in batches(len(rows), self.hardware.eval_batch):
                 _, answers = forward(images.images[rows[part]].to(self.device))
                 parts.append([a.float().cpu() for a in answers])
-        logits = [torch.cat(own) for own in zip(*parts)] or [torch.empty(0, len(own)) for own in self.labels]
+        logits = [torch.cat(own) for own in zip(*parts)]
         return temperatures(
             logits, torch.tensor([position[t] for t in images.task[rows].tolist()], dtype=torch.long)
         )

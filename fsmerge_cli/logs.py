@@ -157,19 +157,21 @@ class _Board:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writer: Any = None
-        self._last: dict[str, int] = {}
+        self._last: dict[str, tuple[int, int]] = {}
         self._before: dict[str, int] = {}
 
     def __call__(self, event: Event) -> None:
-        """The values of one event, at its step; a phase that begins again goes on behind its last step."""
-        if not event.values:
-            return
-        last = self._last.get(event.phase, 0)
-        if event.done <= last:
+        """The values of one event, at its step; a phase that begins again goes on behind its last step.
+
+        An event without values counts too: it may tell what an earlier process did.
+        """
+        last, total = self._last.get(event.phase, (0, 0))
+        if event.done <= last or last == total:
             self._before[event.phase] = self._before.get(event.phase, 0) + last
-        self._last[event.phase] = event.done
+        self._last[event.phase] = event.done, event.total
         step = self._before.get(event.phase, 0) + event.done
-        self._add({f"{event.phase}/{name}": value for name, value in event.values.items()}, step)
+        if event.values:
+            self._add({f"{event.phase}/{name}": value for name, value in event.values.items()}, step)
 
     def final(self, evaluation: Mapping[str, Any]) -> None:
         """Accuracies of the merged model, and of what it is measured beside."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+"""Of a normal interval at that level, of means and differences."""
+
 BINS = 15
 """Of the expected calibration error, equally wide (Guo et al., arXiv 1706.04599)."""
 

@@ -63,9 +63,9 @@ def merge(
     write (None: nothing is written, `MergeResult.save` does it later); a finished run in it is kept unless
     `overwrite`. resume: continue the interrupted run into that folder, if there is one. checkpoint_every: how
     often the state of a training is written (steps, or "60s", "5m"). kd: train a student as well, with the
-    method's images, steps, batches, rate and targets, and give it a row of its own. dtype: of the written numbers
-    (float32, float16, bfloat16); everything is computed in fp32, and what is evaluated is the rounded model.
-    progress: called with every `Event`. command: what to record as the run's origin.
+    method's images, steps, batches and losses at a rate of its own, and give it a row. dtype: of the written
+    numbers (float32, float16, bfloat16); everything is computed in fp32, and what is evaluated is the rounded
+    model. progress: called with every `Event`. command: what to record as the run's origin.
 
     Of several processes (hardware.distributed) each returns the merged model, rank 0 alone evaluates, writes and
     reports.
@@ -187,6 +187,7 @@ def _result(
     exact = solution
     if dtype != "float32":
         solution = replace(solution, weights=rounded(solution.weights, dtype), dtype=dtype)
+        rivals = {name: solution if other is exact else other for name, other in rivals.items()}
     with clock.phase("evaluate"):
         evaluation = evaluate(problem, solution, tests.sets if problem.world.main else [], asked.method, rivals)
     heads = _heads(sources, solution)

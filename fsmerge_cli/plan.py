@@ -14,7 +14,7 @@ from fsmerge_cli.sources import Source
 from fsmerge_cli.spaces import Mapped, Port, Role, Unit
 from fsmerge_cli.specs import Compiled, Family, compile_table
 
-ROWS = ("ensemble", "average", "merged")
+ROWS = ("ensemble", "average", "kd", "merged")
 """Rows of the score table beside the sources; no source can be called like them."""
 
 SHOWN = 3

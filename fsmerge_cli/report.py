@@ -16,13 +16,15 @@ from fsmerge_cli.errors import OutputError
 
 def score_table(evaluation: Mapping[str, Any]) -> Table:
     """The rows of evaluation.json: sources, ensemble, average, merged; per task, mean and joint."""
+    from fsmerge_cli.summary import shown_rows  # imports torch
+
     tasks = evaluation["tasks"]
     method = evaluation["method"]
     table = Table(title=f"Right answers on test images, % ({method})", title_justify="left")
     table.add_column("model", no_wrap=True)
     for name in [*tasks, "mean", "joint", "joint (logits)"]:
         table.add_column(Text(name), justify="right")
-    for name, row in evaluation["rows"].items():
+    for name, row in shown_rows(evaluation).items():
         cells = [row["tasks"].get(task, {}).get("top1") for task in tasks]
         cells += [row["mean_top1"], row["joint_top1"].get("softmax"), row["joint_top1"].get("logits")]
         label = f"{name} (source)" if name in tasks else name
@@ -32,6 +34,8 @@ def score_table(evaluation: Mapping[str, Any]) -> Table:
 
 def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
     """One row of evaluation.json task by task: interval, top 5, loss and calibration."""
+    from fsmerge_cli.summary import PROTOCOLS
+
     table = Table(title=f"{name}, by task", title_justify="left")
     table.add_column("task", no_wrap=True)
     for title in ("images", "top 1", "95 % interval", "top 5", "loss", "calibration error"):
@@ -44,8 +48,7 @@ def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
         table.add_row(Text(task), *cells)
     joint = row["joint_top1"]
     if joint:
-        named = {"softmax": "softmax", "logits": "raw logits"}
-        said = [f"{named[p.split('_')[0]]}{' calibrated' if '_' in p else ''} {per_cent(joint[p])}" for p in joint]
+        said = [f"{words} {per_cent(joint[name])}" for name, words in PROTOCOLS.items() if name in joint]
         table.caption = f"joint: {', '.join(said)}"
     return table
 

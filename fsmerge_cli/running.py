@@ -50,7 +50,11 @@ class Trace:
     halved: int = 0
 
     def then(self, stage: Trace, start_error: tuple[float, ...]) -> Trace:
-        """Both trainings as one: the other went on from where this one ended."""
+        """Both trainings as one: the other went on from where this one ended.
+
+        lr: of the one that took more attempts, which is what there is to be said about it.
+        """
+        slowed = stage if self.lr is None or stage.halved > self.halved else self
         return Trace(
             loss=self.loss + stage.loss,
             validation=self.validation + tuple((len(self.loss) + s, e) for s, e in stage.validation),
@@ -58,8 +62,8 @@ class Trace:
             start_error=start_error,
             trainable=self.trainable + stage.trainable,
             part=max(self.part, stage.part),
-            lr=stage.lr if self.lr is None or stage.lr is None else min(self.lr, stage.lr),
-            halved=max(self.halved, stage.halved),
+            lr=slowed.lr,
+            halved=slowed.halved,
         )
 
 

@@ -17,9 +17,11 @@ NONE = "-"
 PROTOCOLS = {
     "softmax": "softmax per head",
     "logits": "raw logits",
-    "softmax_calibrated": "softmax, calibrated",
-    "logits_calibrated": "logits, calibrated",
+    "softmax_calibrated": "calibrated softmax per head",
+    "logits_calibrated": "calibrated logits",
 }
+"""How the joint answer is chosen, in words."""
+
 CURVE_ROWS = 20
 
 
@@ -85,6 +87,8 @@ def verdict(evaluation: Values) -> list[str]:
 
 def _strangers(evaluation: Values) -> list[str]:
     """That a merge saw images which belong to no task, where it did."""
+    if "method" not in evaluation["config"]:  # of a model that is there: its data are not those of the merge
+        return []
     data = evaluation["config"].get("data") or {}
     name, other = data.get("name"), (data.get("unrelated") or {}).get("name")
     if not evaluation["cost"]["images"] or (other is None and name not in ("none", "generated")):

@@ -9,9 +9,10 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -22,6 +23,9 @@ from rich.text import Text as Line
 from fsmerge_cli import report, terminal
 from fsmerge_cli.distributed import is_main
 from fsmerge_cli.errors import ConfigError, FsmergeError
+
+if TYPE_CHECKING:
+    from fsmerge_cli.compare import RunEntry
 
 codes: list[int] = []
 """Exit codes of the jobs of this process; Hydra's launchers give a sweep no other way to report them."""
@@ -130,57 +134,85 @@ class SweepSummary(Callback):
             codes.extend(job["exit_code"] for job in jobs)
             for job in jobs if not side_by_side(config) else []:
                 sys.stderr.write(f"{job['run']}\nfsmerge: error: {job['error']}\n" if job["exit_code"] else "")
-        tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
-        _write_summary(folder, jobs, tasks)
-        files = [f"{folder}/summary.csv"]
-        notes = []
         searched = _optuna(config) or any(WEIGHTS in job["run"] for job in jobs)
-        try:
-            files += _pictures(folder, jobs, tasks, searched)
-        except FsmergeError as error:
-            notes.append(f"note: no picture of the runs: {error}")
         console = terminal.console()
-        console.print(report.sweep_table(jobs))
+        console.print(report.sweep_table(jobs))  # first: what follows may fail
+        files, notes = _written(folder, jobs, searched)
         for note in notes:
-            console.print(Line(note), soft_wrap=True)
-        console.print(Line(f"all runs: {'   '.join(files)}"), soft_wrap=True)
+            console.print(Line(f"note: {note}"), soft_wrap=True)
+        if files:
+            console.print(Line(f"all runs: {'   '.join(files)}"), soft_wrap=True)
 
 
-def _write_summary(folder: Path, jobs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> None:
-    with (folder / "summary.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "exit_code", *tasks, "mean", "joint", "seconds", "folder"])
-        for job in jobs:
-            scores = [job.get("tasks", {}).get(task) for task in tasks]
-            last = [job.get(key) for key in ("mean", "joint", "seconds", "folder")]
-            writer.writerow([job["run"], job["exit_code"], *scores, *last])
+def _written(folder: Path, jobs: Sequence[Mapping[str, Any]], searched: bool) -> tuple[list[str], list[str]]:
+    """Write what can be written; the files that are there now, and why others are not."""
+    files: list[str] = []
+    notes: dict[str, None] = {}
 
+    def write(name: str, how: Callable[[Path], None]) -> None:
+        try:
+            how(folder / name)
+            files.append(f"{folder}/{name}")
+        except OSError as error:
+            notes[f"{folder}/{name} could not be written: {error.strerror or error}"] = None
+        except FsmergeError as error:
+            notes[f"no picture of the runs: {error}"] = None
 
-def _pictures(folder: Path, jobs: Sequence[Mapping[str, Any]], tasks: Sequence[str], searched: bool) -> list[str]:
-    """Draw what can be drawn; the files that were written. Raises FsmergeError where that is not possible."""
-    from fsmerge_cli import compare, plots  # imports torch
-
+    tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
     done = [job for job in jobs if not job["exit_code"]]
-    names = [_short(label) for label in report.distinct([job["run"] for job in done])]
-    runs = [compare.read_runs([glob.escape(job["folder"])])[0] for job in done]
-    points = compare.points(runs, names, "mean")
-    files = []
-    if searched and len(tasks) > 1 and all(len(job["tasks"]) == len(tasks) for job in done) and done:
-        values = [[job["tasks"][task] for task in tasks] for job in done]
-        best = plots.front(values)
-        with (folder / "pareto.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["run", *tasks, "front", "folder"])
-            for job, own, kept in zip(done, values, best):
-                writer.writerow([job["run"], *own, kept, job["folder"]])
-        files.append(f"{folder}/pareto.csv")
-        methods = [str(run.evaluation["method"]) for run in runs]
-        plots.plot_front(folder / "pareto.svg", tasks, list(zip(names, methods, values, best)))
-        files.append(f"{folder}/pareto.svg")
-    if points:
-        plots.plot_cost(folder / "summary.svg", points, compare.title("mean"), compare.bound(runs, "mean"))
-        files.append(f"{folder}/summary.svg")
-    return files
+    write("summary.csv", partial(_summary, jobs, tasks))
+    if searched and len(tasks) > 1 and done and all(len(job["tasks"]) == len(tasks) for job in done):
+        write("pareto.csv", partial(_front, done, tasks))
+        write("pareto.svg", partial(_front_picture, done, tasks))
+    if any(job["mean"] is not None and job["seconds"] for job in done):
+        write("summary.svg", partial(_picture, done))
+    return files, list(notes)
+
+
+def _summary(jobs: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) -> None:
+    rows = [[job["run"], job["exit_code"], *(job.get("tasks", {}).get(task) for task in tasks)] for job in jobs]
+    ends = [[job.get(key) for key in ("mean", "joint", "seconds", "folder")] for job in jobs]
+    header = ["run", "exit_code", *tasks, "mean", "joint", "seconds", "folder"]
+    _write_csv(path, [header, *([*row, *end] for row, end in zip(rows, ends))])
+
+
+def _front(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) -> None:
+    from fsmerge_cli import plots
+
+    values = [[job["tasks"][task] for task in tasks] for job in done]
+    rows = [[job["run"], *own, kept, job["folder"]] for job, own, kept in zip(done, values, plots.front(values))]
+    _write_csv(path, [["run", *tasks, "front", "folder"], *rows])
+
+
+def _front_picture(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) -> None:
+    from fsmerge_cli import plots
+
+    values = [[job["tasks"][task] for task in tasks] for job in done]
+    methods = [str(run.evaluation["method"]) for run in _runs(done)]
+    plots.plot_front(path, tasks, list(zip(_names(done), methods, values, plots.front(values))))
+
+
+def _picture(done: Sequence[Mapping[str, Any]], path: Path) -> None:
+    from fsmerge_cli import compare, plots
+
+    runs = _runs(done)
+    points = compare.points(runs, _names(done), "mean")
+    plots.plot_cost(path, points, compare.title("mean"), compare.bound(runs, "mean"))
+
+
+def _runs(done: Sequence[Mapping[str, Any]]) -> list[RunEntry]:
+    from fsmerge_cli import compare  # imports torch
+
+    return [compare.read_runs([glob.escape(job["folder"])])[0] for job in done]
+
+
+def _names(done: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [_short(label) for label in report.distinct([job["run"] for job in done])]
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 def _short(label: str) -> str:

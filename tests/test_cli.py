@@ -363,7 +363,7 @@ def test_a_gpu_that_is_not_there_is_refused(argument: str, refused: Callable[...
     )
 
 
-@pytest.mark.parametrize("name", ["ensemble", "average", "merged"])
+@pytest.mark.parametrize("name", ["ensemble", "average", "kd", "merged"])
 def test_a_source_called_like_a_row_of_the_table_is_refused(
     name: str, refused: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from fsmerge_cli.cli import main
 from fsmerge_cli.compare import RunEntry, bound, difference, interval, labels, ordered, points
+from fsmerge_cli.metrics import interval as wilson
 
 PAIR = ["merge", "+models=digits_mlp_pair", "hardware=cpu"]
 
@@ -142,6 +143,15 @@ def test_a_point_of_the_picture_has_the_interval_of_the_mean_of_task_means() -> 
     assert point.high == pytest.approx(0.625 + 1.959963984540054 * error)
     assert points([scored("x", 0.625, 0.0, 0.9)], ["x"], "mean") == []  # no place on a logarithmic axis
     assert interval(run, "joint") is None
+
+
+@pytest.mark.parametrize("right", [540, 17, 0])
+def test_an_accuracy_has_the_interval_that_the_report_has(right: int) -> None:
+    answers = torch.tensor([1] * right + [0] * (540 - right), dtype=torch.uint8)
+    metrics = {"top1.a": right / 540, "joint_logits": right / 540, "mean": right / 540}
+    run = RunEntry(Path("x"), {}, metrics, {"task.a": answers, "joint.logits": answers})
+    for metric in metrics:
+        assert interval(run, metric) == wilson(right, 540)
 
 
 def test_the_ensemble_is_drawn_where_it_is_the_same_of_all_runs() -> None:

@@ -206,7 +206,9 @@ def test_labelled_test_images_are_enough_to_evaluate_a_merge_without_images(tmp_
     found = merge(sources, data=data, method={"name": "fs_merge", "steps": 2}, output=tmp_path / "out")
     assert found.notes == ("40 images belong to no task: generated",)
     assert found.cost["images"] == 40
-    assert found.scores["merged"].tasks["a"].count == 6
+    merged = found.scores["merged"]
+    assert merged.tasks["a"].count == 6
+    assert (merged.joint.keys(), merged.temperatures) == ({"softmax", "logits"}, {})
     assert summary.verdict(found.evaluation())[-1] == "The merge saw no image of its tasks, only generated ones."
 
 

@@ -469,7 +469,7 @@ def test_the_command_shows_the_tables_and_writes_what_is_asked_for(
     low = stated(run)["merged"]["tasks"]["low"]
     assert f"{100 * low['top1']:.1f}" in out
     assert "high (source)" in out
-    assert "softmax calibrated" in out
+    assert "calibrated softmax per head" in out
     assert (
         out.splitlines()[-1]
         == f"model: {run}/merged   evaluation: e.json   report: r.html   logits: l.safetensors"

@@ -22,6 +22,7 @@ from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation, at_equal_budget
 from fsmerge_cli.methods.slerp import Slerp
 from fsmerge_cli.progress import Event
+from fsmerge_cli.report import score_table
 
 SHORT = {"steps": 12, "batch_size": 16, "lr": 0.003, "targets": "all"}
 DATA = {"name": "digits", "images_per_task": 40}
@@ -91,6 +92,13 @@ def test_distillation_itself_is_not_trained_twice() -> None:
     assert result.scores["kd"] is result.scores["merged"]
     assert not [e for e in events if e.phase.startswith("kd: ")]
     assert result.notes == ()
+    shown = list(score_table(result.evaluation()).columns[0].cells)  # once
+    assert [str(cell) for cell in shown] == ["low (source)", "high (source)", "ensemble", "average", "merged"]
+
+
+def test_distillation_itself_is_measured_once_with_the_numbers_that_are_written() -> None:
+    result = merge("digits_mlp_pair", method={"name": "kd", **SHORT}, data=DATA, kd=True, dtype="bfloat16")
+    assert result.scores["kd"] is result.scores["merged"]
 
 
 class StopError(Exception):

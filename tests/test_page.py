@@ -212,3 +212,18 @@ def test_a_run_writes_the_page(method: str, tmp_path: Path) -> None:
     pixels = result.measured.examples[0].pixels
     assert (pixels.shape, pixels.dtype) == ((1, 8, 8), torch.uint8)
     assert data_uri(pixels) in text
+
+
+def test_a_page_of_an_evaluation_says_nothing_of_what_a_merge_saw() -> None:
+    merged = page(evaluation())
+    assert "On test images that the merge never saw." in merged
+    assert "all that the merge saw, in order" in merged
+    unrelated = {"name": "folder", "unrelated": {"name": "generated"}}
+    content = {**evaluation(), "certificates": {}, "config": {"data": unrelated}}
+    text = page(content)
+    assert "On the test images of this evaluation." in text
+    assert "all that the temperatures were fitted on, in order" in text
+    assert "2" * 64 in text
+    assert "the merge saw" not in text
+    none = page({**content, "cost": {**content["cost"], "images": 0}})
+    assert "1" * 64 not in none

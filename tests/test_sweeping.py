@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,13 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from fsmerge_cli.cli import main
 from fsmerge_cli.cli.merge_command import rewrite
 from fsmerge_cli.config import _listed
 from fsmerge_cli.progress import Event
+from fsmerge_cli.sweeping import SweepSummary
 from fsmerge_cli.terminal import Reporter
 from tests.conftest import REPOSITORY
 
@@ -55,6 +58,24 @@ def test_without_matplotlib_a_sweep_ends_with_a_note(
         "\nnote: no picture of the runs: a plot needs matplotlib. Install it: pip install 'fsmerge[plot]'\n"
         "all runs: sweep/summary.csv\n"
     )
+
+
+def test_a_sweep_keeps_and_says_what_it_could_write(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sweep/jobs").mkdir(parents=True)
+    Path("sweep/summary.csv").mkdir()  # as good as a full disk
+    for number, (a, b) in enumerate(((0.5, 0.9), (0.8, 0.8), (0.4, 0.7))):
+        scores = {"tasks": {"a": a, "b": b}, "mean": (a + b) / 2, "joint": None, "seconds": 1.0}
+        job = {"run": f"method.task_weights.1={number}", "exit_code": 0, "folder": f"gone/{number}", **scores}
+        Path(f"sweep/jobs/{number}.json").write_text(json.dumps(job))
+    SweepSummary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": "sweep"}}}))
+    out = capsys.readouterr().out
+    assert out.count("method.task_weights.1=") == 3
+    assert out.endswith(
+        "\nnote: sweep/summary.csv could not be written: Is a directory\n"
+        "note: no picture of the runs: gone/0 names no finished run (a folder with evaluation.json). Give folders "
+        "that `fsmerge merge` wrote, a glob of them, or the folder of a sweep.\nall runs: sweep/pareto.csv\n"
+    )
+    assert [row["front"] for row in table("pareto.csv")] == ["True", "True", "False"]
 
 
 class Watched:

@@ -17,7 +17,7 @@ from rich.console import Console
 from fsmerge_cli import merge, terminal
 from fsmerge_cli.cli import main
 from fsmerge_cli.errors import ConfigError, FsmergeError, OutputError
-from fsmerge_cli.logs import RunLog
+from fsmerge_cli.logs import RunLog, _Board
 from fsmerge_cli.progress import Event
 from fsmerge_cli.terminal import Phases, Reporter
 
@@ -268,6 +268,19 @@ def test_a_training_that_begins_again_goes_on_behind_its_last_step(tmp_path: Pat
         told(log)
         told(log)
     assert scalars(log.place / "tensorboard") == {"train/loss": [(1, 1.0), (2, 0.5), (3, 1.0), (4, 0.5)]}
+
+
+def test_steps_of_a_resumed_training_go_on_behind_those_of_an_earlier_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = _Board(tmp_path)
+    steps: list[int] = []
+    monkeypatch.setattr(board, "_add", lambda values, step: steps.append(step))
+    board(Event("train", 4, 4))  # found finished
+    board(Event("train", 5, 8))  # found so far: 5 of the second stage
+    for step in (6, 7, 8):
+        board(Event("train", step, 8, {"loss": 1.0}))
+    assert steps == [10, 11, 12]
 
 
 def test_without_tensorboard_the_extra_is_named(

@@ -14,7 +14,7 @@ from fsmerge_cli.methods import Problem
 from fsmerge_cli.objective import Batch, objective
 from fsmerge_cli.progress import Event, silent
 from fsmerge_cli.questions import Order
-from fsmerge_cli.running import Schedule
+from fsmerge_cli.running import Schedule, Trace
 from fsmerge_cli.supernet import SuperNet
 from fsmerge_cli.training import train
 from tests.conftest import folding
@@ -134,3 +134,10 @@ def test_bf16_is_close_to_fp32(make_problem: Make) -> None:
 
 def test_one_step_is_a_normal_case(make_problem: Make) -> None:
     assert len(folding(steps=1).fit(make_problem()).trace.loss) == 1
+
+
+def test_of_two_trainings_the_rate_that_is_told_is_that_of_the_one_that_was_halved() -> None:
+    plain, slowed = Trace(loss=(1.0,), lr=1e-3), Trace(loss=(1.0,), lr=5e-3, halved=1)
+    for trace in (plain.then(slowed, ()), slowed.then(plain, ()), Trace().then(plain, ()).then(slowed, ())):
+        assert (trace.lr, trace.halved) == (5e-3, 1)
+    assert Trace().then(plain, ()).lr == 1e-3

@@ -71,7 +71,10 @@ def test_a_merge_goes_through_where_a_task_has_no_training_images(tmp_path: Path
     data = {"name": "per_task", "tasks": {"birds": own, "numbers": {"name": "digits"}}, "images_per_task": 30}
     method = {"name": "kd", "steps": 2, "targets": targets}
     merge(sources, data=data, method=method, output=tmp_path / "out")
-    error = json.loads((tmp_path / "out/evaluation.json").read_text())["training"]["start_error"]
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())
+    # Temperatures from images of one task alone would be for that task, and `fsmerge evaluate` fits none either.
+    assert found["rows"]["merged"]["joint_top1"].keys() == {"softmax", "logits"}
+    error = found["training"]["start_error"]
     assert list(error) == ["birds", "numbers"]
     assert (error["birds"] is None) == (targets == "own")
     assert error["numbers"] >= 0
