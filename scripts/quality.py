@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from quality_sources import GROUPS, prepare
-from quality_table import write_results
+from quality_table import relative, write_results
 from safetensors.torch import load_file
 
 from fsmerge_cli.cli import main as fsmerge
@@ -73,7 +73,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--label", default="", help="name of a variant: with OVERRIDE, beside the plain methods")
     parser.add_argument("--table-only", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="method.KEY=VALUE, for every run")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.overrides and not options.label:
+        parser.error("rows with an OVERRIDE need a --label=NAME, for they are not the plain method's.")
+    if options.label and (options.label in METHODS or "," in options.methods):
+        parser.error("--label=NAME is the name of one variant: pass --methods=METHOD, and a name of its own.")
+    return options
 
 
 def main() -> None:
@@ -135,7 +140,6 @@ def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[st
         "sources": {task: own["top1"] for task, own in ensemble["tasks"].items()},
         "counts": {task: own["count"] for task, own in merged["tasks"].items()},
         "mean": merged["mean_top1"],
-        "relative": merged["mean_top1"] / ensemble["mean_top1"],
         "joint": merged["joint_top1"],
         "ensemble_joint": ensemble["joint_top1"],
         "steps": evaluation["cost"]["steps"],
@@ -158,7 +162,7 @@ def add(found: Mapping[str, Any]) -> None:
         file.write(json.dumps(found) + "\n")
     sys.stderr.write(
         f"{found['group']} {found['images']} {found['method']} seed {found['seed']}: "
-        f"{100 * found['relative']:.1f} % of the sources, {found['seconds']:.0f} s\n"
+        f"{relative([found]):.1f} % of the sources, {found['seconds']:.0f} s\n"
     )
 
 

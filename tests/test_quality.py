@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm, t
 
 from fsmerge_cli.align import aligned
 from fsmerge_cli.features import network
@@ -33,7 +34,7 @@ def row(seed: int, method: str, answers: dict[str, list[int]]) -> dict[str, Any]
     mean = sum(shares.values()) / len(shares)
     return {
         **{"group": "digits_mlp_pair", "images": "50", "method": method, "seed": seed, "overrides": []},
-        **{"tasks": shares, "sources": dict.fromkeys(answers, 0.8), "mean": mean, "relative": mean / 0.8},
+        **{"tasks": shares, "sources": dict.fromkeys(answers, 0.8), "mean": mean},
         **{"counts": {task: len(own) for task, own in answers.items()}, "right": bits, "steps": 3, "seconds": 1.5},
         "joint": {"softmax": 0.5, "softmax_calibrated": 0.6},
         "ensemble_joint": {"softmax": 0.7, "softmax_calibrated": 0.75},
@@ -79,8 +80,12 @@ def test_the_paired_difference_is_that_of_the_images_seeds_have_in_common(
     ours = [row(0, "fs_merge", {"a": [1, 1, 1, 0]}), row(1, "fs_merge", {"a": [1, 1, 0, 0]})]
     others = [row(0, "kd", {"a": [1, 0, 1, 0]}), row(2, "kd", {"a": [0, 0, 0, 0]})]
     gaps = np.array([0.0, 1.0, 0.0, 0.0])
-    error = 196 * np.sqrt(gaps.var() / 4)
+    error = 100 * norm.ppf(0.975) * np.sqrt(gaps.var() / 4)
     assert table.paired(ours, others) == f"+25.0 [{25 - error:+.1f}, {25 + error:+.1f}]"
+    others[1] = row(1, "kd", {"a": [0, 0, 0, 0]})  # gaps of 0.25 and 0.5 with these two seeds
+    gaps = np.array([0.5, 1.0, 0.0, 0.0])
+    error = 100 * np.sqrt(norm.ppf(0.975) ** 2 * gaps.var() / 4 + t.ppf(0.975, 1) ** 2 * 0.125**2)
+    assert table.paired(ours, others) == f"+37.5 [{37.5 - error:+.1f}, {37.5 + error:+.1f}]"
     assert table.paired(others, others) == "-"
     assert table.paired(ours, ()) == "-"
 
@@ -96,3 +101,28 @@ def test_the_table_and_the_picture_are_written(scripts: tuple[ModuleType, Module
         line.startswith("| kd | 2 | 101.6 [") and line.endswith("| - | 50.0 | 60.0 | 3 | 2 |") for line in lines
     )
     assert (tmp_path / "quality.svg").stat().st_size > 1000
+    cells = [("b", "500"), ("b", "generated"), ("a", "50"), ("b", "16"), ("b", "unrelated"), ("b", "100")]
+    assert [images for _, images in sorted(cells, key=table._order)] == [
+        *("50", "unrelated", "generated", "16", "100", "500")
+    ]
+
+
+def test_rows_of_other_options_are_no_further_seeds(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    _, table = scripts
+    rows = [row(s, "kd", {"a": [1, 1, 0, 0]}) for s in (0, 1)]
+    rows[1]["overrides"] = ["method.steps=3"]
+    with pytest.raises(SystemExit, match="the rows of kd were not made with the same options"):
+        table.write_results(rows, tmp_path)
+
+
+def test_without_calibration_there_is_no_number(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    _, table = scripts
+    found = row(0, "kd", {"a": [1, 1, 0, 0]})
+    for key in ("joint", "ensemble_joint"):
+        del found[key]["softmax_calibrated"]
+    table.write_results([{**found, "images": "generated"}], tmp_path)
+    text = (tmp_path / "quality.md").read_text()
+    assert "ensemble joint 70.0, calibrated - %." in text
+    assert "| - | 50.0 | - | 3 | 2 |" in text
