@@ -6,8 +6,8 @@
     python scripts/quality.py --table-only         # tables and picture from the rows that are there
 
 Every run is one line of docs/results/quality.jsonl, added when it is done; a run whose line is there is not
-repeated. Underneath is one `fsmerge merge --multirun ... resume=true` per method, so that an interrupted one goes
-on where it was.
+repeated. Underneath is one `fsmerge merge --multirun ... resume=true` per group and number of images, with as many
+jobs at a time as there are cores to give, so that an interrupted one goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import base64
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--label", default="", help="name of a variant: with OVERRIDE, beside the plain methods")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one thread")
     parser.add_argument("--table-only", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="method.KEY=VALUE, for every run")
     options = parser.parse_args()
@@ -91,20 +93,24 @@ def main() -> None:
             blocks = [(group, images, methods, seeds) for group, images in pairs]
         folder = prepare(list(dict.fromkeys(block[0] for block in blocks)))
         for block in blocks:
-            measure(block, folder, options.overrides, options.label)
+            measure(block, folder, options)
     write_results(list(rows()), RESULTS)
 
 
-def measure(block: Block, folder: Path, overrides: Sequence[str], label: str) -> None:
-    """Run what of a block has no line yet, one method after the other, and add the lines."""
+def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
+    """Run what of a block has no line yet, side by side, and add the lines."""
     group, images, methods, seeds = block
-    done = [(r["group"], r["images"], r["method"], r["seed"], r["overrides"]) for r in rows()]
-    for method in methods:
-        name = label or method
-        todo = [seed for seed in seeds if (group, images, name, seed, list(overrides)) not in done]
-        if not todo:
-            continue
-        sweep = Path("outputs/quality") / f"{group}-{images}-{name}-{'_'.join(map(str, todo))}"
+    overrides: list[str] = options.overrides
+    names = {method: options.label or method for method in methods}
+    done = {(r["method"], r["seed"]) for r in rows() if (r["group"], r["images"]) == (group, images)}
+    together: dict[tuple[int, ...], list[str]] = {}
+    for method, name in names.items():
+        todo = tuple(seed for seed in seeds if (name, seed) not in done)
+        if todo:
+            together.setdefault(todo, []).append(method)
+    for todo, missing in together.items():
+        shown = "_".join([*(names[method] for method in missing), *map(str, todo)])
+        sweep = Path("outputs/quality") / f"{group}-{images}-{shown}"
         models = group if GROUPS[group] is None else f"quality_{group}"
         drawn = (
             [f"data.images_per_task={images}"]
@@ -112,12 +118,17 @@ def measure(block: Block, folder: Path, overrides: Sequence[str], label: str) ->
             else ["data.images_per_task=0", f"data.unrelated={UNRELATED[images]}"]
         )
         command = ["merge", "--multirun", "--quiet", "--config-dir", str(folder), f"+models={models}"]
-        command += [f"method={method}", *drawn, f"seed={','.join(map(str, todo))}", "resume=true", *overrides]
-        code = fsmerge([*command, f"hydra.sweep.dir={sweep}"])
+        command += [f"method={','.join(missing)}", *drawn, f"seed={','.join(map(str, todo))}", "resume=true"]
+        command += ["launcher=joblib", f"hydra.launcher.n_jobs={options.jobs}", "hardware.threads=1"]
+        code = fsmerge([*command, *overrides, f"hydra.sweep.dir={sweep}"])
         if code:
-            raise SystemExit(f"{group}, {images} images, {name}: exit code {code}")
-        for job in sorted((sweep / "jobs").glob("*.json")):
-            add(row(Path(json.loads(job.read_text())["folder"]), group, images, name, overrides))
+            raise SystemExit(f"{group}, {images} images, {shown}: exit code {code}")
+        jobs = sorted((sweep / "jobs").glob("*.json"))  # in the order of the command
+        for (method, seed), job in zip(product(missing, todo), jobs, strict=True):
+            found = row(Path(json.loads(job.read_text())["folder"]), group, images, names[method], overrides)
+            if found["seed"] != seed:
+                raise SystemExit(f"{job} is of seed {found['seed']}, not {seed}")
+            add(found)
 
 
 def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
