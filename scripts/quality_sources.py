@@ -12,6 +12,7 @@ import yaml
 
 from fsmerge_cli.cache import cache_folder
 from fsmerge_cli.entries import Recipe, SourceSpec
+from fsmerge_cli.finetuning import finetune
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import maps_of_spaces
 from fsmerge_cli.output import write_model
@@ -37,12 +38,14 @@ class Group:
     """Sources to be merged.
 
     alphabets: one task each. width: of the vision transformers. scrambled: the last source is the same function in
-    another basis (heads and hidden units permuted, Q/K and V/O rotated inside every head).
+    another basis (heads and hidden units permuted, Q/K and V/O rotated inside every head). parent: of an alphabet
+    whose source all of them are fine-tuned from.
     """
 
     alphabets: tuple[str, ...]
     width: int = 96
     scrambled: bool = False
+    parent: str | None = None
 
 
 GROUPS: dict[str, Group | None] = {
@@ -52,6 +55,7 @@ GROUPS: dict[str, Group | None] = {
     "symbols_lower": Group(("symbols", "lower")),
     "lower_hebrew_64": Group(("lower", "hebrew"), width=64),
     "lower_hebrew_scrambled": Group(("lower", "hebrew"), scrambled=True),
+    "hebrew_armenian_of_lower": Group(("hebrew", "armenian"), parent="lower"),
     "lower_hebrew_armenian": Group(("lower", "hebrew", "armenian")),
     "four_alphabets": Group(("lower", "hebrew", "armenian", "symbols")),
     "digits_capitals": Group(("digits", "capitals")),  # for tuning
@@ -67,7 +71,7 @@ def prepare(names: Sequence[str]) -> Path:
         group = GROUPS[name]
         if group is None:
             continue
-        specs = [materialise(_spec(alphabet, group.width), silent) for alphabet in group.alphabets]
+        specs = [_source(alphabet, group) for alphabet in group.alphabets]
         if group.scrambled:
             specs[-1] = _scrambled(specs[-1], cache_folder() / "quality" / name)
         text = yaml.safe_dump({"sources": [_entry(spec) for spec in specs]}, sort_keys=False, allow_unicode=True)
@@ -75,6 +79,25 @@ def prepare(names: Sequence[str]) -> Path:
         data = "  - override /data@_global_.data: glyphs\n\n"
         (folder / "models" / f"quality_{name}.yaml").write_text(head + data + text)
     return folder
+
+
+def _source(alphabet: str, group: Group) -> SourceSpec:
+    """One source of a group, trained where it is not there yet."""
+    own = _spec(alphabet, group.width)
+    if group.parent is None:
+        return materialise(own, silent)
+    parent = materialise(_spec(group.parent, group.width), silent)
+    folder = cache_folder() / "quality" / f"{alphabet}_of_{group.parent}_{group.width}"
+    if not (folder / "model.safetensors").is_file():
+        finetune(
+            {"checkpoint": parent.checkpoint, "task": alphabet, "labels": alphabet},
+            data="glyphs",
+            training={"head_steps": 100, "steps": 600, "lr": 0.001, "batch_size": 128, "patience": None},
+            seed=SEEDS[alphabet],
+            output=folder,
+            overwrite=True,
+        )
+    return replace(own, checkpoint=str(folder))
 
 
 def _spec(alphabet: str, width: int) -> SourceSpec:

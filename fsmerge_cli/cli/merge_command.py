@@ -33,7 +33,7 @@ keys:
   checkpoint.every=60s         how often the state of a training is saved (60s, 5m, or a number of steps)
   evaluation.kd=true           one more row: distillation with the budget of the method
   data.images_per_task=100     unlabelled images the merge may see per task (all: every one)
-  method.steps=1000            and the other keys of the method; the files in configs/ say them all
+  method.steps=2000            and the other keys of the method; the files in configs/ say them all
   models.sources.0.checkpoint=PATH   another checkpoint for a source
 
   -m, --multirun       every combination of comma-separated values; at the end one table, summary.csv and

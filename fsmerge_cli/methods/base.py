@@ -99,12 +99,12 @@ class Trained(Weighted, ABC):
     WIDTH_96: ClassVar[float] = 1e-3
     """The rate that fits features of 96 units or fewer."""
 
-    steps: Positive = 1000
+    steps: Positive = 2000
     budget: Budget = "default"
-    batch_size: Positive = 128
+    batch_size: Positive = 64
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: PositiveFloat | None = None
-    matrix_lr: PositiveFloat = 0.02
+    matrix_lr: PositiveFloat = 0.01
     weight_decay: NonNegativeFloat = 1e-3
     clip: PositiveFloat = 1.0
     targets: Targets = "all"
