@@ -130,7 +130,7 @@ def _library() -> Iterator[Any]:
 
 
 def _load(datasets: Any, path: str, config_name: str | None) -> Mapping[str, Any]:
-    """All splits by name; a folder of one split, as save_to_disk writes it, has it under every name."""
+    """All splits by name; a folder of one split, as save_to_disk writes it, is `train`."""
     folder = Path(path).expanduser()
     if (folder / "dataset_dict.json").is_file():
         return dict(datasets.load_from_disk(str(folder)))
