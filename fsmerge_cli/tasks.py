@@ -78,7 +78,7 @@ def read_labels(text: str, where: str) -> tuple[str, ...]:
     """Label names from a file: .txt, one per line; .json, a list or an object by row. Raises ConfigError."""
     path = Path(text).expanduser()
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
         found: object = json.loads(content) if path.suffix.lower() == ".json" else content.splitlines()
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(

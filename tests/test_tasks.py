@@ -67,6 +67,7 @@ def test_one_head_can_be_chosen_and_renamed(three: list[dict[str, Any]], tmp_pat
     ("name", "content"),
     [
         ("x.txt", "red\ngreen \n deep blue\n\n"),
+        ("x.txt", "\ufeffred\ngreen\ndeep blue"),  # as some editors begin a file
         ("x.json", '["red", "green", "deep blue"]'),
         ("x.json", '{"0": "red", "2": "deep blue", "1": "green"}'),
     ],

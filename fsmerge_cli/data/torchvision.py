@@ -28,6 +28,9 @@ SPLITS: dict[str, tuple[str, str]] = {
 }
 """What these classes call the images to train on and those with labels for the test; others say train and test."""
 
+UNFIT = ("VisionDataset", "DatasetFolder", "LSUN", "LSUNClass")
+"""No data sets of their own; and LSUN, which unpickles a file in the working directory (its cache)."""
+
 OURS = ("transform", "target_transform", "transforms", "download", "loader")
 """Arguments that are not the user's."""
 
@@ -79,7 +82,7 @@ class TorchVision(DataConfig):
     def _class(self) -> Any:
         from torchvision import datasets  # slow to import, so only where it is used
 
-        names = [name for name in datasets.__all__ if name not in ("VisionDataset", "DatasetFolder")]
+        names = [name for name in datasets.__all__ if name not in UNFIT]
         if self.dataset is None:
             raise ConfigError("data=torchvision needs data.dataset=NAME, a class of torchvision.datasets (MNIST).")
         if self.dataset not in names:

@@ -188,6 +188,9 @@ def test_what_cannot_be_opened_is_explained(chosen: TorchVision, message: str) -
 def test_an_unknown_class_and_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
     said = refused(data("MNITS", tmp_path))
     assert said.startswith("data.dataset: unknown torchvision data set 'MNITS'. Did you mean 'MNIST'? Available: ")
+    for name in ("LSUN", "LSUNClass"):  # which unpickle a file in the working directory
+        said = refused(TorchVision(dataset=name, root=str(tmp_path)))
+        assert said.startswith(f"data.dataset: unknown torchvision data set '{name}'.")
     chosen = data("MNIST", mnist(tmp_path))
     assert refused(chosen, Task("pets", ("cat", "dog"))) == (
         "data=torchvision: MNIST: task 'pets' has 2 labels, of which cat, dog are none of its 10 classes (0 - "
