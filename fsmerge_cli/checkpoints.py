@@ -109,6 +109,11 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(key) or {}, dict):
             raise SourceError(f"{where}: {key} in {name} should be an object, it is {config[key]!r}.")
+    size = (config.get("pretrained_cfg") or {}).get("input_size")
+    if size and not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
+        raise SourceError(
+            f"{where}: input_size in {name} should be [channels, height, width], it is {str(size)[:99]}."
+        )
     return config
 
 

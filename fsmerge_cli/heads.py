@@ -95,6 +95,8 @@ def choose_head(
     if chosen not in names:
         raise SourceError(f"{where}: {unknown('head', chosen, names)}")
     weight = stored[f"{chosen}.weight"]
+    if not weight.ndim:
+        raise SourceError(f"{where}: {chosen}.weight is one number and no classifier [classes, features].")
     given = (spec.labels,) if isinstance(spec.labels, str) else spec.labels
     fitting = stated if len(stated) == len(weight) else ()
     known = tuple(facts["labels"].get(chosen, ()))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.errors import SourceError
+from fsmerge_cli.prefixes import HEADS
 
 PARTS = ("q", "k", "v")
 """In a table, a name that ends with `#q`, `#k` or `#v` is that part of one tensor."""
@@ -97,9 +98,18 @@ def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: s
         if any(re.search(pattern, name) for name in tensors):
             raise _refuse(where, title)
     for layout in (TORCHVISION, TRANSFORMERS, CLIP, TRUNK):
-        if any(name == layout.anchor or name.endswith(f".{layout.anchor}") for name in tensors):
+        ends = f".{layout.anchor}"
+        found = [name.removesuffix(layout.anchor) for name in tensors if f".{name}".endswith(ends)]
+        if layout is TRUNK:
+            found = [prefix for prefix in found if not _classifies(tensors, prefix)]
+        if found:
             return layout
     return None
+
+
+def _classifies(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether a classifier lies beside a trunk: open_clip has none, a wrapper of one's own has."""
+    return any(f"{prefix}{head}.weight" in tensors for head in HEADS)
 
 
 def _refuse(where: str, title: str) -> SourceError:

@@ -11,10 +11,10 @@ import torch
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 
-from fsmerge_cli.checkpoints import readable
+from fsmerge_cli.checkpoints import plain, readable
 from fsmerge_cli.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.features import network
-from fsmerge_cli.heads import listed_heads
+from fsmerge_cli.heads import choose_head, listed_heads, stated_labels
 from fsmerge_cli.opening import open_checkpoint
 from fsmerge_cli.options import FORBID, Flag, Text, build
 from fsmerge_cli.output import FINISHED
@@ -109,9 +109,12 @@ def load_merged(folder: str | Path, reading: Reading | Mapping[str, Any] | None 
                 f"{path} says its tasks and labels in heads.safetensors ({', '.join(names)}). Take model.task and "
                 "model.labels away."
             )
-        first = assemble(replace(spec, head=names[0] if names else None), found)
-        light = replace(found, tensors={})  # the backbone is read, checked and folded once
-        heads = {name: assemble(replace(spec, head=name), light).head for name in names} or {task: first.head}
+        first = assemble(spec, found, headless=bool(names))
+        stored, labels = plain(found.heads[0], found.where), stated_labels(found.config)
+        heads = {
+            name: choose_head(replace(spec, head=name), stored, found.heads[1], labels, found.where)
+            for name in names
+        } or {task: first.head}
         return Merged(
             path,
             found.sha256,

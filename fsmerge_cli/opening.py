@@ -128,10 +128,10 @@ def translated(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[s
     if layout is None:
         own = strip(found.tensors, f"{family.entry}.weight", where, *asked)
         notes = (*(f"'{spec.name}': {note}" for note in own.notes), *left_out(own, spec.name))
-        return family, arch, config, Translated(own.tensors, own.heads, {}, notes)
+        return family, arch, config, Translated(own.tensors, own.heads, {}, notes, prefix=own.prefix)
     tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
     notes = (*read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
-    return family, arch, config, Translated(tensors, read.heads, stated, notes)
+    return family, arch, config, Translated(tensors, read.heads, stated, notes, prefix=read.prefix)
 
 
 def stored_names(spec: SourceSpec, found: Checkpoint) -> dict[str, str]:

@@ -35,7 +35,7 @@ def read_pickled(path: Path, where: str) -> dict[str, Tensor]:
             f"{'.'.join(map(str, SAFE))} or later, or {REMEDY}"
         )
     try:
-        found = plain_values(path)
+        content = dict(_flat(plain_values(path)))  # which never ends where a dict holds itself
     except OSError as error:
         raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
     except Exception:  # a file may break the unpickler in any way; its code is not run
@@ -48,7 +48,6 @@ def read_pickled(path: Path, where: str) -> dict[str, Tensor]:
             f"{where} is damaged, or not a pickle of plain weights, which may run code and is not opened. "
             f"Download it again, or {REMEDY}"
         ) from None
-    content = dict(_flat(found))
     if not content or not all(map(_dense, content.values())):
         raise SourceError(f"{where} holds no state dict (tensors by name); {REMEDY}")
     return {name: tensor.detach() for name, tensor in content.items()}

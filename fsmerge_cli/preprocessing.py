@@ -77,6 +77,8 @@ def fold_normalisation(
     if name not in weights or (set(mean) == {0.0} and set(std) == {1.0}):
         return dict(weights)
     weight = weights[name]
+    if weight.ndim < 2 or not weight.numel() or weight[0].numel() % channels:
+        return dict(weights)  # of another architecture, whose plan names the shape
     grouped = weight.double().reshape(weight.shape[0], channels, -1)
     scaled = grouped / torch.tensor(std, dtype=torch.float64, device=weight.device).reshape(1, -1, 1)
     shift = (scaled * torch.tensor(mean, dtype=torch.float64, device=weight.device).reshape(1, -1, 1)).sum((1, 2))
@@ -92,6 +94,8 @@ def _fold_shift(
     name = f"{family.entry}.bias"
     if name in weights:
         bias = weights[name]
+        if bias.shape != shift.shape:
+            return {}  # as above
         return {name: (bias.double() - shift).to(bias.dtype)}
     place = family.positions(arch)
     if place is None or place[0] not in weights:
@@ -100,5 +104,7 @@ def _fold_shift(
             "Pass images that are already centred and models.sources.N.mean=[0.0]."
         )
     table = weights[place[0]].double()
+    if table.ndim != 3 or table.shape[2:] != shift.shape:
+        return {}
     table[:, place[1] :] -= shift
     return {place[0]: table.to(weights[place[0]].dtype)}

@@ -55,8 +55,8 @@ def load(spec: SourceSpec, headers: bool = False) -> Source:
     return assemble(spec, open_checkpoint(spec, headers))
 
 
-def assemble(spec: SourceSpec, found: Checkpoint) -> Source:
-    """The source that a checkpoint holds. Raises SourceError."""
+def assemble(spec: SourceSpec, found: Checkpoint, headless: bool = False) -> Source:
+    """The source that a checkpoint holds; headless: its heads are not looked at. Raises SourceError."""
     where = found.where
     family, arch, config, read = translated(spec, found)
     notes = read.notes
@@ -64,8 +64,10 @@ def assemble(spec: SourceSpec, found: Checkpoint) -> Source:
     inside = family.head(arch)
     own = {n: t for n, t in tensors.items() if inside is not None and n.startswith(f"{inside}.")}
     backbone = {n: t for n, t in tensors.items() if n not in own}
-    stored = plain(found.heads[0] or own or read.heads, where)
-    head = choose_head(spec, stored, found.heads[1], stated_labels(config), where)
+    if read.heads:  # beside the backbone; its own may be left from another training, and be called the same
+        own = {f"{read.prefix}{n}": t for n, t in own.items()}
+    stored = {} if headless else plain(found.heads[0] or {**own, **read.heads}, where)
+    head = None if headless else choose_head(spec, stored, found.heads[1], stated_labels(config), where)
     mean, std = normalisation(spec, config, where)
     weights = fold_normalisation(family, arch, backbone, mean, std, where)
     how = Preprocessing.of(config.get("pretrained_cfg") or {}, where)

@@ -51,6 +51,10 @@ class Start:
     input_size: Positive | tuple[Positive, Positive] | None = None
 
 
+OF_A_FILE = ("mean", "std", "prefix", "ema", "input_size")
+"""Fields that say how a checkpoint is read."""
+
+
 @checked(frozen=True, config=FORBID)
 class Run:
     """seed: of everything that is drawn. overwrite: a finished run. resume: continue an interrupted one."""
@@ -130,6 +134,11 @@ def _spec(start: Start, task: str) -> SourceSpec:
             raise ConfigError("model.start=random and model.checkpoint exclude each other. Leave one of them out.")
         if start.arch is None:
             raise ConfigError("model.arch is missing: model.start=random needs a timm name, or {family: ...}.")
+        if unread := [f"model.{name}" for name in OF_A_FILE if getattr(start, name) is not None]:
+            raise ConfigError(
+                f"model.start=random reads no checkpoint, and {', '.join(unread)} would say how. Leave it out "
+                "(the size of the images belongs into model.arch)."
+            )
     elif start.checkpoint is None and hub_name(spec) is None:
         raise ConfigError(
             "model: no weights to start from. Pass model.checkpoint=PATH, a timm name with the tag of its weights "
@@ -148,7 +157,7 @@ def _tagged(arch: str | dict[str, Any] | None) -> str:
 
 def _labels(start: Start, spec: SourceSpec, data: DataConfig) -> tuple[str, ...]:
     """The classes of the task, from what is asked for or from the data set."""
-    asked, sets = start.labels, data.label_sets()
+    asked, sets = start.labels, data.of(spec.name).label_sets()
     if isinstance(asked, tuple):
         found = asked
     elif isinstance(asked, str) and asked in sets:
@@ -188,7 +197,7 @@ def load_start(asked: Asked) -> Source:
     spec, where = asked.spec, f"source '{asked.spec.name}'"
     if asked.start.start == "pretrained":
         try:
-            source = assemble(spec, replace(open_checkpoint(spec), heads=({}, {})))
+            source = assemble(spec, open_checkpoint(spec), headless=True)
         except SourceError as error:
             raise SourceError(str(error).replace("models.sources.N.", "model.")) from None
         names = source.family.skeleton(source.arch).state_dict()
@@ -198,7 +207,12 @@ def load_start(asked: Asked) -> Source:
                 f"{source.origin} does not hold the weights of its architecture: {', '.join(wrong[:3])}. "
                 "Check its config.json, or pass model.arch=..."
             )
-        return replace(source, weights={name: source.weights[name] for name in names}, head=None)
+        return replace(
+            source,
+            arch=source.family.resize(source.arch, None, None),  # with timm's own eps, as a merged model
+            weights={name: source.weights[name] for name in names},
+            notes=tuple(note.replace("the merged model", "the trained model") for note in source.notes),
+        )
     family, arch = architecture(spec, {}, where)
     with torch.random.fork_rng(devices=[]):  # layers draw their start from the global generator
         torch.manual_seed(derive(asked.run.seed, "finetune", "start"))

@@ -50,7 +50,7 @@ class Translated:
     """The tensors of a file under timm's names, heads beside them, and what the format says of config.json's keys.
 
     guess: a note on a normalisation that the file does not state. clip: the tensors of a CLIP tower, which are
-    translated when the architecture is known (None: it is none).
+    translated when the architecture is known (None: it is none). prefix: that the model has in the file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -59,6 +59,7 @@ class Translated:
     notes: tuple[str, ...] = ()
     guess: tuple[str, ...] = ()
     clip: Mapping[str, Tensor] | None = None
+    prefix: str = ""
 
     def under(self, model: Any, where: str) -> dict[str, Tensor]:
         """The tensors for `model` (an instance without weights). Raises SourceError where its sizes are others."""
@@ -102,7 +103,8 @@ def translate(
     eps = stated.get("eps")
     if eps is not None and eps != TIMM_EPS:
         notes += (f"'{name}': its norms have eps={eps:g}, those of the merged model timm's {TIMM_EPS:g}",)
-    return Translated(named, found.heads, stated, notes, tuple(f"'{name}': {text}" for text in guess))
+    guess = tuple(f"'{name}': {text}" for text in guess)
+    return Translated(named, found.heads, stated, notes, guess, prefix=found.prefix)
 
 
 def _joined(pieces: Sequence[Tensor], target: str, where: str) -> Tensor:
@@ -214,8 +216,13 @@ def _tower(
             "vit_base_patch16_clip_224.laion2b for LAION's, or another vit_*_clip_* name of timm."
         )
     stated: dict[str, Any] = {"pretrained_cfg": dict(CLIP_PIXELS)}
-    if "proj" in found.tensors:
-        stated |= {"projection": True, "num_classes": found.tensors["proj"].shape[-1]}
+    projection = found.tensors.get("proj")
+    if projection is not None and projection.ndim != 2:
+        raise SourceError(
+            f"{where}: proj is {list(projection.shape)}, a CLIP tower's is [width, features]. Download it again."
+        )
+    if projection is not None:
+        stated |= {"projection": True, "num_classes": projection.shape[1]}
     if found.prefix and not found.prefix.endswith("visual."):
         notes = (*notes, *left_out(found, name))
     return Translated({}, found.heads, stated, notes, clip=found.tensors)

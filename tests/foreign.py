@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,22 @@ def torchvision_vit(seed: int, classes: int = 5) -> nn.Module:
 
     module = VisionTransformer(8, 4, 2, 3, 12, 20, num_classes=classes)
     return random_weights(module, seed)
+
+
+def hugging_face(seed: int, head: bool = True, **options: Any) -> Any:
+    """A ViT of transformers with 3 classes; the test is skipped where the library is missing."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=20,
+        image_size=8,
+        patch_size=4,
+        **{"num_channels": 3, "id2label": {0: "cat", 1: "dog", 2: "ox"}, **options},
+    )
+    kind = transformers.ViTForImageClassification if head else transformers.ViTModel
+    return random_weights(kind(config), seed)
 
 
 def clip_tower(seed: int, prefix: str = "visual.", width: int = 12, out: int = 5) -> dict[str, Tensor]:

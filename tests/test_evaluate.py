@@ -27,6 +27,7 @@ from fsmerge_cli.merged import Reading
 from fsmerge_cli.output import write_model
 from fsmerge_cli.sources import head_tensors, model_config
 from tests.conftest import REPOSITORY, mlp_source
+from tests.foreign import hugging_face
 
 Bytes = dict[str, bytes]
 
@@ -269,6 +270,20 @@ def test_a_bare_checkpoint_with_its_classifier_inside(run: Path, tmp_path: Path)
     reading = Reading(task="low", arch=arch, labels=tuple("01234"))
     row = evaluate(tmp_path / "mine.safetensors", data="digits", reading=reading).evaluation()["rows"]["merged"]
     assert row["tasks"]["low"] == {**stated(run)["merged"]["tasks"]["low"], "relative": None}
+
+
+@pytest.mark.full
+def test_heads_beside_the_weights_of_another_library(tmp_path: Path) -> None:
+    module = hugging_face(1, head=False)
+    module.save_pretrained(tmp_path)
+    heads = {"pets.weight": torch.randn(4, 12), "cars.weight": torch.randn(3, 12), "cars.bias": torch.randn(3)}
+    save_file(heads, tmp_path / "heads.safetensors")
+    model, pixels = load_merged(tmp_path, {"mean": [0.0], "std": [1.0]}), torch.rand(2, 3, 8, 8)
+    assert model.labels == {"cars": ("cat", "dog", "ox"), "pets": ("0", "1", "2", "3")}
+    with torch.no_grad():
+        features = module(pixels).last_hidden_state[:, 0]
+    expected = features @ heads["cars.weight"].T + heads["cars.bias"]
+    torch.testing.assert_close(model.logits(pixels, "cars"), expected, rtol=1e-4, atol=1e-5)
 
 
 LABLES = (

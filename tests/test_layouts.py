@@ -18,7 +18,7 @@ from fsmerge_cli.inspection import inspect
 from fsmerge_cli.layouts import CLIP, REFUSED, TORCHVISION, TRANSFORMERS, TRUNK, recognise
 from fsmerge_cli.request import request
 from fsmerge_cli.sources import SourceSpec, load
-from tests.foreign import clip_features, clip_tower, random_weights, torchvision_vit
+from tests.foreign import clip_features, clip_tower, hugging_face, random_weights, torchvision_vit
 
 TINY = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
 PLAIN: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
@@ -93,22 +93,6 @@ def test_of_other_sizes_the_number_of_heads_has_to_be_said(tmp_path: Path) -> No
 # Hugging Face
 
 NEW = (("encoder.layer.", "layers."), ("attention.attention.query", "attention.q_proj"))
-
-
-def hugging_face(seed: int, head: bool = True, **options: Any) -> Any:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=20,
-        image_size=8,
-        patch_size=4,
-        num_channels=3,
-        **{"id2label": {0: "cat", 1: "dog", 2: "ox"}, **options},
-    )
-    kind = transformers.ViTForImageClassification if head else transformers.ViTModel
-    return random_weights(kind(config), seed)
 
 
 @pytest.mark.full
@@ -235,6 +219,14 @@ def test_a_clip_tower_does_not_say_its_activation(tmp_path: Path) -> None:
     )
 
 
+def test_a_projection_of_another_shape_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "clip.safetensors"
+    save_file({**clip_tower(1), "visual.proj": torch.tensor(1.0)}, file)
+    assert refused(SourceSpec("a", arch=QUICK, checkpoint=str(file))) == (
+        f"source 'a': {file}: proj is [], a CLIP tower's is [width, features]. Download it again."
+    )
+
+
 def test_a_clip_tower_of_other_sizes_is_not_resampled_in_silence(tmp_path: Path) -> None:
     file = tmp_path / "clip.safetensors"
     save_file(clip_tower(1), file)
@@ -256,6 +248,20 @@ def test_a_tower_of_timm_inside_open_clip_brings_its_projection(tmp_path: Path) 
     pixels = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(network(found)(pixels), module(pixels) @ projection.T)
     assert found.head is None
+
+
+@pytest.mark.parametrize("head", ["head", "fc"])
+def test_a_wrapper_that_calls_its_backbone_trunk_keeps_its_classifier(head: str, tmp_path: Path) -> None:
+    source = load_plain(tmp_path)
+    state = {f"trunk.{name}": tensor for name, tensor in source.weights.items()}
+    classifier = torch.randn(7, 12)
+    save_file({**state, f"{head}.weight": classifier}, tmp_path / "w.safetensors")
+    found = load(SourceSpec("a", arch=arch(), checkpoint=str(tmp_path / "w.safetensors"), **PLAIN))
+    assert found.head is not None
+    assert torch.equal(found.head.weight, classifier)
+    assert not found.arch.projection
+    assert found.weights.keys() == source.weights.keys()
+    assert found.notes == ()
 
 
 def load_plain(folder: Path) -> Any:

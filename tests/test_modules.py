@@ -64,6 +64,23 @@ def test_what_a_module_states_of_its_pixels_is_folded_and_said() -> None:
     assert load(SourceSpec("a", module=module, **PLAIN)).notes == ()
 
 
+CLIPS = [("openai", 5, True), ("openai_ft_in1k", 5, False), ("laion2b_ft_in12k_in1k", 5, False)]
+
+
+@pytest.mark.parametrize(("tag", "stated", "projection"), CLIPS)
+def test_a_clip_tower_has_a_projection_and_one_that_was_fine_tuned_a_classifier(
+    tag: str, stated: int, projection: bool
+) -> None:
+    name = "vit_base_patch16_clip_224"
+    module = random_weights(create_model(f"{name}.{tag}", num_classes=5, **TINY), 1)
+    module.pretrained_cfg = {**module.pretrained_cfg, "num_classes": stated}  # as it is where nobody asked for 5
+    found, pixels = load(SourceSpec("a", module=module, **PLAIN)), torch.rand(3, 2, 8, 8)
+    assert found.arch.projection == projection
+    assert (found.head is None) == projection
+    features = network(found)(pixels)
+    torch.testing.assert_close(features if found.head is None else found.head(features), module(pixels))
+
+
 def test_another_eps_of_the_norms_is_kept_in_the_source_alone() -> None:
     module = built("class token", 1)
     for part in module.modules():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,28 @@ def test_a_head_of_any_name_is_taken_where_it_is_named(tmp_path: Path) -> None:
     assert found.head is not None
     assert torch.equal(found.head.weight, weight)
     assert found.head.bias is None
+
+
+@pytest.mark.parametrize("beside", ["fc", "head"])
+def test_a_head_that_is_left_inside_does_not_hide_the_one_beside(
+    beside: str, source: Source, tmp_path: Path
+) -> None:
+    weights, weight, bias, arch = parts(source)
+    left = {"head.weight": torch.zeros(10, weight.shape[1]), "head.bias": torch.zeros(10)}
+    tensors = {f"backbone.{n}": t for n, t in {**weights, **left}.items()}
+    save_file({**tensors, f"{beside}.weight": weight, f"{beside}.bias": bias}, tmp_path / "x.safetensors")
+    spec = SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "x.safetensors"))
+    with pytest.raises(SourceError) as error:
+        load(spec)
+    assert str(error.value) == (
+        f"source 'a': {tmp_path}/x.safetensors has 2 heads: backbone.head, {beside}. Say which one this task "
+        "uses: models.sources.N.head=NAME"
+    )
+    for name, own in ((beside, weight), ("backbone.head", left["head.weight"])):
+        found = load(replace(spec, head=name))
+        assert same(found, source)
+        assert found.head is not None
+        assert torch.equal(found.head.weight, own)
 
 
 @pytest.mark.parametrize(

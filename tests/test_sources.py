@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from timm.models import list_models
 
 from fsmerge_cli.checkpoints import file_sha256
-from fsmerge_cli.errors import ConfigError, SourceError, unknown
+from fsmerge_cli.errors import ConfigError, MismatchError, SourceError, unknown
 from fsmerge_cli.features import network
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.output import write_model
@@ -25,6 +25,7 @@ from fsmerge_cli.sources import Head, Source, SourceSpec, load, model_config
 from fsmerge_cli.specs import SPECS
 from fsmerge_cli.specs.mlp import MLPArch
 from tests.conftest import mlp_source, random_images
+from tests.vits import vit_source
 
 ARCH: dict[str, Any] = {"family": "mlp", "input_size": (1, 4, 4), "widths": (6, 5)}
 
@@ -156,6 +157,14 @@ def test_of_several_heads_one_has_to_be_chosen(source: Source, tmp_path: Path) -
     )
 
 
+def test_a_head_of_one_number_is_refused(source: Source, tmp_path: Path) -> None:
+    save(tmp_path, source)
+    save_file({"x.weight": torch.tensor(1.0)}, tmp_path / "heads.safetensors")
+    assert refused(SourceSpec("a", checkpoint=str(tmp_path))) == (
+        f"source 'a': {tmp_path}: x.weight is one number and no classifier [classes, features]."
+    )
+
+
 def test_a_head_that_is_not_there_is_refused(source: Source, tmp_path: Path) -> None:
     folder = save(tmp_path, source)
     assert refused(SourceSpec("mine", checkpoint=str(folder), head="task")) == (
@@ -242,6 +251,27 @@ def test_mean_and_std_need_one_value_per_channel(
         f"source 'mine': {folder}: mean {list(mean)} and std {list(std)} need 1 or 3 values each, "
         "std none of them 0."
     )
+
+
+@pytest.mark.parametrize("shape", [(6, 16), (6, 4), (6,), (), (0, 48)])
+def test_a_first_layer_of_another_shape_is_named_by_the_plan(shape: tuple[int, ...], tmp_path: Path) -> None:
+    arch = {"family": "mlp", "input_size": [3, 4, 4], "widths": [6]}
+    weights = {"fc0.weight": torch.ones(shape), "fc0.bias": torch.ones(6)}
+    save_file(weights, tmp_path / "x.safetensors")
+    spec = SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "x.safetensors"), mean=(0.5,), std=(0.25,))
+    with pytest.raises(MismatchError) as error:
+        compile_plan([load(spec), load(replace(spec, name="b"))])
+    assert "fc0.weight" in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["patch_embed.proj.bias", "pos_embed"])
+def test_a_shift_is_not_folded_into_what_has_another_shape(other: str) -> None:
+    source = vit_source("class token", 1)
+    weights = {**source.weights, other: torch.ones(1, 5, 7)}
+    if other == "pos_embed":
+        del weights["patch_embed.proj.bias"]
+    folded = fold_normalisation(source.family, source.arch, weights, (0.5,), (0.25,), "here")
+    assert torch.equal(folded[other], weights[other])
 
 
 def test_a_mean_needs_a_bias_to_be_folded_into(tmp_path: Path) -> None:
@@ -354,6 +384,16 @@ def test_a_truncated_file_is_refused(name: str, kept: int, source: Source, tmp_p
     )
 
 
+def test_a_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"weight": torch.ones(2)}
+    content["again"] = content
+    torch.save(content, tmp_path / "x.pt")
+    assert refused(SourceSpec("a", checkpoint=str(tmp_path / "x.pt"))).startswith(
+        f"source 'a': {tmp_path}/x.pt is damaged, or not a pickle of plain weights, which may run code and is not "
+        "opened. Download it again, or "
+    )
+
+
 def test_weights_that_are_not_finite_are_refused(source: Source, tmp_path: Path) -> None:
     broken = source.weights["fc1.weight"].clone()
     broken[2, 3] = float("nan")
@@ -381,6 +421,14 @@ def test_weights_that_are_not_finite_are_refused(source: Source, tmp_path: Path)
         (
             '{"architecture": "mlp", "pretrained_cfg": "none"}',
             "pretrained_cfg in config.json should be an object, it is 'none'.",
+        ),
+        (
+            '{"pretrained_cfg": {"input_size": [32, 32]}}',
+            "input_size in config.json should be [channels, height, width], it is [32, 32].",
+        ),
+        (
+            '{"pretrained_cfg": {"input_size": 32}}',
+            "input_size in config.json should be [channels, height, width], it is 32.",
         ),
         ('{"pretrained_cfg": {"mean": 0.5}}', "mean in config.json should be a list of numbers, it is 0.5."),
         ('{"pretrained_cfg": {"std": ["a"]}}', "std in config.json should be a list of numbers, it is ['a']."),

@@ -194,7 +194,8 @@ def describe(instance: nn.Module) -> ViTArch | None:
         return None
     stated = getattr(module, "pretrained_cfg", None) or {}
     name = str(stated.get("architecture") or BASE)
-    projection = "clip" in name and getattr(module.head, "out_features", None) == stated.get("num_classes")
+    tower = "clip" in name and "ft_" not in str(stated.get("tag"))  # one that was fine-tuned has a classifier
+    projection = tower and getattr(module.head, "out_features", None) == stated.get("num_classes")
     args = arguments(module) | ({"num_classes": module.head.out_features} if projection else {})
     arch = parse(
         "vit", {"name": name if is_model(name) else BASE, "args": args, "projection": projection}, {}, name
