@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fsmerge_cli.checkpoints import tensors_sha256
 from fsmerge_cli.classifier import Lesson, Tuned, Tuning, fit
 from fsmerge_cli.clock import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task
@@ -75,8 +76,7 @@ def finetune(
         with clock.phase("sources"):
             source = load_start(asked)
         with clock.phase("data"):
-            lesson, tests = _lesson(asked, source, device, progress, notes)
-            images = tensors_sha256({"pixels": lesson.pool.pixels, "classes": lesson.pool.classes})
+            lesson, tests, images = _lesson(asked, source, device, progress, notes)
         if output is not None:
             keeper = _keeper(asked, source, lesson, images, Path(output))
             stack.enter_context(keeper.explained())
@@ -156,8 +156,8 @@ def _network(asked: Asked, source: Source) -> Tuned:
 
 def _lesson(
     asked: Asked, source: Source, device: torch.device, progress: Progress, notes: list[str]
-) -> tuple[Lesson, Tests]:
-    """The images to learn from, and those for the test (there may be no labelled ones, which is noted)."""
+) -> tuple[Lesson, Tests, str]:
+    """The images to learn from, those for the test (there may be no labelled ones, which is noted), a hash."""
     task, transform = Task(source.name, asked.labels), ToPixels(source.arch.input_size, source.preprocessing)
     images, tests = (asked.data.build(split, task, transform) for split in ("train", "test"))
     if images is None or not images.labelled:
@@ -171,50 +171,85 @@ def _lesson(
         notes.append("the data set has no labelled test images: nothing was evaluated")
     seen = looked_at([tests], [task], asked.hardware.workers, progress)
     notes += [*images.notes, *(tests.notes if tests else ()), *seen.notes]
-    rows = torch.randperm(len(images), generator=generator(asked.run.seed, "finetune", "images")).tolist()
-    rows = rows[: asked.data.count(len(images))]
-    if not rows:
+    order = torch.randperm(len(images), generator=generator(asked.run.seed, "finetune", "images")).tolist()
+    count = asked.data.of(source.name).count(len(images))
+    if not count:
         raise DataError("data.images_per_task=0 leaves nothing to learn from. Pass a number, or all.")
-    rows = _sound(images, rows, seen.marks, asked.hardware.workers, progress, notes)
-    held = round(asked.data.validation * len(rows)) if len(rows) >= FEWEST_FOR_VALIDATION else 0
+    sound = _sound(images, order, count, seen.marks, asked.hardware.workers, progress)
+    notes += sound.notes(images)
+    rows = [*sound.marks]
+    share = asked.data.validation if len(rows) >= FEWEST_FOR_VALIDATION else 0
+    held = min(round(share * len(rows)), len(rows) - 1)
     pool = Pool(images, asked.hardware, device)
     pool.keep(sorted(rows), source.arch.input_size, progress)
     given = asked.data.augment, asked.training, asked.run.seed, progress
-    return Lesson(pool, sorted(rows[held:]), sorted(rows[:held]), *given), seen
+    return Lesson(pool, sorted(rows[held:]), sorted(rows[:held]), *given), seen, sound.sha256()
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """Rows that are learned from, in the order of the draw: digest and class; and how many others were met.
+
+    tested, twins: images that are among the test images, or that are the same as another one of the training.
+    """
+
+    marks: dict[int, tuple[bytes, int]] = field(default_factory=dict)
+    bad: dict[int, DataError] = field(default_factory=dict)
+    tested: list[int] = field(default_factory=list)
+    twins: list[int] = field(default_factory=list)
+
+    def notes(self, images: ImageSet) -> list[str]:
+        found = []
+        if self.bad:
+            more = ", ..." * (len(self.bad) > SHOWN)
+            named = ", ".join(map(images.title, sorted(self.bad)[:SHOWN]))
+            found.append(f"images that cannot be read are left out ({len(self.bad)}: {named}{more})")
+        doubles = {"one among the test images": self.tested, "another one to learn from": self.twins}
+        for what, rows in doubles.items():
+            if rows:
+                found.append(f"{len(rows)} image{'s' * (len(rows) > 1)} left out, identical to {what}")
+        return found
+
+    def sha256(self) -> str:
+        """Of pixels and classes, also of images that are not kept in memory."""
+        whole = hashlib.sha256()
+        for row in sorted(self.marks):
+            whole.update(b"%s %d;" % self.marks[row])
+        return whole.hexdigest()
 
 
 def _sound(
     images: ImageSet,
-    rows: Sequence[int],
+    order: Sequence[int],
+    count: int,
     tested: Mapping[bytes, str],
     workers: int,
     progress: Progress,
-    notes: list[str],
-) -> list[int]:
-    """The rows that can be read and are not in the test. Raises DataError where one is bad, or none is left."""
-    good: set[int] = set()
-    bad: dict[int, DataError] = {}
-    doubles = 0
-    for part in sift(images, rows, READ, workers):
-        bad |= part.errors
-        fresh = [
-            n for n, own in zip(part.numbers, part.content[0] if part.numbers else ()) if digest(own) not in tested
-        ]
-        doubles += len(part.numbers) - len(fresh)
-        good |= {*fresh}
-        progress(Event("look at images", len(good) + doubles + len(bad), len(rows), images=1))
-    if bad and not images.lenient:
-        raise together([*bad.values()])
-    if bad:
-        named = ", ".join(map(images.title, sorted(bad)[:SHOWN]))
-        notes.append(
-            f"images that cannot be read are left out ({len(bad)}: {named}{', ...' * (len(bad) > SHOWN)})"
-        )
-    if doubles:
-        notes.append(f"{doubles} images are among the test images too, and were not trained on")
-    if not good:
+) -> _Sound:
+    """The first `count` rows that can be read, are not in the test and differ; for others the next are taken.
+
+    Raises DataError where one is bad that may not be, or none is left.
+    """
+    found, left, seen = _Sound(), iter(order), set(tested)
+    while len(found.marks) < count and (rows := [*islice(left, count - len(found.marks))]):
+        for part in sift(images, rows, READ, workers):
+            found.bad.update(part.errors)
+            pixels, classes = part.content if part.numbers else ((), ())
+            for row, own, label in zip(part.numbers, pixels, classes):
+                mark = digest(own)
+                if mark in seen:
+                    (found.tested if mark in tested else found.twins).append(row)
+                else:
+                    seen.add(mark)
+                    found.marks[row] = mark, int(label)
+            progress(Event("look at images", len(found.marks), count, images=1))
+    if found.bad and not images.lenient:
+        raise together([*found.bad.values()])
+    if not found.marks:
         raise DataError("no image is left to learn from: all are unreadable, or test images as well.")
-    return [row for row in rows if row in good]
+    if len(found.marks) < count:
+        progress(Event("look at images", count, count, images=1))
+    return found
 
 
 def _scores(

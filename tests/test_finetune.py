@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from fsmerge_cli.progress import Event
 from fsmerge_cli.questions import Order
 from fsmerge_cli.seeding import derive
 from fsmerge_cli.sources import SourceSpec, load
-from fsmerge_cli.starting import Start
+from fsmerge_cli.starting import Start, request
+from tests.foreign import hugging_face
 
 MLP = {"family": "mlp", "input_size": [1, 8, 8], "widths": [16, 16]}
 VIT = {
@@ -193,6 +195,41 @@ def test_another_run_cannot_be_continued(tmp_path: Path) -> None:
         tuned(output=tmp_path / "out", resume=True, training={"lr": 0.1})
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_on_other_images_cannot_be_continued(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kept:
+        monkeypatch.setattr(labelled, "KEPT", 0)
+
+    def stop(event: Event) -> None:
+        if event.phase == "train all":
+            raise StopError
+
+    folder_of_images(tmp_path)
+    data = {"name": "folder", "root": str(tmp_path), "test_share": 0.0}
+    given: dict[str, Any] = {"task": "pets", "labels": ("cat", "dog"), "data": data, "output": tmp_path / "out"}
+    with pytest.raises(StopError):
+        tuned(**given, checkpoint_every=1, progress=stop)
+    Image.new("L", (8, 8), 99).save(tmp_path / "pets/cat/3.png")
+    with pytest.raises(ConfigError, match=r'is another one:\n  - images is "\w{64}" there and "\w{64}" now\n'):
+        tuned(**given, resume=True)
+
+
+def test_a_tasks_own_data_set_says_its_images_and_its_labels() -> None:
+    digits = {"name": "per_task", "tasks": {"low": {"name": "digits", "images_per_task": 50}}}
+    assert tuned(data=digits, training={"head_steps": 1, "steps": 0}).cost["images"] == 50
+    glyphs = {"name": "per_task", "tasks": {"capitals": {"name": "glyphs"}}}
+    model = {"arch": MLP, "start": "random", "task": "capitals"}
+    asked = request(model, glyphs, None, CPU, 0, overwrite=False, resume=False, every="60s")
+    assert len(asked.labels) == 26
+
+
+def test_one_image_is_left_to_learn_from() -> None:
+    data = {"images_per_task": 40, "validation": 0.99}
+    assert tuned(data=data, training={"head_steps": 1, "steps": 1}).cost["images"] == 40
+
+
 def test_memory_that_does_not_suffice_for_a_batch_changes_nothing_but_rounding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -271,11 +308,33 @@ def test_training_begins_with_the_checkpoint_whatever_its_head_and_normalisation
         torch.testing.assert_close(done.backbone()(pixels), expected, rtol=1e-4, atol=1e-5)
     assert done.source.head is not None
     assert len(done.source.head.weight) == 5
-    # A merged folder of several heads is a start, too.
+    # A folder of ours is a start, too, whatever heads it has.
     done.save(tmp_path / "one")
+    heads = {f"{task}.weight": torch.zeros(3, 12) for task in ("a", "b")}
+    save_file(heads, tmp_path / "one/heads.safetensors")
     again = tuned(VIT, model={"checkpoint": str(tmp_path / "one"), "arch": None, "start": "pretrained"})
     assert again.source.arch == done.source.arch
     assert again.evaluation()["provenance"]["sources"][0]["origin"] == str(tmp_path / "one")
+    # And so is a wrapper with a head inside and one beside.
+    wrapped = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_file({**wrapped, "fc.weight": torch.zeros(3, 12)}, tmp_path / "start.safetensors")
+    same = tuned(VIT, model=start, training={"steps": 0})
+    assert all(torch.equal(t, done.source.weights[n]) for n, t in same.source.weights.items())
+
+
+@pytest.mark.full
+def test_a_vit_of_hugging_face_is_a_start_with_the_eps_of_what_is_written(tmp_path: Path) -> None:
+    module = hugging_face(1, num_channels=1)
+    module.save_pretrained(tmp_path / "hf")
+    model = {"checkpoint": str(tmp_path / "hf"), "arch": None, "start": "pretrained"}
+    done = tuned(model=model, training={"head_steps": 1, "steps": 1}, output=tmp_path / "out")
+    assert done.source.arch.eps is None
+    assert "'low': its norms have eps=1e-12, those of the trained model timm's 1e-06" in done.notes
+    pixels = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_merged(tmp_path / "out").backbone(pixels), done.backbone()(pixels), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_a_written_model_that_is_another_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +380,18 @@ def test_no_image_of_the_test_is_trained_on_and_bad_ones_are_named(tmp_path: Pat
     data = {"name": "folder", "root": str(tmp_path)}
     done = finetune(model, data=data, training={"steps": 5}, hardware=CPU)
     assert done.cost["images"] == 12
-    assert done.notes == ("4 images are among the test images too, and were not trained on",)
+    assert done.notes == ("4 images left out, identical to one among the test images",)
+    for _ in range(2):  # instead of one that is left out, the next one is taken
+        done = finetune(model, data={**data, "images_per_task": 12}, training={"steps": 5}, hardware=CPU)
+        assert done.cost["images"] == 12
+        shutil.copy(tmp_path / "pets/train/cat/0.png", tmp_path / "pets/train/dog/again.png")
+    done = finetune(model, data=data, training={"steps": 5}, hardware=CPU)
+    assert done.cost["images"] == 12
+    assert done.notes == (
+        "4 images left out, identical to one among the test images",
+        "1 image left out, identical to another one to learn from",
+    )
+    (tmp_path / "pets/train/dog/again.png").unlink()
     (tmp_path / "pets/train/cat/0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"0\.png cannot be read"):
         finetune(model, data=data, training={"steps": 5}, hardware=CPU)
@@ -385,6 +455,12 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         "model.start=random and model.checkpoint exclude each other. Leave one of them out.",
     ),
     (
+        {"model": {"mean": (0.5,), "ema": False, "input_size": 8}},
+        ConfigError,
+        "model.start=random reads no checkpoint, and model.mean, model.ema, model.input_size would say how. Leave "
+        "it out (the size of the images belongs into model.arch).",
+    ),
+    (
         {"model": {"checkpoint": "nowhere", "start": "pretrained"}},
         SourceError,
         "source 'low': nowhere does not exist. Check model.checkpoint.",
@@ -432,6 +508,16 @@ def test_the_start_and_the_images_are_never_replaced(tmp_path: Path) -> None:
             output=tmp_path / "out",
             overwrite=True,
         )
+    folder_of_images(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"data\.root lies in .*out, which output\.overwrite=true"):
+        tuned(
+            task="pets",
+            labels=("cat", "dog"),
+            data={"name": "folder", "root": str(tmp_path / "out")},
+            output=tmp_path / "out",
+            overwrite=True,
+        )
+    assert (tmp_path / "out/pets/cat/0.png").is_file()
 
 
 @pytest.fixture
