@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.sources import SourceSpec
 from fsmerge_cli.specs import SPECS
 from tests.conftest import REPOSITORY, mlp_source
+from tests.test_docs import check_keys
 
 PAIR = "+models=digits_mlp_pair"
 BUG = "fsmerge: this is a bug in fsmerge; please report it with the lines above\n"
@@ -581,18 +583,38 @@ def test_a_key_that_one_choice_of_a_sweep_does_not_have_is_named(methods: str, f
 # What is printed runs
 
 
-EXAMPLES = [
-    line.strip()
-    for text in (HELP, MERGE_HELP, LIST_HELP)
-    for line in text.partition("examples:")[2].splitlines()
-    if line.startswith("  fsmerge ")
-]
+def examples(text: str) -> list[str]:
+    """The commands of a help, lines that are continued joined."""
+    lines = re.split(r"examples?:\n", text)[-1].replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.startswith("  fsmerge ")]
+
+
+EXAMPLES = [line for text in (HELP, MERGE_HELP, LIST_HELP) for line in examples(text)]
+HELPS = {name: import_module(f"fsmerge_cli.cli.{name}_command").HELP for name in COMMANDS}
 
 
 def test_every_help_has_examples() -> None:
     assert len(EXAMPLES) == len(set(EXAMPLES)) + EXAMPLES.count("fsmerge list") - 1
     assert sum("merge " in line for line in EXAMPLES) >= 4
     assert any("--multirun" in line for line in EXAMPLES)
+    for name, text in HELPS.items():
+        assert any(line.startswith(f"fsmerge {name}") for line in examples(text))
+
+
+@pytest.mark.parametrize("name", HELPS)
+def test_the_keys_of_an_example_are_known(name: str) -> None:
+    text = HELPS[name].replace("\\\n", "")
+    assert "\\" not in text  # else a line is continued that does not end there
+    for line in examples(HELPS[name]):
+        check_keys([word for word in shlex.split(line) if word.partition("=")[0] not in presets.SWEEPS])
+
+
+@pytest.mark.parametrize("name", [name for name, text in HELPS.items() if "\nkeys:\n" in text])
+def test_every_line_of_keys_begins_with_a_key_or_goes_on_under_its_meaning(name: str) -> None:
+    lines = HELPS[name].partition("\nkeys:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(lines) > 5
+    for line in lines:
+        assert re.match(r"  ([a-z][\w.]*=\S| {20}|--)", line), line
 
 
 @pytest.mark.full

@@ -24,21 +24,27 @@ model.safetensors, heads.safetensors with the label names, evaluation.json, conf
 
 keys:
   model.arch=NAME              a timm name; with its tag the hub's weights: vit_base_patch16_224.augreg_in21k
-  model.checkpoint=PATH        local weights to begin with instead (docs/sources.md) model.start=random
-  no weights to begin with model.task=NAME              name of the source; with data=folder also its folder of
-  images model.labels=[cat,dog]       default: the classes of the data set; also a file, or the name of a label set
+  model.checkpoint=PATH        local weights to begin with instead (docs/sources.md)
+  model.start=random           no weights to begin with
+  model.task=NAME              name of the source; with data=folder also its folder of images
+  model.labels=[cat,dog]       default: the classes of the data set; also a file, or the name of a label set
+  model.mean=[...], model.std=[...], model.prefix=student, model.ema=true, model.input_size=224
+                               how the weights to begin with are read (docs/sources.md)
   data=NAME                    digits, folder, glyphs, hf, per_task, tensors, torchvision;
                                all training images, or data.images_per_task=N
-  data.augment=paper           none, shift, paper, strong: drawn anew at every step data.validation=0.1
-  share of the training images that chooses the best step, and ends what gets no better training.head_steps=300
-  steps of the head alone; training.head_lr=0.01 training.steps=2000          steps of all weights;
-  training.lr=0.0001 training.batch_size=64       and weight_decay, label_smoothing, clip, patience:
-  configs/finetune.yaml hardware=NAME                auto (default: a GPU with bf16 where there is one), cpu, gpu
-  seed=0                       of everything that is drawn output.dir=FOLDER            default:
-  outputs/finetune-TASK-HASH output.overwrite=true        replace a finished run output.tensorboard=true      event
-  files for TensorBoard as well (pip install 'fsmerge[tensorboard]') resume=true                  continue an
-  interrupted run into output.dir checkpoint.every=60s         how often the state of the training is saved (60s,
-  5m, or a number of steps)
+  data.augment=paper           none, shift, paper, strong: drawn anew at every step
+  data.validation=0.1          share of the training images that chooses the best step, and ends what gets no
+                               better
+  training.head_steps=300      steps of the head alone; training.head_lr=0.01
+  training.steps=2000          steps of all weights; training.lr=0.0001
+  training.batch_size=64       and weight_decay, label_smoothing, clip, patience: configs/finetune.yaml
+  hardware=NAME                auto (default: a GPU with bf16 where there is one), cpu, gpu
+  seed=0                       of everything that is drawn
+  output.dir=FOLDER            default: outputs/finetune-TASK-HASH
+  output.overwrite=true        replace a finished run
+  output.tensorboard=true      event files for TensorBoard as well (pip install 'fsmerge[tensorboard]')
+  resume=true                  continue an interrupted run into output.dir
+  checkpoint.every=60s         how often the state of the training is saved (60s, 5m, or a number of steps)
 
   --json               the evaluation as JSON on standard output
   -q, --quiet          nothing but errors
@@ -47,10 +53,10 @@ keys:
 examples:
   fsmerge finetune model.arch=vit_base_patch16_224.augreg_in21k model.task=pets data=folder data.root=images/ \\
       data.augment=paper output.dir=outputs/pets
-  fsmerge finetune model.checkpoint=mine.safetensors model.arch=vit_small_patch16_224 model.task=cars data=folder
-  \\ data.root=images/ output.dir=outputs/cars fsmerge merge
-  '+models.sources=[{name:pets,checkpoint:outputs/pets},{name:cars,checkpoint:outputs/cars}]' \\ data=folder
-  data.root=images/ method=fs_merge method.maps=low_rank
+  fsmerge finetune model.checkpoint=mine.safetensors model.arch=vit_small_patch16_224 model.task=cars \\
+      data=folder data.root=images/ output.dir=outputs/cars
+  fsmerge merge '+models.sources=[{name:pets,checkpoint:outputs/pets},{name:cars,checkpoint:outputs/cars}]' \\
+      data=folder data.root=images/ method=fs_merge method.maps=low_rank
 """
 
 
