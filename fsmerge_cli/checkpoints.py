@@ -91,6 +91,12 @@ def weights_file(path: Path) -> Path:
     return next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
 
 
+def model_in(path: Path) -> Path:
+    """The folder of the model in that of a run, which is merged/; any other path is itself."""
+    merged = path / "merged"
+    return merged if (merged / FILES[0]).is_file() and not weights_file(path).is_file() else path
+
+
 def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, Any]:
     """config.json in the folder `path` or beside the file `path`; empty where there is none."""
     if not path.exists():

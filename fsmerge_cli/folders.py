@@ -47,14 +47,13 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
 
 def _check_sources(folder: Path, specs: Sequence[Any], evaluation: Mapping[str, Any]) -> None:
     """Raise ConfigError where a checkpoint holds other weights than the finished run was made of."""
-    from fsmerge_cli.checkpoints import file_sha256  # imports torch
+    from fsmerge_cli.checkpoints import file_sha256, model_in, weights_file  # imports torch
 
     made = {source["name"]: source["sha256"] for source in evaluation["provenance"]["sources"]}
     for spec in specs:
         if spec.checkpoint is None:
             continue
-        path = Path(spec.checkpoint).expanduser()
-        file = path / "model.safetensors" if path.is_dir() else path
+        file = weights_file(model_in(Path(spec.checkpoint).expanduser()))
         if file.is_file() and file_sha256(file) != made.get(spec.name):
             raise ConfigError(
                 f"resume=true: the finished run in {folder} was made of another '{spec.name}': {file} has changed "

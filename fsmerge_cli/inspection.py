@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fsmerge_cli import estimate
-from fsmerge_cli.checkpoints import weights_file
+from fsmerge_cli.checkpoints import model_in, weights_file
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.drawing import counted
@@ -205,7 +205,7 @@ def _slice(lazy: Any, budget: int) -> Tensor:
 def _file(spec: SourceSpec) -> Path | None:
     if spec.checkpoint is None:
         return None
-    return weights_file(Path(spec.checkpoint).expanduser())
+    return weights_file(model_in(Path(spec.checkpoint).expanduser()))
 
 
 def _row(own: Opened) -> Row:

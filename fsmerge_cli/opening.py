@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fsmerge_cli.checkpoints import (
     file_sha256,
     hub_config,
+    model_in,
     read_config,
     read_hub,
     read_tensors,
@@ -58,7 +59,7 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
             return expected(spec)
         tensors, config = read_hub(hub, where)
         return Checkpoint(where, f"hub:{hub}", tensors_sha256(tensors), config, tensors)
-    path = readable(spec.checkpoint, f"source '{spec.name}'")
+    path = model_in(readable(spec.checkpoint, f"source '{spec.name}'"))
     where = f"source '{spec.name}': {path}"
     config = read_config(path, where)
     file = weights_file(path)
@@ -179,6 +180,13 @@ def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tup
         options = _projected(spec.arch, config)
         name = options.pop("family", None)
         options = {**({"eps": config["eps"]} if name == "vit" and "eps" in config else {}), **options}
+        if name is None:
+            glued = any(":" in key for key in spec.arch)  # in a file of YAML {family:vit} has a key `family:vit`
+            advice = "in a file with a space after every colon." if glued else "or a timm name."
+            raise SourceError(
+                f"{where}: arch={spec.arch} says no family. Pass arch={{family: ..., ...}} "
+                f"({', '.join(sorted(SPECS))}), {advice}"
+            )
         if not isinstance(name, str) or name not in SPECS:
             raise SourceError(f"{where}: {unknown('arch.family', str(name), SPECS)}")
         if isinstance(options.get("name"), str):
@@ -187,7 +195,8 @@ def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tup
     if not isinstance(stated, str):
         raise SourceError(
             f"{where} says no architecture. Put a config.json beside the weights or pass "
-            f"models.sources.N.arch.family=... ({', '.join(sorted(SPECS))})."
+            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} "
+            f"({', '.join(sorted(SPECS))})."
         )
     return resolve(stated, config.get("model_args") or {}, config, f"{where}: arch")
 

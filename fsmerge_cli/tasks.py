@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from fsmerge_cli.checkpoints import read_tensors
+from fsmerge_cli.checkpoints import model_in, read_tensors
 from fsmerge_cli.data import DataConfig, Task
 from fsmerge_cli.entries import SourceSpec
 from fsmerge_cli.errors import ConfigError, SourceError, reason
@@ -44,7 +44,7 @@ def tasks(spec: SourceSpec, number: int, data: DataConfig | None = None) -> list
 def _heads(spec: SourceSpec) -> Sequence[str]:
     """Names of all heads of a folder; none where it cannot be read, which loading says."""
     try:
-        file = Path(spec.checkpoint or "").expanduser() / "heads.safetensors"
+        file = model_in(Path(spec.checkpoint or "").expanduser()) / "heads.safetensors"
         if spec.checkpoint is None or not file.is_file():
             return []
         return listed_heads(*read_tensors(file, "", headers=True))

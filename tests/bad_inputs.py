@@ -1060,7 +1060,7 @@ ARCHITECTURES = [
         2,
         (
             "source 'a': a says no architecture. Put a config.json beside the weights or pass "
-            "models.sources.N.arch.family=... (mlp, vit)."
+            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (mlp, vit)."
         ),
         remove("a/config.json"),
     ),
@@ -1863,8 +1863,8 @@ IMAGES = [
         2,
         (
             "data=folder: the class folders cat in images/a are not labels of task 'a' (a-0, a-1, a-2). "
-            "Rename the folders, pass models.sources.N.labels=[...], or put the images flat into one folder "
-            "to use them without labels."
+            "Rename the folders, pass models.sources.N.labels=[...] (labels=data: the folders' names, sorted), or "
+            "data.class_folders=none (test: only those in test/ are classes) to use images without labels."
         ),
         both(make("images/a/cat"), images(lambda path: Image.new("L", (4, 4)).save(path), ("a/cat/0.png",))),
     ),

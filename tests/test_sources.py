@@ -455,7 +455,13 @@ def test_an_architecture_has_to_be_said_and_known(source: Source, tmp_path: Path
     where = f"source 'mine': {file}"
     assert refused(SourceSpec("mine", checkpoint=str(file))) == (
         f"{where} says no architecture. Put a config.json beside the weights or pass "
-        f"models.sources.N.arch.family=... ({', '.join(sorted(SPECS))})."
+        "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} "
+        f"({', '.join(sorted(SPECS))})."
+    )
+    glued = {"family:mlp": None, "widths:[6]": None}  # YAML without spaces after its colons
+    assert refused(SourceSpec("mine", arch=glued, checkpoint=str(file))) == (
+        f"{where}: arch={glued} says no family. Pass arch={{family: ..., ...}} ({', '.join(sorted(SPECS))}), in a "
+        "file with a space after every colon."
     )
     known = ", ".join(sorted(SPECS))
     assert refused(SourceSpec("mine", arch={**ARCH, "family": "mpl"}, checkpoint=str(file))) == (

@@ -43,6 +43,8 @@ def test_every_task_of_a_merged_folder_is_a_task_again(three: list[dict[str, Any
     first = merge(three[:2], method="average", output=tmp_path / "first")
     entries = [{"name": "ab", "checkpoint": str(tmp_path / "first/merged")}, three[2]]
     assert [(spec.name, spec.head) for spec in source_specs(entries)] == [("a", "a"), ("b", "b"), ("c", None)]
+    of_run = source_specs([{"name": "ab", "checkpoint": str(tmp_path / "first")}])
+    assert [load(spec).origin for spec in of_run] == [str(tmp_path / "first/merged")] * 2
     again = merge(entries, method="average", output=tmp_path / "again")
     assert list(again.heads) == ["a", "b", "c"]
     assert again.heads["b"].labels == first.heads["b"].labels

@@ -32,25 +32,29 @@ class Folder(DataConfig):
 
     root: folder that holds one folder per task, called like the task. test_share: part of each class kept
     for the evaluation where a task's folder has no test/ of its own. bad_files: what becomes of images that cannot
-    be read: refuse (the run, naming them) or skip (named in its notes).
+    be read: refuse (the run, naming them) or skip (named in its notes). class_folders: where folders below are
+    classes: both, test (those in train/ are not, its images have no labels) or none (images in folders of any
+    depth, without labels).
     """
 
     name: Literal["folder"] = "folder"
     root: Text | None = None
     test_share: Share = 0.2
     bad_files: Literal["refuse", "skip"] = "refuse"
+    class_folders: Literal["both", "test", "none"] = "both"
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
         """The images of one task; None where there are no labelled test images."""
         folder = self._folder(task)
         own = folder / split
         if own.is_dir():
-            files = _files(own, task)
+            files = _files(own, task, self._classified(split))
         elif (folder / "train").is_dir() or (folder / "test").is_dir():
             files = []
         else:
             own = folder
-            files = [f for f in _files(folder, task) if self._belongs(split, f[1], f[0], folder)]
+            found = _files(folder, task, self._classified("train"))
+            files = [f for f in found if self._belongs(split, f[1], f[0], folder)]
         if split == "test":  # without labels, test images still tell how well features are kept
             files = [(path, label) for path, label in files if label >= 0] or files
             if not files:
@@ -73,8 +77,15 @@ class Folder(DataConfig):
     def classes(self, task: Task) -> tuple[str, ...] | None:
         """Class folders, sorted, as torchvision's ImageFolder numbers them; of train/, else of test/."""
         folder = self._folder(task)
-        own = next((folder / split for split in ("train", "test") if (folder / split).is_dir()), folder)
+        splits: tuple[Split, ...] = ("train", "test")
+        own = next((folder / s for s in splits if self._classified(s) and (folder / s).is_dir()), folder)
+        if own == folder and not self._classified("train"):
+            return None
         return tuple(sorted(p.name for p in own.iterdir() if p.is_dir() and _images(p))) or None
+
+    def _classified(self, split: Split) -> bool:
+        """Whether folders are classes there; without train/ and test/ as in train/."""
+        return self.class_folders == "both" or self.class_folders == split
 
     def _folder(self, task: Task) -> Path:
         if self.root is None:
@@ -107,8 +118,10 @@ class Folder(DataConfig):
         return held_out == (split == "test")
 
 
-def _files(folder: Path, task: Task) -> list[tuple[Path, int]]:
+def _files(folder: Path, task: Task, classified: bool) -> list[tuple[Path, int]]:
     """Every image below `folder` with its class index (-1: none), in a stable order."""
+    if not classified:
+        return [(path, -1) for path in _images(folder)]
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and _images(p))
     flat = [(path, -1) for path in sorted(folder.iterdir()) if _is_image(path)]
     if not classes:
@@ -118,8 +131,9 @@ def _files(folder: Path, task: Task) -> list[tuple[Path, int]]:
     if strangers and task.labels is not None:
         raise DataError(
             f"data=folder: the class folders {', '.join(strangers)} in {folder} are not labels of task "
-            f"'{task.name}' ({', '.join(labels)}). Rename the folders, pass models.sources.N.labels=[...], "
-            "or put the images flat into one folder to use them without labels."
+            f"'{task.name}' ({', '.join(labels)}). Rename the folders, pass models.sources.N.labels=[...] "
+            "(labels=data: the folders' names, sorted), or data.class_folders=none (test: only those in test/ are "
+            "classes) to use images without labels."
         )
     index = {label: i for i, label in enumerate(labels)}
     return flat + [(path, index.get(name, -1)) for name in classes for path in _images(folder / name)]

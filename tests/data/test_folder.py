@@ -12,7 +12,7 @@ from PIL import Image
 
 from fsmerge_cli.cli import main
 from fsmerge_cli.data import ImageSet, Task
-from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.base import Split, ToPixels
 from fsmerge_cli.data.digits import Digits
 from fsmerge_cli.data.folder import SUFFIXES, Folder
 from fsmerge_cli.errors import DataError
@@ -26,7 +26,7 @@ def put(path: Path, value: int = 0, mode: str = "L", size: tuple[int, int] = (2,
     Image.new(mode, size, value if mode == "L" else (value,) * 3).save(path)
 
 
-def build(root: Path, split: str = "train", task: Task = TASK, **options: float) -> ImageSet | None:
+def build(root: Path, split: str = "train", task: Task = TASK, **options: float | str) -> ImageSet | None:
     return Folder(root=str(root), **options).build(split, task, PIXELS)  # type: ignore[arg-type]
 
 
@@ -251,9 +251,32 @@ def test_class_folders_have_to_be_labels_of_the_task(place: str, tmp_path: Path)
         (tmp_path / "birds/train").rmdir()
     assert refused(tmp_path, "test" if place.endswith("test") else "train") == (
         f"data=folder: the class folders emu, kiwi in {tmp_path / place} are not labels of task "
-        "'birds' (wren, owl). Rename the folders, pass models.sources.N.labels=[...], "
-        "or put the images flat into one folder to use them without labels."
+        "'birds' (wren, owl). Rename the folders, pass models.sources.N.labels=[...] (labels=data: the folders' "
+        "names, sorted), or data.class_folders=none (test: only those in test/ are classes) to use images without "
+        "labels."
     )
+
+
+def test_folders_that_are_no_classes_hold_images_without_labels(tmp_path: Path) -> None:
+    for name in ("train/2024/05/a.png", "train/2024/b.png", "train/c.png", "test/owl/d.png"):
+        put(tmp_path / "birds" / name)
+    task = Task("birds", ("wren", "owl"))
+
+    def labels(class_folders: str, split: Split) -> list[int]:
+        found = build(tmp_path, split, task, class_folders=class_folders)
+        assert found is not None
+        return sorted(found.classes or ())
+
+    assert (labels("test", "train"), labels("test", "test")) == ([-1, -1, -1], [1])
+    assert (labels("none", "train"), labels("none", "test")) == ([-1, -1, -1], [-1])
+    assert Folder(root=str(tmp_path), class_folders="test").classes(task) == ("owl",)
+    assert Folder(root=str(tmp_path), class_folders="none").classes(task) is None
+    for name in ("2023/a.png", "2024/05/b.png"):
+        put(tmp_path / "plain/birds" / name)
+    plain = Folder(root=str(tmp_path / "plain"), class_folders="none")
+    whole = plain.build("train", task, PIXELS)
+    assert whole is not None
+    assert (len(whole), whole.labelled, plain.build("test", task, PIXELS)) == (2, False, None)
 
 
 @pytest.mark.parametrize("kept", [0, 20, 300])
