@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fsmerge_cli.errors import ConfigError, OutputError, unknown
+from fsmerge_cli.finetuned import METHOD
 from fsmerge_cli.metrics import Z
 from fsmerge_cli.metrics import interval as wilson
 from fsmerge_cli.output import ANSWERS, FINISHED
@@ -64,7 +65,7 @@ def read_runs(patterns: Sequence[str]) -> list[RunEntry]:
         if not found:
             raise OutputError(
                 f"{pattern} names no finished run (a folder with {FINISHED}). Give folders that `fsmerge merge` "
-                "wrote, a glob of them, or the folder of a sweep."
+                "or `fsmerge finetune` wrote, a glob of them, or the folder of a sweep."
             )
         folders |= dict.fromkeys(found)
     return [_read(folder) for folder in folders]
@@ -98,6 +99,15 @@ def difference(run: RunEntry, first: RunEntry) -> Difference | None:
     value = sum(gap.mean().item() for gap in gaps) / len(gaps)
     error = math.sqrt(sum(gap.var(correction=0).item() / len(gap) for gap in gaps)) / len(gaps)
     return Difference(value, value - Z * error, value + Z * error)
+
+
+def paired(runs: Sequence[RunEntry]) -> list[Difference | None]:
+    """Of every run to the first one with the same tasks and test images; None for that one itself."""
+    found: list[Difference | None] = []
+    for i, run in enumerate(runs):
+        gaps = (difference(run, other) for other in runs[:i])
+        found.append(next((gap for gap in gaps if gap is not None), None))
+    return found
 
 
 def interval(run: RunEntry, metric: str) -> tuple[float, float] | None:
@@ -145,6 +155,8 @@ def bound(runs: Sequence[RunEntry], metric: str) -> float | None:
 def labels(runs: Sequence[RunEntry]) -> list[str]:
     """What tells the runs apart: the options in which they differ, else their folders."""
     options = [dict(_flat(run.evaluation["config"])) for run in runs]
+    if any("method.name" in own for own in options):  # a training has none
+        options = [{"method.name": METHOD, **own} for own in options]
     keys = dict.fromkeys(key for own in options for key in own)
     everywhere = [key for key in keys if all(key in own for own in options) and not _inner(key)]
     different = [key for key in everywhere if len({str(own[key]) for own in options}) > 1]
@@ -179,7 +191,9 @@ def _read(folder: Path) -> RunEntry:
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
-    row = evaluation["rows"].get("merged", EMPTY)
+    rows = evaluation["rows"]
+    made = evaluation["tasks"][0] if evaluation["method"] == METHOD else "merged"  # a source has its own row
+    row = rows.get(made, EMPTY)
     cost = evaluation["cost"]
     memory = cost["peak_memory_bytes"]
     scores = _scores(row)

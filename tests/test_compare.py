@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fsmerge_cli.cli import main
-from fsmerge_cli.compare import RunEntry, bound, difference, interval, labels, ordered, points
+from fsmerge_cli.compare import RunEntry, bound, difference, interval, labels, ordered, paired, points
 from fsmerge_cli.metrics import interval as wilson
 
 PAIR = ["merge", "+models=digits_mlp_pair", "hardware=cpu"]
@@ -49,6 +49,13 @@ def test_other_test_images_are_not_compared() -> None:
     assert difference(old, old) is None
 
 
+def test_a_difference_is_to_the_first_run_of_the_same_tasks() -> None:
+    runs = [entry("x", {"a": [1, 1]}), entry("y", {"a": [1, 0], "b": [1]}), entry("z", {"a": [0, 0], "b": [1]})]
+    found = paired(runs)
+    assert found[:2] == [None, None]
+    assert found[2] == difference(runs[2], runs[1])
+
+
 def test_the_best_run_comes_first_whatever_better_means() -> None:
     a, b, c = (entry(name, {}) for name in "abc")
     a = RunEntry(a.folder, a.evaluation, {"mean": 0.2, "seconds": 3.0}, {})
@@ -64,6 +71,8 @@ def test_labels_are_the_options_that_differ() -> None:
     other = entry("y", {}, name="average", seed=0)  # has no lr
     assert labels([runs[0], other]) == ["method=kd", "method=average"]
     assert labels([runs[0], runs[0]]) == ["x", "x"]
+    trained = RunEntry(Path("z"), {"config": {"data": {"name": "x"}}}, {}, {})
+    assert labels([runs[0], trained]) == ["method=kd", "method=finetune"]
 
 
 @pytest.mark.full
@@ -105,7 +114,7 @@ def test_runs_of_the_command_in_one_table(
         (
             ["nowhere*"],
             "nowhere* names no finished run (a folder with evaluation.json). Give folders that `fsmerge merge` "
-            "wrote, a glob of them, or the folder of a sweep.",
+            "or `fsmerge finetune` wrote, a glob of them, or the folder of a sweep.",
         ),
         (["old", "--plot", "x.gif"], "--plot x.gif: give a file that ends in .svg, .png, .pdf."),
         (["--sort"], "fsmerge compare: argument --sort: expected one argument. See fsmerge compare --help."),

@@ -565,6 +565,12 @@ def test_two_sources_are_made_and_merged_by_command(
     for task in ("digits", "capitals"):
         own = json.loads((tmp_path / task / "evaluation.json").read_text())
         assert found["rows"][task]["tasks"][task]["top1"] == own["rows"][task]["mean_top1"]
+    code, out, _ = fsmerge("compare", "digits", "capitals", "both", "--json")
+    rows = {row["folder"]: row for row in json.loads(out)}
+    for task in ("digits", "capitals"):
+        top1 = found["rows"][task]["mean_top1"]
+        assert (rows[task][f"top1.{task}"], rows[task]["mean"], rows[task]["difference"]) == (top1, top1, None)
+        assert "method=finetune" in rows[task]["run"]
 
 
 def test_the_command_says_what_is_wrong(fsmerge: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

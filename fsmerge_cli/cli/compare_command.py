@@ -13,8 +13,9 @@ from fsmerge_cli.errors import ConfigError
 
 HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--csv FILE] [--json] [--plot FILE] [--quiet]
 
-One table of finished runs, best first. RUN is a folder that `fsmerge merge` wrote, a glob of them ("outputs/*"),
-or the folder of a sweep. Differences are to the first run, paired over the same test images, with 95 % intervals.
+One table of finished runs, best first. RUN is a folder that `fsmerge merge` or `fsmerge finetune` wrote, a glob of
+them ("outputs/*"), or the folder of a sweep. Differences are to the first run with the same tasks, paired over the
+same test images, with 95 % intervals.
 
   --sort METRIC   mean (default), relative (to the sources), joint, joint_calibrated, joint_logits, seconds, steps,
                   trained_parameters, peak_memory_gb, images, images_per_second; and of one task: top1.TASK,
@@ -82,8 +83,7 @@ def _rows(runs: Sequence[Any]) -> list[dict[str, Any]]:
     from fsmerge_cli import compare
 
     rows = []
-    for entry, label in zip(runs, compare.labels(runs)):
-        gap = compare.difference(entry, runs[0]) if entry is not runs[0] else None
+    for entry, label, gap in zip(runs, compare.labels(runs), compare.paired(runs)):
         paired = {
             "difference": gap and gap.value,
             "difference_low": gap and gap.low,
