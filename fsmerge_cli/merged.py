@@ -12,31 +12,38 @@ from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 
 from fsmerge_cli.checkpoints import plain, readable
-from fsmerge_cli.errors import ConfigError, SourceError, unknown
+from fsmerge_cli.data import DataConfig
+from fsmerge_cli.errors import ConfigError, SourceError, UserError, unknown
 from fsmerge_cli.features import network
 from fsmerge_cli.heads import choose_head, listed_heads, stated_labels
 from fsmerge_cli.opening import open_checkpoint
-from fsmerge_cli.options import FORBID, Flag, Text, build
+from fsmerge_cli.options import FORBID, Flag, Positive, Text, build
 from fsmerge_cli.output import FINISHED
 from fsmerge_cli.preprocessing import Preprocessing
+from fsmerge_cli.request import chosen_data
 from fsmerge_cli.sources import Head, Source, SourceSpec, assemble
 from fsmerge_cli.specs import Family
+from fsmerge_cli.tasks import labelled
 
 
 @checked(frozen=True, config=FORBID)
 class Reading:
     """How a model is read that does not say it itself, as models made elsewhere.
 
-    task: name of the task of the one head inside the checkpoint (null: `model`). arch, labels, mean, std,
-    normalize: as in `models.sources`; null takes the checkpoint's.
+    task: name of the task of the one head inside the checkpoint (null: `model`). arch, head, labels, mean, std,
+    normalize, prefix, ema, input_size: as in `models.sources`; null takes the checkpoint's.
     """
 
     task: Text | None = None
     arch: Text | dict[str, Any] | None = None
-    labels: tuple[Text, ...] | None = None
+    head: Text | None = None
+    labels: Text | tuple[Text, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     normalize: Flag | None = None
+    prefix: Text | None = None
+    ema: Flag | None = None
+    input_size: Positive | tuple[Positive, Positive] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Merged:
 
     folder: or file. sha256: of its file of weights. backbone: frozen, in evaluation mode, images [n, C, H, W] with
     pixels in 0..1 -> features [n, d]. heads: by task, in the order in which they were merged. preprocessing: what
-    images need before.
+    images need before. notes: what the user should know of how it was read.
     """
 
     folder: Path
@@ -55,6 +62,7 @@ class Merged:
     preprocessing: Preprocessing
     backbone: nn.Module
     heads: Mapping[str, Head]
+    notes: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -90,24 +98,29 @@ class Merged:
         return self.heads[task]
 
 
-def load_merged(folder: str | Path, reading: Reading | Mapping[str, Any] | None = None) -> Merged:
+def load_merged(
+    folder: str | Path,
+    reading: Reading | Mapping[str, Any] | None = None,
+    data: str | Mapping[str, Any] | DataConfig | None = None,
+) -> Merged:
     """The model in a folder that `merge` wrote (or in its merged/), in a timm folder or in a checkpoint file.
 
-    reading: what the files do not say; see :class:`Reading`. Nothing of it is changed and no code of it is run.
-    Raises SourceError where the model cannot be read or has no head.
+    reading: what the files do not say; see :class:`Reading`. data: whose class folders `labels=data` means.
+    Nothing of the model is changed and no code of it is run. Raises SourceError where it cannot be read or has no
+    head, ConfigError where a key is wrong.
     """
     given = reading if isinstance(reading, Reading) else build(Reading, reading or {}, "model")
     path = model_path(folder)
     task = given.task or "model"
     options = {name: value for name, value in asdict(given).items() if name != "task"}
     try:
-        spec = SourceSpec(task, checkpoint=str(path), **options)
+        spec = labelled(SourceSpec(task, checkpoint=str(path), **options), chosen_data(data))
         found = open_checkpoint(spec)
         names = listed_heads(*found.heads)
-        if names and (given.labels or given.task):
+        if names and (given.labels or given.task or given.head):
             raise SourceError(
-                f"{path} says its tasks and labels in heads.safetensors ({', '.join(names)}). Take model.task and "
-                "model.labels away."
+                f"{path} says its tasks and labels in heads.safetensors ({', '.join(names)}). Take model.task, "
+                "model.head and model.labels away; tasks=[...] chooses some."
             )
         first = assemble(spec, found, headless=bool(names))
         stored, labels = plain(found.heads[0], found.where), stated_labels(found.config)
@@ -123,9 +136,10 @@ def load_merged(folder: str | Path, reading: Reading | Mapping[str, Any] | None 
             first.preprocessing,
             _backbone(first),
             {name: _checked(head, name, path) for name, head in heads.items()},
+            tuple(in_own_words(note.removeprefix(f"'{task}': "), task) for note in first.notes),
         )
-    except SourceError as error:
-        raise SourceError(in_own_words(str(error), task)) from None
+    except UserError as error:
+        raise type(error)(in_own_words(str(error), task)) from None
 
 
 def model_path(folder: str | Path) -> Path:

@@ -124,7 +124,7 @@ def evaluate(
         raise ConfigError("an evaluation runs in one process. Pass hardware.distributed=false, or hardware=gpu.")
     clock = Clock()
     with clock.phase("sources"):
-        model = folder if isinstance(folder, Merged) else load_merged(folder, reading)
+        model = folder if isinstance(folder, Merged) else load_merged(folder, reading, data)
         model = model if tasks is None else model.only(tuple(tasks))
     run = _run_options(model.folder)
     images, seed = chosen_data(run.get("data") if data is None else data), _seed(seed, run)
@@ -134,7 +134,7 @@ def evaluate(
         raise DataError(
             f"no data: {model.folder} says none of its own. Pass data=NAME (data.root=PATH for your own folder)."
         )
-    notes: list[str] = []
+    notes = [*model.notes]
     with machine.session() as device:
         with clock.phase("data"):
             tests = _tests(model, images, machine.workers, progress)

@@ -19,15 +19,15 @@ def score_table(evaluation: Mapping[str, Any]) -> Table:
     from fsmerge_cli.summary import shown_rows  # imports torch
 
     tasks = evaluation["tasks"]
-    method = evaluation["method"]
-    table = Table(title=f"Right answers on test images, % ({method})", title_justify="left")
+    made = "" if evaluation["method"] == "unknown" else f" ({evaluation['method']})"
+    table = Table(title=f"Right answers on test images, %{made}", title_justify="left")
     table.add_column("model", no_wrap=True)
     for name in [*tasks, "mean", "joint", "joint (logits)"]:
         table.add_column(Text(name), justify="right")
     for name, row in shown_rows(evaluation).items():
         cells = [row["tasks"].get(task, {}).get("top1") for task in tasks]
         cells += [row["mean_top1"], row["joint_top1"].get("softmax"), row["joint_top1"].get("logits")]
-        label = f"{name} (source)" if name in tasks else name
+        label = f"{name} (source)" if name in tasks else _row_name(evaluation, name)
         table.add_row(Text(label), *map(per_cent, cells), style="bold" if name == "merged" else None)
     return table
 
@@ -36,7 +36,7 @@ def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
     """One row of evaluation.json task by task: interval, top 5, loss and calibration."""
     from fsmerge_cli.summary import PROTOCOLS
 
-    table = Table(title=f"{name}, by task", title_justify="left")
+    table = Table(title=f"{_row_name(evaluation, name)}, by task", title_justify="left")
     table.add_column("task", no_wrap=True)
     for title in ("images", "top 1", "95 % interval", "top 5", "loss", "calibration error"):
         table.add_column(title, justify="right")
@@ -51,6 +51,11 @@ def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
         said = [f"{words} {per_cent(joint[name])}" for name, words in PROTOCOLS.items() if name in joint]
         table.caption = f"joint: {', '.join(said)}"
     return table
+
+
+def _row_name(evaluation: Mapping[str, Any], name: str) -> str:
+    """A row as it is called: what was made elsewhere is no merged model, as far as known."""
+    return "model" if name == "merged" and evaluation["method"] == "unknown" else name
 
 
 def summary_line(evaluation: Mapping[str, Any]) -> str:
@@ -101,9 +106,10 @@ SHOWN = ("mean", "joint", "joint_calibrated", "seconds", "difference")
 
 def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean") -> Table:
     """One line per run, as `fsmerge compare` sorted them."""
-    table = Table(title="Right answers of the merged models on test images, %", title_justify="left")
+    table = Table(title="Right answers on test images, %", title_justify="left")
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = [n for n in names if n in ("run", *SHOWN, sort) or n.startswith("top1.")]
+    tasks = [name for name in names if name.startswith("top1.")]
+    columns = ["run", *tasks, *(n for n in names if n in (*SHOWN, sort) and n not in tasks)]
     for name in columns:
         title = Text(name.removeprefix("top1.").replace("_", " "))
         wide = {"justify": "left", "min_width": 16} if name == "run" else {"justify": "right"}

@@ -286,8 +286,47 @@ def test_heads_beside_the_weights_of_another_library(tmp_path: Path) -> None:
     torch.testing.assert_close(model.logits(pixels, "cars"), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_trainers_checkpoint_is_read_as_a_source_is(run: Path, tmp_path: Path) -> None:
+    heads = load_file(run / "merged/heads.safetensors")
+    own = {f"head.{part}": heads[f"low.{part}"] for part in ("weight", "bias")}
+    weights = {**load_file(run / "merged/model.safetensors"), **own}
+    empty = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    torch.save({"model": empty, "model_ema": weights, "epoch": 3}, tmp_path / "trainer.pt")
+    (tmp_path / "labels.txt").write_text("\n".join("01234"))
+    arch = {"family": "mlp", "input_size": [1, 8, 8], "widths": [64, 64]}
+    reading = {"task": "low", "arch": arch, "labels": str(tmp_path / "labels.txt"), "ema": True}
+    found = evaluate(tmp_path / "trainer.pt", data="digits", reading=reading).evaluation()
+    low = stated(run)["merged"]["tasks"]["low"]
+    assert found["rows"]["merged"]["tasks"]["low"] == {**low, "relative": None}
+    model = load_merged(tmp_path / "trainer.pt", {**reading, "ema": None})
+    assert not model.backbone.state_dict()["fc0.weight"].any()
+    assert model.notes == (
+        "the weights under 'model.' were taken, the EMA weights under 'model_ema.' were not (model.ema=true takes "
+        "them)",
+    )
+    save_file(
+        {f"student.{n}": t for n, t in weights.items()} | {f"old.{n}": t for n, t in empty.items()},
+        tmp_path / "two.safetensors",
+    )
+    for name in "abcde":
+        (tmp_path / "images/low" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / f"images/low/{name}/0.png")
+    reading = {"task": "low", "arch": arch, "labels": "data", "prefix": "student"}
+    images = {"name": "folder", "root": str(tmp_path / "images")}
+    model = load_merged(tmp_path / "two.safetensors", reading, images)
+    assert model.labels == {"low": tuple("abcde")}
+    assert torch.equal(model.backbone.state_dict()["fc0.weight"], weights["fc0.weight"])
+    with pytest.raises(ConfigError) as error:
+        load_merged(tmp_path / "two.safetensors", reading)
+    assert str(error.value) == (
+        "labels=data takes the names of class folders, and there is no data set. Pass data=folder with class "
+        "folders, or a list: model.labels=[...]"
+    )
+
+
 LABLES = (
-    "unknown key in model 'lables'. Did you mean 'labels'? Available: arch, labels, mean, normalize, std, task."
+    "unknown key in model 'lables'. Did you mean 'labels'? Available: arch, ema, head, input_size, labels, mean, "
+    "normalize, prefix, std, task."
 )
 MESSAGES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     (
@@ -328,7 +367,7 @@ MESSAGES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         {"data": "digits"},
         SourceError,
         "{0}/bare.safetensors says no architecture. Put a config.json beside the weights or pass "
-        "model.arch.family=... (mlp, vit).",
+        "model.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (mlp, vit).",
     ),
     (
         "other",
@@ -348,8 +387,8 @@ MESSAGES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         {"data": {"name": "folder", "root": "{0}/images"}, "reading": {"task": "pets"}},
         DataError,
         "data=folder: the class folders ant in {0}/images/pets/test are not labels of task 'pets' (0, 1, 2, 3). "
-        "Rename the folders, pass model.labels=[...], or put the images flat into one folder to use them without "
-        "labels.",
+        "Rename the folders, pass model.labels=[...] (labels=data: the folders' names, sorted), or "
+        "data.class_folders=none (test: only those in test/ are classes) to use images without labels.",
     ),
     (
         "other",
@@ -420,8 +459,8 @@ def test_tasks_and_labels_of_our_own_heads_are_not_renamed(run: Path) -> None:
     with pytest.raises(SourceError) as error:
         evaluate(run, reading={"task": "x"})
     assert str(error.value) == (
-        f"{run}/merged says its tasks and labels in heads.safetensors (low, high). Take model.task and "
-        "model.labels away."
+        f"{run}/merged says its tasks and labels in heads.safetensors (low, high). Take model.task, "
+        "model.head and model.labels away; tasks=[...] chooses some."
     )
 
 

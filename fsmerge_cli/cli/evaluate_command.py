@@ -36,8 +36,10 @@ keys:
   output.logits=FILE           the logits of all test images as safetensors
   output.overwrite=true        replace these files
   model.task=NAME              name of the task of a classifier inside a checkpoint, and so of its folder of images
-  model.arch=vit_base_patch16_224, model.labels=[cat,dog], model.mean=[...], model.std=[...], model.normalize=true
-                               what a model made elsewhere does not say itself
+  model.labels=[cat,dog]       class names of that classifier; also a file, or data (the class folders' names)
+  model.arch=vit_base_patch16_224, model.mean=[...], model.std=[...], model.normalize=true, model.head=NAME,
+  model.prefix=student, model.ema=true, model.input_size=224
+                               what else a model made elsewhere does not say itself (docs/sources.md)
   --config-dir FOLDER          a folder of your own with data/*.yaml, ... (trusted like code)
 
 examples:
@@ -45,6 +47,8 @@ examples:
   fsmerge evaluate outputs/demo data=folder data.root=images/ --sources
   fsmerge evaluate other/model.safetensors model.arch=vit_base_patch16_224 model.task=pets \\
       model.labels=[cat,dog] data=folder data.root=images/ output.file=pets.json
+  fsmerge evaluate trainer.ckpt model.arch=vit_base_patch16_224 model.ema=true model.task=pets \\
+      model.labels=data data=folder data.root=images/
 """
 
 FLAGS = ("--sources", "--json", "--quiet", "-q")
@@ -85,7 +89,7 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.output import check_file
     from fsmerge_cli.reevaluate import evaluate
 
-    model = load_merged(folder, asked.model)
+    model = load_merged(folder, asked.model, asked.data)
     files = {"file": output.file, "report": output.report, "logits": output.logits}
     for what, file in files.items():
         if file is not None:
