@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fsmerge_cli.errors import SourceError, reason
+from fsmerge_cli.errors import SourceError, first_line, reason
 from fsmerge_cli.pickled import read_pickled
 
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
@@ -181,7 +181,7 @@ def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         model = create_model(name, pretrained=True)
     except Exception as error:  # timm, huggingface_hub and the network each raise their own
         raise SourceError(
-            f"{where}: the hub cannot be reached for the weights '{name}' ({_first_line(error)}). "
+            f"{where}: the hub cannot be reached for the weights '{name}' ({first_line(error)}). "
             "Pass a local checkpoint instead: models.sources.N.checkpoint=PATH"
         ) from None
     config = {
@@ -211,7 +211,3 @@ def hub_config(name: str) -> dict[str, Any]:
 
     found = get_pretrained_cfg(name)
     return {} if found is None else dict(cast(Any, found).to_dict())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

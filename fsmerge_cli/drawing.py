@@ -12,16 +12,13 @@ from torch import Tensor
 
 from fsmerge_cli.data import DataConfig, ImageSet, Task, unrelated_images
 from fsmerge_cli.data.base import Split
-from fsmerge_cli.data.queries import NOBODY, Images, Loss, digest, draw
+from fsmerge_cli.data.queries import NOBODY, READ, Images, Loss, digest, draw
 from fsmerge_cli.data.reading import sift, together
 from fsmerge_cli.errors import DataError
 from fsmerge_cli.progress import Event, Progress, silent
 
 SHOWN = 3
 """Examples that a note names."""
-
-READ = 16
-"""Test images that are looked at together."""
 
 Transform = Callable[[Image.Image], Tensor]
 

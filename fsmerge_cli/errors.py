@@ -111,6 +111,11 @@ def reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error).strip().rstrip(".")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error of another library says, or its kind where it says nothing."""
+    return next(iter(reason(error).splitlines()), type(error).__name__)
+
+
 def printable(text: str) -> str:
     r"""`text` with control characters as escapes: names from a file must not steer the terminal.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fsmerge_cli.errors import SourceError
 from fsmerge_cli.layouts import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
 from fsmerge_cli.prefixes import Stripped, left_out, strip
+from fsmerge_cli.specs.vit import BASE
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CLIP_PIXELS = {
@@ -40,9 +41,6 @@ ACTIVATIONS = {
 
 TIMM_EPS = 1e-6
 """Of the norms of timm's plain vision transformers."""
-
-BASE = "vit_base_patch16_224"
-"""The plain vision transformer of timm; everything that can differ is stated beside it."""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,11 @@ def _of_row(found: Callable[[int], T], rows: Sequence[int], index: int) -> T:
     return found(rows[index])
 
 
+def numbered(rows: Sequence[int], where: str, index: int) -> str:
+    """What an image is called that has a number alone: where it is, and its row there."""
+    return f"{where} {rows[index]}"
+
+
 @plain_dataclass(frozen=True)
 class ToPixels:
     """PIL image -> pixels in 0..1 [C, H, W] of the size that the sources read."""

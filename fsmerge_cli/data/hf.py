@@ -12,9 +12,9 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
+from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, numbered
 from fsmerge_cli.data.matching import of_task
-from fsmerge_cli.errors import ConfigError, DataError, reason, unknown
+from fsmerge_cli.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.options import FORBID, Text
 
 
@@ -61,7 +61,7 @@ class HuggingFace(DataConfig):
             names = getattr(found.features[label], "names", None)
             rows, places, notes = of_task(task, list(found[label]), names, where)
         labelled = all(place >= 0 for place in places)
-        called = partial(_called, rows, f"{self.path} {wanted}")
+        called = partial(numbered, rows, f"{self.path} {wanted}")
         read = partial(_read, _images(found, image), image, rows, places, where)
         return ImageSet(len(rows), read, transform, labelled, places, notes=notes, called=called)
 
@@ -75,7 +75,7 @@ class HuggingFace(DataConfig):
             except Exception as error:  # the library raises whatever its readers raise
                 local = Path(path).expanduser().exists()
                 hint = "Pass another data.path=PATH" if local else "Without a network, pass a path"
-                said = next(iter(reason(error).splitlines()), type(error).__name__)
+                said = first_line(error)
                 raise DataError(f"data=hf: {path} cannot be loaded ({said}). {hint}.") from None
         splits = {str(name): own for name, own in found.items()}
         if split not in splits:
@@ -155,10 +155,6 @@ def _read(
         image = found[rows[i]][column]
         image.load()
     except Exception as error:  # decoders raise their own for a file that lies
-        said = next(iter(reason(error).splitlines()), type(error).__name__)
+        said = first_line(error)
         raise DataError(f"{where}: image {rows[i]} cannot be read ({said}). Repair it or take it away.") from None
     return image, places[i]
-
-
-def _called(rows: Sequence[int], where: str, i: int) -> str:
-    return f"{where} {rows[i]}"

@@ -32,10 +32,10 @@ class Pool:
         self._places: dict[int, int] = {}
         self.pixels = self.classes = torch.empty(0)
 
-    def keep(self, rows: Sequence[int], size: tuple[int, int, int], progress: Progress) -> bool:
-        """Read `rows` of images of `size` now, if they are few enough; whether they were."""
+    def keep(self, rows: Sequence[int], size: tuple[int, int, int], progress: Progress) -> None:
+        """Read `rows` of images of `size` now, if they are few enough."""
         if len(rows) * math.prod(size) * 4 > KEPT:
-            return False
+            return
         self.pixels, self.classes = torch.empty(len(rows), *size), torch.empty(len(rows), dtype=torch.long)
         done = 0
         for pixels, classes in read(self.images, rows, READ, self.hardware.workers):
@@ -45,7 +45,6 @@ class Pool:
             progress(Event("read images", done, len(rows), images=1))
         self._places = {row: place for place, row in enumerate(rows)}
         self._feed = Feed(self.pixels, self.device)
-        return True
 
     def batches(self, parts: Iterator[Sequence[int]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and classes of every part, all of them of `size` rows but for the last."""

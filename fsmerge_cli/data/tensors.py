@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.matching import of_task
-from fsmerge_cli.errors import DataError, reason
+from fsmerge_cli.errors import DataError, first_line
 from fsmerge_cli.options import FORBID, Text
 from fsmerge_cli.pickled import plain_values
 
@@ -113,7 +113,7 @@ def _load(path: Path) -> dict[str, Any]:
             found = dict(zip(("images", "labels"), found))
         return {str(name): _array(value) for name, value in dict(found).items() if not isinstance(value, str)}
     except Exception as error:  # every format has its own for a file that lies
-        said = next(iter(reason(error).splitlines()), type(error).__name__)
+        said = first_line(error)
         raise DataError(f"{path} cannot be read ({said}). {ANOTHER}") from None
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
+from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, numbered
 from fsmerge_cli.data.matching import of_task
-from fsmerge_cli.errors import ConfigError, DataError, reason, unknown
+from fsmerge_cli.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.options import FORBID, Flag, Share, Text
 
 SPLITS: dict[str, tuple[str, str]] = {
@@ -74,7 +74,7 @@ class TorchVision(DataConfig):
             if split == "test" and (not rows or task.labels is None):
                 return None
         read = partial(_read, found, rows, places, where)
-        called = partial(_called, rows, f"{self.dataset} {split}")
+        called = partial(numbered, rows, f"{self.dataset} {split}")
         return ImageSet(
             len(rows), read, transform, all(place >= 0 for place in places), places, notes=notes, called=called
         )
@@ -123,7 +123,7 @@ class TorchVision(DataConfig):
             shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             hint = "" if self.download or "download" not in arguments else ", or data.download=true"
             raise DataError(
-                f"data=torchvision: {self.dataset}({shown}) cannot be opened ({_line(error)}). Pass another "
+                f"data=torchvision: {self.dataset}({shown}) cannot be opened ({first_line(error)}). Pass another "
                 f"data.root=PATH or data.args={{...}}{hint}."
             ) from None
         return found
@@ -184,7 +184,7 @@ def _item(found: Any, index: int, where: str) -> tuple[Any, Any]:
         image, target = found[index]
     except Exception as error:  # decoders raise their own for a file that lies
         raise DataError(
-            f"{where}: image {index} cannot be read ({_line(error)}). Repair it or take it away."
+            f"{where}: image {index} cannot be read ({first_line(error)}). Repair it or take it away."
         ) from None
     return image, target
 
@@ -194,11 +194,3 @@ def _read(found: Any, rows: Sequence[int], places: Sequence[int], where: str, i:
     if not isinstance(image, Image.Image):
         raise DataError(f"{where} gives {type(image).__name__} and no images. Pass another data.dataset=NAME.")
     return image, places[i]
-
-
-def _called(rows: Sequence[int], where: str, i: int) -> str:
-    return f"{where} {rows[i]}"
-
-
-def _line(error: Exception) -> str:
-    return next(iter(reason(error).splitlines()), type(error).__name__)
