@@ -23,6 +23,7 @@ from fsmerge_cli.cli import evaluate_command, main
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.data.folder import Folder
 from fsmerge_cli.errors import ConfigError, DataError, OutputError, SourceError
+from fsmerge_cli.features import network
 from fsmerge_cli.merged import Reading
 from fsmerge_cli.output import write_model
 from fsmerge_cli.sources import head_tensors, model_config
@@ -322,6 +323,35 @@ def test_a_trainers_checkpoint_is_read_as_a_source_is(run: Path, tmp_path: Path)
         "labels=data takes the names of class folders, and there is no data set. Pass data=folder with class "
         "folders, or a list: model.labels=[...]"
     )
+
+
+def test_which_model_and_which_head_of_a_checkpoint_can_be_said(tmp_path: Path) -> None:
+    one, two, other = (mlp_source("a", [8], seed) for seed in (1, 2, 3))
+    arch, pixels = {"family": "mlp", "input_size": [1, 4, 4], "widths": [8]}, torch.rand(3, 1, 4, 4)
+    parts = (("model", one), ("model_ema", two), ("teacher", other))
+    state = {f"{part}.{name}": t for part, source in parts for name, t in source.weights.items()}
+    heads = {"model.head.weight": torch.ones(3, 8), "fc.weight": torch.ones(2, 8)}
+    save_file({**state, **heads}, tmp_path / "x.safetensors")
+
+    def refused(**reading: Any) -> str:
+        with pytest.raises(SourceError) as error:
+            load_merged(tmp_path / "x.safetensors", {"arch": arch, **reading})
+        return str(error.value)
+
+    where = f"{tmp_path}/x.safetensors"
+    assert refused() == (
+        f"{where} holds 2 models, under 'model.', 'teacher.'. Say which one to take: model.prefix=..."
+    )
+    assert refused(prefix="model.x") == (
+        f"{where}: unknown prefix 'model.x'. Did you mean 'model'? Available: model, model_ema, teacher."
+    )
+    assert refused(prefix="model") == (
+        f"{where} has 2 heads: fc, model.head. Say which one this task uses: model.head=NAME"
+    )
+    model = load_merged(where, {"arch": arch, "prefix": "model", "head": "fc"})
+    with torch.no_grad():
+        assert torch.equal(model.backbone(pixels), network(one)(pixels))
+    assert [len(labels) for labels in model.labels.values()] == [2]
 
 
 LABLES = (
