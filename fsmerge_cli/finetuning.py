@@ -27,13 +27,14 @@ from fsmerge_cli.finetuned import Finetuned
 from fsmerge_cli.hardware import Hardware, peak_memory
 from fsmerge_cli.output import claim, explained, resolved
 from fsmerge_cli.progress import Event, Progress, silent
+from fsmerge_cli.request import check_apart
 from fsmerge_cli.result import versions
 from fsmerge_cli.resuming import Keeper, check_state, state_folder
 from fsmerge_cli.running import Trace
 from fsmerge_cli.scoring import Score, merged_forward
 from fsmerge_cli.seeding import derive, generator
 from fsmerge_cli.sources import Head, Source
-from fsmerge_cli.starting import Asked, Start, check_apart, load_start, request
+from fsmerge_cli.starting import Asked, Start, load_start, request
 
 PROBE = 16
 """Images that the written model is held against."""
@@ -71,7 +72,7 @@ def finetune(
         device = stack.enter_context(asked.hardware.session())
         folder = None
         if output is not None:
-            check_apart(asked, Path(output))
+            check_apart(asked.inputs(), Path(output), asked.run.overwrite)
             folder = stack.enter_context(claim(Path(output), asked.run.overwrite))
         with clock.phase("sources"):
             source = load_start(asked)

@@ -21,7 +21,7 @@ from fsmerge_cli.options import FORBID, Flag, Positive, Text, build
 from fsmerge_cli.output import FINISHED
 from fsmerge_cli.preprocessing import Preprocessing
 from fsmerge_cli.request import chosen_data
-from fsmerge_cli.sources import Head, Source, SourceSpec, assemble
+from fsmerge_cli.sources import Head, SourceSpec, assemble, check_weights
 from fsmerge_cli.specs import Family
 from fsmerge_cli.tasks import labelled
 
@@ -128,13 +128,14 @@ def load_merged(
             name: choose_head(replace(spec, head=name), stored, found.heads[1], labels, found.where)
             for name in names
         } or {task: first.head}
+        check_weights(first)
         return Merged(
             path,
             found.sha256,
             first.family,
             first.arch,
             first.preprocessing,
-            _backbone(first),
+            network(first),
             {name: _checked(head, name, path) for name, head in heads.items()},
             tuple(in_own_words(note.removeprefix(f"'{task}': "), task) for note in first.notes),
         )
@@ -168,21 +169,6 @@ def run_folder(path: Path) -> Path | None:
 def in_own_words(text: str, task: str) -> str:
     """A message about a source, said of the one model that is evaluated."""
     return text.replace(f"source '{task}': ", "").replace("models.sources.N.", "model.")
-
-
-def _backbone(source: Source) -> nn.Module:
-    names = source.family.skeleton(source.arch).state_dict()
-    missing = [name for name in names if name not in source.weights]
-    strangers = [name for name in source.weights if name not in names]
-    wrong = [n for n, t in names.items() if n in source.weights and source.weights[n].shape != t.shape]
-    for what, found in (("lacks", missing), ("has other tensors too", strangers), ("has other shapes", wrong)):
-        if found:
-            few = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-            raise SourceError(
-                f"{source.origin} does not hold the weights of its architecture: it {what}: {few}. "
-                "Check its config.json, or pass model.arch=..."
-            )
-    return network(source)
 
 
 def _checked(head: Head | None, task: str, path: Path) -> Head:

@@ -76,7 +76,7 @@ def merge(
     """
     asked = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype)
     if output is not None:
-        check_apart(asked, Path(output))
+        check_apart(asked.inputs(), Path(output), asked.run.overwrite)
     clock = Clock()
     keeper = Keeper()
     with ExitStack() as stack:

@@ -53,6 +53,11 @@ class Request:
     hardware: Hardware
     run: Run
 
+    def inputs(self) -> dict[str, str | None]:
+        """Paths that are read, by what they are."""
+        sources = {f"source '{spec.name}'": spec.checkpoint for spec in self.sources}
+        return {**sources, **(self.data.paths() if self.data else {})}
+
     def options(self) -> dict[str, Any]:
         """Every option by group, as config.yaml says them."""
         return {
@@ -102,13 +107,12 @@ def request(
     return Request(specs, images, chosen, machine, run)
 
 
-def check_apart(asked: Request, output: Path) -> None:
-    """Raise OutputError where the folder to be replaced holds a source or the images."""
-    if not asked.run.overwrite:  # then only an empty folder is written
+def check_apart(inputs: Mapping[str, str | None], output: Path, overwrite: bool) -> None:
+    """Raise OutputError where the folder to be replaced holds one of the inputs (what it is -> its path)."""
+    if not overwrite:  # then only an empty folder is written
         return
     folder = resolved(output)
-    inputs = {f"source '{spec.name}'": spec.checkpoint for spec in asked.sources}
-    for what, path in {**inputs, **(asked.data.paths() if asked.data else {})}.items():
+    for what, path in inputs.items():
         with suppress(OSError, ValueError, RuntimeError):  # no path at all, which its reader says
             if path is not None and Path(path).expanduser().resolve().is_relative_to(folder):
                 raise OutputError(

@@ -87,6 +87,24 @@ def assemble(spec: SourceSpec, found: Checkpoint, headless: bool = False) -> Sou
     return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes)
 
 
+def check_weights(source: Source, strangers: bool = True) -> None:
+    """Raise SourceError where weights of the architecture are missing or have other shapes, or others are there.
+
+    strangers: whether others matter.
+    """
+    names = source.family.skeleton(source.arch).state_dict()
+    missing = [name for name in names if name not in source.weights]
+    extra = [name for name in source.weights if name not in names] if strangers else []
+    wrong = [n for n, t in names.items() if n in source.weights and source.weights[n].shape != t.shape]
+    for what, found in (("lacks", missing), ("has other tensors too", extra), ("has other shapes", wrong)):
+        if found:
+            few = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+            raise SourceError(
+                f"{source.origin} does not hold the weights of its architecture: it {what}: {few}. "
+                "Check its config.json, or pass model.arch=..."
+            )
+
+
 def _resample(
     family: Family, arch: Any, weights: Mapping[str, Tensor], size: tuple[int, int], where: str
 ) -> tuple[Any, dict[str, Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +14,14 @@ from fsmerge_cli import presets
 from fsmerge_cli.checkpoints import tensors_sha256
 from fsmerge_cli.classifier import Tuning
 from fsmerge_cli.data import DATASETS, DataConfig, Task
-from fsmerge_cli.errors import ConfigError, DataError, OutputError, SourceError, unknown
+from fsmerge_cli.errors import ConfigError, DataError, SourceError, unknown
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.opening import architecture, hub_name, open_checkpoint
 from fsmerge_cli.options import FORBID, Count, Flag, Positive, Text, build, choose
-from fsmerge_cli.output import resolved
 from fsmerge_cli.request import chosen_hardware
 from fsmerge_cli.resuming import Every
 from fsmerge_cli.seeding import derive
-from fsmerge_cli.sources import Source, SourceSpec, assemble
+from fsmerge_cli.sources import Source, SourceSpec, assemble, check_weights
 from fsmerge_cli.tasks import DATA, FILES, labelled
 
 
@@ -76,6 +74,10 @@ class Asked:
     hardware: Hardware
     run: Run
     every: Every
+
+    def inputs(self) -> dict[str, str | None]:
+        """Paths that are read, by what they are."""
+        return {"model.checkpoint": self.start.checkpoint, **self.data.paths()}
 
     def options(self) -> dict[str, Any]:
         """Every option by group, as config.yaml says them."""
@@ -179,19 +181,6 @@ def _labels(start: Start, spec: SourceSpec, data: DataConfig) -> tuple[str, ...]
     return tuple(found)
 
 
-def check_apart(asked: Asked, output: Path) -> None:
-    """Raise OutputError where the folder to be replaced holds the start or the images."""
-    folder = resolved(output)
-    inputs = {"model.checkpoint": asked.start.checkpoint, **asked.data.paths()}
-    for what, path in inputs.items():
-        with suppress(OSError, ValueError, RuntimeError):  # no path at all, which its reader says
-            if asked.run.overwrite and path and Path(path).expanduser().resolve().is_relative_to(folder):
-                raise OutputError(
-                    f"{what} lies in {folder}, which output.overwrite=true would replace. Choose another "
-                    "output.dir=..."
-                )
-
-
 def load_start(asked: Asked) -> Source:
     """Architecture and weights that the training begins with; mean and deviation are folded in."""
     spec, where = asked.spec, f"source '{asked.spec.name}'"
@@ -200,13 +189,8 @@ def load_start(asked: Asked) -> Source:
             source = assemble(spec, open_checkpoint(spec), headless=True)
         except SourceError as error:
             raise SourceError(str(error).replace("models.sources.N.", "model.")) from None
+        check_weights(source, strangers=False)
         names = source.family.skeleton(source.arch).state_dict()
-        wrong = [n for n, t in names.items() if n not in source.weights or source.weights[n].shape != t.shape]
-        if wrong:
-            raise SourceError(
-                f"{source.origin} does not hold the weights of its architecture: {', '.join(wrong[:3])}. "
-                "Check its config.json, or pass model.arch=..."
-            )
         return replace(
             source,
             arch=source.family.resize(source.arch, None, None),  # with timm's own eps, as a merged model
