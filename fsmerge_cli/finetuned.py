@@ -17,7 +17,7 @@ from fsmerge_cli.errors import CertificateError, printable
 from fsmerge_cli.features import network
 from fsmerge_cli.merged import load_merged
 from fsmerge_cli.output import claim, explained, write_answers, write_json, write_model, write_text
-from fsmerge_cli.result import SCHEMA_VERSION, curve, plain_values, row
+from fsmerge_cli.result import course, document, plain_values
 from fsmerge_cli.running import Trace
 from fsmerge_cli.schema import validate
 from fsmerge_cli.scoring import Score
@@ -79,27 +79,7 @@ class Finetuned:
 
     def evaluation(self) -> dict[str, Any]:
         """The content of evaluation.json; what only a merge can say is empty."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "method": METHOD,
-            "tasks": [self.source.name],
-            "rows": {name: row(score, self.scores) for name, score in self.scores.items()},
-            "similarity": {},
-            "answers": {},
-            "training": {
-                "start_error": {},
-                "curve": curve(self.trace.loss),
-                "final_loss": self.trace.loss[-1] if self.trace.loss else None,
-                "validation": [{"step": step, "loss": loss} for step, loss in self.trace.validation],
-                "chosen_step": self.trace.chosen_step,
-            },
-            "certificates": {},
-            "facts": {},
-            "notes": list(self.notes),
-            "cost": dict(self.cost),
-            "provenance": dict(self.provenance),
-            "config": plain_values(self.options),
-        }
+        return document(self, METHOD, [self.source.name], training=course(self.trace, {}))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model, evaluation.json, config.yaml and a card, all or nothing. Raises OutputError."""

@@ -26,7 +26,7 @@ from fsmerge_cli.page import page
 from fsmerge_cli.pipeline import images_sha256, load_all
 from fsmerge_cli.progress import Progress, silent
 from fsmerge_cli.request import chosen_data, chosen_hardware, source_specs
-from fsmerge_cli.result import SCHEMA_VERSION, plain_values, row, versions
+from fsmerge_cli.result import document, versions
 from fsmerge_cli.schema import validate
 from fsmerge_cli.scoring import Outputs, Score, ensemble_forward, merged_forward
 
@@ -58,21 +58,8 @@ class Reevaluation:
 
     def evaluation(self) -> dict[str, Any]:
         """The content of an evaluation.json; what only a merge can say is empty."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "method": self.method,
-            "tasks": list(self.model.tasks),
-            "rows": {name: row(score, self.scores) for name, score in self.scores.items()},
-            "similarity": {},
-            "answers": {name: dict(values) for name, values in self.answers.items()},
-            "training": {"start_error": {}, "curve": [], "final_loss": None, "validation": [], "chosen_step": 0},
-            "certificates": {},
-            "facts": {},
-            "notes": list(self.notes),
-            "cost": dict(self.cost),
-            "provenance": dict(self.provenance),
-            "config": plain_values(self.options),
-        }
+        answers = {name: dict(values) for name, values in self.answers.items()}
+        return document(self, self.method, self.model.tasks, answers=answers)
 
     def save(self, file: str | Path, overwrite: bool = False) -> None:
         """Write the evaluation as JSON, whole or not at all. Raises OutputError."""

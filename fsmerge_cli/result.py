@@ -23,6 +23,7 @@ from fsmerge_cli.plan import Plan
 from fsmerge_cli.preprocessing import Preprocessing
 from fsmerge_cli.progress import Event
 from fsmerge_cli.rounding import stored
+from fsmerge_cli.running import Trace
 from fsmerge_cli.schema import validate
 from fsmerge_cli.scoring import Score
 from fsmerge_cli.sources import Head, head_tensors, model_config
@@ -69,27 +70,16 @@ class MergeResult:
     def evaluation(self, certificates: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The content of evaluation.json; certificates: those of the written files (none before)."""
         trace = self.solution.trace
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "method": self.options["method"]["name"],
-            "tasks": list(self.plan.tasks),
-            "rows": {name: row(score, self.scores) for name, score in self.scores.items()},
-            "similarity": dict(self.measured.similarity),
-            "answers": {name: dict(values) for name, values in self.measured.answers.items()},
-            "training": {
-                "start_error": {name: known(e) for name, e in zip(self.plan.tasks, trace.start_error)},
-                "curve": curve(trace.loss),
-                "final_loss": trace.loss[-1] if trace.loss else None,
-                "validation": [{"step": step, "loss": loss} for step, loss in trace.validation],
-                "chosen_step": trace.chosen_step,
-            },
-            "certificates": dict(certificates or {}),
-            "facts": dict(self.solution.facts),
-            "notes": list(self.notes),
-            "cost": dict(self.cost),
-            "provenance": dict(self.provenance),
-            "config": plain_values(self.options),
-        }
+        return document(
+            self,
+            self.options["method"]["name"],
+            self.plan.tasks,
+            similarity=dict(self.measured.similarity),
+            answers={name: dict(values) for name, values in self.measured.answers.items()},
+            training=course(trace, {name: known(e) for name, e in zip(self.plan.tasks, trace.start_error)}),
+            certificates=dict(certificates or {}),
+            facts=dict(self.solution.facts),
+        )
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write merged/, evaluation.json, report.html and config.yaml, all or nothing. Raises OutputError."""
@@ -127,6 +117,47 @@ class MergeResult:
 def known(error: float) -> float | None:
     """An error, or None of a source that was asked about no image."""
     return error if math.isfinite(error) else None
+
+
+def document(
+    found: Any,
+    method: str,
+    tasks: Sequence[str],
+    *,
+    training: Mapping[str, Any] | None = None,
+    **more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of an evaluation.json.
+
+    found: what was measured, with its scores, cost, provenance, options and notes. more: similarity, answers,
+    certificates and facts, each empty by default.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "method": method,
+        "tasks": list(tasks),
+        "rows": {name: row(score, found.scores) for name, score in found.scores.items()},
+        "similarity": more.get("similarity", {}),
+        "answers": more.get("answers", {}),
+        "training": training or course(Trace(), {}),
+        "certificates": more.get("certificates", {}),
+        "facts": more.get("facts", {}),
+        "notes": list(found.notes),
+        "cost": dict(found.cost),
+        "provenance": dict(found.provenance),
+        "config": plain_values(found.options),
+    }
+
+
+def course(trace: Trace, start_error: Mapping[str, Any]) -> dict[str, Any]:
+    """How a training went. start_error: by task, before the first step."""
+    return {
+        "start_error": dict(start_error),
+        "curve": curve(trace.loss),
+        "final_loss": trace.loss[-1] if trace.loss else None,
+        "validation": [{"step": step, "loss": loss} for step, loss in trace.validation],
+        "chosen_step": trace.chosen_step,
+    }
 
 
 def curve(loss: Sequence[float]) -> list[dict[str, Any]]:
