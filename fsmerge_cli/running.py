@@ -119,11 +119,14 @@ class Run:
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
 
-    def validated(self, errors: Sequence[float], task_weights: Sequence[float]) -> None:
-        """Note the errors on the validation share after the last step, and its weights if they are the best."""
+    def validated(self, errors: Sequence[float], task_weights: Sequence[float], choosing: bool = True) -> None:
+        """Note the errors on the validation share after the last step, and its weights if they are the best.
+
+        choosing: among several of them; otherwise the last weights are kept.
+        """
         error = finite(_mean(errors, task_weights), self.step - 1)
         self.seen.append((self.step, error))
-        if self.best is None or error < self.best[0]:
+        if choosing and (self.best is None or error < self.best[0]):
             self.best = error, self.step, {n: t.detach().clone() for n, t in self.student.state_dict().items()}
 
     def finish(self) -> Trace:

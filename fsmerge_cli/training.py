@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from fsmerge_cli.running import Run, Schedule, Trace, finite
 PLAIN, NOTHING = Asking(), Extras()
 """The images as they are; the features alone."""
 
+Phase = Literal["whole", "first", "second"]
+
 VALIDATIONS = 20
 """How often a run looks at its validation share."""
 
@@ -41,13 +44,15 @@ def train(
     keeper: Keeper | None = None,
     asking: Asking = PLAIN,
     extras: Extras = NOTHING,
+    phase: Phase = "whole",
 ) -> Trace:
     """Train `student` in place; it ends with the best step's weights on the validation share, else the last.
 
     AdamW (Muon for matrices where the schedule has a rate for them), linear one-cycle schedule, gradient clipping.
     The processes of `world` share every batch and end with the same weights and trace. asking: how the images
     become questions. extras: what counts beside the features. keeper: where the state is kept, and found
-    again. A batch that does not fit into memory is computed in parts.
+    again. phase: of a training in two, the first one ends with its last weights, and what the second one begins
+    with is kept where it is the best. A batch that does not fit into memory is computed in pieces.
     Raises TrainingError where the loss is not finite, ConfigError where a batch has fewer images than there are
     processes, Interrupted where the user asked to stop.
     """
@@ -62,10 +67,11 @@ def train(
     validation = (student, pixels, targets, images.validation, hardware, device, world, extras)
     if saved is None:
         run.start = _errors(student, pixels, targets, images.train, hardware, device, world)
-        if len(images.validation):  # what is begun with may be the best there is
+        if phase == "second" and len(images.validation):
             run.validated(_errors(*validation), [own.weight for own in targets])
     else:
         run.restore(*saved)
+        progress(Event("train", run.step, schedule.steps))  # also of a training that was finished before
     every = max(1, schedule.steps // VALIDATIONS)
 
     def backward(batch: Batch) -> Tensor:
@@ -90,7 +96,7 @@ def train(
             run.advance()
             last = step + 1 == schedule.steps
             if len(images.validation) and ((step + 1) % every == 0 or last):
-                run.validated(_errors(*validation), [own.weight for own in targets])
+                run.validated(_errors(*validation), [own.weight for own in targets], phase != "first")
                 values["validation"] = run.seen[-1][1]
             progress(Event("train", step + 1, schedule.steps, values, questions.size))
             if last or told[1] or stage.due(step + 1):

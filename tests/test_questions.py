@@ -268,6 +268,30 @@ def test_after_the_release_all_weights_are_trained(make_problem: Make, share: fl
         torch.testing.assert_close(tensor, folded.weights[name], atol=1e-6, rtol=1e-5)
 
 
+def test_what_a_release_spoils_is_not_kept(make_problem: Make) -> None:
+    problem = make_problem(per_task=60)
+    rows = torch.randperm(len(problem.images), generator=torch.Generator().manual_seed(0))
+    problem = replace(problem, images=replace(problem.images, train=rows[20:], validation=rows[:20]))
+    free = folding(steps=200, lr=0.01, release=0.5, release_lr=3.0).fit(problem)
+    errors = dict(free.trace.validation[-21:])  # the release's own
+    assert min(errors, key=lambda step: errors[step]) == 100
+    assert free.trace.chosen_step == 100
+    for name, tensor in free.stages[0].weights.items():
+        torch.testing.assert_close(free.weights[name], tensor)
+
+
+def test_fixed_copies_are_mixed_but_not_augmented_again(make_problem: Make) -> None:
+    problem = make_problem()
+    asking = Asking("strong", 2, 0.5)
+    images = asking.copies(problem.images, 0)
+    targets = capture(problem.sources, images, "all", problem.hardware, CPU, silent)
+    questions = Questions(Order(images.train, 8, 0, filled=True), asking, Feed(images.images, CPU), targets, 0)
+    rows = questions.order.batch(3)
+    batch = questions.batch(3)
+    same = [torch.equal(new, images.images[row]) for new, row in zip(batch.pixels(batch.positions()), rows)]
+    assert 0 < sum(same) < len(same)
+
+
 @pytest.mark.parametrize("options", [{"mix": 0.5}, {"augment": "shift"}, {"augment": "shift", "views": 2}])
 @pytest.mark.parametrize("method", [FSMerge, Distillation])
 def test_training_on_more_questions_repeats_to_the_bit(make_problem: Make, method: Any, options: Any) -> None:

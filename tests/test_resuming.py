@@ -49,7 +49,7 @@ def fit(
 
     def progress(event: Event) -> None:
         nonlocal done
-        done += event.phase == "train"
+        done += event.phase == "train" and bool(event.values)  # a step
         if done == stop_after:
             raise StopError
 

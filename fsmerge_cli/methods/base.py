@@ -21,7 +21,7 @@ from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.progress import Event
 from fsmerge_cli.questions import Asking
 from fsmerge_cli.running import Schedule, Trace
-from fsmerge_cli.training import train
+from fsmerge_cli.training import Phase, train
 
 Budget = Literal["fast", "default", "best"]
 BUDGETS: dict[Budget, float] = {"fast": 0.25, "default": 1.0, "best": 4.0}
@@ -87,7 +87,7 @@ class Trained(Weighted, ABC):
     steps: at budget=default; fast takes a quarter of them, best four times as many. batch_size (images per step,
     all of them where there are fewer); optimizer: adamw, or muon for matrices between hidden units (adamw for all
     else); lr (of AdamW, peak of the one-cycle; null: by the width of the merged features, see `rate`); matrix_lr
-    (of Muon, peak of the one-cycle; fits all widths); weight_decay; clip (gradient norm); targets: own
+    (of Muon, peak of the one-cycle; fits all widths); weight_decay (of both); clip (gradient norm); targets: own
     compares an image with the source of its task, all with every source. logits: what the distance of the heads'
     answers (KL divergence, temperature 2) counts beside that of the features. apart: cost of a head's being sure
     of images of other tasks. augment: none, shift, paper, strong, on the images that are trained on; views: fresh
@@ -171,8 +171,12 @@ class Trained(Weighted, ABC):
         steps: int | None = None,
         lr: float | None = None,
         seed: int | None = None,
+        phase: Phase = "whole",
     ) -> Trace:
-        """Train `student` in place; prepared, steps, lr, seed: where they are not as the options say."""
+        """Train `student` in place; prepared, steps, lr, seed: where they are not as the options say.
+
+        phase: see `training.train`.
+        """
         found = prepared or self.prepare(problem)
         start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
         attempt = 0
@@ -195,6 +199,7 @@ class Trained(Weighted, ABC):
                     problem.keeper,
                     self.asking,
                     Extras(self.logits, self.apart),
+                    phase,
                 )
                 return replace(trace, halved=attempt)
             except DivergedError:

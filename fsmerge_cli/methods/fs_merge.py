@@ -21,6 +21,7 @@ from fsmerge_cli.running import Trace
 from fsmerge_cli.seeding import derive
 from fsmerge_cli.structures import Structure
 from fsmerge_cli.supernet import SuperNet
+from fsmerge_cli.training import Phase
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -59,7 +60,8 @@ class FSMerge(Trained):
         supernet = SuperNet(problem.plan, maps.to(problem.device), weights, problem.hardware)
         released = min(round(self.release * self.total_steps), self.total_steps - 1)
         prepared = self.prepare(problem)
-        trace = self.train(problem, supernet, prepared, self.total_steps - released)
+        phase: Phase = "first" if released else "whole"
+        trace = self.train(problem, supernet, prepared, self.total_steps - released, phase=phase)
         with torch.no_grad():
             folded = {n: t.detach().clone() for n, t in fold(problem.plan, maps, weights).items()}
             readouts = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
@@ -68,7 +70,8 @@ class FSMerge(Trained):
         stage = Stage(problem.plan, maps, weights, folded)
         network = PlainStudent(problem, folded, readouts)
         rate = Distillation(lr=self.release_lr).rate(problem.plan.arch.features)
-        second = self.train(problem, network, prepared, released, rate, derive(problem.seed, "release"))
+        seed = derive(problem.seed, "release")
+        second = self.train(problem, network, prepared, released, rate, seed, "second")
         solution = network.solution(trace.then(second, trace.start_error))
         return replace(solution, stages=(stage,), released=True)
 

@@ -204,9 +204,9 @@ def test_one_after_the_other_the_result_counts_as_its_tasks_do_on_average(
     seen = []
     train = FSMerge.train
 
-    def noted(self: FSMerge, *args: object) -> object:
+    def noted(self: FSMerge, *args: Any, **options: Any) -> object:
         seen.append(self.weights_of_tasks(2))
-        return train(self, *args)  # type: ignore[arg-type]
+        return train(self, *args, **options)
 
     monkeypatch.setattr(FSMerge, "train", noted)
     folding(steps=1, sequential=True, task_weights=(1.0, 3.0, 4.0)).fit(three(make_problem))
