@@ -87,24 +87,27 @@ class Trained(Weighted, ABC):
     steps: at budget=default; fast takes a quarter of them, best four times as many. batch_size (images per step,
     all of them where there are fewer); optimizer: adamw, or muon for matrices between hidden units (adamw for all
     else); lr (of AdamW, peak of the one-cycle; null: by the width of the merged features, see `rate`); matrix_lr
-    (of Muon, peak of the one-cycle; fits all widths); weight_decay (of both); clip (gradient norm); targets: own
-    compares an image with the source of its task, all with every source. logits: what the distance of the heads'
-    answers (KL divergence, temperature 2) counts beside that of the features. apart: cost of a head's being sure
-    of images of other tasks. augment: none, shift, paper, strong, on the images that are trained on; views: fresh
-    (other ones at every step), or how many fixed copies of every image. mix: share of every batch that is mixed
-    with other images. retries: how often to begin again with half the learning rate where the loss is not finite.
+    (of Muon, peak of the one-cycle; null: 0.003 for maps, 0.01 for weights, of any width); weight_decay (of both);
+    clip (gradient norm); targets: own compares an image with the source of its task, all with every source.
+    logits: what the distance of the heads' answers (KL divergence, temperature 2) counts beside that of the
+    features. apart: cost of a head's being sure of images of other tasks. augment: none, shift, paper, strong, on
+    the images that are trained on; views: fresh (other ones at every step), or how many fixed copies of every
+    image. mix: share of every batch that is mixed with other images. retries: how often to begin again with half
+    the learning rate where the loss is not finite.
     """
 
     uses_images: ClassVar[bool] = True
     WIDTH_96: ClassVar[float] = 1e-3
     """The rate that fits features of 96 units or fewer."""
+    MATRICES: ClassVar[float] = 3e-3
+    """The rate of Muon."""
 
     steps: Positive = 2000
     budget: Budget = "default"
     batch_size: Positive = 64
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: PositiveFloat | None = None
-    matrix_lr: PositiveFloat = 0.01
+    matrix_lr: PositiveFloat | None = None
     weight_decay: NonNegativeFloat = 1e-3
     clip: PositiveFloat = 1.0
     targets: Targets = "all"
@@ -126,6 +129,11 @@ class Trained(Weighted, ABC):
         rate that fits one width fits another one in proportion (Tensor Programs V, arXiv 2203.03466).
         """
         return self.lr or self.WIDTH_96 * 96 / max(96, width)
+
+    @property
+    def matrix_rate(self) -> float:
+        """Peak of the one-cycle of Muon, whose steps have a length that does not depend on the width."""
+        return self.matrix_lr or self.MATRICES
 
     @property
     def asking(self) -> Asking:
@@ -169,20 +177,21 @@ class Trained(Weighted, ABC):
         student: Student,
         prepared: Prepared | None = None,
         steps: int | None = None,
-        lr: float | None = None,
+        like: Trained | None = None,
         seed: int | None = None,
         phase: Phase = "whole",
     ) -> Trace:
-        """Train `student` in place; prepared, steps, lr, seed: where they are not as the options say.
+        """Train `student` in place; prepared, steps, seed: where they are not as the options say.
 
+        like: whose rates are taken, where they are not this method's own.
         phase: see `training.train`.
         """
         found = prepared or self.prepare(problem)
         start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
         attempt = 0
         while True:
-            rate = (lr or self.rate(problem.plan.arch.features)) / 2**attempt
-            matrix_rate = self.matrix_lr / 2**attempt if self.optimizer == "muon" else None
+            rate = (like or self).rate(problem.plan.arch.features) / 2**attempt
+            matrix_rate = (like or self).matrix_rate / 2**attempt if self.optimizer == "muon" else None
             try:
                 trace = train(
                     student,

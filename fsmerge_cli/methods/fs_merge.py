@@ -32,16 +32,17 @@ class FSMerge(Trained):
     head, then heads are mixed; other spaces low_rank). rank: at the width of the features; other spaces take it
     in proportion. start: first (the merged model is source 1), average, or aligned (first, and what the other
     sources read is fitted by least squares to what source 1 gives). release: share of the steps, the last ones,
-    in which the maps are gone and all weights of the folded network are trained, from release_lr at their peak
-    (null: that of kd). sequential: merge two sources, then the result with the third, and so on, instead of all
-    at once; the result counts as much as its tasks do on average, and is compared by its features alone.
+    in which the maps are gone and all weights of the folded network are trained, with the rates of kd; release_lr:
+    with this one instead for what AdamW trains. sequential: merge two sources, then the result with the third, and
+    so on, instead of all at once; the result counts as much as its tasks do on average, and is compared by its
+    features alone.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
     maps: Structure = "full"
     rank: Positive = 12
     start: Start = "aligned"
-    release: Share = 0.75
+    release: Share = 0.95
     release_lr: PositiveFloat | None = None
     sequential: Flag = False
 
@@ -69,9 +70,8 @@ class FSMerge(Trained):
             return Solution(folded, readouts, trace, maps)
         stage = Stage(problem.plan, maps, weights, folded)
         network = PlainStudent(problem, folded, readouts)
-        rate = Distillation(lr=self.release_lr).rate(problem.plan.arch.features)
-        seed = derive(problem.seed, "release")
-        second = self.train(problem, network, prepared, released, rate, seed, "second")
+        like, seed = Distillation(lr=self.release_lr), derive(problem.seed, "release")
+        second = self.train(problem, network, prepared, released, like, seed, "second")
         solution = network.solution(trace.then(second, trace.start_error))
         return replace(solution, stages=(stage,), released=True)
 

@@ -35,6 +35,7 @@ class Distillation(Trained):
     """
 
     WIDTH_96: ClassVar[float] = 3e-3
+    MATRICES: ClassVar[float] = 1e-2
 
     name: Literal["kd"] = "kd"
     start: KDStart = "aligned"
@@ -58,7 +59,7 @@ def at_equal_budget(method: Method, k: int) -> Distillation:
     kind = next(kind for kind in (Trained, Weighted, Method) if isinstance(method, kind))
     shared = {f.name: getattr(method, f.name) for f in fields(kind) if f.name != "name"}
     if isinstance(method, Trained):
-        shared |= {"steps": method.all_steps(k), "budget": "default", "lr": None}
+        shared |= {"steps": method.all_steps(k), "budget": "default", "lr": None, "matrix_lr": None}
     return Distillation(**shared)
 
 
