@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests side by side, one thread each: torch's threads only get into each other's way there.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
@@ -26,16 +28,16 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/mypy
 
 quick: check  ## the subset for every commit, under a minute
-	$(BIN)/python -m pytest -m "not full and not slow and not browser"
+	$(PYTEST) -m "not full and not slow and not browser"
 
 smoke: $(READY)  ## every registered method on digits_mlp_pair, seconds each
-	$(BIN)/python -m pytest tests/test_smoke.py
+	$(PYTEST) tests/test_smoke.py
 
 test: check  ## lint, types and the whole suite
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser"
 
 test-slow: $(READY)  ## what takes longer than `make test` may
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-browser: $(READY)  ## the report page in a real browser (Debian: apt install chromium); screenshots in outputs/browser
 	mkdir -p outputs
