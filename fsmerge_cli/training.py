@@ -71,7 +71,8 @@ def train(
             run.validated(_errors(*validation), [own.weight for own in targets])
     else:
         run.restore(*saved)
-        progress(Event("train", run.step, schedule.steps))  # also of a training that was finished before
+        if run.step == schedule.steps:
+            progress(Event("train", run.step, run.step))  # an earlier process's steps
     every = max(1, schedule.steps // VALIDATIONS)
 
     def backward(batch: Batch) -> Tensor:

@@ -1921,7 +1921,7 @@ IMAGES = [
         2,
         (
             "unknown key in data.tasks.a 'rot'. Did you mean 'root'? Available: augment, bad_files, "
-            "images_per_task, name, root, test_share, unrelated, validation, views."
+            "class_folders, images_per_task, name, root, test_share, unrelated, validation, views."
         ),
     ),
     Case(

@@ -73,7 +73,8 @@ def test_a_sweep_keeps_and_says_what_it_could_write(capsys: pytest.CaptureFixtur
     assert out.endswith(
         "\nnote: sweep/summary.csv could not be written: Is a directory\n"
         "note: no picture of the runs: gone/0 names no finished run (a folder with evaluation.json). Give folders "
-        "that `fsmerge merge` wrote, a glob of them, or the folder of a sweep.\nall runs: sweep/pareto.csv\n"
+        "that `fsmerge merge` or `fsmerge finetune` wrote, a glob of them, or the folder of a sweep.\n"
+        "all runs: sweep/pareto.csv\n"
     )
     assert [row["front"] for row in table("pareto.csv")] == ["True", "True", "False"]
 
