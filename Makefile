@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Tests side by side, one thread each: torch's threads only get into each other's way there.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
+# Two halves side by side, one thread each: torch's threads only get into each other's way there.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+BOTH := $(MAKE) --no-print-directory -j2 first-half second-half
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
-.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full test-slow test-browser wheel-test reference clean
+.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full first-half second-half test-slow test-browser wheel-test reference clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -28,13 +29,19 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/mypy
 
 quick: check  ## the subset for every commit, under a minute
-	$(PYTEST) -m "not full and not slow and not browser"
+	$(BOTH) WHICH="not full and not slow and not browser"
 
 smoke: $(READY)  ## every registered method on digits_mlp_pair, seconds each
 	$(PYTEST) tests/test_smoke.py
 
 test: check  ## lint, types and the whole suite
-	$(PYTEST) -m "not slow and not browser"
+	$(BOTH) WHICH="not slow and not browser"
+
+first-half:
+	$(PYTEST) -m "$(WHICH)" tests/test_[a-e]*.py
+
+second-half:
+	$(PYTEST) -m "$(WHICH)" tests/test_[f-z]*.py tests/data tests/methods fsmerge_cli
 
 test-slow: $(READY)  ## what takes longer than `make test` may
 	$(PYTEST) -m slow
