@@ -107,6 +107,7 @@ def command(folder: Path) -> list[str]:
         "method.augment=none",
         "method.mix=0.0",
         "method.rank=12",
+        "method.optimizer=adamw",
         "method.steps=3",
         "method.batch_size=4",
         "hardware=cpu",
