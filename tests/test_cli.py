@@ -656,7 +656,7 @@ def test_the_demos_command_trains_merges_and_shows_the_table(tmp_path: Path) -> 
     assert ran.returncode == 0, ran.stderr
     assert "train source low: 800/800" in ran.stderr
     assert "train: 100/100" in ran.stderr
-    assert "train: 750/750" in ran.stderr  # after the release
+    assert "train: 1900/1900" in ran.stderr  # after the release
     rows = [line.split("│")[1].strip() for line in ran.stdout.splitlines() if line.startswith("│")]
     assert rows == ["low (source)", "high (source)", "ensemble", "average", "merged"]
     assert "merged model: outputs/demo/merged   scores: outputs/demo/evaluation.json" in ran.stdout
