@@ -12,6 +12,8 @@ import torch
 
 from fsmerge_cli.cli import main
 
+pytestmark = pytest.mark.full
+
 RUNS = {
     "fs_merge": ["method=fs_merge", "method.maps=low_rank", "method.steps=20"],
     "kd": ["method=kd", "method.start=random", "method.steps=20"],

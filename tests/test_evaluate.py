@@ -30,6 +30,8 @@ from fsmerge_cli.sources import head_tensors, model_config
 from tests.conftest import REPOSITORY, mlp_source
 from tests.foreign import hugging_face
 
+pytestmark = pytest.mark.full
+
 Bytes = dict[str, bytes]
 
 

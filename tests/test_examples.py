@@ -12,6 +12,8 @@ from PIL import Image
 from fsmerge_cli.specs import SPECS
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.full
+
 EXAMPLES = REPOSITORY / "scripts/examples"
 
 

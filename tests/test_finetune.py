@@ -29,6 +29,8 @@ from fsmerge_cli.sources import SourceSpec, load
 from fsmerge_cli.starting import Start, request
 from tests.foreign import hugging_face
 
+pytestmark = pytest.mark.full
+
 MLP = {"family": "mlp", "input_size": [1, 8, 8], "widths": [16, 16]}
 VIT = {
     "family": "vit",

@@ -24,6 +24,8 @@ from fsmerge_cli.methods.slerp import Slerp
 from fsmerge_cli.progress import Event
 from fsmerge_cli.report import score_table
 
+pytestmark = pytest.mark.full
+
 SHORT = {"steps": 12, "batch_size": 16, "lr": 0.003, "targets": "all"}
 DATA = {"name": "digits", "images_per_task": 40}
 

@@ -15,6 +15,8 @@ from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.sources import SourceSpec, load
 
+pytestmark = pytest.mark.full
+
 OTHER_WIDTHS = ["average", "fs_merge", "kd"]
 
 

@@ -23,6 +23,8 @@ from fsmerge_cli.sweeping import SweepSummary
 from fsmerge_cli.terminal import Reporter
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.full
+
 SWEEP = ["merge", "--multirun", "+models=digits_mlp_pair", "hardware=cpu", "hydra.sweep.dir=sweep"]
 THREE = [*SWEEP, "method=kd", "method.steps=20", "seed=0,1,2"]
 

@@ -21,6 +21,8 @@ from fsmerge_cli.logs import RunLog, _Board
 from fsmerge_cli.progress import Event
 from fsmerge_cli.terminal import Phases, Reporter
 
+pytestmark = pytest.mark.full
+
 PAIR = ["merge", "+models=digits_mlp_pair", "hardware=cpu", "output.dir=out"]
 QUICK = [*PAIR, "method=kd", "method.steps=20"]
 

@@ -17,6 +17,8 @@ from fsmerge_cli.sources import Source
 from tests.conftest import mlp_source, random_images
 from tests.vits import VARIANTS, shared_out, vit_source
 
+pytestmark = pytest.mark.full
+
 SHUFFLED_VITS = [
     "class token",
     "pre-norm (CLIP)",

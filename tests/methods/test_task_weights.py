@@ -27,6 +27,8 @@ from fsmerge_cli.progress import silent
 from fsmerge_cli.regression import mean, solve
 from tests.conftest import distilling, folding, mlp_source
 
+pytestmark = pytest.mark.full
+
 Make = Callable[..., Problem]
 CPU = torch.device("cpu")
 WEIGHTED = {name: cls for name, cls in METHODS.items() if issubclass(cls, Weighted)}
