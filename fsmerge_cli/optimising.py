@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
 
     Of parameters [rows, cols] or stacks of such, [n, rows, cols]. The step is lr * max(1, rows / cols)^(1/2) in
     the spectral norm, so that one rate fits all widths. torch.optim.Muon does the same one matrix at a time and
-    always in bf16, which on a CPU takes twelve times as long.
+    always in bf16: on a CPU, for the 16 matrices of a 96-wide ViT of 4 blocks, 255 ms a step instead of 21.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> None:
