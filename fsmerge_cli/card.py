@@ -25,8 +25,8 @@ One backbone of the size of one source, merged by `{method}` from {k} sources, w
 {table}
 
 Per cent of right answers on test images, in brackets the 95 % interval (Wilson). `ensemble` asks every source and
-is the upper bound; `plain average` is that of the sources' weights. `joint` is the share of right answers among
-the labels of all tasks. `-`: not applicable.
+is what a merge is held against; `plain average` is that of the sources' weights. `joint` is the share of right
+answers among the labels of all tasks. `-`: not applicable.
 
 ## Load it without fsmerge
 

@@ -122,7 +122,7 @@ def merged_forward(
 
 
 def ensemble_forward(sources: Sequence[Source], device: torch.device) -> Forward:
-    """All sources side by side: the upper bound that a merged model is measured against.
+    """All sources side by side: what a merged model is measured against.
 
     Where they take more than a part of a GPU's memory (see `feeding`), each is moved for its turn and dropped.
     """
