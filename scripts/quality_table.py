@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from scipy import stats
+from quality_bars import drops, goals
+from quality_statistics import Cell, Row, difference, relative, relative_interval, text_of
 
-Row = Mapping[str, Any]
-Cell = tuple[str, str]
-"""Group, images per task."""
+METHODS = ("average", "activation_matching", "zipit", "regmean", "fs_merge_paper", "kd", "fs_merge")
+"""In this order in every table, and others after them."""
 
-LEVEL = 0.95
 WITHOUT = ("unrelated", "generated")
 """What is asked about where there is no image of a task; first in every list."""
 
@@ -31,9 +26,9 @@ def write_results(rows: Sequence[Row], folder: Path) -> None:
         for method, found in methods.items():
             if len({tuple(row["overrides"]) for row in found}) > 1:
                 raise SystemExit(f"{cell}: the rows of {method} were not made with the same options")
-    parts = [HEAD]
-    for cell in sorted(cells, key=_order):
-        parts.append(table(cell, cells[cell]))
+    order = sorted(cells, key=_order)
+    parts = [HEAD, _versions(rows), goals(cells, order), *(table(cell, cells[cell]) for cell in order)]
+    parts += filter(None, [drops(cells, order)])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "quality.md").write_text("\n".join(parts))
     picture(cells, folder / "quality.svg")
@@ -58,6 +53,16 @@ def _order(cell: Cell) -> tuple[str, int]:
     return group, WITHOUT.index(images) - len(WITHOUT) if images in WITHOUT else int(images)
 
 
+def _place(method: str) -> tuple[int, str]:
+    return METHODS.index(method) if method in METHODS else len(METHODS), method
+
+
+def _versions(rows: Sequence[Row]) -> str:
+    """Which versions the rows were made with."""
+    found = {", ".join(f"{name} {version}" for name, version in row["versions"].items()) for row in rows}
+    return f"Made with {'; '.join(sorted(found))}.\n"
+
+
 def table(cell: Cell, methods: Mapping[str, Sequence[Row]]) -> str:
     """One group and number of images."""
     first = next(iter(methods.values()))[0]
@@ -69,63 +74,15 @@ def table(cell: Cell, methods: Mapping[str, Sequence[Row]]) -> str:
         "| method | seeds | % of the sources | to kd | joint | calibrated | steps | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for method, found in methods.items():
+    for method, found in sorted(methods.items(), key=lambda own: _place(own[0])):
         low, high = relative_interval(found)
-        gap = paired(found, methods.get("kd", ()))
+        gap = "-" if method == "kd" else text_of(difference(found, methods.get("kd", ())))
         lines.append(
             f"| {method} | {len(found)} | {relative(found):.1f} [{low:.1f}, {high:.1f}] | {gap} | "
             f"{_joint(found, 'softmax')} | {_joint(found, 'softmax_calibrated')} | {found[0]['steps']} | "
             f"{statistics.median(r['seconds'] for r in found):.0f} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def answers(row: Row) -> dict[str, npt.NDArray[np.float64]]:
-    """Which test images of every task were answered rightly, 0 or 1."""
-    return {
-        task: np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8))[: row["counts"][task]].astype(float)
-        for task, bits in row["right"].items()
-    }
-
-
-def paired(found: Sequence[Row], others: Sequence[Row]) -> str:
-    """Mean difference of accuracy in points with its interval: over the seeds that both have, image by image."""
-    by_seed = {row["seed"]: row for row in others}
-    pairs = [(row, by_seed[row["seed"]]) for row in found if row["seed"] in by_seed]
-    if not pairs or found[0]["method"] == others[0]["method"]:
-        return "-"
-    gaps = [{t: a[t] - b[t] for t in a} for a, b in ((answers(x), answers(y)) for x, y in pairs)]
-    value, half = _spread(gaps)
-    return f"{100 * value:+.1f} [{100 * (value - half):+.1f}, {100 * (value + half):+.1f}]"
-
-
-def relative(found: Sequence[Row]) -> float:
-    """Per cent of the sources' accuracy, mean over tasks and seeds, as `mean_relative` of evaluation.json."""
-    return 100 * statistics.mean(
-        row["tasks"][task] / row["sources"][task] for row in found for task in row["tasks"]
-    )
-
-
-def relative_interval(found: Sequence[Row]) -> tuple[float, float]:
-    """95 % interval of the per cent of the sources' accuracy."""
-    value, half = _spread([{t: a / row["sources"][t] for t, a in answers(row).items()} for row in found])
-    return 100 * (value - half), 100 * (value + half)
-
-
-def _spread(values: Sequence[Mapping[str, npt.NDArray[np.float64]]]) -> tuple[float, float]:
-    """Mean over seeds, tasks and images, and half of its interval.
-
-    Images are drawn once for all seeds, so their share of the error is that of the mean over seeds. The seeds' own
-    share is added where there are several, with Student's factor for so few.
-    """
-    tasks = values[0].keys()
-    over_seeds = {task: np.mean([own[task] for own in values], axis=0) for task in tasks}
-    value = float(np.mean([own.mean() for own in over_seeds.values()]))
-    images = sum(float(own.var()) / len(own) for own in over_seeds.values()) / len(over_seeds) ** 2
-    means = [float(np.mean([own[task].mean() for task in tasks])) for own in values]
-    seeds = statistics.variance(means) / len(means) if len(means) > 1 else 0.0
-    few = stats.t.ppf((1 + LEVEL) / 2, len(means) - 1) if len(means) > 1 else 0.0
-    return value, float((stats.norm.ppf((1 + LEVEL) / 2) ** 2 * images + few**2 * seeds) ** 0.5)
 
 
 def _joint(found: Sequence[Row], protocol: str) -> str:
@@ -142,6 +99,7 @@ def picture(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], file: Path) -> No
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "quality"  # the same rows, the same file
     from matplotlib import pyplot as plt
 
     shown = [cell for cell in sorted(cells, key=_order) if "kd" in cells[cell]]

@@ -28,6 +28,12 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
     return __import__("quality_sources"), __import__("quality_table")
 
 
+@pytest.fixture
+def numbers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    return __import__("quality_statistics")
+
+
 def row(seed: int, method: str, answers: dict[str, list[int]]) -> dict[str, Any]:
     bits = {t: base64.b64encode(np.packbits(np.array(a, bool)).tobytes()).decode() for t, a in answers.items()}
     shares = {task: sum(own) / len(own) for task, own in answers.items()}
@@ -36,6 +42,7 @@ def row(seed: int, method: str, answers: dict[str, list[int]]) -> dict[str, Any]
         **{"group": "digits_mlp_pair", "images": "50", "method": method, "seed": seed, "overrides": []},
         **{"tasks": shares, "sources": dict.fromkeys(answers, 0.8), "mean": mean},
         **{"counts": {task: len(own) for task, own in answers.items()}, "right": bits, "steps": 3, "seconds": 1.5},
+        "versions": {"torch": "2.1", "timm": "1.0"},
         "joint": {"softmax": 0.5, "softmax_calibrated": 0.6},
         "ensemble_joint": {"softmax": 0.7, "softmax_calibrated": 0.75},
     }
@@ -67,27 +74,27 @@ def test_matching_undoes_the_order_of_hidden_units_and_heads(scripts: tuple[Modu
         torch.testing.assert_close(found.problem.sources[1].weights[name], tensor)
 
 
-def test_answers_come_back_from_their_bits(scripts: tuple[ModuleType, ModuleType]) -> None:
-    _, table = scripts
+def test_answers_come_back_from_their_bits(numbers: ModuleType) -> None:
     given = {"a": [1, 0, 1, 1, 0, 0, 0, 1, 1], "b": [0, 1]}
-    assert {t: own.tolist() for t, own in table.answers(row(0, "kd", given)).items()} == given
+    assert {t: own.tolist() for t, own in numbers.answers(row(0, "kd", given)).items()} == given
 
 
-def test_the_paired_difference_is_that_of_the_images_seeds_have_in_common(
-    scripts: tuple[ModuleType, ModuleType],
-) -> None:
-    _, table = scripts
+def test_the_paired_difference_is_that_of_the_images_seeds_have_in_common(numbers: ModuleType) -> None:
+    def paired(found: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+        text: str = numbers.text_of(numbers.difference(found, others))
+        return text
+
     ours = [row(0, "fs_merge", {"a": [1, 1, 1, 0]}), row(1, "fs_merge", {"a": [1, 1, 0, 0]})]
     others = [row(0, "kd", {"a": [1, 0, 1, 0]}), row(2, "kd", {"a": [0, 0, 0, 0]})]
     gaps = np.array([0.0, 1.0, 0.0, 0.0])
     error = 100 * norm.ppf(0.975) * np.sqrt(gaps.var() / 4)
-    assert table.paired(ours, others) == f"+25.0 [{25 - error:+.1f}, {25 + error:+.1f}]"
+    assert paired(ours, others) == f"+25.0 [{25 - error:+.1f}, {25 + error:+.1f}]"
     others[1] = row(1, "kd", {"a": [0, 0, 0, 0]})  # gaps of 0.25 and 0.5 with these two seeds
     gaps = np.array([0.5, 1.0, 0.0, 0.0])
     error = 100 * np.sqrt(norm.ppf(0.975) ** 2 * gaps.var() / 4 + t.ppf(0.975, 1) ** 2 * 0.125**2)
-    assert table.paired(ours, others) == f"+37.5 [{37.5 - error:+.1f}, {37.5 + error:+.1f}]"
-    assert table.paired(others, others) == "-"
-    assert table.paired(ours, ()) == "-"
+    assert paired(ours, others) == f"+37.5 [{37.5 - error:+.1f}, {37.5 + error:+.1f}]"
+    assert paired(others, others) == "+0.0 [+0.0, +0.0]"
+    assert paired(ours, []) == "-"
 
 
 def test_the_table_and_the_picture_are_written(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
@@ -126,3 +133,32 @@ def test_without_calibration_there_is_no_number(scripts: tuple[ModuleType, Modul
     text = (tmp_path / "quality.md").read_text()
     assert "ensemble joint 70.0, calibrated - %." in text
     assert "| - | 50.0 | - | 3 | 2 |" in text
+
+
+def test_goals_and_drops_are_read_off_the_rows(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    _, table = scripts
+    right = {"kd": [1, 1, 1, 0], "fs_merge": [1, 1, 1, 1], "fs_merge_paper": [1, 0, 0, 0]}
+    rows = [row(s, m, {"a": own, "b": own}) for m, own in right.items() for s in (0, 1)]
+    rows = [{**own, "group": "lower_hebrew", "sources": {"a": 1.0, "b": 1.0}} for own in rows]
+    rows.append({**row(1, "kd", {"a": [1, 0, 1, 0], "b": [1, 1, 0, 0]}), "group": "lower_hebrew_scrambled"})
+    four = row(0, "fs_merge", {task: [1, 1, 0, 0] for task in "abcd"})
+    rows.append({**four, "group": "four_alphabets", "sources": dict.fromkeys("abcd", 0.625)})
+    rows.append(row(0, "fs_merge", {"a": [1, 1, 0, 0], "b": [1, 1, 0, 0]}))
+    table.write_results(rows, tmp_path)
+    lines = (tmp_path / "quality.md").read_text().splitlines()
+    assert "Made with torch 2.1, timm 1.0." in lines
+    assert any(
+        line.startswith("| lower_hebrew | 50 | 2 | 99, met | 100.0 [100.0, 100.0] | kd +25.0 [-5.0, +55.0] |")
+        and line.endswith("| -20.0 | -15.0 |")
+        for line in lines
+    )
+    assert any(line.startswith("| four_alphabets | 50 | 1 | 97, missed | 80.0 [") for line in lines)
+    assert any(line.startswith("| digits_mlp_pair | 50 | 1 | - | 62.5 [") for line in lines)
+    [drop] = [line for line in lines if line.startswith("| 50 | kd | 1 | -25.0 [")]
+    cells = [line for line in lines if line.startswith("| 50 | fs_merge | ")]
+    assert drop
+    assert not cells
+    order = [line.split(" |")[0] for line in lines if line.startswith(("| kd", "| fs_merge"))]
+    assert order == [
+        *("| fs_merge", "| fs_merge", "| fs_merge_paper", "| kd", "| fs_merge", "| kd")  # digits, four, pair, ...
+    ]

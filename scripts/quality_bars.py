@@ -1,0 +1,82 @@
+"""What the benchmark's rows say about the goals of `method=fs_merge`, and what scrambling one source costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quality_statistics import Cell, Row, difference, relative, relative_interval, text_of
+
+GOALS = {2: {"16": 95.0, "50": 99.0, "500": 99.5, "unrelated": 92.0}, 4: {"50": 97.0}}
+"""Per cent of the sources' accuracy, by number of sources (vision transformers) and images per task."""
+
+PROTOCOLS = {"plain": "softmax", "calibrated": "softmax_calibrated"}
+
+
+def goals(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cell]) -> str:
+    """One line per cell that fs_merge was measured on."""
+    lines = [
+        "## The goals\n",
+        "Of `fs_merge`: the share of the sources' accuracy beside its goal; the difference to the better of kd",
+        "and fs_merge_paper in points, paired; joint accuracy less the ensemble's, plain and with the same",
+        "calibration on both sides, in points (no interval: over about 1000 test images a point is about one",
+        "standard error).\n",
+        "| group | images | seeds | goal | % of the sources | to the better of | joint | calibrated |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in order:
+        group, images = cell
+        found = cells[cell].get("fs_merge", ())
+        if not found:
+            continue
+        goal = GOALS.get(len(found[0]["tasks"]), {}).get(images) if group != "digits_mlp_pair" else None
+        low, high = relative_interval(found)
+        met = "-" if goal is None else f"{goal:g}, {'met' if relative(found) >= goal else 'missed'}"
+        lines.append(
+            f"| {group} | {images} | {len(found)} | {met} | {relative(found):.1f} [{low:.1f}, {high:.1f}] | "
+            f"{_better(cells[cell])} | {_joint_gap(found, 'plain')} | {_joint_gap(found, 'calibrated')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _better(methods: Mapping[str, Sequence[Row]]) -> str:
+    """The difference to the better of its rivals, on the seeds in common."""
+    rivals = [(name, methods[name]) for name in ("kd", "fs_merge_paper") if name in methods]
+    seeds = {row["seed"] for row in methods["fs_merge"]}
+    shared = {name: [row for row in rows if row["seed"] in seeds] for name, rows in rivals}
+    shared = {name: rows for name, rows in shared.items() if rows}
+    if not shared:
+        return "-"
+    name = max(shared, key=lambda rival: relative(shared[rival]))
+    return f"{name} {text_of(difference(methods['fs_merge'], shared[name]))}"
+
+
+def _joint_gap(found: Sequence[Row], protocol: str) -> str:
+    key = PROTOCOLS[protocol]
+    pairs: list[tuple[Any, Any]] = [
+        (row["joint"][key], row["ensemble_joint"][key]) for row in found if key in row["joint"]
+    ]
+    return f"{100 * statistics.mean(ours - theirs for ours, theirs in pairs):+.1f}" if pairs else "-"
+
+
+def drops(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cell]) -> str:
+    """What every method loses where one of its sources is the same function in another basis."""
+    head = [
+        "## The drop where one source is scrambled\n",
+        "The second source's hidden units and heads in another order, Q/K and V/O rotated inside every head:",
+        "the same function. The difference in points to the pair as it was, same seeds, paired image by image.",
+        "A method that undoes orders exactly can still lose by the rotations.\n",
+        "| images | method | seeds | difference, points |",
+        "|---|---|---|---|",
+    ]
+    lines = []
+    for group, images in order:
+        plain = cells.get((group.removesuffix("_scrambled"), images), {})
+        if not group.endswith("_scrambled"):
+            continue
+        for method, found in cells[group, images].items():
+            gap = difference(found, plain.get(method, ()))
+            if gap:
+                lines.append(f"| {images} | {method} | {gap[0]} | {text_of(gap)} |")
+    return "\n".join([*head, *lines]) + "\n" if lines else ""
