@@ -3,11 +3,13 @@
     python scripts/quality.py                      # the small matrix (`make quality`), under 30 minutes on 2 cores
     python scripts/quality.py --full               # everything (`make quality-full`), days on 2 cores
     python scripts/quality.py --groups lower_hebrew --images 50 --methods kd,fs_merge --seeds 0
+    python scripts/quality.py --results docs/results/ablation --against=default --groups digits_capitals --images 50 \
+        --methods fs_merge --seeds 0 --label no_mix method.steps=1000 method.mix=0.0
     python scripts/quality.py --table-only         # tables and picture from the rows that are there
 
-Every run is one line of docs/results/quality.jsonl, added when it is done; a run whose line is there is not
-repeated. Underneath is one `fsmerge merge --multirun ... resume=true` per group and number of images, with as many
-jobs at a time as there are cores to give, so that an interrupted one goes on where it was.
+Every run is one line of quality.jsonl in the folder of results (docs/results), added when it is done; a run whose
+line is there is not repeated. Underneath is one `fsmerge merge --multirun ... resume=true` per group and number of
+images, with as many jobs at a time as there are cores to give, so that an interrupted one goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality_sources import GROUPS, prepare
+from quality_sources import FOR_TUNING, GROUPS, prepare
 from quality_table import relative, write_results
 from safetensors.torch import load_file
 
 from fsmerge_cli.cli import main as fsmerge
 
-RESULTS = Path("docs/results")
-ROWS = RESULTS / "quality.jsonl"
+ROWS = "quality.jsonl"
+"""In the folder of results."""
 
 METHODS = ("average", "activation_matching", "zipit", "regmean", "kd", "fs_merge_paper", "fs_merge")
 ONE_BY_ONE = ("kd", "fs_merge_paper", "fs_merge")
@@ -53,7 +55,7 @@ SMALL: tuple[Block, ...] = (
 
 def full() -> tuple[Block, ...]:
     """Every group with every number of images; seeds first, so that a part of it is already a table."""
-    groups = [name for name in GROUPS if name not in ("digits_capitals", "greek_cyrillic")]
+    groups = [name for name in GROUPS if name not in FOR_TUNING]
     blocks: list[Block] = []
     for seed in (0, 1, 2):
         for images in ("50", "16", "500", *UNRELATED):
@@ -73,11 +75,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--label", default="", help="name of a variant: with OVERRIDE, beside the plain methods")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one thread")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of rows and tables")
+    parser.add_argument("--against", default="kd", help="method that the others are compared with in the tables")
     parser.add_argument("--table-only", action="store_true")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="method.KEY=VALUE, for every run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="KEY=VALUE of the configuration, for every run"
+    )
     options = parser.parse_args()
     if options.overrides and not options.label:
         parser.error("rows with an OVERRIDE need a --label=NAME, for they are not the plain method's.")
+    for name in options.groups.split(",") if options.groups else ():
+        if name not in GROUPS:
+            parser.error(f"no group is called '{name}': {', '.join(GROUPS)}.")
     if options.label and (options.label in METHODS or "," in options.methods):
         parser.error("--label=NAME is the name of one variant: pass --methods=METHOD, and a name of its own.")
     return options
@@ -94,7 +103,7 @@ def main() -> None:
         folder = prepare(list(dict.fromkeys(block[0] for block in blocks)))
         for block in blocks:
             measure(block, folder, options)
-    write_results(list(rows()), RESULTS)
+    write_results(list(rows(options.results)), options.results, options.against)
 
 
 def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
@@ -102,7 +111,9 @@ def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
     group, images, methods, seeds = block
     overrides: list[str] = options.overrides
     names = {method: options.label or method for method in methods}
-    done = {(r["method"], r["seed"]) for r in rows() if (r["group"], r["images"]) == (group, images)}
+    done = {
+        (r["method"], r["seed"]) for r in rows(options.results) if (r["group"], r["images"]) == (group, images)
+    }
     together: dict[tuple[int, ...], list[str]] = {}
     for method, name in names.items():
         todo = tuple(seed for seed in seeds if (name, seed) not in done)
@@ -128,7 +139,7 @@ def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
             found = row(Path(json.loads(job.read_text())["folder"]), group, images, names[method], overrides)
             if found["seed"] != seed:
                 raise SystemExit(f"{job} is of seed {found['seed']}, not {seed}")
-            add(found)
+            add(found, options.results)
 
 
 def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -160,16 +171,16 @@ def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[st
     }
 
 
-def rows() -> Iterator[Mapping[str, Any]]:
+def rows(results: Path) -> Iterator[Mapping[str, Any]]:
     """The runs that are done."""
-    if ROWS.is_file():
-        yield from map(json.loads, ROWS.read_text().splitlines())
+    if (results / ROWS).is_file():
+        yield from map(json.loads, (results / ROWS).read_text().splitlines())
 
 
-def add(found: Mapping[str, Any]) -> None:
+def add(found: Mapping[str, Any], results: Path) -> None:
     """Add one line and say it."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with ROWS.open("a") as file:
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / ROWS).open("a") as file:
         file.write(json.dumps(found) + "\n")
     sys.stderr.write(
         f"{found['group']} {found['images']} {found['method']} seed {found['seed']}: "

@@ -58,9 +58,12 @@ GROUPS: dict[str, Group | None] = {
     "hebrew_armenian_of_lower": Group(("hebrew", "armenian"), parent="lower"),
     "lower_hebrew_armenian": Group(("lower", "hebrew", "armenian")),
     "four_alphabets": Group(("lower", "hebrew", "armenian", "symbols")),
-    "digits_capitals": Group(("digits", "capitals")),  # for tuning
-    "greek_cyrillic": Group(("greek", "cyrillic")),  # for tuning
+    "digits_capitals": Group(("digits", "capitals")),
+    "greek_cyrillic": Group(("greek", "cyrillic")),
 }
+
+FOR_TUNING = ("digits_capitals", "greek_cyrillic")
+"""Groups of the tuning alphabets, no part of what is reported."""
 
 
 def prepare(names: Sequence[str]) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quality_bars import drops, goals
+from quality_sources import FOR_TUNING
 from quality_statistics import Cell, Row, difference, relative, relative_interval, text_of
 
 METHODS = ("average", "activation_matching", "zipit", "regmean", "fs_merge_paper", "kd", "fs_merge")
@@ -17,8 +19,8 @@ WITHOUT = ("unrelated", "generated")
 """What is asked about where there is no image of a task; first in every list."""
 
 
-def write_results(rows: Sequence[Row], folder: Path) -> None:
-    """quality.md and quality.svg."""
+def write_results(rows: Sequence[Row], folder: Path, against: str = "kd") -> None:
+    """quality.md and quality.svg; differences are to the method `against`."""
     cells: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row["group"], row["images"]][row["method"]].append(row)
@@ -27,25 +29,27 @@ def write_results(rows: Sequence[Row], folder: Path) -> None:
             if len({tuple(row["overrides"]) for row in found}) > 1:
                 raise SystemExit(f"{cell}: the rows of {method} were not made with the same options")
     order = sorted(cells, key=_order)
-    parts = [HEAD, _versions(rows), goals(cells, order), *(table(cell, cells[cell]) for cell in order)]
-    parts += filter(None, [drops(cells, order)])
+    tuning = CHOSEN if any(group in FOR_TUNING for group, _ in cells) else HELD_OUT
+    head = " ".join(HEAD.format(against=against, tuning=tuning).split())
+    parts = [TITLE, textwrap.fill(head, 110, break_on_hyphens=False) + "\n", _versions(rows)]
+    if against == "kd":
+        parts.append(goals(cells, order))
+    parts += [*(table(cell, cells[cell], against) for cell in order), *filter(None, [drops(cells, order)])]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "quality.md").write_text("\n".join(parts))
     picture(cells, folder / "quality.svg")
 
 
-HEAD = """# What a merge keeps
-
-Per cent of the sources' accuracy (top-1, mean over tasks and seeds; test images in other fonts than training
-images; 95 % interval over test images, and over seeds where there are several; the sources' accuracy is taken
-as it is). `joint`: right answers among the labels of all tasks, softmax per head, plain and calibrated, beside
-the ensemble of all sources. `to kd`: difference in points of accuracy to the row kd of the same seeds, with its
-interval, paired image by image. fs_merge and kd have the same questions, losses, targets, steps and readouts;
-the other methods have their own. Seconds are those of the fit on one thread of 2 cores that other processes
-shared, and say little. The options were chosen on the alphabets digits, capitals, greek and cyrillic, none of
-which is reported here. Written by `python scripts/quality.py --table-only` from quality.jsonl, which also has
-the options that are not the default's.
-"""
+TITLE = "# What a merge keeps\n"
+HEAD = """Per cent of the sources' accuracy (top-1, mean over tasks and seeds; test images in other fonts than training
+images; 95 % interval over test images, and over seeds where there are several; the sources' accuracy is taken as it
+is). `joint`: right answers among the labels of all tasks, softmax per head, plain and calibrated, beside the ensemble
+of all sources. `to {against}`: difference in points of accuracy to the row {against} of the same seeds, with its
+interval, paired image by image. fs_merge and kd have the same questions, losses, targets, steps and readouts; the
+other methods have their own. Seconds are those of the fit on one thread of 2 cores that other processes shared, and
+say little. {tuning} Written by `python scripts/quality.py --table-only` from quality.jsonl."""
+HELD_OUT = "The options were chosen on the alphabets digits, capitals, greek and cyrillic, none of which is reported here."
+CHOSEN = "These are the alphabets that options were chosen on."
 
 
 def _order(cell: Cell) -> tuple[str, int]:
@@ -63,7 +67,7 @@ def _versions(rows: Sequence[Row]) -> str:
     return f"Made with {'; '.join(sorted(found))}.\n"
 
 
-def table(cell: Cell, methods: Mapping[str, Sequence[Row]]) -> str:
+def table(cell: Cell, methods: Mapping[str, Sequence[Row]], against: str) -> str:
     """One group and number of images."""
     first = next(iter(methods.values()))[0]
     bound = first["ensemble_joint"]
@@ -71,17 +75,20 @@ def table(cell: Cell, methods: Mapping[str, Sequence[Row]]) -> str:
         f"## {cell[0]}, {cell[1]} images per task\n",
         f"Sources {100 * statistics.mean(first['sources'].values()):.1f} %; ensemble joint "
         f"{_percent(bound, 'softmax')}, calibrated {_percent(bound, 'softmax_calibrated')} %.\n",
-        "| method | seeds | % of the sources | to kd | joint | calibrated | steps | seconds |",
+        f"| method | seeds | % of the sources | to {against} | joint | calibrated | steps | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for method, found in sorted(methods.items(), key=lambda own: _place(own[0])):
         low, high = relative_interval(found)
-        gap = "-" if method == "kd" else text_of(difference(found, methods.get("kd", ())))
+        gap = "-" if method == against else text_of(difference(found, methods.get(against, ())))
         lines.append(
             f"| {method} | {len(found)} | {relative(found):.1f} [{low:.1f}, {high:.1f}] | {gap} | "
             f"{_joint(found, 'softmax')} | {_joint(found, 'softmax_calibrated')} | {found[0]['steps']} | "
             f"{statistics.median(r['seconds'] for r in found):.0f} |"
         )
+    options = {method: " ".join(found[0]["overrides"]) for method, found in methods.items()}
+    if any(options.values()):
+        lines += ["", *(f"- {method}: `{own}`" for method, own in options.items() if own)]
     return "\n".join(lines) + "\n"
 
 
@@ -99,10 +106,12 @@ def picture(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], file: Path) -> No
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "quality"  # the same rows, the same file
+    matplotlib.rcParams.update({"svg.hashsalt": "quality", "svg.fonttype": "none"})  # the same rows, the same file
     from matplotlib import pyplot as plt
 
-    shown = [cell for cell in sorted(cells, key=_order) if "kd" in cells[cell]]
+    shown = [
+        cell for cell in sorted(cells, key=_order) if any(r["steps"] for m in cells[cell].values() for r in m)
+    ]
     if not shown:
         return
     columns = min(3, len(shown))
