@@ -1,9 +1,9 @@
-"""The quality benchmark: what a merge keeps of its sources, by images per task and method.
+r"""The quality benchmark: what a merge keeps of its sources, by images per task and method.
 
     python scripts/quality.py                      # the small matrix (`make quality`), under 30 minutes on 2 cores
     python scripts/quality.py --full               # everything (`make quality-full`), days on 2 cores
     python scripts/quality.py --groups lower_hebrew --images 50 --methods kd,fs_merge --seeds 0
-    python scripts/quality.py --results docs/results/ablation --against=default --groups digits_capitals --images 50 \
+    python scripts/quality.py --results docs/results/ablation --against=default --groups digits_capitals \
         --methods fs_merge --seeds 0 --label no_mix method.steps=1000 method.mix=0.0
     python scripts/quality.py --table-only         # tables and picture from the rows that are there
 

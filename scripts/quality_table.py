@@ -41,14 +41,16 @@ def write_results(rows: Sequence[Row], folder: Path, against: str = "kd") -> Non
 
 
 TITLE = "# What a merge keeps\n"
-HEAD = """Per cent of the sources' accuracy (top-1, mean over tasks and seeds; test images in other fonts than training
-images; 95 % interval over test images, and over seeds where there are several; the sources' accuracy is taken as it
-is). `joint`: right answers among the labels of all tasks, softmax per head, plain and calibrated, beside the ensemble
-of all sources. `to {against}`: difference in points of accuracy to the row {against} of the same seeds, with its
-interval, paired image by image. fs_merge and kd have the same questions, losses, targets, steps and readouts; the
-other methods have their own. Seconds are those of the fit on one thread of 2 cores that other processes shared, and
-say little. {tuning} Written by `python scripts/quality.py --table-only` from quality.jsonl."""
-HELD_OUT = "The options were chosen on the alphabets digits, capitals, greek and cyrillic, none of which is reported here."
+HEAD = """er cent of the sources' accuracy (top-1, mean over tasks and seeds; test images in other fonts than
+training images; 95 % interval over test images, and over seeds where there are several; the sources' accuracy
+is taken as it is). `joint`: right answers among the labels of all tasks, softmax per head, plain and
+calibrated, beside the ensemble of all sources. `to {against}`: difference in points of accuracy to the row
+{against} of the same seeds, with its interval, paired image by image. fs_merge and kd have the same questions,
+losses, targets, steps and readouts; the other methods have their own. Seconds are those of the fit on one
+thread of 2 cores that other processes shared, and say little. {tuning} Written by `python scripts/quality.py
+--table-only` from quality.jsonl."""
+HELD_OUT = """The options were chosen on the alphabets digits, capitals, greek and cyrillic, none of which is
+reported here."""
 CHOSEN = "These are the alphabets that options were chosen on."
 
 
