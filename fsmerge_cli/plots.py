@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from fsmerge_cli.errors import ConfigError, OutputError, reason
 SUFFIXES = (".svg", ".png", ".pdf")
 PLACES = tuple((dx, dy) for dy in (6, -6, 14, -14, 22, -22, 38, -38) for dx in (8, -8, 0) if dx or abs(dy) > 6)
 """Where a label may stand, in points from its marker; the first place that is free is taken."""
+
+WIDE = 44
+"""Characters in a line of a label."""
 
 LABELLED = 24
 """Above so many points only those that no other one beats are labelled."""
@@ -155,10 +159,12 @@ def _label(figure: Any, axis: Any, points: Sequence[Point]) -> None:
         best, least = None, float("inf")
         for dx, dy in PLACES:
             text = axis.annotate(
-                point.label, (point.x, 100 * point.y), xytext=(dx, dy), textcoords="offset points", fontsize=8,
+                textwrap.fill(point.label, WIDE), (point.x, 100 * point.y), xytext=(dx, dy),
+                textcoords="offset points", fontsize=8,
                 ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center",
                 arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5} if abs(dy) > 14 else None,
             )  # fmt: skip
+            text.set_in_layout(False)  # a long one would take the plot's room
             box = Text.get_window_extent(text)  # without the line that leads to it
             cost = sum(_overlap(box, other) for other in taken) + _outside(box, axis.get_window_extent())
             if cost < least:

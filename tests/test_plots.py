@@ -63,6 +63,17 @@ def test_labels_of_near_points_do_not_cover_each_other(tmp_path: Path, monkeypat
     assert [t.get_text() for t in drawn[1].axes[0].texts] == ["run=0"]  # better and faster than all others
 
 
+def test_a_long_label_takes_lines_and_not_the_plots_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = []
+    save = plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+    plot_cost(tmp_path / "x.svg", [Point("method.steps=20 " * 20, "kd", 7, 0.9)], "right answers", None)
+    axis = drawn[0].axes[0]
+    assert axis.get_position().width > 0.7
+    assert max(map(len, axis.texts[0].get_text().splitlines())) <= plots.WIDE
+
+
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError) as error:
