@@ -100,7 +100,7 @@ def _source(alphabet: str, group: Group) -> SourceSpec:
             output=folder,
             overwrite=True,
         )
-    return replace(own, checkpoint=str(folder))
+    return replace(own, checkpoint=str(folder), labels=None)  # the folder has them
 
 
 def _spec(alphabet: str, width: int) -> SourceSpec:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.stats import norm, t
 
 from fsmerge_cli.align import aligned
@@ -46,6 +47,23 @@ def row(seed: int, method: str, answers: dict[str, list[int]]) -> dict[str, Any]
         "joint": {"softmax": 0.5, "softmax_calibrated": 0.6},
         "ensemble_joint": {"softmax": 0.7, "softmax_calibrated": 0.75},
     }
+
+
+def test_sources_of_a_shared_parent_bring_their_labels_in_their_folders(
+    scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sources, _ = scripts
+    tuned: list[tuple[str, Path]] = []
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(sources, "materialise", lambda spec, progress: replace(spec, checkpoint="parent"))
+    monkeypatch.setattr(
+        sources, "finetune", lambda entry, output, **options: tuned.append((entry["checkpoint"], output))
+    )
+    folder = sources.prepare(["hebrew_armenian_of_lower"])
+    entries = yaml.safe_load((folder / "models/quality_hebrew_armenian_of_lower.yaml").read_text())["sources"]
+    assert [entry["name"] for entry in entries] == ["hebrew", "armenian"]
+    assert [set(entry) for entry in entries] == [{"name", "arch", "checkpoint"}] * 2
+    assert [("parent", Path(entry["checkpoint"])) for entry in entries] == tuned
 
 
 def test_scrambled_weights_are_another_basis_of_the_same_function(scripts: tuple[ModuleType, ModuleType]) -> None:
