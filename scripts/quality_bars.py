@@ -25,19 +25,31 @@ def goals(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cel
         "| group | images | seeds | goal | % of the sources | to the better of | joint | calibrated |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for cell in order:
-        group, images = cell
-        found = cells[cell].get("fs_merge", ())
-        if not found:
-            continue
-        goal = GOALS.get(len(found[0]["tasks"]), {}).get(images) if group != "digits_mlp_pair" else None
+    measured = [cell for cell in order if cells[cell].get("fs_merge")]
+    for group, images in sorted(measured, key=lambda cell: int(cell[1]) if cell[1].isdigit() else 0):
+        found = cells[group, images]["fs_merge"]
         low, high = relative_interval(found)
-        met = "-" if goal is None else f"{goal:g}, {'met' if relative(found) >= goal else 'missed'}"
         lines.append(
-            f"| {group} | {images} | {len(found)} | {met} | {relative(found):.1f} [{low:.1f}, {high:.1f}] | "
-            f"{_better(cells[cell])} | {_joint_gap(found, 'plain')} | {_joint_gap(found, 'calibrated')} |"
+            f"| {group} | {images} | {len(found)} | {_met(_goal(group, images, found), relative(found))} | "
+            f"{relative(found):.2f} [{low:.1f}, {high:.1f}] | {_better(cells[group, images])} | "
+            f"{_joint_gap(found, 'plain')} | {_joint_gap(found, 'calibrated')} |"
         )
+    for images, goal in GOALS[2].items():
+        pairs = [
+            cells[c]["fs_merge"] for c in measured if _goal(*c, cells[c]["fs_merge"]) == goal and c[1] == images
+        ]
+        if len(pairs) > 1:
+            value = statistics.mean(map(relative, pairs))
+            lines.append(f"| mean of {len(pairs)} pairs | {images} | | {_met(goal, value)} | {value:.2f} | | | |")
     return "\n".join(lines) + "\n"
+
+
+def _goal(group: str, images: str, found: Sequence[Row]) -> float | None:
+    return None if group == "digits_mlp_pair" else GOALS.get(len(found[0]["tasks"]), {}).get(images)
+
+
+def _met(goal: float | None, value: float) -> str:
+    return "-" if goal is None else f"{goal:g}, {'met' if value >= goal else 'missed'}"
 
 
 def _better(methods: Mapping[str, Sequence[Row]]) -> str:

@@ -162,21 +162,21 @@ def test_goals_and_drops_are_read_off_the_rows(scripts: tuple[ModuleType, Module
     four = row(0, "fs_merge", {task: [1, 1, 0, 0] for task in "abcd"})
     rows.append({**four, "group": "four_alphabets", "sources": dict.fromkeys("abcd", 0.625)})
     rows.append(row(0, "fs_merge", {"a": [1, 1, 0, 0], "b": [1, 1, 0, 0]}))
+    rows.append({**rows[-1], "group": "symbols_lower"})
     table.write_results(rows, tmp_path)
     lines = (tmp_path / "quality.md").read_text().splitlines()
     assert "Made with torch 2.1, timm 1.0." in lines
     assert any(
-        line.startswith("| lower_hebrew | 50 | 2 | 99, met | 100.0 [100.0, 100.0] | kd +25.0 [-5.0, +55.0] |")
+        line.startswith("| lower_hebrew | 50 | 2 | 99, met | 100.00 [100.0, 100.0] | kd +25.0 [-5.0, +55.0] |")
         and line.endswith("| -20.0 | -15.0 |")
         for line in lines
     )
-    assert any(line.startswith("| four_alphabets | 50 | 1 | 97, missed | 80.0 [") for line in lines)
-    assert any(line.startswith("| digits_mlp_pair | 50 | 1 | - | 62.5 [") for line in lines)
+    assert any(line.startswith("| four_alphabets | 50 | 1 | 97, missed | 80.00 [") for line in lines)
+    assert "| mean of 2 pairs | 50 | | 99, missed | 81.25 | | | |" in lines
+    assert any(line.startswith("| digits_mlp_pair | 50 | 1 | - | 62.50 [") for line in lines)
     [drop] = [line for line in lines if line.startswith("| 50 | kd | 1 | -25.0 [")]
     cells = [line for line in lines if line.startswith("| 50 | fs_merge | ")]
     assert drop
     assert not cells
     order = [line.split(" |")[0] for line in lines if line.startswith(("| kd", "| fs_merge"))]
-    assert order == [
-        *("| fs_merge", "| fs_merge", "| fs_merge_paper", "| kd", "| fs_merge", "| kd")  # digits, four, pair, ...
-    ]
+    assert order == [*("| fs_merge", "| fs_merge", "| fs_merge_paper", "| kd", "| fs_merge", "| kd", "| fs_merge")]
