@@ -41,7 +41,7 @@ def write_results(rows: Sequence[Row], folder: Path, against: str = "kd") -> Non
 
 
 TITLE = "# What a merge keeps\n"
-HEAD = """er cent of the sources' accuracy (top-1, mean over tasks and seeds; test images in other fonts than
+HEAD = """Per cent of the sources' accuracy (top-1, mean over tasks and seeds; test images in other fonts than
 training images; 95 % interval over test images, and over seeds where there are several; the sources' accuracy
 is taken as it is). `joint`: right answers among the labels of all tasks, softmax per head, plain and
 calibrated, beside the ensemble of all sources. `to {against}`: difference in points of accuracy to the row
