@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 from quality_sources import FOR_TUNING, GROUPS, prepare
-from quality_table import relative, write_results
+from quality_statistics import METHODS, relative
+from quality_table import write_results
 from safetensors.torch import load_file
 
 from fsmerge_cli.cli import main as fsmerge
@@ -33,7 +34,6 @@ from fsmerge_cli.cli import main as fsmerge
 ROWS = "quality.jsonl"
 """In the folder of results."""
 
-METHODS = ("average", "activation_matching", "zipit", "regmean", "kd", "fs_merge_paper", "fs_merge")
 ONE_BY_ONE = ("kd", "fs_merge_paper", "fs_merge")
 """Methods that train; the others are done in seconds and see no augmentation."""
 
@@ -100,46 +100,53 @@ def main() -> None:
             methods, seeds = tuple(options.methods.split(",")), tuple(map(int, options.seeds.split(",")))
             pairs = [(g, i) for i in options.images.split(",") for g in options.groups.split(",")]
             blocks = [(group, images, methods, seeds) for group, images in pairs]
-        folder = prepare(list(dict.fromkeys(block[0] for block in blocks)))
-        for block in blocks:
-            measure(block, folder, options)
+        todo = [part for block in blocks for part in missing(block, options)]
+        if not todo:
+            sys.stderr.write(f"{options.results / ROWS} has every row; --results=FOLDER measures anew\n")
+        folder = prepare(list(dict.fromkeys(part[0] for part in todo)))
+        for part in todo:
+            measure(part, folder, options)
     write_results(list(rows(options.results)), options.results, options.against)
 
 
-def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
-    """Run what of a block has no line yet, side by side, and add the lines."""
+def missing(block: Block, options: argparse.Namespace) -> list[Block]:
+    """What of a block has no line yet: methods that lack the same seeds together."""
     group, images, methods, seeds = block
-    overrides: list[str] = options.overrides
-    names = {method: options.label or method for method in methods}
-    done = {
-        (r["method"], r["seed"]) for r in rows(options.results) if (r["group"], r["images"]) == (group, images)
-    }
+    cell = [row for row in rows(options.results) if (row["group"], row["images"]) == (group, images)]
+    done = {(row["method"], row["seed"]) for row in cell}
     together: dict[tuple[int, ...], list[str]] = {}
-    for method, name in names.items():
-        todo = tuple(seed for seed in seeds if (name, seed) not in done)
+    for method in methods:
+        todo = tuple(seed for seed in seeds if (options.label or method, seed) not in done)
         if todo:
             together.setdefault(todo, []).append(method)
-    for todo, missing in together.items():
-        shown = "_".join([*(names[method] for method in missing), *map(str, todo)])
-        sweep = Path("outputs/quality") / f"{group}-{images}-{shown}"
-        models = group if GROUPS[group] is None else f"quality_{group}"
-        drawn = (
-            [f"data.images_per_task={images}"]
-            if images not in UNRELATED
-            else ["data.images_per_task=0", f"data.unrelated={UNRELATED[images]}"]
-        )
-        command = ["merge", "--multirun", "--quiet", "--config-dir", str(folder), f"+models={models}"]
-        command += [f"method={','.join(missing)}", *drawn, f"seed={','.join(map(str, todo))}", "resume=true"]
-        command += ["launcher=joblib", f"hydra.launcher.n_jobs={options.jobs}", "hardware.threads=1"]
-        code = fsmerge([*command, *overrides, f"hydra.sweep.dir={sweep}"])
-        if code:
-            raise SystemExit(f"{group}, {images} images, {shown}: exit code {code}")
-        jobs = sorted((sweep / "jobs").glob("*.json"))  # in the order of the command
-        for (method, seed), job in zip(product(missing, todo), jobs, strict=True):
-            found = row(Path(json.loads(job.read_text())["folder"]), group, images, names[method], overrides)
-            if found["seed"] != seed:
-                raise SystemExit(f"{job} is of seed {found['seed']}, not {seed}")
-            add(found, options.results)
+    return [(group, images, tuple(lacking), todo) for todo, lacking in together.items()]
+
+
+def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
+    """Run a block, side by side, and add its lines."""
+    group, images, methods, seeds = block
+    names = {method: options.label or method for method in methods}
+    shown = "_".join([*names.values(), *map(str, seeds)])
+    sweep = Path("outputs/quality") / options.results.name / f"{group}-{images}-{shown}"
+    models = group if GROUPS[group] is None else f"quality_{group}"
+    drawn = (
+        [f"data.images_per_task={images}"]
+        if images not in UNRELATED
+        else ["data.images_per_task=0", f"data.unrelated={UNRELATED[images]}"]
+    )
+    command = ["merge", "--multirun", "--quiet", "--config-dir", str(folder), f"+models={models}"]
+    command += [f"method={','.join(methods)}", *drawn, f"seed={','.join(map(str, seeds))}", "resume=true"]
+    command += ["launcher=joblib", f"hydra.launcher.n_jobs={options.jobs}", "hardware.threads=1"]
+    code = fsmerge([*command, *options.overrides, f"hydra.sweep.dir={sweep}"])
+    if code:
+        raise SystemExit(f"{group}, {images} images, {shown}: exit code {code}")
+    jobs = sorted((sweep / "jobs").glob("*.json"))  # in the order of the command
+    for (method, seed), job in zip(product(methods, seeds), jobs, strict=True):
+        made = Path(json.loads(job.read_text())["folder"])
+        found = row(made, group, images, names[method], options.overrides)
+        if found["seed"] != seed:
+            raise SystemExit(f"{job} is of seed {found['seed']}, not {seed}")
+        add(found, options.results)
 
 
 def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:

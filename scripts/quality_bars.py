@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from quality_statistics import Cell, Row, difference, relative, relative_interval, text_of
 
 GOALS = {2: {"16": 95.0, "50": 99.0, "500": 99.5, "unrelated": 92.0}, 4: {"50": 97.0}}
 """Per cent of the sources' accuracy, by number of sources (vision transformers) and images per task."""
 
-PROTOCOLS = {"plain": "softmax", "calibrated": "softmax_calibrated"}
+GOALS_HEAD = """Of `fs_merge`: the share of the sources' accuracy beside its goal, which is one for three seeds;
+the difference to the better of kd and fs_merge_paper in points, paired; joint accuracy less the ensemble's,
+plain and with the same calibration on both sides, in points (no interval: over about 1000 test images a point
+is about one standard error)."""
+
+DROPS_HEAD = """The second source's hidden units and heads in another order, Q/K and V/O rotated inside every
+head: the same function. The difference in points to the pair as it was, same seeds, paired image by image. A
+method that undoes orders exactly can still lose by the rotations."""
+
+
+def paragraph(text: str) -> str:
+    """Text in lines of one width."""
+    return textwrap.fill(" ".join(text.split()), 110, break_on_hyphens=False) + "\n"
 
 
 def goals(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cell]) -> str:
     """One line per cell that fs_merge was measured on."""
     lines = [
         "## The goals\n",
-        "Of `fs_merge`: the share of the sources' accuracy beside its goal; the difference to the better of kd",
-        "and fs_merge_paper in points, paired; joint accuracy less the ensemble's, plain and with the same",
-        "calibration on both sides, in points (no interval: over about 1000 test images a point is about one",
-        "standard error).\n",
+        paragraph(GOALS_HEAD),
         "| group | images | seeds | goal | % of the sources | to the better of | joint | calibrated |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -32,12 +41,11 @@ def goals(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cel
         lines.append(
             f"| {group} | {images} | {len(found)} | {_met(_goal(group, images, found), relative(found))} | "
             f"{relative(found):.2f} [{low:.1f}, {high:.1f}] | {_better(cells[group, images])} | "
-            f"{_joint_gap(found, 'plain')} | {_joint_gap(found, 'calibrated')} |"
+            f"{_joint_gap(found, 'softmax')} | {_joint_gap(found, 'softmax_calibrated')} |"
         )
     for images, goal in GOALS[2].items():
-        pairs = [
-            cells[c]["fs_merge"] for c in measured if _goal(*c, cells[c]["fs_merge"]) == goal and c[1] == images
-        ]
+        own = [(group, cells[group, images]["fs_merge"]) for group, asked in measured if asked == images]
+        pairs = [found for group, found in own if _goal(group, images, found) == goal]
         if len(pairs) > 1:
             value = statistics.mean(map(relative, pairs))
             lines.append(f"| mean of {len(pairs)} pairs | {images} | | {_met(goal, value)} | {value:.2f} | | | |")
@@ -65,23 +73,12 @@ def _better(methods: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _joint_gap(found: Sequence[Row], protocol: str) -> str:
-    key = PROTOCOLS[protocol]
-    pairs: list[tuple[Any, Any]] = [
-        (row["joint"][key], row["ensemble_joint"][key]) for row in found if key in row["joint"]
-    ]
-    return f"{100 * statistics.mean(ours - theirs for ours, theirs in pairs):+.1f}" if pairs else "-"
+    gaps = [row["joint"][protocol] - row["ensemble_joint"][protocol] for row in found if protocol in row["joint"]]
+    return f"{100 * statistics.mean(gaps):+.1f}" if gaps else "-"
 
 
-def drops(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cell]) -> str:
-    """What every method loses where one of its sources is the same function in another basis."""
-    head = [
-        "## The drop where one source is scrambled\n",
-        "The second source's hidden units and heads in another order, Q/K and V/O rotated inside every head:",
-        "the same function. The difference in points to the pair as it was, same seeds, paired image by image.",
-        "A method that undoes orders exactly can still lose by the rotations.\n",
-        "| images | method | seeds | difference, points |",
-        "|---|---|---|---|",
-    ]
+def drops(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cell]) -> list[str]:
+    """What every method loses where one of its sources is the same function in another basis; [] without such."""
     lines = []
     for group, images in order:
         plain = cells.get((group.removesuffix("_scrambled"), images), {})
@@ -91,4 +88,6 @@ def drops(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cel
             gap = difference(found, plain.get(method, ()))
             if gap:
                 lines.append(f"| {images} | {method} | {gap[0]} | {text_of(gap)} |")
-    return "\n".join([*head, *lines]) + "\n" if lines else ""
+    head = ["| images | method | seeds | difference, points |", "|---|---|---|---|"]
+    title = "## The drop where one source is scrambled\n"
+    return [title, paragraph(DROPS_HEAD), "\n".join([*head, *lines]) + "\n"] if lines else []

@@ -18,6 +18,9 @@ Cell = tuple[str, str]
 Gap = tuple[int, float, float]
 """Seeds, mean difference, half of its interval."""
 
+METHODS = ("average", "activation_matching", "zipit", "regmean", "fs_merge_paper", "kd", "fs_merge")
+"""What is measured, in this order in every table."""
+
 LEVEL = 0.95
 
 

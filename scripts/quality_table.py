@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quality_bars import drops, goals
+from quality_bars import drops, goals, paragraph
+from quality_picture import picture
 from quality_sources import FOR_TUNING
-from quality_statistics import Cell, Row, difference, relative, relative_interval, text_of
-
-METHODS = ("average", "activation_matching", "zipit", "regmean", "fs_merge_paper", "kd", "fs_merge")
-"""In this order in every table, and others after them."""
+from quality_statistics import METHODS, Cell, Row, difference, relative, relative_interval, text_of
 
 WITHOUT = ("unrelated", "generated")
 """What is asked about where there is no image of a task; first in every list."""
@@ -29,15 +26,13 @@ def write_results(rows: Sequence[Row], folder: Path, against: str = "kd") -> Non
             if len({tuple(row["overrides"]) for row in found}) > 1:
                 raise SystemExit(f"{cell}: the rows of {method} were not made with the same options")
     order = sorted(cells, key=_order)
-    tuning = CHOSEN if any(group in FOR_TUNING for group, _ in cells) else HELD_OUT
-    head = " ".join(HEAD.format(against=against, tuning=tuning).split())
-    parts = [TITLE, textwrap.fill(head, 110, break_on_hyphens=False) + "\n", _versions(rows)]
-    if against == "kd":
-        parts.append(goals(cells, order))
-    parts += [*(table(cell, cells[cell], against) for cell in order), *filter(None, [drops(cells, order)])]
+    tuning = any(group in FOR_TUNING for group, _ in cells)
+    head = HEAD.format(against=against, tuning=CHOSEN if tuning else HELD_OUT)
+    parts = [TITLE, paragraph(head), _versions(rows), PICTURE, *([] if tuning else [goals(cells, order)])]
+    parts += [*(table(cell, cells[cell], against) for cell in order), *drops(cells, order)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "quality.md").write_text("\n".join(parts))
-    picture(cells, folder / "quality.svg")
+    picture(cells, [cell for cell in order if any(r["steps"] for m in cells[cell].values() for r in m)], folder)
 
 
 TITLE = "# What a merge keeps\n"
@@ -51,6 +46,7 @@ thread of 2 cores that other processes shared, and say little. {tuning} Written 
 --table-only` from quality.jsonl."""
 HELD_OUT = """The options were chosen on the alphabets digits, capitals, greek and cyrillic, none of which is
 reported here."""
+PICTURE = "![Per cent of the sources' accuracy against seconds of the fit](quality.svg)\n"
 CHOSEN = "These are the alphabets that options were chosen on."
 
 
@@ -101,38 +97,3 @@ def _joint(found: Sequence[Row], protocol: str) -> str:
 
 def _percent(scores: Mapping[str, float], protocol: str) -> str:
     return f"{100 * scores[protocol]:.1f}" if protocol in scores else "-"
-
-
-def picture(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], file: Path) -> None:
-    """Per cent of the sources against seconds, one panel per cell that has trained methods."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "quality", "svg.fonttype": "none"})  # the same rows, the same file
-    from matplotlib import pyplot as plt
-
-    shown = [
-        cell for cell in sorted(cells, key=_order) if any(r["steps"] for m in cells[cell].values() for r in m)
-    ]
-    if not shown:
-        return
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False)
-    for axis in axes.flat[len(shown) :]:
-        axis.set_axis_off()
-    for axis, cell in zip(axes.flat, shown):
-        for method, found in cells[cell].items():
-            low, high = relative_interval(found)
-            seconds = statistics.median(row["seconds"] for row in found)
-            value = relative(found)
-            axis.errorbar(seconds, value, [[max(0, value - low)], [max(0, high - value)]], fmt="o", label=method)
-        axis.set_xscale("log")
-        axis.set_title(f"{cell[0]}, {cell[1]}", fontsize=9)
-        axis.set_xlabel("seconds of the fit")
-        axis.set_ylabel("% of the sources")
-        axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    plt.close(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +31,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
 
 
 @pytest.fixture
-def numbers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+def numbers(scripts: tuple[ModuleType, ModuleType]) -> ModuleType:
     return __import__("quality_statistics")
 
 
@@ -118,6 +118,7 @@ def test_the_paired_difference_is_that_of_the_images_seeds_have_in_common(number
 def test_the_table_and_the_picture_are_written(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
     _, table = scripts
     rows = [row(s, m, {"a": [1, 1, m == "kd", 0], "b": [1, 1, 1, s]}) for m in ("kd", "fs_merge") for s in (0, 1)]
+    rows += [{**own, "group": "lower_hebrew"} for own in rows[2:]]
     table.write_results(rows, tmp_path)
     lines = (tmp_path / "quality.md").read_text().splitlines()
     assert "## digits_mlp_pair, 50 images per task" in lines
@@ -125,11 +126,23 @@ def test_the_table_and_the_picture_are_written(scripts: tuple[ModuleType, Module
     assert any(
         line.startswith("| kd | 2 | 101.6 [") and line.endswith("| - | 50.0 | 60.0 | 3 | 2 |") for line in lines
     )
-    assert (tmp_path / "quality.svg").stat().st_size > 1000
+    text = (tmp_path / "quality.svg").read_text()
+    assert text.count(">kd</text>") == text.count(">fs_merge</text>") == 1  # one legend for all panels
+    assert "a variant" not in text
     cells = [("b", "500"), ("b", "generated"), ("a", "50"), ("b", "16"), ("b", "unrelated"), ("b", "100")]
     assert [images for _, images in sorted(cells, key=table._order)] == [
         *("50", "unrelated", "generated", "16", "100", "500")
     ]
+
+
+def test_a_method_has_the_same_mark_in_every_panel_and_a_variant_another(
+    scripts: tuple[ModuleType, ModuleType],
+) -> None:
+    picture = __import__("quality_picture")
+    styles = [picture._style(method) for method in picture.METHODS]
+    assert len({(style["color"], style["marker"]) for style in styles}) == len(picture.METHODS)
+    assert picture._style("kd_adamw") == picture.VARIANT
+    assert picture.VARIANT not in styles
 
 
 def test_rows_of_other_options_are_no_further_seeds(
@@ -174,9 +187,48 @@ def test_goals_and_drops_are_read_off_the_rows(scripts: tuple[ModuleType, Module
     assert any(line.startswith("| four_alphabets | 50 | 1 | 97, missed | 80.00 [") for line in lines)
     assert "| mean of 2 pairs | 50 | | 99, missed | 81.25 | | | |" in lines
     assert any(line.startswith("| digits_mlp_pair | 50 | 1 | - | 62.50 [") for line in lines)
-    [drop] = [line for line in lines if line.startswith("| 50 | kd | 1 | -25.0 [")]
-    cells = [line for line in lines if line.startswith("| 50 | fs_merge | ")]
-    assert drop
-    assert not cells
+    [drop] = [line for line in lines if line.startswith(("| 50 | kd |", "| 50 | fs_merge |"))]
+    assert drop.startswith("| 50 | kd | 1 | -25.0 [")
     order = [line.split(" |")[0] for line in lines if line.startswith(("| kd", "| fs_merge"))]
-    assert order == [*("| fs_merge", "| fs_merge", "| fs_merge_paper", "| kd", "| fs_merge", "| kd", "| fs_merge")]
+    assert order == [
+        f"| {m}" for m in ("fs_merge", "fs_merge", "fs_merge_paper", "kd", "fs_merge", "kd", "fs_merge")
+    ]
+
+
+def test_only_what_has_no_row_is_measured(
+    scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One `fsmerge merge --multirun` for the methods that lack the same seeds; a second call runs nothing."""
+    quality = __import__("quality")
+    commands = []
+
+    def merge(arguments: list[str]) -> int:
+        keys = dict(part.split("=", 1) for part in arguments if "=" in part)
+        commands.append((keys["method"], keys["seed"]))
+        jobs = Path(keys["hydra.sweep.dir"]) / "jobs"
+        jobs.mkdir(parents=True)
+        pairs = [(m, int(s)) for m in keys["method"].split(",") for s in keys["seed"].split(",")]
+        for number, pair in enumerate(pairs):
+            (jobs / f"{number}.json").write_text(json.dumps({"folder": f"{pair[0]}-{pair[1]}"}))
+        return 0
+
+    def read(folder: Path, group: str, images: str, name: str, overrides: list[str]) -> dict[str, Any]:
+        return row(int(folder.name.split("-")[1]), name, {"a": [1, 1, 0, 0]})
+
+    prepared: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quality, "fsmerge", merge)
+    monkeypatch.setattr(quality, "row", read)
+    monkeypatch.setattr(quality, "prepare", lambda names: prepared.append(names) or tmp_path)
+    asked = ["--groups=digits_mlp_pair", "--results=here"]
+    for more in (["--methods=kd", "--seeds=1"], ["--methods=average,kd,fs_merge", "--seeds=0,1"], []):
+        monkeypatch.setattr(
+            "sys.argv", ["quality.py", *asked, *(more or ["--methods=kd,fs_merge", "--seeds=0,1"])]
+        )
+        quality.main()
+    assert commands == [("kd", "1"), ("average,fs_merge", "0,1"), ("kd", "0")]
+    assert prepared == [["digits_mlp_pair"], ["digits_mlp_pair"], []]
+    lines = [json.loads(line) for line in Path("here/quality.jsonl").read_text().splitlines()]
+    assert [(line["method"], line["seed"]) for line in lines] == [
+        *(("kd", 1), ("average", 0), ("average", 1), ("fs_merge", 0), ("fs_merge", 1), ("kd", 0))
+    ]
