@@ -5,6 +5,7 @@ r"""The quality benchmark: what a merge keeps of its sources, by images per task
     python scripts/quality.py --groups lower_hebrew --images 50 --methods kd,fs_merge --seeds 0
     python scripts/quality.py --results docs/results/ablation --against=default --groups digits_capitals \
         --methods fs_merge --seeds 0 --label no_mix method.steps=1000 method.mix=0.0
+    python scripts/quality.py --device cuda --jobs 8 --groups lower_hebrew --images 16,50     # on a GPU, in fp32
     python scripts/quality.py --table-only         # tables and picture from the rows that are there
 
 Every run is one line of quality.jsonl in the folder of results (docs/results), added when it is done; a run whose
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from quality_sources import FOR_TUNING, GROUPS, prepare
 from quality_statistics import METHODS, relative
 from quality_table import write_results
@@ -75,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--label", default="", help="name of a variant: with OVERRIDE, beside the plain methods")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one thread")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda; in fp32 on both")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of rows and tables")
     parser.add_argument("--against", default="kd", help="method that the others are compared with in the tables")
     parser.add_argument("--table-only", action="store_true")
@@ -137,6 +140,7 @@ def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
     command = ["merge", "--multirun", "--quiet", "--config-dir", str(folder), f"+models={models}"]
     command += [f"method={','.join(methods)}", *drawn, f"seed={','.join(map(str, seeds))}", "resume=true"]
     command += ["launcher=joblib", f"hydra.launcher.n_jobs={options.jobs}", "hardware.threads=1"]
+    command += [f"hardware.device={options.device}", "hardware.precision=fp32"]
     code = fsmerge([*command, *options.overrides, f"hydra.sweep.dir={sweep}"])
     if code:
         raise SystemExit(f"{group}, {images} images, {shown}: exit code {code}")
@@ -173,9 +177,16 @@ def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[st
         "ensemble_joint": ensemble["joint_top1"],
         "steps": evaluation["cost"]["steps"],
         "seconds": evaluation["cost"]["seconds"]["fit"],
+        "device": _device(evaluation["provenance"]["device"]),
         "versions": evaluation["provenance"]["versions"],
+        "sources_sha256": {own["name"]: own["sha256"] for own in evaluation["provenance"]["sources"]},
         "right": bits,
     }
+
+
+def _device(name: str) -> str:
+    """What the seconds of a run are of."""
+    return torch.cuda.get_device_name() if name.startswith("cuda") else "one CPU thread"
 
 
 def rows(results: Path) -> Iterator[Mapping[str, Any]]:

@@ -1,27 +1,37 @@
-"""The groups of sources that `quality.py` measures on, made on first use and written as +models= files."""
+"""The groups of sources that `quality.py` measures on, written as +models= files.
+
+The sources of the benchmark lie in docs/results/sources, most in float16: trained again, on another processor or
+with another number of threads, they would be other networks, and new rows could not stand beside those that are
+there. One that is missing is trained from its recipe.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from fsmerge_cli.cache import cache_folder
 from fsmerge_cli.entries import Recipe, SourceSpec
 from fsmerge_cli.finetuning import finetune
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import maps_of_spaces
-from fsmerge_cli.output import write_model
+from fsmerge_cli.output import claim, write_model
 from fsmerge_cli.permute import blocks
 from fsmerge_cli.plan import Plan, compile_plan
 from fsmerge_cli.progress import silent
+from fsmerge_cli.rounding import rounded, stored
 from fsmerge_cli.seeding import generator
 from fsmerge_cli.sources import Source, load, model_config
 from fsmerge_cli.zoo import materialise
+
+SOURCES = Path(__file__).resolve().parents[1] / "docs/results/sources"
+"""A folder per source, as a merge reads it."""
 
 TUNING = ("digits", "capitals", "greek", "cyrillic")
 """Alphabets that options were chosen on; nothing is reported on them."""
@@ -76,7 +86,7 @@ def prepare(names: Sequence[str]) -> Path:
             continue
         specs = [_source(alphabet, group) for alphabet in group.alphabets]
         if group.scrambled:
-            specs[-1] = _scrambled(specs[-1], cache_folder() / "quality" / name)
+            specs[-1] = _scrambled(specs[-1], SOURCES / f"{specs[-1].name}_scrambled_{group.width}")
         text = yaml.safe_dump({"sources": [_entry(spec) for spec in specs]}, sort_keys=False, allow_unicode=True)
         head = f"# {len(specs)} glyph transformers for the quality benchmark\ndefaults:\n"
         data = "  - override /data@_global_.data: glyphs\n\n"
@@ -85,22 +95,37 @@ def prepare(names: Sequence[str]) -> Path:
 
 
 def _source(alphabet: str, group: Group) -> SourceSpec:
-    """One source of a group, trained where it is not there yet."""
+    """One source of a group, trained and kept where it is not there yet."""
     own = _spec(alphabet, group.width)
-    if group.parent is None:
-        return materialise(own, silent)
-    parent = materialise(_spec(group.parent, group.width), silent)
-    folder = cache_folder() / "quality" / f"{alphabet}_of_{group.parent}_{group.width}"
+    folder = SOURCES / f"{alphabet}{f'_of_{group.parent}' if group.parent else ''}_{group.width}"
     if not (folder / "model.safetensors").is_file():
-        finetune(
-            {"checkpoint": parent.checkpoint, "task": alphabet, "labels": alphabet},
-            data="glyphs",
-            training={"head_steps": 100, "steps": 600, "lr": 0.001, "batch_size": 128, "patience": None},
-            seed=SEEDS[alphabet],
-            output=folder,
-            overwrite=True,
-        )
+        if group.parent is None:
+            _keep(materialise(own, silent), folder)
+        else:
+            _keep(_fine_tuned(alphabet, group), folder)
     return replace(own, checkpoint=str(folder), labels=None)  # the folder has them
+
+
+def _fine_tuned(alphabet: str, group: Group) -> SourceSpec:
+    """The source of the group's parent, trained further on another alphabet."""
+    parent = _source(group.parent or "", replace(group, parent=None))
+    folder = cache_folder() / "quality" / f"{alphabet}_of_{group.parent}_{group.width}"
+    finetune(
+        {"checkpoint": parent.checkpoint, "task": alphabet, "labels": alphabet},
+        data="glyphs",
+        training={"head_steps": 100, "steps": 600, "lr": 0.001, "batch_size": 128, "patience": None},
+        seed=SEEDS[alphabet],
+        output=folder,
+        overwrite=True,
+    )
+    return replace(_spec(alphabet, group.width), checkpoint=str(folder), labels=None)
+
+
+def _keep(spec: SourceSpec, folder: Path) -> None:
+    """Write a source into `folder` in float16; what is merged is the rounded one."""
+    source = load(spec)
+    with claim(folder, overwrite=True, finished=None) as temporary:
+        _write(temporary, source, stored(rounded(source.weights, "float16"), "float16"), "float16")
 
 
 def _spec(alphabet: str, width: int) -> SourceSpec:
@@ -123,24 +148,24 @@ def _entry(spec: SourceSpec) -> dict[str, Any]:
 
 
 def _scrambled(spec: SourceSpec, folder: Path) -> SourceSpec:
-    """The same function with other weights, written to `folder`."""
-    source = load(spec)
+    """The same function with other weights, kept in `folder`; in float32, so that it stays the same function."""
+    if not (folder / "model.safetensors").is_file():
+        source = load(spec)
+        with claim(folder, overwrite=True, finished=None) as temporary:
+            _write(temporary, source, scramble(source, generator(0, "scramble", spec.name)))
+    return replace(spec, checkpoint=str(folder))
+
+
+def _write(folder: Path, source: Source, weights: Mapping[str, Tensor], dtype: str = "float32") -> None:
+    """A source with `weights` for its own."""
     head = source.head
     if head is None:
-        raise SystemExit(f"{spec.name} has no head")
-    weights = scramble(source, generator(0, "scramble", spec.name))
-    folder.mkdir(parents=True, exist_ok=True)
-    heads = {f"{spec.name}.weight": head.weight}
+        raise SystemExit(f"{source.name} has no head")
+    heads = {f"{source.name}.weight": head.weight}
     if head.bias is not None:
-        heads[f"{spec.name}.bias"] = head.bias
-    write_model(
-        folder,
-        model_config(source.family, source.arch),
-        weights,
-        heads,
-        {"labels": {spec.name: list(head.labels)}},
-    )
-    return replace(spec, checkpoint=str(folder))
+        heads[f"{source.name}.bias"] = head.bias
+    config, facts = model_config(source.family, source.arch), {"labels": {source.name: list(head.labels)}}
+    write_model(folder, config, weights, stored(heads, dtype), facts)
 
 
 def scramble(source: Source, random: torch.Generator) -> dict[str, torch.Tensor]:

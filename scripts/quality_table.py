@@ -25,6 +25,8 @@ def write_results(rows: Sequence[Row], folder: Path, against: str = "kd") -> Non
         for method, found in methods.items():
             if len({tuple(row["overrides"]) for row in found}) > 1:
                 raise SystemExit(f"{cell}: the rows of {method} were not made with the same options")
+        if len({tuple(row["sources_sha256"].items()) for found in methods.values() for row in found}) > 1:
+            raise SystemExit(f"{cell}: the rows were not made of the same sources")
     order = sorted(cells, key=_order)
     tuning = any(group in FOR_TUNING for group, _ in cells)
     head = HEAD.format(against=against, tuning=CHOSEN if tuning else HELD_OUT)
@@ -41,8 +43,8 @@ training images; 95 % interval over test images, and over seeds where there are 
 is taken as it is). `joint`: right answers among the labels of all tasks, softmax per head, plain and
 calibrated, beside the ensemble of all sources. `to {against}`: difference in points of accuracy to the row
 {against} of the same seeds, with its interval, paired image by image. fs_merge and kd have the same questions,
-losses, targets, steps and readouts; the other methods have their own. Seconds are those of the fit on one
-thread of 2 cores that other processes shared, and say little. {tuning} Written by `python scripts/quality.py
+losses, targets, steps and readouts; the other methods have their own. Seconds are those of the fit on the
+device that the row names, which other runs shared. {tuning} Written by `python scripts/quality.py
 --table-only` from quality.jsonl."""
 HELD_OUT = """The options were chosen on the alphabets digits, capitals, greek and cyrillic, none of which is
 reported here."""
@@ -73,8 +75,8 @@ def table(cell: Cell, methods: Mapping[str, Sequence[Row]], against: str) -> str
         f"## {cell[0]}, {cell[1]} images per task\n",
         f"Sources {100 * statistics.mean(first['sources'].values()):.1f} %; ensemble joint "
         f"{_percent(bound, 'softmax')}, calibrated {_percent(bound, 'softmax_calibrated')} %.\n",
-        f"| method | seeds | % of the sources | to {against} | joint | calibrated | steps | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| method | seeds | % of the sources | to {against} | joint | calibrated | steps | seconds | on |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method, found in sorted(methods.items(), key=lambda own: _place(own[0])):
         low, high = relative_interval(found)
@@ -82,12 +84,16 @@ def table(cell: Cell, methods: Mapping[str, Sequence[Row]], against: str) -> str
         lines.append(
             f"| {method} | {len(found)} | {relative(found):.1f} [{low:.1f}, {high:.1f}] | {gap} | "
             f"{_joint(found, 'softmax')} | {_joint(found, 'softmax_calibrated')} | {found[0]['steps']} | "
-            f"{statistics.median(r['seconds'] for r in found):.0f} |"
+            f"{statistics.median(row['seconds'] for row in found):.0f} | {_devices(found)} |"
         )
     options = {method: " ".join(found[0]["overrides"]) for method, found in methods.items()}
     if any(options.values()):
         lines += ["", *(f"- {method}: `{own}`" for method, own in options.items() if own)]
     return "\n".join(lines) + "\n"
+
+
+def _devices(found: Sequence[Row]) -> str:
+    return ", ".join(sorted({row["device"] for row in found}))
 
 
 def _joint(found: Sequence[Row], protocol: str) -> str:

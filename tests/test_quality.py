@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from scipy.stats import norm, t
 
 from fsmerge_cli.align import aligned
+from fsmerge_cli.entries import SourceSpec
 from fsmerge_cli.features import network
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.plan import compile_plan
 from fsmerge_cli.seeding import generator
+from fsmerge_cli.sources import load
 from tests.conftest import REPOSITORY, random_images
 from tests.vits import vit_source
 
@@ -44,26 +47,52 @@ def row(seed: int, method: str, answers: dict[str, list[int]]) -> dict[str, Any]
         **{"tasks": shares, "sources": dict.fromkeys(answers, 0.8), "mean": mean},
         **{"counts": {task: len(own) for task, own in answers.items()}, "right": bits, "steps": 3, "seconds": 1.5},
         "versions": {"torch": "2.1", "timm": "1.0"},
+        **{"device": "one CPU thread", "sources_sha256": dict.fromkeys(answers, "0" * 64)},
         "joint": {"softmax": 0.5, "softmax_calibrated": 0.6},
         "ensemble_joint": {"softmax": 0.7, "softmax_calibrated": 0.75},
     }
 
 
-def test_sources_of_a_shared_parent_bring_their_labels_in_their_folders(
+def test_sources_of_a_shared_parent_are_trained_from_it_once(
     scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """All of them are kept as folders, which have labels themselves; a second call trains nothing."""
     sources, _ = scripts
-    tuned: list[tuple[str, Path]] = []
+    tuned: list[tuple[str, str]] = []
+    monkeypatch.setattr(sources, "SOURCES", tmp_path / "kept")
     monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(sources, "materialise", lambda spec, progress: replace(spec, checkpoint="parent"))
+    monkeypatch.setattr(sources, "materialise", lambda spec, progress: replace(spec, checkpoint="trained"))
     monkeypatch.setattr(
-        sources, "finetune", lambda entry, output, **options: tuned.append((entry["checkpoint"], output))
+        sources, "finetune", lambda entry, output, **options: tuned.append((entry["checkpoint"], entry["task"]))
     )
-    folder = sources.prepare(["hebrew_armenian_of_lower"])
+
+    def keep(spec: SourceSpec, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+
+    monkeypatch.setattr(sources, "_keep", keep)
+    for _ in range(2):
+        folder = sources.prepare(["hebrew_armenian_of_lower"])
     entries = yaml.safe_load((folder / "models/quality_hebrew_armenian_of_lower.yaml").read_text())["sources"]
     assert [entry["name"] for entry in entries] == ["hebrew", "armenian"]
     assert [set(entry) for entry in entries] == [{"name", "arch", "checkpoint"}] * 2
-    assert [("parent", Path(entry["checkpoint"])) for entry in entries] == tuned
+    kept = [str(tmp_path / "kept" / f"{name}_of_lower_96") for name in ("hebrew", "armenian")]
+    assert [entry["checkpoint"] for entry in entries] == kept
+    assert tuned == [(str(tmp_path / "kept/lower_96"), name) for name in ("hebrew", "armenian")]
+
+
+def test_a_source_is_kept_in_half_precision(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    sources, _ = scripts
+    source = vit_source("class token", 1)
+    sources._write(tmp_path / "whole", source, source.weights)
+    sources._keep(SourceSpec(source.name, checkpoint=str(tmp_path / "whole")), tmp_path / "kept")
+    stored = load_file(tmp_path / "kept/model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    again = load(SourceSpec(source.name, checkpoint=str(tmp_path / "kept")))
+    assert source.head is not None
+    assert again.head is not None
+    assert again.head.labels == source.head.labels
+    torch.testing.assert_close(again.weights, source.weights, atol=1e-3, rtol=1e-3)
 
 
 def test_scrambled_weights_are_another_basis_of_the_same_function(scripts: tuple[ModuleType, ModuleType]) -> None:
@@ -124,7 +153,8 @@ def test_the_table_and_the_picture_are_written(scripts: tuple[ModuleType, Module
     assert "## digits_mlp_pair, 50 images per task" in lines
     assert "Sources 80.0 %; ensemble joint 70.0, calibrated 75.0 %." in lines
     assert any(
-        line.startswith("| kd | 2 | 101.6 [") and line.endswith("| - | 50.0 | 60.0 | 3 | 2 |") for line in lines
+        line.startswith("| kd | 2 | 101.6 [") and line.endswith("| - | 50.0 | 60.0 | 3 | 2 | one CPU thread |")
+        for line in lines
     )
     text = (tmp_path / "quality.svg").read_text()
     assert text.count(">kd</text>") == text.count(">fs_merge</text>") == 1  # one legend for all panels
@@ -155,6 +185,16 @@ def test_rows_of_other_options_are_no_further_seeds(
         table.write_results(rows, tmp_path)
 
 
+def test_rows_of_other_sources_do_not_stand_in_one_table(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    _, table = scripts
+    rows = [row(0, method, {"a": [1, 1, 0, 0]}) for method in ("kd", "fs_merge")]
+    rows[1]["sources_sha256"] = {"a": "1" * 64}
+    with pytest.raises(SystemExit, match="the rows were not made of the same sources"):
+        table.write_results(rows, tmp_path)
+
+
 def test_without_calibration_there_is_no_number(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
     _, table = scripts
     found = row(0, "kd", {"a": [1, 1, 0, 0]})
@@ -163,7 +203,7 @@ def test_without_calibration_there_is_no_number(scripts: tuple[ModuleType, Modul
     table.write_results([{**found, "images": "generated"}], tmp_path)
     text = (tmp_path / "quality.md").read_text()
     assert "ensemble joint 70.0, calibrated - %." in text
-    assert "| - | 50.0 | - | 3 | 2 |" in text
+    assert "| - | 50.0 | - | 3 | 2 | one CPU thread |" in text
 
 
 def test_goals_and_drops_are_read_off_the_rows(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
