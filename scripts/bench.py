@@ -321,8 +321,12 @@ def table(lines: Sequence[dict[str, Any]], quick: bool) -> Table:
 
 def markdown(lines: Sequence[dict[str, Any]]) -> str:
     """The rows for the README."""
-    measured = next(line for line in lines if line["ratio"])
-    made = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    made: dict[str, set[str]] = {}
+    for line in lines:
+        if line["ratio"]:
+            parts = [f"{name} {version}" for name, version in line["versions"].items()]
+            made.setdefault(", ".join([*parts, line["measured"]]), set()).add(line["device"])
+    notes = "; ".join(f"{', '.join(sorted(devices))}: {own}" for own, devices in made.items())
     rows = ["| A / B | where | ratio | bar | |", "|---|---|---|---|---|"]
     for line in lines:
         bar = "" if line["bar"] is None else f"{'<=' if line['sense'] == 'at most' else '>='} {line['bar']}"
@@ -330,7 +334,7 @@ def markdown(lines: Sequence[dict[str, Any]]) -> str:
         where = f"{shape if line['shape'] else ''}{line['device']}, {line['threads']} threads"
         ratio = f"{line['ratio']['median']:.3f}" if line["ratio"] else ""
         rows.append(f"| {line['what']} | {where} | {ratio} | {bar} | {verdict(line)} |")
-    return "\n".join([*rows, "", f"Median of interleaved pairs; {made}; {measured['measured']}."])
+    return "\n".join([*rows, "", f"Median of interleaved pairs. {notes}."])
 
 
 def human(value: float, unit: str) -> str:
