@@ -78,12 +78,13 @@ def _masks(targets: Sequence[Captured]) -> tuple[list[Tensor], list[Tensor]]:
 class Extras:
     """What counts beside the features.
 
-    logits: the distance of the heads' answers. apart: how sure a head is of images that are known to be of another
-    task.
+    logits: the distance of the heads' answers; foreign: what of it counts of images that are known to be of
+    another task. apart: how sure a head is of such images.
     """
 
     logits: float = 0.0
     apart: float = 0.0
+    foreign: float = 1.0
 
 
 def objective(
@@ -96,11 +97,10 @@ def objective(
 ) -> Tensor:
     """Weighted mean over sources of the relative squared error of their readout, and of their heads' answers.
 
-    sum_i w_i [mean_{x asked of i} (|U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) + logits KL_i(x)) + apart mean_{x
-    foreign to i} KL(uniform || p_i(x))] / k, the mean of the w_i being 1. Where `apart` counts, KL_i is 0 for the
-    images that are foreign to i, and is divided by as many images all the same. positions: a part of the batch,
-    such as one process's share (None: all of it); the objective of the batch is the sum over its parts where
-    `counts` are those of the batch.
+    sum_i w_i [mean_{x asked of i} (|U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) + logits c_i(x) KL_i(x)) + apart
+    mean_{x foreign to i} KL(uniform || p_i(x))] / k, the mean of the w_i being 1, c_i(x) being `foreign` where x
+    is foreign to i and 1 elsewhere. positions: a part of the batch, such as one process's share (None: all of
+    it); the objective of the batch is the sum over its parts where `counts` are those of the batch.
     """
     positions = batch.positions() if positions is None else positions
     counts = batch.counts() if counts is None else counts
@@ -128,8 +128,6 @@ def source_error(
 ) -> Tensor:
     """Error of one source's readout, summed over the positions that it is asked.
 
-    Where a head is to have no opinion of foreign images (extras.apart), its source's answers to them do not count.
-
     Of none it is a zero with a gradient: every process has to give every parameter one.
     """
     use = batch.wanted[source][positions]
@@ -139,21 +137,19 @@ def source_error(
     estimate = student.readout(features[use], source)
     error = (estimate - answers).square().sum() / (answers.shape[1] * own.variance)
     if extras.logits and own.head is not None:
-        student_says, source_says = own.head(estimate.float()), own.head(answers)
-        if extras.apart:
-            native = ~batch.foreign[source][positions[use]]
-            student_says, source_says = student_says[native], source_says[native]
-        error = error + extras.logits * divergence(student_says, source_says)
+        apart = divergence(own.head(estimate.float()), own.head(answers))
+        share = torch.where(batch.foreign[source][positions[use]], extras.foreign, 1.0)
+        error = error + extras.logits * (share * apart).sum()
     return error
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL divergence of the softened answers [n, classes], summed over images (nats, times T^2).
+    """KL divergence of the softened answers [n, classes] of every image, [n] (nats, times T^2).
 
     Distilling the Knowledge in a Neural Network, arXiv 1503.02531, section 2.
     """
     p, q = (F.log_softmax(logits / TEMPERATURE, dim=1) for logits in (student, teacher))
-    return F.kl_div(p, q, reduction="sum", log_target=True) * TEMPERATURE**2
+    return F.kl_div(p, q, reduction="none", log_target=True).sum(1) * TEMPERATURE**2
 
 
 def sureness(logits: Tensor) -> Tensor:

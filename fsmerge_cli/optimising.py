@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     x = x / (x.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
     for _ in range(ROUNDS):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
@@ -52,27 +51,28 @@ class Muon(torch.optim.Optimizer):
         """One step from the gradients that are there."""
         for group in self.param_groups:
             lr, kept = group["lr"], 1 - group["lr"] * group["weight_decay"]
-            given = {p: p.grad for p in group["params"] if p.grad is not None}
+            given: dict[Tensor, Tensor] = {p: p.grad for p in group["params"] if p.grad is not None}
             for alike in _together(list(given)):
                 rows, cols = alike[0].shape[-2:]
-                ahead = [self._ahead(p, given[p]).reshape(-1, rows, cols) for p in alike]
+                ahead = [t.reshape(-1, rows, cols) for t in self._ahead(alike, [given[p] for p in alike])]
                 turned = torch.split(orthogonalised(torch.cat(ahead)), [len(stack) for stack in ahead])
-                for parameter, part in zip(alike, turned):
-                    parameter.mul_(kept).sub_(part.reshape(parameter.shape), alpha=lr * max(1, rows / cols) ** 0.5)
+                torch._foreach_mul_(alike, kept)
+                parts = [part.reshape(parameter.shape) for parameter, part in zip(alike, turned)]
+                torch._foreach_add_(alike, parts, alpha=-lr * max(1, rows / cols) ** 0.5)
 
-    def _ahead(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    def _ahead(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> Sequence[Tensor]:
         """Nesterov's momentum; the plain one is kept."""
-        state: dict[str, Any] = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum: Tensor = state["momentum"]
-        momentum.lerp_(gradient, 1 - MOMENTUM)
-        return gradient.lerp(momentum, MOMENTUM)
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)  # as torch's own optimisers: a call for all of them
+        return torch._foreach_lerp(gradients, momenta, MOMENTUM)
 
 
-def _together(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _together(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Parameters whose matrices have one shape, at most TOGETHER numbers at a time: one batched product each."""
-    waiting: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    waiting: dict[tuple[int, ...], list[Tensor]] = {}
     for parameter in parameters:
         alike = waiting.setdefault(tuple(parameter.shape[-2:]), [])
         if alike and sum(p.numel() for p in alike) + parameter.numel() > TOGETHER:
@@ -93,5 +93,5 @@ def optimisers(
     turned = {id(matrix) for matrix in matrices}
     rest = [p for p in parameters if id(p) not in turned]
     own = [p for p in parameters if id(p) in turned]
-    adam = [torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay)] if rest else []
+    adam = [torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, fused=True)] if rest else []
     return [*adam, *([Muon(own, matrix_lr, weight_decay)] if own else [])]

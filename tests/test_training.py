@@ -75,7 +75,7 @@ def test_training_lowers_the_loss_and_reports_every_step(make_problem: Make) -> 
     assert len(trace.loss) == 60
     assert [e.done for e in events if e.phase == "train"] == list(range(1, 61))
     assert sum(trace.loss[-5:]) < 0.5 * sum(trace.loss[:5])
-    assert trace.start_error[0] == 0.0
+    assert trace.start_error[0] == pytest.approx(0, abs=1e-10)  # another order of the same sums
     assert trace.trainable == sum(p.numel() for p in supernet.parameters())
 
 

@@ -1,8 +1,7 @@
-"""More questions from few images: augmentation (torchvision's transforms) and mixtures, on pixels in 0..1."""
+"""More questions from few images: augmentation and mixtures, on pixels in 0..1."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
@@ -10,15 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fsmerge_cli.data.strong import SHIFT, strong
 from fsmerge_cli.seeding import derive, generator
 
 Augment = Literal["none", "shift", "paper", "strong"]
 
-SHIFT = 0.125
-"""Largest translation of `shift` and `strong`, as a share of the image."""
-
 TOGETHER = 8
-"""Images that share one draw of an augmentation's parameters where every step draws anew: a call each is slow."""
+"""Images that share one draw of torchvision's transforms where every step draws anew: a call each is slow."""
 
 
 def augmentation(name: Augment, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
@@ -27,44 +24,27 @@ def augmentation(name: Augment, size: tuple[int, int]) -> Callable[[Tensor], Ten
     It draws from torch's global generator.
 
     shift: translations. paper: crop, flip and one of grey, solarise and blur, as FS-Merge's authors train (arXiv
-    2410.01483). strong: rotation, scale, shear, translation, contrast, brightness, blur and noise.
+    2410.01483). strong: rotation, scale, shear, translation, contrast, brightness, blur and noise, each
+    image's own.
     """
+    if name == "none":
+        return _same
+    if name == "strong":
+        return strong
     transform: Callable[[Tensor], Tensor] = _transforms(name, size)
     return transform
 
 
 @cache
-def _transforms(name: Augment, size: tuple[int, int]) -> Any:
-    from torchvision.transforms import InterpolationMode, v2  # slow to import, so only where it is used
+def _transforms(name: Literal["shift", "paper"], size: tuple[int, int]) -> Any:
+    from torchvision.transforms import v2  # slow to import, so only where it is used
 
-    if name == "none":
-        return v2.Identity()
     if name == "shift":
         return v2.RandomAffine(degrees=0, translate=(SHIFT, SHIFT))
-    if name == "paper":
-        # Three of the same probability, as in DeiT III (arXiv 2204.07118).
-        one = [v2.Lambda(_grey), v2.RandomSolarize(0.5, p=1.0), v2.GaussianBlur(3, sigma=(0.1, 2.0))]
-        crop = v2.RandomCrop(size, padding=4, padding_mode="reflect")
-        return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandomChoice(one)])
-    # Reflected, not black, where the turned image leaves a gap.
-    margin = [min(math.ceil(side / 4), side - 1) for side in size]
-    turn = v2.RandomAffine(
-        degrees=12,
-        translate=(SHIFT / 1.5, SHIFT / 1.5),  # of the padded image
-        scale=(0.8, 1.25),
-        shear=12,
-        interpolation=InterpolationMode.BILINEAR,
-    )
-    return v2.Compose(
-        [
-            v2.Pad([margin[1], margin[0]], padding_mode="reflect"),
-            turn,
-            v2.CenterCrop(size),
-            v2.ColorJitter(brightness=0.3, contrast=0.5),
-            v2.RandomApply([v2.GaussianBlur(3, sigma=(0.1, 1.0))], p=0.25),
-            v2.Lambda(_noisy),
-        ]
-    )
+    # Three of the same probability, as in DeiT III (arXiv 2204.07118).
+    one = [v2.Lambda(_grey), v2.RandomSolarize(0.5, p=1.0), v2.GaussianBlur(3, sigma=(0.1, 2.0))]
+    crop = v2.RandomCrop(size, padding=4, padding_mode="reflect")
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandomChoice(one)])
 
 
 def renewed(pixels: Tensor, augment: Augment, mix: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +60,8 @@ def renewed(pixels: Tensor, augment: Augment, mix: float, seed: int, step: int) 
         devices = [pixels.device] if pixels.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derive(seed, "augment", step))
-            pixels = torch.cat([transform(part) for part in torch.split(pixels, TOGETHER)])
+            together = len(pixels) if augment == "strong" else TOGETHER
+            pixels = torch.cat([transform(part) for part in torch.split(pixels, together)])
     if mix:
         return mixed(pixels, mix, generator(seed, "mix", step))
     return pixels, torch.arange(len(pixels), device=pixels.device)
@@ -110,11 +91,10 @@ def mixed(pixels: Tensor, share: float, random: torch.Generator) -> tuple[Tensor
     return pixels.lerp(pixels[other], amount), other
 
 
+def _same(pixels: Tensor) -> Tensor:
+    return pixels
+
+
 def _grey(pixels: Tensor) -> Tensor:
     """Mean over the channels, as many channels as before."""
     return pixels.mean(-3, keepdim=True).expand_as(pixels)
-
-
-def _noisy(pixels: Tensor) -> Tensor:
-    """Gaussian noise of up to a tenth of the range."""
-    return (pixels + torch.randn_like(pixels) * (torch.rand(()).item() * 0.1)).clamp(0, 1)

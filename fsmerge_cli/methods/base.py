@@ -90,10 +90,10 @@ class Trained(Weighted, ABC):
     (of Muon, peak of the one-cycle; null: 0.003 for maps, 0.01 for weights, of any width); weight_decay (of both);
     clip (gradient norm); targets: own compares an image with the source of its task, all with every source.
     logits: what the distance of the heads' answers (KL divergence, temperature 2) counts beside that of the
-    features. apart: cost of a head's being sure of images of other tasks. augment: none, shift, paper, strong, on
-    the images that are trained on; views: fresh (other ones at every step), or how many fixed copies of every
-    image. mix: share of every batch that is mixed with other images. retries: how often to begin again with half
-    the learning rate where the loss is not finite.
+    features; foreign: what of it counts of images of other tasks. apart: cost of a head's being sure of those.
+    augment: none, shift, paper, strong, on the images that are trained on; views: fresh (other ones at every
+    step), or how many fixed copies of every image. mix: share of every batch that is mixed with other images.
+    retries: how often to begin again with half the learning rate where the loss is not finite.
     """
 
     uses_images: ClassVar[bool] = True
@@ -112,10 +112,11 @@ class Trained(Weighted, ABC):
     clip: PositiveFloat = 1.0
     targets: Targets = "all"
     logits: NonNegativeFloat = 1.0
+    foreign: NonNegativeFloat = 0.4
     apart: NonNegativeFloat = 0.2
     augment: Augment = "strong"
     views: Positive | Literal["fresh"] = "fresh"
-    mix: Share = 0.5
+    mix: Share = 0.8
     retries: Count = 0
 
     def all_steps(self, k: int) -> int:
@@ -207,7 +208,7 @@ class Trained(Weighted, ABC):
                     problem.world,
                     problem.keeper,
                     self.asking,
-                    Extras(self.logits, self.apart),
+                    Extras(self.logits, self.apart, self.foreign),
                     phase,
                 )
                 return replace(trace, halved=attempt)
