@@ -39,7 +39,7 @@ def picture(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], shown: Sequence[C
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
-    figure.supxlabel("seconds of the fit", fontsize=10)
+    figure.supxlabel("seconds of the fit, on the device that the tables name", fontsize=10)
     figure.supylabel("% of the sources", fontsize=10)
     names = [name for name in (*METHODS, VARIANT["label"]) if name in legend]
     figure.legend([legend[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=8)
