@@ -137,9 +137,9 @@ def source_error(
     estimate = student.readout(features[use], source)
     error = (estimate - answers).square().sum() / (answers.shape[1] * own.variance)
     if extras.logits and own.head is not None:
-        apart = divergence(own.head(estimate.float()), own.head(answers))
+        distance = divergence(own.head(estimate.float()), own.head(answers))
         share = torch.where(batch.foreign[source][positions[use]], extras.foreign, 1.0)
-        error = error + extras.logits * (share * apart).sum()
+        error = error + extras.logits * (share * distance).sum()
     return error
 
 
