@@ -3,8 +3,8 @@ r"""The quality benchmark: what a merge keeps of its sources, by images per task
     python scripts/quality.py                      # the small matrix (`make quality`), under 30 minutes on 2 cores
     python scripts/quality.py --full               # everything (`make quality-full`), days on 2 cores
     python scripts/quality.py --groups lower_hebrew --images 50 --methods kd,fs_merge --seeds 0
-    python scripts/quality.py --results docs/results/ablation --against=default --groups digits_capitals \
-        --methods fs_merge --seeds 0 --label no_mix method.steps=1000 method.mix=0.0
+    python scripts/quality.py --results docs/results/ablation --against=fs_merge --groups digits_capitals \
+        --methods fs_merge --seeds 0 --label no_mixing method.mix=0.0
     python scripts/quality.py --device cuda --jobs 8 --groups lower_hebrew --images 16,50     # on a GPU, in fp32
     python scripts/quality.py --table-only         # tables and picture from the rows that are there
 
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality_sources import FOR_TUNING, GROUPS, prepare
+from quality_sources import FOR_TUNING, GROUPS, fingerprints, prepare
 from quality_statistics import METHODS, relative
 from quality_table import write_results
 from safetensors.torch import load_file
@@ -106,7 +106,10 @@ def main() -> None:
         todo = [part for block in blocks for part in missing(block, options)]
         if not todo:
             sys.stderr.write(f"{options.results / ROWS} has every row; --results=FOLDER measures anew\n")
-        folder = prepare(list(dict.fromkeys(part[0] for part in todo)))
+        groups = list(dict.fromkeys(part[0] for part in todo))
+        folder = prepare(groups)
+        for group in groups:  # before anything runs
+            same_sources(group, fingerprints(group), options.results)
         for part in todo:
             measure(part, folder, options)
     write_results(list(rows(options.results)), options.results, options.against)
@@ -195,8 +198,22 @@ def rows(results: Path) -> Iterator[Mapping[str, Any]]:
         yield from map(json.loads, (results / ROWS).read_text().splitlines())
 
 
+def same_sources(group: str, found: Mapping[str, str], results: Path) -> None:
+    """Refuse to put rows beside rows of the same group that were made of other sources.
+
+    found: SHA-256 of every source's weights; {}: not known yet.
+    """
+    for row in rows(results):
+        if row["group"] == group and found and row["sources_sha256"] != found:
+            raise SystemExit(
+                f"{results / ROWS} has rows of {group} that were made of other sources ({', '.join(found)}): such "
+                "networks depend on the machine that trains them. --results=FOLDER measures all of it anew."
+            )
+
+
 def add(found: Mapping[str, Any], results: Path) -> None:
     """Add one line and say it."""
+    same_sources(found["group"], found["sources_sha256"], results)
     results.mkdir(parents=True, exist_ok=True)
     with (results / ROWS).open("a") as file:
         file.write(json.dumps(found) + "\n")

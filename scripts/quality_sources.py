@@ -1,8 +1,8 @@
 """The groups of sources that `quality.py` measures on, written as +models= files.
 
-The sources of the benchmark lie in docs/results/sources, most in float16: trained again, on another processor or
-with another number of threads, they would be other networks, and new rows could not stand beside those that are
-there. One that is missing is trained from its recipe.
+The transformers of the benchmark lie in docs/results/sources, most in float16: trained again, on another
+processor or with another number of threads, they would be other networks, and new rows could not stand beside
+those that are there. One that is missing is trained from its recipe.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor
 
 from fsmerge_cli.cache import cache_folder
+from fsmerge_cli.checkpoints import file_sha256
 from fsmerge_cli.entries import Recipe, SourceSpec
 from fsmerge_cli.finetuning import finetune
 from fsmerge_cli.fold import fold
@@ -32,9 +33,6 @@ from fsmerge_cli.zoo import materialise
 
 SOURCES = Path(__file__).resolve().parents[1] / "docs/results/sources"
 """A folder per source, as a merge reads it."""
-
-TUNING = ("digits", "capitals", "greek", "cyrillic")
-"""Alphabets that options were chosen on; nothing is reported on them."""
 
 SEEDS = {
     **{"digits": 1, "capitals": 2, "greek": 3, "cyrillic": 4},
@@ -92,6 +90,16 @@ def prepare(names: Sequence[str]) -> Path:
         data = "  - override /data@_global_.data: glyphs\n\n"
         (folder / "models" / f"quality_{name}.yaml").write_text(head + data + text)
     return folder
+
+
+def fingerprints(name: str) -> dict[str, str]:
+    """SHA-256 of the weights of a prepared group's sources; {} of one that is trained on first use."""
+    group = GROUPS[name]
+    if group is None:
+        return {}
+    text = (cache_folder() / "quality" / "models" / f"quality_{name}.yaml").read_text()
+    entries = yaml.safe_load(text)["sources"]
+    return {own["name"]: file_sha256(Path(own["checkpoint"]) / "model.safetensors") for own in entries}
 
 
 def _source(alphabet: str, group: Group) -> SourceSpec:

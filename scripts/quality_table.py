@@ -45,7 +45,7 @@ calibrated, beside the ensemble of all sources. `to {against}`: difference in po
 {against} of the same seeds, with its interval, paired image by image. fs_merge and kd have the same questions,
 losses, targets, steps and readouts; the other methods have their own. Seconds are those of the fit on the
 device that the row names, which other runs shared. {tuning} Written by `python scripts/quality.py
---table-only` from quality.jsonl."""
+--table-only --against={against} --results=FOLDER` from the quality.jsonl of this folder."""
 HELD_OUT = """The options were chosen on the alphabets digits, capitals, greek and cyrillic, none of which is
 reported here."""
 PICTURE = "![Per cent of the sources' accuracy against seconds of the fit](quality.svg)\n"

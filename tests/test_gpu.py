@@ -74,6 +74,7 @@ def test_a_method_merges_digits_on_the_gpu_and_the_certificates_hold(name: str, 
     evaluation = result.evaluation()
     assert evaluation["provenance"]["device"].startswith("cuda")
     assert evaluation["rows"]["ensemble"]["mean_top1"] > 0.95
+    assert evaluation["rows"]["merged"]["mean_top1"] > 0.4  # five classes each
     assert (tmp_path / "out/merged/model.safetensors").is_file()
 
 

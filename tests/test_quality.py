@@ -195,6 +195,31 @@ def test_rows_of_other_sources_do_not_stand_in_one_table(
         table.write_results(rows, tmp_path)
 
 
+def test_rows_of_other_sources_are_refused_before_anything_runs(
+    scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sources, _ = scripts
+    quality = __import__("quality")
+    old = {**row(0, "kd", {"lower": [1, 0], "hebrew": [1, 1]}), "group": "lower_hebrew"}
+    quality.add(old, tmp_path)
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(sources, "SOURCES", tmp_path / "kept")
+    for name in ("lower", "hebrew"):
+        (tmp_path / f"kept/{name}_96").mkdir(parents=True)
+        (tmp_path / f"kept/{name}_96/model.safetensors").write_text(name)
+    monkeypatch.setattr(quality, "measure", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr("sys.argv", ["quality.py", "--groups=lower_hebrew", f"--results={tmp_path}"])
+    with pytest.raises(SystemExit) as refused:
+        quality.main()
+    assert str(refused.value) == (
+        f"{tmp_path / 'quality.jsonl'} has rows of lower_hebrew that were made of other sources (lower, hebrew): "
+        "such networks depend on the machine that trains them. --results=FOLDER measures all of it anew."
+    )
+    with pytest.raises(SystemExit, match="made of other sources"):
+        quality.add({**old, "sources_sha256": sources.fingerprints("lower_hebrew")}, tmp_path)
+    assert len(list(quality.rows(tmp_path))) == 1
+
+
 def test_without_calibration_there_is_no_number(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
     _, table = scripts
     found = row(0, "kd", {"a": [1, 1, 0, 0]})

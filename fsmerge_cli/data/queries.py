@@ -213,6 +213,6 @@ class _Drawn:
         if self.config.augment == "none":
             return pixels[None]
         augment = augmentation(self.config.augment, (pixels.shape[-2], pixels.shape[-1]))
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        with torch.random.fork_rng(devices=[]):  # they draw from the global generator
             torch.manual_seed(derive(self.seed, "views", self.task, index))
             return torch.stack([pixels, *(augment(pixels) for _ in range(self.config.views))])
