@@ -2,7 +2,7 @@
 
 torchvision's transforms draw once per call, so that a batch is either changed in one and the same way or costs a
 call for each of its images. Eight calls for a batch of 64 were more than a third of the operations of a training
-step, which on a GPU is a third of its time where the networks are small.
+step of small networks, and on a GPU such a step takes as long as it has operations to start.
 """
 
 from __future__ import annotations
