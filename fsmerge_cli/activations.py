@@ -18,6 +18,9 @@ from fsmerge_cli.spaces import Mapped, Port
 FEW = 8
 """Images per batch where the activations of all places are held at once (ViT-B: about 0.5 GB per source)."""
 
+AT_ONCE = 2 * 2**30
+"""Bytes of sums that are held at once; two ViT-B take 4.5 GB, of source 1 against both."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -92,27 +95,43 @@ def correlations(
     batch: int,
     device: torch.device,
     progress: Progress = silent,
+    first: bool = False,
 ) -> dict[str, Tensor]:
     """Pearson correlation of all sources' units, by space: [sum of sizes, sum of sizes], fp64, on the CPU.
 
     All sources see all images. A space that shows in several places gets the mean of their correlations.
-    Units that never vary correlate with nothing.
+    Units that never vary correlate with nothing. first: only of source 1's units with all others, [size of source
+    1, sum of sizes]. Sums of more than AT_ONCE bytes take several passes over the images.
     """
-    wanted = places(plan)
-    totals: dict[Place, tuple[int, Tensor, Tensor]] = {}
-    with torch.inference_mode():
-        for rows in batches(len(images), min(batch, FEW)):
-            pixels = images[rows].to(device)
-            values = [_run(network, wanted, pixels) for network in networks]
-            for place in wanted:
-                x = torch.cat([v[place] for v in values], dim=1).double()
-                count, mean, square = totals.get(place, (0, 0.0, 0.0))
-                totals[place] = (count + len(x), mean + x.sum(0), square + x.T @ x)
-            progress(Event("statistics", rows.stop, len(images), images=1))
+    sizes = {name: sum(space.sources) for name, space in plan.spaces.items()}
+    rows = {name: space.sources[0] if first else sizes[name] for name, space in plan.spaces.items()}
+    parts = _portions(places(plan), {name: 8 * rows[name] * size for name, size in sizes.items()})
     found: dict[str, list[Tensor]] = {}
+    for done, wanted in enumerate(parts):
+        totals: dict[Place, tuple[int, Tensor, Tensor, Tensor]] = {}
+        with torch.inference_mode():
+            for some in batches(len(images), min(batch, FEW)):
+                pixels = images[some].to(device)
+                values = [_run(network, wanted, pixels) for network in networks]
+                for place in wanted:
+                    x = torch.cat([v[place] for v in values], dim=1).double()
+                    count, total, square, product = totals.get(place, (0, 0.0, 0.0, 0.0))
+                    product = product + x[:, : rows[place.space]].T @ x
+                    totals[place] = count + len(x), total + x.sum(0), square + x.square().sum(0), product
+                progress(Event("statistics", done * len(images) + some.stop, len(parts) * len(images), images=1))
+        for place in wanted:
+            found.setdefault(place.space, []).append(_pearson(*totals.pop(place)).cpu())
+    return {space: torch.stack(matrices).mean(0) for space, matrices in found.items()}
+
+
+def _portions(wanted: Sequence[Place], sizes: Mapping[str, int]) -> list[tuple[Place, ...]]:
+    """The places in parts whose sums take no more than AT_ONCE bytes together, or one by one."""
+    parts: list[list[Place]] = [[]]
     for place in wanted:
-        found.setdefault(place.space, []).append(_pearson(*totals.pop(place)))
-    return {space: torch.stack(matrices).mean(0).cpu() for space, matrices in found.items()}
+        if parts[-1] and sum(sizes[own.space] for own in (*parts[-1], place)) > AT_ONCE:
+            parts.append([])
+        parts[-1].append(place)
+    return [tuple(part) for part in parts]
 
 
 def grams(
@@ -196,15 +215,15 @@ def unmerging(
     return found
 
 
-def _pearson(count: int, total: Tensor, square: Tensor) -> Tensor:
-    mean = total / count
-    covariance = square / count - mean[:, None] * mean
-    deviation = covariance.diagonal().clamp(min=0).sqrt()
+def _pearson(count: int, total: Tensor, square: Tensor, product: Tensor) -> Tensor:
+    """[rows, columns], the rows being the first of the columns."""
+    mean, rows = total / count, len(product)
+    covariance = product / count - mean[:rows, None] * mean
+    variance = (square / count - mean.square()).clamp(min=0)
     # A constant unit's variance is a rounding error: small against its mean square, or against the others.
-    dead = covariance.diagonal() <= 1e-12 * square.diagonal() / count
-    dead |= deviation <= 1e-9 * deviation.max().clamp(min=1e-300)
-    scale = torch.where(dead, torch.zeros_like(deviation), 1 / deviation.clamp(min=1e-300))
-    return (covariance * scale[:, None] * scale).clamp(-1, 1)
+    dead = (variance <= 1e-12 * square / count) | (variance <= 1e-18 * variance.max())
+    scale = torch.where(dead, torch.zeros_like(variance), variance.clamp(min=1e-300).rsqrt())
+    return (covariance * scale[:rows, None] * scale).clamp(-1, 1)
 
 
 Keep = Callable[[Place, Tensor], None]

@@ -20,8 +20,9 @@ from fsmerge_cli.errors import ConfigError, DataError
 from fsmerge_cli.features import network
 from fsmerge_cli.permute import Permutations, blocks, permute, shares_inner_order
 from fsmerge_cli.plan import Plan
-from fsmerge_cli.problem import Problem
+from fsmerge_cli.problem import Problem, Solution
 from fsmerge_cli.progress import Event, Progress, silent
+from fsmerge_cli.sources import Source
 from fsmerge_cli.spaces import Port
 
 
@@ -43,11 +44,16 @@ def require_images(problem: Problem, method: str) -> None:
         )
 
 
-def similarities(problem: Problem) -> dict[str, Tensor]:
-    """Correlations of all sources' units on all images, by space: [k size, k size]."""
+def similarities(problem: Problem, first: bool = False) -> dict[str, Tensor]:
+    """Correlations of all sources' units on all images, by space: [k size, k size].
+
+    first: only of source 1's units with all others, [size, k size].
+    """
     networks = [network(s, problem.device) for s in problem.sources]
     batch = problem.hardware.eval_batch
-    return correlations(problem.plan, networks, problem.images.images, batch, problem.device, problem.progress)
+    return correlations(
+        problem.plan, networks, problem.images.images, batch, problem.device, problem.progress, first
+    )
 
 
 def match_all(
@@ -107,7 +113,7 @@ def assignment(similarity: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A problem with its sources in source 1's basis.
+    """A problem with its sources, heads included, in source 1's basis.
 
     back: one map [d, d] per source to its own features. permutations: how each source was reordered, by space;
     empty where none was.
@@ -117,6 +123,11 @@ class Aligned:
     back: tuple[Tensor, ...]
     permutations: tuple[dict[str, Tensor], ...] = ()
 
+    def undone(self, solution: Solution) -> Solution:
+        """A solution of `problem` as one for the sources as they were: its readouts give their own features."""
+        readouts = tuple(B @ U.to(B.device) for B, U in zip(self.back, solution.readouts))
+        return replace(solution, readouts=readouts, permutations=self.permutations)
+
 
 def aligned(problem: Problem, how: str) -> Aligned:
     """The problem with its sources in source 1's basis (`activations`) or as they are (`none`)."""
@@ -124,12 +135,29 @@ def aligned(problem: Problem, how: str) -> Aligned:
     identity = torch.eye(size, device=problem.device)
     if how == "none":
         return Aligned(problem, (identity,) * len(problem.sources))
-    permutations = match_all(problem.plan, similarities(problem), len(problem.sources), problem.progress)
-    sources = [
-        replace(s, weights=permute(problem.plan, s.weights, p)) for s, p in zip(problem.sources, permutations)
-    ]
+    found = similarities(problem, first=True)
+    permutations = match_all(problem.plan, found, len(problem.sources), problem.progress)
+    others = zip(problem.sources[1:], permutations[1:])  # the first one keeps its order
+    sources = [problem.sources[0], *(reordered(problem.plan, s, p) for s, p in others)]
     ordered = replace(problem, sources=sources)
     return Aligned(ordered, tuple(back_to_sources(problem, permutations)), tuple(permutations))
+
+
+def matched(problem: Problem) -> Aligned | None:
+    """The problem with its sources in source 1's basis; None where shapes differ or nothing could be compared."""
+    return aligned(problem, "activations") if problem.plan.same_shape and len(problem.images) else None
+
+
+def reordered(plan: Plan, source: Source, permutations: Permutations) -> Source:
+    """A source with its units in another order, its head reading them in that order."""
+    weights, head = permute(plan, source.weights, permutations), source.head
+    if head is not None:
+        features = permutations[plan.features.space]
+        if head.readout is None:
+            head = replace(head, weight=head.weight[:, features])
+        else:
+            head = replace(head, readout=head.readout[:, features])
+    return replace(source, weights=weights, head=head)
 
 
 RIDGE = 1e-2

@@ -32,7 +32,7 @@ class Captured:
     units; it scales the loss of the task, so that a source with large features does not drown the others.
     read: rows of the images -> features, from wherever they are kept. answer: new images -> features. weight: how
     much the source counts, 1 on average. head: the source's own, where it has one. foreign: [n] (rows of another
-    task).
+    task). The masks are in host memory.
     """
 
     wanted: Tensor
@@ -95,8 +95,8 @@ def capture(
             variance = _variance(table[part] for part in torch.split(train, hardware.eval_batch))
         head = source.head.to(device) if source.head else None
         asked = _Teacher(source, pixels, hardware, device)  # another one: this one's network is done with
-        foreign = ((images.task != index) & (images.task != NOBODY)).to(device)
-        captured.append(Captured(wanted.to(device), variance, read, asked.answer, foreign, head=head))
+        foreign = (images.task != index) & (images.task != NOBODY)
+        captured.append(Captured(wanted, variance, read, asked.answer, foreign, head=head))
         told.source(len(rows))
     return tuple(captured)
 

@@ -38,6 +38,7 @@ class Batch:
     wanted: which source is asked what, [k, n]. pixels: positions in the batch [m] -> images [m, C, H, W].
     answers: source, positions that it is asked -> its features [m, d_i]. Nothing is computed before its time.
     foreign: which image is known to be none of a source's, [k, n].
+    Masks and positions are in host memory: to look into one on a GPU is to wait for all that it has yet to do.
     """
 
     wanted: Tensor
@@ -48,6 +49,7 @@ class Batch:
     @classmethod
     def of(cls, pixels: Feed | Tensor, targets: Sequence[Captured], rows: Tensor) -> Batch:
         """The images `rows` of a table as they are, with the answers that were captured."""
+        rows = rows.cpu()
         wanted, foreign = (torch.stack([m[rows] for m in masks]) for masks in _masks(targets))
         return cls(wanted, lambda use: pixels[rows[use]], lambda i, use: targets[i].at(rows[use]), foreign)
 
@@ -59,7 +61,11 @@ class Batch:
         """
         wanted, foreign = (torch.stack([m[rows] for m in masks]) for masks in _masks(targets))
         foreign = foreign & torch.stack([own.foreign[other] for own in targets])
-        return cls(wanted, lambda use: pixels[use], lambda i, use: targets[i].answer(pixels[use]), foreign)
+
+        def at(use: Tensor) -> Tensor:
+            return taken(pixels, use)
+
+        return cls(wanted, at, lambda i, use: targets[i].answer(at(use)), foreign)
 
     def counts(self) -> Tensor:
         """How many images each source is asked, and is none of, [2, k]; 1 for none, to be divided by."""
@@ -67,7 +73,12 @@ class Batch:
 
     def positions(self) -> Tensor:
         """All positions, [n]."""
-        return torch.arange(self.wanted.shape[1], device=self.wanted.device)
+        return torch.arange(self.wanted.shape[1])
+
+
+def taken(table: Tensor, use: Tensor) -> Tensor:
+    """The rows `use` (increasing, in host memory) of a table on any device; itself where they are all."""
+    return table if len(use) == len(table) else table[use.to(table.device, non_blocking=True)]
 
 
 def _masks(targets: Sequence[Captured]) -> tuple[list[Tensor], list[Tensor]]:
@@ -102,15 +113,15 @@ def objective(
     is foreign to i and 1 elsewhere. positions: a part of the batch, such as one process's share (None: all of
     it); the objective of the batch is the sum over its parts where `counts` are those of the batch.
     """
-    positions = batch.positions() if positions is None else positions
+    positions = batch.positions() if positions is None else positions.cpu()  # DDP moves what it is given
     counts = batch.counts() if counts is None else counts
     features = student(batch.pixels(positions))
     total = features.new_zeros((), dtype=torch.float32)
     for i, own in enumerate(targets):
         error = source_error(student, features, batch, positions, own, i, extras) / counts[0, i]
-        strange = batch.foreign[i][positions] if extras.apart and own.head is not None else None
-        if strange is not None and own.head is not None and bool(strange.any()):
-            answers = own.head(student.readout(features[strange], i).float())
+        strange = batch.foreign[i][positions].nonzero().flatten() if extras.apart else positions[:0]
+        if own.head is not None and len(strange):
+            answers = own.head(student.readout(taken(features, strange), i).float())
             error = error + extras.apart * sureness(answers) / counts[1, i]
         total = total + own.weight * error
     mean: Tensor = total / len(targets)
@@ -130,16 +141,16 @@ def source_error(
 
     Of none it is a zero with a gradient: every process has to give every parameter one.
     """
-    use = batch.wanted[source][positions]
-    if not bool(use.any()):
+    use = batch.wanted[source][positions].nonzero().flatten()
+    if not len(use):
         return student.readout(features[:1], source)[:0].float().sum()
     answers = batch.answers(source, positions[use])
-    estimate = student.readout(features[use], source)
+    estimate = student.readout(taken(features, use), source)
     error = (estimate - answers).square().sum() / (answers.shape[1] * own.variance)
     if extras.logits and own.head is not None:
         distance = divergence(own.head(estimate.float()), own.head(answers))
         share = torch.where(batch.foreign[source][positions[use]], extras.foreign, 1.0)
-        error = error + extras.logits * (share * distance).sum()
+        error = error + extras.logits * (share.to(distance.device, non_blocking=True) * distance).sum()
     return error
 
 

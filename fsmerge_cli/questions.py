@@ -102,7 +102,7 @@ class Questions:
 
     def batch(self, step: int) -> Batch:
         """The questions of one step."""
-        rows = self.order.batch(step).to(self.pixels.device)
+        rows = self.order.batch(step)
         if not self.asking.fresh:
             return Batch.of(self.pixels, self.targets, rows)
         asking = self.asking

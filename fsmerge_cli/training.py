@@ -162,7 +162,6 @@ def _errors(
     extras: Extras = NOTHING,
 ) -> tuple[float, ...]:
     """Error per source over `rows`, in large batches; each process takes its share of them."""
-    rows = rows.to(device)
     sums = torch.zeros(len(targets), dtype=torch.double, device=device)
     with torch.no_grad(), hardware.autocast(device):
         for part in torch.split(world.share(rows), hardware.eval_batch):
@@ -173,5 +172,5 @@ def _errors(
                 errors = [source_error(student, features, batch, at, t, i, extras) for i, t in enumerate(targets)]
                 sums += torch.stack(errors)
     counts = torch.stack([own.wanted[rows].sum() for own in targets])
-    means = (world.total(sums) / counts).tolist()
+    means = (world.total(sums).cpu() / counts).tolist()
     return tuple(means)  # not a number for a source that no row is compared with

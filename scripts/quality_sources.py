@@ -68,9 +68,10 @@ GROUPS: dict[str, Group | None] = {
     "four_alphabets": Group(("lower", "hebrew", "armenian", "symbols")),
     "digits_capitals": Group(("digits", "capitals")),
     "greek_cyrillic": Group(("greek", "cyrillic")),
+    "four_for_tuning": Group(("digits", "capitals", "greek", "cyrillic")),
 }
 
-FOR_TUNING = ("digits_capitals", "greek_cyrillic")
+FOR_TUNING = ("digits_capitals", "greek_cyrillic", "four_for_tuning")
 """Groups of the tuning alphabets, no part of what is reported."""
 
 

@@ -234,6 +234,24 @@ def test_the_operations_of_an_mlp_are_two_per_weight() -> None:
     assert network.widest == 4 * (16 + 16)
 
 
+def test_a_matched_start_costs_reordered_copies_and_a_pass_of_all_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [mlp_source(name, [8, 6], seed) for seed, name in enumerate("abc")]
+    plan, work = compile_plan(sources), estimate.Workload(train=(50, 50, 50), test=())
+    network = estimate.measure(plan)
+    monkeypatch.setattr(estimate, "resident", lambda: 1000)
+    matched, average = (FSMerge(start=start) for start in ("matched", "average"))  # type: ignore[arg-type]
+
+    def memory(method: FSMerge) -> int:
+        return estimate.peak_memory(plan, [1, 1, 1], method, Hardware(), work, network)
+
+    def operations(method: FSMerge) -> float:
+        return estimate.operations(plan, method, work, network)
+
+    assert memory(matched) - memory(average) == 2 * 4 * network.numbers
+    assert operations(matched) - operations(average) == 3 * 150 * network.operations
+    assert not estimate.reorders(compile_plan(sources, (4, 4)), matched)
+
+
 # The command
 
 

@@ -285,8 +285,8 @@ def test_torchrun_shares_one_folder_one_voice_and_one_training_of_the_sources(
     ran = torchrun(tmp_path, *PAIR, *recipes, *TWO, "output.dir=two")
     assert ran.returncode == 0, ran.stderr
     said = [line.partition(":")[0] for line in ran.stderr.splitlines()]
-    phases = ["train source low", "train source high", "look at test images", "read images", "capture"]
-    phases += ["train", "train"]
+    phases = ["train source low", "train source high", "look at test images", "read images"]
+    phases += ["statistics", "match units", "capture", "train", "train"]
     rows = [f"evaluate {row}" for row in ("sources", "average", "merged")]
     assert said == [*phases, *rows, "compare layers", "certify", "write"]
     assert ran.stdout.count("merged model: two/merged") == 1

@@ -78,7 +78,10 @@ def photographs(root: Path, tasks: list[str]) -> None:
 @pytest.mark.parametrize(
     ("models", "method"),
     [
-        ("vit_b_pair", ["fs_merge", "method.maps=diagonal", "method.steps=1", "method.batch_size=2"]),
+        (
+            "vit_b_pair",
+            ["fs_merge", "method.maps=diagonal", "method.steps=1", "method.batch_size=2", "method.start=first"],
+        ),
         ("clip_vit_b_pair", ["average"]),
     ],
 )

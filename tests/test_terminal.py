@@ -126,7 +126,7 @@ def test_a_pipe_gets_no_control_characters(capfd: pytest.CaptureFixture[str]) ->
     assert not set("\x1b\r\b") & {*out, *err}
     phases = [line.partition(":")[0] for line in err.splitlines()]
     rows = ["evaluate sources", "evaluate average", "evaluate merged"]
-    before = ["look at test images", "read images", "capture", "train"]
+    before = ["look at test images", "read images", "statistics", "match units", "capture", "train"]
     assert phases == [*before, *rows, "compare layers", "certify", "write"]
     assert re.search(r"^train: 20/20 loss \S+  lr \S+  validation \S+  [\d,]+ images/s$", err, re.MULTILINE)
 

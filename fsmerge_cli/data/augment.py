@@ -50,7 +50,7 @@ def _transforms(name: Literal["shift", "paper"], size: tuple[int, int]) -> Any:
 def renewed(pixels: Tensor, augment: Augment, mix: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The images of one step's batch, augmented and mixed anew [n, C, H, W]; depends on (seed, step) alone.
 
-    Also which image of the batch is mixed into each [n] (itself: none).
+    Also which image of the batch is mixed into each [n] (itself: none), in host memory.
 
     mix: share of the images that become a mixture with another one of the batch, of which they keep at least half.
     """
@@ -64,7 +64,7 @@ def renewed(pixels: Tensor, augment: Augment, mix: float, seed: int, step: int) 
             pixels = torch.cat([transform(part) for part in torch.split(pixels, together)])
     if mix:
         return mixed(pixels, mix, generator(seed, "mix", step))
-    return pixels, torch.arange(len(pixels), device=pixels.device)
+    return pixels, torch.arange(len(pixels))
 
 
 def mixed(pixels: Tensor, share: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -87,8 +87,8 @@ def mixed(pixels: Tensor, share: float, random: torch.Generator) -> tuple[Tensor
     rectangle = (inside[0][:, :, None] & inside[1][:, None, :]).float()
     amount = torch.where((kind < share / 2)[:, None, None], part[:, None, None], rectangle)
     amount = torch.where((kind < share)[:, None, None], amount, torch.zeros(()))[:, None].to(pixels.device)
-    other = torch.where(kind < share, other, torch.arange(n)).to(pixels.device)
-    return pixels.lerp(pixels[other], amount), other
+    other = torch.where(kind < share, other, torch.arange(n))
+    return pixels.lerp(pixels[other.to(pixels.device)], amount), other
 
 
 def _same(pixels: Tensor) -> Tensor:

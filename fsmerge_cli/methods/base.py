@@ -104,7 +104,7 @@ class Trained(Weighted, ABC):
 
     steps: Positive = 2000
     budget: Budget = "default"
-    batch_size: Positive = 64
+    batch_size: Positive = 128
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: PositiveFloat | None = None
     matrix_lr: PositiveFloat | None = None

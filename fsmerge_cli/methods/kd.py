@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fsmerge_cli.align import unmerging_start
+from fsmerge_cli.align import matched, unmerging_start
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, start_maps
@@ -27,9 +27,11 @@ KDStart = Literal["first", "average", "aligned", "random"]
 
 @dataclass(frozen=True, config=FORBID)
 class Distillation(Trained):
-    """All weights are trained, from source 1 (first, aligned), the mean (average) or afresh (random).
+    """All weights are trained, from source 1 (first, aligned), the mean (average, matched) or afresh (random).
 
-    start=aligned: with readouts fitted to the other sources' features by least squares. readout: linear gives
+    start=aligned: with readouts fitted to the other sources' features by least squares. start=matched: the mean of
+    the sources with their units reordered to fit source 1's by activation matching; of sources of different shapes
+    the mean. readout: linear gives
     the student what U_out gives FS-Merge, one linear map per source, folded into its head; identity compares
     features as they are. Running statistics stay those of the start.
     """
@@ -38,11 +40,14 @@ class Distillation(Trained):
     MATRICES: ClassVar[float] = 1e-2
 
     name: Literal["kd"] = "kd"
-    start: KDStart = "aligned"
+    start: KDStart | Literal["matched"] = "matched"
     readout: Literal["linear", "identity"] = "linear"
 
     def fit(self, problem: Problem) -> Solution:
         """Train the student and return its weights."""
+        if self.start == "matched":
+            found, plain = matched(problem), replace(self, start="average")
+            return found.undone(plain.fit(found.problem)) if found else plain.fit(problem)
         weights = self.weights_of_tasks(len(problem.sources))
         student = StudentNetwork(problem, self.start, self.readout, weights)
         return student.solution(self.train(problem, student))

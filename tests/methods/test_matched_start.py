@@ -1,0 +1,165 @@
+"""start=matched: from the mean of the sources, their units reordered to fit source 1's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fsmerge_cli import activations
+from fsmerge_cli.align import aligned, reordered, similarities
+from fsmerge_cli.certificates import Proof
+from fsmerge_cli.features import network
+from fsmerge_cli.fold import fold_head
+from fsmerge_cli.methods import METHODS, Problem
+from fsmerge_cli.methods.kd import Distillation
+from fsmerge_cli.permute import permute, random_permutations
+from fsmerge_cli.plan import compile_plan
+from fsmerge_cli.sources import Head, Source
+from tests.conftest import distilling, folding, mlp_source, random_images
+from tests.vits import vit_source
+
+pytestmark = pytest.mark.full
+
+SOURCES = {
+    "mlp, batch norm": lambda name, seed: mlp_source(name, [12, 9], seed, norm="batch", activation="tanh"),
+    "class token": lambda name, seed: vit_source("class token", seed),
+    "q/k norm": lambda name, seed: vit_source("q/k norm", seed),
+}
+
+UNMOVED: dict[str, Any] = {"steps": 2, "lr": 1e-12, "start": "matched"}
+
+
+def headed(source: Source, kept: bool = False) -> Source:
+    """With a head; kept: one that reads merged features through a matrix of its own."""
+    random, size = torch.Generator().manual_seed(3), source.arch.features
+    weight, readout = torch.randn(4, size, generator=random), torch.randn(size, size, generator=random)
+    return replace(source, head=Head(weight, None, ("a", "b", "c", "d"), kept, True, readout if kept else None))
+
+
+def twins(case: str, copies: int = 1) -> Problem:
+    """A source and shuffled copies of it."""
+    source = headed(SOURCES[case]("a", 1))
+    plan = compile_plan([source, replace(source, name="twin")])
+    orders = [random_permutations(plan, 0, torch.Generator().manual_seed(7 + i)) for i in range(copies)]
+    shuffled = [replace(reordered(plan, source, order), name=f"copy{i}") for i, order in enumerate(orders)]
+    sources = [source, *shuffled]
+    return Problem(compile_plan(sources), sources, random_images(len(sources), 60, source.arch.input_size))
+
+
+def pair(case: str) -> Problem:
+    sources = [replace(headed(SOURCES[case](name, seed)), name=name) for name, seed in (("a", 1), ("b", 2))]
+    return Problem(compile_plan(sources), sources, random_images(2, 40, sources[0].arch.input_size))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("case", SOURCES)
+def test_a_reordered_source_answers_as_before_its_head_included(case: str, kept: bool) -> None:
+    source = headed(SOURCES[case]("a", 1), kept)
+    plan = compile_plan([source, replace(source, name="twin")])
+    order = random_permutations(plan, 0, torch.Generator().manual_seed(5))
+    other, pixels = reordered(plan, source, order), random_images(1, 9, source.arch.input_size).images
+    z, shuffled = network(source)(pixels), network(other)(pixels)
+    assert not torch.allclose(z, shuffled, atol=1e-2)
+    assert source.head is not None
+    assert other.head is not None
+    torch.testing.assert_close(other.head(shuffled), source.head(z), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "method", [folding(**UNMOVED), folding(**UNMOVED, maps="low_rank", rank=2), distilling(**UNMOVED)]
+)
+@pytest.mark.parametrize("case", SOURCES)
+def test_shuffled_copies_start_without_an_error(case: str, method: Any) -> None:
+    problem = twins(case, copies=2)
+    solution = method.fit(problem)
+    assert max(solution.trace.start_error) < 1e-6
+    merged = problem.plan.skeleton()
+    merged.load_state_dict(dict(solution.weights), assign=True)
+    for source, U in zip(problem.sources, solution.readouts):
+        expected = network(source)(problem.images.images)
+        torch.testing.assert_close(merged(problem.images.images) @ U.T, expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_the_start_is_what_activation_matching_makes(case: str) -> None:
+    problem = pair(case)
+    expected = METHODS["activation_matching"]().fit(problem)
+    for method in (folding(**UNMOVED), distilling(**UNMOVED)):
+        found = method.fit(problem)
+        for name, tensor in expected.weights.items():
+            torch.testing.assert_close(found.weights[name], tensor, atol=1e-6, rtol=1e-5)
+        for own, other in zip(found.readouts, expected.readouts):
+            torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-5)
+        assert [{n: p.tolist() for n, p in orders.items()} for orders in found.permutations] == [
+            {n: p.tolist() for n, p in orders.items()} for orders in expected.permutations
+        ]
+
+
+@pytest.mark.parametrize("release", [0.0, 0.5])
+def test_what_is_folded_is_proven_against_the_reordered_sources(release: float) -> None:
+    problem = pair("class token")
+    solution = folding(steps=4, start="matched", release=release).fit(problem)
+    heads = {s.name: fold_head(s.head, U) for s, U in zip(problem.sources, solution.readouts) if s.head}
+    proof = Proof(problem.plan, problem.sources, solution, heads, problem.images.images[:6])
+    from fsmerge_cli.certificates import _heads, _permuted, _unfolded
+
+    with torch.no_grad():
+        merged = problem.plan.skeleton().double()
+        merged.load_state_dict({n: t.double() for n, t in solution.weights.items()}, assign=True)
+        features = merged.eval()(proof.pixels.double())
+        tensors = {f"{name}.weight": head.weight for name, head in heads.items()}
+        found = [_unfolded(proof, features), _heads(proof, tensors, features), _permuted(proof)]
+        assert [c.error is not None and c.holds for c in found] == [True, True, True]
+        stage = solution.stages[0]  # as they were, the sources do not make what was folded
+        wrong = replace(solution, stages=(replace(stage, sources=problem.weights()),))
+        assert not _unfolded(replace(proof, solution=wrong), features).holds
+
+
+@pytest.mark.parametrize("make", [folding, distilling])
+def test_of_sources_of_different_shapes_a_matched_start_is_the_average(make: Any) -> None:
+    sources = [mlp_source("a", [8, 6], 1), mlp_source("b", [8, 5], 2)]
+    problem = Problem(compile_plan(sources), sources, random_images(2, 12))
+    one, two = (make(steps=2, start=start).fit(problem) for start in ("matched", "average"))
+    assert all(torch.equal(one.weights[n], two.weights[n]) for n in one.weights)
+
+
+def test_three_sources_one_after_the_other_from_matched_starts() -> None:
+    problem = twins("mlp, batch norm", copies=2)
+    solution = folding(**UNMOVED, sequential=True).fit(problem)
+    merged = problem.plan.skeleton()
+    merged.load_state_dict(dict(solution.weights), assign=True)
+    assert len(solution.stages) == 2
+    for source, U in zip(problem.sources, solution.readouts):
+        expected = network(source)(problem.images.images)
+        torch.testing.assert_close(merged.eval()(problem.images.images) @ U.T, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_both_methods_have_it_by_default() -> None:
+    assert METHODS["fs_merge"]().start == Distillation().start == "matched"
+
+
+@pytest.mark.parametrize("at_once", [1, 2**30])
+def test_correlations_with_source_1_are_rows_of_all_of_them(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = pair("class token")
+    whole = similarities(problem)
+    monkeypatch.setattr(activations, "AT_ONCE", at_once)
+    events: list[tuple[int, int]] = []
+    told = replace(problem, progress=lambda event: events.append((event.done, event.total)))
+    some = similarities(told, first=True)
+    for name, space in problem.plan.spaces.items():
+        assert some[name].shape == (space.sources[0], sum(space.sources))
+        torch.testing.assert_close(some[name], whole[name][: space.sources[0]])
+    passes = len(activations.places(problem.plan)) if at_once == 1 else 1
+    assert events[-1] == (passes * 80, passes * 80)
+    assert [done for done, _ in events] == sorted(done for done, _ in events)
+
+
+def test_the_order_found_is_the_one_of_all_correlations() -> None:
+    problem = pair("class token")
+    found = aligned(problem, "activations")
+    for source, own, order in zip(problem.sources, found.problem.sources, found.permutations):
+        expected = permute(problem.plan, source.weights, order)
+        assert all(torch.equal(own.weights[name], expected[name]) for name in expected)
