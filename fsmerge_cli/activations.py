@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ FEW = 8
 """Images per batch where the activations of all places are held at once (ViT-B: about 0.5 GB per source)."""
 
 AT_ONCE = 2 * 2**30
-"""Bytes of sums that are held at once; two ViT-B take 4.5 GB, of source 1 against both."""
+"""Bytes of sums that lie on a GPU at once; for two ViT-B they are 2.4 GB, of source 1 against both."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,22 @@ def correlations(
     device: torch.device,
     progress: Progress = silent,
     first: bool = False,
+    at_once: int | None = None,
 ) -> dict[str, Tensor]:
     """Pearson correlation of all sources' units, by space: [sum of sizes, sum of sizes], fp64, on the CPU.
 
     All sources see all images. A space that shows in several places gets the mean of their correlations.
     Units that never vary correlate with nothing. first: only of source 1's units with all others, [size of source
-    1, sum of sizes]. Sums of more than AT_ONCE bytes take several passes over the images.
+    1, sum of sizes]. Sums of more than `at_once` bytes (on a GPU AT_ONCE) take several passes over the images.
     """
+    if at_once is None and device.type == "cuda":
+        at_once = AT_ONCE
     sizes = {name: sum(space.sources) for name, space in plan.spaces.items()}
     rows = {name: space.sources[0] if first else sizes[name] for name, space in plan.spaces.items()}
-    parts = _portions(places(plan), {name: 8 * rows[name] * size for name, size in sizes.items()})
-    found: dict[str, list[Tensor]] = {}
+    shown = places(plan)
+    parts = _portions(shown, {name: 8 * rows[name] * size for name, size in sizes.items()}, at_once)
+    often = Counter(place.space for place in shown)
+    found: dict[str, Tensor] = {}
     for done, wanted in enumerate(parts):
         totals: dict[Place, tuple[int, Tensor, Tensor, Tensor]] = {}
         with torch.inference_mode():
@@ -120,15 +126,16 @@ def correlations(
                     totals[place] = count + len(x), total + x.sum(0), square + x.square().sum(0), product
                 progress(Event("statistics", done * len(images) + some.stop, len(parts) * len(images), images=1))
         for place in wanted:
-            found.setdefault(place.space, []).append(_pearson(*totals.pop(place)).cpu())
-    return {space: torch.stack(matrices).mean(0) for space, matrices in found.items()}
+            share = _pearson(*totals.pop(place)).cpu() / often[place.space]
+            found[place.space] = found[place.space].add_(share) if place.space in found else share
+    return found
 
 
-def _portions(wanted: Sequence[Place], sizes: Mapping[str, int]) -> list[tuple[Place, ...]]:
-    """The places in parts whose sums take no more than AT_ONCE bytes together, or one by one."""
+def _portions(wanted: Sequence[Place], sizes: Mapping[str, int], at_once: int | None) -> list[tuple[Place, ...]]:
+    """The places in parts whose sums take no more than so many bytes together, or one by one."""
     parts: list[list[Place]] = [[]]
     for place in wanted:
-        if parts[-1] and sum(sizes[own.space] for own in (*parts[-1], place)) > AT_ONCE:
+        if at_once and parts[-1] and sum(sizes[own.space] for own in (*parts[-1], place)) > at_once:
             parts.append([])
         parts[-1].append(place)
     return [tuple(part) for part in parts]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -20,7 +21,7 @@ from fsmerge_cli.errors import ConfigError, DataError
 from fsmerge_cli.features import network
 from fsmerge_cli.permute import Permutations, blocks, permute, shares_inner_order
 from fsmerge_cli.plan import Plan
-from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.problem import Problem, Solution, Stage
 from fsmerge_cli.progress import Event, Progress, silent
 from fsmerge_cli.sources import Source
 from fsmerge_cli.spaces import Port
@@ -123,11 +124,6 @@ class Aligned:
     back: tuple[Tensor, ...]
     permutations: tuple[dict[str, Tensor], ...] = ()
 
-    def undone(self, solution: Solution) -> Solution:
-        """A solution of `problem` as one for the sources as they were: its readouts give their own features."""
-        readouts = tuple(B @ U.to(B.device) for B, U in zip(self.back, solution.readouts))
-        return replace(solution, readouts=readouts, permutations=self.permutations)
-
 
 def aligned(problem: Problem, how: str) -> Aligned:
     """The problem with its sources in source 1's basis (`activations`) or as they are (`none`)."""
@@ -135,17 +131,53 @@ def aligned(problem: Problem, how: str) -> Aligned:
     identity = torch.eye(size, device=problem.device)
     if how == "none":
         return Aligned(problem, (identity,) * len(problem.sources))
-    found = similarities(problem, first=True)
-    permutations = match_all(problem.plan, found, len(problem.sources), problem.progress)
-    others = zip(problem.sources[1:], permutations[1:])  # the first one keeps its order
+    return in_order(problem, matching(problem))
+
+
+def matching(problem: Problem) -> list[dict[str, Tensor]]:
+    """The permutations that bring every source's units into source 1's order."""
+    return match_all(problem.plan, similarities(problem, first=True), len(problem.sources), problem.progress)
+
+
+def in_order(problem: Problem, permutations: Sequence[dict[str, Tensor]]) -> Aligned:
+    """The problem with its sources reordered; the first one keeps its order."""
+    others = zip(problem.sources[1:], permutations[1:])
     sources = [problem.sources[0], *(reordered(problem.plan, s, p) for s, p in others)]
     ordered = replace(problem, sources=sources)
     return Aligned(ordered, tuple(back_to_sources(problem, permutations)), tuple(permutations))
 
 
-def matched(problem: Problem) -> Aligned | None:
-    """The problem with its sources in source 1's basis; None where shapes differ or nothing could be compared."""
-    return aligned(problem, "activations") if problem.plan.same_shape and len(problem.images) else None
+ELSEWHERE: Literal["aligned"] = "aligned"
+"""The start that takes the place of start=matched where there is nothing to be reordered."""
+
+
+def matches(plan: Plan, images: int) -> bool:
+    """Whether start=matched can reorder: sources of the merged model's shape, and something to compare them on."""
+    return plan.same_shape and images > 0
+
+
+def fit_matched(problem: Problem, fit: Callable[[Problem, Literal["average", "aligned"]], Solution]) -> Solution:
+    """What `fit(problem, start)` makes of the mean of the reordered sources, as a solution for them as they are.
+
+    The order is the first process's, and part of the state of the trainings: another one, by so much as a rounded
+    correlation between units that are alike, would not fit weights that were trained with this one.
+    """
+    if not matches(problem.plan, len(problem.images)):
+        return fit(problem, ELSEWHERE)
+    k, keeper, spaces = len(problem.sources), problem.keeper, problem.plan.spaces
+    kept = keeper.found_beside()
+    found = [{n: kept[f"{i}.{n}"] for n in spaces} for i in range(k)] if kept else matching(problem)
+    permutations = tuple({name: problem.world.first(p) for name, p in own.items()} for own in found)
+    keeper.beside = {f"{i}.{name}": p for i, own in enumerate(permutations) for name, p in own.items()}
+    ordered = in_order(problem, permutations)
+    solution = fit(ordered.problem, "average")
+    readouts = tuple(B @ U.to(B.device) for B, U in zip(ordered.back, solution.readouts))
+    stages = solution.stages
+    if solution.maps is not None:  # they fold the reordered sources, which a stage can say
+        stages = (Stage(problem.plan, solution.maps, (), solution.weights),)
+    originals = problem.weights("cpu")
+    stages = tuple(replace(stage, sources=originals, permutations=permutations) for stage in stages)
+    return replace(solution, readouts=readouts, maps=None, stages=stages, permutations=permutations)
 
 
 def reordered(plan: Plan, source: Source, permutations: Permutations) -> Source:

@@ -167,29 +167,46 @@ def _loads(proof: Proof, folder: Path) -> bool:
 
 def _unfolded(proof: Proof, features: Tensor) -> Certificate:
     what = "features of the written file = features of the sources side by side between the maps, in fp64"
-    if proof.solution.stages:
-        errors = [_stage_error(proof, stage) for stage in proof.solution.stages]
+    stages = proof.solution.stages
+    if len(stages) == 1 and not proof.solution.released:  # all of the merge, of reordered sources
+        return Certificate("unfolded", what, max(_readout_errors(proof, stages[0], features)), TOLERANCE)
+    if stages:
+        errors = [_stage_error(proof, stage) for stage in stages]
         if proof.solution.released:  # what was trained on after the fold has no maps
             what = "what was folded before the release = features of the sources side by side between the maps"
             return Certificate("unfolded", what, max(errors), TOLERANCE)
-        last = _network(proof.plan, proof.solution.stages[-1].weights)(proof.pixels.double())
+        last = _network(proof.plan, stages[-1].weights)(proof.pixels.double())
         return Certificate("unfolded", what, max(*errors, relative_error(features, last)), TOLERANCE)
     if proof.solution.maps is None:
         return Certificate("unfolded", what, None, None)
-    maps = proof.solution.maps.to("cpu")
-    supernet = UnfoldedSuperNet(proof.plan, maps, [s.weights for s in proof.sources])
-    exact = supernet(proof.pixels)
-    errors = [relative_error(features, exact)]
-    for i, readout in enumerate(proof.solution.readouts):  # U_out is a map as well
-        errors.append(relative_error(features @ readout.cpu().double().T, supernet.readout(exact, i)))
-    return Certificate("unfolded", what, max(errors), TOLERANCE)
+    whole = Stage(proof.plan, proof.solution.maps, [s.weights for s in proof.sources], proof.solution.weights)
+    return Certificate("unfolded", what, max(_readout_errors(proof, whole, features)), TOLERANCE)
 
 
 def _stage_error(proof: Proof, stage: Stage) -> float:
-    """Of a merge one source after the other: what one stage made, against its pair between its maps."""
+    """What one stage made, against its sources side by side between its maps."""
     made = _network(stage.plan, stage.weights)(proof.pixels.double())
-    pair = [{n: t.cpu() for n, t in weights.items()} for weights in stage.sources]
-    return relative_error(made, UnfoldedSuperNet(stage.plan, stage.maps.to("cpu"), pair)(proof.pixels))
+    return relative_error(made, _unfolded_stage(stage)(proof.pixels))
+
+
+def _unfolded_stage(stage: Stage) -> UnfoldedSuperNet:
+    sources = [{n: t.cpu() for n, t in weights.items()} for weights in stage.sources]
+    if stage.permutations:
+        sources = [permute(stage.plan, own, orders) for own, orders in zip(sources, stage.permutations)]
+    return UnfoldedSuperNet(stage.plan, stage.maps.to("cpu"), sources)
+
+
+def _readout_errors(proof: Proof, stage: Stage, features: Tensor) -> list[float]:
+    """Of the features, and of what U_out, a map as well, reads for every source in its order in the stage."""
+    supernet = _unfolded_stage(stage)
+    exact = supernet(proof.pixels)
+    errors = [relative_error(features, exact)]
+    for i, readout in enumerate(proof.solution.readouts):
+        found = features @ readout.cpu().double().T
+        if stage.permutations:
+            found = found[:, stage.permutations[i][stage.plan.features.space].cpu()]
+        errors.append(relative_error(found, supernet.readout(exact, i)))
+    return errors
 
 
 def _heads(proof: Proof, heads: Mapping[str, Tensor], features: Tensor) -> Certificate:
@@ -218,10 +235,14 @@ def _evaluated(proof: Proof, written: Mapping[str, Tensor], heads: Mapping[str, 
 
 def _permuted(proof: Proof) -> Certificate:
     what = "features of the reordered sources = reordered features of the sources"
-    plan, errors = proof.plan, []
-    for source, orders in zip(proof.sources, proof.solution.permutations):
-        before = _network(plan, source.weights)(proof.pixels.double())
-        after = _network(plan, permute(plan, source.weights, orders))(proof.pixels.double())
+    found = [(proof.plan, s.weights, p) for s, p in zip(proof.sources, proof.solution.permutations)]
+    if not found:  # every stage has its own
+        stages = proof.solution.stages
+        found = [(stage.plan, *own) for stage in stages for own in zip(stage.sources, stage.permutations)]
+    errors = []
+    for plan, weights, orders in found:
+        before = _network(plan, weights)(proof.pixels.double())
+        after = _network(plan, permute(plan, weights, orders))(proof.pixels.double())
         errors.append(relative_error(after, before[:, orders[plan.features.space].cpu()]))
     return Certificate("permuted", what, max(errors) if errors else None, TOLERANCE)
 

@@ -104,6 +104,10 @@ class World:
         distributed.all_reduce(values)
         return values
 
+    def first(self, values: Tensor) -> Tensor:
+        """Rank 0's tensor, on each."""
+        return self.total(values if self.main else values.new_zeros(values.shape))
+
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module with its gradients averaged over the processes, and rank 0's parameters at the start."""
         if self.size == 1:

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsmerge_cli.activations import AT_ONCE
+from fsmerge_cli.activations import places
+from fsmerge_cli.align import matches
 from fsmerge_cli.certificates import IMAGES
 from fsmerge_cli.data.queries import FEWEST_FOR_VALIDATION
 from fsmerge_cli.hardware import Hardware
@@ -163,12 +164,12 @@ def peak_memory(
     wants = images * k if isinstance(method, Trained) and method.targets == "all" else images
     features = 4 * wants * plan.arch.features if isinstance(method, Trained) else 0
     always = resident() + LATER + sum(sources) + pixels + features
-    always += 4 * n * (k - 1) if reorders(plan, method) else 0
+    reordered = reorders(plan, method, images)
     passing = network.widest * min(hardware.eval_batch, max([1, work.others, *work.train]))
     fit = max(
-        _training(plan, method, hardware, work, network, t),
+        _training(plan, method, hardware, work, network, t) + (4 * n * (k - 1) if reordered else 0),
         passing if isinstance(method, Trained) else 4 * n,
-        _statistics(plan, False) if reorders(plan, method) else 0,
+        _statistics(plan, False) if reordered else 0,
     )
     testing = network.widest * min(hardware.eval_batch, max(work.test, default=0))
     evaluation = 8 * n + 4 * t + testing if any(work.test) else 0
@@ -176,21 +177,24 @@ def peak_memory(
     return always + max(fit, evaluation, certificates)
 
 
-def reorders(plan: Plan, method: Method) -> bool:
+def reorders(plan: Plan, method: Method, images: int) -> bool:
     """Whether a training begins with reordered copies of all sources but the first."""
-    return isinstance(method, Distillation | FSMerge) and method.start == "matched" and plan.same_shape
+    return isinstance(method, Distillation | FSMerge) and method.start == "matched" and matches(plan, images)
 
 
 def _statistics(plan: Plan, whole: bool) -> int:
-    """Of the correlations of all units, or of source 1's with all."""
+    """Of the correlations of all units, or of source 1's with all: sums of every place, and a few at the end."""
     k = len(plan.tasks)
-    sums = [8 * (k if whole else 1) * k * space.merged**2 for space in plan.spaces.values()]
-    return max(max(sums), min(sum(sums), AT_ONCE))
+    sums = [8 * (k if whole else 1) * k * plan.spaces[place.space].merged ** 2 for place in places(plan)]
+    return sum(sums) + 3 * max(sums)
 
 
 def _training(plan: Plan, method: Method, hardware: Hardware, work: Workload, network: Network, t: int) -> int:
     if not isinstance(method, Trained):
-        return _statistics(plan, method.name == "zipit") + 8 * network.numbers if method.uses_images else 0
+        if not method.uses_images:
+            return 0
+        inputs = len(plan.tasks) * sum(8 * space.merged**2 for space in plan.spaces.values())  # RegMean's Grams
+        return max(_statistics(plan, method.name == "zipit"), inputs) + 8 * network.numbers
     n, k = network.numbers, len(plan.tasks)
     held = min(work.train, default=0) >= FEWEST_FOR_VALIDATION
     batch = method.images_per_step(work.seen)
@@ -212,7 +216,7 @@ def operations(plan: Plan, method: Method, work: Workload, network: Network) -> 
     total = forward * sum(work.test) * rows + forward * IMAGES * (k + 2) * 2
     if method.uses_images:
         total += forward * images * (k if getattr(method, "targets", "own") == "all" else 1)
-    if reorders(plan, method):
+    if reorders(plan, method, images):
         total += forward * images * k
     if isinstance(method, Trained):
         batch = method.images_per_step(work.seen)

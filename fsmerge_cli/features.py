@@ -91,7 +91,7 @@ def capture(
             variance = _variance(told.each(teacher.parts(rows[train])))
         else:
             table = _table(teacher, rows, digests, told)
-            read = _Kept(Feed(table, device), (wanted.cumsum(0) - 1).to(device))
+            read = _Kept(Feed(table, device), wanted.cumsum(0) - 1)
             variance = _variance(table[part] for part in torch.split(train, hardware.eval_batch))
         head = source.head.to(device) if source.head else None
         asked = _Teacher(source, pixels, hardware, device)  # another one: this one's network is done with
@@ -196,13 +196,13 @@ class _Teacher:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Features in a table; position: row in the table of every image."""
+    """Features in a table; position: row in the table of every image, in host memory as all rows are."""
 
     table: Feed
     position: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return self.table[self.position[rows.to(self.position.device)]]
+        return self.table[self.position[rows.cpu()]]
 
 
 def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], told: _Told) -> Tensor:

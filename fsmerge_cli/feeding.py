@@ -39,7 +39,7 @@ class Feed:
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Rows (indices [m] on any device) as a new tensor [m, ...] on the device."""
         if self.moved:
-            return self._table[rows.to(self.device)]
+            return self._table[rows.to(self.device, non_blocking=True)]
         shape = (len(rows), *self._table.shape[1:])
         pinned = torch.empty(shape, dtype=self._table.dtype, pin_memory=True)  # reused by torch once copied
         torch.index_select(self._table, 0, rows.cpu(), out=pinned)

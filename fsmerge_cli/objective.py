@@ -113,7 +113,7 @@ def objective(
     is foreign to i and 1 elsewhere. positions: a part of the batch, such as one process's share (None: all of
     it); the objective of the batch is the sum over its parts where `counts` are those of the batch.
     """
-    positions = batch.positions() if positions is None else positions.cpu()  # DDP moves what it is given
+    positions = batch.positions() if positions is None else positions
     counts = batch.counts() if counts is None else counts
     features = student(batch.pixels(positions))
     total = features.new_zeros((), dtype=torch.float32)

@@ -265,11 +265,11 @@ def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:
 
 
 def _start_notes(plan: Plan, solution: Solution) -> list[str]:
-    """Where widths or heads differ, how far from the sources the nearest start was."""
+    """Where widths or heads differ, how far from the sources the start was."""
     if plan.same_shape or not solution.trace.start_error:
         return []
     found = zip(plan.tasks, solution.trace.start_error)
     errors = ", ".join(f"{name} {error:.3f}" for name, error in found if math.isfinite(error))
     return [
-        f"widths or heads differ, so training began from the nearest start; relative feature error there: {errors}"
+        f"widths or heads differ, so no start is exact; relative feature error of the one that was taken: {errors}"
     ]

@@ -54,23 +54,27 @@ class Problem:
 
 @dataclass(frozen=True)
 class Stage:
-    """One merge of two, of several one after the other: what was folded with which maps, and what came out."""
+    """What was folded with which maps, and what came out: all of a merge, or one of several one after the other.
+
+    permutations: how each of the sources was reordered before it was folded, by space; empty where none was.
+    """
 
     plan: Plan
     maps: MergeMaps
     sources: Sequence[Mapping[str, Tensor]]
     weights: Mapping[str, Tensor]
+    permutations: tuple[Mapping[str, Tensor], ...] = ()
 
 
 @dataclass(frozen=True)
 class Solution:
     """A merged model: weights of one backbone, one readout U_out [d_i, d'] per source, and how it was found.
 
-    maps: the maps that fold to these weights, for methods that have them. permutations: how each source was
-    reordered first, by space, where a method does. stages: of a merge one source after the other, in order,
-    or what was folded before a release. facts: numbers worth knowing (condition numbers), by name. released:
-    whether the weights were trained on after the last of the stages. dtype: whose values the weights have, and the
-    heads that are made of them.
+    maps: the maps that fold the sources to these weights, for methods that have them. permutations: how each
+    source was reordered first, by space, where a method does. stages: what was folded, where it is not the sources
+    as they are to these weights: one source after the other, in order; before a release; of reordered sources.
+    facts: numbers worth knowing (condition numbers), by name. released: whether the weights were trained on after
+    the last of the stages. dtype: whose values the weights have, and the heads that are made of them.
     """
 
     weights: Mapping[str, Tensor]

@@ -32,6 +32,9 @@ from fsmerge_cli.progress import Event, Progress
 
 RUN = "run.json"
 
+BESIDE = "beside."
+"""Begins the names of what a training rests on, in the file of its state."""
+
 
 @dataclass(frozen=True)
 class Every:
@@ -60,6 +63,7 @@ class Keeper:
 
     folder None: nothing is kept. content: what has to be equal for the run to be continued, as JSON. writes:
     whether this process does the writing. resumed: whether something was found that an earlier process had done.
+    beside: what the next trainings rest on (such as an order of units), written with their states.
     """
 
     folder: Path | None = None
@@ -68,12 +72,28 @@ class Keeper:
     writes: bool = True
     progress: Progress = lambda event: None
     resumed: bool = False
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
     _stages: int = 0
 
     def stage(self) -> Stage:
         """The next training of the run."""
         self._stages += 1
-        return Stage(self, None if self.folder is None else self.folder / f"training{self._stages}.safetensors")
+        return Stage(self, self._path(self._stages))
+
+    def found_beside(self) -> dict[str, Tensor]:
+        """What an earlier process wrote beside the state of the training that is next; {} where there is none."""
+        path = self._path(self._stages + 1)
+        if path is None or not path.is_file():
+            return {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.startswith(BESIDE)]  # noqa: SIM118
+                return {name.removeprefix(BESIDE): file.get_tensor(name).clone() for name in names}
+        except (SafetensorError, OSError):
+            return {}  # as in `Stage.load`
+
+    def _path(self, stage: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"training{stage}.safetensors"
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -169,7 +189,8 @@ class Stage:
         """Replace the state; where the disk is full the run says so, goes on, and the older state stays."""
         if self.path is None or not self.keeper.writes:
             return False
-        everything = {**_random_state(), **tensors}
+        beside = {f"{BESIDE}{name}": tensor for name, tensor in self.keeper.beside.items()}
+        everything = {**_random_state(), **beside, **tensors}
         content = {name: t.detach().cpu().contiguous() for name, t in everything.items()}
         seen: set[int] = set()  # safetensors takes no storage twice; the others are not copied
         for name, tensor in content.items():
@@ -194,7 +215,8 @@ class Stage:
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                names = [name for name in file.keys() if not name.startswith(BESIDE)]  # noqa: SIM118
+                tensors = {name: file.get_tensor(name).clone() for name in names}
                 facts = json.loads(file.metadata()["fsmerge"])
         except (SafetensorError, OSError, KeyError, ValueError):
             return None  # never written by us: files appear whole

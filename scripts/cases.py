@@ -126,7 +126,7 @@ class Case:
         student = self.student(method)
         parameters = [p for p in student.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-3)
-        rows, pixels, targets = torch.arange(self.shape.batch, device=self.device), self.pixels, self.targets
+        rows, pixels, targets = torch.arange(self.shape.batch), self.pixels, self.targets
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)

@@ -249,7 +249,7 @@ def test_a_matched_start_costs_reordered_copies_and_a_pass_of_all_sources(monkey
 
     assert memory(matched) - memory(average) == 2 * 4 * network.numbers
     assert operations(matched) - operations(average) == 3 * 150 * network.operations
-    assert not estimate.reorders(compile_plan(sources, (4, 4)), matched)
+    assert not estimate.reorders(compile_plan(sources, (4, 4)), matched, 150)
 
 
 # The command

@@ -90,6 +90,6 @@ def test_sources_may_differ_in_width_and_the_error_of_the_start_is_said(tmp_path
     start = result.solution.trace.start_error
     assert start[0] > 0
     assert result.notes == (
-        "widths or heads differ, so training began from the nearest start; relative feature error there: "
+        "widths or heads differ, so no start is exact; relative feature error of the one that was taken: "
         f"low {start[0]:.3f}, high {start[1]:.3f}",
     )

@@ -86,9 +86,10 @@ def mixed(pixels: Tensor, share: float, random: torch.Generator) -> tuple[Tensor
     ]
     rectangle = (inside[0][:, :, None] & inside[1][:, None, :]).float()
     amount = torch.where((kind < share / 2)[:, None, None], part[:, None, None], rectangle)
-    amount = torch.where((kind < share)[:, None, None], amount, torch.zeros(()))[:, None].to(pixels.device)
+    amount = torch.where((kind < share)[:, None, None], amount, torch.zeros(()))[:, None]
     other = torch.where(kind < share, other, torch.arange(n))
-    return pixels.lerp(pixels[other.to(pixels.device)], amount), other
+    amount, place = (t.to(pixels.device, non_blocking=True) for t in (amount, other))
+    return pixels.lerp(pixels[place], amount), other
 
 
 def _same(pixels: Tensor) -> Tensor:

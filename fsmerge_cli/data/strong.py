@@ -38,7 +38,7 @@ def strong(pixels: Tensor) -> Tensor:
     """
     images = pixels.reshape(-1, *pixels.shape[-3:])
     places, values = _drawn(len(images), images.shape[-2], images.shape[-1])
-    both = torch.cat([places.flatten(1), values], 1).to(images.device)  # one copy
+    both = torch.cat([places.flatten(1), values], 1).to(images.device, non_blocking=True)  # one copy
     places, values = both[:, :6].reshape(-1, 2, 3), both[:, 6:].T[..., None, None, None]
     brightness, contrast, side, noise = values
     grid = F.affine_grid(places, list(images.shape), align_corners=False)

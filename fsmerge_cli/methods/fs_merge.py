@@ -9,7 +9,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.align import matched, unmerging_start
+from fsmerge_cli.align import fit_matched, unmerging_start
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, start_maps
 from fsmerge_cli.methods.base import Trained
@@ -30,13 +30,13 @@ class FSMerge(Trained):
 
     maps: diagonal, low_rank (diagonal + rank-`rank` product), full, or heads (attention spaces: one block per
     head, then heads are mixed; other spaces low_rank). rank: at the width of the features; other spaces take it
-    in proportion. start: first (the merged model is source 1), average (the mean), matched (the mean of the
-    sources with their units reordered to fit source 1's by activation matching; the plain one where shapes
-    differ), or aligned (first, and what the other sources read is fitted by least squares to what source 1
-    gives). release: share of the steps, the last ones, in which the maps are gone and all weights of the folded
-    network are trained, with the rates of kd; release_lr: with this one instead for what AdamW trains.
-    sequential: merge two sources, then the result with the third, and so on, instead of all at once; the result
-    counts as much as its tasks do on average, and is compared by its features alone.
+    in proportion. start: first (the merged model is source 1), average (the mean), aligned (first, and what the
+    other sources read is fitted by least squares to what source 1 gives), or matched (the mean of the sources with
+    their units reordered to fit source 1's by activation matching; aligned where widths or heads differ). release:
+    share of the steps, the last ones, in which the maps are gone and all weights of the folded network are
+    trained, with the rates of kd; release_lr: with this one instead for what AdamW trains. sequential: merge two
+    sources, then the result with the third, and so on, instead of all at once; the result counts as much as its
+    tasks do on average, and is compared by its features alone.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
@@ -56,7 +56,7 @@ class FSMerge(Trained):
         if self.sequential and len(problem.sources) > 2:
             return self._fit_one_by_one(problem)
         if self.start == "matched":
-            return self._fit_matched(problem)
+            return fit_matched(problem, lambda own, start: replace(self, start=start).fit(own))
         weights = problem.weights("cpu")  # the fold moves them, one at a time
         shares = self.weights_of_tasks(len(weights))
         start, rank = self.start, self.rank
@@ -78,17 +78,6 @@ class FSMerge(Trained):
         second = self.train(problem, network, prepared, released, like, seed, "second")
         solution = network.solution(trace.then(second, trace.start_error))
         return replace(solution, stages=(stage,), released=True)
-
-    def _fit_matched(self, problem: Problem) -> Solution:
-        """From the mean of the reordered sources; the maps are of these, and kept with them as a stage."""
-        found, plain = matched(problem), replace(self, start="average")
-        if found is None:
-            return plain.fit(problem)
-        solution = plain.fit(found.problem)
-        if solution.maps is not None:
-            stage = Stage(problem.plan, solution.maps, found.problem.weights("cpu"), solution.weights)
-            solution = replace(solution, maps=None, stages=(stage,))
-        return found.undone(solution)
 
     def _fit_one_by_one(self, problem: Problem) -> Solution:
         """The merged model so far is the first source of every next pair; its readouts are chained."""

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fsmerge_cli.align import matched, unmerging_start
+from fsmerge_cli.align import fit_matched, unmerging_start
 from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.fold import fold
 from fsmerge_cli.maps import Start, start_maps
@@ -30,10 +30,10 @@ class Distillation(Trained):
     """All weights are trained, from source 1 (first, aligned), the mean (average, matched) or afresh (random).
 
     start=aligned: with readouts fitted to the other sources' features by least squares. start=matched: the mean of
-    the sources with their units reordered to fit source 1's by activation matching; of sources of different shapes
-    the mean. readout: linear gives
-    the student what U_out gives FS-Merge, one linear map per source, folded into its head; identity compares
-    features as they are. Running statistics stay those of the start.
+    the sources with their units reordered to fit source 1's by activation matching; aligned where widths or heads
+    differ. readout: linear gives the student what U_out gives FS-Merge, one linear map per source, folded into its
+    head; identity compares features as they are, reordered where the sources are. Running statistics stay those of
+    the start.
     """
 
     WIDTH_96: ClassVar[float] = 3e-3
@@ -46,8 +46,7 @@ class Distillation(Trained):
     def fit(self, problem: Problem) -> Solution:
         """Train the student and return its weights."""
         if self.start == "matched":
-            found, plain = matched(problem), replace(self, start="average")
-            return found.undone(plain.fit(found.problem)) if found else plain.fit(problem)
+            return fit_matched(problem, lambda own, start: replace(self, start=start).fit(own))
         weights = self.weights_of_tasks(len(problem.sources))
         student = StudentNetwork(problem, self.start, self.readout, weights)
         return student.solution(self.train(problem, student))

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fsmerge_cli import activations
-from fsmerge_cli.align import aligned, reordered, similarities
-from fsmerge_cli.certificates import Proof
+from fsmerge_cli import align
+from fsmerge_cli.activations import correlations, places
+from fsmerge_cli.align import match_all, reordered, similarities
+from fsmerge_cli.certificates import Proof, _heads, _permuted, _unfolded
 from fsmerge_cli.features import network
 from fsmerge_cli.fold import fold_head
 from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.methods.kd import Distillation
-from fsmerge_cli.permute import permute, random_permutations
+from fsmerge_cli.permute import random_permutations
 from fsmerge_cli.plan import compile_plan
+from fsmerge_cli.problem import Solution
+from fsmerge_cli.resuming import Every, Keeper
 from fsmerge_cli.sources import Head, Source
 from tests.conftest import distilling, folding, mlp_source, random_images
 from tests.vits import vit_source
@@ -98,32 +103,77 @@ def test_the_start_is_what_activation_matching_makes(case: str) -> None:
         ]
 
 
+def proof_of(problem: Problem, solution: Solution) -> tuple[Proof, Tensor, dict[str, Tensor]]:
+    """What certificates look at: also the merged features in fp64, and the written heads."""
+    heads = {s.name: fold_head(s.head, U) for s, U in zip(problem.sources, solution.readouts) if s.head}
+    proof = Proof(problem.plan, problem.sources, solution, heads, problem.images.images[:6])
+    merged = problem.plan.skeleton().double()
+    merged.load_state_dict({n: t.double() for n, t in solution.weights.items()}, assign=True)
+    tensors = {f"{name}.weight": head.weight for name, head in heads.items()}
+    return proof, merged.eval()(proof.pixels.double()), tensors
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("release", [0.0, 0.5])
 def test_what_is_folded_is_proven_against_the_reordered_sources(release: float) -> None:
     problem = pair("class token")
-    solution = folding(steps=4, start="matched", release=release).fit(problem)
-    heads = {s.name: fold_head(s.head, U) for s, U in zip(problem.sources, solution.readouts) if s.head}
-    proof = Proof(problem.plan, problem.sources, solution, heads, problem.images.images[:6])
-    from fsmerge_cli.certificates import _heads, _permuted, _unfolded
+    with torch.enable_grad():
+        solution = folding(steps=4, start="matched", release=release).fit(problem)
+    proof, features, heads = proof_of(problem, solution)
+    found = [_unfolded(proof, features), _heads(proof, heads, features), _permuted(proof)]
+    assert [c.error is not None and c.holds for c in found] == [True, True, True]
+    (stage,) = solution.stages
+    assert all(own[n] is s.weights[n] for own, s in zip(stage.sources, problem.sources) for n in own)
+    shifted = tuple({n: p.roll(1) for n, p in own.items()} for own in stage.permutations)
+    wrong = replace(solution, stages=(replace(stage, permutations=shifted),))
+    assert not _unfolded(replace(proof, solution=wrong), features).holds
+    upside_down = replace(solution, readouts=(solution.readouts[0], solution.readouts[1].flip(0)))
+    assert _unfolded(replace(proof, solution=upside_down), features).holds == (release > 0)  # trained on since
 
-    with torch.no_grad():
-        merged = problem.plan.skeleton().double()
-        merged.load_state_dict({n: t.double() for n, t in solution.weights.items()}, assign=True)
-        features = merged.eval()(proof.pixels.double())
-        tensors = {f"{name}.weight": head.weight for name, head in heads.items()}
-        found = [_unfolded(proof, features), _heads(proof, tensors, features), _permuted(proof)]
-        assert [c.error is not None and c.holds for c in found] == [True, True, True]
-        stage = solution.stages[0]  # as they were, the sources do not make what was folded
-        wrong = replace(solution, stages=(replace(stage, sources=problem.weights()),))
-        assert not _unfolded(replace(proof, solution=wrong), features).holds
+
+@torch.no_grad()
+def test_of_several_merges_every_reordering_is_proven() -> None:
+    problem = twins("mlp, batch norm", copies=2)
+    with torch.enable_grad():
+        solution = folding(steps=2, start="matched", sequential=True).fit(problem)
+    proof = proof_of(problem, solution)[0]
+    assert _permuted(proof).error is not None
+    assert _permuted(proof).holds
+    first, *others = solution.stages
+    broken = [{**weights, "fc0.weight": weights["fc0.weight"] * torch.nan} for weights in first.sources]
+    wrong = replace(solution, stages=(replace(first, sources=broken), *others))
+    assert not _permuted(replace(proof, solution=wrong)).holds
 
 
 @pytest.mark.parametrize("make", [folding, distilling])
-def test_of_sources_of_different_shapes_a_matched_start_is_the_average(make: Any) -> None:
+def test_where_shapes_differ_a_matched_start_is_the_aligned_one(make: Any) -> None:
     sources = [mlp_source("a", [8, 6], 1), mlp_source("b", [8, 5], 2)]
     problem = Problem(compile_plan(sources), sources, random_images(2, 12))
-    one, two = (make(steps=2, start=start).fit(problem) for start in ("matched", "average"))
+    one, two = (make(steps=2, start=start).fit(problem) for start in ("matched", "aligned"))
     assert all(torch.equal(one.weights[n], two.weights[n]) for n in one.weights)
+    assert one.permutations == ()
+
+
+@pytest.mark.parametrize("method", [folding(steps=3, start="matched"), distilling(steps=3, start="matched")])
+def test_a_continued_training_keeps_the_order_that_it_began_with(
+    method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = pair("mlp, batch norm")
+
+    def fitted() -> tuple[Solution, Keeper]:
+        keeper = Keeper(tmp_path / "state", every=Every(steps=1))
+        return method.fit(replace(problem, keeper=keeper)), keeper
+
+    before, _ = fitted()
+    other = [{n: p.flip(0) for n, p in own.items()} for own in before.permutations]
+    monkeypatch.setattr(align, "matching", lambda problem: other)
+    after, keeper = fitted()
+    assert keeper.resumed
+    for name, tensor in before.weights.items():
+        assert torch.equal(after.weights[name], tensor)
+    assert all(torch.equal(a, b) for a, b in zip(after.readouts, before.readouts))
+    anew = method.fit(problem)
+    assert not torch.equal(anew.weights["fc0.weight"], before.weights["fc0.weight"])
 
 
 def test_three_sources_one_after_the_other_from_matched_starts() -> None:
@@ -141,25 +191,30 @@ def test_both_methods_have_it_by_default() -> None:
     assert METHODS["fs_merge"]().start == Distillation().start == "matched"
 
 
-@pytest.mark.parametrize("at_once", [1, 2**30])
-def test_correlations_with_source_1_are_rows_of_all_of_them(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 2**30, None])
+def test_correlations_with_source_1_are_rows_of_all_of_them(at_once: int | None) -> None:
     problem = pair("class token")
-    whole = similarities(problem)
-    monkeypatch.setattr(activations, "AT_ONCE", at_once)
+    whole, networks = similarities(problem), [network(source) for source in problem.sources]
     events: list[tuple[int, int]] = []
-    told = replace(problem, progress=lambda event: events.append((event.done, event.total)))
-    some = similarities(told, first=True)
+    some = correlations(
+        problem.plan,
+        networks,
+        problem.images.images,
+        16,
+        torch.device("cpu"),
+        lambda event: events.append((event.done, event.total)),
+        first=True,
+        at_once=at_once,
+    )
     for name, space in problem.plan.spaces.items():
         assert some[name].shape == (space.sources[0], sum(space.sources))
         torch.testing.assert_close(some[name], whole[name][: space.sources[0]])
-    passes = len(activations.places(problem.plan)) if at_once == 1 else 1
+    passes = len(places(problem.plan)) if at_once == 1 else 1
     assert events[-1] == (passes * 80, passes * 80)
     assert [done for done, _ in events] == sorted(done for done, _ in events)
 
 
 def test_the_order_found_is_the_one_of_all_correlations() -> None:
     problem = pair("class token")
-    found = aligned(problem, "activations")
-    for source, own, order in zip(problem.sources, found.problem.sources, found.permutations):
-        expected = permute(problem.plan, source.weights, order)
-        assert all(torch.equal(own.weights[name], expected[name]) for name in expected)
+    for own, other in zip(align.matching(problem), match_all(problem.plan, similarities(problem), 2)):
+        assert all(torch.equal(own[name], other[name]) for name in problem.plan.spaces)
