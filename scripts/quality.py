@@ -3,8 +3,8 @@ r"""The quality benchmark: what a merge keeps of its sources, by images per task
     python scripts/quality.py                      # the small matrix (`make quality`), under 30 minutes on 2 cores
     python scripts/quality.py --full               # everything (`make quality-full`), days on 2 cores
     python scripts/quality.py --groups lower_hebrew --images 50 --methods kd,fs_merge --seeds 0
-    python scripts/quality.py --results docs/results/ablation --against=fs_merge --groups digits_capitals \
-        --methods fs_merge --seeds 0 --label no_mixing method.mix=0.0
+    python scripts/quality.py --results docs/results/ablation --against=everything --groups digits_capitals \
+        --methods fs_merge --seeds 0 --label no_mixing method.budget=fast method.mix=0.0
     python scripts/quality.py --device cuda --jobs 8 --groups lower_hebrew --images 16,50     # on a GPU, in fp32
     python scripts/quality.py --table-only         # tables and picture from the rows that are there
 
