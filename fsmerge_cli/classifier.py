@@ -20,8 +20,9 @@ from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat, Share
 from fsmerge_cli.progress import Event, Progress
 from fsmerge_cli.questions import Order
-from fsmerge_cli.resuming import Keeper, listening
+from fsmerge_cli.resuming import Keeper
 from fsmerge_cli.running import Run, Schedule, Trace
+from fsmerge_cli.stopping import listening
 from fsmerge_cli.training import VALIDATIONS, out_of_memory
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]

@@ -12,8 +12,6 @@ import os
 import random
 import re
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -223,37 +221,6 @@ class Stage:
         _restore(tensors, facts.pop("random"))
         self.keeper.resumed = True
         return {n: t for n, t in tensors.items() if not n.startswith("random.")}, facts
-
-
-class Asked:
-    """Whether somebody asked the run to stop; set by a signal."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-
-@contextmanager
-def listening() -> Iterator[Asked]:
-    """Inside, the first Ctrl-C (or SIGTERM) is noted, so that a step can be finished; the second stops at once."""
-    asked = Asked()
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield asked
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}  # as nohup wants it
-
-    def note(number: int, frame: object) -> None:
-        asked.signal = number
-        for own, handler in before.items():
-            signal.signal(own, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -19,8 +19,9 @@ from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.objective import Batch, Extras, Step, Student, source_error
 from fsmerge_cli.progress import Event, Progress
 from fsmerge_cli.questions import Asking, Order, Questions
-from fsmerge_cli.resuming import Keeper, listening
+from fsmerge_cli.resuming import Keeper
 from fsmerge_cli.running import Run, Schedule, Trace, finite
+from fsmerge_cli.stopping import listening
 
 PLAIN, NOTHING = Asking(), Extras()
 """The images as they are; the features alone."""

@@ -13,7 +13,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.p
 # Each room imports only from rooms before it; `specs`, `data`, `methods` and `cli` are folders.
 ROOMS = tuple(
     "errors schema progress clock options seeding spaces distributed hardware specs output presets "  # noqa: SIM905
-    "pickled checkpoints prefixes layouts translation preprocessing cache resuming feeding entries heads "
+    "pickled checkpoints prefixes layouts translation preprocessing cache resuming stopping feeding entries heads "
     "opening rounding sources plan groups permute structures maps thin fold reference data drawing features "
     "activations regression zipping objective questions optimising running training classifier supernet problem "
     "align methods metrics similarity answers scoring summary charts page zoo tasks loading card certificates "

@@ -22,7 +22,8 @@ from fsmerge_cli.cli import main
 from fsmerge_cli.errors import ConfigError, DivergedError, Interrupted, OutputError, TrainingError
 from fsmerge_cli.methods import METHODS, Problem, Solution
 from fsmerge_cli.progress import Event
-from fsmerge_cli.resuming import Every, Keeper, Stage, check_state, listening, state_folder
+from fsmerge_cli.resuming import Every, Keeper, Stage, check_state, state_folder
+from fsmerge_cli.stopping import listening
 from tests import killed
 from tests.conftest import REPOSITORY, mlp_source
 
