@@ -202,7 +202,7 @@ class _Kept:
     position: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return self.table[self.position[rows.cpu()]]
+        return self.table[self.position[rows]]
 
 
 def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], told: _Told) -> Tensor:

@@ -19,11 +19,10 @@ import torch
 
 from fsmerge_cli import merge, resuming
 from fsmerge_cli.cli import main
-from fsmerge_cli.errors import ConfigError, DivergedError, Interrupted, OutputError, TrainingError
+from fsmerge_cli.errors import ConfigError, OutputError
 from fsmerge_cli.methods import METHODS, Problem, Solution
 from fsmerge_cli.progress import Event
 from fsmerge_cli.resuming import Every, Keeper, Stage, check_state, state_folder
-from fsmerge_cli.stopping import listening
 from tests import killed
 from tests.conftest import REPOSITORY, mlp_source
 
@@ -119,130 +118,6 @@ def test_a_disk_that_fills_up_stops_nothing_and_keeps_the_older_state(
     assert said == ["the state could not be saved ([Errno 28] No space left on device); the run goes on"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "training1.safetensors"]
     assert (tmp_path / "training1.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_and_saves_it(
-    make_problem: Callable[..., Problem], tmp_path: Path, number: signal.Signals
-) -> None:
-    expected = fit(make_problem, "kd", None)
-    problem = make_problem([mlp_source(f"s{i}", [8, 6], i) for i in range(3)], per_task=20, held=8)
-
-    def progress(event: Event) -> None:
-        if event.phase == "train" and event.done == 7:
-            os.kill(os.getpid(), number)
-
-    problem = replace(problem, progress=progress, keeper=Keeper(tmp_path))
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(Interrupted) as stop:
-        METHODS["kd"](steps=24, batch_size=16).fit(problem)
-    assert str(stop.value) == "interrupted at step 8 of 24"  # the signal came after step 7 was counted
-    assert stop.value.exit_code == 128 + number
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-    resumed = fit(make_problem, "kd", tmp_path)
-    assert resumed.trace == expected.trace
-    assert all(torch.equal(resumed.weights[n], t) for n, t in expected.weights.items())
-
-
-def test_the_second_signal_stops_at_once() -> None:
-    with listening() as asked:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert asked.signal == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with listening() as asked:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert asked.signal is None
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_memory_that_does_not_suffice_means_parts_of_a_batch_and_the_same_weights(
-    make_problem: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = fit(make_problem, "kd", None)
-    assert whole.trace.part == 0
-    from fsmerge_cli.methods.kd import StudentNetwork
-
-    forward = StudentNetwork.forward
-
-    def small(self: StudentNetwork, images: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and len(images) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(self, images)
-
-    monkeypatch.setattr(StudentNetwork, "forward", small)
-    parts = fit(make_problem, "kd", None)
-    assert parts.trace.part == 4  # 16, 8, 4
-    for name, tensor in whole.weights.items():
-        torch.testing.assert_close(parts.weights[name], tensor, rtol=1e-4, atol=1e-6)
-    monkeypatch.setattr(StudentNetwork, "forward", lambda self, images: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        fit(make_problem, "kd", None)
-
-
-def test_memory_for_not_even_one_image_is_said(
-    make_problem: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fsmerge_cli.methods.kd import StudentNetwork
-
-    forward = StudentNetwork.forward
-
-    def never(self: StudentNetwork, images: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
-        return forward(self, images)
-
-    monkeypatch.setattr(StudentNetwork, "forward", never)
-    with pytest.raises(TrainingError) as error:
-        fit(make_problem, "kd", None)
-    assert str(error.value) == (
-        "out of memory with 1 images at a time. Pass a smaller method.batch_size, hardware.checkpointing=true, or "
-        "method.maps=low_rank."
-    )
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_and_advice(
-    make_problem: Callable[..., Problem], tmp_path: Path
-) -> None:
-    with pytest.raises(DivergedError) as error:
-        fit(make_problem, "kd", tmp_path, lr=1e30, clip=1e30, steps=30)
-    assert str(error.value).endswith(
-        "Try a third of the learning rate (method.lr=...), maps of lower rank, or method.retries=2 to begin again "
-        "with half of it by itself."
-    )
-    for file in tmp_path.glob("training*"):
-        tensors, _ = Stage(Keeper(tmp_path), file).load() or ({}, {})
-        assert all(bool(t.isfinite().all()) for n, t in tensors.items() if n.startswith("student."))
-
-
-def test_retries_halve_the_learning_rate(make_problem: Callable[..., Problem], tmp_path: Path) -> None:
-    made = fit(make_problem, "kd", tmp_path, lr=1e-3, retries=3)
-    assert made.trace.lr == 1e-3
-
-    from fsmerge_cli.methods import base
-
-    rates = []
-
-    def diverging(student: object, images: object, targets: object, schedule: Any, *rest: object) -> Any:
-        rates.append(schedule.lr)
-        if schedule.lr > 3e-3:
-            raise DivergedError("inf")
-        return train(student, images, targets, schedule, *rest)
-
-    train = base.train
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "train", diverging)
-        again = fit(make_problem, "kd", None, lr=8e-3, retries=3)
-    assert rates == [8e-3, 4e-3, 2e-3]
-    assert again.trace.lr == 2e-3
-    plain = fit(make_problem, "kd", None, lr=2e-3, matrix_lr=0.0025)
-    assert all(torch.equal(again.weights[n], t) for n, t in plain.weights.items())
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fsmerge_cli.errors import TrainingError
+from fsmerge_cli.errors import DivergedError, TrainingError
 from fsmerge_cli.features import capture
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.maps import start_maps
@@ -14,10 +16,12 @@ from fsmerge_cli.methods import Problem
 from fsmerge_cli.objective import Batch, objective
 from fsmerge_cli.progress import Event, silent
 from fsmerge_cli.questions import Order
+from fsmerge_cli.resuming import Keeper, Stage
 from fsmerge_cli.running import Schedule, Trace
 from fsmerge_cli.supernet import SuperNet
 from fsmerge_cli.training import train
 from tests.conftest import folding
+from tests.test_resuming import fit
 
 CPU = torch.device("cpu")
 Make = Callable[..., Problem]
@@ -141,3 +145,84 @@ def test_of_two_trainings_the_rate_that_is_told_is_that_of_the_one_that_was_halv
     for trace in (plain.then(slowed, ()), slowed.then(plain, ()), Trace().then(plain, ()).then(slowed, ())):
         assert (trace.lr, trace.halved) == (5e-3, 1)
     assert Trace().then(plain, ()).lr == 1e-3
+
+
+def test_memory_that_does_not_suffice_means_parts_of_a_batch_and_the_same_weights(
+    make_problem: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(make_problem, "kd", None)
+    assert whole.trace.part == 0
+    from fsmerge_cli.methods.kd import StudentNetwork
+
+    forward = StudentNetwork.forward
+
+    def small(self: StudentNetwork, images: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and len(images) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, images)
+
+    monkeypatch.setattr(StudentNetwork, "forward", small)
+    parts = fit(make_problem, "kd", None)
+    assert parts.trace.part == 4  # 16, 8, 4
+    for name, tensor in whole.weights.items():
+        torch.testing.assert_close(parts.weights[name], tensor, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(StudentNetwork, "forward", lambda self, images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(make_problem, "kd", None)
+
+
+def test_memory_for_not_even_one_image_is_said(make_problem: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsmerge_cli.methods.kd import StudentNetwork
+
+    forward = StudentNetwork.forward
+
+    def never(self: StudentNetwork, images: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return forward(self, images)
+
+    monkeypatch.setattr(StudentNetwork, "forward", never)
+    with pytest.raises(TrainingError) as error:
+        fit(make_problem, "kd", None)
+    assert str(error.value) == (
+        "out of memory with 1 images at a time. Pass a smaller method.batch_size, hardware.checkpointing=true, or "
+        "method.maps=low_rank."
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_and_advice(
+    make_problem: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError) as error:
+        fit(make_problem, "kd", tmp_path, lr=1e30, clip=1e30, steps=30)
+    assert str(error.value).endswith(
+        "Try a third of the learning rate (method.lr=...), maps of lower rank, or method.retries=2 to begin again "
+        "with half of it by itself."
+    )
+    for file in tmp_path.glob("training*"):
+        tensors, _ = Stage(Keeper(tmp_path), file).load() or ({}, {})
+        assert all(bool(t.isfinite().all()) for n, t in tensors.items() if n.startswith("student."))
+
+
+def test_retries_halve_the_learning_rate(make_problem: Make, tmp_path: Path) -> None:
+    made = fit(make_problem, "kd", tmp_path, lr=1e-3, retries=3)
+    assert made.trace.lr == 1e-3
+
+    from fsmerge_cli.methods import base
+
+    rates = []
+
+    def diverging(student: object, images: object, targets: object, schedule: Any, *rest: object) -> Any:
+        rates.append(schedule.lr)
+        if schedule.lr > 3e-3:
+            raise DivergedError("inf")
+        return train(student, images, targets, schedule, *rest)
+
+    train = base.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "train", diverging)
+        again = fit(make_problem, "kd", None, lr=8e-3, retries=3)
+    assert rates == [8e-3, 4e-3, 2e-3]
+    assert again.trace.lr == 2e-3
+    plain = fit(make_problem, "kd", None, lr=2e-3, matrix_lr=0.0025)
+    assert all(torch.equal(again.weights[n], t) for n, t in plain.weights.items())

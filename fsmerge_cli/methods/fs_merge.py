@@ -59,9 +59,8 @@ class FSMerge(Trained):
             return fit_matched(problem, lambda own, start: replace(self, start=start).fit(own))
         weights = problem.weights("cpu")  # the fold moves them, one at a time
         shares = self.weights_of_tasks(len(weights))
-        start, rank = self.start, self.rank
-        unmerge = unmerging_start(problem) if start == "aligned" else None
-        maps = start_maps(problem.plan, weights, self.maps, start, rank, problem.seed, shares, unmerge)
+        unmerge = unmerging_start(problem) if self.start == "aligned" else None
+        maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares, unmerge)
         supernet = SuperNet(problem.plan, maps.to(problem.device), weights, problem.hardware)
         released = min(round(self.release * self.total_steps), self.total_steps - 1)
         prepared = self.prepare(problem)
