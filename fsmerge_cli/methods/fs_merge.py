@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsmerge_cli.align import fit_matched, unmerging_start
 from fsmerge_cli.fold import fold
-from fsmerge_cli.maps import Start, start_maps
+from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
 from fsmerge_cli.options import FORBID, Flag, Positive, PositiveFloat, Share
@@ -42,7 +42,7 @@ class FSMerge(Trained):
     name: Literal["fs_merge"] = "fs_merge"
     maps: Structure = "full"
     rank: Positive = 12
-    start: Start | Literal["matched"] = "matched"
+    start: Literal["matched", "average", "first", "aligned"] = "matched"
     release: Share = 0.95
     release_lr: PositiveFloat | None = None
     sequential: Flag = False

@@ -40,7 +40,7 @@ class Distillation(Trained):
     MATRICES: ClassVar[float] = 1e-2
 
     name: Literal["kd"] = "kd"
-    start: KDStart | Literal["matched"] = "matched"
+    start: Literal["matched", "average", "first", "aligned", "random"] = "matched"
     readout: Literal["linear", "identity"] = "linear"
 
     def fit(self, problem: Problem) -> Solution:

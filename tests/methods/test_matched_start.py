@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsmerge_cli import align
+from fsmerge_cli import align, merge
 from fsmerge_cli.activations import correlations, places
 from fsmerge_cli.align import match_all, reordered, similarities
 from fsmerge_cli.certificates import Proof, _heads, _permuted, _unfolded
+from fsmerge_cli.errors import ConfigError
 from fsmerge_cli.features import network
 from fsmerge_cli.fold import fold_head
 from fsmerge_cli.methods import METHODS, Problem
@@ -189,6 +190,14 @@ def test_three_sources_one_after_the_other_from_matched_starts() -> None:
 
 def test_both_methods_have_it_by_default() -> None:
     assert METHODS["fs_merge"]().start == Distillation().start == "matched"
+
+
+def test_another_word_is_told_which_there_are() -> None:
+    with pytest.raises(ConfigError) as error:
+        merge("digits_mlp_pair", method={"name": "fs_merge", "start": "mached"})
+    assert str(error.value) == (
+        "method.start: should be 'matched', 'average', 'first' or 'aligned', got 'mached'."
+    )
 
 
 @pytest.mark.parametrize("at_once", [1, 2**30, None])
