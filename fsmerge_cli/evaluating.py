@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,12 +20,12 @@ from fsmerge_cli.fold import fold_head
 from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.average import Average
-from fsmerge_cli.metrics import temperatures
+from fsmerge_cli.metrics import as_sure, temperatures
 from fsmerge_cli.progress import Progress
 from fsmerge_cli.rounding import rounded_head
 from fsmerge_cli.scoring import Forward, Outputs, Score, TestSet, ensemble_forward, merged_forward, score
 from fsmerge_cli.similarity import Layers, similarities
-from fsmerge_cli.sources import Head
+from fsmerge_cli.sources import Head, Source
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def evaluate(
         return Evaluation()
     heads = {source.name: source.head for source in problem.sources}
     bench = Bench.of(heads, sets, problem.images, problem.hardware, problem.device, problem.progress)
-    ensemble, reference = bench.row("sources", ensemble_forward(problem.sources, problem.device))
+    ensemble, reference = bench.sources(problem.sources)
     rows = {**alone(ensemble, problem.plan.tasks), "ensemble": ensemble}
     plain = isinstance(method, Average) and len({*method.weights_of_tasks(len(problem.sources))}) == 1
     others = {"average": solution if plain else Average().fit(problem), **(rivals or {})}
@@ -91,7 +91,7 @@ class Bench:
     """What every row is measured on: test images with their truth, and images whose labels nobody knows.
 
     tasks: by name, each with test images or none. heads: what the logits belong to; labels: class names of every
-    head in the joint answers. images: for the temperatures (None, or none of a task: nothing is calibrated).
+    head in the joint answers. images: for the temperatures (None: nothing is calibrated).
     """
 
     tasks: tuple[str, ...]
@@ -126,38 +126,69 @@ class Bench:
         given = Heads([name for name, _, _ in headed], [i for _, i, _ in headed], [own for _, _, own in headed])
         return cls(tuple(heads), tests, tests.truth(), given, labels, images, hardware, device, progress)
 
+    def sources(self, sources: Sequence[Source]) -> tuple[Score, Outputs]:
+        """Measure the sources side by side, which gives the reference of all other rows."""
+        outputs = self._outputs("sources", ensemble_forward(sources, self.device))
+        return self._score(outputs, outputs), outputs
+
     def row(self, name: str, forward: Forward, reference: Outputs | None = None) -> tuple[Score, Outputs]:
-        """Measure one model; reference: the sources' own outputs (None: these are)."""
-        outputs = self.tests.predict(forward, self.device, self.progress, name)
-        warmth = self._temperatures(forward)
-        given = self.truth, self.tasks, self.heads.index, self.labels, warmth
-        return score(outputs, reference or outputs, *given), outputs
+        """Measure one model; reference: what the sources say (None: they are not there)."""
+        outputs = self._outputs(name, forward)
+        return self._score(outputs, reference), outputs
 
-    def _temperatures(self, forward: Forward) -> list[float]:
-        """One per head, fitted on the images that the merge was given: their task is known, their label is not.
+    def _outputs(self, name: str, forward: Forward) -> Outputs:
+        found = self.tests.predict(forward, self.device, self.progress, name)
+        return replace(found, asked=self._asked(forward))
 
-        None where a head's task has no image, for what is fitted without it would be against it.
+    def _score(self, outputs: Outputs, reference: Outputs | None) -> Score:
+        given = self.truth, self.tasks, self.heads.index, self.labels, self._temperatures(outputs, reference)
+        return score(outputs, reference or outputs, *given)
+
+    @property
+    def _compared(self) -> bool:
+        """Whether there are heads to be made comparable, and labels to see what it gives."""
+        return len(self.heads.index) > 1 and bool((self.truth[1] >= 0).any())
+
+    @property
+    def _known(self) -> bool:
+        """Whether images of every head's task are there."""
+        return self.images is not None and set(self.heads.index) <= set(self.images.task.tolist())
+
+    def _asked(self, forward: Forward) -> list[Tensor]:
+        """What a model says, by head, about the images that temperatures are fitted on.
+
+        Those of the tasks; all that there are where a task has none.
         """
-        images = self.images
-        if images is None:
+        if self.images is None or not self._compared:
             return []
-        if len(self.heads.index) < 2 or not bool((self.truth[1] >= 0).any()):
-            return [1.0] * len(self.heads.index)  # nothing that they would be used for
-        position = {index: place for place, index in enumerate(self.heads.index)}
-        if not position.keys() <= set(images.task.tolist()):
-            return []
-        rows = torch.tensor(
-            [i for i, task in enumerate(images.task.tolist()) if task in position], dtype=torch.long
-        )
+        rows = torch.arange(len(self.images))
+        if self._known:
+            rows = rows[torch.isin(self.images.task, torch.tensor(self.heads.index))]
         parts: list[list[Tensor]] = []
         with torch.inference_mode():
             for part in batches(len(rows), self.hardware.eval_batch):
-                _, answers = forward(images.images[rows[part]].to(self.device))
+                _, answers = forward(self.images.images[rows[part]].to(self.device))
                 parts.append([a.float().cpu() for a in answers])
-        logits = [torch.cat(own) for own in zip(*parts)]
-        return temperatures(
-            logits, torch.tensor([position[t] for t in images.task[rows].tolist()], dtype=torch.long)
-        )
+        return [torch.cat(own) for own in zip(*parts)]
+
+    def _temperatures(self, outputs: Outputs, reference: Outputs | None) -> list[float]:
+        """One per head, fitted on the images that the merge was given, whose labels are not known.
+
+        Where their tasks are, these take the labels' place. Where a head's task has no image, the answers of its
+        source do, which is as sure as itself. None where neither is there.
+        """
+        if self.images is None:
+            return []
+        ones = [1.0] * len(self.heads.index)
+        if not self._compared:
+            return ones  # nothing that they would be used for
+        if self._known:
+            position = {index: place for place, index in enumerate(self.heads.index)}
+            task = [position[own] for own in self.images.task.tolist() if own in position]
+            return temperatures(outputs.asked, torch.tensor(task, dtype=torch.long))
+        if reference is None or not outputs.asked:
+            return []
+        return ones if outputs is reference else as_sure(outputs.asked, reference.asked)
 
 
 def _backbone(problem: Problem, solution: Solution) -> nn.Module:

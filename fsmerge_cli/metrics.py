@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
@@ -9,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import binomtest
 from torch import Tensor
 
@@ -19,6 +20,9 @@ Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 BINS = 15
 """Of the expected calibration error, equally wide (Guo et al., arXiv 1706.04599)."""
+
+LOG_T = (-4.0, 4.0)
+"""Bounds of the logarithm of a temperature."""
 
 
 def interval(right: int, count: int) -> tuple[float, float]:
@@ -62,8 +66,25 @@ def temperatures(logits: Sequence[Tensor], task: Tensor) -> list[float]:
         gradient = torch.where(seen, log_t.grad if log_t.grad is not None else 0.0, 0.0)
         return value.item(), gradient.numpy()
 
-    found = minimize(loss, np.zeros(len(exact)), jac=True, method="L-BFGS-B", bounds=[(-4, 4)] * len(exact))
+    found = minimize(loss, np.zeros(len(exact)), jac=True, method="L-BFGS-B", bounds=[LOG_T] * len(exact))
     return [float(np.exp(value)) for value in found.x]
+
+
+def as_sure(logits: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
+    """One temperature per head that makes it as sure of its answers as its source, from images of no known task.
+
+    logits, reference: of every head and its source on the same images, [n, c_i]. Minimises the mean of
+    KL(softmax(reference) || softmax(logits / T)), the source's answers in the place of the labels of Guo et al.,
+    arXiv 1706.04599, section 4.2; it is convex in 1 / T. 1.0 for heads without an image.
+    """
+    return [_as_sure(a.double(), b.double().softmax(1)) if len(a) else 1.0 for a, b in zip(logits, reference)]
+
+
+def _as_sure(logits: Tensor, share: Tensor) -> float:
+    def loss(log_t: float) -> float:
+        return F.cross_entropy(logits / math.exp(log_t), share).item()  # KL and a constant
+
+    return math.exp(minimize_scalar(loss, bounds=LOG_T, method="bounded").x)
 
 
 @dataclass

@@ -28,7 +28,7 @@ from fsmerge_cli.progress import Progress, silent
 from fsmerge_cli.request import chosen_data, chosen_hardware, source_specs
 from fsmerge_cli.result import document, versions
 from fsmerge_cli.schema import validate
-from fsmerge_cli.scoring import Outputs, Score, ensemble_forward, merged_forward
+from fsmerge_cli.scoring import Outputs, Score, merged_forward
 
 Data = str | Mapping[str, Any] | DataConfig
 
@@ -126,7 +126,7 @@ def evaluate(
         with clock.phase("data"):
             tests = _tests(model, images, machine.workers, progress)
             notes += tests.notes
-            queries = _drawn(model, images, tests, seed, machine.workers, notes)
+            queries = _drawn(model, images, tests, seed, machine.workers, notes, sources)
         bench = Bench.of(model.heads, tests.sets, queries, machine, device, progress)
         if not bool((bench.truth[1] >= 0).any()):
             raise DataError(
@@ -138,11 +138,12 @@ def evaluate(
             with clock.phase("load sources"):
                 beside = _sources(model, run, progress)
             with clock.phase("evaluate sources"):
-                ensemble, reference = bench.row("sources", ensemble_forward(beside, device))
+                ensemble, reference = bench.sources(beside)
             rows = {**alone(ensemble, model.tasks), "ensemble": ensemble}
         with clock.phase("evaluate"):
             heads = [head.to(device) for head in model.heads.values()]
-            rows["merged"], outputs = bench.row("merged", merged_forward(model.backbone.to(device), (), heads))
+            forward = merged_forward(model.backbone.to(device), (), heads)
+            rows["merged"], outputs = bench.row("merged", forward, reference)
         model.backbone.to("cpu")
     answers: dict[str, dict[str, Any]] = {}
     shown: tuple[Example, ...] = ()
@@ -220,15 +221,26 @@ def _tests(model: Merged, data: DataConfig, workers: int, progress: Progress) ->
 
 
 def _drawn(
-    model: Merged, data: DataConfig, tests: Tests, seed: int, workers: int, notes: list[str]
+    model: Merged,
+    data: DataConfig,
+    tests: Tests,
+    seed: int,
+    workers: int,
+    notes: list[str],
+    sources: bool,
 ) -> Images | None:
-    """The images that the temperatures are fitted on; None where there are none, which is noted."""
+    """The images that the temperatures are fitted on; None where there are none, which is noted.
+
+    Images of no task say something where the sources are there.
+    """
     tasks, pixels = _asked(model)
-    if len(tasks) < 2 or any(data.of(task.name).images_per_task == 0 for task in tasks):
+    lacking = any(data.of(task.name).images_per_task == 0 for task in tasks)
+    if len(tasks) < 2 or (lacking and not (sources and data.unrelated)):
         return None
     try:
         for task in tasks:
-            _own(model, data, "train", task, pixels)
+            if data.of(task.name).images_per_task != 0:
+                _own(model, data, "train", task, pixels)
     except DataError as error:  # the test images were found, so these are simply not there
         notes.append(f"not calibrated, which takes images beside those for the test: {error}")
         return None

@@ -66,10 +66,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one model says about all test images: logits per head [n, classes], features per source [n, d_i]."""
+    """What one model says about all test images: logits per head [n, classes], features per source [n, d_i].
+
+    asked: logits per head on the images that temperatures are fitted on, [m, classes]; empty without such.
+    """
 
     logits: list[Tensor]
     features: list[Tensor]
+    asked: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)

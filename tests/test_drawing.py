@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fsmerge_cli import merge, summary
+from fsmerge_cli import evaluate, merge, summary
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.folder import Folder
@@ -208,8 +208,18 @@ def test_labelled_test_images_are_enough_to_evaluate_a_merge_without_images(tmp_
     assert found.cost["images"] == 40
     merged = found.scores["merged"]
     assert merged.tasks["a"].count == 6
-    assert (merged.joint.keys(), merged.temperatures) == ({"softmax", "logits"}, {})
     assert summary.verdict(found.evaluation())[-1] == "The merge saw no image of its tasks, only generated ones."
+
+    # Calibrated by what the sources say about these images: they are as sure as themselves.
+    plain = found.scores["ensemble"]
+    assert plain.temperatures == {"a": 1.0, "b": 1.0}
+    assert plain.joint["softmax"] == plain.joint["softmax_calibrated"]
+    assert merged.temperatures.keys() == {"a", "b"}
+    assert 1.0 not in merged.temperatures.values()
+    assert evaluate(tmp_path / "out").scores["merged"].temperatures == {}  # the sources are not asked
+    again = evaluate(tmp_path / "out", sources=True)
+    assert again.scores["merged"].temperatures == pytest.approx(merged.temperatures, rel=1e-4)
+    assert again.notes == ("40 images belong to no task: generated",)
 
 
 def test_images_of_no_task_beside_those_of_the_tasks_are_told(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from fsmerge_cli.metrics import Alikeness, calibration_error, interval, temperatures, top
+from fsmerge_cli.metrics import Alikeness, as_sure, calibration_error, interval, temperatures, top
 
 
 def answers(n: int = 400, classes: int = 7, sharp: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,6 +65,18 @@ def test_temperatures_stay_at_one_where_nothing_is_known() -> None:
     assert temperatures([logits], torch.zeros(400, dtype=torch.long)) == [1.0]
     assert temperatures([logits[:0], logits[:0]], torch.empty(0, dtype=torch.long)) == [1.0, 1.0]
     assert temperatures([logits, logits], torch.zeros(400, dtype=torch.long))[1] == 1.0
+
+
+def test_a_head_is_made_as_sure_as_its_source() -> None:
+    logits, _ = answers()
+    assert as_sure([3.0 * logits, 0.5 * logits], [logits, logits]) == pytest.approx([3.0, 0.5], rel=1e-3)
+    assert as_sure([logits[:0]], [logits[:0]]) == [1.0]
+    other = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
+    share = logits.softmax(1)
+    grid = torch.linspace(-1, 1, 401).exp().tolist()
+    far = [(share * (share.log() - (other / t).log_softmax(1))).sum(1).mean().item() for t in grid]
+    assert as_sure([other], [logits]) == pytest.approx([grid[far.index(min(far))]], rel=0.01)
+    assert as_sure([other], [logits])[0] > 1.1  # noise makes it surer than it should be
 
 
 def test_alikeness_in_parts_is_the_definition_on_all_rows() -> None:
