@@ -175,7 +175,7 @@ class Bench:
         """One per head, fitted on the images that the merge was given, whose labels are not known.
 
         Where their tasks are, these take the labels' place. Where a head's task has no image, the answers of its
-        source do, which is as sure as itself. None where neither is there.
+        source do (which gives the sources 1). None where neither is there.
         """
         if self.images is None:
             return []
