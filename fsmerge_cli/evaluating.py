@@ -91,7 +91,7 @@ class Bench:
     """What every row is measured on: test images with their truth, and images whose labels nobody knows.
 
     tasks: by name, each with test images or none. heads: what the logits belong to; labels: class names of every
-    head in the joint answers. images: for the temperatures (None: nothing is calibrated).
+    head in the joint answers. images: for the temperatures (None: there are none).
     """
 
     tasks: tuple[str, ...]
@@ -138,31 +138,31 @@ class Bench:
 
     def _outputs(self, name: str, forward: Forward) -> Outputs:
         found = self.tests.predict(forward, self.device, self.progress, name)
-        return replace(found, asked=self._asked(forward))
+        return replace(found, calibrating=self._calibrating(forward))
 
     def _score(self, outputs: Outputs, reference: Outputs | None) -> Score:
         given = self.truth, self.tasks, self.heads.index, self.labels, self._temperatures(outputs, reference)
         return score(outputs, reference or outputs, *given)
 
     @property
-    def _compared(self) -> bool:
+    def _joint(self) -> bool:
         """Whether there are heads to be made comparable, and labels to see what it gives."""
         return len(self.heads.index) > 1 and bool((self.truth[1] >= 0).any())
 
     @property
-    def _known(self) -> bool:
+    def _all_known(self) -> bool:
         """Whether images of every head's task are there."""
         return self.images is not None and set(self.heads.index) <= set(self.images.task.tolist())
 
-    def _asked(self, forward: Forward) -> list[Tensor]:
+    def _calibrating(self, forward: Forward) -> list[Tensor]:
         """What a model says, by head, about the images that temperatures are fitted on.
 
-        Those of the tasks; all that there are where a task has none.
+        Those of the tasks; all that there are, alike for every head, where a task has none.
         """
-        if self.images is None or not self._compared:
+        if self.images is None or not self._joint:
             return []
         rows = torch.arange(len(self.images))
-        if self._known:
+        if self._all_known:
             rows = rows[torch.isin(self.images.task, torch.tensor(self.heads.index))]
         parts: list[list[Tensor]] = []
         with torch.inference_mode():
@@ -174,21 +174,22 @@ class Bench:
     def _temperatures(self, outputs: Outputs, reference: Outputs | None) -> list[float]:
         """One per head, fitted on the images that the merge was given, whose labels are not known.
 
-        Where their tasks are, these take the labels' place. Where a head's task has no image, the answers of its
-        source do (which gives the sources 1). None where neither is there.
+        Where images of all tasks are there, the tasks take the labels' place. Else the answers of each head's
+        source do (which gives the sources 1). Empty where neither is there.
         """
         if self.images is None:
             return []
         ones = [1.0] * len(self.heads.index)
-        if not self._compared:
+        if not self._joint:
             return ones  # nothing that they would be used for
-        if self._known:
+        if self._all_known:
             position = {index: place for place, index in enumerate(self.heads.index)}
             task = [position[own] for own in self.images.task.tolist() if own in position]
-            return temperatures(outputs.asked, torch.tensor(task, dtype=torch.long))
-        if reference is None or not outputs.asked:
+            return temperatures(outputs.calibrating, torch.tensor(task, dtype=torch.long))
+        if reference is None or not outputs.calibrating:
             return []
-        return ones if outputs is reference else as_sure(outputs.asked, reference.asked)
+        # A source is as sure as itself.
+        return ones if outputs is reference else as_sure(outputs.calibrating, reference.calibrating)
 
 
 def _backbone(problem: Problem, solution: Solution) -> nn.Module:

@@ -82,7 +82,8 @@ def as_sure(logits: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float
 
 def _as_sure(logits: Tensor, share: Tensor) -> float:
     def loss(log_t: float) -> float:
-        return F.cross_entropy(logits / math.exp(log_t), share).item()  # KL and a constant
+        # KL and a constant; the penalty is for answers that no temperature changes.
+        return F.cross_entropy(logits / math.exp(log_t), share).item() + 1e-6 * log_t**2
 
     return math.exp(minimize_scalar(loss, bounds=LOG_T, method="bounded").x)
 

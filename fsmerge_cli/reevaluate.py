@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fsmerge_cli.answers import Example, compared, examples
 from fsmerge_cli.clock import Clock
-from fsmerge_cli.data import DataConfig, ImageSet, Task
+from fsmerge_cli.data import DataConfig, ImageSet, Task, unrelated_images
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.queries import Images
 from fsmerge_cli.drawing import Tests, built, drawn, looked_at, nothing
@@ -101,7 +101,7 @@ def evaluate(
     `merge` (None: the data of the run). Its test images are measured on; its training images, drawn with `seed`
     (None: the run's), give the temperatures of the calibrated answers, where there are some. tasks: which of the
     model's (None: all). reading: what a model made elsewhere does not say. sources: the sources of the run, and
-    their ensemble, beside it.
+    their ensemble, beside it; where a task has no images, their answers to the others give the temperatures.
 
     Raises SourceError where there is no model, ConfigError where a key is wrong, DataError where images or labels
     do not fit.
@@ -231,16 +231,19 @@ def _drawn(
 ) -> Images | None:
     """The images that the temperatures are fitted on; None where there are none, which is noted.
 
-    Images of no task say something where the sources are there.
+    Where a task has none, the others say something only beside the sources.
     """
     tasks, pixels = _asked(model)
-    lacking = any(data.of(task.name).images_per_task == 0 for task in tasks)
-    if len(tasks) < 2 or (lacking and not (sources and data.unrelated)):
+    known = [task for task in tasks if data.of(task.name).images_per_task != 0]
+    if len(tasks) < 2 or not (known or data.unrelated):
+        return None
+    if len(known) < len(tasks) and not sources:
+        notes.append("not calibrated: images of some task are missing; beside the sources it can be (--sources)")
         return None
     try:
-        for task in tasks:
-            if data.of(task.name).images_per_task != 0:
-                _own(model, data, "train", task, pixels)
+        for task in known:
+            _own(model, data, "train", task, pixels)
+        unrelated_images(data, pixels)
     except DataError as error:  # the test images were found, so these are simply not there
         notes.append(f"not calibrated, which takes images beside those for the test: {error}")
         return None

@@ -68,12 +68,12 @@ class Score:
 class Outputs:
     """What one model says about all test images: logits per head [n, classes], features per source [n, d_i].
 
-    asked: logits per head on the images that temperatures are fitted on, [m, classes]; empty without such.
+    calibrating: logits per head on the images that temperatures are fitted on, [m, classes]; empty without such.
     """
 
     logits: list[Tensor]
     features: list[Tensor]
-    asked: Sequence[Tensor] = ()
+    calibrating: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)

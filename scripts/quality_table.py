@@ -43,9 +43,10 @@ training images; 95 % interval over test images, and over seeds where there are 
 is taken as it is). `joint`: right answers among the labels of all tasks, softmax per head, plain and
 calibrated, beside the ensemble of all sources. `to {against}`: difference in points of accuracy to the row
 {against} of the same seeds, with its interval, paired image by image. fs_merge and kd have the same questions,
-losses, targets, steps and readouts; the other methods have their own. Seconds are those of the fit on the
-device that the row names, which other runs shared. {tuning} Written by `python scripts/quality.py
---table-only --against={against} --results=FOLDER` from the quality.jsonl of this folder."""
+losses, targets, steps and readouts; the other methods have their own. Without images of the tasks a merge is
+calibrated by its sources' answers to what it was asked, which leaves the ensemble as it is. Seconds are those
+of the fit on the device that the row names, which other runs shared. {tuning} Written by `python
+scripts/quality.py --table-only --against={against} --results=FOLDER` from the quality.jsonl of this folder."""
 HELD_OUT = """The options were chosen on the alphabets digits, capitals, greek and cyrillic, none of which is
 reported here."""
 PICTURE = "![Per cent of the sources' accuracy against seconds of the fit](quality.svg)\n"

@@ -71,6 +71,8 @@ def test_a_head_is_made_as_sure_as_its_source() -> None:
     logits, _ = answers()
     assert as_sure([3.0 * logits, 0.5 * logits], [logits, logits]) == pytest.approx([3.0, 0.5], rel=1e-3)
     assert as_sure([logits[:0]], [logits[:0]]) == [1.0]
+    flat = torch.zeros_like(logits)  # no temperature changes it
+    assert as_sure([flat], [logits]) == pytest.approx([1.0], abs=1e-3)
     other = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
     share = logits.softmax(1)
     grid = torch.linspace(-1, 1, 401).exp().tolist()

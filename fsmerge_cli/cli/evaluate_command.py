@@ -21,7 +21,8 @@ Measures a written model and changes nothing of it. MODEL is a folder that `fsme
 timm folder, or a checkpoint file; tasks and labels are those of its heads.safetensors, or of the one classifier
 inside its weights. Without data=... on the test images of the run that made it.
 
-  --sources   the sources of the run and their ensemble beside it
+  --sources   the sources of the run and their ensemble beside it (where a task has no training images, the joint
+              answers are calibrated by theirs)
   --json      the whole evaluation as JSON on standard output (its form: fsmerge schema)
   -q, --quiet nothing but errors, and the files that are asked for
 
