@@ -72,8 +72,14 @@ def test_a_merge_goes_through_where_a_task_has_no_training_images(tmp_path: Path
     method = {"name": "kd", "steps": 2, "targets": targets}
     merge(sources, data=data, method=method, output=tmp_path / "out")
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
-    # Temperatures from images of one task alone would be for that task, and `fsmerge evaluate` fits none either.
-    assert found["rows"]["merged"]["joint_top1"].keys() == {"softmax", "logits"}
+    # Calibrated by the sources: temperatures from the images of one task alone would be for that task.
+    assert found["rows"]["merged"]["joint_top1"].keys() == {
+        "softmax",
+        "logits",
+        "softmax_calibrated",
+        "logits_calibrated",
+    }
+    assert found["rows"]["ensemble"]["temperatures"] == {"birds": 1.0, "numbers": 1.0}
     error = found["training"]["start_error"]
     assert list(error) == ["birds", "numbers"]
     assert (error["birds"] is None) == (targets == "own")
