@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from quality_bars import Block
 from quality_sources import FOR_TUNING, GROUPS, fingerprints, prepare
 from quality_statistics import METHODS, relative
 from quality_table import write_results
@@ -44,9 +45,6 @@ UNRELATED = {
     "generated": "{name: generated, images_per_task: 2000, size: 24}",
 }
 """Without any image of a task: what is asked instead."""
-
-Block = tuple[str, str, tuple[str, ...], tuple[int, ...]]
-"""Group, images per task (or a key of UNRELATED), methods, seeds."""
 
 SMALL: tuple[Block, ...] = (
     ("digits_mlp_pair", "16", METHODS, (0, 1, 2)),
@@ -112,7 +110,7 @@ def main() -> None:
             same_sources(group, fingerprints(group), options.results)
         for part in todo:
             measure(part, folder, options)
-    write_results(list(rows(options.results)), options.results, options.against)
+    write_results(list(rows(options.results)), options.results, options.against, full())
 
 
 def missing(block: Block, options: argparse.Namespace) -> list[Block]:

@@ -21,6 +21,13 @@ head: the same function. The difference in points to the pair as it was, same se
 method that undoes orders exactly can still lose by the rotations."""
 
 
+GAPS_HEAD = """Of the whole matrix (`make quality-full`), by images per task and method: groups with their seeds of
+three, where it is not all of them. What has no line here is complete."""
+
+Block = tuple[str, str, tuple[str, ...], tuple[int, ...]]
+"""Group, images per task (or what is asked instead), methods, seeds."""
+
+
 def paragraph(text: str) -> str:
     """Text in lines of one width."""
     return textwrap.fill(" ".join(text.split()), 110, break_on_hyphens=False) + "\n"
@@ -91,3 +98,19 @@ def drops(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cel
     head = ["| images | method | seeds | difference, points |", "|---|---|---|---|"]
     title = "## The drop where one source is scrambled\n"
     return [title, paragraph(DROPS_HEAD), "\n".join([*head, *lines]) + "\n"] if lines else []
+
+
+def gaps(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], blocks: Sequence[Block]) -> list[str]:
+    """What of the blocks has no row yet; [] where all have one."""
+    seeds: dict[tuple[str, str], dict[str, list[bool]]] = {}
+    for group, images, methods, own in blocks:
+        for method in methods:
+            done = {row["seed"] for row in cells.get((group, images), {}).get(method, ())}
+            seeds.setdefault((images, method), {}).setdefault(group, []).extend(seed in done for seed in own)
+    lines = []
+    for (images, method), groups in sorted(seeds.items()):
+        lacking = [f"{group} {sum(there)}" for group, there in groups.items() if not all(there)]
+        if lacking:
+            lines.append(f"| {images} | {method} | {', '.join(lacking)} |")
+    head = ["| images | method | groups with their seeds |", "|---|---|---|"]
+    return ["## Not measured yet\n", paragraph(GAPS_HEAD), "\n".join([*head, *lines]) + "\n"] if lines else []

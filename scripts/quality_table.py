@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quality_bars import drops, goals, paragraph
+from quality_bars import Block, drops, gaps, goals, paragraph
 from quality_picture import picture
 from quality_sources import FOR_TUNING
 from quality_statistics import METHODS, Cell, Row, difference, relative, relative_interval, text_of
@@ -16,8 +16,8 @@ WITHOUT = ("unrelated", "generated")
 """What is asked about where there is no image of a task; first in every list."""
 
 
-def write_results(rows: Sequence[Row], folder: Path, against: str = "kd") -> None:
-    """quality.md and quality.svg; differences are to the method `against`."""
+def write_results(rows: Sequence[Row], folder: Path, against: str = "kd", blocks: Sequence[Block] = ()) -> None:
+    """quality.md and quality.svg; differences are to the method `against`. blocks: the whole matrix."""
     cells: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row["group"], row["images"]][row["method"]].append(row)
@@ -32,6 +32,7 @@ def write_results(rows: Sequence[Row], folder: Path, against: str = "kd") -> Non
     head = HEAD.format(against=against, tuning=CHOSEN if tuning else HELD_OUT)
     parts = [TITLE, paragraph(head), _versions(rows), PICTURE, *([] if tuning else [goals(cells, order)])]
     parts += [*(table(cell, cells[cell], against) for cell in order), *drops(cells, order)]
+    parts += [] if tuning else gaps(cells, blocks)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "quality.md").write_text("\n".join(parts))
     picture(cells, [cell for cell in order if any(r["steps"] for m in cells[cell].values() for r in m)], folder)

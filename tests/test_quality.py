@@ -220,6 +220,30 @@ def test_rows_of_other_sources_are_refused_before_anything_runs(
     assert len(list(quality.rows(tmp_path))) == 1
 
 
+def test_what_of_the_whole_matrix_has_no_row_is_said(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    _, table = scripts
+    blocks = [
+        ("digits_mlp_pair", "50", ("kd", "average"), (0,)),
+        ("digits_mlp_pair", "50", ("kd", "average"), (1,)),
+        ("lower_hebrew", "50", ("kd",), (0, 1)),
+        ("lower_hebrew", "16", ("kd",), (0,)),
+    ]
+    right = {"low": [1, 0], "high": [1, 1]}
+    there = [row(seed, "average", right) for seed in (0, 1)] + [row(1, "kd", right)]
+    there.append({**row(0, "kd", right), "group": "lower_hebrew", "images": "16"})
+    table.write_results(there, tmp_path, blocks=blocks)
+    text = (tmp_path / "quality.md").read_text()
+    assert text.split("## Not measured yet\n")[1].splitlines()[-3:] == [
+        "| images | method | groups with their seeds |",
+        "|---|---|---|",
+        "| 50 | kd | digits_mlp_pair 1, lower_hebrew 0 |",
+    ]
+    table.write_results(there, tmp_path, blocks=blocks[3:])
+    assert "Not measured" not in (tmp_path / "quality.md").read_text()
+
+
 def test_without_calibration_there_is_no_number(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
     _, table = scripts
     found = row(0, "kd", {"a": [1, 1, 0, 0]})
