@@ -238,7 +238,9 @@ def _drawn(
     if len(tasks) < 2 or not (known or data.unrelated):
         return None
     if len(known) < len(tasks) and not sources:
-        notes.append("not calibrated: images of some task are missing; beside the sources it can be (--sources)")
+        notes.append(
+            "not calibrated: some task has no images. With --sources the sources' answers take their place"
+        )
         return None
     try:
         for task in known:

@@ -1587,8 +1587,8 @@ OPTIONS = [
         KD + " data.images_per_task=0",
         2,
         (
-            "this method needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 "
-            "or more, or method=average, which needs none."
+            "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
+            "data.unrelated={name: generated} for images of no task, or method=average, which needs none."
         ),
     ),
     Case(

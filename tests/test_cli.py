@@ -319,8 +319,8 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(
         ),
         (
             ["data.images_per_task=0"],
-            "this method needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 "
-            "or more, or method=average, which needs none.",
+            "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
+            "data.unrelated={name: generated} for images of no task, or method=average, which needs none.",
         ),
         (
             ["method.width=[64]"],

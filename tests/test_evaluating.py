@@ -101,7 +101,7 @@ def test_an_evaluation_with_the_sources_calibrates_as_the_merge_did(tmp_path: Pa
     lone = evaluate(tmp_path / "out")
     assert lone.scores["merged"].temperatures == {}
     assert lone.notes == (
-        "not calibrated: images of some task are missing; beside the sources it can be (--sources)",
+        "not calibrated: some task has no images. With --sources the sources' answers take their place",
     )
 
 

@@ -157,8 +157,8 @@ class Trained(Weighted, ABC):
         """Capture the targets of the images and of their fixed copies. Raises DataError where there are none."""
         if len(problem.images) == 0:
             raise DataError(
-                "this method needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 "
-                "or more, or method=average, which needs none."
+                "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
+                "data.unrelated={name: generated} for images of no task, or method=average, which needs none."
             )
         images = self.asking.copies(problem.images, problem.seed)
         targets = capture(

@@ -72,8 +72,8 @@ def test_no_images_is_said(make_problem: Make, name: str) -> None:
     with pytest.raises(DataError) as error:
         METHODS[name]().fit(replace(problem, images=type(problem.images)(torch.empty(0), empty, empty, empty)))
     assert str(error.value) == (
-        "this method needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 or more, "
-        "or method=average, which needs none."
+        "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
+        "data.unrelated={name: generated} for images of no task, or method=average, which needs none."
     )
 
 
