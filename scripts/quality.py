@@ -60,7 +60,7 @@ def full() -> tuple[Block, ...]:
     for seed in (0, 1, 2):
         for images in ("50", "16", "500", *UNRELATED):
             for name in groups:
-                if name == "digits_mlp_pair" and images in UNRELATED:
+                if name == "digits_mlp_pair" and images == "unrelated":
                     continue  # no other digits to ask about
                 blocks.append((name, images, METHODS if images not in UNRELATED else ONE_BY_ONE, (seed,)))
     return tuple(blocks)
