@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Two halves side by side, one thread each: torch's threads only get into each other's way there.
+# One thread each: torch's threads only get into each other's way there.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-BOTH := $(MAKE) --no-print-directory -j2 first-half second-half
+# Two workers; whichever is done takes tests from the other.
+BOTH := $(PYTEST) -n 2 --dist worksteal
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
-.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full first-half second-half test-slow test-browser wheel-test reference clean
+.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full test-slow test-browser wheel-test reference clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -29,19 +30,13 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/mypy
 
 quick: check  ## the subset for every commit, under a minute
-	$(BOTH) WHICH="not full and not slow and not browser"
+	$(BOTH) -m "not full and not slow and not browser"
 
 smoke: $(READY)  ## every registered method on digits_mlp_pair, seconds each
-	$(PYTEST) tests/test_smoke.py
+	$(PYTEST) tests/methods/test_smoke.py
 
 test: check  ## lint, types and the whole suite
-	$(BOTH) WHICH="not slow and not browser"
-
-first-half:
-	$(PYTEST) -m "$(WHICH)" tests/test_[a-e]*.py
-
-second-half:
-	$(PYTEST) -m "$(WHICH)" tests/test_[f-z]*.py tests/data tests/methods fsmerge_cli
+	$(BOTH) -m "not slow and not browser"
 
 test-slow: $(READY)  ## what takes longer than `make test` may
 	$(PYTEST) -m slow
@@ -57,19 +52,19 @@ table: $(READY)  ## the digits table of the README (about five minutes)
 	$(BIN)/python scripts/digits_table.py
 
 bench: $(READY)  ## speed and memory beside distillation, each with its bar (under 15 minutes; docs/bench.json)
-	$(BIN)/python scripts/bench.py --page README.md
+	$(BIN)/python -m scripts.speed.bench --page docs/how-cost-grows.md
 
 scale: $(READY)  ## four ViT-L/16-sized sources in under 16 GB (minutes, 5 GB of temporary files; docs/scale.json)
-	$(BIN)/python scripts/scale.py
+	$(BIN)/python -m scripts.speed.scale
 
 cost: $(READY)  ## how a step's cost grows, into docs/how-cost-grows.md (under 10 minutes)
-	$(BIN)/python scripts/cost.py
+	$(BIN)/python -m scripts.speed.cost
 
 quality: $(READY)  ## what merges keep, small matrix (under 30 minutes on 2 cores; docs/results/)
-	$(BIN)/python scripts/quality.py
+	$(BIN)/python -m scripts.benchmark
 
 quality-full: $(READY)  ## the whole matrix, resumable, a line per run (days on 2 cores)
-	$(BIN)/python scripts/quality.py --full
+	$(BIN)/python -m scripts.benchmark --full
 
 reference: $(READY)  ## docs/configuration.md from the dataclasses and configs/ (seconds)
 	$(BIN)/python scripts/reference.py

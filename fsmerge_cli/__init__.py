@@ -11,30 +11,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fsmerge_cli.finetuned import Finetuned
-    from fsmerge_cli.finetuning import finetune
-    from fsmerge_cli.loading import load_source
-    from fsmerge_cli.merged import Merged, load_merged
-    from fsmerge_cli.pipeline import check, merge
-    from fsmerge_cli.reevaluate import Reevaluation, evaluate
-    from fsmerge_cli.result import MergeResult
-    from fsmerge_cli.sources import Source, SourceSpec
+    from fsmerge_cli.checkpoints.api import load_source
+    from fsmerge_cli.models.source import Source
+    from fsmerge_cli.models.source_spec import SourceSpec
+    from fsmerge_cli.runs.check import check
+    from fsmerge_cli.runs.evaluate import Reevaluation, evaluate
+    from fsmerge_cli.runs.finetune import finetune
+    from fsmerge_cli.runs.finetuned import Finetuned
+    from fsmerge_cli.runs.merge import merge
+    from fsmerge_cli.runs.merged import Merged, load_merged
+    from fsmerge_cli.runs.result import MergeResult
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Finetuned": "finetuned",
-    "MergeResult": "result",
-    "Merged": "merged",
-    "Reevaluation": "reevaluate",
-    "Source": "sources",
-    "SourceSpec": "sources",
-    "check": "pipeline",
-    "evaluate": "reevaluate",
-    "finetune": "finetuning",
-    "load_merged": "merged",
-    "load_source": "loading",
-    "merge": "pipeline",
+    "Finetuned": "runs.finetuned",
+    "MergeResult": "runs.result",
+    "Merged": "runs.merged",
+    "Reevaluation": "runs.evaluate",
+    "Source": "models.source",
+    "SourceSpec": "models.source_spec",
+    "check": "runs.check",
+    "evaluate": "runs.evaluate",
+    "finetune": "runs.finetune",
+    "load_merged": "runs.merged",
+    "load_source": "checkpoints.api",
+    "merge": "runs.merge",
 }
 
 __all__ = [

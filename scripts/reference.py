@@ -18,17 +18,16 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from fsmerge_cli import presets
-from fsmerge_cli.classifier import Tuning
 from fsmerge_cli.cli import evaluate_command, finetune_command
-from fsmerge_cli.config import Checkpoint, Evaluation, Output
+from fsmerge_cli.cli.launch import Checkpoint, Evaluation, Output
+from fsmerge_cli.common import presets
+from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.data import DATASETS
-from fsmerge_cli.entries import Recipe
-from fsmerge_cli.hardware import Hardware
-from fsmerge_cli.merged import Reading
 from fsmerge_cli.methods import METHODS
-from fsmerge_cli.sources import SourceSpec
-from fsmerge_cli.starting import Start
+from fsmerge_cli.models.source_spec import Recipe, SourceSpec
+from fsmerge_cli.runs.finetune_request import Start
+from fsmerge_cli.runs.merged import Reading
+from fsmerge_cli.training.classifier import Tuning
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/configuration.md"

@@ -34,16 +34,16 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
+from fsmerge_cli.architectures import SPECS
 from fsmerge_cli.cli import COMMANDS, main
 from fsmerge_cli.cli.composing import composed, own_folder
 from fsmerge_cli.cli.merge_command import composed as as_hydra_takes_it
-from fsmerge_cli.finetuning import finetune
+from fsmerge_cli.common.options import build
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.options import build
-from fsmerge_cli.request import chosen_data, chosen_hardware, request
-from fsmerge_cli.specs import SPECS
-from tests.conftest import REPOSITORY
+from fsmerge_cli.runs.finetune import finetune
+from fsmerge_cli.runs.request import chosen_data, chosen_hardware, request
+from tests.support.paths import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 UNRUN = {"needs: hub", "needs: gpu", "needs: cluster", "needs: files", "long"}
@@ -146,7 +146,9 @@ def check_known(words: list[str], where: str) -> None:
         for extra in re.findall(r"\[([\w,]+)\]", words[-1]):
             assert all(f"\n{name} = [" in project for name in extra.split(",")), f"{where}: {extra}"
     elif words[0] == "python":
-        assert (REPOSITORY / words[1]).is_file(), f"{where}: {words[1]}"
+        module = words[2].replace(".", "/") if words[1] == "-m" else ""
+        found = [words[1], f"{module}.py", f"{module}/__main__.py"]
+        assert any((REPOSITORY / path).is_file() for path in found), f"{where}: {words[:3]}"
     else:
         assert words[0] in ("torchrun", "source", "git"), f"{where}: {words[0]}"
 
@@ -171,8 +173,8 @@ def check_keys(words: list[str]) -> None:
         request(keys["models"]["sources"], *groups, overwrite=False)
     elif command == "finetune":
         keys = composed("finetune", overrides, None)
-        from fsmerge_cli.classifier import Tuning
-        from fsmerge_cli.starting import Start
+        from fsmerge_cli.runs.finetune_request import Start
+        from fsmerge_cli.training.classifier import Tuning
 
         build(Start, keys["model"], "model")
         build(Tuning, keys["training"], "training")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fsmerge_cli.specs import SPECS
-from tests.conftest import REPOSITORY
+from fsmerge_cli.architectures import SPECS
+from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.full
 

@@ -14,16 +14,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.cli import main
+from fsmerge_cli.common.errors import UserError
+from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.data import DATASETS
-from fsmerge_cli.errors import UserError
-from fsmerge_cli.hardware import Hardware
 from fsmerge_cli.methods import METHODS
-from fsmerge_cli.plan import compile_plan
-from fsmerge_cli.request import request
-from fsmerge_cli.sources import Source, SourceSpec, load
-from tests.bad_inputs import write_sources
-from tests.conftest import mlp_source
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.request import request
+from tests.support.bad_inputs import write_sources
+from tests.support.sources import mlp_source
 
 pytestmark = pytest.mark.full
 

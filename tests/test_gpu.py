@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from fsmerge_cli import merge
-from fsmerge_cli.fold import Folder, fold
-from fsmerge_cli.hardware import Hardware
+from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.optimising import orthogonalised
-from tests.conftest import distilling, folding
-from tests.test_fold import random_maps
-from tests.test_supernet import double, pair
-from tests.vits import vit_source
+from fsmerge_cli.supernet.fold import Folder, fold
+from fsmerge_cli.training.optimizers import orthogonalised
+from tests.supernet.test_fold import random_maps
+from tests.supernet.test_network import double, pair
+from tests.support.sources import distilling, folding
+from tests.support.vits import vit_source
 
 pytestmark = [
     pytest.mark.full,

@@ -15,14 +15,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fsmerge_cli import merge
+from fsmerge_cli.architectures.vit import FOREIGN
+from fsmerge_cli.checkpoints.embedded import content_key
+from fsmerge_cli.checkpoints.heads import head_tensors
+from fsmerge_cli.checkpoints.write import model_config
 from fsmerge_cli.cli import main
-from fsmerge_cli.errors import ConfigError, DataError, OutputError, describe, printable
-from fsmerge_cli.request import request
-from fsmerge_cli.sources import Recipe, Source, SourceSpec, head_tensors, model_config
-from fsmerge_cli.specs.vit import FOREIGN
-from fsmerge_cli.zoo import content_key
-from tests.conftest import REPOSITORY, mlp_source
-from tests.test_architecture import FILES, imports
+from fsmerge_cli.common.errors import ConfigError, DataError, OutputError, describe, printable
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.source_spec import Recipe, SourceSpec
+from fsmerge_cli.runs.request import request
+from tests.support.paths import REPOSITORY
+from tests.support.sources import mlp_source
+from tests.test_rooms import FILES, imports
 
 pytestmark = pytest.mark.full
 
@@ -175,7 +179,7 @@ def test_only_hydras_own_node_names_a_class_in_what_is_shipped() -> None:
         for line in path.read_text().splitlines()
         if "_target_" in line
     ]
-    assert targets == ["_target_: fsmerge_cli.sweeping.SweepSummary"]
+    assert targets == ["_target_: fsmerge_cli.cli.sweep.SweepSummary"]
 
 
 def test_a_source_is_never_replaced_by_the_result(tmp_path: Path) -> None:
@@ -202,7 +206,7 @@ def test_torch_is_used_to_load_on_the_cpu(tmp_path: Path) -> None:
     source = mlp_source("a", [4], 1)
     torch.save(dict(source.weights), tmp_path / "model.pt")
     arch = {"family": "mlp", "input_size": (1, 4, 4), "widths": (4,)}
-    from fsmerge_cli.sources import load
+    from fsmerge_cli.checkpoints.load import load
 
     found = load(SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "model.pt")))
     assert {tensor.device.type for tensor in found.weights.values()} == {"cpu"}

@@ -12,7 +12,7 @@ import pytest
 
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.methods import METHODS
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.full
 

@@ -8,8 +8,8 @@ import sys
 from importlib import import_module
 
 from fsmerge_cli import __version__
-from fsmerge_cli.distributed import is_main, outcome
-from fsmerge_cli.errors import ConfigError, Interrupted, unknown
+from fsmerge_cli.common.distributed import is_main, outcome
+from fsmerge_cli.common.errors import ConfigError, Interrupted, unknown
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",

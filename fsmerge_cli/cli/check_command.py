@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fsmerge_cli.cli.merge_command import composed
-from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.common.errors import ConfigError
 
 HELP = """usage: fsmerge check +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--headers-only] [--json] [--quiet]
 
@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
     if {"-m", "--multirun"} & {*arguments}:
         raise ConfigError("fsmerge check looks at one merge. Leave out --multirun and give every key one value.")
     rest = composed([argument for argument in arguments if argument not in OPTIONS])
-    from fsmerge_cli import config  # imports Hydra
+    from fsmerge_cli.cli import launch  # imports Hydra
 
     quiet = bool({"-q", "--quiet"} & {*arguments})
-    return config.check(rest, "--headers-only" in arguments, "--json" in arguments, quiet)
+    return launch.check(rest, "--headers-only" in arguments, "--json" in arguments, quiet)

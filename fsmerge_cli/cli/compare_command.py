@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.common.errors import ConfigError
 
 HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--csv FILE] [--json] [--plot FILE] [--quiet]
 
@@ -52,25 +52,27 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE")
     parser.add_argument("-q", "--quiet", action="store_true")
     asked = parser.parse_args(arguments)
-    from fsmerge_cli import compare, plots, report, terminal
+    from fsmerge_cli.reporting import plots, tables, terminal
+    from fsmerge_cli.runs import compare
 
     if asked.plot:
         plots.check_plot(asked.plot)
     runs = compare.ordered(compare.read_runs(asked.runs), asked.sort)
     rows = _rows(runs)
     if asked.csv:
-        report.write_csv(asked.csv, rows)
+        tables.write_csv(asked.csv, rows)
     if asked.plot:
         _plot(asked.plot, runs, asked.sort)
     if asked.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     elif not asked.quiet:
-        terminal.console().print(report.compare_table(rows, asked.sort))
+        terminal.console().print(tables.compare_table(rows, asked.sort))
     return 0
 
 
 def _plot(path: Path, runs: Sequence[Any], sort: str) -> None:
-    from fsmerge_cli import compare, plots
+    from fsmerge_cli.reporting import plots
+    from fsmerge_cli.runs import compare
 
     metric = sort if sort in ACCURACIES or sort.startswith("top1.") else "mean"
     points = compare.points(runs, compare.labels(runs), metric)
@@ -80,7 +82,7 @@ def _plot(path: Path, runs: Sequence[Any], sort: str) -> None:
 
 
 def _rows(runs: Sequence[Any]) -> list[dict[str, Any]]:
-    from fsmerge_cli import compare
+    from fsmerge_cli.runs import compare
 
     rows = []
     for entry, label, gap in zip(runs, compare.labels(runs), compare.paired(runs)):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fsmerge_cli.errors import ConfigError
-from fsmerge_cli.options import refuse_code
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.options import refuse_code
 
 
 def own_folder(arguments: Sequence[str]) -> tuple[list[str], str | None]:
@@ -40,7 +40,7 @@ def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from fsmerge_cli.explain import explain
+    from fsmerge_cli.cli.hydra_errors import explain
 
     if search is not None and not Path(search).expanduser().is_dir():
         raise ConfigError(f"--config-dir: {search!r} is no folder. Pass a folder with data/*.yaml, ...")

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.cli.composing import composed, own_folder
-from fsmerge_cli.errors import ConfigError, unknown
-from fsmerge_cli.options import FORBID, Count, Flag, Text, build
+from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build
 
 HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--json] [--quiet]
 
@@ -33,7 +33,7 @@ keys:
   seed=0                       of the drawn training images (default: the run's)
   tasks=[a,b]                  only these tasks of the model
   output.file=FILE             the same JSON as a file
-  output.report=FILE           a page to look at, as report.html of a run
+  output.report=FILE           a page to look at, as tables.html of a run
   output.logits=FILE           the logits of all test images as safetensors
   output.overwrite=true        replace these files
   model.task=NAME              name of the task of a classifier inside a checkpoint, and so of its folder of images
@@ -85,10 +85,10 @@ def run(arguments: list[str]) -> int:
     output = build(Output, asked.output, "output")
     from rich.text import Text as Line
 
-    from fsmerge_cli import report, terminal
-    from fsmerge_cli.merged import load_merged
-    from fsmerge_cli.output import check_file
-    from fsmerge_cli.reevaluate import evaluate
+    from fsmerge_cli.common.atomic import check_file
+    from fsmerge_cli.reporting import tables, terminal
+    from fsmerge_cli.runs.evaluate import evaluate
+    from fsmerge_cli.runs.merged import load_merged
 
     model = load_merged(folder, asked.model, asked.data)
     files = {"file": output.file, "report": output.report, "logits": output.logits}
@@ -118,8 +118,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
         return 0
     console = terminal.console(quiet=quiet)
-    console.print(report.score_table(evaluation))
-    console.print(report.task_table(evaluation))
+    console.print(tables.score_table(evaluation))
+    console.print(tables.task_table(evaluation))
     for note in evaluation["notes"]:
         console.print(Line(f"note: {note}"))
     named = {"evaluation" if what == "file" else what: file for what, file in files.items() if file}

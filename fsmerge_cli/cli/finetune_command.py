@@ -13,8 +13,8 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.cli.composing import composed, own_folder
-from fsmerge_cli.errors import ConfigError, unknown
-from fsmerge_cli.options import FORBID, Flag, Text, build
+from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.options import FORBID, Flag, Text, build
 
 HELP = """usage: fsmerge finetune model.arch=NAME data=NAME [KEY=VALUE ...] [--json] [--quiet]
 
@@ -97,12 +97,12 @@ def run(arguments: list[str]) -> int:
 
 def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[str, Any], Path, bool]:
     """The evaluation of a run, its folder, and whether it was finished before."""
-    from fsmerge_cli import terminal
-    from fsmerge_cli.config import Checkpoint
-    from fsmerge_cli.finetuning import finetune
-    from fsmerge_cli.logs import RunLog
-    from fsmerge_cli.progress import Event
-    from fsmerge_cli.starting import request
+    from fsmerge_cli.cli.launch import Checkpoint
+    from fsmerge_cli.common.progress import Event
+    from fsmerge_cli.reporting import terminal
+    from fsmerge_cli.reporting.logs import RunLog
+    from fsmerge_cli.runs.finetune import finetune
+    from fsmerge_cli.runs.finetune_request import request
 
     output = build(Output, keys["output"], "output")
     every = build(Checkpoint, keys["checkpoint"], "checkpoint").every
@@ -143,7 +143,7 @@ def _finished(folder: Path, options: Mapping[str, Any]) -> dict[str, Any] | None
     """The evaluation of the finished run in `folder`; ConfigError where it had other options."""
     import yaml
 
-    from fsmerge_cli.resuming import check_same
+    from fsmerge_cli.training.snapshots import check_same
 
     if not (folder / "evaluation.json").is_file():
         return None
@@ -156,11 +156,11 @@ def _finished(folder: Path, options: Mapping[str, Any]) -> dict[str, Any] | None
 def _show(evaluation: Mapping[str, Any], folder: Path, before: bool) -> None:
     from rich.text import Text as Line
 
-    from fsmerge_cli import report, terminal
+    from fsmerge_cli.reporting import tables, terminal
 
     console = terminal.console()
     for name in evaluation["rows"]:
-        console.print(report.task_table(evaluation, name))
+        console.print(tables.task_table(evaluation, name))
     for line in _lines(evaluation, folder):
         console.print(Line(line), soft_wrap=True)
     if before:
@@ -168,12 +168,12 @@ def _show(evaluation: Mapping[str, Any], folder: Path, before: bool) -> None:
 
 
 def _lines(evaluation: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    from fsmerge_cli import report
+    from fsmerge_cli.reporting import tables
 
     for name, found in evaluation["rows"].items():
         own = found["tasks"][name]
-        low, high = map(report.per_cent, own["interval"])
-        yield f"{name}: {report.per_cent(own['top1'])} % of {own['count']} test images right ({low} to {high})"
+        low, high = map(tables.per_cent, own["interval"])
+        yield f"{name}: {tables.per_cent(own['top1'])} % of {own['count']} test images right ({low} to {high})"
     yield from (f"note: {note}" for note in evaluation["notes"])
-    yield report.summary_line(evaluation)
+    yield tables.summary_line(evaluation)
     yield f"source: {folder}"

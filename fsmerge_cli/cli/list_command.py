@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from fsmerge_cli import presets
-from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.common import presets
+from fsmerge_cli.common.errors import ConfigError, unknown
 
 HELP = """usage: fsmerge list [GROUP]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 
-from fsmerge_cli import presets
 from fsmerge_cli.cli.composing import added
 from fsmerge_cli.cli.list_command import listing
-from fsmerge_cli.errors import ConfigError, unknown
+from fsmerge_cli.common import presets
+from fsmerge_cli.common.errors import ConfigError, unknown
 
 HELP = """usage: fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
 
 Merges the sources that +models=NAME lists, evaluates the result and writes a folder: merged/ (the model,
-loadable without fsmerge), report.html, evaluation.json, config.yaml, run.log. `fsmerge list`
+loadable without fsmerge), report.html, evaluation.json, launch.yaml, run.log. `fsmerge list`
 shows the names.
 
 groups:
@@ -56,9 +56,9 @@ def run(arguments: list[str]) -> int:
     """Compose the configuration and run it, or every combination of it."""
     quiet = {"-q", "--quiet"}
     composed_of = composed([argument for argument in arguments if argument not in quiet])
-    from fsmerge_cli import config  # imports Hydra
+    from fsmerge_cli.cli import launch  # imports Hydra
 
-    return config.launch(composed_of, bool(quiet & {*arguments}))
+    return launch.launch(composed_of, bool(quiet & {*arguments}))
 
 
 def composed(arguments: list[str]) -> list[str]:

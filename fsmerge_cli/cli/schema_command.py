@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fsmerge_cli.errors import ConfigError
+from fsmerge_cli.common.errors import ConfigError
 
 HELP = """usage: fsmerge schema
 
@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> int:
     """Print the schema."""
     if arguments:
         raise ConfigError(f"fsmerge schema takes no arguments, got {arguments[0]!r}. See fsmerge schema --help.")
-    from fsmerge_cli import schema
+    from fsmerge_cli.reporting import schema
 
     sys.stdout.write(schema.text())
     return 0

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from PIL import Image
 from torch import Tensor
 
+from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.options import choose
 from fsmerge_cli.data.base import DataConfig, ImageSet, Task
-from fsmerge_cli.data.digits import Digits
-from fsmerge_cli.data.folder import Folder
-from fsmerge_cli.data.generated import Generated
-from fsmerge_cli.data.glyphs import Glyphs
-from fsmerge_cli.data.hf import HuggingFace
+from fsmerge_cli.data.images.digits import Digits
+from fsmerge_cli.data.images.folder import Folder
+from fsmerge_cli.data.images.generated import Generated
+from fsmerge_cli.data.images.glyphs import Glyphs
+from fsmerge_cli.data.images.hf import HuggingFace
+from fsmerge_cli.data.images.tensors import Tensors
+from fsmerge_cli.data.images.torchvision import TorchVision
 from fsmerge_cli.data.none import NoImages
 from fsmerge_cli.data.per_task import PerTask
-from fsmerge_cli.data.tensors import Tensors
-from fsmerge_cli.data.torchvision import TorchVision
-from fsmerge_cli.errors import ConfigError, unknown
-from fsmerge_cli.options import choose
 
 DATASETS: dict[str, type[DataConfig]] = {
     "digits": Digits,

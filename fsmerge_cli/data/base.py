@@ -16,10 +16,10 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.data.augment import Augment
-from fsmerge_cli.errors import DataError
-from fsmerge_cli.options import FORBID, Count, Positive, Share
-from fsmerge_cli.preprocessing import PLAIN, Preprocessing
+from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.options import FORBID, Count, Positive, Share
+from fsmerge_cli.data.images.augment import Augment
+from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
 
 Split = Literal["train", "test"]
 

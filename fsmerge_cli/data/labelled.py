@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.base import ImageSet
-from fsmerge_cli.data.queries import READ
+from fsmerge_cli.data.draw import READ
 from fsmerge_cli.data.reading import read
-from fsmerge_cli.feeding import Feed
-from fsmerge_cli.hardware import Hardware
-from fsmerge_cli.progress import Event, Progress
+from fsmerge_cli.data.transfer import Feed
 
 KEPT = 2**31
 """Bytes up to which images are read once and kept; more are read again in every pass."""

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.data.base import Task
-from fsmerge_cli.errors import DataError
 
 FEW = 5
 """Classes that a message names."""

@@ -9,9 +9,9 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fsmerge_cli.common.options import FORBID, Positive
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
-from fsmerge_cli.data.generated import Generated
-from fsmerge_cli.options import FORBID, Positive
+from fsmerge_cli.data.images.generated import Generated
 
 
 @dataclass(frozen=True, config=FORBID)

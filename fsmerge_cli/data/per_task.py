@@ -10,9 +10,9 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fsmerge_cli.common.errors import ConfigError, DataError
+from fsmerge_cli.common.options import FORBID, choose
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
-from fsmerge_cli.errors import ConfigError, DataError
-from fsmerge_cli.options import FORBID, choose
 
 OWN = ("name", "images_per_task")
 """Fields of all data sets that a task's own may set; the others are one for all tasks."""

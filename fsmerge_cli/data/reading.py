@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import default_collate as stacked
 
-from fsmerge_cli.errors import DataError
+from fsmerge_cli.common.errors import DataError
 
 T = TypeVar("T", covariant=True)
 

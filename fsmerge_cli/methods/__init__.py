@@ -11,7 +11,7 @@ from fsmerge_cli.methods.regmean import RegMean
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
 from fsmerge_cli.methods.slerp import Slerp
 from fsmerge_cli.methods.zipit import ZipIt
-from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.training.problem import Problem, Solution
 
 METHODS: dict[str, type[Method]] = {
     "activation_matching": ActivationMatching,

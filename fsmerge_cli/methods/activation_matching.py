@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.align import aligned, require_images, require_one_width
+from fsmerge_cli.alignment.matching import aligned, require_images, require_one_width
+from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.methods.base import Weighted
-from fsmerge_cli.options import FORBID
-from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.training.problem import Problem, Solution
 
 
 @dataclass(frozen=True, config=FORBID)

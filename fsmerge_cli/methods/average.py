@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.fold import fold
-from fsmerge_cli.maps import start_maps
+from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.methods.base import Weighted
-from fsmerge_cli.options import FORBID
-from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.supernet.fold import fold
+from fsmerge_cli.supernet.map_set import start_maps
+from fsmerge_cli.training.problem import Problem, Solution
 
 
 @dataclass(frozen=True, config=FORBID)

@@ -11,17 +11,18 @@ from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.data.augment import Augment
-from fsmerge_cli.data.queries import Images, Targets
-from fsmerge_cli.errors import ConfigError, DataError, DivergedError
-from fsmerge_cli.features import Captured, capture
-from fsmerge_cli.objective import Extras, Student
-from fsmerge_cli.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat, Share
-from fsmerge_cli.problem import Problem, Solution
-from fsmerge_cli.progress import Event
-from fsmerge_cli.questions import Asking
-from fsmerge_cli.running import Schedule, Trace
-from fsmerge_cli.training import Phase, train
+from fsmerge_cli.common.errors import ConfigError, DataError, DivergedError
+from fsmerge_cli.common.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat, Share
+from fsmerge_cli.common.progress import Event
+from fsmerge_cli.data.draw import Images, Targets
+from fsmerge_cli.data.images.augment import Augment
+from fsmerge_cli.supernet.student import Student
+from fsmerge_cli.training.batches import Asking
+from fsmerge_cli.training.loop import Phase, train
+from fsmerge_cli.training.objective import Extras
+from fsmerge_cli.training.problem import Problem, Solution
+from fsmerge_cli.training.state import Schedule, Trace
+from fsmerge_cli.training.teachers import Captured, capture
 
 Budget = Literal["fast", "default", "best"]
 BUDGETS: dict[Budget, float] = {"fast": 0.25, "default": 1.0, "best": 4.0}

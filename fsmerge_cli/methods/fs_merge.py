@@ -9,19 +9,19 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.align import fit_matched, unmerging_start
-from fsmerge_cli.fold import fold
-from fsmerge_cli.maps import start_maps
+from fsmerge_cli.alignment.matching import fit_matched, unmerging_start
+from fsmerge_cli.common.options import FORBID, Flag, Positive, PositiveFloat, Share
+from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
-from fsmerge_cli.options import FORBID, Flag, Positive, PositiveFloat, Share
-from fsmerge_cli.plan import compile_plan
-from fsmerge_cli.problem import Problem, Solution, Stage
-from fsmerge_cli.running import Trace
-from fsmerge_cli.seeding import derive
-from fsmerge_cli.structures import Structure
-from fsmerge_cli.supernet import SuperNet
-from fsmerge_cli.training import Phase
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.supernet.fold import fold
+from fsmerge_cli.supernet.map_set import start_maps
+from fsmerge_cli.supernet.maps import Structure
+from fsmerge_cli.supernet.network import SuperNet
+from fsmerge_cli.training.loop import Phase
+from fsmerge_cli.training.problem import Problem, Solution, Stage
+from fsmerge_cli.training.state import Trace
 
 
 @dataclass(frozen=True, config=FORBID)

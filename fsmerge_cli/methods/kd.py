@@ -11,16 +11,16 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fsmerge_cli.align import fit_matched, unmerging_start
-from fsmerge_cli.errors import ConfigError
-from fsmerge_cli.fold import fold
-from fsmerge_cli.maps import Start, start_maps
+from fsmerge_cli.alignment.matching import fit_matched, unmerging_start
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.options import FORBID
+from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Method, Trained, Weighted
-from fsmerge_cli.objective import Student
-from fsmerge_cli.options import FORBID
-from fsmerge_cli.problem import Problem, Solution
-from fsmerge_cli.running import Trace
-from fsmerge_cli.seeding import derive
+from fsmerge_cli.supernet.fold import fold
+from fsmerge_cli.supernet.map_set import Start, start_maps
+from fsmerge_cli.supernet.student import Student
+from fsmerge_cli.training.problem import Problem, Solution
+from fsmerge_cli.training.state import Trace
 
 KDStart = Literal["first", "average", "aligned", "random"]
 

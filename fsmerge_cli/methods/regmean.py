@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.activations import grams
-from fsmerge_cli.align import aligned, require_images, require_one_width
-from fsmerge_cli.features import network
+from fsmerge_cli.alignment.least_squares import linear_modules, mean, solve
+from fsmerge_cli.alignment.matching import aligned, require_images, require_one_width
+from fsmerge_cli.alignment.statistics import grams
+from fsmerge_cli.common.options import FORBID
+from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods.base import Weighted
-from fsmerge_cli.options import FORBID
-from fsmerge_cli.problem import Problem, Solution
-from fsmerge_cli.progress import Event
-from fsmerge_cli.regression import linear_modules, mean, solve
+from fsmerge_cli.training.problem import Problem, Solution
+from fsmerge_cli.training.teachers import network
 
 
 @dataclass(frozen=True, config=FORBID)

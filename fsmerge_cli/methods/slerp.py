@@ -11,11 +11,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.align import aligned, require_images, require_one_width
-from fsmerge_cli.errors import ConfigError, MismatchError
+from fsmerge_cli.alignment.matching import aligned, require_images, require_one_width
+from fsmerge_cli.common.errors import ConfigError, MismatchError
+from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.methods.base import Method
-from fsmerge_cli.options import FORBID
-from fsmerge_cli.problem import Problem, Solution
+from fsmerge_cli.training.problem import Problem, Solution
 
 PARALLEL = 0.9995
 """Cosine above which interpolation is linear, and below whose negative there is no shortest way."""

@@ -10,18 +10,18 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fsmerge_cli.align import match_all, require_images, require_one_width, similarities
-from fsmerge_cli.features import batches
-from fsmerge_cli.fold import fold
-from fsmerge_cli.maps import maps_of_spaces
+from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
+from fsmerge_cli.alignment.permutation import shares_inner_order
+from fsmerge_cli.alignment.zipping import zip_units
+from fsmerge_cli.architectures.ports import Unit
+from fsmerge_cli.common.options import FORBID
+from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods.base import Method
-from fsmerge_cli.options import FORBID
-from fsmerge_cli.permute import shares_inner_order
-from fsmerge_cli.plan import Space
-from fsmerge_cli.problem import Problem, Solution
-from fsmerge_cli.progress import Event
-from fsmerge_cli.spaces import Unit
-from fsmerge_cli.zipping import zip_units
+from fsmerge_cli.models.plan import Space
+from fsmerge_cli.supernet.fold import fold
+from fsmerge_cli.supernet.map_set import maps_of_spaces
+from fsmerge_cli.training.problem import Problem, Solution
+from fsmerge_cli.training.teachers import batches
 
 Zipped = tuple[list[Tensor], list[Tensor]]
 """Merge matrices M_i [d', d_i] and unmerge matrices U_i [d_i, d'] of one space."""

@@ -14,10 +14,10 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from fsmerge_cli import check, merge
-from fsmerge_cli.options import build as build_options
-from fsmerge_cli.spaces import FIXED, norm
-from fsmerge_cli.specs import SPECS, Family
-from fsmerge_cli.specs.family import Table
+from fsmerge_cli.architectures import SPECS, Family
+from fsmerge_cli.architectures.family import Table
+from fsmerge_cli.architectures.ports import FIXED, norm
+from fsmerge_cli.common.options import build as build_options
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli import merge
-from fsmerge_cli.fold import fold
-from fsmerge_cli.maps import start_maps
 from fsmerge_cli.methods import Method, Problem, Solution
+from fsmerge_cli.supernet.fold import fold
+from fsmerge_cli.supernet.map_set import start_maps
 
 
 @dataclass(frozen=True)

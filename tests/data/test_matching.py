@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.matching import of_task
-from fsmerge_cli.errors import DataError
 
 
 def matched(labels: tuple[str, ...], classes: list[Any], names: list[str] | None = None) -> Any:

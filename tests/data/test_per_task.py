@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 from fsmerge_cli import merge
+from fsmerge_cli.common.errors import ConfigError, DataError
+from fsmerge_cli.common.options import build
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.digits import Digits
+from fsmerge_cli.data.images.digits import Digits
 from fsmerge_cli.data.per_task import PerTask
-from fsmerge_cli.drawing import counted, prepared
-from fsmerge_cli.errors import ConfigError, DataError
-from fsmerge_cli.options import build
-from tests.bad_inputs import save
-from tests.conftest import mlp_source
+from fsmerge_cli.data.sampling import counted, prepared
+from tests.support.bad_inputs import save
+from tests.support.sources import mlp_source
 
 PIXELS = ToPixels((1, 8, 8))
 TASKS = [Task("birds", ("owl", "wren")), Task("numbers", ("0", "1", "2"))]

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.progress import silent
 from fsmerge_cli.data import ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.folder import Folder
-from fsmerge_cli.data.queries import draw
+from fsmerge_cli.data.draw import draw
+from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.data.reading import read
-from fsmerge_cli.errors import DataError
-from fsmerge_cli.progress import silent
-from fsmerge_cli.scoring import TestSet
+from fsmerge_cli.evaluation.scoring import TestSet
 
 # torch suggests no more workers than there are cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fsmerge_cli.align import back_to_sources, match_all, similarities
-from fsmerge_cli.errors import ConfigError, DataError
-from fsmerge_cli.features import network
+from fsmerge_cli.alignment.matching import back_to_sources, match_all, similarities
+from fsmerge_cli.alignment.permutation import permute, random_permutations
+from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.methods import METHODS, Problem
-from fsmerge_cli.permute import permute, random_permutations
-from fsmerge_cli.plan import compile_plan
-from fsmerge_cli.sources import Source
-from tests.conftest import mlp_source, random_images
-from tests.vits import VARIANTS, shared_out, vit_source
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.training.teachers import network
+from tests.support.sources import mlp_source, random_images
+from tests.support.vits import VARIANTS, shared_out, vit_source
 
 pytestmark = pytest.mark.full
 

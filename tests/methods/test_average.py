@@ -7,7 +7,7 @@ import torch
 
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.average import Average
-from tests.conftest import mlp_source
+from tests.support.sources import mlp_source
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fsmerge_cli.errors import DataError
-from fsmerge_cli.features import network
+from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.reference import UnfoldedSuperNet
-from tests.conftest import folding, mlp_source
+from fsmerge_cli.supernet.reference import UnfoldedSuperNet
+from fsmerge_cli.training.teachers import network
+from tests.support.sources import folding, mlp_source
 
 Make = Callable[..., Problem]
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fsmerge_cli.errors import ConfigError
-from fsmerge_cli.features import network
+from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.kd import StudentNetwork
-from tests.conftest import distilling, mlp_source
+from fsmerge_cli.training.teachers import network
+from tests.support.sources import distilling, mlp_source
 
 Make = Callable[..., Problem]
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fsmerge_cli.activations import grams
-from fsmerge_cli.errors import DataError
-from fsmerge_cli.features import network
+from fsmerge_cli.alignment.least_squares import linear_modules, solve
+from fsmerge_cli.alignment.statistics import grams
+from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.regmean import RegMean, Regression
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
-from fsmerge_cli.plan import compile_plan
-from fsmerge_cli.regression import linear_modules, solve
-from tests.conftest import mlp_source, random_images
-from tests.vits import vit_source
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.training.teachers import network
+from tests.support.sources import mlp_source, random_images
+from tests.support.vits import vit_source
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

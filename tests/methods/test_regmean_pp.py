@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import torch
 
+from fsmerge_cli.alignment.least_squares import solve
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus, stages
-from fsmerge_cli.plan import compile_plan
-from fsmerge_cli.regression import solve
-from tests.conftest import mlp_source, random_images
-from tests.vits import vit_source
+from fsmerge_cli.models.plan import compile_plan
+from tests.support.sources import mlp_source, random_images
+from tests.support.vits import vit_source
 
 
 def test_every_layer_is_solved_on_what_the_merged_layers_before_it_produce() -> None:

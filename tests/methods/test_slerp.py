@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fsmerge_cli.errors import ConfigError, MismatchError
+from fsmerge_cli.common.errors import ConfigError, MismatchError
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.slerp import Slerp, slerp
-from tests.conftest import mlp_source
+from tests.support.sources import mlp_source
 
 Make = Callable[..., Problem]
 

@@ -11,21 +11,21 @@ import pytest
 import torch
 
 from fsmerge_cli import merge
-from fsmerge_cli.align import aligned
+from fsmerge_cli.alignment.least_squares import mean, solve
+from fsmerge_cli.alignment.matching import aligned
 from fsmerge_cli.cli import main
-from fsmerge_cli.errors import ConfigError
-from fsmerge_cli.features import capture
-from fsmerge_cli.hardware import Hardware
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.progress import silent
 from fsmerge_cli.methods import METHODS, Problem, Solution
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.methods.base import Trained, Weighted
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation, StudentNetwork
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
-from fsmerge_cli.objective import Batch, objective
-from fsmerge_cli.progress import silent
-from fsmerge_cli.regression import mean, solve
-from tests.conftest import distilling, folding, mlp_source
+from fsmerge_cli.training.objective import Batch, objective
+from fsmerge_cli.training.teachers import capture
+from tests.support.sources import distilling, folding, mlp_source
 
 pytestmark = pytest.mark.full
 

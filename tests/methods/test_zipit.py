@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fsmerge_cli.fold import fold
+from fsmerge_cli.alignment.zipping import zip_units
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.zipit import ZipIt
-from fsmerge_cli.plan import compile_plan
-from fsmerge_cli.zipping import zip_units
-from tests.conftest import mlp_source, random_images
-from tests.vits import vit_source
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.supernet.fold import fold
+from tests.support.sources import mlp_source, random_images
+from tests.support.vits import vit_source
 
 
 def zip_reference(S: torch.Tensor, k: int, a: float, b: float) -> list[set[int]]:

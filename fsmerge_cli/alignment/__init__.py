@@ -1,0 +1,1 @@
+"""Statistics of activations, permutations, closed forms."""

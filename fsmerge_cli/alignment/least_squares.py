@@ -1,0 +1,57 @@
+"""The closed form that RegMean and RegMean++ share: least squares over every source's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures.ports import Mapped
+from fsmerge_cli.models.plan import Plan
+
+JITTER = 1e-6
+"""Ridge towards each source's own weight, relative to the mean diagonal of its Gram matrix."""
+
+
+def linear_modules(plan: Plan) -> tuple[str, ...]:
+    """Modules whose weight is a product with their input: linear layers and patch projections, in order."""
+    skeleton = plan.skeleton()
+    return tuple(
+        name.removesuffix(".weight")
+        for name, role in plan.roles.items()
+        if isinstance(role, Mapped)
+        and name.endswith(".weight")
+        and isinstance(skeleton.get_submodule(name.removesuffix(".weight")), nn.Linear | nn.Conv2d)
+    )
+
+
+def solve(
+    grams: Sequence[Tensor], weights: Sequence[Tensor], scale: float, task_weights: Sequence[float] | None = None
+) -> tuple[Tensor, float]:
+    """W minimising sum_i w_i |X_i W_i^T - X_i W^T|^2 for G_i = X_i^T X_i / rows, and the condition number.
+
+    W^T = (sum_i w_i G~_i)^-1 sum_i w_i G~_i W_i^T with G~ = scale G + (1 - scale) diag(G), fp64, by Cholesky
+    (RegMean, arXiv 2212.09849). task_weights: the w_i (None: all are 1). The jitter is part of every G~_i on both
+    sides: directions that no input has shown take the mean of the weights instead of zero, and identical sources
+    return exactly themselves.
+    """
+    matrices = [weight.double().flatten(1) for weight in weights]
+    scaled = [scale * G + (1 - scale) * G.diagonal().diag() for G in grams]
+    identity = torch.eye(len(scaled[0]), dtype=torch.float64, device=scaled[0].device)
+    scaled = [G + (JITTER * G.diagonal().mean()).clamp(min=1e-12) * identity for G in scaled]
+    scaled = [w * G for w, G in zip(task_weights or (1.0,) * len(scaled), scaled)]
+    total = torch.stack(scaled).sum(0)
+    right = torch.stack([G @ W.T for G, W in zip(scaled, matrices)]).sum(0)
+    merged = torch.cholesky_solve(right, torch.linalg.cholesky(total)).T
+    values = torch.linalg.eigvalsh(total)
+    condition = float(values[-1] / values[0].clamp(min=1e-300))
+    return merged.reshape(weights[0].shape).to(weights[0].dtype), condition
+
+
+def mean(weights: Sequence[Mapping[str, Tensor]], name: str, task_weights: Sequence[float]) -> Tensor:
+    """The weighted mean of one tensor over the sources; the mean of the `task_weights` is 1."""
+    tensors = [w[name] for w in weights]
+    if not tensors[0].is_floating_point():
+        return tensors[0].clone()
+    return torch.stack([w * t.double() for w, t in zip(task_weights, tensors)]).mean(0).to(tensors[0].dtype)

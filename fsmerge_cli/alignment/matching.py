@@ -1,0 +1,230 @@
+"""Bring every source into the basis of source 1 by reordering its units: activation matching, head-safe.
+
+Assignment on the correlation of activations per space; spaces of attention heads are matched with an inner
+assignment for every pair of heads and an outer one over heads (Verma & Elbayad, arXiv 2403.00986; Git Re-Basin,
+arXiv 2209.04836, for plain spaces).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from fsmerge_cli.alignment.permutation import Permutations, blocks, permute, shares_inner_order
+from fsmerge_cli.alignment.statistics import correlations, unmerging
+from fsmerge_cli.architectures.ports import Port
+from fsmerge_cli.common.errors import ConfigError, DataError
+from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.training.problem import Problem, Solution, Stage
+from fsmerge_cli.training.teachers import network
+
+
+def require_one_width(plan: Plan, method: str) -> None:
+    """Refuse sources whose widths or numbers of heads differ from the merged model's."""
+    if not plan.same_shape:
+        raise ConfigError(
+            f"method={method} needs sources of one width and one number of heads, the merged model's. "
+            "Take method=fs_merge or method=kd, which do not."
+        )
+
+
+def require_images(problem: Problem, method: str) -> None:
+    """Refuse a problem without images."""
+    if len(problem.images) == 0:
+        raise DataError(
+            f"method={method} needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 "
+            "or more."
+        )
+
+
+def similarities(problem: Problem, first: bool = False) -> dict[str, Tensor]:
+    """Correlations of all sources' units on all images, by space: [k size, k size].
+
+    first: only of source 1's units with all others, [size, k size].
+    """
+    networks = [network(s, problem.device) for s in problem.sources]
+    batch = problem.hardware.eval_batch
+    return correlations(
+        problem.plan, networks, problem.images.images, batch, problem.device, problem.progress, first
+    )
+
+
+def match_all(
+    plan: Plan, found: Mapping[str, Tensor], k: int, progress: Progress = silent
+) -> list[dict[str, Tensor]]:
+    """One permutation per space and source that aligns the source to source 1 (which keeps its order)."""
+    sizes = {name: space.merged for name, space in plan.spaces.items()}
+    matched: list[dict[str, Tensor]] = [{name: torch.arange(size) for name, size in sizes.items()}]
+    for i in range(1, k):
+        cross = {name: c[: sizes[name], i * sizes[name] : (i + 1) * sizes[name]] for name, c in found.items()}
+        tell = partial(_tell, progress, (i - 1) * len(sizes), (k - 1) * len(sizes))
+        matched.append(match(plan, cross, tell))
+    return matched
+
+
+def _tell(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(Event("match units", before + done, total))
+
+
+def match(
+    plan: Plan, similarity: Mapping[str, Tensor], tell: Callable[[int], None] = lambda done: None
+) -> dict[str, Tensor]:
+    """Permutations p that maximise sum_j similarity[j, p[j]] in every space, heads kept whole.
+
+    similarity: by space, [size, size], source 1's units as rows.
+    """
+    permutations: dict[str, Tensor] = {}
+    orders: dict[str, Tensor] = {}
+    leading_first = sorted(plan.spaces, key=lambda name: plan.spaces[name].order != name)
+    for done, name in enumerate(leading_first):
+        tell(done)
+        space = plan.spaces[name]
+        if space.heads is None or space.order is None:
+            permutations[name] = assignment(similarity[name])
+            continue
+        H = space.heads[0]
+        d = space.merged // H
+        pairs = similarity[name].reshape(H, d, H, d).permute(0, 2, 1, 3)  # [H of source 1, H, d, d]
+        if shares_inner_order(plan, name):
+            inner = assignment(_paired(pairs, orders.get(space.order)).sum(0)).expand(H, H, d)
+        else:
+            inner = torch.stack([torch.stack([assignment(pairs[g, h]) for h in range(H)]) for g in range(H)])
+        if space.order not in orders:
+            scores = pairs.gather(3, inner[..., None]).sum((2, 3))
+            orders[space.order] = assignment(scores)
+        order = orders[space.order]
+        permutations[name] = blocks(order, inner[torch.arange(H), order])
+    tell(len(leading_first))
+    return permutations
+
+
+def assignment(similarity: Tensor) -> Tensor:
+    """Columns p that maximise sum_j similarity[j, p[j]] (scipy's Hungarian solver)."""
+    _, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
+    return torch.from_numpy(columns)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A problem with its sources, heads included, in source 1's basis.
+
+    back: one map [d, d] per source to its own features. permutations: how each source was reordered, by space;
+    empty where none was.
+    """
+
+    problem: Problem
+    back: tuple[Tensor, ...]
+    permutations: tuple[dict[str, Tensor], ...] = ()
+
+
+def aligned(problem: Problem, how: str) -> Aligned:
+    """The problem with its sources in source 1's basis (`activations`) or as they are (`none`)."""
+    size = problem.plan.spaces[problem.plan.features.space].merged
+    identity = torch.eye(size, device=problem.device)
+    if how == "none":
+        return Aligned(problem, (identity,) * len(problem.sources))
+    return in_order(problem, matching(problem))
+
+
+def matching(problem: Problem) -> list[dict[str, Tensor]]:
+    """The permutations that bring every source's units into source 1's order."""
+    return match_all(problem.plan, similarities(problem, first=True), len(problem.sources), problem.progress)
+
+
+def in_order(problem: Problem, permutations: Sequence[dict[str, Tensor]]) -> Aligned:
+    """The problem with its sources reordered; the first one keeps its order."""
+    others = zip(problem.sources[1:], permutations[1:])
+    sources = [problem.sources[0], *(reordered(problem.plan, s, p) for s, p in others)]
+    ordered = replace(problem, sources=sources)
+    return Aligned(ordered, tuple(back_to_sources(problem, permutations)), tuple(permutations))
+
+
+ELSEWHERE: Literal["aligned"] = "aligned"
+"""The start that takes the place of start=matched where there is nothing to be reordered."""
+
+
+def matches(plan: Plan, images: int) -> bool:
+    """Whether start=matched can reorder: sources of the merged model's shape, and something to compare them on."""
+    return plan.same_shape and images > 0
+
+
+def fit_matched(problem: Problem, fit: Callable[[Problem, Literal["average", "aligned"]], Solution]) -> Solution:
+    """What `fit(problem, start)` makes of the mean of the reordered sources, as a solution for them as they are.
+
+    The order is the first process's, and part of the state of the trainings: another one, by so much as a rounded
+    correlation between units that are alike, would not fit weights that were trained with this one.
+    """
+    if not matches(problem.plan, len(problem.images)):
+        return fit(problem, ELSEWHERE)
+    k, keeper, spaces = len(problem.sources), problem.keeper, problem.plan.spaces
+    kept = keeper.found_beside()
+    found = [{n: kept[f"{i}.{n}"] for n in spaces} for i in range(k)] if kept else matching(problem)
+    permutations = tuple({name: problem.world.first(p) for name, p in own.items()} for own in found)
+    keeper.beside = {f"{i}.{name}": p for i, own in enumerate(permutations) for name, p in own.items()}
+    ordered = in_order(problem, permutations)
+    solution = fit(ordered.problem, "average")
+    readouts = tuple(B @ U.to(B.device) for B, U in zip(ordered.back, solution.readouts))
+    stages = solution.stages
+    if solution.maps is not None:  # they fold the reordered sources, which a stage can say
+        stages = (Stage(problem.plan, solution.maps, (), solution.weights),)
+    originals = problem.weights("cpu")
+    stages = tuple(replace(stage, sources=originals, permutations=permutations) for stage in stages)
+    return replace(solution, readouts=readouts, maps=None, stages=stages, permutations=permutations)
+
+
+def reordered(plan: Plan, source: Source, permutations: Permutations) -> Source:
+    """A source with its units in another order, its head reading them in that order."""
+    weights, head = permute(plan, source.weights, permutations), source.head
+    if head is not None:
+        features = permutations[plan.features.space]
+        if head.readout is None:
+            head = replace(head, weight=head.weight[:, features])
+        else:
+            head = replace(head, readout=head.readout[:, features])
+    return replace(source, weights=weights, head=head)
+
+
+RIDGE = 1e-2
+"""Of the least squares behind start=aligned, relative to the mean square of the activations."""
+
+
+def unmerging_start(problem: Problem, features_only: bool = False) -> dict[tuple[Port, int], Tensor]:
+    """U [d_i, d'] by port and source that turns source 1's activations into the other sources' own, on all images.
+
+    features_only: at the heads' port alone. Empty where the merged model is not of source 1's shape, or without
+    images: then there is nothing that could be fitted.
+    """
+    plan = problem.plan
+    if any(space.merged != space.sources[0] for space in plan.spaces.values()) or not len(problem.images):
+        return {}
+    networks = [network(source, problem.device) for source in problem.sources]
+    ports = (plan.features,) if features_only else None
+    return unmerging(
+        plan, networks, problem.images.images, problem.hardware.eval_batch, problem.device, RIDGE, ports
+    )
+
+
+def back_to_sources(problem: Problem, permutations: Sequence[Permutations]) -> list[Tensor]:
+    """The matrices that undo the permutation of the features: f[p[j]] = f'[j]."""
+    space = problem.plan.features.space
+    size = problem.plan.spaces[space].merged
+    matrices = []
+    for own in permutations:
+        matrix = torch.zeros(size, size)
+        matrix[own[space], torch.arange(size)] = 1.0
+        matrices.append(matrix.to(problem.device))
+    return matrices
+
+
+def _paired(pairs: Tensor, order: Tensor | None) -> Tensor:
+    """The head pairs that one shared inner order is found from: the matched ones, where they are known."""
+    H = len(pairs)
+    return pairs.flatten(0, 1) if order is None else pairs[torch.arange(H), order]

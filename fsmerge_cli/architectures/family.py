@@ -1,0 +1,160 @@
+"""What an architecture family states, and how its table is read for one model."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures.ports import FIXED, HeadSpace, Norm, Port, Role, Spec, Stack, compile_role
+
+
+class Arch(Protocol):
+    """The options of one architecture: a frozen dataclass that says what it reads and how wide it ends."""
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height, width of the image it reads."""
+
+    @property
+    def features(self) -> int:
+        """Width of the features it returns."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The specification of one model.
+
+    tensors: tensor name -> axes. `{i}` stands for a layer, `{i-1}` for the one before, `{last}` for the last.
+    features: the port that task heads read. heads: the spaces that are made of attention heads.
+    """
+
+    tensors: Mapping[str, Spec]
+    features: str
+    heads: Mapping[str, HeadSpace] = field(default_factory=dict)
+
+
+Resample = Callable[[Any, Mapping[str, Tensor], tuple[int, int], str], tuple[Any, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture family; every field is a plain value or a function of the options (`arch`).
+
+    name: key in SPECS. arch: the dataclass of its options. build: an ordinary module without a task head,
+    image batch [n, C, H, W] -> features [n, d]. resize: options, width, heads -> options of the merged model.
+    table: the specification, for an instance (on the meta device). entry: name of the module that reads pixels.
+    signature: what has to be equal in all sources, in the user's words. config: `architecture` and
+    `model_args` of config.json. parse: name, options asked for, the checkpoint's config.json and the place for
+    messages -> options. snippet: Python that loads a merged model without this package and computes `logits`
+    of `images`, around given lines that make `head` of `heads`. head: name of the task head's module inside a
+    checkpoint; None where that module belongs to the backbone. refuse: reasons why a model cannot be merged.
+    heads: number of attention heads. positions: the table that can take a constant shift of the embedded
+    pixels where the entry has no bias, and its first patch row. blocks: names of the modules of an instance whose
+    activations can be computed again in the backward pass. layers: names of the modules, in order, whose outputs
+    [n, ..., d] are the model's features layer by layer. adapt: what an instance needs besides its building.
+    describe: an instance from elsewhere -> options (None: not of this family, or not to be told). resample:
+    options, weights, height and width, place for messages -> those for images of another size (None: cannot be).
+    """
+
+    name: str
+    arch: type[Any]
+    build: Callable[[Any], nn.Module]
+    resize: Callable[[Any, Any, Any], Any]
+    table: Callable[[nn.Module], Table]
+    entry: str
+    signature: Callable[[Any], Mapping[str, Any]]
+    config: Callable[[Any], dict[str, Any]]
+    parse: Callable[[str, Mapping[str, Any], Mapping[str, Any], str], Any]
+    snippet: Callable[[Any, str], str]
+    head: Callable[[Any], str | None] = lambda arch: "head"
+    refuse: Callable[[Any], Sequence[str]] = lambda arch: ()
+    heads: Callable[[Any], int | None] = lambda arch: None
+    positions: Callable[[Any], tuple[str, int] | None] = lambda arch: None
+    blocks: Callable[[nn.Module], Sequence[str]] = lambda module: ()
+    layers: Callable[[nn.Module], Sequence[str]] = lambda module: ()
+    adapt: Callable[[nn.Module, Any], nn.Module] = lambda module, arch: module
+    describe: Callable[[nn.Module], Any] = lambda module: None
+    resample: Resample | None = None
+
+    def skeleton(self, arch: Any) -> nn.Module:
+        """The network of `arch` without weights (on the `meta` device), in evaluation mode."""
+        key = self.name, repr(arch)
+        if key not in _skeletons:
+            if len(_skeletons) >= KEPT:
+                _skeletons.clear()
+            with torch.device("meta"):
+                _skeletons[key] = self.adapt(self.build(arch).eval(), arch)
+        return copy.deepcopy(_skeletons[key])  # five times as quick as initialising what is not there
+
+
+KEPT = 32
+"""Skeletons that are remembered; they hold no weights."""
+
+_skeletons: dict[tuple[str, str], nn.Module] = {}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A table read for one model: roles by tensor name, names it does not know, features port, head spaces."""
+
+    roles: Mapping[str, Role]
+    unknown: tuple[str, ...]
+    features: Port
+    heads: Mapping[str, HeadSpace]
+
+
+def compile_table(table: Table, names: Sequence[str]) -> Compiled:
+    """Fill in the indices of `table` for a model with the tensors `names`."""
+    indices = [int(found.group()) for name in names for found in [re.search(r"\d+", name)] if found]
+    last = max(indices, default=0)
+    roles: dict[str, Role] = {}
+    unknown = []
+    for name in names:
+        found = _find(table.tensors, name)
+        if found is None:
+            unknown.append(name)
+        else:
+            roles[name] = compile_role(_fill(found[0], found[1], last))
+    heads = {
+        _format(space, i, last): HeadSpace(_format(head.order, i, last), head.consumed)
+        for i in sorted(set(indices))
+        for space, head in table.heads.items()
+    }
+    return Compiled(roles, tuple(unknown), Port.parse(_format(table.features, None, last)), heads)
+
+
+def _find(tensors: Mapping[str, Spec], name: str) -> tuple[Spec, int | None] | None:
+    if name in tensors:
+        return tensors[name], None
+    for template, spec in tensors.items():
+        match = re.fullmatch(re.escape(template).replace(r"\{i\}", r"(\d+)"), name)
+        if match and match.groups():
+            return spec, int(match.group(1))
+    return None
+
+
+def _fill(spec: Spec, index: int | None, last: int) -> Spec:
+    if isinstance(spec, Norm):
+        return Norm(_format(spec.port, index, last), spec.fill, spec.trainable, spec.per_head)
+    if isinstance(spec, tuple):
+        return tuple(_fill_axis(axis, index, last) for axis in spec)
+    return spec
+
+
+def _fill_axis(axis: str | Stack, index: int | None, last: int) -> str | Stack:
+    if isinstance(axis, Stack):
+        return Stack(tuple(_format(port, index, last) for port in axis.ports))
+    return axis if axis == FIXED else _format(axis, index, last)
+
+
+def _format(text: str, index: int | None, last: int) -> str:
+    values = {"last": str(last)}
+    if index is not None:
+        values |= {"i": str(index), "i-1": str(index - 1)}
+    return text.format_map(values)

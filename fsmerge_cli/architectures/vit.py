@@ -1,0 +1,299 @@
+"""timm's VisionTransformer, in all its variants that can be merged.
+
+Shape legend: D embedding, H heads, d = D / H, N positions, p patch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures.family import Family
+from fsmerge_cli.architectures.vit_module import arguments, eps_of, facts, reasons, resampled, set_eps
+from fsmerge_cli.architectures.vit_table import table
+from fsmerge_cli.common.errors import ConfigError, SourceError, reason, unknown
+from fsmerge_cli.common.options import FORBID, Flag, NonNegativeFloat, Text
+from fsmerge_cli.common.options import build as build_options
+
+FOREIGN = frozenset(
+    {
+        "checkpoint_path",
+        "cache_dir",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_custom_load",
+    }
+    | {"scriptable", "exportable", "no_jit", "features_only", "feature_cfg", "pruned", "model_name"}
+)
+"""Arguments of timm's loader that say nothing of the architecture; some would read files."""
+
+BASE = "vit_base_patch16_224"
+"""What an instance of no name of timm's is described by."""
+
+
+@dataclass(frozen=True, config=FORBID)
+class ViTArch:
+    """Options of a timm vision transformer.
+
+    name: timm's architecture name, without the tag of its weights. args: keyword arguments over timm's own
+    (img_size, embed_dim, depth, ...). projection: whether the model's `head` is a projection that belongs to
+    the backbone (CLIP; `num_classes` among the args is its width) instead of a task's classifier. eps: of all
+    norms, where a source was trained with another than timm's own for the name; a merged model has timm's.
+    """
+
+    name: Text
+    args: dict[str, Any]
+    projection: Flag = False
+    eps: NonNegativeFloat | None = None
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height, width of the image (pixels)."""
+        model = _meta(self)
+        height, width = model.patch_embed.img_size
+        return model.patch_embed.proj.in_channels, height, width
+
+    @property
+    def features(self) -> int:
+        """Width of the features (units): D, or that of the projection."""
+        model = _meta(self)
+        return int(model.head.out_features if self.projection else model.embed_dim)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(_meta(self).blocks)
+
+
+def build(arch: ViTArch) -> nn.Module:
+    """The timm model without a task head."""
+    from timm.models import create_model  # timm takes seconds to import, and MLPs do without it
+
+    args = dict(arch.args)
+    classes = args.pop("num_classes", 0) if arch.projection else 0
+    args.pop("num_classes", None)
+    module: nn.Module = create_model(arch.name, pretrained=False, num_classes=classes, **args)
+    return module
+
+
+@lru_cache(maxsize=64)
+def _instance(name: str, args: str, projection: bool) -> Any:
+    with torch.device("meta"):
+        return build(ViTArch(name, json.loads(args), projection)).eval()
+
+
+def _meta(arch: ViTArch) -> Any:
+    """An instance on the meta device, to read facts from; never to load weights into."""
+    return _instance(arch.name, json.dumps(arch.args, sort_keys=True), arch.projection)
+
+
+def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> ViTArch:
+    """Options from `{family: vit, name: ..., args: ...}`, or from a timm name and a checkpoint's config.json."""
+    if architecture == "vit":
+        arch: ViTArch = build_options(ViTArch, {"args": {}, **options}, where)
+    else:
+        eps = config.get("eps")
+        own = eps if isinstance(eps, float) and 0 <= eps < 1 else None
+        arch = ViTArch(architecture, _args(config), bool(config.get("projection")), own)
+    from timm.models import is_model, list_models, model_entrypoint
+    from timm.models.vision_transformer import VisionTransformer
+
+    name = arch.name.split(".")[0]
+    if foreign := sorted(FOREIGN & set(arch.args)):
+        raise SourceError(
+            f"{where}: {foreign[0]} is no option of an architecture. Weights come from "
+            "models.sources.N.checkpoint alone; take the key out of the arguments."
+        )
+    if not is_model(name):
+        raise SourceError(f"{where}: {unknown('timm architecture', name, list_models('vit_*'))}")
+    try:
+        model = _meta(replace(arch, name=name))
+    except Exception as error:  # timm passes every argument on, and whatever gets it raises its own
+        module = model_entrypoint(name).__module__
+        if "vision_transformer" not in module:
+            raise _other(where, name, f"a model of {module}") from None
+        raise SourceError(
+            f"{where}: timm cannot build {name} with {arch.args}: {reason(error)}. "
+            "Change arch.args, or model_args in config.json."
+        ) from None
+    if type(model) is not VisionTransformer:
+        raise _other(where, name, f"a {type(model).__name__}")
+    return replace(arch, name=name)
+
+
+def _other(where: str, name: str, kind: str) -> SourceError:
+    return SourceError(
+        f"{where}: {name} is {kind}, not a plain VisionTransformer of timm, and cannot be "
+        "merged. Take a vit_* model, or write a specification for it."
+    )
+
+
+def _args(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm would build from a config.json: model_args, and what stands beside them."""
+    args = dict(config.get("model_args") or {})
+    stated = config.get("pretrained_cfg") or {}
+    if config.get("global_pool"):
+        args.setdefault("global_pool", config["global_pool"])
+    if stated.get("input_size"):
+        channels, height, width = stated["input_size"]
+        args.setdefault("in_chans", channels)
+        if stated.get("fixed_input_size"):
+            args.setdefault("img_size", height if height == width else [height, width])
+    if config.get("projection"):
+        args["num_classes"] = config.get("num_classes")
+    return args
+
+
+def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None) -> ViTArch:
+    """The merged model's options: another embedding width, another number of heads, timm's own eps."""
+    arch = replace(arch, eps=None)
+    if isinstance(width, tuple):
+        raise ConfigError(f"method.width: a vision transformer has one width, got {list(width)}. Give one number.")
+    if arch.projection and width is not None:
+        raise ConfigError("method.width: a model with a final projection keeps its width. Leave it at null.")
+    width = arch.features if width is None else width
+    count = _meta(arch).blocks[0].attn.num_heads if heads is None else heads
+    embed = _meta(arch).embed_dim if arch.projection else width
+    if embed % count:
+        raise ConfigError(
+            f"method.width={embed} cannot be divided into {count} heads. Pass method.heads=... that divides it."
+        )
+    if embed == _meta(arch).embed_dim and count == _meta(arch).blocks[0].attn.num_heads:
+        return arch
+    return replace(arch, args={**arch.args, "embed_dim": embed, "num_heads": count})
+
+
+def refuse(arch: ViTArch) -> list[str]:
+    """Reasons why a variant cannot be merged, by name."""
+    return reasons(_meta(arch))
+
+
+def signature(arch: ViTArch) -> dict[str, Any]:
+    """What all sources have in common; widths, numbers of heads and a norm's eps of its own may differ."""
+    return facts(_meta(arch), arch.projection)
+
+
+def describe(instance: nn.Module) -> ViTArch | None:
+    """Options from which timm builds a module of the same kind; None where this is no vision transformer of timm.
+
+    Raises SourceError where it has parts that options do not tell.
+    """
+    from timm.models import is_model
+    from timm.models.vision_transformer import VisionTransformer
+
+    module: Any = instance
+    if type(module) is not VisionTransformer:
+        return None
+    stated = getattr(module, "pretrained_cfg", None) or {}
+    name = str(stated.get("architecture") or BASE)
+    tower = "clip" in name and "ft_" not in str(stated.get("tag"))  # one that was fine-tuned has a classifier
+    projection = tower and getattr(module.head, "out_features", None) == stated.get("num_classes")
+    args = arguments(module) | ({"num_classes": module.head.out_features} if projection else {})
+    arch = parse(
+        "vit", {"name": name if is_model(name) else BASE, "args": args, "projection": projection}, {}, name
+    )
+    arch = arch if eps_of(module) == eps_of(_meta(arch)) else replace(arch, eps=eps_of(module))
+    built, own = facts(VIT.skeleton(arch), projection), facts(module, projection)
+    if different := [fact for fact, value in own.items() if built[fact] != value]:
+        raise SourceError(
+            f"a module that timm calls {name} has another {', '.join(different)} than timm builds for that name. "
+            "Pass its arch as well: {family: vit, name: ..., args: {...}}."
+        )
+    return arch
+
+
+def adapt(module: nn.Module, arch: ViTArch) -> nn.Module:
+    """A skeleton as its own library computes it."""
+    return module if arch.eps is None else set_eps(module, arch.eps)
+
+
+def resample(
+    arch: ViTArch, weights: Mapping[str, Tensor], size: tuple[int, int], where: str
+) -> tuple[ViTArch, dict[str, Tensor]]:
+    """The same model for images of another size [height, width] (pixels); not exact. Raises SourceError."""
+    model = _meta(arch)
+    patch = tuple(model.patch_embed.patch_size)
+    if any(side % own for side, own in zip(size, patch)):
+        raise SourceError(
+            f"{where}: input_size {list(size)} is no multiple of the patch size {list(patch)}. "
+            "Pass models.sources.N.input_size that is."
+        )
+    changed = replace(arch, args={**arch.args, "img_size": size[0] if size[0] == size[1] else list(size)})
+    if model.pos_embed is None:
+        return changed, dict(weights)
+    if "pos_embed" not in weights:
+        raise SourceError(f"{where} has no pos_embed to be resampled. Take models.sources.N.input_size away.")
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    old, new = model.patch_embed.grid_size, _meta(changed).patch_embed.grid_size
+    return changed, resampled(weights, "pos_embed", prefix, old, new)
+
+
+def positions(arch: ViTArch) -> tuple[str, int] | None:
+    """pos_embed and its first patch row; class and register rows come before it."""
+    model = _meta(arch)
+    if model.pos_embed is None or not isinstance(model.patch_embed.norm, nn.Identity):
+        return None
+    return "pos_embed", 0 if model.no_embed_class else model.num_prefix_tokens
+
+
+def config(arch: ViTArch) -> dict[str, Any]:
+    """`architecture` and `model_args` as timm's local-dir reads them; the image size is stated."""
+    channels, height, width = arch.input_size
+    size = height if height == width else [height, width]
+    args = {**arch.args, "img_size": size, "in_chans": channels}
+    if not arch.projection:
+        args.pop("num_classes", None)
+    marker = {"projection": True} if arch.projection else {}  # ours: timm reads the width from num_classes
+    return {"architecture": arch.name, "model_args": args, **marker}
+
+
+SNIPPET = """import timm, torch
+from safetensors.torch import load_file
+
+backbone = timm.create_model("local-dir:.", pretrained=True).eval()  # the path of this folder
+heads = load_file("heads.safetensors")
+
+{head}
+images = torch.rand(1, {shape})  # pixels in 0..1
+logits = head(backbone(images))"""
+
+
+def snippet(arch: ViTArch, head: str) -> str:
+    """Python that loads a merged vision transformer with timm alone."""
+    return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), head=head)
+
+
+def blocks(module: nn.Module) -> list[str]:
+    """Names of the transformer blocks of an instance."""
+    return [f"blocks.{name}" for name, _ in module.get_submodule("blocks").named_children()]
+
+
+VIT = Family(
+    name="vit",
+    arch=ViTArch,
+    build=build,
+    resize=resize,
+    table=table,
+    entry="patch_embed.proj",
+    signature=signature,
+    config=config,
+    parse=parse,
+    snippet=snippet,
+    head=lambda arch: None if arch.projection else "head",
+    refuse=refuse,
+    heads=lambda arch: int(_meta(arch).blocks[0].attn.num_heads),
+    positions=positions,
+    blocks=blocks,
+    layers=blocks,
+    adapt=adapt,
+    describe=describe,
+    resample=resample,
+)

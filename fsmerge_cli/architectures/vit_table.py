@@ -1,0 +1,81 @@
+"""The specification of timm's VisionTransformer: which space every axis of every tensor lies in.
+
+`res` is the residual stream (one space, many ports), `qk{i}` the queries and keys of block i, `v{i}` its values,
+`h{i}` its hidden layer, `out` the projected features. Tensors that a variant does not have are not asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fsmerge_cli.architectures.family import Table
+from fsmerge_cli.architectures.ports import FIXED, HeadSpace, Spec, head_norm, norm, stack
+
+RESIDUAL: dict[str, Spec] = {
+    "cls_token": (FIXED, FIXED, "res@embed"),
+    "reg_token": (FIXED, FIXED, "res@embed"),
+    "pos_embed": (FIXED, FIXED, "res@embed"),
+    "patch_embed.proj.weight": ("res@embed", FIXED, FIXED, FIXED),
+    "patch_embed.proj.bias": ("res@embed",),
+    "patch_embed.norm.weight": norm("res@embed_norm", fill=1.0),
+    "patch_embed.norm.bias": norm("res@embed_norm", fill=0.0),
+    "norm_pre.weight": norm("res@norm_pre", fill=1.0),
+    "norm_pre.bias": norm("res@norm_pre", fill=0.0),
+    "norm.weight": norm("res@norm", fill=1.0),
+    "norm.bias": norm("res@norm", fill=0.0),
+    "fc_norm.weight": norm("res@fc_norm", fill=1.0),
+    "fc_norm.bias": norm("res@fc_norm", fill=0.0),
+    "head.weight": ("out@head", "res@head"),
+    "head.bias": ("out@head",),
+}
+ATTENTION: dict[str, Spec] = {
+    "blocks.{i}.norm1.weight": norm("res@norm1_{i}", fill=1.0),
+    "blocks.{i}.norm1.bias": norm("res@norm1_{i}", fill=0.0),
+    "blocks.{i}.attn.qkv.weight": (stack("qk{i}@q{i}", "qk{i}@k{i}", "v{i}@v{i}"), "res@attn{i}"),
+    "blocks.{i}.attn.qkv.bias": (stack("qk{i}@q{i}", "qk{i}@k{i}", "v{i}@v{i}"),),
+    "blocks.{i}.attn.q_norm.weight": head_norm("qk{i}@q_norm{i}", fill=1.0),
+    "blocks.{i}.attn.q_norm.bias": head_norm("qk{i}@q_norm{i}", fill=0.0),
+    "blocks.{i}.attn.k_norm.weight": head_norm("qk{i}@k_norm{i}", fill=1.0),
+    "blocks.{i}.attn.k_norm.bias": head_norm("qk{i}@k_norm{i}", fill=0.0),
+    "blocks.{i}.attn.norm.weight": norm("v{i}@attn_norm{i}", fill=1.0),
+    "blocks.{i}.attn.norm.bias": norm("v{i}@attn_norm{i}", fill=0.0),
+    "blocks.{i}.attn.proj.weight": ("res@proj{i}", "v{i}@proj{i}"),
+    "blocks.{i}.attn.proj.bias": ("res@proj{i}",),
+    "blocks.{i}.ls1.gamma": norm("res@ls1_{i}", fill=1.0),
+}
+MLP_BLOCK: dict[str, Spec] = {
+    "blocks.{i}.norm2.weight": norm("res@norm2_{i}", fill=1.0),
+    "blocks.{i}.norm2.bias": norm("res@norm2_{i}", fill=0.0),
+    "blocks.{i}.mlp.fc1.weight": ("h{i}@fc1_{i}", "res@mlp{i}"),
+    "blocks.{i}.mlp.fc1.bias": ("h{i}@fc1_{i}",),
+    "blocks.{i}.mlp.fc1_g.weight": ("h{i}@gate{i}", "res@mlp{i}"),
+    "blocks.{i}.mlp.fc1_g.bias": ("h{i}@gate{i}",),
+    "blocks.{i}.mlp.fc1_x.weight": ("h{i}@value{i}", "res@mlp{i}"),
+    "blocks.{i}.mlp.fc1_x.bias": ("h{i}@value{i}",),
+    "blocks.{i}.mlp.norm.weight": norm("h{i}@mlp_norm{i}", fill=1.0),
+    "blocks.{i}.mlp.norm.bias": norm("h{i}@mlp_norm{i}", fill=0.0),
+    "blocks.{i}.mlp.fc2.weight": ("res@fc2_{i}", "h{i}@fc2_{i}"),
+    "blocks.{i}.mlp.fc2.bias": ("res@fc2_{i}",),
+    "blocks.{i}.ls2.gamma": norm("res@ls2_{i}", fill=1.0),
+}
+PACKED: dict[
+    str, Spec
+] = {  # a gate and its value in one weight, as halves in timm's order; both live in the hidden space
+    "blocks.{i}.mlp.fc1.weight": (stack("h{i}@first{i}", "h{i}@second{i}"), "res@mlp{i}"),
+    "blocks.{i}.mlp.fc1.bias": (stack("h{i}@first{i}", "h{i}@second{i}"),),
+}
+
+
+def table(module: nn.Module) -> Table:
+    """The specification of one instance."""
+    model: Any = module
+    mlp = model.blocks[0].mlp
+    packed = hasattr(mlp, "fc1") and mlp.fc1.out_features == 2 * mlp.fc2.in_features
+    projected = not isinstance(model.head, nn.Identity)
+    return Table(
+        tensors={**RESIDUAL, **ATTENTION, **MLP_BLOCK, **(PACKED if packed else {})},
+        features="out@features" if projected else "res@features",
+        heads={"v{i}": HeadSpace(order="v{i}"), "qk{i}": HeadSpace(order="v{i}", consumed=True)},
+    )

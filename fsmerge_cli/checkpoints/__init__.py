@@ -1,0 +1,1 @@
+"""Files of others become sources, and merged models become files."""

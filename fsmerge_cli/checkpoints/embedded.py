@@ -1,0 +1,169 @@
+"""Embedded sources: trained from a recipe on first use, cached under what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures import Family
+from fsmerge_cli.checkpoints.files import file_sha256
+from fsmerge_cli.checkpoints.open import architecture
+from fsmerge_cli.checkpoints.write import model_config, write_model
+from fsmerge_cli.common.atomic import claim, write_json
+from fsmerge_cli.common.cache import cache_folder
+from fsmerge_cli.common.errors import ConfigError, SourceError, unknown
+from fsmerge_cli.common.progress import Event, Progress
+from fsmerge_cli.common.seeding import derive, generator
+from fsmerge_cli.data import DATASETS, DataConfig, Task
+from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.models.source_spec import Recipe, SourceSpec
+
+SEAL = "seal.json"
+"""Written last: the SHA-256 of every file. An entry without it, or with another file, is trained again."""
+
+
+def named_labels(spec: SourceSpec) -> SourceSpec:
+    """The same source with its labels spelled out, where it names a label set of its recipe's data set."""
+    if not isinstance(spec.labels, str):
+        return spec
+    if spec.recipe is None:
+        raise ConfigError(
+            f"source '{spec.name}': labels={spec.labels} names a label set, but only a source with a recipe has "
+            "some. Give a list, a file (.txt, .json) or `data`: models.sources.N.labels=[...]"
+        )
+    sets = _dataset(spec).label_sets()
+    if spec.labels not in sets:
+        raise ConfigError(f"source '{spec.name}': {unknown('label set', spec.labels, sets)}")
+    return replace(spec, labels=sets[spec.labels])
+
+
+def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
+    """The same source with a checkpoint: as it is, or trained from its recipe where it has none."""
+    if not declared(spec):
+        return spec
+    spec = named_labels(spec)
+    folder = cache_folder() / "sources" / content_key(spec)
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder.parent / f"{folder.name}.lock")
+            stack.enter_context(lock)  # a second process waits and then finds the entry
+        except OSError:
+            raise ConfigError(
+                f"cannot write the cache of embedded sources, {folder.parent}. "
+                "Choose another folder: FSMERGE_CACHE=FOLDER"
+            ) from None
+        if not _sound(folder):
+            size = spec.recipe.batch_size if spec.recipe else 0
+            _train_into(folder, spec, lambda event: progress(replace(event, images=size)))
+    return replace(spec, checkpoint=str(folder))
+
+
+def cached(spec: SourceSpec) -> Path | None:
+    """The folder of an embedded source that is in the cache; sizes and hashes are left to `materialise`."""
+    folder = cache_folder() / "sources" / content_key(named_labels(spec))
+    return folder if (folder / SEAL).is_file() else None
+
+
+def declared(spec: SourceSpec) -> bool:
+    """Whether a source is trained on first use; SourceError where its recipe lacks something."""
+    if spec.checkpoint is not None or spec.module is not None or spec.recipe is None:
+        return False
+    if not isinstance(named_labels(spec).labels, tuple) or spec.arch is None:
+        raise SourceError(f"source '{spec.name}': a recipe needs arch and labels as well.")
+    return True
+
+
+def content_key(spec: SourceSpec) -> str:
+    """Name of the cache entry: everything that the weights depend on, code included."""
+    family, _ = architecture(spec, {}, f"source '{spec.name}'")
+    code: list[Any] = [family.build, fit_classifier, _train_into, sys.modules[_dataset(spec).__module__]]
+    content = {
+        "arch": spec.arch,
+        "labels": spec.labels,
+        "recipe": asdict(spec.recipe) if spec.recipe else None,
+        "code": [hashlib.sha256(inspect.getsource(part).encode()).hexdigest() for part in code],
+        "torch": torch.__version__,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]+", "_", spec.name)  # it becomes a folder's
+    return f"{family.name}-{name}-{digest[:16]}"
+
+
+def _sound(folder: Path) -> bool:
+    try:
+        seal = json.loads((folder / SEAL).read_text())
+        return bool(seal) and all(file_sha256(folder / name) == sha256 for name, sha256 in seal.items())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
+    family, arch = architecture(spec, {}, f"source '{spec.name}'")
+    labels = spec.labels if isinstance(spec.labels, tuple) else ()
+    data = _dataset(spec)()  # type: ignore[call-arg]  # concrete data sets have defaults
+    images = data.build("train", Task(spec.name, labels), ToPixels(arch.input_size))
+    if images is None:
+        raise SourceError(f"source '{spec.name}': {data.name} has no training images.")
+    pairs = [images[i] for i in range(len(images))]
+    pixels, classes = torch.stack([p for p, _ in pairs]), torch.tensor([c for _, c in pairs])
+    recipe = spec.recipe or Recipe(data="", seed=0)
+    backbone, head = fit_classifier(family, arch, len(labels), pixels, classes, recipe, spec.name, progress)
+    with claim(folder, overwrite=True, finished=None) as temporary:
+        write_model(
+            temporary,
+            model_config(family, arch),
+            backbone.state_dict(),
+            {f"{spec.name}.weight": head.weight, f"{spec.name}.bias": head.bias},
+            {"labels": {spec.name: list(labels)}},
+        )
+        write_json(temporary / SEAL, {path.name: file_sha256(path) for path in sorted(temporary.iterdir())})
+
+
+def fit_classifier(
+    family: Family,
+    arch: Any,
+    classes: int,
+    pixels: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    name: str,
+    progress: Progress,
+) -> tuple[nn.Module, nn.Linear]:
+    """An ordinary classifier: AdamW, one-cycle, cross-entropy; backbone in evaluation mode and its head."""
+    with torch.random.fork_rng(devices=[]):  # layers draw their start from the global generator
+        torch.manual_seed(derive(recipe.seed, "zoo", "start"))
+        backbone, head = family.build(arch), nn.Linear(arch.features, classes)
+    parameters: Sequence[nn.Parameter] = [*backbone.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps)
+    random = generator(recipe.seed, "zoo", "batches")
+    for step in range(recipe.steps):
+        rows = torch.randint(len(pixels), (recipe.batch_size,), generator=random)
+        loss = F.cross_entropy(head(backbone(pixels[rows])), labels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        cycle.step()
+        progress(Event(f"train source {name}", step + 1, recipe.steps, {"loss": loss.item()}))
+    return backbone.eval(), head
+
+
+def _dataset(spec: SourceSpec) -> type[DataConfig]:
+    name = spec.recipe.data if spec.recipe else ""
+    if name not in DATASETS:
+        raise ConfigError(f"source '{spec.name}': recipe.data: {unknown('data set', name, DATASETS)}")
+    return DATASETS[name]

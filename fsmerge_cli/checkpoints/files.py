@@ -1,0 +1,213 @@
+"""Reading checkpoints from disk and from the hub; no code of theirs is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fsmerge_cli.common.errors import SourceError, first_line, reason
+from fsmerge_cli.common.safe_pickle import read_pickled
+
+FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+"""Types of weights; fp8 and fp4 need scales that stand elsewhere."""
+
+LARGEST = 1e30
+"""What a mean or deviation in a config.json may be at most; fp32 ends at 3e38."""
+
+
+def readable(text: str, where: str) -> Path:
+    """The path that a user wrote; SourceError where the system takes no such path."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~ of an unknown user
+        raise SourceError(
+            f"{where}: the path {text[:200]!r} cannot be used ({reason(error)}). Pass another checkpoint."
+        ) from None
+    return path
+
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""How safetensors calls what a checkpoint may hold."""
+
+
+def read_tensors(path: Path, where: str, headers: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file, or of a legacy one; SourceError where it is neither.
+
+    headers: names, shapes and types alone, as tensors on the `meta` device.
+    """
+    if path.suffix != ".safetensors":
+        found = read_pickled(path, where)
+        return {n: t.to("meta") for n, t in found.items()} if headers else found, {}
+    if not path.is_file():
+        raise SourceError(f"{where}: there is no file {path.name}. Check the path of the checkpoint.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            read = _header if headers else _tensor
+            return {name: read(file, name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except Exception as error:  # safetensors, torch and the system each raise their own for a file that lies
+        raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
+
+
+def _tensor(file: Any, name: str) -> Tensor:
+    tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _header(file: Any, name: str) -> Tensor:
+    stated = file.get_slice(name)
+    dtype = DTYPES.get(stated.get_dtype())
+    if dtype is None:  # a rare one: torch itself knows it
+        return torch.empty_like(_tensor(file, name), device="meta")
+    return torch.empty(stated.get_shape(), dtype=dtype, device="meta")
+
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""What the weights in a folder are called; the first that is there is read."""
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights of a checkpoint: itself, or one in its folder (where there is none, as FILES begin)."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
+
+
+def model_in(path: Path) -> Path:
+    """The folder of the model in that of a run, which is merged/; any other path is itself."""
+    merged = path / "merged"
+    return merged if (merged / FILES[0]).is_file() and not weights_file(path).is_file() else path
+
+
+def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, Any]:
+    """config.json in the folder `path` or beside the file `path`; empty where there is none."""
+    if not path.exists():
+        raise SourceError(f"{where} does not exist. Check models.sources.N.checkpoint.")
+    file = path / name if path.is_dir() else path.with_name(name)
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text())
+    except OSError as error:
+        raise SourceError(f"{where}: {name} cannot be read ({error.strerror}). Check its permissions.") from None
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and endless nesting
+        raise SourceError(f"{where}: {name} is not valid JSON ({error}).") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"{where}: {name} should hold an object, it holds {type(config).__name__}.")
+    for key in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise SourceError(f"{where}: {key} in {name} should be an object, it is {config[key]!r}.")
+    size = (config.get("pretrained_cfg") or {}).get("input_size")
+    if size and not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
+        raise SourceError(
+            f"{where}: input_size in {name} should be [channels, height, width], it is {str(size)[:99]}."
+        )
+    return config
+
+
+def numbers(stated: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
+    """A list of numbers in config.json; empty where there is none."""
+    values = stated.get(key) or []
+    if not isinstance(values, list | tuple) or not all(map(_number, values)):
+        raise SourceError(f"{where}: {key} in config.json should be a list of numbers, it is {str(values)[:99]}.")
+    return tuple(float(value) for value in values)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def plain(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Weights as fp32 (counters stay whole numbers); SourceError where a value is no finite real number.
+
+    Tensors on the `meta` device have no values.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        floating = tensor.dtype in FLOATS
+        if not floating and (tensor.ndim or tensor.is_complex() or tensor.is_floating_point()):
+            raise SourceError(
+                f"{where}: {name} is of type {str(tensor.dtype).removeprefix('torch.')}; weights are fp32, fp16, "
+                "bf16 or fp64. Quantised models cannot be merged: pass the model that it was made from."
+            )
+        found[name] = tensor.float() if floating else tensor
+        if floating and not tensor.is_meta and not bool(found[name].isfinite().all()):
+            raise SourceError(
+                f"{where}: {name} holds values that are not finite. Train or download the model again."
+            )
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes, for weights that did not come from one file; nothing is copied."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration of a timm hub name; SourceError where the hub cannot be reached."""
+    from timm.models import create_model
+
+    try:
+        _probe_hub(str(hub_config(name).get("hf_hub_id") or ""))
+        model = create_model(name, pretrained=True)
+    except Exception as error:  # timm, huggingface_hub and the network each raise their own
+        raise SourceError(
+            f"{where}: the hub cannot be reached for the weights '{name}' ({first_line(error)}). "
+            "Pass a local checkpoint instead: models.sources.N.checkpoint=PATH"
+        ) from None
+    config = {
+        "architecture": name.split(".")[0],
+        "model_args": {},
+        "pretrained_cfg": dict(cast(Any, model.pretrained_cfg)),
+    }
+    return dict(model.state_dict()), config
+
+
+def _probe_hub(repository: str) -> None:
+    """Ask the hub once, briefly, before the loader tries for a minute; weights already on disk need no hub."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    repository = repository.removesuffix("/")
+    cached = any(
+        isinstance(try_to_load_from_cache(repository, file), str)
+        for file in ("model.safetensors", "open_clip_model.safetensors")
+    )
+    if repository and not cached:
+        HfApi().model_info(repository, timeout=10)
+
+
+def hub_config(name: str) -> dict[str, Any]:
+    """What timm knows of hub weights without reaching the hub: preprocessing and number of classes."""
+    from timm.models import get_pretrained_cfg
+
+    found = get_pretrained_cfg(name)
+    return {} if found is None else dict(cast(Any, found).to_dict())

@@ -1,0 +1,120 @@
+"""How other libraries name the tensors of a plain vision transformer, as tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fsmerge_cli.checkpoints.prefixes import HEADS
+from fsmerge_cli.common.errors import SourceError
+
+PARTS = ("q", "k", "v")
+"""In a table, a name that ends with `#q`, `#k` or `#v` is that part of one tensor."""
+
+WB = r"(weight|bias)"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One library's names. title: in messages. anchor: the tensor that it is known by, without any prefix.
+
+    keys: pattern of a name -> timm's name. dropped: patterns of tensors that have no part in the features.
+    """
+
+    title: str
+    anchor: str
+    keys: Mapping[str, str]
+    dropped: tuple[str, ...] = ()
+
+
+TORCHVISION = Layout(
+    title="torchvision's VisionTransformer",
+    anchor="class_token",
+    keys={
+        r"class_token": "cls_token",
+        r"encoder\.pos_embedding": "pos_embed",
+        rf"conv_proj\.{WB}": r"patch_embed.proj.\1",
+        rf"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.{WB}": r"blocks.\1.norm\2.\3",
+        rf"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_{WB}": r"blocks.\1.attn.qkv.\2",
+        rf"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.{WB}": r"blocks.\1.attn.proj.\2",
+        rf"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.{WB}": r"blocks.\1.mlp.fc1.\2",
+        rf"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.{WB}": r"blocks.\1.mlp.fc2.\2",
+        rf"encoder\.ln\.{WB}": r"norm.\1",
+        rf"heads\.head\.{WB}": r"head.\1",
+    },
+)
+
+_LAYER = r"(?:encoder\.layer|layers)\.(\d+)"
+TRANSFORMERS = Layout(
+    title="Hugging Face's ViTModel",
+    anchor="embeddings.patch_embeddings.projection.weight",
+    keys={
+        r"embeddings\.cls_token": "cls_token",
+        r"embeddings\.position_embeddings": "pos_embed",
+        rf"embeddings\.patch_embeddings\.projection\.{WB}": r"patch_embed.proj.\1",
+        rf"{_LAYER}\.layernorm_before\.{WB}": r"blocks.\1.norm1.\2",
+        rf"{_LAYER}\.layernorm_after\.{WB}": r"blocks.\1.norm2.\2",
+        rf"{_LAYER}\.attention\.(?:attention\.query|q_proj)\.{WB}": r"blocks.\1.attn.qkv.\2#q",
+        rf"{_LAYER}\.attention\.(?:attention\.key|k_proj)\.{WB}": r"blocks.\1.attn.qkv.\2#k",
+        rf"{_LAYER}\.attention\.(?:attention\.value|v_proj)\.{WB}": r"blocks.\1.attn.qkv.\2#v",
+        rf"{_LAYER}\.attention\.(?:output\.dense|o_proj)\.{WB}": r"blocks.\1.attn.proj.\2",
+        rf"{_LAYER}\.(?:intermediate\.dense|mlp\.fc1)\.{WB}": r"blocks.\1.mlp.fc1.\2",
+        rf"{_LAYER}\.(?:output\.dense|mlp\.fc2)\.{WB}": r"blocks.\1.mlp.fc2.\2",
+        rf"layernorm\.{WB}": r"norm.\1",
+    },
+    dropped=(r"pooler\..*", r"embeddings\.mask_token"),
+)
+CLIP = Layout(title="a CLIP vision tower", anchor="class_embedding", keys={})  # timm has a filter for it
+
+TRUNK = Layout(
+    title="open_clip's vision tower of timm",
+    anchor="trunk.patch_embed.proj.weight",
+    keys={r"trunk\.(.*)": r"\1", rf"head\.proj\.{WB}": r"head.\1"},
+)
+
+REFUSED = {
+    "a convolutional stem of torchvision": r"(^|\.)conv_proj\.conv_last\.",
+    "torchvision's VisionTransformer with a representation layer": r"(^|\.)heads\.pre_logits\.",
+    "Hugging Face's CLIP or SigLIP": r"(^|\.)vision_model\.embeddings\.",
+    "CLIP's ResNet": r"(^|\.)visual\.layer1\.0\.conv1\.",
+    "Hugging Face's DeiT": r"(^|\.)embeddings\.distillation_token$",
+    "Hugging Face's DINOv2": r"(^|\.)layer_scale1\.lambda1$",
+    "Hugging Face's BEiT or Data2Vec": r"(^|\.)(lambda_1|relative_position_bias\.relative_position_bias_table)$",
+    "Hugging Face's Swin": r"(^|\.)encoder\.layers\.\d+\.blocks\.\d+\.layernorm_before\.",
+}
+"""What is known by name and cannot be read: title -> pattern of a tensor that only it has."""
+
+
+def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> Layout | None:
+    """Whose names these are; None for timm's and our own. Raises SourceError for a format known by name."""
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind != "vit" and "architecture" not in config:
+        raise _refuse(where, f"a model of Hugging Face transformers of the type '{kind}'")
+    for title, pattern in REFUSED.items():
+        if any(re.search(pattern, name) for name in tensors):
+            raise _refuse(where, title)
+    for layout in (TORCHVISION, TRANSFORMERS, CLIP, TRUNK):
+        ends = f".{layout.anchor}"
+        found = [name.removesuffix(layout.anchor) for name in tensors if f".{name}".endswith(ends)]
+        if layout is TRUNK:
+            found = [prefix for prefix in found if not _classifies(tensors, prefix)]
+        if found:
+            return layout
+    return None
+
+
+def _classifies(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether a classifier lies beside a trunk: open_clip has none, a wrapper of one's own has."""
+    return any(f"{prefix}{head}.weight" in tensors for head in HEADS)
+
+
+def _refuse(where: str, title: str) -> SourceError:
+    return SourceError(
+        f"{where} holds {title}, which cannot be read. Of other libraries fsmerge reads torchvision's "
+        "VisionTransformer, Hugging Face's ViTModel and ViTForImageClassification, and CLIP vision towers of "
+        "OpenAI and open_clip. Load the model into timm, and save its state_dict."
+    )

@@ -1,0 +1,218 @@
+"""What an entry's checkpoint says: its files opened, its architecture, its tensors under our names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures import SPECS, Family, resolve
+from fsmerge_cli.checkpoints.files import (
+    file_sha256,
+    hub_config,
+    model_in,
+    read_config,
+    read_hub,
+    read_tensors,
+    readable,
+    tensors_sha256,
+    weights_file,
+)
+from fsmerge_cli.checkpoints.key_tables import recognise
+from fsmerge_cli.checkpoints.prefixes import left_out, strip
+from fsmerge_cli.checkpoints.translation import Translated, translate
+from fsmerge_cli.common.errors import SourceError, unknown
+from fsmerge_cli.models.source_spec import SourceSpec
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What an entry's files say, before it is a source: tensors, heads with their metadata, config.json.
+
+    where: the place for messages. sha256: of the file of weights; empty where only its header was read.
+    """
+
+    where: str
+    origin: str
+    sha256: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    heads: tuple[Mapping[str, Tensor], Mapping[str, str]] = ({}, {})
+
+
+def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
+    """The files of an entry, or their headers alone. Raises SourceError."""
+    if spec.module is not None:
+        return _of_module(spec, spec.module, headers)
+    hub = hub_name(spec)
+    if spec.checkpoint is None:
+        if hub is None:
+            raise SourceError(
+                f"source '{spec.name}' has no checkpoint and no recipe. "
+                "Pass a folder or a .safetensors file: models.sources.N.checkpoint=PATH"
+            )
+        where = f"source '{spec.name}'"
+        if headers:
+            return expected(spec)
+        tensors, config = read_hub(hub, where)
+        return Checkpoint(where, f"hub:{hub}", tensors_sha256(tensors), config, tensors)
+    path = model_in(readable(spec.checkpoint, f"source '{spec.name}'"))
+    where = f"source '{spec.name}': {path}"
+    config = read_config(path, where)
+    file = weights_file(path)
+    tensors, _ = read_tensors(file, where, headers)
+    digest = "" if headers else file_sha256(file)
+    heads: tuple[dict[str, Tensor], dict[str, str]] = {}, {}
+    if path.is_dir() and (path / "heads.safetensors").is_file():
+        heads = read_tensors(path / "heads.safetensors", where, headers)
+    if "model_type" in config:  # Hugging Face's
+        config = {**config, "preprocessor": read_config(path, where, "preprocessor_config.json")}
+    return Checkpoint(where, str(path), digest, config, tensors, heads)
+
+
+def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint:
+    """A module from Python as if it were a checkpoint; its tensors are looked at and never changed."""
+    where = f"source '{spec.name}': module {type(module).__name__}"
+    tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    digest = "" if headers else tensors_sha256(tensors)
+    tensors = {n: t.to("meta") if headers else t.cpu() for n, t in tensors.items()}
+    stated: Any = getattr(module, "config", None)  # Hugging Face's
+    config: dict[str, Any] = dict(stated.to_dict()) if hasattr(stated, "to_dict") else {}
+    for part in module.modules():
+        known: Any = getattr(part, "pretrained_cfg", None)  # timm's
+        if known:
+            config["pretrained_cfg"] = dict(known if isinstance(known, Mapping) else known.to_dict())
+            break
+    return Checkpoint(where, f"module {type(module).__name__}", digest, config, tensors)
+
+
+def expected(spec: SourceSpec) -> Checkpoint:
+    """What an entry without a checkpoint will be, from its architecture: hub weights, or an embedded source.
+
+    On the `meta` device; nothing is trained or downloaded. Raises SourceError where the architecture is unknown.
+    """
+    where, hub = f"source '{spec.name}'", hub_name(spec)
+    stated = hub_config(hub) if hub else {}
+    config = {"model_args": {}, "pretrained_cfg": stated} if hub else {}
+    family, arch = architecture(spec, config, where)
+    tensors = dict(family.skeleton(arch).state_dict())
+    classes = len(spec.labels) if isinstance(spec.labels, tuple) else int(stated.get("num_classes") or 0)
+    inside = family.head(arch)
+    if inside is not None and classes:
+        tensors |= {f"{inside}.weight": torch.empty(classes, arch.features, device="meta")}
+        tensors |= {f"{inside}.bias": torch.empty(classes, device="meta")}
+    return Checkpoint(where, f"hub:{hub}" if hub else "recipe", "", config, tensors)
+
+
+def translated(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[str, Any], Translated]:
+    """Family, options, config.json as it is to be read, and the tensors under our names. Raises SourceError."""
+    where, config, hub = found.where, dict(found.config), hub_name(spec)
+    layout = recognise(found.tensors, config, where)
+    asked = spec.prefix, spec.ema, spec.head
+    stated: Mapping[str, Any] = {}
+    if layout is not None:
+        described = spec.arch is not None
+        read = translate(layout, found.tensors, config, where, spec.name, asked, described)
+        stated = read.config
+    if not config.get("pretrained_cfg"):
+        config["pretrained_cfg"] = (hub_config(hub) if hub else {}) or stated.get("pretrained_cfg") or {}
+    config = {**stated, **config}
+    if spec.module is not None and spec.arch is None and "architecture" not in config:
+        family, arch = _described(spec.module, where)
+    else:
+        family, arch = architecture(spec, config, where)
+    if spec.module is not None and not _fits(config["pretrained_cfg"], arch.input_size[0]):
+        config["pretrained_cfg"] = {}
+    if layout is None:
+        own = strip(found.tensors, f"{family.entry}.weight", where, *asked)
+        notes = (*(f"'{spec.name}': {note}" for note in own.notes), *left_out(own, spec.name))
+        return family, arch, config, Translated(own.tensors, own.heads, {}, notes, prefix=own.prefix)
+    tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
+    notes = (*read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
+    return family, arch, config, Translated(tensors, read.heads, stated, notes, prefix=read.prefix)
+
+
+def stored_names(spec: SourceSpec, found: Checkpoint) -> dict[str, str]:
+    """Our names -> the file's, of the tensors that are taken as they lie in it."""
+    known = {id(tensor): name for name, tensor in found.tensors.items()}
+    tensors = translated(spec, found)[3].tensors
+    return {name: known[id(tensor)] for name, tensor in tensors.items() if id(tensor) in known}
+
+
+def _fits(stated: Mapping[str, Any], channels: int) -> bool:
+    """Whether a normalisation is for that many channels; timm states its public weights' for every module."""
+    return all(len(stated.get(key) or ()) in (0, 1, channels) for key in ("mean", "std"))
+
+
+def _described(module: nn.Module, where: str) -> tuple[Family, Any]:
+    """Family and options of a module that says them itself."""
+    for part in module.modules():
+        for family in SPECS.values():
+            try:
+                arch = family.describe(part)
+            except SourceError as error:
+                raise SourceError(f"{where}: {error}") from None
+            if arch is not None:
+                return family, arch
+    raise SourceError(
+        f"{where} does not say its architecture. Pass its arch as well, a timm name or "
+        f"{{'family': ..., ...}} ({', '.join(sorted(SPECS))})."
+    )
+
+
+def hub_name(spec: SourceSpec) -> str | None:
+    """Timm's name of the weights that an entry asks for, if it does: an architecture with a tag."""
+    name = spec.arch if isinstance(spec.arch, str) else (spec.arch or {}).get("name")
+    return name if isinstance(name, str) and "." in name else None
+
+
+def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tuple[Family, Any]:
+    """Family and options, from the entry itself or from the checkpoint's config.json; they may not disagree."""
+    stated = config.get("architecture")
+    if isinstance(spec.arch, str):
+        _agree(spec.arch.split(".")[0], stated, where)
+        return resolve(spec.arch, {}, config, f"{where}: arch")
+    if spec.arch is not None:
+        # What another library's file says besides its tensors, where the entry does not.
+        options = _projected(spec.arch, config)
+        name = options.pop("family", None)
+        options = {**({"eps": config["eps"]} if name == "vit" and "eps" in config else {}), **options}
+        if name is None:
+            glued = any(":" in key for key in spec.arch)  # in a file of YAML {family:vit} has a key `family:vit`
+            advice = "in a file with a space after every colon." if glued else "or a timm name."
+            raise SourceError(
+                f"{where}: arch={spec.arch} says no family. Pass arch={{family: ..., ...}} "
+                f"({', '.join(sorted(SPECS))}), {advice}"
+            )
+        if not isinstance(name, str) or name not in SPECS:
+            raise SourceError(f"{where}: {unknown('arch.family', str(name), SPECS)}")
+        if isinstance(options.get("name"), str):
+            _agree(options["name"].split(".")[0], stated, where)
+        return resolve(name, options, {}, f"{where}: arch")
+    if not isinstance(stated, str):
+        raise SourceError(
+            f"{where} says no architecture. Put a config.json beside the weights or pass "
+            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} "
+            f"({', '.join(sorted(SPECS))})."
+        )
+    return resolve(stated, config.get("model_args") or {}, config, f"{where}: arch")
+
+
+def _projected(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an entry, with the projection that the checkpoint's tensors have."""
+    if not config.get("projection") or "projection" in options:
+        return dict(options)
+    args = {"num_classes": config.get("num_classes"), **(options.get("args") or {})}
+    return {**options, "projection": True, "args": args}
+
+
+def _agree(asked: str, stated: Any, where: str) -> None:
+    """Shapes alone do not tell architectures apart (GELU or quick-GELU), so a contradiction is refused."""
+    if isinstance(stated, str) and stated != asked:
+        raise SourceError(
+            f"{where} is a {stated}, as its config.json says, but models.sources.N.arch asks for {asked}. "
+            "Pass models.sources.N.arch=null to take the checkpoint's."
+        )

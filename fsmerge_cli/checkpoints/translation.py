@@ -1,0 +1,243 @@
+"""A file of another library becomes tensors under timm's names, and the keys of timm's config.json."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsmerge_cli.architectures.vit import BASE
+from fsmerge_cli.checkpoints.key_tables import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
+from fsmerge_cli.checkpoints.prefixes import Stripped, left_out, strip
+from fsmerge_cli.common.errors import SourceError
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+CLIP_PIXELS = {
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
+HALVES = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+STANDARD = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+"""Heads of the published sizes by width and depth; weights alone do not say them."""
+
+ACTIVATIONS = {
+    "gelu": None,
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quickgelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Hugging Face's names of activations -> timm's (None: timm's own default)."""
+
+TIMM_EPS = 1e-6
+"""Of the norms of timm's plain vision transformers."""
+
+
+@dataclass(frozen=True)
+class Translated:
+    """The tensors of a file under timm's names, heads beside them, and what the format says of config.json's keys.
+
+    guess: a note on a normalisation that the file does not state. clip: the tensors of a CLIP tower, which are
+    translated when the architecture is known (None: it is none). prefix: that the model has in the file.
+    """
+
+    tensors: Mapping[str, Tensor]
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    guess: tuple[str, ...] = ()
+    clip: Mapping[str, Tensor] | None = None
+    prefix: str = ""
+
+    def under(self, model: Any, where: str) -> dict[str, Tensor]:
+        """The tensors for `model` (an instance without weights). Raises SourceError where its sizes are others."""
+        return dict(self.tensors) if self.clip is None else _clip(self.clip, model, where)
+
+
+def translate(
+    layout: Layout,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    where: str,
+    name: str,
+    asked: tuple[str | None, bool | None, str | None] = (None, None, None),
+    described: bool = False,
+) -> Translated:
+    """Tensors of another library's file under timm's names. Raises SourceError.
+
+    name: of the source, for notes. asked: prefix, ema and head of its entry. described: whether the entry has an
+    architecture, so that the file need not tell it.
+    """
+    found = strip(tensors, layout.anchor, where, *asked)
+    notes = tuple(f"'{name}': {note}" for note in found.notes)
+    if layout is CLIP:
+        return _tower(found, config, where, name, notes, described)
+    named, parts = _renamed(layout, found.tensors)
+    for target, pieces in parts.items():
+        if set(pieces) == set(PARTS):
+            named[target] = _joined([pieces[part] for part in PARTS], target, where)
+    stated: dict[str, Any] = {}
+    if layout is TRUNK:
+        if named.get("head.weight", torch.empty(0)).ndim == 2:
+            named.setdefault("head.bias", torch.zeros(len(named["head.weight"])))
+            stated |= {"projection": True, "num_classes": len(named["head.weight"])}
+    elif "architecture" not in config:
+        if not described:
+            stated |= _architecture(layout, named, config, where)
+        elif layout is TRANSFORMERS and "layer_norm_eps" in config:
+            stated["eps"] = _eps(config, where)
+    stated["pretrained_cfg"], guess = _pixels(layout, config)
+    notes = (*notes, *left_out(found, name))
+    eps = stated.get("eps")
+    if eps is not None and eps != TIMM_EPS:
+        notes += (f"'{name}': its norms have eps={eps:g}, those of the merged model timm's {TIMM_EPS:g}",)
+    guess = tuple(f"'{name}': {text}" for text in guess)
+    return Translated(named, found.heads, stated, notes, guess, prefix=found.prefix)
+
+
+def _joined(pieces: Sequence[Tensor], target: str, where: str) -> Tensor:
+    try:
+        return torch.cat(list(pieces))
+    except (RuntimeError, IndexError):
+        shapes = ", ".join(str(list(piece.shape)) for piece in pieces)
+        raise SourceError(
+            f"{where}: query, key and value of {target} do not fit together ({shapes}). Download the file again."
+        ) from None
+
+
+def _renamed(
+    layout: Layout, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Whole tensors under timm's names (unknown ones keep theirs), and the parts of joined ones."""
+    named: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if any(re.fullmatch(pattern, name) for pattern in layout.dropped):
+            continue
+        matches = ((re.fullmatch(pattern, name), target) for pattern, target in layout.keys.items())
+        own = next((match.expand(target) for match, target in matches if match), name)
+        target, _, part = own.partition("#")
+        if part:
+            parts.setdefault(target, {})[part] = tensor
+        else:
+            named[target] = tensor
+    return named, parts
+
+
+def _architecture(
+    layout: Layout, tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """What config.json would say of the architecture, from shapes and, of Hugging Face's, its own config.json."""
+    try:
+        width, chans, *patch = tensors["patch_embed.proj.weight"].shape
+        rows, cols = patch
+        positions = tensors["pos_embed"].shape[1] - 1
+        ratio = tensors["blocks.0.mlp.fc1.weight"].shape[0] / width
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+        raise SourceError(
+            f"{where} looks like {layout.title}, but misses its tensors. Download or save it again."
+        ) from None
+    depth = len({found[1] for n in tensors if (found := re.match(r"blocks\.(\d+)\.", n))})
+    side = math.isqrt(max(positions, 0))
+    size = config.get("image_size") or [side * rows, side * cols]
+    heads = config.get("num_attention_heads") or STANDARD.get((width, depth))
+    if heads is None:
+        raise SourceError(
+            f"{where} looks like {layout.title} of width {width}, whose number of heads the weights do not say. "
+            f"Pass models.sources.N.arch={{family: vit, name: {BASE}, args: {{num_heads: ..., ...}}}}."
+        )
+    args: dict[str, Any] = {"img_size": size, "patch_size": rows if rows == cols else [rows, cols]}
+    args |= {"in_chans": chans, "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": ratio}
+    if "blocks.0.attn.qkv.bias" not in tensors:
+        args["qkv_bias"] = False
+    if layout is not TRANSFORMERS:
+        return {"architecture": BASE, "model_args": args}
+    act = config.get("hidden_act", "gelu")
+    if not isinstance(act, str) or act not in ACTIVATIONS:
+        raise SourceError(
+            f"{where}: hidden_act in config.json is {act!r}, which timm does not know. "
+            f"Known: {', '.join(ACTIVATIONS)}."
+        )
+    if ACTIVATIONS[act]:
+        args["act_layer"] = ACTIVATIONS[act]
+    return {"architecture": BASE, "model_args": args, "eps": _eps(config, where)}
+
+
+def _eps(config: Mapping[str, Any], where: str) -> float:
+    """Of a Hugging Face model's norms; its own default where its config.json is silent."""
+    eps = config.get("layer_norm_eps", 1e-12)
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
+        raise SourceError(f"{where}: layer_norm_eps in config.json should be a number from 0 to 1, it is {eps!r}.")
+    return float(eps)
+
+
+def _pixels(layout: Layout, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What timm's keys say of the preprocessing, and what is said where it is a guess."""
+    advice = "where it was trained otherwise, pass models.sources.N.mean=[...] and std=[...]"
+    if layout is TRUNK:
+        return dict(CLIP_PIXELS), ()
+    if layout is TORCHVISION:
+        guess = {**IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
+        return guess, (f"mean and deviation are those of torchvision's public weights; {advice}",)
+    stated = config.get("preprocessor")
+    if not isinstance(stated, dict):
+        return dict(HALVES), (f"no preprocessor_config.json, so mean and deviation are taken to be 0.5; {advice}",)
+    found = dict(HALVES)
+    if stated.get("do_normalize") is False:
+        found |= {"mean": [0.0], "std": [1.0]}
+    else:
+        found |= {"mean": stated.get("image_mean") or [0.5], "std": stated.get("image_std") or [0.5]}
+    resample = stated.get("resample")  # PIL's number
+    found["interpolation"] = {1: "lanczos", 3: "bicubic"}.get(
+        resample if isinstance(resample, int) else 2, "bilinear"
+    )
+    return found, ()
+
+
+def _tower(
+    found: Stripped, config: Mapping[str, Any], where: str, name: str, notes: tuple[str, ...], described: bool
+) -> Translated:
+    if not described and "architecture" not in config:
+        raise SourceError(
+            f"{where} holds a CLIP vision tower, whose activation (GELU or quick-GELU) the weights do not say. "
+            "Pass models.sources.N.arch=vit_base_patch16_clip_quickgelu_224.openai for OpenAI's ViT-B/16, "
+            "vit_base_patch16_clip_224.laion2b for LAION's, or another vit_*_clip_* name of timm."
+        )
+    stated: dict[str, Any] = {"pretrained_cfg": dict(CLIP_PIXELS)}
+    projection = found.tensors.get("proj")
+    if projection is not None and projection.ndim != 2:
+        raise SourceError(
+            f"{where}: proj is {list(projection.shape)}, a CLIP tower's is [width, features]. Download it again."
+        )
+    if projection is not None:
+        stated |= {"projection": True, "num_classes": projection.shape[1]}
+    if found.prefix and not found.prefix.endswith("visual."):
+        notes = (*notes, *left_out(found, name))
+    return Translated({}, found.heads, stated, notes, clip=found.tensors)
+
+
+def _clip(tensors: Mapping[str, Tensor], model: Any, where: str) -> dict[str, Tensor]:
+    """The tower through timm's own filter, which would also resample tables and patches: its sizes come first."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    patch, table = tensors.get("conv1.weight"), tensors.get("positional_embedding")
+    if patch is None or table is None or patch.ndim != 4 or table.ndim != 2:
+        raise SourceError(f"{where} looks like a CLIP vision tower, but misses its tensors. Download it again.")
+    wanted = [*model.patch_embed.patch_size], model.pos_embed.shape[1], model.embed_dim
+    found = [*patch.shape[2:]], *table.shape
+    if found != wanted:
+        raise SourceError(
+            f"{where}: a CLIP tower with patches of {found[0]}, {found[1]} positions and width {found[2]}; "
+            f"models.sources.N.arch says {wanted[0]}, {wanted[1]} and {wanted[2]}. Choose its own name of timm."
+        )
+    return dict(checkpoint_filter_fn({f"visual.{n}": t for n, t in tensors.items()}, model))

@@ -1,0 +1,57 @@
+"""A backbone and its heads are written in the layout that timm and `load` read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fsmerge_cli.architectures import Family
+from fsmerge_cli.common.atomic import write_json, write_tensors
+from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
+
+
+def write_model(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    heads: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a backbone and its heads in the layout that timm reads (`local-dir:`) and `sources` loads.
+
+    config.json, model.safetensors, and heads.safetensors with `NAME.weight`, `NAME.bias` per task; `facts`
+    (label names) stand in that file's metadata under the one key `fsmerge`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config)
+    write_tensors(folder / "model.safetensors", weights, {"format": "pt"})
+    if heads:
+        write_tensors(folder / "heads.safetensors", heads, {"fsmerge": json.dumps(facts)})
+
+
+def model_config(
+    family: Family, arch: Any, preprocessing: Preprocessing | None = None, dtype: str = "float32"
+) -> dict[str, Any]:
+    """config.json in timm's layout: architecture, the one preprocessing that the model states, type of numbers."""
+    classes = arch.features if family.head(arch) is None else 0
+    channels = arch.input_size[0]
+    stated = {
+        "input_size": list(arch.input_size),
+        "fixed_input_size": True,
+        **asdict(preprocessing or PLAIN),
+        "mean": [0.0] * channels,
+        "std": [1.0] * channels,
+        "num_classes": classes,
+    }
+    return {
+        **family.config(arch),
+        "num_classes": classes,
+        "num_features": arch.features,
+        **({"torch_dtype": dtype} if dtype != "float32" else {}),
+        "pretrained_cfg": stated,
+    }

@@ -1,0 +1,139 @@
+"""Hydra's composition errors in the user's words: what, where, the nearest name, the options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from fsmerge_cli.common import presets
+from fsmerge_cli.common.errors import ConfigError, FsmergeError, unknown
+
+PLUGINS = {
+    "hydra/launcher=joblib": ("Hydra's joblib launcher", "launcher=joblib"),
+    "hydra/sweeper=optuna": ("Hydra's Optuna sweeper", "sweep=optuna"),
+}
+
+
+def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -> ConfigError:
+    """A ConfigError that says what Hydra or OmegaConf found wrong with `arguments`; config: the command's."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if name.startswith("submitit_"):
+            return ConfigError(
+                f"{group}={name} (of hardware=slurm) needs Hydra's submitit launcher, which is not installed. "
+                "Install it: pip install 'fsmerge[slurm]'"
+            )
+        if f"{group}={name}" in PLUGINS:
+            what, key = PLUGINS[f"{group}={name}"]
+            return ConfigError(
+                f"{key} needs {what}, which is not installed. Install it: pip install 'fsmerge[sweep]'"
+            )
+        return ConfigError(unknown(group or "configuration", name, error.options or []))
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"cannot read '{error.override}'. Write KEY=VALUE; quote a value with spaces or symbols: "
+            "'KEY=\"a, b\"'."
+        )
+    strangers = _unknown_keys(arguments, config)
+    if strangers:
+        return ConfigError("\n".join(strangers))
+    text = str(error).strip()
+    if text.startswith("Additional config directory"):
+        return ConfigError(f"--config-dir: {text}. Pass a folder with models/*.yaml, method/*.yaml, ...")
+    cause = error.__cause__
+    return ConfigError(f"{text}\n{cause}" if cause is not None else text)
+
+
+def explain_cluster(error: Exception) -> FsmergeError | None:
+    """What a launcher or sweeper says of a job that cannot be started or has no result; None for other errors."""
+    if isinstance(error, RuntimeError) and "srun" in str(error):
+        return ConfigError(
+            "hardware=slurm: there is no Slurm here (no `srun`). Run the command where jobs are submitted, or "
+            "pass hardware=multi_gpu under torchrun."
+        )
+    if type(error).__module__.startswith("joblib."):
+        return FsmergeError(
+            "a process of this sweep died before its job ended; it may have had too little memory. Pass fewer at "
+            "once (hydra.launcher.n_jobs=1) and resume=true: what is finished is not done again."
+        )
+    if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":
+        return FsmergeError("no job of this search ended well, so there is no best one. Their errors stand above.")
+    if type(error).__module__.startswith("submitit."):
+        return FsmergeError(
+            f"a job ended without a result: {error}\nIts log is in .submitit in the folder of the sweep."
+        )
+    return None
+
+
+def _unknown_keys(arguments: Sequence[str], config: str) -> list[str]:
+    """One message per override whose key is not in the configuration that the chosen groups give."""
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    groups = [o for o in parsed if o.get_key_element().lstrip("+~") in (*presets.GROUPS, *presets.SWEEPS)]
+    keys = [o.get_key_element() for o in parsed if o not in groups]
+    for choice in product(*(_choices(group) for group in groups)):  # of a sweep, until one has a fault
+        base = _compose(choice, config)
+        messages = [_missing(base, key) for key in keys if not key.startswith(("+", "~", "hydra"))]
+        messages += [_missing_place(base, key.lstrip("+")) for key in keys if key.startswith("++")]
+        if any(messages):
+            return [message for message in messages if message]
+    return []
+
+
+def _choices(group: Override) -> list[str]:
+    """The overrides that a sweep over a group makes of it; itself where it is no sweep."""
+    if not group.is_sweep_override():
+        return [str(group.input_line)]
+    return [f"{group.get_key_element()}={value}" for value in group.sweep_string_iterator()]
+
+
+def _compose(groups: Sequence[str], config: str) -> DictConfig:
+    """The configuration of the chosen groups alone."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
+            return compose(config, overrides=list(groups))
+    except HydraException:  # the groups are wrong too, or lie in a folder of the user's own
+        return OmegaConf.create()
+
+
+def _missing(base: DictConfig, key: str) -> str | None:
+    place: Any = base
+    path: list[str] = []
+    for part in key.split("."):
+        if not isinstance(place, DictConfig):
+            return None
+        if part not in place:
+            options = [str(k) for k in place]
+            if not options:
+                return None
+            return unknown(f"key in {'.'.join(path)}" if path else "key", part, options)
+        path.append(part)
+        place = place[part]
+    return None
+
+
+def _missing_place(base: DictConfig, key: str) -> str | None:
+    """A message where `key` names a place that a list of the configuration does not have."""
+    place: Any = base
+    path: list[str] = []
+    for part in key.split("."):
+        if isinstance(place, ListConfig):
+            places = [str(i) for i in range(len(place))]
+            if part not in places:
+                return unknown(f"key in {'.'.join(path)}", part, places)
+            place = place[int(part)]
+        elif isinstance(place, DictConfig) and part in place:
+            place = place[part]
+        else:
+            return None
+        path.append(part)
+    return None

@@ -1,0 +1,62 @@
+"""The shipped YAML files without Hydra: for `fsmerge list`, for error messages and for the Python API."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import yaml
+
+from fsmerge_cli.common.errors import ConfigError, unknown
+
+GROUPS = ("models", "data", "method", "hardware")
+SWEEPS = ("launcher", "sweep")
+"""Groups that set Hydra's keys alone: how and where the jobs of --multirun are started."""
+
+PACKAGE = "fsmerge_cli.configs"
+DATA_KEY = "override /data@_global_.data"
+"""How a models file names its images in its defaults list; +models=NAME comes last there, so it may override."""
+
+
+def names(group: str) -> list[str]:
+    """The options of a config group, sorted."""
+    return sorted(_files(group))
+
+
+def summary(group: str, name: str) -> str:
+    """What an option is, in the one line its file begins with (below Hydra's `@package`, which must be first)."""
+    lines = _files(group)[name].read_text().splitlines()
+    return next(line for line in lines if not line.startswith("# @")).removeprefix("# ").strip()
+
+
+def load(group: str, name: str) -> dict[str, Any]:
+    """The keys and values of an option, its defaults list left out. Raises ConfigError for an unknown name.
+
+    An option that also sets keys of Hydra's (`@package _global_`) has its own under the group's name.
+    """
+    values = _read(group, name)
+    values.pop("defaults", None)
+    return dict(values.get(group, values))
+
+
+def default_data(models: str) -> str | None:
+    """The data set that a models file brings along in its defaults list, if any."""
+    for entry in _read("models", models).get("defaults", []):
+        if isinstance(entry, dict) and DATA_KEY in entry:
+            return str(entry[DATA_KEY])
+    return None
+
+
+def _read(group: str, name: str) -> dict[str, Any]:
+    found = _files(group)
+    if name not in found:
+        raise ConfigError(unknown(group, name, found))
+    return dict(yaml.safe_load(found[name].read_text()) or {})
+
+
+@cache
+def _files(group: str) -> dict[str, Traversable]:
+    folder = files(PACKAGE) / group
+    return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}

@@ -1,0 +1,101 @@
+"""More questions from few images: augmentation and mixtures, on pixels in 0..1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fsmerge_cli.common.seeding import derive, generator
+from fsmerge_cli.data.images.strong import SHIFT, strong
+
+Augment = Literal["none", "shift", "paper", "strong"]
+
+TOGETHER = 8
+"""Images that share one draw of torchvision's transforms where every step draws anew: a call each is slow."""
+
+
+def augmentation(name: Augment, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """The transform called `name`, on pixels in 0..1 [..., C, H, W] of `size`.
+
+    It draws from torch's global generator.
+
+    shift: translations. paper: crop, flip and one of grey, solarise and blur, as FS-Merge's authors train (arXiv
+    2410.01483). strong: rotation, scale, shear, translation, contrast, brightness, blur and noise, each
+    image's own.
+    """
+    if name == "none":
+        return _same
+    if name == "strong":
+        return strong
+    transform: Callable[[Tensor], Tensor] = _transforms(name, size)
+    return transform
+
+
+@cache
+def _transforms(name: Literal["shift", "paper"], size: tuple[int, int]) -> Any:
+    from torchvision.transforms import v2  # slow to import, so only where it is used
+
+    if name == "shift":
+        return v2.RandomAffine(degrees=0, translate=(SHIFT, SHIFT))
+    # Three of the same probability, as in DeiT III (arXiv 2204.07118).
+    one = [v2.Lambda(_grey), v2.RandomSolarize(0.5, p=1.0), v2.GaussianBlur(3, sigma=(0.1, 2.0))]
+    crop = v2.RandomCrop(size, padding=4, padding_mode="reflect")
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandomChoice(one)])
+
+
+def renewed(pixels: Tensor, augment: Augment, mix: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """The images of one step's batch, augmented and mixed anew [n, C, H, W]; depends on (seed, step) alone.
+
+    Also which image of the batch is mixed into each [n] (itself: none), in host memory.
+
+    mix: share of the images that become a mixture with another one of the batch, of which they keep at least half.
+    """
+    if augment != "none":
+        height, width = pixels.shape[-2:]
+        transform = augmentation(augment, (height, width))
+        devices = [pixels.device] if pixels.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derive(seed, "augment", step))
+            together = len(pixels) if augment == "strong" else TOGETHER
+            pixels = torch.cat([transform(part) for part in torch.split(pixels, together)])
+    if mix:
+        return mixed(pixels, mix, generator(seed, "mix", step))
+    return pixels, torch.arange(len(pixels))
+
+
+def mixed(pixels: Tensor, share: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A share of the images mixed with others of the batch [n, C, H, W], and with which [n].
+
+    Every one keeps half of itself or more. One half of them as a weighted mean (mixup, arXiv 1710.09412), the
+    other with a rectangle of the other image (CutMix, arXiv 1905.04899). The sources are asked what they make of
+    it: there are no labels to be mixed.
+    """
+    n, _, height, width = pixels.shape
+    other = torch.randperm(n, generator=random)
+    kind, part = torch.rand(n, generator=random), torch.rand(n, generator=random) / 2
+    centre = torch.rand(n, 2, generator=random)
+    rows, columns = torch.arange(height), torch.arange(width)
+    side = part.sqrt()  # of the rectangle, as a share of the image's: so much is taken from the other image
+    inside = [
+        ((axis[None] + 0.5) / length - c[:, None]).abs() * 2 <= side[:, None]
+        for axis, length, c in zip((rows, columns), (height, width), centre.T)
+    ]
+    rectangle = (inside[0][:, :, None] & inside[1][:, None, :]).float()
+    amount = torch.where((kind < share / 2)[:, None, None], part[:, None, None], rectangle)
+    amount = torch.where((kind < share)[:, None, None], amount, torch.zeros(()))[:, None]
+    other = torch.where(kind < share, other, torch.arange(n))
+    amount, place = (t.to(pixels.device, non_blocking=True) for t in (amount, other))
+    return pixels.lerp(pixels[place], amount), other
+
+
+def _same(pixels: Tensor) -> Tensor:
+    return pixels
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Mean over the channels, as many channels as before."""
+    return pixels.mean(-3, keepdim=True).expand_as(pixels)

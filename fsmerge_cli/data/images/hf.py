@@ -1,0 +1,160 @@
+"""Data sets of Hugging Face's `datasets`: local folders and files, and the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
+from fsmerge_cli.common.options import FORBID, Text
+from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, numbered
+from fsmerge_cli.data.matching import of_task
+
+
+@dataclass(frozen=True, config=FORBID)
+class HuggingFace(DataConfig):
+    """One data set for `datasets.load_dataset`, or a folder that `save_to_disk` wrote.
+
+    path: a folder (of images in class folders, of Parquet files, or written by save_to_disk), or a name on the
+    hub, which is downloaded once; `{task}` in it is the task's name. config_name: which of its configurations.
+    image_column, label_column: null takes the only one of that kind (for labels `label` first). train_split,
+    test_split: names of the splits; test_split null: nothing is evaluated.
+    """
+
+    name: Literal["hf"] = "hf"
+    path: Text | None = None
+    config_name: Text | None = None
+    image_column: Text | None = None
+    label_column: Text | None = None
+    train_split: Text = "train"
+    test_split: Text | None = "test"
+
+    def paths(self) -> Mapping[str, str]:
+        """The path, which may also be a name on the hub."""
+        return {} if self.path is None else {"data.path": self.path}
+
+    def classes(self, task: Task) -> tuple[str, ...] | None:
+        """Names of the label column, where it has some."""
+        found = self._open(self.train_split, task.name)
+        column = self._label_column(found)
+        names = None if column is None else getattr(found.features[column], "names", None)
+        return tuple(names) if names else None
+
+    def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
+        """The images of a split; those of them that have a label of the task, where there are labels."""
+        wanted = self.train_split if split == "train" else self.test_split
+        if wanted is None:
+            return None
+        found = self._open(wanted, task.name)
+        image, label = self._image_column(found), self._label_column(found)
+        where = f"data=hf: {self.path}"
+        rows, places = [*range(len(found))], [-1] * len(found)
+        notes: tuple[str, ...] = ()
+        if label is not None:
+            names = getattr(found.features[label], "names", None)
+            rows, places, notes = of_task(task, list(found[label]), names, where)
+        labelled = all(place >= 0 for place in places)
+        called = partial(numbered, rows, f"{self.path} {wanted}")
+        read = partial(_read, _images(found, image), image, rows, places, where)
+        return ImageSet(len(rows), read, transform, labelled, places, notes=notes, called=called)
+
+    def _open(self, split: str, task: str) -> Any:
+        if self.path is None:
+            raise DataError("data=hf needs data.path=PATH, a folder or the name of a data set on the hub.")
+        path = self.path.replace("{task}", task)
+        with _library() as datasets:
+            try:
+                found = _load(datasets, path, self.config_name)
+            except Exception as error:  # the library raises whatever its readers raise
+                local = Path(path).expanduser().exists()
+                hint = "Pass another data.path=PATH" if local else "Without a network, pass a path"
+                said = first_line(error)
+                raise DataError(f"data=hf: {path} cannot be loaded ({said}). {hint}.") from None
+        splits = {str(name): own for name, own in found.items()}
+        if split not in splits:
+            which = "train_split" if split == self.train_split else "test_split"
+            raise ConfigError(f"data.{which}: {unknown('split', split, splits)}")
+        return splits[split]
+
+    def _image_column(self, found: Any) -> str:
+        if self.image_column is not None:
+            return self._known(found, self.image_column, "image_column")
+        columns = [name for name, feature in found.features.items() if type(feature).__name__ == "Image"]
+        if len(columns) != 1:
+            raise ConfigError(
+                f"data.image_column: {self.path} has {len(columns)} columns of images. Name one of its columns: "
+                f"{', '.join(found.column_names)}."
+            )
+        return str(columns[0])
+
+    def _label_column(self, found: Any) -> str | None:
+        if self.label_column is not None:
+            return self._known(found, self.label_column, "label_column")
+        columns = [name for name, feature in found.features.items() if type(feature).__name__ == "ClassLabel"]
+        if len(columns) > 1 and "label" not in columns:
+            raise ConfigError(
+                f"data.label_column: {self.path} has several columns of labels. Name one: {', '.join(columns)}."
+            )
+        return "label" if "label" in found.column_names else (str(columns[0]) if columns else None)
+
+    def _known(self, found: Any, column: str, key: str) -> str:
+        if column not in found.column_names:
+            raise ConfigError(f"data.{key}: {unknown('column', column, found.column_names)}")
+        return column
+
+
+@contextmanager
+def _library() -> Iterator[Any]:
+    """The library, silent: what is shown is not its to decide."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError("data=hf needs Hugging Face's datasets: pip install 'fsmerge[hf]'") from None
+    shown = datasets.are_progress_bars_disabled()
+    level = datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        yield datasets
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not shown:
+            datasets.enable_progress_bars()
+
+
+def _load(datasets: Any, path: str, config_name: str | None) -> Mapping[str, Any]:
+    """All splits by name; a folder of one split, as save_to_disk writes it, is `train`."""
+    folder = Path(path).expanduser()
+    if (folder / "dataset_dict.json").is_file():
+        return dict(datasets.load_from_disk(str(folder)))
+    if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
+        return {"train": datasets.load_from_disk(str(folder))}
+    return dict(datasets.load_dataset(str(folder) if folder.exists() else path, config_name))
+
+
+def _images(found: Any, column: str) -> Any:
+    """The column of images alone, also where paths or bytes are not declared as images."""
+    import datasets
+
+    found = found.select_columns([column])
+    declared = isinstance(found.features[column], datasets.Image)
+    return found if declared else found.cast_column(column, datasets.Image())
+
+
+def _read(
+    found: Any, column: str, rows: Sequence[int], places: Sequence[int], where: str, i: int
+) -> tuple[Image.Image, int]:
+    try:
+        image = found[rows[i]][column]
+        image.load()
+    except Exception as error:  # decoders raise their own for a file that lies
+        said = first_line(error)
+        raise DataError(f"{where}: image {rows[i]} cannot be read ({said}). Repair it or take it away.") from None
+    return image, places[i]

@@ -1,0 +1,179 @@
+"""Images that lie in a file as one array: .npz, .npy, .safetensors or .pt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fsmerge_cli.common.errors import DataError, first_line
+from fsmerge_cli.common.options import FORBID, Text
+from fsmerge_cli.common.safe_pickle import plain_values
+from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
+from fsmerge_cli.data.matching import of_task
+
+Layout = Literal["auto", "nchw", "nhwc"]
+
+ANOTHER = "Pass another data.train=PATH, data.test=PATH."
+SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True, config=FORBID)
+class Tensors(DataConfig):
+    """Arrays of images [n, C, H, W], [n, H, W, C] or [n, H, W]: bytes, or numbers from 0 to 1.
+
+    train, test: files; `{task}` in them is the task's name; null: there are none. images_key, labels_key: names in
+    the file; labels (class numbers or names, [n]) may be missing. layout: of the images, where their shape does
+    not tell. Numbers from 0 to 1 are kept with 8 bits.
+    """
+
+    name: Literal["tensors"] = "tensors"
+    train: Text | None = None
+    test: Text | None = None
+    images_key: Text = "images"
+    labels_key: Text = "labels"
+    layout: Layout = "auto"
+
+    def paths(self) -> Mapping[str, str]:
+        """Both files."""
+        found = {"data.train": self.train, "data.test": self.test}
+        return {key: path for key, path in found.items() if path is not None}
+
+    def classes(self, task: Task) -> tuple[str, ...] | None:
+        """Label names in the training file, else in the test file, sorted."""
+        for split in ("train", "test"):
+            path = self._path("train" if split == "train" else "test", task.name)
+            labels = None if path is None else self._content(path)[1]
+            if labels is not None and labels and isinstance(labels[0], str):
+                return tuple(sorted(set(map(str, labels))))
+        return None
+
+    def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
+        """The images of one file; those of them that have a label of the task, where there are labels."""
+        path = self._path(split, task.name)
+        if path is None and split == "test":
+            return None
+        if path is None:
+            raise DataError(
+                "data=tensors needs data.train=PATH (.npz, .npy, .safetensors or .pt; {task} in it is the task's "
+                "name), or data.images_per_task=0."
+            )
+        images, labels = self._content(path)
+        if not len(images):
+            raise DataError(f"{path} holds no images. Pass another data.{split}=PATH.")
+        rows, places = [*range(len(images))], [-1] * len(images)
+        notes: tuple[str, ...] = ()
+        if labels is not None:
+            rows, places, notes = of_task(task, labels, None, str(path))
+        labelled = all(place >= 0 for place in places)
+        read, called = partial(_read, images, rows, places), partial(_called, rows, str(path))
+        return ImageSet(len(rows), read, transform, labelled, places, notes=notes, called=called)
+
+    def _path(self, split: Split, task: str) -> Path | None:
+        path = self.train if split == "train" else self.test
+        return None if path is None else Path(path.replace("{task}", task)).expanduser()
+
+    def _content(self, path: Path) -> tuple[Any, list[int] | list[str] | None]:
+        """Images as an array [n, H, W] or [n, H, W, C] of bytes, and labels [n], if there are any."""
+        arrays = _load(path)
+        name = next(iter(arrays)) if len(arrays) == 1 else self.images_key
+        if name not in arrays:
+            raise DataError(
+                f"{path} has no array '{name}'. It holds {', '.join(sorted(arrays)) or 'nothing'}: pass "
+                "data.images_key=NAME."
+            )
+        images = _bytes(_channels_last(arrays[name], self.layout, path), path)
+        labels = arrays.get(self.labels_key) if self.labels_key != name else None
+        if labels is None:
+            return images, None
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
+            raise DataError(
+                f"{path}: '{self.labels_key}' should be {len(images)} class numbers or names, one per image, and "
+                f"is {labels.dtype} {list(labels.shape)}. Pass data.labels_key=NAME, or another file."
+            )
+        return images, labels.tolist()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Arrays by name; no file runs code."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path}: should be one of {', '.join(SUFFIXES)}. {ANOTHER}")
+    try:
+        found = _read_file(path)
+        if isinstance(found, Tensor):
+            found = {"images": found}
+        elif isinstance(found, list | tuple):
+            found = dict(zip(("images", "labels"), found))
+        return {str(name): _array(value) for name, value in dict(found).items() if not isinstance(value, str)}
+    except Exception as error:  # every format has its own for a file that lies
+        said = first_line(error)
+        raise DataError(f"{path} cannot be read ({said}). {ANOTHER}") from None
+
+
+def _read_file(path: Path) -> Any:
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if suffix in (".npz", ".npy"):
+        found = np.load(path, allow_pickle=False)
+        return {name: found[name] for name in found.files} if suffix == ".npz" else {"images": found}
+    return plain_values(path)
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.asarray(value)
+
+
+def _channels_last(images: Any, layout: Layout, path: Path) -> Any:
+    shape = list(images.shape)
+    if len(shape) == 3:
+        return images
+    first, last = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (1, -1))
+    if layout != "auto":
+        first, last = first and layout == "nchw", last and layout == "nhwc"
+    if first and last:
+        raise DataError(
+            f"{path}: images of shape {shape} may be [n, C, H, W] or [n, H, W, C]. Pass data.layout=nchw or "
+            "data.layout=nhwc."
+        )
+    if not first and not last:
+        wanted = "" if layout == "auto" else f" with data.layout={layout}"
+        raise DataError(
+            f"{path}: images should be [n, C, H, W], [n, H, W, C] or [n, H, W], with 1 or 3 channels{wanted}, and "
+            f"are {shape}. Bring them into that shape."
+        )
+    images = np.moveaxis(images, 1, -1) if first else images
+    return images[..., 0] if images.shape[-1] == 1 else images
+
+
+def _bytes(images: Any, path: Path) -> Any:
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise DataError(f"{path}: images should be bytes (uint8) or numbers from 0 to 1, and are {images.dtype}.")
+    low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):
+        raise DataError(
+            f"{path}: images should be bytes (uint8) or numbers from 0 to 1, and reach from {low:g} to {high:g}. "
+            "Save the pixels as they were before any normalisation (divided by 255)."
+        )
+    return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _read(images: Any, rows: Sequence[int], places: Sequence[int], i: int) -> tuple[Image.Image, int]:
+    return Image.fromarray(np.ascontiguousarray(images[rows[i]])), places[i]
+
+
+def _called(rows: Sequence[int], path: str, i: int) -> str:
+    return f"{path} [{rows[i]}]"

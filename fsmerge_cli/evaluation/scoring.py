@@ -1,0 +1,222 @@
+"""How good a model is on every task, alone and among the labels of all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fsmerge_cli.common.progress import Event, Progress
+from fsmerge_cli.data.base import ImageSet
+from fsmerge_cli.data.reading import read
+from fsmerge_cli.data.transfer import fits
+from fsmerge_cli.evaluation.metrics import Alikeness, calibration_error, interval, top
+from fsmerge_cli.evaluation.predictions import Chosen, chosen_tasks
+from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.training.teachers import network
+
+Forward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
+"""Image batch -> the estimate of every source's features, and the logits of every head."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's test images: count, and how good the answers among the task's own labels are.
+
+    top1: share of right answers; interval: Wilson's, 95 %; top5: None for tasks of five labels or fewer; loss:
+    mean cross-entropy (nats); calibration_error: expected, 15 bins.
+    """
+
+    count: int
+    top1: float
+    interval: tuple[float, float]
+    top5: float | None
+    loss: float
+    calibration_error: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the table.
+
+    tasks: by name. joint: share of right answers among the labels of all tasks, by protocol (`softmax`: each
+    head's own softmax, then the largest probability; `logits`: the largest raw logit; `..._calibrated`: after one
+    temperature per head); empty for a source alone. features: how like the estimated features are to the
+    source's, by task (error relative to their variance, cosine, cka). temperatures: by task. right: whether each
+    answer was, `task.NAME` [n of the task] and `joint.PROTOCOL` [n], in the order of the test images. chosen: how
+    often a label of which task was chosen for images of which task.
+    """
+
+    tasks: Mapping[str, TaskScore]
+    joint: Mapping[str, float]
+    features: Mapping[str, Mapping[str, float | None]]
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    right: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    chosen: Chosen = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean top-1 over tasks; None without labels."""
+        return sum(t.top1 for t in self.tasks.values()) / len(self.tasks) if self.tasks else None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one model says about all test images: logits per head [n, classes], features per source [n, d_i].
+
+    calibrating: logits per head on the images that temperatures are fitted on, [m, classes]; empty without such.
+    """
+
+    logits: list[Tensor]
+    features: list[Tensor]
+    calibrating: Sequence[Tensor] = ()
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The test images of all tasks in one line: a loader per task, labels [n], task [n] and task names."""
+
+    __test__ = False  # not a test class
+
+    tasks: tuple[str, ...]
+    sets: tuple[ImageSet | None, ...]
+    workers: int
+    batch: int
+
+    def predict(self, forward: Forward, device: torch.device, progress: Progress, what: str) -> Outputs:
+        """Run a model over every task's test images."""
+        logits: list[list[Tensor]] = []
+        features: list[list[Tensor]] = []
+        total = sum(len(s) for s in self.sets if s)
+        done = 0
+        gpu = device.type == "cuda"
+        with torch.inference_mode():
+            for own in filter(None, self.sets):
+                for pixels, _ in read(own, range(len(own)), self.batch, self.workers, pinned=gpu):
+                    estimates, answers = forward(pixels.to(device, non_blocking=gpu))
+                    features.append([f.float().cpu() for f in estimates])
+                    logits.append([a.float().cpu() for a in answers])
+                    done += len(pixels)
+                    progress(Event(f"evaluate {what}", done, total, images=1))
+        return Outputs(*([torch.cat(parts) for parts in zip(*rows)] for rows in (logits, features)))
+
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """Task index [n] and class index [n] of every test image."""
+        task = [torch.full((len(s),), i) for i, s in enumerate(self.sets) if s]
+        classes = [s.classes or [s.read(j)[1] for j in range(len(s))] for s in self.sets if s]
+        label = [torch.tensor(own, dtype=torch.long) for own in classes]
+        empty = torch.empty(0, dtype=torch.long)
+        return torch.cat([empty, *task]), torch.cat([empty, *label])
+
+
+def merged_forward(
+    backbone: Callable[[Tensor], Tensor], readouts: Sequence[Tensor], heads: Sequence[Head | None]
+) -> Forward:
+    """One backbone with a readout U_out and a folded head per task."""
+
+    def forward(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        z = backbone(pixels)
+        return [z @ U.T for U in readouts], [head(z) for head in heads if head]
+
+    return forward
+
+
+def ensemble_forward(sources: Sequence[Source], device: torch.device) -> Forward:
+    """All sources side by side: what a merged model is measured against.
+
+    Where they take more than a part of a GPU's memory (see `feeding`), each is moved for its turn and dropped.
+    """
+    size = sum(t.nbytes for s in sources for t in s.weights.values())
+    networks = [network(source, device if fits(size, device) else "cpu") for source in sources]
+    heads = [s.head.to(device) if s.head else None for s in sources]
+
+    def turn(module: nn.Module, pixels: Tensor) -> Tensor:
+        features: Tensor = functional_call(
+            module, {n: t.to(device) for n, t in module.state_dict().items()}, pixels
+        )
+        return features
+
+    def forward(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        features = [turn(module, pixels) for module in networks]
+        return features, [head(f) for head, f in zip(heads, features) if head]
+
+    return forward
+
+
+def score(
+    outputs: Outputs,
+    reference: Outputs,
+    truth: tuple[Tensor, Tensor],
+    tasks: Sequence[str],
+    headed: Sequence[int],
+    labels: Sequence[Sequence[str]],
+    warmth: Sequence[float] = (),
+) -> Score:
+    """Compare a model's outputs with the labels and with the sources' features (`reference`).
+
+    truth: task [n] and class [n]. headed: index of the task that each entry of `outputs.logits` belongs to,
+    labels: its class names, warmth: its temperature (none are given: nothing is calibrated). Features are compared
+    where the model estimates some.
+    """
+    task, label = truth
+    scores: dict[str, TaskScore] = {}
+    right: dict[str, Tensor] = {}
+    for position, index in enumerate(headed):
+        own = (task == index) & (label >= 0)
+        if bool(own.any()):
+            answers = outputs.logits[position][own]
+            scores[tasks[index]] = task_score(answers, label[own])
+            right[f"task.{tasks[index]}"] = answers.argmax(1) == label[own]
+    joint: dict[str, Tensor] = {}
+    if len(headed) > 1 and scores:
+        joint = _joint(outputs.logits, task, label, headed, labels)
+    if joint and warmth:
+        cooled = [a / t for a, t in zip(outputs.logits, warmth)]
+        calibrated = _joint(cooled, task, label, headed, labels)
+        joint |= {f"{protocol}_calibrated": found for protocol, found in calibrated.items()}
+    right |= {f"joint.{protocol}": found for protocol, found in joint.items()}
+    shares = {protocol: found.double().mean().item() for protocol, found in joint.items()}
+    features = {}
+    for index, name in enumerate(tasks):
+        own = task == index
+        if outputs.features and bool(own.any()):
+            alike = Alikeness()
+            alike.add(outputs.features[index][own], reference.features[index][own])
+            features[name] = alike.values()
+    found = {tasks[i]: t for i, t in zip(headed, warmth)} if joint else {}
+    return Score(scores, shares, features, found, right, chosen_tasks(outputs.logits, task, headed, tasks))
+
+
+def task_score(logits: Tensor, label: Tensor) -> TaskScore:
+    """Of the answers [n, classes] to images with the classes [n]."""
+    right = int((logits.argmax(1) == label).sum())
+    return TaskScore(
+        count=len(label),
+        top1=right / len(label),
+        interval=interval(right, len(label)),
+        top5=top(logits, label, 5) if logits.shape[1] > 5 else None,
+        loss=F.cross_entropy(logits, label).item(),
+        calibration_error=calibration_error(logits, label),
+    )
+
+
+def _joint(
+    logits: Sequence[Tensor], task: Tensor, label: Tensor, headed: Sequence[int], labels: Sequence[Sequence[str]]
+) -> dict[str, Tensor]:
+    """Which answers among the labels of all tasks are right, by protocol: those whose label's name is.
+
+    Tasks that share a label set have each label twice, and either head may give it.
+    """
+    names = [name for own in labels for name in own]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    column = torch.tensor([number[name] for name in names])
+    offset = {index: sum(len(own) for own in labels[:position]) for position, index in enumerate(headed)}
+    seen = torch.tensor([int(t) in offset for t in task]) & (label >= 0)
+    want = column[torch.tensor([offset.get(int(t), 0) for t in task]) + label.clamp(min=0)]
+    answers = {"softmax": torch.cat([a.softmax(1) for a in logits], 1), "logits": torch.cat(list(logits), 1)}
+    return {protocol: (column[values.argmax(1)] == want)[seen] for protocol, values in answers.items()}

@@ -1,0 +1,1 @@
+"""Trained models as values, and the plan compiled from them."""

@@ -1,0 +1,39 @@
+"""A task head: a linear classifier on the features of a backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier: weight [classes, d], bias [classes] or None, one label per class.
+
+    named: whether the labels are names, which may be shared with other tasks, or just numbers of rows.
+    normalize: features are scaled to unit length first. readout: [d, d'] from merged features to the features
+    that the head was made for, where it cannot be folded into the weight (None: there is none).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    labels: tuple[str, ...]
+    normalize: bool = False
+    named: bool = True
+    readout: Tensor | None = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits [n, classes] of features [n, d] (or [n, d'] where there is a readout)."""
+        if self.readout is not None:
+            features = features @ self.readout.T
+        if self.normalize:
+            features = F.normalize(features, dim=-1)
+        return F.linear(features, self.weight, self.bias)
+
+    def to(self, device: torch.device | str) -> Head:
+        """The same head on `device`."""
+        bias, readout = (None if t is None else t.to(device) for t in (self.bias, self.readout))
+        return replace(self, weight=self.weight.to(device), bias=bias, readout=readout)

@@ -1,0 +1,274 @@
+"""Compile sources and their specification into an immutable plan, or say every reason why not, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures import Compiled, Family, compile_table
+from fsmerge_cli.architectures.ports import Mapped, Port, Role, Unit
+from fsmerge_cli.common.errors import MismatchError
+from fsmerge_cli.models.source import Source
+
+ROWS = ("ensemble", "average", "kd", "merged")
+"""Rows of the score table beside the sources; no source can be called like them."""
+
+SHOWN = 3
+"""How many differing parameters a message names before it says how many more there are."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A feature space: its size in the merged model and in each source (units).
+
+    heads: number of attention heads it is made of, in the merged model and in each source; None for a plain
+    space. order: the space whose order of heads it shares.
+    """
+
+    name: str
+    merged: int
+    sources: tuple[int, ...]
+    heads: tuple[int, tuple[int, ...]] | None = None
+    order: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the sources' architecture decides, validated. Later code may assume it holds.
+
+    arch: options of the merged model. roles: tensor name -> role. spaces: by name. writes, reads: the ports
+    with a merge map and with an unmerge map (the heads' port among the latter). tasks: the sources' names.
+    """
+
+    family: Family
+    arch: Any
+    source_archs: tuple[Any, ...]
+    roles: Mapping[str, Role]
+    spaces: Mapping[str, Space]
+    writes: tuple[Port, ...]
+    reads: tuple[Port, ...]
+    features: Port
+    tasks: tuple[str, ...]
+
+    def skeleton(self, arch: Any | None = None) -> nn.Module:
+        """An ordinary network of the merged size (or of `arch`), in evaluation mode, weights on `meta`."""
+        return self.family.skeleton(self.arch if arch is None else arch)
+
+    @property
+    def same_shape(self) -> bool:
+        """Whether every source has the merged model's widths and number of heads everywhere."""
+        widths = all(size == s.merged for s in self.spaces.values() for size in s.sources)
+        return widths and all(set(s.heads[1]) == {s.heads[0]} for s in self.spaces.values() if s.heads)
+
+
+def compile_plan(
+    sources: Sequence[Source], width: int | tuple[int, ...] | None = None, heads: int | None = None
+) -> Plan:
+    """The plan for merging `sources` into a model of `width` (default: source 1's own).
+
+    Raises MismatchError with every reason: fewer than two sources, a task name used twice, families or
+    options that differ, tensors missing, unknown or of another shape, heads that do not fit.
+    """
+    reasons = list(_common_reasons(sources))
+    known: dict[str, dict[str, tuple[int, ...]]] = {}  # large networks take a while to build, even without weights
+    for source in sources:
+        reasons += [f"'{source.name}' has {reason}" for reason in source.family.refuse(source.arch)]
+        kind = f"{source.family.name} {source.arch}"
+        if kind not in known:
+            known[kind] = _shapes(source.family, source.arch)
+        reasons += _tensor_reasons(source, known[kind])
+        reasons += _head_reasons(source)
+    if reasons:
+        raise MismatchError(reasons)
+    family, arch = sources[0].family, sources[0].family.resize(sources[0].arch, width, heads)
+    shapes = _shapes(family, arch)
+    table = compile_table(family.table(family.skeleton(arch)), list(shapes))
+    roles, features = table.roles, table.features
+    reasons = [
+        f"'{source.name}' and '{sources[0].name}' do not have the same tensors: "
+        f"{', '.join(sorted(set(source.weights) ^ set(shapes))[:SHOWN])}"
+        for source in sources
+        if set(source.weights) != set(shapes)
+    ]
+    if reasons:
+        raise MismatchError(reasons)
+    counts = [family.heads(own) for own in (arch, *(s.arch for s in sources))]
+    sizes = [_space_sizes(roles, shapes, counts[0])]
+    for source, count in zip(sources, counts[1:]):
+        sizes.append(_space_sizes(roles, {n: tuple(t.shape) for n, t in source.weights.items()}, count))
+    reasons = [f"the specification of '{family.name}' does not know the tensor {name}" for name in table.unknown]
+    reasons += _space_reasons(table, sizes, ["the merged model", *(f"'{s.name}'" for s in sources)])
+    if reasons:
+        raise MismatchError(reasons)
+    spaces = {name: _space(name, table, [own[name] for own in sizes], counts) for name in sizes[0]}
+    writes, reads = ports(roles)
+    return Plan(
+        family=family,
+        arch=arch,
+        source_archs=tuple(s.arch for s in sources),
+        roles=roles,
+        spaces=spaces,
+        writes=tuple(sorted(writes)),
+        reads=tuple(sorted(reads | {features})),
+        features=features,
+        tasks=tuple(s.name for s in sources),
+    )
+
+
+def ports(roles: Mapping[str, Role]) -> tuple[set[Port], set[Port]]:
+    """All ports that tensors write to, and all that they read from."""
+    writes: set[Port] = set()
+    reads: set[Port] = set()
+    for role in roles.values():
+        if isinstance(role, Mapped):
+            writes |= set(role.write[1])
+            reads |= set(role.read[1]) if role.read else set()
+    return writes, reads
+
+
+def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
+    if len(sources) < 2:
+        yield f"a merge needs at least two sources, got {len(sources)}. Add one to models.sources"
+        return
+    names = [s.name for s in sources]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield f"the task name '{name}' is used {names.count(name)} times; give each source a name of its own"
+    for name in ROWS:
+        if name in names:
+            yield f"the task name '{name}' is a row of the score table; give the source another name"
+    first = sources[0]
+    for other in sources[1:]:
+        if other.family is not first.family:
+            yield f"'{first.name}' is a {first.family.name}, '{other.name}' a {other.family.name}"
+            continue
+        if first.family.refuse(first.arch) or other.family.refuse(other.arch):
+            continue
+        for what, a in first.family.signature(first.arch).items():
+            b = other.family.signature(other.arch)[what]
+            if a != b:
+                advice = _advice(what, first)
+                yield f"{what}: '{first.name}' has {_plain(a)}, '{other.name}' has {_plain(b)}{advice}"
+
+
+def _advice(what: str, first: Source) -> str:
+    """What can be done about a difference, where something can."""
+    if what != "input_size" or first.family.resample is None:
+        return ""
+    size = list(first.arch.input_size[1:])
+    return f"; models.sources.N.input_size={size} resamples the other's positions, which is not exact"
+
+
+def _tensor_reasons(source: Source, expected: Mapping[str, tuple[int, ...]]) -> Iterable[str]:
+    found = {name: tuple(t.shape) for name, t in source.weights.items()}
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    other = [
+        f"{name} is {list(found[name])}, should be {list(shape)}{_transposed(found[name], shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    for what, items in (
+        ("misses the tensors", missing),
+        ("has unknown tensors", extra),
+        ("has other shapes than its arch says:", other),
+    ):
+        if items:
+            more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+            yield f"'{source.name}' {what} {', '.join(items[:SHOWN])}{more}"
+
+
+def _transposed(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    return " (it is transposed)" if len(found) == 2 and found == expected[::-1] else ""
+
+
+def repeated(sources: Sequence[Source]) -> list[str]:
+    """Notes on sources whose files are the same; a merge gains nothing from them, unless their heads differ."""
+    first: dict[str, Source] = {}
+    notes = []
+    for source in sources:
+        other = first.setdefault(source.sha256, source)
+        if other is source:
+            continue
+        heads = source.head, other.head
+        if heads[0] is not None and heads[1] is not None and not torch.equal(heads[0].weight, heads[1].weight):
+            notes.append(f"'{source.name}' and '{other.name}' are tasks of one model: its weights count for each")
+        else:
+            notes.append(
+                f"'{source.name}' has the same weights as '{other.name}'; check models.sources.N.checkpoint"
+            )
+    return notes
+
+
+def _head_reasons(source: Source) -> Iterable[str]:
+    head = source.head
+    if head is None:
+        return
+    reads = head.weight if head.readout is None else head.readout
+    if head.weight.ndim != 2 or reads.ndim != 2 or reads.shape[1] != source.arch.features:
+        yield (
+            f"the head of '{source.name}' is {list(head.weight.shape)}, "
+            f"should be [classes, {source.arch.features}]"
+        )
+    elif not len(head.weight):
+        yield f"the head of '{source.name}' has no classes"
+    elif head.bias is not None and head.bias.shape != head.weight.shape[:1]:
+        yield f"the head of '{source.name}' has {len(head.weight)} classes and a bias {list(head.bias.shape)}"
+    elif len(head.labels) != len(head.weight):
+        yield (
+            f"the head of '{source.name}' has {len(head.weight)} classes, but {len(head.labels)} labels are given"
+        )
+
+
+def _space(name: str, table: Compiled, sizes: Sequence[set[int]], counts: Sequence[int | None]) -> Space:
+    merged, *own = (next(iter(found)) for found in sizes)
+    head = table.heads.get(name)
+    if head is None:
+        return Space(name, merged, tuple(own))
+    heads = [count or 1 for count in counts]
+    return Space(name, merged, tuple(own), (heads[0], tuple(heads[1:])), head.order)
+
+
+def _space_sizes(
+    roles: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]], heads: int | None
+) -> dict[str, set[int]]:
+    """Every size that the tensors of one model give to each space."""
+    sizes: dict[str, set[int]] = {}
+    for name, role in roles.items():
+        shape = shapes[name]
+        if isinstance(role, Unit):
+            sizes.setdefault(role.port.space, set()).add(shape[-1] * ((heads or 1) if role.per_head else 1))
+        elif isinstance(role, Mapped):
+            for axis, parts in filter(None, (role.write, role.read)):
+                for port in parts:
+                    sizes.setdefault(port.space, set()).add(shape[axis] // len(parts))
+    return sizes
+
+
+def _space_reasons(
+    table: Compiled, sizes: Sequence[Mapping[str, set[int]]], owners: Sequence[str]
+) -> Iterable[str]:
+    for owner, own in zip(owners, sizes):
+        for space, found in own.items():
+            if len(found) > 1:
+                yield f"space '{space}' has the sizes {sorted(found)} inside {owner}"
+    writes, reads = ports(table.roles)
+    consumed = {space for space, head in table.heads.items() if head.consumed}
+    written, read = {p.space for p in writes}, {p.space for p in reads} | {table.features.space} | consumed
+    for space in sorted(written | read | set(sizes[0])):
+        if space not in written:
+            yield f"space '{space}' is never written"
+        if space not in read:
+            yield f"space '{space}' is never read"
+
+
+def _shapes(family: Family, arch: Any) -> dict[str, tuple[int, ...]]:
+    state: Mapping[str, Tensor] = family.skeleton(arch).state_dict()
+    return {name: tuple(t.shape) for name, t in state.items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,37 @@
+"""A trained model as a value: the backbone, its head and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fsmerge_cli.architectures import Family
+from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model: backbone weights by name, its head (None: merged on features) and where it came from.
+
+    The backbone reads pixels in 0..1: mean and std are already folded into its first layer. notes: what the user
+    should know of how it was read.
+    """
+
+    name: str
+    family: Family
+    arch: Any
+    weights: Mapping[str, Tensor]
+    head: Head | None
+    origin: str
+    sha256: str
+    preprocessing: Preprocessing = PLAIN
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names of the head, in order; None without a head."""
+        return self.head.labels if self.head else None

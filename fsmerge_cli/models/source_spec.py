@@ -1,0 +1,87 @@
+"""One entry of `models.sources`: where a trained model comes from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.common.options import FORBID, Count, Flag, NonNegativeFloat, Positive, PositiveFloat, Text
+
+LONGEST_NAME = 80
+"""Characters of a task's name, which is part of file names."""
+
+
+@dataclass(frozen=True, config=FORBID)
+class Recipe:
+    """How an embedded source is trained on first use.
+
+    data: key of the data set. seed: of initialisation and batches. steps, batch_size (images), lr,
+    weight_decay: of AdamW with a one-cycle schedule.
+    """
+
+    data: Text
+    seed: Count
+    steps: Positive = 800
+    batch_size: Positive = 64
+    lr: PositiveFloat = 3e-3
+    weight_decay: NonNegativeFloat = 1e-2
+
+
+@dataclass(frozen=True, config=FORBID)
+class SourceSpec:
+    """One entry of `models.sources`.
+
+    name: the task's name. arch: a timm name, or `{family: ..., options}`; null where the checkpoint says it.
+    checkpoint: a folder (config.json + model.safetensors [+ heads.safetensors]) or a file of weights; null with a
+    timm name takes the hub's weights. head: name of the head inside the checkpoint; null takes the only one (of a
+    merged folder: all, each as a task of its own). labels: class names in the order of the head's rows; or a file
+    of them (.txt, one per line, or .json), `data` for the class folders' names, or the name of a label set of the
+    recipe's data set; null takes the checkpoint's. mean, std: per channel, of the normalisation that the source
+    was trained with (pixels in 0..1); null takes the checkpoint's. normalize: whether the head reads features of
+    unit length (as CLIP's do); null takes the checkpoint's. recipe: how to train the source where no checkpoint is
+    given. prefix: of the tensors in a file that holds several models. ema: true takes exponentially averaged
+    weights, false ordinary ones, null these where there are any. input_size: height and width (pixels; one number
+    for a square) that the position table is resampled to, which is not exact; null keeps the source's own.
+    module: from Python alone, a torch module instead of a checkpoint; it is read and never changed.
+    """
+
+    name: Text
+    arch: Text | dict[str, Any] | None = None
+    checkpoint: Text | None = None
+    head: Text | None = None
+    labels: Text | tuple[Text, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    normalize: Flag | None = None
+    recipe: Recipe | None = None
+    prefix: Text | None = None
+    ema: Flag | None = None
+    input_size: Positive | tuple[Positive, Positive] | None = None
+    module: Any = None
+
+    def __post_init__(self) -> None:
+        """A task's name becomes a folder's, a tensor's and a word of the terminal: nothing in it may act there."""
+        plain = self.name.isprintable() and not set(self.name) & set("/\\") and self.name == self.name.strip()
+        if not plain or not 0 < len(self.name) <= LONGEST_NAME or self.name.startswith("."):
+            raise ValueError(
+                f"the task name {self.name[: 2 * LONGEST_NAME]!r} cannot be used: it names a folder and a head. "
+                f"Pass models.sources.N.name=... of 1 to {LONGEST_NAME} printable characters, without / and \\, "
+                "no dot first, no space at an end."
+            )
+        if self.module is None:
+            return
+        if not hasattr(self.module, "state_dict"):
+            raise ValueError(
+                f"source '{self.name}': module is for Python, where it takes a torch module, not "
+                f"{str(self.module)[:80]!r}. Pass a path: models.sources.N.checkpoint=..."
+            )
+        if self.checkpoint is not None:
+            raise ValueError(f"source '{self.name}' has both a checkpoint and a module. Leave one of them out.")
+
+    def options(self) -> dict[str, Any]:
+        """The entry as plain values; a module is named by its class."""
+        if self.module is None:
+            return {name: value for name, value in asdict(self).items() if name != "module"}
+        return {**asdict(replace(self, module=None)), "module": type(self.module).__qualname__}

@@ -1,0 +1,94 @@
+"""report.html: one page with everything, for people to look at; no script, no font, no file beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from fsmerge_cli.common.errors import printable
+from fsmerge_cli.evaluation.predictions import Example
+from fsmerge_cli.reporting import charts, summary
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+LARGEST = 160
+"""Pixels on the longer side of an example image; larger ones are made smaller, so that the page stays light."""
+
+FEW_LAYERS, FEW_TASKS = 16, 4
+"""Up to which number of columns their squares say their numbers, and their heads the names of tasks."""
+
+
+def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str:
+    """The content of evaluation.json, and images with their answers, as one HTML page.
+
+    Every name is text; the page asks for nothing and runs nothing, which its Content-Security-Policy says too.
+    """
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            evaluation=evaluation,
+            summary=summary,
+            verdict=summary.verdict(evaluation),
+            panels=charts.panels(evaluation),
+            plot=charts.loss_plot(evaluation),
+            likeness=charts.similarity_map(evaluation),
+            confusions=charts.confusion_maps(evaluation),
+            pictures=_by_task(evaluation["tasks"], examples),
+            config=yaml.dump(evaluation["config"], Dumper=_Lines, sort_keys=False, allow_unicode=True, width=90),
+            few_layers=FEW_LAYERS,
+            few_tasks=FEW_TASKS,
+        )
+    )
+
+
+class _Lines(yaml.SafeDumper):
+    """Lists of plain values stand in a line."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        """Also nested in mappings."""
+        plain = not any(isinstance(value, list | dict) for value in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=plain)
+
+
+def _by_task(tasks: Sequence[str], examples: Sequence[Example]) -> list[tuple[str, list[tuple[Example, str]]]]:
+    found = [(task, [(e, data_uri(e.pixels)) for e in examples if e.task == task]) for task in tasks]
+    return [(task, own) for task, own in found if own]
+
+
+def data_uri(pixels: Tensor) -> str:
+    """Bytes [C, H, W], grey or RGB, as a PNG inside a `data:` address."""
+    image = Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels[:3].movedim(0, -1).numpy())
+    image.thumbnail((LARGEST, LARGEST))
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def shown(value: Any) -> Any:
+        """Control characters as escapes; autoescaping does the rest."""
+        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    templates = files(__package__) / "templates"
+    return Environment(
+        loader=FileSystemLoader(str(templates)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=shown,
+    )

@@ -1,0 +1,199 @@
+"""What a run leaves behind about itself: run.log, and event files for TensorBoard.
+
+While a run lasts, and where it fails, they lie beside its output folder in `.NAME.logs`; a finished run has them
+inside. A mistake of the user's leaves nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fsmerge_cli.common.atomic import resolved
+from fsmerge_cli.common.errors import ConfigError, UserError
+from fsmerge_cli.common.progress import Event
+from fsmerge_cli.reporting.terminal import Phases
+
+LOG = "run.log"
+BOARD = "tensorboard"
+LINES = 10
+"""Lines about one phase, between its first and its last, as far as it has so many steps."""
+
+
+class RunLog:
+    """Writes events, warnings and errors of one run; a context manager. A log that cannot be written is left out.
+
+    resume: go on in the log of the interrupted run. tensorboard: write event files as well; ConfigError where
+    that package is not installed.
+    """
+
+    def __init__(self, output: Path, command: str, *, resume: bool = False, tensorboard: bool = False) -> None:
+        if tensorboard and find_spec("tensorboard") is None:
+            raise ConfigError(
+                "output.tensorboard=true needs the package tensorboard, which is not installed. Install it: "
+                "pip install 'fsmerge[tensorboard]'"
+            )
+        self._output = resolved(output)
+        self.place = self._output.parent / f".{self._output.name}.logs"
+        self._missing = [parent for parent in self._output.parents if not parent.exists()]
+        self._kept = resume and self.place.is_dir()
+        self._phases, self._board = Phases(), _Board(self.place / BOARD) if tensorboard else None
+        self._handler = _Held()
+        self._log = logging.getLogger("fsmerge_cli.run")
+        self._command = command
+
+    def __enter__(self) -> RunLog:
+        self._log.setLevel(logging.INFO)
+        self._log.propagate = False
+        for logger in (self._log, logging.getLogger()):
+            logger.addHandler(self._handler)
+        logging.captureWarnings(True)  # of libraries, which would tear the bars
+        self._log.info(self._command)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, UserError):
+            self._log.error("".join(traceback.format_exception(error)).rstrip())
+        logging.captureWarnings(False)
+        for logger in (self._log, logging.getLogger()):
+            logger.removeHandler(self._handler)
+        self._handler.close()
+        if self._board is not None:
+            self._board.close()
+        if isinstance(error, UserError) and self._handler.opened and not self._kept:
+            self._forget()
+        elif error is not None and self._handler.opened and (self.place / LOG).is_file():
+            error.add_note(f"the log is {os.path.relpath(self.place / LOG)}")
+
+    def __call__(self, event: Event) -> None:
+        """One event of the core. The first one comes when the run holds its folder: no other run writes here."""
+        if not self._handler.opened:
+            self._handler.open(self.place, fresh=not self._kept)
+        phase, new = self._phases(event)
+        step = max(1, event.total // LINES)
+        if new or event.done == event.total or event.done % step == 0:
+            seconds = self._phases.clock() - phase.start
+            note = phase.note(self._phases.clock())
+            self._log.info(f"{event.phase}: {event.done}/{event.total}  {seconds:.1f} s  {note}".rstrip())
+        if self._board is not None:
+            self._board(event)
+
+    def finish(self, text: str, evaluation: Mapping[str, Any]) -> None:
+        """Note how a run ended, and move everything into its folder."""
+        for line in text.splitlines():
+            self._log.info(line)
+        if self._board is not None:
+            self._board.final(evaluation)
+            self._board.close()
+        self._handler.close()
+        with suppress(OSError):
+            for path in self.place.iterdir():
+                target = self._output / path.name
+                shutil.rmtree(target, ignore_errors=True)
+                path.replace(target)
+            self.place.rmdir()
+
+    def _forget(self) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+        with suppress(OSError):
+            for parent in self._missing:
+                parent.rmdir()
+
+
+class _Held(logging.Handler):
+    """Keeps its lines until there is a file for them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self.opened = False
+        self._waiting: list[str] = []
+        self._file: Any = None
+
+    def open(self, folder: Path, fresh: bool) -> None:
+        """Write what was said so far, and from now on all at once."""
+        self.opened = True
+        with suppress(OSError):
+            if fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace")
+            self._file.writelines(self._waiting)
+            self._file.flush()
+        self._waiting = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        line = self.format(record) + "\n"
+        if not self.opened:
+            self._waiting.append(line)
+        elif self._file is not None:
+            with suppress(OSError):  # a full disk: the run itself will say so
+                self._file.write(line)
+                self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+        super().close()
+
+
+class _Board:
+    """Event files for TensorBoard: every value of every event, and the accuracies at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+        self._last: dict[str, tuple[int, int]] = {}
+        self._before: dict[str, int] = {}
+
+    def __call__(self, event: Event) -> None:
+        """The values of one event, at its step; a phase that begins again goes on behind its last step.
+
+        An event without values counts too: it may tell what an earlier process did.
+        """
+        last, total = self._last.get(event.phase, (0, 0))
+        if event.done <= last or last == total:
+            self._before[event.phase] = self._before.get(event.phase, 0) + last
+        self._last[event.phase] = event.done, event.total
+        step = self._before.get(event.phase, 0) + event.done
+        if event.values:
+            self._add({f"{event.phase}/{name}": value for name, value in event.values.items()}, step)
+
+    def final(self, evaluation: Mapping[str, Any]) -> None:
+        """Accuracies of the merged model, and of what it is measured beside."""
+        for name, row in evaluation["rows"].items():
+            found = {f"top1 {task}/{name}": values["top1"] for task, values in row["tasks"].items()}
+            found |= {
+                f"top1 mean/{name}": row["mean_top1"],
+                f"top1 joint/{name}": row["joint_top1"].get("softmax"),
+            }
+            self._add({tag: value for tag, value in found.items() if value is not None}, 0)
+
+    def _add(self, values: Mapping[str, float], step: int) -> None:
+        if self._writer is None:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._writer = SummaryWriter(log_dir=str(self._folder))
+        for tag, value in values.items():
+            self._writer.add_scalar(tag.replace(" ", "_"), value, step)
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

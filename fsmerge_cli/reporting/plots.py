@@ -1,0 +1,207 @@
+"""Pictures of several runs: accuracy against seconds, and the front of the tasks' accuracies. Needs matplotlib."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsmerge_cli.common.errors import ConfigError, OutputError, reason
+
+SUFFIXES = (".svg", ".png", ".pdf")
+PLACES = tuple((dx, dy) for dy in (6, -6, 14, -14, 22, -22, 38, -38) for dx in (8, -8, 0) if dx or abs(dy) > 6)
+"""Where a label may stand, in points from its marker; the first place that is free is taken."""
+
+WIDE = 44
+"""Characters in a line of a label."""
+
+LABELLED = 24
+"""Above so many points only those that no other one beats are labelled."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run in a picture: what tells it apart, its method, where it lies, and its 95 % interval upwards."""
+
+    label: str
+    method: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+def check_plot(path: Path) -> None:
+    """ConfigError where a picture of this name cannot be drawn here."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--plot {path}: give a file that ends in {', '.join(SUFFIXES)}.")
+    _pyplot()
+
+
+def plot_cost(path: Path, points: Sequence[Point], title: str, bound: float | None = None) -> None:
+    """Accuracy (a share) against seconds on a logarithmic axis, one colour per method.
+
+    bound: of the ensemble of all sources, a line. Raises ConfigError without matplotlib, OutputError.
+    """
+    figure, axes = _figure(1)
+    axis = axes[0]
+    axis.set_xscale("log")
+    if bound is not None:
+        axis.axhline(100 * bound, color="0.6", linestyle="--", linewidth=1, zorder=0)
+        where = {"xycoords": ("axes fraction", "data"), "xytext": (4, 3), "textcoords": "offset points"}
+        axis.annotate("ensemble of the sources", (0, 100 * bound), fontsize=8, color="0.4", **where)
+    _scatter(axis, points)
+    _widened(axis, points)
+    best = {p.label for p in points if not any(q.x <= p.x and q.y >= p.y and q != p for q in points)}
+    _label(figure, axis, [p for p in points if len(points) <= LABELLED or p.label in best])
+    axis.set_xlabel("seconds (whole run, logarithmic)")
+    axis.set_ylabel(f"{title}, %")
+    _save(figure, path)
+
+
+def plot_front(path: Path, tasks: Sequence[str], runs: Sequence[tuple[str, str, Sequence[float], bool]]) -> None:
+    """Accuracies of every pair of tasks: (label, method, one share per task, whether on the front) per run.
+
+    The line joins the runs that no other one beats in all tasks. Raises as :func:`plot_cost` does.
+    """
+    pairs = list(itertools.combinations(range(len(tasks)), 2))[:6]
+    figure, axes = _figure(len(pairs))
+    for axis, (a, b) in zip(axes, pairs):
+        points = [Point(label, method, 100 * own[a], own[b]) for label, method, own, _ in runs]
+        front = sorted((p for p, run in zip(points, runs) if run[3]), key=lambda p: (p.x, p.y))
+        # A step line: everything below and left of it is beaten.
+        axis.step([p.x for p in front], [100 * p.y for p in front], where="pre", color="0.6", zorder=1)
+        _scatter(axis, points)
+        axis.margins(0.15)
+        _label(figure, axis, front if len(points) > LABELLED else points)
+        axis.set_xlabel(f"{tasks[a]}: right answers, %")
+        axis.set_ylabel(f"{tasks[b]}: right answers, %")
+    _save(figure, path)
+
+
+def front(values: Sequence[Sequence[float]]) -> list[bool]:
+    """Which entries no other one beats: as good in everything and better in something.
+
+    >>> front([(0.9, 0.1), (0.5, 0.5), (0.4, 0.5), (0.1, 0.9)])
+    [True, True, False, True]
+    """
+
+    def beats(other: Sequence[float], own: Sequence[float]) -> bool:
+        return all(o >= w for o, w in zip(other, own)) and any(o > w for o, w in zip(other, own))
+
+    return [not any(beats(other, own) for other in values) for own in values]
+
+
+def _pyplot() -> Any:
+    try:
+        from matplotlib import figure, rcParams
+    except ImportError:
+        raise ConfigError("a plot needs matplotlib. Install it: pip install 'fsmerge[plot]'") from None
+    # Text stays text, and the same runs give the same bytes.
+    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fsmerge"})
+    return figure
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure = _pyplot().Figure(figsize=(7 if panels == 1 else 5 * columns, 5 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="0.92", zorder=0)
+        axis.set_axisbelow(True)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
+def _scatter(axis: Any, points: Sequence[Point]) -> None:
+    methods = list(dict.fromkeys(p.method for p in points))
+    for i, method in enumerate(methods):
+        own = [p for p in points if p.method == method]
+        color = f"C{i % 10}"
+        for p in own:
+            if p.low is not None and p.high is not None:
+                axis.plot([p.x, p.x], [100 * p.low, 100 * p.high], color=color, linewidth=1, alpha=0.6, zorder=2)
+        style = {"s": 36, "color": color, "marker": "os^Dv"[i // 10 % 5], "edgecolor": "white", "zorder": 3}
+        axis.scatter([p.x for p in own], [100 * p.y for p in own], label=method, **style)
+    if len(methods) > 1 and any(p.label != p.method for p in points):
+        axis.legend(fontsize=8, loc="lower right", framealpha=0.8)
+
+
+def _widened(axis: Any, points: Sequence[Point]) -> None:
+    """Room for labels at the sides, and at least a factor of ten in seconds."""
+    low, high = min(p.x for p in points), max(p.x for p in points)
+    factor = max(1.6, (10 / (high / low)) ** 0.5 if low > 0 else 1.6)
+    axis.set_xlim(low / factor, high * factor)
+    axis.margins(y=0.12)
+    axis.set_ylim(top=min(101.5, axis.get_ylim()[1]))
+    axis.xaxis.set_major_formatter("{x:g}")
+
+
+def _label(figure: Any, axis: Any, points: Sequence[Point]) -> None:
+    """Labels in places where they cover no marker and no other label, as far as there are such."""
+    from matplotlib.text import Text
+
+    figure.canvas.draw()  # fixes what is where
+    spots = [axis.transData.transform((p.x, 100 * p.y)) for p in points]
+    taken = [_box(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
+    for (x, _), p in zip(spots, points):
+        if p.low is not None and p.high is not None:
+            ends = [axis.transData.transform((p.x, 100 * end))[1] for end in (p.low, p.high)]
+            taken.append(_box(x - 1, ends[0], x + 1, ends[1]))
+    for point in sorted(points, key=lambda p: (-p.y, p.x)):
+        best, least = None, float("inf")
+        for dx, dy in PLACES:
+            text = axis.annotate(
+                textwrap.fill(point.label, WIDE), (point.x, 100 * point.y), xytext=(dx, dy),
+                textcoords="offset points", fontsize=8,
+                ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center",
+                arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5} if abs(dy) > 14 else None,
+            )  # fmt: skip
+            text.set_in_layout(False)  # a long one would take the plot's room
+            box = Text.get_window_extent(text)  # without the line that leads to it
+            cost = sum(_overlap(box, other) for other in taken) + _outside(box, axis.get_window_extent())
+            if cost < least:
+                best, text, least = text, best, cost
+            if text is not None:
+                text.remove()
+            if least == 0:
+                break
+        if best is not None:
+            taken.append(Text.get_window_extent(best))
+
+
+def _box(x0: float, y0: float, x1: float, y1: float) -> Any:
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_extents(x0, y0, x1, y1)
+
+
+def _overlap(a: Any, b: Any) -> float:
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return float(max(0.0, width) * max(0.0, height))
+
+
+def _outside(box: Any, frame: Any) -> float:
+    return float(box.width * box.height - _overlap(box, frame))
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Under a temporary name first: whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    kind = path.suffix[1:].lower()
+    fixed = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    try:
+        figure.savefig(temporary, format=kind, dpi=150, metadata=fixed)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {reason(error)}. Choose another file.") from None

@@ -1,0 +1,146 @@
+"""A fine-tuned classifier as a value and as files: the folder that `merge` reads as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from fsmerge_cli.checkpoints.heads import head_tensors
+from fsmerge_cli.checkpoints.write import model_config, write_model
+from fsmerge_cli.common.atomic import claim, explained, write_json, write_text
+from fsmerge_cli.common.errors import CertificateError, printable
+from fsmerge_cli.evaluation.predictions import write_answers
+from fsmerge_cli.evaluation.scoring import Score
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.reporting import summary
+from fsmerge_cli.reporting.model_card import escaped, fenced, head_lines, markdown
+from fsmerge_cli.reporting.schema import validate
+from fsmerge_cli.runs.merged import load_merged
+from fsmerge_cli.runs.result import course, document, plain_values
+from fsmerge_cli.training.state import Trace
+from fsmerge_cli.training.teachers import network
+
+METHOD = "finetune"
+"""What evaluation.json calls the method of a model that was trained and not merged."""
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit of the written model to the one in memory, relative to the largest logit."""
+
+CARD = """# {task}: a fine-tuned {arch}
+
+{classes} classes. Images are read as pixels in 0..1, {input}; no further normalisation.
+
+{scores}
+
+## Load it without fsmerge
+
+{snippet}
+
+## Merge it with others
+
+{entry}
+
+## Where it came from
+
+{command}
+
+Start: {origin} (SHA-256 `{sha256}`). Versions: {versions}. Device: {device}. Seed: {seed}.
+
+{options}
+"""
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """One trained source and how good it is.
+
+    source: architecture, weights, head; origin and sha256 are those of the weights that training began from.
+    scores: one row, called like the task; none without labelled test images. trace: of both phases of the
+    training. probe: a few images [n, C, H, W] that the written model is held against. cost, provenance, options,
+    notes: as those of a merge.
+    """
+
+    source: Source
+    scores: Mapping[str, Score]
+    trace: Trace
+    probe: Tensor
+    cost: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    options: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def backbone(self) -> nn.Module:
+        """The backbone as an ordinary module in evaluation mode, pixels [n, C, H, W] -> features [n, d]."""
+        own = {name: tensor.clone() for name, tensor in self.source.weights.items()}
+        return network(replace(self.source, weights=own))
+
+    def evaluation(self) -> dict[str, Any]:
+        """The content of evaluation.json; what only a merge can say is empty."""
+        return document(self, METHOD, [self.source.name], training=course(self.trace, {}))
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the model, evaluation.json, config.yaml and a card, all or nothing. Raises OutputError."""
+        with claim(Path(folder), overwrite) as temporary, explained(Path(folder)):
+            self.write(temporary, Path(folder))
+
+    def write(self, folder: Path, final: Path) -> None:
+        """Write the files into an existing folder, which will be called `final`.
+
+        Raises CertificateError where the model that is read back is not the one in memory.
+        """
+        source, evaluation = self.source, self.evaluation()
+        validate(evaluation)
+        heads = {source.name: source.head} if source.head else {}
+        config = model_config(source.family, source.arch, source.preprocessing)
+        write_model(folder, config, source.weights, *head_tensors(heads))
+        self._check(folder)
+        options = yaml.safe_dump(plain_values(self.options), sort_keys=False, allow_unicode=True)
+        write_text(folder / "README.md", self._card(evaluation, options, final))
+        write_text(folder / "config.yaml", options)
+        if self.scores:
+            write_answers(folder, self.scores[source.name].right)
+        write_json(folder / "evaluation.json", evaluation)
+
+    def _check(self, folder: Path) -> None:
+        """Whether the written files hold the model."""
+        head = self.source.head
+        if head is None:
+            return
+        with torch.no_grad():
+            own = head(self.backbone()(self.probe))
+        again = load_merged(folder).logits(self.probe, self.source.name)
+        error = float(((own - again).abs().max() / own.abs().max().clamp(min=1.0)).item())
+        if not error <= TOLERANCE:
+            raise CertificateError([f"reloaded: {error:.3g}, at most {TOLERANCE:g}"])
+
+    def _card(self, evaluation: Mapping[str, Any], options: str, final: Path) -> str:
+        source, provenance = self.source, self.provenance
+        head, config = source.head, source.family.config(source.arch)
+        heads = {source.name: head} if head else {}
+        channels, height, width = source.arch.input_size
+        table = summary.scores(evaluation)
+        return CARD.format(
+            task=escaped(source.name),
+            arch=escaped(str(config["architecture"])),
+            classes=len(source.labels or ()),
+            input=f"{channels} x {height} x {width}",
+            scores=f"{markdown(table)}\n\nPer cent of right answers on test images, in brackets the 95 % interval "
+            "(Wilson)."
+            if table
+            else "There were no labelled test images.",
+            snippet=fenced(source.family.snippet(source.arch, head_lines(heads)), "python"),
+            entry=fenced(f"sources:\n  - {{name: {source.name}, checkpoint: {final.name}}}\n  - ...", "yaml"),
+            command=fenced(printable(provenance["command"]), "sh"),
+            origin=escaped(source.origin),
+            sha256=source.sha256,
+            versions=escaped(summary.versions(evaluation)),
+            device=provenance["device"],
+            seed=provenance["seed"],
+            options=fenced(options, "yaml"),
+        )

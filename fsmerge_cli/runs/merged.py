@@ -1,0 +1,187 @@
+"""A written model, read back: one backbone, one head per task; also a model that was made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic.dataclasses import dataclass as checked
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures import Family
+from fsmerge_cli.checkpoints.files import plain, readable
+from fsmerge_cli.checkpoints.heads import choose_head, listed_heads, stated_labels
+from fsmerge_cli.checkpoints.load import assemble, check_weights
+from fsmerge_cli.checkpoints.open import open_checkpoint
+from fsmerge_cli.checkpoints.tasks import labelled
+from fsmerge_cli.common.atomic import FINISHED
+from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
+from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, build
+from fsmerge_cli.data import DataConfig
+from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.preprocessing import Preprocessing
+from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.request import chosen_data
+from fsmerge_cli.training.teachers import network
+
+
+@checked(frozen=True, config=FORBID)
+class Reading:
+    """How a model is read that does not say it itself, as models made elsewhere.
+
+    task: name of the task of the one head inside the checkpoint (null: `model`). arch, head, labels, mean, std,
+    normalize, prefix, ema, input_size: as in `models.sources`; null takes the checkpoint's.
+    """
+
+    task: Text | None = None
+    arch: Text | dict[str, Any] | None = None
+    head: Text | None = None
+    labels: Text | tuple[Text, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    normalize: Flag | None = None
+    prefix: Text | None = None
+    ema: Flag | None = None
+    input_size: Positive | tuple[Positive, Positive] | None = None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A model as it lies on disk.
+
+    folder: or file. sha256: of its file of weights. backbone: frozen, in evaluation mode, images [n, C, H, W] with
+    pixels in 0..1 -> features [n, d]. heads: by task, in the order in which they were merged. preprocessing: what
+    images need before. notes: what the user should know of how it was read.
+    """
+
+    folder: Path
+    sha256: str
+    family: Family
+    arch: Any
+    preprocessing: Preprocessing
+    backbone: nn.Module
+    heads: Mapping[str, Head]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(self.heads)
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Class names by task, in the order of the logits."""
+        return {name: head.labels for name, head in self.heads.items()}
+
+    def logits(self, images: Tensor, task: str) -> Tensor:
+        """Logits [n, classes] of one task for images [n, C, H, W]. Raises ConfigError for an unknown task."""
+        with torch.no_grad():
+            return self._head(task)(self.backbone(images))
+
+    def predict(self, images: Tensor, task: str | None = None) -> list[str]:
+        """The label of every image: of one task, or of any (the largest of all heads' softmax)."""
+        names = self.tasks if task is None else (task,)
+        with torch.no_grad():
+            features = self.backbone(images)
+            shares = torch.cat([self._head(name)(features).softmax(1) for name in names], 1)
+        labels = [label for name in names for label in self.heads[name].labels]
+        return [labels[place] for place in shares.argmax(1).tolist()]
+
+    def only(self, tasks: tuple[str, ...]) -> Merged:
+        """The same model with some of its tasks. Raises ConfigError for an unknown one."""
+        return replace(self, heads={name: self._head(name) for name in tasks})
+
+    def _head(self, task: str) -> Head:
+        if task not in self.heads:
+            raise ConfigError(unknown("task", task, self.heads))
+        return self.heads[task]
+
+
+def load_merged(
+    folder: str | Path,
+    reading: Reading | Mapping[str, Any] | None = None,
+    data: str | Mapping[str, Any] | DataConfig | None = None,
+) -> Merged:
+    """The model in a folder that `merge` wrote (or in its merged/), in a timm folder or in a checkpoint file.
+
+    reading: what the files do not say; see :class:`Reading`. data: whose class folders `labels=data` means.
+    Nothing of the model is changed and no code of it is run. Raises SourceError where it cannot be read or has no
+    head, ConfigError where a key is wrong.
+    """
+    given = reading if isinstance(reading, Reading) else build(Reading, reading or {}, "model")
+    path = model_path(folder)
+    task = given.task or "model"
+    options = {name: value for name, value in asdict(given).items() if name != "task"}
+    try:
+        spec = labelled(SourceSpec(task, checkpoint=str(path), **options), chosen_data(data))
+        found = open_checkpoint(spec)
+        names = listed_heads(*found.heads)
+        if names and (given.labels or given.task or given.head):
+            raise SourceError(
+                f"{path} says its tasks and labels in heads.safetensors ({', '.join(names)}). Take model.task, "
+                "model.head and model.labels away; tasks=[...] chooses some."
+            )
+        first = assemble(spec, found, headless=bool(names))
+        stored, labels = plain(found.heads[0], found.where), stated_labels(found.config)
+        heads = {
+            name: choose_head(replace(spec, head=name), stored, found.heads[1], labels, found.where)
+            for name in names
+        } or {task: first.head}
+        check_weights(first)
+        return Merged(
+            path,
+            found.sha256,
+            first.family,
+            first.arch,
+            first.preprocessing,
+            network(first),
+            {name: _checked(head, name, path) for name, head in heads.items()},
+            tuple(in_own_words(note.removeprefix(f"'{task}': "), task) for note in first.notes),
+        )
+    except UserError as error:
+        raise type(error)(in_own_words(str(error), task)) from None
+
+
+def model_path(folder: str | Path) -> Path:
+    """The model in a folder: `merged` in it, where it is a run's, else itself. Raises SourceError."""
+    path = readable(str(folder), "the model")
+    if not path.exists():
+        raise SourceError(f"{path} does not exist. Give the folder of a run, its merged/, or a checkpoint.")
+    inside = path / "merged"
+    if (inside / "model.safetensors").is_file():
+        return inside
+    if path.is_dir() and not (path / "model.safetensors").is_file():
+        raise SourceError(
+            f"{path} is no model: it holds neither merged/ nor model.safetensors. Give the folder of a run that "
+            "`fsmerge merge` wrote, its merged/, a timm folder, or a checkpoint file."
+        )
+    return path
+
+
+def run_folder(path: Path) -> Path | None:
+    """The run's folder that a model lies in, or is, where it was fine-tuned; None where it was made elsewhere."""
+    if path.name == "merged" and (path.parent / "config.yaml").is_file():
+        return path.parent
+    return path if all((path / name).is_file() for name in ("config.yaml", FINISHED)) else None
+
+
+def in_own_words(text: str, task: str) -> str:
+    """A message about a source, said of the one model that is evaluated."""
+    return text.replace(f"source '{task}': ", "").replace("models.sources.N.", "model.")
+
+
+def _checked(head: Head | None, task: str, path: Path) -> Head:
+    if head is None:
+        raise SourceError(
+            f"{path} has no head: neither heads.safetensors nor a classifier inside the weights, so there are no "
+            "answers to evaluate. Put a heads.safetensors beside the weights (TASK.weight, TASK.bias)."
+        )
+    if len(head.labels) != len(head.weight):
+        raise SourceError(
+            f"{path}: the head of task '{task}' has {len(head.weight)} classes and {len(head.labels)} labels. "
+            "Pass as many in model.labels=[...]"
+        )
+    return head

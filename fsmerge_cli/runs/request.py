@@ -1,0 +1,161 @@
+"""What a run is asked to do: names, mappings and dataclasses become one checked value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic.dataclasses import dataclass as checked
+
+from fsmerge_cli.checkpoints.dtype import DTYPES, Dtype
+from fsmerge_cli.checkpoints.tasks import tasks
+from fsmerge_cli.common import presets
+from fsmerge_cli.common.atomic import resolved
+from fsmerge_cli.common.errors import ConfigError, DataError, OutputError, unknown
+from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.options import FORBID, Count, Flag, build, choose
+from fsmerge_cli.data import DATASETS, DataConfig, unrelated
+from fsmerge_cli.methods import METHODS, Method
+from fsmerge_cli.methods.base import Weighted
+from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.training.snapshots import Every
+
+Models = str | Sequence[SourceSpec | Mapping[str, Any]]
+
+
+@checked(frozen=True, config=FORBID)
+class Run:
+    """Top-level settings.
+
+    seed: of everything that is drawn. overwrite: replace a finished run. resume: continue an interrupted one.
+    every: how often the state of a training is written (steps, or "60s", "5m"). kd: whether distillation at equal
+    budget is a row of the evaluation. dtype: of the written numbers.
+    """
+
+    seed: Count
+    overwrite: Flag
+    resume: Flag
+    every: int | str
+    kd: Flag
+    dtype: Dtype = "float32"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The sources to load, the images (None: none), the method, the hardware and the top-level settings."""
+
+    sources: Sequence[SourceSpec]
+    data: DataConfig | None
+    method: Method
+    hardware: Hardware
+    run: Run
+
+    def inputs(self) -> dict[str, str | None]:
+        """Paths that are read, by what they are."""
+        sources = {f"source '{spec.name}'": spec.checkpoint for spec in self.sources}
+        return {**sources, **(self.data.paths() if self.data else {})}
+
+    def options(self) -> dict[str, Any]:
+        """Every option by group, as config.yaml says them."""
+        return {
+            "models": {"sources": [spec.options() for spec in self.sources]},
+            "data": asdict(self.data) if self.data else None,
+            "method": asdict(self.method),
+            "hardware": asdict(self.hardware),
+            "seed": self.run.seed,
+            "evaluation": {"kd": self.run.kd},
+            "output": {"dtype": self.run.dtype},
+        }
+
+
+def request(
+    models: Models,
+    method: str | Mapping[str, Any] | Method,
+    data: str | Mapping[str, Any] | DataConfig | None,
+    hardware: str | Mapping[str, Any] | Hardware,
+    seed: int,
+    overwrite: bool,
+    resume: bool = False,
+    every: int | str = "60s",
+    kd: bool = False,
+    dtype: str = "float32",
+) -> Request:
+    """Read every preset and check every value; raises UserError."""
+    images = _data(models, data)
+    specs = source_specs(models, images)
+    chosen, machine = chosen_method(method), chosen_hardware(hardware)
+    if dtype not in DTYPES:
+        raise ConfigError(unknown("output.dtype", str(dtype), DTYPES))
+    top = {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every, "kd": kd, "dtype": dtype}
+    run = build(Run, top, "")
+    Every.parse(every)
+    if isinstance(chosen, Weighted) and specs:
+        chosen.weights_of_tasks(len(specs))  # before anything is read or trained
+    if images is None and chosen.uses_images:
+        raise DataError(
+            f"method={chosen.name} needs unlabelled images and no data set is given. Pass data=NAME "
+            f"({', '.join(sorted(DATASETS))}; data.root=PATH for your own folder), or method=average."
+        )
+    if images is None and kd:
+        raise DataError(
+            "evaluation.kd=true trains a student, which needs unlabelled images, and no data set is given. Pass "
+            f"data=NAME ({', '.join(sorted(DATASETS))}), or evaluation.kd=false."
+        )
+    return Request(specs, images, chosen, machine, run)
+
+
+def check_apart(inputs: Mapping[str, str | None], output: Path, overwrite: bool) -> None:
+    """Raise OutputError where the folder to be replaced holds one of the inputs (what it is -> its path)."""
+    if not overwrite:  # then only an empty folder is written
+        return
+    folder = resolved(output)
+    for what, path in inputs.items():
+        with suppress(OSError, ValueError, RuntimeError):  # no path at all, which its reader says
+            if path is not None and Path(path).expanduser().resolve().is_relative_to(folder):
+                raise OutputError(
+                    f"{what} lies in {folder}, which output.overwrite=true would replace. Choose another "
+                    "output.dir=..."
+                )
+
+
+def source_specs(models: Models, images: DataConfig | None = None) -> list[SourceSpec]:
+    """The sources of a shipped set, or of a list, one per task; raises ConfigError."""
+    entries: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
+    if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
+        raise ConfigError(f"models.sources: should be a list of sources, got {entries!r}.")
+    specs = [
+        entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}")
+        for i, entry in enumerate(entries)
+    ]
+    return [task for i, spec in enumerate(specs) for task in tasks(spec, i, images)]
+
+
+def _data(models: Models, data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:
+    return chosen_data(presets.default_data(models) if data is None and isinstance(models, str) else data)
+
+
+def chosen_data(data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:
+    """The data set of a preset's name, or of a mapping; raises ConfigError."""
+    if data is None or isinstance(data, DataConfig):
+        return data
+    chosen = choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
+    unrelated(chosen)  # its keys are wrong now or never
+    return chosen
+
+
+def chosen_method(method: str | Mapping[str, Any] | Method) -> Method:
+    """The method of a preset's name, or of a mapping; raises ConfigError."""
+    if isinstance(method, Method):
+        return method
+    return choose(METHODS, presets.load("method", method) if isinstance(method, str) else method, "method")
+
+
+def chosen_hardware(hardware: str | Mapping[str, Any] | Hardware) -> Hardware:
+    """The hardware of a preset's name, or of a mapping; raises ConfigError."""
+    if isinstance(hardware, Hardware):
+        return hardware
+    values = presets.load("hardware", hardware) if isinstance(hardware, str) else hardware
+    return build(Hardware, values, "hardware")

@@ -1,0 +1,225 @@
+"""The value of a merge, as data and as files."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from fsmerge_cli.checkpoints.dtype import stored
+from fsmerge_cli.checkpoints.files import tensors_sha256
+from fsmerge_cli.checkpoints.heads import head_tensors
+from fsmerge_cli.checkpoints.write import model_config, write_model
+from fsmerge_cli.common.atomic import claim, explained, write_json, write_text
+from fsmerge_cli.common.progress import Event
+from fsmerge_cli.data.draw import Images
+from fsmerge_cli.evaluation.certificates import Proof
+from fsmerge_cli.evaluation.predictions import write_answers
+from fsmerge_cli.evaluation.score_table import Evaluation
+from fsmerge_cli.evaluation.scoring import Score
+from fsmerge_cli.methods import Solution
+from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.models.preprocessing import Preprocessing
+from fsmerge_cli.reporting.html import page
+from fsmerge_cli.reporting.model_card import model_card
+from fsmerge_cli.reporting.schema import validate
+from fsmerge_cli.training.state import Trace
+
+SCHEMA_VERSION = 3
+
+CURVE = 500
+"""How many points of the training's loss are kept at most."""
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """One merged model and how good it is.
+
+    plan: of the sources. preprocessing: what images need before the model reads them. solution: weights,
+    readouts and the training's trace. heads: one folded head per task that has one. measured: rows of the table
+    by name (each source, `ensemble`, `average`, `merged`) and the likeness to the sources by layer. cost: seconds
+    by phase, steps, numbers trained. provenance: versions, device, source hashes, command. options: every option
+    of the run, resolved. notes: what the user should know. proof: what a written folder is held against.
+    """
+
+    plan: Plan
+    preprocessing: Preprocessing
+    solution: Solution
+    heads: Mapping[str, Head]
+    measured: Evaluation
+    cost: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    options: Mapping[str, Any]
+    notes: tuple[str, ...]
+    proof: Proof
+
+    @property
+    def scores(self) -> Mapping[str, Score]:
+        """The rows of the score table, by name."""
+        return self.measured.rows
+
+    def backbone(self) -> nn.Module:
+        """The merged backbone as an ordinary module in evaluation mode."""
+        module = self.plan.skeleton()
+        module.load_state_dict({n: t.cpu().clone() for n, t in self.solution.weights.items()}, assign=True)
+        return module.requires_grad_(False).eval()
+
+    def evaluation(self, certificates: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The content of evaluation.json; certificates: those of the written files (none before)."""
+        trace = self.solution.trace
+        return document(
+            self,
+            self.options["method"]["name"],
+            self.plan.tasks,
+            similarity=dict(self.measured.similarity),
+            answers={name: dict(values) for name, values in self.measured.answers.items()},
+            training=course(trace, {name: known(e) for name, e in zip(self.plan.tasks, trace.start_error)}),
+            certificates=dict(certificates or {}),
+            facts=dict(self.solution.facts),
+        )
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write merged/, evaluation.json, report.html and config.yaml, all or nothing. Raises OutputError."""
+        with claim(Path(folder), overwrite) as temporary, explained(Path(folder)):
+            self.write(temporary)
+
+    def write(self, folder: Path) -> None:
+        """Write the files into an existing folder. Raises CertificateError where they do not hold the model."""
+        merged, dtype = folder / "merged", self.solution.dtype
+        tensors, facts = head_tensors(self.heads)
+        self.proof.progress(Event("write", 0, 2))
+        write_model(
+            merged,
+            model_config(self.plan.family, self.plan.arch, self.preprocessing, dtype),
+            stored(self.solution.weights, dtype),
+            stored(tensors, dtype),
+            facts,
+        )
+        self.proof.progress(Event("write", 1, 2))
+        start = time.perf_counter()
+        evaluation = self.evaluation(self.proof.certify(merged))
+        cost = evaluation["cost"]
+        cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
+        validate(evaluation)
+        options = yaml.safe_dump(plain_values(self.options), sort_keys=False, allow_unicode=True)
+        write_text(merged / "README.md", model_card(self.plan, self.heads, evaluation, options))
+        write_text(folder / "config.yaml", options)
+        write_text(folder / "report.html", page(evaluation, self.measured.examples))
+        if self.scores:
+            write_answers(folder, self.scores["merged"].right)
+        write_json(folder / "evaluation.json", evaluation)
+        self.proof.progress(Event("write", 2, 2))
+
+
+def known(error: float) -> float | None:
+    """An error, or None of a source that was asked about no image."""
+    return error if math.isfinite(error) else None
+
+
+def document(
+    found: Any,
+    method: str,
+    tasks: Sequence[str],
+    *,
+    training: Mapping[str, Any] | None = None,
+    **more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of an evaluation.json.
+
+    found: what was measured, with its scores, cost, provenance, options and notes. more: similarity, answers,
+    certificates and facts, each empty by default.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "method": method,
+        "tasks": list(tasks),
+        "rows": {name: row(score, found.scores) for name, score in found.scores.items()},
+        "similarity": more.get("similarity", {}),
+        "answers": more.get("answers", {}),
+        "training": training or course(Trace(), {}),
+        "certificates": more.get("certificates", {}),
+        "facts": more.get("facts", {}),
+        "notes": list(found.notes),
+        "cost": dict(found.cost),
+        "provenance": dict(found.provenance),
+        "config": plain_values(found.options),
+    }
+
+
+def course(trace: Trace, start_error: Mapping[str, Any]) -> dict[str, Any]:
+    """How a training went. start_error: by task, before the first step."""
+    return {
+        "start_error": dict(start_error),
+        "curve": curve(trace.loss),
+        "final_loss": trace.loss[-1] if trace.loss else None,
+        "validation": [{"step": step, "loss": loss} for step, loss in trace.validation],
+        "chosen_step": trace.chosen_step,
+    }
+
+
+def curve(loss: Sequence[float]) -> list[dict[str, Any]]:
+    """A loss per step as at most CURVE points: means of as many steps in a row, at the last step of each.
+
+    >>> curve([3.0, 1.0])
+    [{'step': 1, 'loss': 3.0}, {'step': 2, 'loss': 1.0}]
+    """
+    size = math.ceil(len(loss) / CURVE)
+    parts = [(start, loss[start : start + size]) for start in range(0, len(loss), size or 1)]
+    return [{"step": start + len(part), "loss": sum(part) / len(part)} for start, part in parts]
+
+
+def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
+    """A row as evaluation.json has it; sources: rows by name, those of the sources among them, where there are."""
+    tasks = {}
+    for name, task in score.tasks.items():
+        own = sources[name].tasks[name].top1 if name in sources else None
+        tasks[name] = {
+            **asdict(task),
+            "interval": list(task.interval),
+            "relative": task.top1 / own if own else None,
+        }
+    shares = [task["relative"] for task in tasks.values()]
+    return {
+        "tasks": tasks,
+        "mean_top1": score.mean,
+        "mean_relative": sum(shares) / len(shares) if shares and None not in shares else None,
+        "joint_top1": dict(score.joint),
+        "chosen_tasks": {protocol: dict(own) for protocol, own in score.chosen.items()},
+        "temperatures": dict(score.temperatures),
+        "feature_error": {name: values["error"] for name, values in score.features.items()},
+        "feature_cosine": {name: values["cosine"] for name, values in score.features.items()},
+        "feature_cka": {name: values["cka"] for name, values in score.features.items()},
+    }
+
+
+def plain_values(value: Any) -> Any:
+    """Tuples as lists, so that YAML stays plain."""
+    if isinstance(value, Mapping):
+        return {key: plain_values(entry) for key, entry in value.items()}
+    return [plain_values(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    packages = ("fsmerge", "torch", "timm", "numpy", "safetensors")
+    return {
+        "python": python_version(),
+        **{name: version(name) for name in packages},
+        "cuda": str(torch.version.cuda),
+    }
+
+
+def images_sha256(images: Images) -> str:
+    """SHA-256 of the pixels and tasks of all images that a merge sees, in order."""
+    return tensors_sha256({"pixels": images.images, "task": images.task})

@@ -1,0 +1,243 @@
+"""The set of all maps of one merge, stacked by kind, and its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures.ports import Port, Unit
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.seeding import generator
+from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.supernet.groups import group
+from fsmerge_cli.supernet.maps import MAPS, Full, HeadBlocks, LowRank, Map, Structure
+
+Start = Literal["first", "average", "aligned"]
+Side = Literal["M", "U"]
+Key = tuple[Side, Port, int]
+"""Names one map: merge or unmerge, its port, its source."""
+
+
+class Stack(nn.Module):
+    """Maps of one structure and shape in one parameter per field, [n, ...]."""
+
+    def __init__(self, maps: Sequence[Map]) -> None:
+        super().__init__()
+        self.kind, self.size = type(maps[0]), (maps[0].rows, maps[0].cols)
+        for name in maps[0].tensors():
+            self.register_parameter(name, nn.Parameter(torch.stack([m.tensors()[name] for m in maps])))
+
+    def map(self) -> Map:
+        """All of them as one stacked map."""
+        tensors: dict[str, Any] = dict(self.named_parameters())
+        return self.kind(*self.size, **tensors)
+
+
+class MergeMaps(nn.Module):
+    """All maps of one merge and the per-unit vectors of the merged space.
+
+    Built by :func:`start_maps`; the trainable state of FS-Merge is exactly this module's parameters. Maps of one
+    structure and shape lie in one :class:`Stack`, in the order of `stacks`.
+    """
+
+    def __init__(
+        self,
+        stacks: Sequence[Mapping[Key, Map]],
+        units: Mapping[str, Tensor],
+        trainable: frozenset[str],
+    ) -> None:
+        super().__init__()
+        self._stacks = nn.ModuleList(Stack(list(stack.values())) for stack in stacks)
+        self._places = {key: (s, i) for s, stack in enumerate(stacks) for i, key in enumerate(stack)}
+        self._names = dict.fromkeys(units)
+        for name, value in units.items():
+            if name in trainable:
+                self.register_parameter(_key(name), nn.Parameter(value))
+            else:
+                self.register_buffer(_key(name), value)
+
+    def write(self, port: Port, source: int) -> Map:
+        """The merge map M of `source` at `port`, [d', d_i]."""
+        return self._one("M", port, source)
+
+    def read(self, port: Port, source: int) -> Map:
+        """The unmerge map U of `source` at `port`, [d_i, d']."""
+        return self._one("U", port, source)
+
+    def matrices(self, features: Port) -> list[nn.Parameter]:
+        """What is a stack of matrices; without the readouts of `features`."""
+        readouts = {s for (side, port, _), (s, _) in self._places.items() if side == "U" and port == features}
+        stacks = [stack for s, stack in enumerate(self._stacks) if s not in readouts]
+        return [p for stack in stacks for p in stack.parameters() if p.ndim > 2]
+
+    def units(self) -> dict[str, Tensor]:
+        """The per-unit vectors (norm affine, running statistics) by tensor name."""
+        return {name: getattr(self, _key(name)) for name in self._names}
+
+    def open(self) -> OpenMaps:
+        """The maps for one fold."""
+        return OpenMaps([stack.map() for stack in self._stacks if isinstance(stack, Stack)], self._places)
+
+    def _one(self, side: Side, port: Port, source: int) -> Map:
+        stack, place = self._places[side, port, source]
+        found = self._stacks[stack]
+        if not isinstance(found, Stack):
+            raise TypeError(f"stack {stack} is a {type(found).__name__}")
+        return found.map().each(lambda tensor: tensor[place])
+
+
+class OpenMaps:
+    """Stacked maps picked by port, for one fold.
+
+    Every stack is cut into its pieces once: a slice per layer would have a gradient of the size of the whole
+    stack, per layer.
+    """
+
+    def __init__(self, stacks: Sequence[Map], places: Mapping[Key, tuple[int, int]]) -> None:
+        self._stacks, self._places = stacks, places
+        self._pieces: dict[tuple[int, int], list[Map]] = {}
+
+    def pick(self, side: Side, ports: Sequence[Port], source: int) -> Map:
+        """The maps of `ports` as one stacked map, [len(ports), rows, cols]."""
+        found = [self._places[side, port, source] for port in ports]
+        stack, first = found[0]
+        n = len(ports)
+        whole = self._stacks[stack]
+        size = len(next(iter(whole.tensors().values())))
+        if found == [(stack, first + i) for i in range(n)] and first % n == 0:
+            return whole if n == size else self._cut(stack, n)[first // n]
+        parts = [self._cut(s, 1)[i].tensors() for s, i in found]
+        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return type(whole)(whole.rows, whole.cols, **values)
+
+    def _cut(self, stack: int, n: int) -> list[Map]:
+        if (stack, n) not in self._pieces:
+            whole = self._stacks[stack]
+            pieces = {name: torch.split(tensor, n) for name, tensor in whole.tensors().items()}
+            rows = zip(*pieces.values())
+            made = [type(whole)(whole.rows, whole.cols, **dict(zip(pieces, row))) for row in rows]
+            self._pieces[stack, n] = made
+        return self._pieces[stack, n]
+
+
+def start_maps(
+    plan: Plan,
+    weights: Sequence[Mapping[str, Tensor]],
+    structure: Structure,
+    start: Start,
+    rank: int = 1,
+    seed: int = 0,
+    task_weights: Sequence[float] | None = None,
+    unmerge: Mapping[tuple[Port, int], Tensor] | None = None,
+) -> MergeMaps:
+    """Maps and per-unit vectors before the first step.
+
+    `first`: M = [I, 0, ...], U = [I; I; ...]; the merged model equals source 1 exactly where widths
+    and heads are its own.
+    `average`: M_i = w_i I / k; the merged model is the mean of the weights, weighted by `task_weights` w_i (their
+    mean is 1; None: all are 1).
+    `aligned`: M as in `first`, and U as near as the structure can be to the matrices of `unmerge` (by port and
+    source; a port that has none starts as in `first`): still source 1 exactly, but what the other sources' weights
+    are given resembles what they were trained on.
+    `rank` counts at the width of the features; other spaces take it in proportion to their size.
+    """
+    k = len(weights)
+    task_weights = task_weights or (1.0,) * k
+    _check_heads(plan, structure)
+    if structure in ("low_rank", "heads") and rank > plan.arch.features:
+        raise ConfigError(
+            f"method.rank={rank} is above the width of the merged model ({plan.arch.features}). "
+            f"Take a rank below it, or method.maps=full."
+        )
+
+    def make(side: Side, port: Port, source: int) -> Map:
+        space = plan.spaces[port.space]
+        own, merged = space.sources[source], space.merged
+        rows, cols = (merged, own) if side == "M" else (own, merged)
+        weight = task_weights[source] / k if start == "average" else float(source == 0)
+        scale = weight if side == "M" else 1.0
+        given = unmerge.get((port, source)) if unmerge and side == "U" else None
+        if structure == "heads" and space.heads is not None:
+            return HeadBlocks.start(merged, space.heads[0], scale)
+        share = min(max(1, round(rank * merged / plan.arch.features)), rows, cols)
+        random = generator(seed, "maps", side, str(port), source)
+        plain = MAPS.get(structure, LowRank)  # spaces without heads, where structure is `heads`
+        if given is not None:
+            return plain.near(given, share, random)
+        return plain.start(rows, cols, scale, share, random)
+
+    units = {name: role for name, role in plan.roles.items() if isinstance(role, Unit)}
+    return MergeMaps(
+        stacks=[{key: make(*key) for key in keys} for keys in _stacks(plan, weights)],
+        units={name: _start_unit(name, role, plan, weights, task_weights, start) for name, role in units.items()},
+        trainable=frozenset(name for name, role in units.items() if role.trainable),
+    )
+
+
+def maps_of_spaces(
+    plan: Plan,
+    merge: Mapping[str, Sequence[Tensor]],
+    unmerge: Mapping[str, Sequence[Tensor]],
+    units: Mapping[str, Tensor],
+) -> MergeMaps:
+    """Fixed maps that belong to spaces instead of ports: one M [d', d_i] and U [d_i, d'] per space and source."""
+    given = {"M": merge, "U": unmerge}
+    sides: list[tuple[Side, tuple[Port, ...]]] = [("M", plan.writes), ("U", plan.reads)]
+    keys = [(side, port, i) for side, ports in sides for port in ports for i in range(len(plan.tasks))]
+    maps = MergeMaps(
+        stacks=[{key: Full.of(given[key[0]][key[1].space][key[2]])} for key in keys],
+        units=units,
+        trainable=frozenset(),
+    )
+    return maps.requires_grad_(False)
+
+
+def _stacks(plan: Plan, weights: Sequence[Mapping[str, Tensor]]) -> list[list[Key]]:
+    """Which maps lie together: those that one group of tensors uses, per source, in the group's order."""
+    seen: set[tuple[Side, Port]] = set()
+    stacks: list[list[Key]] = []
+    uses: list[tuple[Side, Sequence[Port]]] = []
+    for found in group(plan, weights):
+        uses += [("M", found.writes), ("U", found.reads)]
+    for side, ports in [*uses, ("U", (plan.features,))]:
+        new = [port for port in dict.fromkeys(ports) if (side, port) not in seen]
+        seen.update((side, port) for port in new)
+        stacks += [[(side, port, i) for port in new] for i in range(len(weights)) if new]
+    return stacks
+
+
+def _check_heads(plan: Plan, structure: Structure) -> None:
+    """`heads` maps keep the sources' heads, so their number and size have to be one."""
+    spaces = [space for space in plan.spaces.values() if space.heads]
+    if structure == "heads" and any(
+        {(s.merged, s.heads[0])} != set(zip(s.sources, s.heads[1])) for s in spaces if s.heads
+    ):
+        raise ConfigError(
+            "method.maps=heads needs sources with one width and one number of heads, the merged model's. "
+            "Take method.maps=low_rank or full."
+        )
+
+
+def _start_unit(
+    name: str,
+    role: Unit,
+    plan: Plan,
+    weights: Sequence[Mapping[str, Tensor]],
+    task_weights: Sequence[float],
+    start: Start,
+) -> Tensor:
+    space = plan.spaces[role.port.space]
+    size = space.merged // space.heads[0] if role.per_head and space.heads else space.merged
+    used = weights if start == "average" else weights[:1]
+    shares = task_weights if start == "average" else (1.0,)
+    fitted = [F.pad(w[name][:size].float(), (0, max(0, size - len(w[name]))), value=role.fill) for w in used]
+    return torch.stack([share * vector for share, vector in zip(shares, fitted)]).mean(0)
+
+
+def _key(name: str) -> str:
+    """A tensor name as a name that a module accepts (no dots)."""
+    return "unit:" + name.replace(".", "/")

@@ -1,0 +1,117 @@
+"""The SuperNet in its folded form: the trainable object of FS-Merge.
+
+Between M, the frozen W_i and U there is no non-linearity, so `forward` folds once and runs ONE ordinary
+network of the merged size, instead of k networks side by side. Skeleton and sources are not its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.supernet.fold import Folder
+from fsmerge_cli.supernet.map_set import MergeMaps
+from fsmerge_cli.supernet.student import Student
+
+
+class SuperNet(Student):
+    """Maps around frozen source weights; images [n, C, H, W] -> merged features [n, d'].
+
+    The maps decide the device. hardware.precision: the frozen matrices are held in bf16 where the network runs in
+    bf16. hardware.checkpointing: every block is folded inside the activation checkpoint around it, so that the
+    folded weights of one block at a time stand in memory, and are computed again in the backward pass.
+    hardware.compile: of the network; the fold stays as it is.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        maps: MergeMaps,
+        weights: Sequence[Mapping[str, Tensor]],
+        hardware: Hardware | None = None,
+    ) -> None:
+        super().__init__()
+        hardware = hardware or Hardware()
+        self.maps = maps
+        self.plan = plan
+        device = next(iter([*maps.parameters(), *maps.buffers()])).device
+        batched = device.type == "cuda" and not hardware.checkpointing
+        dtype = torch.bfloat16 if hardware.bf16(device) else None
+        # Held in tuples, out of sight of nn.Module: only maps and per-unit vectors are parameters.
+        self._skeleton = (plan.skeleton(),)
+        self._folder = (Folder(plan, weights, device, dtype, batched),)
+        names = plan.family.blocks(self._skeleton[0]) if hardware.checkpointing else ()
+        self._blocks = tuple(_checkpoint(self._skeleton[0], name) for name in names)
+        self._inside = {name: _inside(plan, name) for name in names}
+        self._run = hardware.compiled(partial(_call, self._skeleton[0]))
+        self._outside = {name for name in plan.roles if not name.startswith(tuple(f"{b}." for b in names))}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Merged features z' of a batch."""
+        opened, units = self.maps.open(), self.maps.units()
+        folder = self._folder[0]
+        for block in self._blocks:
+
+            def weights(names: dict[str, str] = self._inside[block.name]) -> dict[str, Tensor]:
+                folded = folder(opened, units, names.keys())
+                return {short: folded[name] for name, short in names.items()}
+
+            block.weights = weights
+        folded = folder(opened, units, self._outside if self._blocks else None)
+        return self._run(folded, images)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The maps, but for the readouts, and for what of a map is a vector."""
+        return self.maps.matrices(self.plan.features)
+
+    def readout(self, features: Tensor, source: int) -> Tensor:
+        """The merged model's estimate of one source's features, U_out,i z': [n, d'] -> [n, d_i]."""
+        estimate: Tensor = self.maps.read(self.plan.features, source)(features)
+        return estimate
+
+
+def _call(network: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    features: Tensor = functional_call(network, weights, (images,))
+    return features
+
+
+class _Block(nn.Module):
+    """A block that folds its weights, swaps them in and runs, all inside one activation checkpoint.
+
+    The other way round, `functional_call` around a checkpointed block, the weights would be swapped back before
+    the backward pass computes the block again: gradients of other weights, silently.
+    """
+
+    def __init__(self, block: nn.Module, name: str) -> None:
+        super().__init__()
+        self.inner, self.name = block, name
+        self.weights: Callable[[], dict[str, Tensor]] = dict
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's own output."""
+        weights = self.weights  # of this pass, also when it is computed again after another one
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.inner, weights(), args, kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def _checkpoint(network: nn.Module, name: str) -> _Block:
+    owner, _, leaf = name.rpartition(".")
+    block = _Block(network.get_submodule(name), name)
+    setattr(network.get_submodule(owner), leaf, block)
+    return block
+
+
+def _inside(plan: Plan, block: str) -> dict[str, str]:
+    """Names of a block's tensors: in the whole network -> in the block."""
+    return {name: name.removeprefix(f"{block}.") for name in plan.roles if name.startswith(f"{block}.")}

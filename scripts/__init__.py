@@ -1,0 +1,1 @@
+"""Programs around the package: benchmark, speed, tables of the docs, examples."""

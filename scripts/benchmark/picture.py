@@ -1,0 +1,62 @@
+"""The benchmark's picture: per cent of the sources' accuracy against seconds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.benchmark.intervals import METHODS, Cell, Row, relative, relative_interval
+
+MARKERS = dict(zip(METHODS, "ovs^XDP", strict=True))
+VARIANT = {"color": "0.5", "marker": "x", "label": "a variant (see the tables)"}
+
+
+def picture(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], shown: Sequence[Cell], folder: Path) -> None:
+    """quality.svg with a panel for each of `shown`; a method has the same mark in all of them."""
+    if not shown:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "quality", "svg.fonttype": "none"})  # the same rows, the same file
+    from matplotlib import pyplot as plt
+
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    size = (4.2 * columns, 3.0 * lines + 0.8)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True, layout="constrained")
+    legend: dict[str, Any] = {}
+    for axis, cell in zip(axes.flat, shown):
+        for method, found in cells[cell].items():
+            style = _style(method)
+            legend.setdefault(style["label"], _point(axis, found, style))
+        axis.set_xscale("log")
+        axis.set_ylim(0, 106)
+        axis.set_title(f"{cell[0]}, {cell[1]}", fontsize=9)
+        axis.tick_params(labelbottom=True)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_axis_off()
+    figure.supxlabel("seconds of the fit, on the device that the tables name", fontsize=10)
+    figure.supylabel("% of the sources", fontsize=10)
+    names = [name for name in (*METHODS, VARIANT["label"]) if name in legend]
+    figure.legend([legend[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=8)
+    figure.savefig(folder / "quality.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _style(method: str) -> dict[str, str]:
+    """Colour, marker and name in the legend."""
+    if method not in METHODS:
+        return VARIANT
+    return {"color": f"C{METHODS.index(method)}", "marker": MARKERS[method], "label": method}
+
+
+def _point(axis: Any, found: Sequence[Row], style: Mapping[str, str]) -> Any:
+    """One method's mark with its interval; hollow, for two of them often lie on each other."""
+    low, high = relative_interval(found)
+    value, seconds = relative(found), statistics.median(row["seconds"] for row in found)
+    around = [[max(0, value - low)], [max(0, high - value)]]
+    return axis.errorbar(seconds, value, around, linestyle="", markerfacecolor="none", **style)

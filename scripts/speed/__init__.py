@@ -1,0 +1,1 @@
+"""Speed and memory beside distillation, and how they grow; figures are measured, never tested."""

@@ -1,0 +1,231 @@
+"""start=matched: from the mean of the sources, their units reordered to fit source 1's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fsmerge_cli import merge
+from fsmerge_cli.alignment import matching
+from fsmerge_cli.alignment.matching import match_all, reordered, similarities
+from fsmerge_cli.alignment.permutation import random_permutations
+from fsmerge_cli.alignment.statistics import correlations, places
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.evaluation.certificates import Proof, _heads, _permuted, _unfolded
+from fsmerge_cli.methods import METHODS, Problem
+from fsmerge_cli.methods.kd import Distillation
+from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.supernet.fold import fold_head
+from fsmerge_cli.training.problem import Solution
+from fsmerge_cli.training.snapshots import Every, Keeper
+from fsmerge_cli.training.teachers import network
+from tests.support.sources import distilling, folding, mlp_source, random_images
+from tests.support.vits import vit_source
+
+pytestmark = pytest.mark.full
+
+SOURCES = {
+    "mlp, batch norm": lambda name, seed: mlp_source(name, [12, 9], seed, norm="batch", activation="tanh"),
+    "class token": lambda name, seed: vit_source("class token", seed),
+    "q/k norm": lambda name, seed: vit_source("q/k norm", seed),
+}
+
+UNMOVED: dict[str, Any] = {"steps": 2, "lr": 1e-12, "start": "matched"}
+
+
+def headed(source: Source, kept: bool = False) -> Source:
+    """With a head; kept: one that reads merged features through a matrix of its own."""
+    random, size = torch.Generator().manual_seed(3), source.arch.features
+    weight, readout = torch.randn(4, size, generator=random), torch.randn(size, size, generator=random)
+    return replace(source, head=Head(weight, None, ("a", "b", "c", "d"), kept, True, readout if kept else None))
+
+
+def twins(case: str, copies: int = 1) -> Problem:
+    """A source and shuffled copies of it."""
+    source = headed(SOURCES[case]("a", 1))
+    plan = compile_plan([source, replace(source, name="twin")])
+    orders = [random_permutations(plan, 0, torch.Generator().manual_seed(7 + i)) for i in range(copies)]
+    shuffled = [replace(reordered(plan, source, order), name=f"copy{i}") for i, order in enumerate(orders)]
+    sources = [source, *shuffled]
+    return Problem(compile_plan(sources), sources, random_images(len(sources), 60, source.arch.input_size))
+
+
+def pair(case: str) -> Problem:
+    sources = [replace(headed(SOURCES[case](name, seed)), name=name) for name, seed in (("a", 1), ("b", 2))]
+    return Problem(compile_plan(sources), sources, random_images(2, 40, sources[0].arch.input_size))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("case", SOURCES)
+def test_a_reordered_source_answers_as_before_its_head_included(case: str, kept: bool) -> None:
+    source = headed(SOURCES[case]("a", 1), kept)
+    plan = compile_plan([source, replace(source, name="twin")])
+    order = random_permutations(plan, 0, torch.Generator().manual_seed(5))
+    other, pixels = reordered(plan, source, order), random_images(1, 9, source.arch.input_size).images
+    z, shuffled = network(source)(pixels), network(other)(pixels)
+    assert not torch.allclose(z, shuffled, atol=1e-2)
+    assert source.head is not None
+    assert other.head is not None
+    torch.testing.assert_close(other.head(shuffled), source.head(z), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "method", [folding(**UNMOVED), folding(**UNMOVED, maps="low_rank", rank=2), distilling(**UNMOVED)]
+)
+@pytest.mark.parametrize("case", SOURCES)
+def test_shuffled_copies_start_without_an_error(case: str, method: Any) -> None:
+    problem = twins(case, copies=2)
+    solution = method.fit(problem)
+    assert max(solution.trace.start_error) < 1e-6
+    merged = problem.plan.skeleton()
+    merged.load_state_dict(dict(solution.weights), assign=True)
+    for source, U in zip(problem.sources, solution.readouts):
+        expected = network(source)(problem.images.images)
+        torch.testing.assert_close(merged(problem.images.images) @ U.T, expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_the_start_is_what_activation_matching_makes(case: str) -> None:
+    problem = pair(case)
+    expected = METHODS["activation_matching"]().fit(problem)
+    for method in (folding(**UNMOVED), distilling(**UNMOVED)):
+        found = method.fit(problem)
+        for name, tensor in expected.weights.items():
+            torch.testing.assert_close(found.weights[name], tensor, atol=1e-6, rtol=1e-5)
+        for own, other in zip(found.readouts, expected.readouts):
+            torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-5)
+        assert [{n: p.tolist() for n, p in orders.items()} for orders in found.permutations] == [
+            {n: p.tolist() for n, p in orders.items()} for orders in expected.permutations
+        ]
+
+
+def proof_of(problem: Problem, solution: Solution) -> tuple[Proof, Tensor, dict[str, Tensor]]:
+    """What certificates look at: also the merged features in fp64, and the written heads."""
+    heads = {s.name: fold_head(s.head, U) for s, U in zip(problem.sources, solution.readouts) if s.head}
+    proof = Proof(problem.plan, problem.sources, solution, heads, problem.images.images[:6])
+    merged = problem.plan.skeleton().double()
+    merged.load_state_dict({n: t.double() for n, t in solution.weights.items()}, assign=True)
+    tensors = {f"{name}.weight": head.weight for name, head in heads.items()}
+    return proof, merged.eval()(proof.pixels.double()), tensors
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("release", [0.0, 0.5])
+def test_what_is_folded_is_proven_against_the_reordered_sources(release: float) -> None:
+    problem = pair("class token")
+    with torch.enable_grad():
+        solution = folding(steps=4, start="matched", release=release).fit(problem)
+    proof, features, heads = proof_of(problem, solution)
+    found = [_unfolded(proof, features), _heads(proof, heads, features), _permuted(proof)]
+    assert [c.error is not None and c.holds for c in found] == [True, True, True]
+    (stage,) = solution.stages
+    assert all(own[n] is s.weights[n] for own, s in zip(stage.sources, problem.sources) for n in own)
+    shifted = tuple({n: p.roll(1) for n, p in own.items()} for own in stage.permutations)
+    wrong = replace(solution, stages=(replace(stage, permutations=shifted),))
+    assert not _unfolded(replace(proof, solution=wrong), features).holds
+    upside_down = replace(solution, readouts=(solution.readouts[0], solution.readouts[1].flip(0)))
+    assert _unfolded(replace(proof, solution=upside_down), features).holds == (release > 0)  # trained on since
+
+
+@torch.no_grad()
+def test_of_several_merges_every_reordering_is_proven() -> None:
+    problem = twins("mlp, batch norm", copies=2)
+    with torch.enable_grad():
+        solution = folding(steps=2, start="matched", sequential=True).fit(problem)
+    proof = proof_of(problem, solution)[0]
+    assert _permuted(proof).error is not None
+    assert _permuted(proof).holds
+    first, *others = solution.stages
+    broken = [{**weights, "fc0.weight": weights["fc0.weight"] * torch.nan} for weights in first.sources]
+    wrong = replace(solution, stages=(replace(first, sources=broken), *others))
+    assert not _permuted(replace(proof, solution=wrong)).holds
+
+
+@pytest.mark.parametrize("make", [folding, distilling])
+def test_where_shapes_differ_a_matched_start_is_the_aligned_one(make: Any) -> None:
+    sources = [mlp_source("a", [8, 6], 1), mlp_source("b", [8, 5], 2)]
+    problem = Problem(compile_plan(sources), sources, random_images(2, 12))
+    one, two = (make(steps=2, start=start).fit(problem) for start in ("matched", "aligned"))
+    assert all(torch.equal(one.weights[n], two.weights[n]) for n in one.weights)
+    assert one.permutations == ()
+
+
+@pytest.mark.parametrize("method", [folding(steps=3, start="matched"), distilling(steps=3, start="matched")])
+def test_a_continued_training_keeps_the_order_that_it_began_with(
+    method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = pair("mlp, batch norm")
+
+    def fitted() -> tuple[Solution, Keeper]:
+        keeper = Keeper(tmp_path / "state", every=Every(steps=1))
+        return method.fit(replace(problem, keeper=keeper)), keeper
+
+    before, _ = fitted()
+    other = [{n: p.flip(0) for n, p in own.items()} for own in before.permutations]
+    monkeypatch.setattr(matching, "matching", lambda problem: other)
+    after, keeper = fitted()
+    assert keeper.resumed
+    for name, tensor in before.weights.items():
+        assert torch.equal(after.weights[name], tensor)
+    assert all(torch.equal(a, b) for a, b in zip(after.readouts, before.readouts))
+    anew = method.fit(problem)
+    assert not torch.equal(anew.weights["fc0.weight"], before.weights["fc0.weight"])
+
+
+def test_three_sources_one_after_the_other_from_matched_starts() -> None:
+    problem = twins("mlp, batch norm", copies=2)
+    solution = folding(**UNMOVED, sequential=True).fit(problem)
+    merged = problem.plan.skeleton()
+    merged.load_state_dict(dict(solution.weights), assign=True)
+    assert len(solution.stages) == 2
+    for source, U in zip(problem.sources, solution.readouts):
+        expected = network(source)(problem.images.images)
+        torch.testing.assert_close(merged.eval()(problem.images.images) @ U.T, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_both_methods_have_it_by_default() -> None:
+    assert METHODS["fs_merge"]().start == Distillation().start == "matched"
+
+
+def test_another_word_is_told_which_there_are() -> None:
+    with pytest.raises(ConfigError) as error:
+        merge("digits_mlp_pair", method={"name": "fs_merge", "start": "mached"})
+    assert str(error.value) == (
+        "method.start: should be 'matched', 'average', 'first' or 'aligned', got 'mached'."
+    )
+
+
+@pytest.mark.parametrize("at_once", [1, 2**30, None])
+def test_correlations_with_source_1_are_rows_of_all_of_them(at_once: int | None) -> None:
+    problem = pair("class token")
+    whole, networks = similarities(problem), [network(source) for source in problem.sources]
+    events: list[tuple[int, int]] = []
+    some = correlations(
+        problem.plan,
+        networks,
+        problem.images.images,
+        16,
+        torch.device("cpu"),
+        lambda event: events.append((event.done, event.total)),
+        first=True,
+        at_once=at_once,
+    )
+    for name, space in problem.plan.spaces.items():
+        assert some[name].shape == (space.sources[0], sum(space.sources))
+        torch.testing.assert_close(some[name], whole[name][: space.sources[0]])
+    passes = len(places(problem.plan)) if at_once == 1 else 1
+    assert events[-1] == (passes * 80, passes * 80)
+    assert [done for done, _ in events] == sorted(done for done, _ in events)
+
+
+def test_the_order_found_is_the_one_of_all_correlations() -> None:
+    problem = pair("class token")
+    for own, other in zip(matching.matching(problem), match_all(problem.plan, similarities(problem), 2)):
+        assert all(torch.equal(own[name], other[name]) for name in problem.plan.spaces)

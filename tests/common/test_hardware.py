@@ -1,0 +1,75 @@
+"""What the hardware fields promise, as far as a machine without a GPU can show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.options import build
+from fsmerge_cli.methods import Problem
+from tests.support.sources import distilling, folding
+from tests.support.vits import vit_source
+
+PLAIN_METHODS = {"kd": distilling, "fs_merge": folding}
+
+
+def test_compile_and_checkpointing_exclude_each_other() -> None:
+    with pytest.raises(ConfigError) as error:
+        build(Hardware, {"compile": True, "checkpointing": True}, "hardware")
+    assert str(error.value) == (
+        "hardware.compile and hardware.checkpointing exclude each other. Pass compile=true for speed or "
+        "checkpointing=true for memory."
+    )
+
+
+def test_without_a_compiler_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def compile_nothing(function: object) -> Callable[..., torch.Tensor]:
+        def run(*args: object) -> torch.Tensor:
+            raise BackendCompilerFailed(lambda: None, RuntimeError("No C++ compiler"), [])
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    with pytest.raises(ConfigError) as error:
+        Hardware(compile=True).compiled(torch.sin)(torch.zeros(1))
+    assert str(error.value).startswith("hardware.compile=true: torch cannot compile here")
+    assert str(error.value).endswith("Pass hardware.compile=false.")
+    assert "No C++ compiler" in str(error.value)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["kd", "fs_merge"])
+@pytest.mark.parametrize("arch", ["mlp", "vit"])
+def test_checkpointing_and_precision_leave_the_result_alone(
+    make_problem: Callable[..., Problem], method: str, arch: str
+) -> None:
+    sources = [vit_source("class token", seed) for seed in (1, 2)] if arch == "vit" else None
+    fits = {}
+    for name, options in {
+        "plain": {},
+        "checkpointing": {"checkpointing": True},
+        "bf16": {"precision": "bf16"},
+        "eight": {"eval_batch": 8},
+    }.items():
+        problem = make_problem(sources, hardware=Hardware(**options), per_task=16)
+        fits[name] = PLAIN_METHODS[method](steps=8, batch_size=8).fit(problem).trace.loss
+    assert fits["checkpointing"] == pytest.approx(fits["plain"], rel=1e-4)
+    assert fits["eight"] == pytest.approx(fits["plain"], rel=1e-6)
+    assert fits["bf16"] == pytest.approx(fits["plain"], rel=0.1)
+    assert fits["bf16"] != fits["plain"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["kd", "fs_merge"])
+def test_a_compiled_network_trains_to_the_same_losses(make_problem: Callable[..., Problem], method: str) -> None:
+    losses = []
+    for compiled in (False, True):
+        problem = make_problem(hardware=Hardware(compile=compiled), per_task=16)
+        losses.append(PLAIN_METHODS[method](steps=8, batch_size=8).fit(problem).trace.loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -1,0 +1,274 @@
+"""What a run draws is kept apart from what it is measured on, and what is left out is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fsmerge_cli import evaluate, merge
+from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.data import DataConfig, ImageSet, Task
+from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.draw import NOBODY, digest
+from fsmerge_cli.data.images.folder import Folder
+from fsmerge_cli.data.none import NoImages
+from fsmerge_cli.data.sampling import built, counted, drawn, looked_at, prepared
+from fsmerge_cli.reporting import summary
+from tests.support.bad_inputs import save
+from tests.support.sources import mlp_source
+
+PIXELS = ToPixels((1, 4, 4))
+TASKS = [Task("a", ("a-0", "a-1", "a-2")), Task("b", ("b-0", "b-1", "b-2"))]
+
+
+def picture(path: Path, number: int) -> None:
+    """An image that no other number gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (4, 4), dtype=np.uint8)).save(path)
+
+
+def images(root: Path, train: int = 40, test: int = 6) -> Folder:
+    for place, task in enumerate("ab"):
+        for n in range(train):
+            picture(root / task / f"train/{n:03}.png", 1000 * place + n)
+        for n in range(test):
+            picture(root / task / f"test/{task}-{n % 3}/{n:03}.png", 1000 * place + 500 + n)
+    return Folder(root=str(root), images_per_task="all")
+
+
+def marks(pixels: torch.Tensor) -> set[bytes]:
+    return {digest(one) for one in pixels}
+
+
+def test_images_that_differ_are_all_kept(tmp_path: Path) -> None:
+    tests, found, notes = prepared(images(tmp_path), TASKS, lambda: PIXELS, seed=0)
+    assert [len(own) for own in tests.sets if own] == [6, 6]
+    assert len(found) == len(marks(found.images)) == 80
+    assert notes == []
+
+
+def test_an_image_of_the_test_is_never_drawn_whatever_its_task_and_its_format(tmp_path: Path) -> None:
+    data = images(tmp_path)
+    picture(tmp_path / "a/train/own.bmp", 503)
+    picture(tmp_path / "b/train/others.png", 504)
+    tests, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    held_out = {digest(own[i][0]) for own in tests.sets if own for i in range(len(own))}
+    assert len(held_out) == 12
+    assert not marks(found.images) & held_out
+    assert len(found) == 80
+    assert notes == [
+        f"task 'a': 1 drawn image left out, identical to one among the test images ({tmp_path}/a/train/own.bmp is "
+        f"{tmp_path}/a/test/a-0/003.png)",
+        f"task 'b': 1 drawn image left out, identical to one among the test images ({tmp_path}/b/train/others.png "
+        f"is {tmp_path}/a/test/a-1/004.png)",
+    ]
+
+
+def test_an_image_left_out_is_replaced_by_the_next_one(tmp_path: Path) -> None:
+    data = Folder(root=images(tmp_path).root, images_per_task=20)
+    before = prepared(data, TASKS, lambda: PIXELS, seed=0)[1]
+    first = before.images[before.task == 0][3]
+    Image.fromarray(first[0].mul(255).round().byte().numpy()).save(tmp_path / "b/test/b-0/leak.png")
+    _, after, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    assert digest(first) not in marks(after.images)
+    assert (after.task == 0).sum() == 20
+    assert len(marks(before.images) & marks(after.images)) == 39
+    assert len(notes) == 1
+
+
+def test_validation_and_training_never_share_an_image(tmp_path: Path) -> None:
+    """Each image is there twice, so that without a rule most of the validation share is trained on."""
+    data = images(tmp_path)
+    for task in "ab":
+        for path in sorted((tmp_path / task / "train").iterdir()):
+            path.with_name(f"again-{path.name}").write_bytes(path.read_bytes())
+    _, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    held, trained = marks(found.images[found.validation]), marks(found.images[found.train])
+    assert len(held) >= 8
+    assert not held & trained
+    assert len(held | trained) == 80
+    assert len(notes) == 2
+    assert all(", ...)" in note and "identical to one among the validation images" in note for note in notes)
+
+
+def test_tasks_on_the_same_images_train_on_no_validation_image_of_each_other(tmp_path: Path) -> None:
+    images(tmp_path)
+    tasks = [Task("a", TASKS[0].labels), Task("again", TASKS[0].labels)]
+    (tmp_path / "again").symlink_to(tmp_path / "a")
+    _, found, _ = prepared(Folder(root=str(tmp_path), images_per_task="all"), tasks, lambda: PIXELS, seed=0)
+    assert not marks(found.images[found.validation]) & marks(found.images[found.train])
+    assert {*found.task.tolist()} == {0, 1}
+
+
+def test_bad_files_are_left_out_of_both_splits_and_named(tmp_path: Path) -> None:
+    images(tmp_path)
+    (tmp_path / "a/train/000.png").write_bytes(b"no image")
+    (tmp_path / "a/train/.hidden.png").write_bytes(b"no image")
+    (tmp_path / "b/test/b-1/004.png").write_bytes(b"")
+    data = Folder(root=str(tmp_path), images_per_task="all", bad_files="skip")
+    tests, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    assert [len(own) for own in tests.sets if own] == [6, 5]
+    assert [own.classes for own in tests.sets if own] == [(0, 0, 1, 1, 2, 2), [0, 0, 1, 2, 2]]
+    assert [own.title(3) for own in tests.sets if own] == [
+        f"{tmp_path}/a/test/a-1/004.png",
+        f"{tmp_path}/b/test/b-2/002.png",
+    ]
+    assert len(found) == 79
+    assert notes == [
+        f"task 'a': 1 image skipped, unreadable: {tmp_path}/a/train/000.png",
+        f"task 'b': 1 test image skipped, unreadable: {tmp_path}/b/test/b-1/004.png",
+    ]
+
+
+def test_all_bad_test_images_are_named_at_once_where_none_may_be_bad(tmp_path: Path) -> None:
+    data = images(tmp_path, test=12)
+    for n in range(12):
+        (tmp_path / f"b/test/b-{n % 3}/{n:03}.png").write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        looked_at(built(data, "test", TASKS, PIXELS), TASKS)
+    lines = str(error.value).splitlines()
+    assert lines[0] == "12 images cannot be read:"
+    assert lines[1].startswith(f"  - the image {tmp_path}/b/test/b-0/000.png cannot be read (")
+    assert lines[11:] == ["  - and 2 more"]
+
+
+def test_nothing_but_bad_test_images_are_no_test_images(tmp_path: Path) -> None:
+    images(tmp_path, test=1)
+    (tmp_path / "b/test/b-0/000.png").write_bytes(b"")
+    data = Folder(root=str(tmp_path), bad_files="skip")
+    found = looked_at(built(data, "test", TASKS, PIXELS), TASKS)
+    assert [own is None for own in found.sets] == [False, True]
+
+
+# No image of the tasks
+
+
+def counts(data: DataConfig) -> Any:
+    return counted(data, TASKS, lambda: PIXELS)
+
+
+def test_what_is_counted_is_what_is_drawn(tmp_path: Path) -> None:
+    folder = images(tmp_path)
+    augmented = Folder(
+        root=folder.root, images_per_task=10, augment="shift", views=2, unrelated={"name": "generated"}
+    )
+    for data, expected in (
+        (folder, ([40, 40], [6, 6], 0)),
+        (augmented, ([30, 30], [6, 6], 2000)),
+        (NoImages(images_per_task=50, augment="shift"), ([0, 0], [0, 0], 250)),
+        (NoImages(images_per_task=7, unrelated={"name": "glyphs", "labels": "symbols"}), ([0, 0], [0, 0], 7)),
+    ):
+        assert counts(data) == expected
+        found = prepared(data, TASKS, lambda: PIXELS, seed=0)[1]
+        tally = [int((found.task == task).sum()) for task in (0, 1, NOBODY)]
+        assert tally == [*expected[0], expected[2]]
+
+
+def pair(folder: Path) -> list[dict[str, str]]:
+    for seed, name in enumerate("ab"):
+        save(folder / name, mlp_source(name, [8, 8], seed))
+    return [{"name": name, "checkpoint": str(folder / name)} for name in "ab"]
+
+
+def test_a_merge_without_any_image_says_so_everywhere(tmp_path: Path) -> None:
+    data = {"name": "none", "images_per_task": 30}
+    found = merge(pair(tmp_path), data=data, method={"name": "kd", "steps": 2}, output=tmp_path / "out")
+    assert found.notes[:2] == (
+        "30 images belong to no task: generated",
+        "the data set has no test images: nothing was evaluated",
+    )
+    assert found.cost["images"] == 30
+    sentences = (
+        "Nothing was evaluated: there were no test images. "
+        "The merge saw no image of its tasks, only generated ones."
+    )
+    assert " ".join(summary.verdict(found.evaluation())) == sentences
+    for file in ("merged/README.md", "report.html"):
+        assert sentences in (tmp_path / "out" / file).read_text()
+
+
+def test_labelled_test_images_are_enough_to_evaluate_a_merge_without_images(tmp_path: Path) -> None:
+    folder = images(tmp_path / "images", train=0)
+    data = {
+        "name": "folder",
+        "root": folder.root,
+        "images_per_task": 0,
+        "unrelated": {"name": "generated", "images_per_task": 40},
+    }
+    sources = pair(tmp_path)
+    for entry in sources:
+        entry["labels"] = "data"  # of the test folders, as there are no others
+    found = merge(sources, data=data, method={"name": "fs_merge", "steps": 2}, output=tmp_path / "out")
+    assert found.notes == ("40 images belong to no task: generated",)
+    assert found.cost["images"] == 40
+    merged = found.scores["merged"]
+    assert merged.tasks["a"].count == 6
+    assert summary.verdict(found.evaluation())[-1] == "The merge saw no image of its tasks, only generated ones."
+
+    # Calibrated by what the sources say about these images: they are as sure as themselves.
+    plain = found.scores["ensemble"]
+    assert plain.temperatures == {"a": 1.0, "b": 1.0}
+    assert plain.joint["softmax"] == plain.joint["softmax_calibrated"]
+    assert merged.temperatures.keys() == {"a", "b"}
+    again = evaluate(tmp_path / "out", sources=True)
+    assert again.scores["merged"].temperatures == pytest.approx(merged.temperatures, rel=1e-4)
+    assert again.notes == ("40 images belong to no task: generated",)
+
+
+def test_images_of_no_task_beside_those_of_the_tasks_are_told(tmp_path: Path) -> None:
+    folder = images(tmp_path / "images")
+    data = {
+        "name": "folder",
+        "root": folder.root,
+        "images_per_task": 5,
+        "unrelated": {"name": "folder", "root": str(tmp_path / "more")},
+    }
+    for n in range(3):
+        picture(tmp_path / f"more/{n}.png", 5000 + n)
+    found = merge(pair(tmp_path), data=data, method="average")
+    assert "3 images belong to no task: unrelated (data=folder)" in found.notes
+    assert found.cost["images"] == 13
+    assert (
+        summary.verdict(found.evaluation())[-1]
+        == "Beside images of its tasks, the merge saw unrelated ones (data=folder)."
+    )
+
+
+def test_the_same_test_images_have_one_digest_whatever_else_is_drawn(tmp_path: Path) -> None:
+    data = images(tmp_path)
+
+    def tests_sha256(data: DataConfig, tasks: list[Task] = TASKS) -> str:
+        return prepared(data, tasks, lambda: PIXELS, seed=0)[0].sha256
+
+    first = tests_sha256(data)
+    unrelated = {"name": "generated", "images_per_task": 5}
+    assert tests_sha256(replace(data, images_per_task=3, validation=0.0, unrelated=unrelated)) == first
+    assert tests_sha256(data, TASKS[::-1]) == first
+    assert tests_sha256(data, TASKS[:1]) != first
+    moved = sorted((tmp_path / "a/test").rglob("*.png"))[0]
+    content = moved.read_bytes()
+    picture(moved, 9999)  # as many images, one of them another
+    assert tests_sha256(data) != first
+    moved.write_bytes(content)
+    assert tests_sha256(data) == first
+    other = sorted((tmp_path / "a/test").rglob("*.png"))[-1]
+    moved.write_bytes(other.read_bytes())
+    other.write_bytes(content)  # the same images, with each other's labels
+    assert tests_sha256(data) != first
+
+
+def test_an_empty_set_of_images_is_a_normal_case(tmp_path: Path) -> None:
+    data = Folder(root=images(tmp_path).root, images_per_task=0)
+    tests, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    assert len(found) == 0
+    assert [isinstance(own, ImageSet) for own in tests.sets] == [True, True]
+    assert notes == []
+    assert drawn(NoImages(images_per_task=1), TASKS, PIXELS, looked_at([None, None], TASKS), 0)[
+        0
+    ].task.tolist() == [NOBODY]

@@ -1,0 +1,115 @@
+"""On which images, and by what, heads are made comparable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fsmerge_cli import evaluate, merge
+from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.progress import silent
+from fsmerge_cli.data import ImageSet, Task
+from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.draw import NOBODY, Images
+from fsmerge_cli.data.images.folder import Folder
+from fsmerge_cli.evaluation.metrics import temperatures
+from fsmerge_cli.evaluation.score_table import Bench
+from fsmerge_cli.evaluation.scoring import ensemble_forward
+from tests.data.test_sampling import images, pair, picture
+from tests.support.sources import mlp_source
+
+CPU = torch.device("cpu")
+SOURCES = [
+    mlp_source("a", [8], 1),
+    mlp_source("features", [6], 2, classes=None),
+    mlp_source("b", [8], 3),
+]
+FACTORS = (3.0, 0.5)
+"""By which a model is surer than the heads of its sources."""
+
+
+def labelled(root: Path) -> ImageSet:
+    found = images(root).build("test", Task("a", ("a-0", "a-1", "a-2")), ToPixels((1, 4, 4)))
+    assert found is not None
+    return found
+
+
+def queries(*task: int) -> Images:
+    pixels = torch.rand(len(task), 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return Images(pixels, torch.tensor(task), torch.arange(len(task)), torch.arange(0))
+
+
+def bench(root: Path, given: Images) -> Bench:
+    heads = {source.name: source.head for source in SOURCES}
+    return Bench.of(heads, [labelled(root), None, None], given, Hardware(device="cpu"), CPU, silent)
+
+
+def surer(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    features, answers = ensemble_forward(SOURCES, CPU)(pixels)
+    return features, [factor * own for factor, own in zip(FACTORS, answers)]
+
+
+@pytest.mark.parametrize("task", [[NOBODY] * 9, [0] * 9, [0, 1, NOBODY] * 3])
+def test_where_a_head_has_no_image_it_is_made_as_sure_as_its_source(tmp_path: Path, task: list[int]) -> None:
+    it = bench(tmp_path, queries(*task))
+    ensemble, reference = it.sources(SOURCES)
+    assert ensemble.temperatures == {"a": 1.0, "b": 1.0}
+    merged, _ = it.row("merged", surer, reference)
+    assert merged.temperatures == pytest.approx(dict(zip("ab", FACTORS)), rel=1e-3)
+    assert merged.joint["softmax_calibrated"] == ensemble.joint["softmax"]
+    alone, _ = it.row("merged", surer)  # no sources beside it
+    assert (alone.temperatures, alone.joint.keys()) == ({}, {"softmax", "logits"})
+
+
+def test_where_all_have_images_these_alone_make_heads_comparable(tmp_path: Path) -> None:
+    it = bench(tmp_path, queries(*[0, 2, NOBODY, 1] * 5))
+    ensemble, reference = it.sources(SOURCES)
+    merged, outputs = it.row("merged", surer, reference)
+    assert it.images is not None
+    own = (it.images.task == 0) | (it.images.task == 2)
+    _, answers = surer(it.images.images[own])
+    expected = temperatures(answers, torch.tensor([0, 1] * 5))
+    assert list(merged.temperatures.values()) == pytest.approx(expected)
+    assert [len(answer) for answer in outputs.calibrating] == [10, 10]
+    assert ensemble.temperatures != {"a": 1.0, "b": 1.0}
+
+
+def partly(root: Path, unrelated: bool) -> dict[str, object]:
+    """Images of a to test on alone, of b to train on too, and perhaps some of no task."""
+    data = images(root / "images", train=8)
+    own = {"name": "folder", "root": data.root}
+    for n in range(4):
+        picture(root / f"more/{n}.png", 5000 + n)
+    return {
+        "name": "per_task",
+        "tasks": {"a": {**own, "images_per_task": 0}, "b": {**own, "images_per_task": 6}},
+        **({"unrelated": {"name": "folder", "root": str(root / "more")}} if unrelated else {}),
+    }
+
+
+@pytest.mark.parametrize("unrelated", [False, True])
+def test_an_evaluation_with_the_sources_calibrates_as_the_merge_did(tmp_path: Path, unrelated: bool) -> None:
+    data = partly(tmp_path, unrelated)
+    found = merge(pair(tmp_path), data=data, method="average", output=tmp_path / "out")
+    assert found.scores["merged"].temperatures.keys() == {"a", "b"}
+    again = evaluate(tmp_path / "out", sources=True)
+    assert again.scores["merged"].temperatures == pytest.approx(found.scores["merged"].temperatures, rel=1e-4)
+    lone = evaluate(tmp_path / "out")
+    assert lone.scores["merged"].temperatures == {}
+    assert lone.notes == (
+        "not calibrated: some task has no images. With --sources the sources' answers take their place",
+    )
+
+
+def test_an_evaluation_does_without_unrelated_images_that_are_gone(tmp_path: Path) -> None:
+    merge(pair(tmp_path), data=partly(tmp_path, unrelated=True), method="average", output=tmp_path / "out")
+    (tmp_path / "more").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError) as error:
+        Folder(root=str(tmp_path / "more")).build("train", Task("", None), ToPixels((1, 4, 4)))
+    found = evaluate(tmp_path / "out", sources=True)
+    assert found.scores["merged"].temperatures == {}
+    assert found.notes == (f"not calibrated, which takes images beside those for the test: {error.value}",)

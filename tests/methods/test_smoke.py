@@ -1,0 +1,61 @@
+"""`make smoke`: every registered method on digits_mlp_pair, and what every result has to hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fsmerge_cli import merge
+from fsmerge_cli.checkpoints.load import load
+from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.models.source_spec import SourceSpec
+
+pytestmark = pytest.mark.full
+
+OTHER_WIDTHS = ["average", "fs_merge", "kd"]
+
+
+@pytest.mark.parametrize(
+    ("models", "name"),
+    [("digits_mlp_pair", name) for name in METHODS]
+    + [pytest.param("digits_mlp_trio", name, marks=pytest.mark.full) for name in OTHER_WIDTHS],
+)
+def test_a_method_merges_digits_and_the_folder_holds_what_memory_held(
+    models: str, name: str, tmp_path: Path
+) -> None:
+    method = {"name": name, **({"steps": 60} if issubclass(METHODS[name], Trained) else {})}
+    result = merge(models, method=method, output=tmp_path / "out")
+    stored = load_file(tmp_path / "out/merged/model.safetensors")
+    assert stored.keys() == result.solution.weights.keys()
+    assert all(torch.equal(stored[n], t) for n, t in result.solution.weights.items())
+    pixels = torch.rand(3, 1, 8, 8)
+    for task, head in result.heads.items():
+        again = load(SourceSpec(task, checkpoint=str(tmp_path / "out/merged"), head=task))
+        assert again.head is not None
+        assert again.labels == head.labels
+        assert torch.equal(again.head(result.backbone()(pixels)), head(result.backbone()(pixels)))
+    rows = result.evaluation()["rows"]
+    assert list(rows) == [*result.plan.tasks, "ensemble", "average", "merged"]
+    assert rows["ensemble"]["mean_top1"] > 0.95
+    assert rows["ensemble"]["feature_error"] == dict.fromkeys(result.plan.tasks, 0.0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("models", ["digits_mlp_pair", "digits_mlp_trio"])
+def test_the_model_cards_snippet_runs_without_fsmerge(models: str, tmp_path: Path) -> None:
+    result = merge(models, method="average", output=tmp_path / "out")
+    card = (tmp_path / "out/merged/README.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0]
+    task = result.plan.tasks[0]
+    snippet += "\nfrom safetensors.torch import save_file"
+    snippet += "\nsave_file({'images': images, 'logits': logits.detach()}, 'got')"
+    blocked = "import sys\nsys.modules['fsmerge_cli'] = None\n"
+    subprocess.run([sys.executable, "-c", blocked + snippet], cwd=tmp_path / "out/merged", check=True)
+    got = load_file(tmp_path / "out/merged/got")
+    assert torch.equal(got["logits"], result.heads[task](result.backbone()(got["images"])))

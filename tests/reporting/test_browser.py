@@ -1,0 +1,129 @@
+"""The report page in a real browser (`make test-browser`): what a person would see, in every way of looking."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsmerge_cli import merge
+from fsmerge_cli.reporting.html import page
+from tests.support.chromium import Page, chromium, program
+from tests.support.pages import CASES
+
+pytestmark = pytest.mark.browser
+
+WAYS = {"light": {}, "dark": {"dark": True}, "narrow": {"width": 400}, "narrow dark": {"width": 400, "dark": True}}
+# Every piece of visible text with less than 4.5 : 1 against what it stands on (WCAG 2.2, AA).
+FAINT = """
+(() => {
+  const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const rgba = colour => {
+    context.clearRect(0, 0, 1, 1); context.fillStyle = colour; context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const under = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return rgba(getComputedStyle(document.body).backgroundColor);
+  };
+  const found = [];
+  for (const element of document.body.querySelectorAll("*")) {
+    const own = [...element.childNodes].filter(n => n.nodeType === 3).map(n => n.textContent.trim()).join("");
+    if (!own || element.closest(".aside, svg") || !element.getClientRects().length) continue;
+    const [a, b] = [light(rgba(getComputedStyle(element).color)), light(under(element))].sort((x, y) => y - x);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) found.push(`${own.slice(0, 40)}: ${ratio.toFixed(2)}`);
+  }
+  return found;
+})()
+"""
+# Short words of our own that stand in more than one line.
+BROKEN = """
+[...document.querySelectorAll(".pictures dt, .bar .value, .small thead bdi, .up, .across")].filter(e => {
+  const range = document.createRange();
+  range.selectNodeContents(e);
+  return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1;
+}).map(e => e.textContent)
+"""
+WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    if program() is None:
+        pytest.fail("no Chromium found. Debian and Ubuntu: apt install chromium; then make test-browser again.")
+    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as shown:
+        yield shown
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_page_is_quiet_fits_and_can_be_read(browser: Page, name: str, way: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page(*CASES[name]), encoding="utf-8")
+    browser.open(path, **WAYS[way])  # type: ignore[arg-type]
+    browser.screenshot(tmp_path / "page.png")
+    assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == ("dark" in way)
+    assert browser.evaluate(WIDER) == 0
+    assert browser.evaluate(FAINT) == []
+    assert browser.evaluate(BROKEN) == []
+    assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert browser.evaluate("document.scripts.length") == 0
+    assert browser.said == []
+    assert browser.requests == [path.absolute().as_uri()]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_a_page_prints_in_light_colours_with_every_option(
+    browser: Page, name: str, dark: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page(*CASES[name]), encoding="utf-8")
+    browser.open(path, width=700, dark=dark)  # about the width of A4 at 96 dots per inch
+    browser.pdf(tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF-")
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert browser.evaluate("document.querySelector('.config pre').checkVisibility()")
+        assert browser.evaluate(WIDER) == 0
+        browser.screenshot(tmp_path / "print.png")
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
+    assert browser.said == []
+
+
+def test_what_a_run_wrote(browser: Page, tmp_path: Path) -> None:
+    merge("digits_mlp_pair", method={"name": "fs_merge", "steps": 30}, output=tmp_path / "out")
+    browser.open(tmp_path / "out/report.html")
+    browser.screenshot(tmp_path / "page.png")
+    assert browser.evaluate("document.querySelectorAll('.bar').length") == 14
+    assert browser.evaluate("document.images.length") == 12
+    assert browser.evaluate(FAINT) == []
+    assert browser.said == []
+    assert len(browser.requests) == 1
+
+
+def test_these_tests_would_notice(browser: Page, tmp_path: Path) -> None:
+    text = page(*CASES["plain"])
+    bad = '<script>console.log(1)</script><p style="color:#999;background:#fff;width:3000px">faint</p>'
+    bad += '<div class="pictures"><dt style="width:1em">bro ken</dt></div>'
+    (tmp_path / "bad.html").write_text(text.replace("</main>", f"{bad}</main>"))
+    browser.open(tmp_path / "bad.html")
+    assert "violates the following Content Security Policy" in "".join(browser.said)
+    assert browser.evaluate(FAINT) == ["faint: 2.85"]
+    assert browser.evaluate(BROKEN) == ["bro ken"]
+    assert browser.evaluate(WIDER) > 0
+    (tmp_path / "asks.html").write_text("<!doctype html><img src=http://127.0.0.1:9/x>")
+    browser.open(tmp_path / "asks.html")
+    assert browser.requests[1:] == ["http://127.0.0.1:9/x"]
+    assert "ERR_" in "".join(browser.said)

@@ -1,0 +1,230 @@
+"""report.html and the model card: what they say, and that names stay text. In a browser: test_browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from fsmerge_cli import merge
+from fsmerge_cli.common.errors import printable
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.reporting import charts, schema, summary
+from fsmerge_cli.reporting.html import LARGEST, data_uri, page
+from fsmerge_cli.reporting.model_card import escaped, markdown, model_card
+from fsmerge_cli.runs.result import CURVE, curve
+from tests.support.pages import CASES, HOSTILE, evaluation, examples
+from tests.support.sources import mlp_source
+
+
+class Read(HTMLParser):
+    """What a browser would make of a page: elements with attributes, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.html, self.text = text, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cases_are_of_the_published_form(name: str) -> None:
+    schema.validate(CASES[name][0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_page_runs_nothing_and_asks_for_nothing(name: str) -> None:
+    read = Read(page(*CASES[name]))
+    tags = {tag for tag, _ in read.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "a", "video", "audio"}
+    for tag, attributes in read.elements:
+        assert not [key for key in attributes if key.startswith("on") or key in ("href", "srcset", "action")]
+        if "src" in attributes:
+            assert tag == "img"
+            assert (attributes["src"] or "").startswith("data:image/png;base64,")
+            assert attributes["alt"]
+    (policy,) = (a["content"] for _, a in read.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def test_names_are_text_and_control_characters_are_seen() -> None:
+    text = page(*CASES["hostile"])
+    read = Read(text)
+    for name in HOSTILE:
+        assert read.text.count(printable(name)) >= 5
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+    assert "{{ 7 * 7 }}" in read.text  # a name is no template
+    names = [tag for tag, _ in read.elements if tag == "img"]
+    assert len(names) == 6 * len(HOSTILE)
+
+
+def test_a_page_says_what_evaluation_json_says() -> None:
+    read = Read(page(*CASES["plain"]))
+    assert "The merged model answers 86.5\xa0% of the test images right" in read.text
+    bars = [a["aria-label"] for tag, a in read.elements if tag == "svg"]
+    assert bars[:4] == ["source: 95.0 %", "ensemble: 95.0 %", "plain average: 30.5 %", "merged: 86.5 %"]
+    for table in (summary.scores, summary.details, summary.losses, summary.similarity, summary.cost):
+        found = table(CASES["plain"][0])
+        assert found
+        for row in found.rows:
+            for cell in row:
+                assert cell in read.text
+    assert "fsmerge merge +models=pair" in read.text
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "absent"),
+    [
+        ("plain", {"scores", "details", "training", "similarity", "confusion", "mistakes", "examples"}, set()),
+        ("unlabelled", {"details", "confusion", "examples", "training"}, {"scores", "mistakes"}),
+        ("evaluated", {"scores", "details", "cost"}, {"training", "similarity", "confusion", "certificates"}),
+        ("nothing", {"cost", "origin"}, {"scores", "details", "training", "similarity", "confusion", "examples"}),
+    ],
+)
+def test_there_is_a_section_for_what_there_is(name: str, there: set[str], absent: set[str]) -> None:
+    found = {a.get("id") for tag, a in Read(page(*CASES[name])).elements if tag == "section"}
+    assert there <= found
+    assert not absent & found
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("evaluated", "The model answers 75.0 % of the test images right."),
+        ("nothing", "Nothing was evaluated: there were no test images."),
+        (
+            "unlabelled",
+            "The merged model gives the answer of its source on 85.0 % of the test images. They have no labels, "
+            "so nobody knows which answers are right.",
+        ),
+    ],
+)
+def test_the_first_sentence_where_something_is_missing(name: str, sentence: str) -> None:
+    assert summary.verdict(CASES[name][0]) == [sentence]
+
+
+def test_numbers_that_are_none_or_not_finite_are_a_dash() -> None:
+    content: dict[str, Any] = evaluation()
+    content["similarity"]["low"]["blocks.1"] = {"cka": None, "cosine": float("nan"), "error": float("inf")}
+    content["training"]["curve"][3]["loss"] = float("nan")
+    content["rows"]["merged"]["mean_relative"] = None
+    text = page(content)
+    assert "nan" not in Read(text).text.lower()
+    assert "- / - / -" in text
+    heat = charts.similarity_map(content)
+    assert heat
+    assert heat.rows[0][1][1] == charts.Cell(None, "-", "low, blocks.1: CKA -, cosine -, relative error -")
+
+
+@pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [-1.0, 2.0], [1e-9, 1.0], [3.0, 3.0001], [1.0, 1e12]])
+def test_a_curve_stays_in_its_frame(values: list[float]) -> None:
+    content = evaluation(steps=0)
+    content["training"]["curve"] = [{"step": i + 1, "loss": v} for i, v in enumerate(values)]
+    plot = charts.loss_plot(content)
+    assert plot
+    places = [place for line in plot.lines for point in line.points for place in point]
+    places += [place for place, _ in (*plot.up, *plot.across)]
+    assert all(-1e-9 <= place <= 100 + 1e-9 for place in places)
+    assert 1 <= len(plot.up) <= 12
+    assert 2 <= len(plot.across) <= 12 or len(values) == 1
+
+
+def test_a_curve_is_thinned_to_means_and_keeps_every_step_of_a_short_one() -> None:
+    losses = [float(i) for i in range(1201)]
+    found = curve(losses)
+    assert len(found) == 401 <= CURVE
+    assert found[0] == {"step": 3, "loss": 1.0}
+    assert found[-1] == {"step": 1201, "loss": 1200.0}
+    assert len(curve(losses[:CURVE])) == CURVE
+    assert curve([]) == []
+
+
+def test_an_image_is_a_png_of_the_same_pixels() -> None:
+    for example in examples(("large", "small"))[::6]:
+        uri = data_uri(example.pixels)
+        image = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+        assert max(image.size) <= LARGEST
+        if len(example.pixels) == 1:
+            assert image.mode == "L"
+            assert list(image.tobytes()) == example.pixels.flatten().tolist()
+        else:
+            assert (image.mode, image.size) == ("RGB", (round(LARGEST * 180 / 224), LARGEST))
+
+
+def test_squares_take_the_text_colour_with_more_contrast() -> None:
+    assert not charts.Cell(0.7, "", "").strong
+    assert charts.Cell(0.75, "", "").strong
+    assert not charts.Cell(None, "", "").strong
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_card_has_the_same_tables_and_names_are_text(name: str) -> None:
+    content = CASES[name][0]
+    sources = [mlp_source(f"t{i}", [4], i) for i in range(2)]
+    card = model_card(compile_plan(sources), {}, content, "seed: 0\n")
+    for table in (
+        summary.scores(content),
+        summary.details(content),
+        summary.similarity(content),
+        summary.confusion(content, "merged", "softmax"),
+        summary.cost(content),
+        summary.certificates(content),
+    ):
+        assert table is None or markdown(table) in card
+    for task, own in content["answers"].items():
+        assert not own["pairs"] or f"**{escaped(task)}**\n\n{markdown(summary.mistakes(content, task))}" in card
+    assert "/far/" not in card
+    shown = Read(MarkdownIt("commonmark").enable("table").render(card))  # rich brings it along
+    assert not {"script", "img", "a", "style", "title"} & {tag for tag, _ in shown.elements}
+    for name in content["tasks"]:
+        assert shown.text.count(printable(name)) >= 1
+    widths = [len(re.findall("<t[hd]", line)) for line in re.findall("<tr>.*?</tr>", shown.html, flags=re.S)]
+    assert set(widths) <= {2, 3, 4, 5, 10, len(content["tasks"]) + 1, len(content["tasks"]) + 4}
+
+
+@pytest.mark.parametrize("method", ["average", "fs_merge"])
+def test_a_run_writes_the_page(method: str, tmp_path: Path) -> None:
+    options = {"name": method, **({"steps": 3} if method == "fs_merge" else {})}
+    result = merge("digits_mlp_pair", method=options, output=tmp_path / "out")
+    text = (tmp_path / "out/report.html").read_text()
+    certificates = {name: {"what": "", "status": "not applicable"} for name in ("reloaded", "heads")}
+    content = result.evaluation(certificates)
+    read = Read(text)
+    assert [tag for tag, _ in read.elements].count("img") == 12
+    assert f"{100 * content['rows']['merged']['mean_top1']:.1f}" in read.text
+    assert ("plain average" in read.text) == (method != "average")  # else it is the merged model
+    pixels = result.measured.examples[0].pixels
+    assert (pixels.shape, pixels.dtype) == ((1, 8, 8), torch.uint8)
+    assert data_uri(pixels) in text
+
+
+def test_a_page_of_an_evaluation_says_nothing_of_what_a_merge_saw() -> None:
+    merged = page(evaluation())
+    assert "On test images that the merge never saw." in merged
+    assert "all that the merge saw, in order" in merged
+    unrelated = {"name": "folder", "unrelated": {"name": "generated"}}
+    content = {**evaluation(), "certificates": {}, "config": {"data": unrelated}}
+    text = page(content)
+    assert "On the test images of this evaluation." in text
+    assert "all that the temperatures were fitted on, in order" in text
+    assert "2" * 64 in text
+    assert "the merge saw" not in text
+    none = page({**content, "cost": {**content["cost"], "images": 0}})
+    assert "1" * 64 not in none

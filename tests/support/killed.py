@@ -1,0 +1,84 @@
+"""A run that kills itself, without any chance to clean up, at a moment that the caller names.
+
+    python -m tests.support.killed OUTPUT METHOD PHASE MOMENT
+
+PHASE: capture, train, saving (a state, half written), fold, evaluate, writing. MOMENT: which of its events.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fsmerge_cli import merge
+from fsmerge_cli.common.progress import Event
+from fsmerge_cli.methods import fs_merge
+from fsmerge_cli.runs import result
+from fsmerge_cli.training import snapshots
+
+STEPS = 60
+DATA = {"name": "digits", "images_per_task": 40}
+
+
+def options(method: str) -> dict[str, Any]:
+    """What is run, here and by the test that resumes it."""
+    return {
+        "models": "digits_mlp_pair",
+        "method": {"name": method, "steps": STEPS, "batch_size": 16},
+        "data": DATA,
+        "hardware": {"device": "cpu", "threads": 1},
+        "checkpoint_every": 7,
+    }
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(output: str, method: str, phase: str, moment: int) -> None:
+    left = moment
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            die()
+
+    def progress(event: Event) -> None:
+        if event.phase.split()[0] == phase:
+            count()
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            count()
+            return function(*args, **kwargs)
+
+        return run
+
+    def half(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        write(tensors, path, metadata=metadata)
+        if left == 0:
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+        count()
+
+    write = snapshots.save_file
+    if phase == "saving":
+        snapshots.save_file = half  # type: ignore[assignment]
+    if phase == "fold":
+        fs_merge.fold = dying(fs_merge.fold)
+    if phase == "writing":
+        result.write_json = dying(result.write_json)
+        result.write_model = dying(result.write_model)
+    merge(output=output, resume=True, progress=progress, **options(method))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

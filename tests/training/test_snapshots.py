@@ -1,0 +1,262 @@
+"""Interrupt anything, lose a minute: a resumed run ends with the bytes of an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fsmerge_cli import merge
+from fsmerge_cli.cli import main
+from fsmerge_cli.common.errors import ConfigError, OutputError
+from fsmerge_cli.common.progress import Event
+from fsmerge_cli.methods import METHODS, Problem, Solution
+from fsmerge_cli.training import snapshots
+from fsmerge_cli.training.snapshots import Every, Keeper, Stage, check_state, state_folder
+from tests.support import killed
+from tests.support.paths import REPOSITORY
+from tests.support.sources import mlp_source
+
+METHOD_OPTIONS = {
+    "kd": {},
+    "fs_merge": {"maps": "low_rank", "rank": 2},
+    "fs_merge sequential": {"sequential": True},
+}
+
+
+class StopError(Exception):
+    """As sudden as a kill, but in this process."""
+
+
+def fit(
+    make_problem: Callable[..., Problem],
+    name: str,
+    folder: Path | None,
+    stop_after: int | None = None,
+    **options: Any,
+) -> Solution:
+    """A short training of three sources; stops by force after some steps, counted over all trainings."""
+    done = 0
+
+    def progress(event: Event) -> None:
+        nonlocal done
+        done += event.phase == "train" and bool(event.values)  # a step
+        if done == stop_after:
+            raise StopError
+
+    sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
+    problem = make_problem(sources, per_task=20, held=8)
+    problem = replace(problem, progress=progress, keeper=Keeper(folder, every=Every(steps=5), progress=progress))
+    settings = {"steps": 24, "batch_size": 16, **METHOD_OPTIONS[name], **options}
+    return METHODS[name.split()[0]](**settings).fit(problem)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "stop_after"),
+    [(name, step) for name in METHOD_OPTIONS for step in (3, 5, 13)]
+    + [("fs_merge sequential", step) for step in (24, 37)],  # the end of the first training, inside the second
+)
+def test_a_resumed_training_ends_with_the_same_bytes(
+    make_problem: Callable[..., Problem], tmp_path: Path, name: str, stop_after: int
+) -> None:
+    expected = fit(make_problem, name, None)
+    with pytest.raises(StopError):
+        fit(make_problem, name, tmp_path, stop_after)
+    resumed = fit(make_problem, name, tmp_path)
+    assert resumed.trace == expected.trace
+    for name_, tensor in expected.weights.items():
+        assert torch.equal(resumed.weights[name_], tensor), name_
+    assert all(torch.equal(a, b) for a, b in zip(resumed.readouts, expected.readouts))
+
+
+def test_what_was_done_is_not_done_again(make_problem: Callable[..., Problem], tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        fit(make_problem, "kd", tmp_path, stop_after=13)
+    with pytest.raises(StopError):  # steps 11 and 12 were not saved
+        fit(make_problem, "kd", tmp_path, stop_after=14)
+    fit(make_problem, "kd", tmp_path)
+    fit(make_problem, "kd", tmp_path, stop_after=1)  # a finished training takes no step
+
+
+def test_every_random_generator_is_as_it_was(tmp_path: Path) -> None:
+    stage = Stage(Keeper(tmp_path), tmp_path / "training1.safetensors")
+    np.random.standard_normal()  # leaves one number in the generator's hand
+    assert stage.save({"a": torch.ones(2)}, {"step": 1})
+    drawn = [torch.rand(3).tolist(), np.random.standard_normal(3).tolist(), random.random()]
+    loaded = stage.load()
+    assert loaded is not None
+    tensors, facts = loaded
+    assert drawn == [torch.rand(3).tolist(), np.random.standard_normal(3).tolist(), random.random()]
+    assert facts == {"step": 1}
+    assert list(tensors) == ["a"]
+
+
+def test_a_disk_that_fills_up_stops_nothing_and_keeps_the_older_state(
+    make_problem: Callable[..., Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    stage = Stage(Keeper(tmp_path, progress=lambda e: said.append(e.phase)), tmp_path / "training1.safetensors")
+    assert stage.save({"a": torch.ones(2)}, {"step": 1})
+    before = (tmp_path / "training1.safetensors").read_bytes()
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(snapshots, "save_file", full)
+    assert not stage.save({"a": torch.zeros(2)}, {"step": 2})
+    assert said == ["the state could not be saved ([Errno 28] No space left on device); the run goes on"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "training1.safetensors"]
+    assert (tmp_path / "training1.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(200, Every(steps=200)), ("90s", Every(seconds=90)), ("1.5m", Every(seconds=90))],
+)
+def test_intervals(value: int | str, expected: Every) -> None:
+    assert Every.parse(value) == expected
+
+
+@pytest.mark.parametrize("value", [0, -3, True, "60", "0s", "s", "1h", None, 1.5])
+def test_wrong_intervals(value: object) -> None:
+    with pytest.raises(ConfigError) as error:
+        Every.parse(value)
+    assert str(error.value) == (
+        f"checkpoint.every={value!r}: give a number of steps (200), or seconds or minutes with their unit "
+        "(60s, 5m)."
+    )
+
+
+def test_a_state_is_only_continued_by_its_own_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    content = {"method": {"name": "kd", "lr": 0.1}, "seed": 0, "sha256": ["a", "b"]}
+    check_state(out, content, resume=True, overwrite=False)
+    folder = state_folder(out)
+    assert folder == tmp_path / ".out.state"
+    assert not folder.exists()  # nothing was done yet
+    assert Keeper(folder, content).stage().save({}, {"step": 40, "steps": 100})
+    check_state(out, content, resume=True, overwrite=False)
+    with pytest.raises(ConfigError) as other:
+        check_state(out, {**content, "method": {"name": "kd", "lr": 0.2}, "sha256": ["a", "c"]}, True, False)
+    assert str(other.value) == (
+        f"resume=true: the interrupted run into {out} is another one:\n"
+        "  - method.lr is 0.1 there and 0.2 now\n"
+        '  - sha256.1 is "b" there and "c" now\n'
+        "Pass the values that it had, choose another output.dir=..., or begin again with resume=false "
+        "output.overwrite=true."
+    )
+    with pytest.raises(OutputError) as occupied:
+        check_state(out, content, resume=False, overwrite=False)
+    assert str(occupied.value) == (
+        f"an interrupted run into {out} left its state (step 40 of 100). Pass resume=true to continue it, or "
+        "output.overwrite=true to begin again."
+    )
+    assert (folder / "training1.safetensors").exists()
+    check_state(out, content, resume=False, overwrite=True)
+    assert not folder.exists()
+
+
+def comparable(folder: Path) -> dict[str, Any]:
+    """All that a run wrote, without what says when and how long."""
+    found: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")
+    }
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    return {**found, "evaluation": {k: v for k, v in evaluation.items() if k not in ("cost", "provenance")}}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "out"
+    merge(output=folder, **killed.options("fs_merge"))
+    return comparable(folder)
+
+
+PHASES = {"capture": 2, "train": killed.STEPS, "saving": 8, "fold": 1, "evaluate": 3, "writing": 2}
+
+
+def kill_and_resume(tmp_path: Path, uninterrupted: dict[str, Any], phase: str, moment: int) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tests.support.killed", str(out), "fs_merge", phase, str(moment)]
+    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
+    assert not out.exists()
+    events: list[Event] = []
+    merge(output=out, resume=True, progress=events.append, **killed.options("fs_merge"))
+    assert comparable(out) == uninterrupted
+    assert not state_folder(out).exists()
+    steps = sum(event.phase == "train" and bool(event.values) for event in events)
+    if phase in ("evaluate", "writing"):
+        assert steps == 0
+    elif phase == "fold":  # what comes after it is the release
+        assert steps == round(0.95 * killed.STEPS)
+    elif phase != "capture":
+        assert steps < killed.STEPS or moment < 7
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("phase", list(PHASES))
+def test_a_killed_run_is_resumed_to_the_same_bytes(
+    tmp_path: Path, uninterrupted: dict[str, Any], phase: str
+) -> None:
+    kill_and_resume(tmp_path, uninterrupted, phase, random.Random(phase).randrange(PHASES[phase]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(25))
+def test_killed_again_and_again(tmp_path: Path, uninterrupted: dict[str, Any], number: int) -> None:
+    phase = list(PHASES)[number % len(PHASES)]
+    kill_and_resume(tmp_path, uninterrupted, phase, random.Random(number).randrange(PHASES[phase]))
+
+
+@pytest.mark.full
+def test_ctrl_c_saves_and_prints_the_command_that_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fsmerge_cli.reporting import terminal
+
+    shown = terminal.Reporter.__call__
+
+    def press(self: Any, event: Event) -> None:
+        shown(self, event)
+        if event.phase == "train" and event.done == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    out = tmp_path / "my out"
+    arguments = ["merge", "+models=digits_mlp_pair", "method=kd", "method.steps=30", f"output.dir={out}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(terminal.Reporter, "__call__", press)
+        assert main(arguments) == 130
+    said = capsys.readouterr().err
+    assert said.endswith(
+        "fsmerge: interrupted at step 10 of 30; what was done is saved. Continue with\n"
+        f"  fsmerge merge +models=digits_mlp_pair method=kd method.steps=30 'output.dir={out}' resume=true\n"
+    )
+    assert "Traceback" not in said
+    assert not out.exists()
+    assert main(arguments) == 2
+    assert "left its state (step 10 of 30). Pass resume=true to continue it" in capsys.readouterr().err
+    assert main([*arguments, "method.lr=0.01", "resume=true"]) == 2
+    assert "  - method.lr is null there and 0.01 now\n" in capsys.readouterr().err
+    assert main([*arguments, "resume=true"]) == 0
+    assert not state_folder(out).exists()
+    plain = tmp_path / "plain"
+    assert main([*arguments[:-1], f"output.dir={plain}"]) == 0
+    assert comparable(out) == comparable(plain)
+    capsys.readouterr()
+    assert main([*arguments, "resume=true"]) == 0
+    assert "finished before: nothing was done\n" in capsys.readouterr().out
+    assert main([*arguments, "resume=true", "seed=3"]) == 2
+    assert "is another one:\n  - seed is 0 there and 3 now\n" in capsys.readouterr().err
