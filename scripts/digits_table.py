@@ -21,10 +21,17 @@ from fsmerge_cli import merge
 
 # The features alone, of the images as they are: what tells the methods apart, not the best recipe of either.
 PLAIN: dict[str, Any] = {
-    **{"logits": 0.0, "apart": 0.0, "augment": "none", "mix": 0.0, "lr": 1e-3, "start": "first"},
+    **{
+        "logit_weight": 0.0,
+        "outlier_exposure": 0.0,
+        "augment": "none",
+        "mixup": 0.0,
+        "lr": 1e-3,
+        "start": "first",
+    },
     **{"optimizer": "adamw", "batch_size": 128, "steps": 1000},
 }
-FOLDED = {**PLAIN, "release": 0.0}
+FOLDED = {**PLAIN, "finetune_share": 0.0}
 
 METHODS: dict[str, dict[str, Any]] = {
     "average": {"name": "average"},

@@ -42,7 +42,7 @@ def test_a_fold_on_the_gpu_is_that_on_the_cpu(structure: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [folding(steps=8), folding(steps=8, maps="low_rank", mix=0.5), distilling(steps=8)]
+    "method", [folding(steps=8), folding(steps=8, maps="low_rank", mixup=0.5), distilling(steps=8)]
 )
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"features": "live"}])
 def test_a_training_in_fp32_is_that_on_the_cpu(

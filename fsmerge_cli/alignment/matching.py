@@ -171,13 +171,13 @@ def fit_matched(problem: Problem, fit: Callable[[Problem, Literal["average", "al
     keeper.beside = {f"{i}.{name}": p for i, own in enumerate(permutations) for name, p in own.items()}
     ordered = in_order(problem, permutations)
     solution = fit(ordered.problem, "average")
-    readouts = tuple(B @ U.to(B.device) for B, U in zip(ordered.back, solution.readouts))
+    projectors = tuple(B @ U.to(B.device) for B, U in zip(ordered.back, solution.projectors))
     stages = solution.stages
     if solution.maps is not None:  # they fold the reordered sources, which a stage can say
         stages = (Stage(problem.plan, solution.maps, (), solution.weights),)
     originals = problem.weights("cpu")
     stages = tuple(replace(stage, sources=originals, permutations=permutations) for stage in stages)
-    return replace(solution, readouts=readouts, maps=None, stages=stages, permutations=permutations)
+    return replace(solution, projectors=projectors, maps=None, stages=stages, permutations=permutations)
 
 
 def reordered(plan: Plan, source: Source, permutations: Permutations) -> Source:
@@ -185,10 +185,10 @@ def reordered(plan: Plan, source: Source, permutations: Permutations) -> Source:
     weights, head = permute(plan, source.weights, permutations), source.head
     if head is not None:
         features = permutations[plan.features.space]
-        if head.readout is None:
+        if head.projector is None:
             head = replace(head, weight=head.weight[:, features])
         else:
-            head = replace(head, readout=head.readout[:, features])
+            head = replace(head, projector=head.projector[:, features])
     return replace(source, weights=weights, head=head)
 
 

@@ -46,6 +46,6 @@ def rounded(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 def rounded_head(head: Head, dtype: str) -> Head:
     """A head with the values that `dtype` has."""
-    parts = {"weight": head.weight, "bias": head.bias, "readout": head.readout}
+    parts = {"weight": head.weight, "bias": head.bias, "projector": head.projector}
     found = rounded({name: t for name, t in parts.items() if t is not None}, dtype)
-    return replace(head, weight=found["weight"], bias=found.get("bias"), readout=found.get("readout"))
+    return replace(head, weight=found["weight"], bias=found.get("bias"), projector=found.get("projector"))

@@ -14,10 +14,10 @@ from fsmerge_cli.models.source_spec import SourceSpec
 
 
 def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Content of heads.safetensors: tensors by `NAME.weight|bias|readout`, and the facts that go with them."""
+    """Content of heads.safetensors: tensors by `NAME.weight|bias|projector`, and the facts that go with them."""
     tensors: dict[str, Tensor] = {}
     for name, head in heads.items():
-        parts = {"weight": head.weight, "bias": head.bias, "readout": head.readout}
+        parts = {"weight": head.weight, "bias": head.bias, "projector": head.projector}
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
     facts = {"labels": {name: list(head.labels) for name, head in heads.items()}}
     kinds = {
@@ -47,7 +47,7 @@ def choose_head(
 ) -> Head | None:
     """The head that an entry asks for, or the only one; None where there is none. Raises SourceError.
 
-    stored: tensors by `NAME.weight|bias|readout`; metadata: of heads.safetensors. stated: labels in config.json,
+    stored: tensors by `NAME.weight|bias|projector`; metadata: of heads.safetensors. stated: labels in config.json,
     taken where neither the entry nor the metadata has some and there is one for every class.
     """
     facts = _stored_facts(metadata)
@@ -71,8 +71,8 @@ def choose_head(
     names_given = given or (() if chosen in facts["numbered"] else known) or fitting
     classes = names_given or known or tuple(str(c) for c in range(len(weight)))
     unit = chosen in facts["normalize"] if spec.normalize is None else spec.normalize
-    readout = stored.get(f"{chosen}.readout")
-    return Head(weight, stored.get(f"{chosen}.bias"), classes, unit, bool(names_given), readout)
+    projector = stored.get(f"{chosen}.projector")
+    return Head(weight, stored.get(f"{chosen}.bias"), classes, unit, bool(names_given), projector)
 
 
 def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:

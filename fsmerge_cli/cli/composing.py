@@ -28,7 +28,7 @@ def added(argument: str) -> str:
     if re.fullmatch(r"data[\w.]*=[^'\":,\[\]]*\{task\}[^'\":,\[\]]*", argument):
         key, _, value = argument.partition("=")
         argument = f'{key}="{value}"'
-    inside = re.match(r"data\.(tasks|args|train_args|test_args|unrelated)\.", argument)
+    inside = re.match(r"data\.(tasks|args|train_args|test_args|auxiliary)\.", argument)
     return f"++{argument}" if inside else argument
 
 

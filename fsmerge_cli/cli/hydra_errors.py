@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fsmerge_cli.common import presets
-from fsmerge_cli.common.errors import ConfigError, FsmergeError, unknown
+from fsmerge_cli.common.errors import ConfigError, FsmergeError, unknown, unknown_key
 
 PLUGINS = {
     "hydra/launcher=joblib": ("Hydra's joblib launcher", "launcher=joblib"),
@@ -115,7 +115,7 @@ def _missing(base: DictConfig, key: str) -> str | None:
             options = [str(k) for k in place]
             if not options:
                 return None
-            return unknown(f"key in {'.'.join(path)}" if path else "key", part, options)
+            return unknown_key(".".join(path), part, options)
         path.append(part)
         place = place[part]
     return None

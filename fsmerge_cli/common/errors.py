@@ -136,3 +136,29 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, listed, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"unknown {kind} '{name}'.{hint} Available: {', '.join(listed) or 'none'}."
+
+
+RENAMED = {
+    "apart": "outlier_exposure",
+    "foreign": "cross_task_weight",
+    "logits": "logit_weight",
+    "mix": "mixup",
+    "readout": "projector",
+    "release": "finetune_share",
+    "release_lr": "finetune_lr",
+    "unrelated": "auxiliary",
+}
+"""Keys of options by their old names."""
+
+
+def unknown_key(place: str, name: str, options: Iterable[str]) -> str:
+    """Message for a key that `place` ("": the top) does not have; a renamed one is answered with its new name.
+
+    >>> unknown_key("method", "mix", ["mixup", "steps"])
+    'method.mix is now called method.mixup. Write method.mixup=...'
+    """
+    listed = list(options)
+    if (new := RENAMED.get(name)) in listed:
+        prefix = f"{place}." if place else ""
+        return f"{prefix}{name} is now called {prefix}{new}. Write {prefix}{new}=..."
+    return unknown(f"key in {place}" if place else "key", name, listed)

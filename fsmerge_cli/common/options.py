@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeGuard, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.errors import ConfigError, unknown, unknown_key
 
 FORBID = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -84,7 +84,7 @@ def _sentences(error: ValidationError, where: str, cls: type[Any]) -> list[str]:
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             name = str(item["loc"][-1])
             place = path.removesuffix(f".{name}")
-            sentences.append(unknown(f"key in {place}", name, [f.name for f in fields(owner)]))
+            sentences.append(unknown_key(place, name, [f.name for f in fields(owner)]))
         elif item["type"].startswith("missing"):
             sentences.append(f"{path} is missing.")
         elif item["type"] == "value_error":  # from a check over several fields, already in the user's words

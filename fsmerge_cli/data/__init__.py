@@ -33,40 +33,40 @@ DATASETS: dict[str, type[DataConfig]] = {
 }
 
 
-def unrelated(config: DataConfig) -> tuple[DataConfig, tuple[str, ...] | None] | None:
-    """The data set of `data.unrelated` and the labels to take of it; None where there is none.
+def auxiliary(config: DataConfig) -> tuple[DataConfig, tuple[str, ...] | None] | None:
+    """The data set of `data.auxiliary` and the labels to take of it; None where there is none.
 
     Raises ConfigError where a key is wrong.
     """
-    if config.unrelated is None:
+    if config.auxiliary is None:
         return None
-    count = {"images_per_task": config.images_per_task} if config.nobodys else {}
-    values = {"name": None, **count, **config.unrelated}
+    count = {"images_per_task": config.images_per_task} if config.taskless else {}
+    values = {"name": None, **count, **config.auxiliary}
     labels = values.pop("labels", None)
-    found = choose(DATASETS, values, "data.unrelated")
-    if found.unrelated is not None:
-        raise ConfigError("data.unrelated.unrelated: unrelated images have none of their own. Take the key away.")
+    found = choose(DATASETS, values, "data.auxiliary")
+    if found.auxiliary is not None:
+        raise ConfigError("data.auxiliary.auxiliary: unrelated images have none of their own. Take the key away.")
     if isinstance(labels, str):
         sets = found.label_sets()
         if labels not in sets:
-            raise ConfigError(f"data.unrelated.labels: {unknown('label set', labels, sets)}")
+            raise ConfigError(f"data.auxiliary.labels: {unknown('label set', labels, sets)}")
         labels = sets[labels]
     if labels is not None and not (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
-        raise ConfigError(f"data.unrelated.labels={labels!r}: should be a list of labels, or a label set's name.")
+        raise ConfigError(f"data.auxiliary.labels={labels!r}: should be a list of labels, or a label set's name.")
     return found, None if labels is None else tuple(labels)
 
 
-def unrelated_images(
+def auxiliary_images(
     config: DataConfig, transform: Callable[[Image.Image], Tensor]
 ) -> tuple[ImageSet, DataConfig] | None:
     """The images that belong to no task, and the data set that says how many are drawn; raises DataError."""
-    found = unrelated(config)
+    found = auxiliary(config)
     if found is None:
-        if not config.nobodys:
+        if not config.taskless:
             return None
         found = config, None
     images = found[0].build("train", Task("", found[1]), transform)
     return None if images is None else (images, found[0])
 
 
-__all__ = ["DATASETS", "DataConfig", "ImageSet", "Task", "unrelated", "unrelated_images"]
+__all__ = ["DATASETS", "DataConfig", "ImageSet", "Task", "auxiliary", "auxiliary_images"]

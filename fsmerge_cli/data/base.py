@@ -132,12 +132,12 @@ class DataConfig(ABC):
     name: key in DATASETS. images_per_task: all the unlabelled images that a merge may see of each task, the
     validation share included; `all` takes every one of the training split. augment: none, shift, paper or
     strong, for what every method sees. views: augmented copies added per image, where augment is not none.
-    validation: share of the images kept for choosing the best step; used from 32 images per task on. unrelated:
+    validation: share of the images kept for choosing the best step; used from 32 images per task on. auxiliary:
     another data set (its name and keys; labels: which of its images), whose images belong to no task: every
     source is asked about each.
     """
 
-    nobodys: ClassVar[bool] = False
+    taskless: ClassVar[bool] = False
     """Whether the images belong to no task."""
 
     name: str
@@ -145,7 +145,7 @@ class DataConfig(ABC):
     augment: Augment = "none"
     views: Positive = 4
     validation: Share = 0.1
-    unrelated: Mapping[str, Any] | None = None
+    auxiliary: Mapping[str, Any] | None = None
 
     @classmethod
     def label_sets(cls) -> Mapping[str, tuple[str, ...]]:

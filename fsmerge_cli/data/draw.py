@@ -27,7 +27,7 @@ FEWEST_FOR_VALIDATION = 32
 
 Targets = Literal["own", "all"]
 
-NOBODY = -1
+NO_TASK = -1
 """Task of an image that belongs to none: every source is asked."""
 
 
@@ -51,12 +51,12 @@ class Images:
         """Which images one source is compared on, [n]."""
         if targets == "all":
             return torch.ones(len(self), dtype=torch.bool)
-        return (self.task == source) | (self.task == NOBODY)
+        return (self.task == source) | (self.task == NO_TASK)
 
     def regroup(self, groups: Sequence[int | None]) -> Images:
         """The images of the tasks that have a group, with the group as their task, and those of no task."""
-        gone = NOBODY - 1
-        table = torch.tensor([*(gone if g is None else g for g in groups), NOBODY])  # the last is that of NOBODY
+        gone = NO_TASK - 1
+        table = torch.tensor([*(gone if g is None else g for g in groups), NO_TASK])  # the last is that of NOBODY
         task = table[self.task]
         kept = task != gone
         place = kept.cumsum(0) - 1
@@ -69,7 +69,7 @@ def draw(
     sets: Sequence[ImageSet],
     seed: int,
     workers: int = 0,
-    unrelated: tuple[ImageSet, DataConfig] | None = None,
+    auxiliary: tuple[ImageSet, DataConfig] | None = None,
     progress: Progress = silent,
     counts: Sequence[int] | None = None,
     tests: Mapping[bytes, str] | None = None,
@@ -77,7 +77,7 @@ def draw(
     """Draw `images_per_task` images of each task, and their augmented views; also what had to be left out.
 
     The first images of one permutation are taken, so that a smaller draw is part of a larger one. Instead of an
-    image that is left out the next one is taken. unrelated: images of no task, and the data set that says how many
+    image that is left out the next one is taken. auxiliary: images of no task, and the data set that says how many
     of them; none of them is held back. counts: images of each task, where `config` does not say it. tests: digests
     of the test images (see `digest`), none of which is drawn, and what they are called. workers: processes that
     read and augment; the images are the same with any number of them. Raises DataError where an image cannot be
@@ -88,9 +88,9 @@ def draw(
     picks = [
         _Pick(own, config, seed, index, count, workers) for index, (own, count) in enumerate(zip(sets, counts))
     ]
-    if unrelated is not None:
-        own, other = unrelated
-        picks.append(_Pick(own, other, seed, NOBODY, other.count(len(own)), workers))
+    if auxiliary is not None:
+        own, other = auxiliary
+        picks.append(_Pick(own, other, seed, NO_TASK, other.count(len(own)), workers))
     total, seen = sum(pick.count for pick in picks), 0
 
     def told(count: int) -> None:
@@ -100,7 +100,7 @@ def draw(
 
     banned = dict(tests or {})
     for pick in picks:  # first of all tasks, so that none is trained on for another
-        share = pick.config.validation if hold_back and pick.task != NOBODY else 0
+        share = pick.config.validation if hold_back and pick.task != NO_TASK else 0
         pick.hold(min(round(share * pick.count), pick.count - 1), banned, told)
     held = {mark: title for pick in picks for mark, title in pick.marks.items()}
     for pick in picks:

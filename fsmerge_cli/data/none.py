@@ -18,11 +18,11 @@ from fsmerge_cli.data.images.generated import Generated
 class NoImages(DataConfig):
     """There is no task data, so nothing is evaluated either; every source is asked about images of no task.
 
-    images_per_task: how many of these there are for all tasks together. unrelated: the data set that they are
+    images_per_task: how many of these there are for all tasks together. auxiliary: the data set that they are
     taken from; null generates them.
     """
 
-    nobodys: ClassVar[bool] = True
+    taskless: ClassVar[bool] = True
 
     name: Literal["none"] = "none"
     images_per_task: Positive = 2000

@@ -49,7 +49,7 @@ class PerTask(DataConfig):
         if shared:
             raise ConfigError(f"{where}.{shared[0]}: this is one for all tasks. Set data.{shared[0]} instead.")
         found = choose(DATASETS, {"images_per_task": self.images_per_task, **values}, where)
-        if found.nobodys or isinstance(found, PerTask):
+        if found.taskless or isinstance(found, PerTask):
             raise ConfigError(
                 f"{where}.name={found.name}: this is no data set of one task. Pass another one, or "
                 f"{where}.images_per_task=0 for a task without training images."

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.progress import Event, Progress, silent
-from fsmerge_cli.data import DataConfig, ImageSet, Task, unrelated_images
+from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
 from fsmerge_cli.data.base import Split
-from fsmerge_cli.data.draw import NOBODY, READ, Images, Loss, digest, draw
+from fsmerge_cli.data.draw import NO_TASK, READ, Images, Loss, digest, draw
 from fsmerge_cli.data.reading import sift, together
 
 SHOWN = 3
@@ -41,7 +41,7 @@ class Tests:
 
 def built(data: DataConfig, split: Split, tasks: Sequence[Task], transform: Transform) -> list[ImageSet | None]:
     """The images of every task in a split; of the training, none where none are asked for. Raises DataError."""
-    unasked = [split == "train" and (data.nobodys or data.of(task.name).images_per_task == 0) for task in tasks]
+    unasked = [split == "train" and (data.taskless or data.of(task.name).images_per_task == 0) for task in tasks]
     return [None if no else data.build(split, task, transform) for task, no in zip(tasks, unasked)]
 
 
@@ -108,13 +108,13 @@ def drawn(
 ) -> tuple[Images, tuple[str, ...]]:
     """The images that a merge may see, none of them among the test's, and what to know. Raises DataError."""
     sets = built(data, "train", tasks, transform)
-    others = unrelated_images(data, transform)
+    others = auxiliary_images(data, transform)
     notes = [note for own in [*sets, *tests.sets] if own for note in own.notes]
     if others is not None:
         kind = "generated" if others[1].name in ("generated", "none") else f"unrelated (data={others[1].name})"
         notes.append(f"{others[1].count(len(others[0]))} images belong to no task: {kind}")
     notes += [note for task, own in zip(tasks, sets) if own and (note := _too_few(data, task, own))]
-    full = [own or ImageSet(0, _no_image, transform, labelled=False) for own in sets if not data.nobodys]
+    full = [own or ImageSet(0, _no_image, transform, labelled=False) for own in sets if not data.taskless]
     counts = [data.of(task.name).count(len(own)) for task, own in zip(tasks, full)]
     images, losses = draw(data, full, seed, workers, others, progress, counts, tests.marks)
     return images, tuple(dict.fromkeys([*notes, *(note for loss in losses for note in _lost(loss, tasks))]))
@@ -127,7 +127,7 @@ def counted(
     if data is None:
         return [], [], 0
     transform = pixels()
-    sets, others = built(data, "train", tasks, transform), unrelated_images(data, transform)
+    sets, others = built(data, "train", tasks, transform), auxiliary_images(data, transform)
     counts = [data.of(task.name).count(len(own)) if own else 0 for task, own in zip(tasks, sets)]
     count, other = (others[1].count(len(others[0])), others[1]) if others else (0, data)
     tests = [len(own) if own else 0 for own in built(data, "test", tasks, transform)]
@@ -153,7 +153,7 @@ def _too_few(data: DataConfig, task: Task, own: ImageSet) -> str | None:
 
 def _lost(loss: Loss, tasks: Sequence[Task]) -> list[str]:
     """What was left out of one draw, in sentences."""
-    where = "images of no task" if loss.task == NOBODY else f"task '{tasks[loss.task].name}'"
+    where = "images of no task" if loss.task == NO_TASK else f"task '{tasks[loss.task].name}'"
     found = [_unreadable(loss.unreadable, "image")] if loss.unreadable else []
     places = {"test images": loss.test, "validation images": loss.validation}
     for what, pairs in places.items():

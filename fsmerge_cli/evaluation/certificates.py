@@ -172,11 +172,11 @@ def _loads(proof: Proof, folder: Path) -> bool:
 def _unfolded(proof: Proof, features: Tensor) -> Certificate:
     what = "features of the written file = features of the sources side by side between the maps, in fp64"
     stages = proof.solution.stages
-    if len(stages) == 1 and not proof.solution.released:  # all of the merge, of reordered sources
+    if len(stages) == 1 and not proof.solution.finetuned:  # all of the merge, of reordered sources
         return Certificate("unfolded", what, max(_readout_errors(proof, stages[0], features)), TOLERANCE)
     if stages:
         errors = [_stage_error(proof, stage) for stage in stages]
-        if proof.solution.released:  # what was trained on after the fold has no maps
+        if proof.solution.finetuned:  # what was trained on after the fold has no maps
             what = "what was folded before the release = features of the sources side by side between the maps"
             return Certificate("unfolded", what, max(errors), TOLERANCE)
         last = _network(proof.plan, stages[-1].weights)(proof.pixels.double())
@@ -205,20 +205,20 @@ def _readout_errors(proof: Proof, stage: Stage, features: Tensor) -> list[float]
     supernet = _unfolded_stage(stage)
     exact = supernet(proof.pixels)
     errors = [relative_error(features, exact)]
-    for i, readout in enumerate(proof.solution.readouts):
-        found = features @ readout.cpu().double().T
+    for i, projector in enumerate(proof.solution.projectors):
+        found = features @ projector.cpu().double().T
         if stage.permutations:
             found = found[:, stage.permutations[i][stage.plan.features.space].cpu()]
-        errors.append(relative_error(found, supernet.readout(exact, i)))
+        errors.append(relative_error(found, supernet.project(exact, i)))
     return errors
 
 
 def _heads(proof: Proof, heads: Mapping[str, Tensor], features: Tensor) -> Certificate:
     what = "written heads on merged features = sources' heads on the features read out for them"
     errors = []
-    for source, readout in zip(proof.sources, proof.solution.readouts):
+    for source, projector in zip(proof.sources, proof.solution.projectors):
         if source.head is not None:
-            expected = _double(source.head)(features @ readout.cpu().double().T)
+            expected = _double(source.head)(features @ projector.cpu().double().T)
             found = _double(written_head(proof, source.name, heads))(features)
             errors.append(relative_error(found, expected))
     return Certificate("heads", what, max(errors) if errors else None, TOLERANCE)
@@ -266,7 +266,7 @@ def written_head(proof: Proof, name: str, tensors: Mapping[str, Tensor]) -> Head
         head,
         weight=tensors[f"{name}.weight"],
         bias=tensors.get(f"{name}.bias"),
-        readout=tensors.get(f"{name}.readout"),
+        projector=tensors.get(f"{name}.projector"),
     )
 
 
@@ -294,5 +294,5 @@ def _network(plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype = tor
 
 
 def _double(head: Head) -> Head:
-    bias, readout = (None if t is None else t.cpu().double() for t in (head.bias, head.readout))
-    return replace(head, weight=head.weight.cpu().double(), bias=bias, readout=readout)
+    bias, projector = (None if t is None else t.cpu().double() for t in (head.bias, head.projector))
+    return replace(head, weight=head.weight.cpu().double(), bias=bias, projector=projector)

@@ -161,9 +161,9 @@ def _elsewhere(logits: Sequence[Tensor], own: int, heads: Heads) -> tuple[str, s
     return (heads.tasks[best], answers[best].label) if best != own else None
 
 
-ANSWERS = "answers.safetensors"
+CORRECT = "correct.safetensors"
 
 
-def write_answers(folder: Path, right: Mapping[str, Tensor]) -> None:
+def write_correct(folder: Path, right: Mapping[str, Tensor]) -> None:
     """Write which test images were answered right, so that runs can be compared image by image."""
-    write_tensors(folder / ANSWERS, {name: tensor.to(torch.uint8) for name, tensor in right.items()})
+    write_tensors(folder / CORRECT, {name: tensor.to(torch.uint8) for name, tensor in right.items()})

@@ -208,12 +208,12 @@ def _backbone(problem: Problem, solution: Solution) -> nn.Module:
 
 
 def _forward(problem: Problem, solution: Solution, backbone: nn.Module) -> Forward:
-    """The merged model with its readouts and heads."""
-    pairs = zip(problem.sources, solution.readouts)
+    """The merged model with its projectors and heads."""
+    pairs = zip(problem.sources, solution.projectors)
     heads = [
         rounded_head(fold_head(s.head.to(problem.device), U), solution.dtype) if s.head else None for s, U in pairs
     ]
-    return merged_forward(backbone, solution.readouts, heads)
+    return merged_forward(backbone, solution.projectors, heads)
 
 
 def _seen(sets: Sequence[ImageSet | None], outputs: Outputs) -> Evaluated:

@@ -47,7 +47,7 @@ class Score:
     tasks: by name. joint: share of right answers among the labels of all tasks, by protocol (`softmax`: each
     head's own softmax, then the largest probability; `logits`: the largest raw logit; `..._calibrated`: after one
     temperature per head); empty for a source alone. features: how like the estimated features are to the
-    source's, by task (error relative to their variance, cosine, cka). temperatures: by task. right: whether each
+    source's, by task (error relative to their variance, cosine, cka). temperatures: by task. correct: whether each
     answer was, `task.NAME` [n of the task] and `joint.PROTOCOL` [n], in the order of the test images. chosen: how
     often a label of which task was chosen for images of which task.
     """
@@ -56,7 +56,7 @@ class Score:
     joint: Mapping[str, float]
     features: Mapping[str, Mapping[str, float | None]]
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    right: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    correct: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
     chosen: Chosen = field(default_factory=dict)
 
     @property
@@ -115,13 +115,13 @@ class TestSet:
 
 
 def merged_forward(
-    backbone: Callable[[Tensor], Tensor], readouts: Sequence[Tensor], heads: Sequence[Head | None]
+    backbone: Callable[[Tensor], Tensor], projectors: Sequence[Tensor], heads: Sequence[Head | None]
 ) -> Forward:
-    """One backbone with a readout U_out and a folded head per task."""
+    """One backbone with a projector U_out and a folded head per task."""
 
     def forward(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         z = backbone(pixels)
-        return [z @ U.T for U in readouts], [head(z) for head in heads if head]
+        return [z @ U.T for U in projectors], [head(z) for head in heads if head]
 
     return forward
 

@@ -26,5 +26,5 @@ class Average(Weighted):
         maps = start_maps(problem.plan, weights, "diagonal", "average", task_weights=shares).to(problem.device)
         maps.requires_grad_(False)
         port = problem.plan.features
-        readouts = tuple(maps.read(port, i).dense() for i in range(len(weights)))
-        return Solution(fold(problem.plan, maps, weights), readouts, maps=maps)
+        projectors = tuple(maps.read(port, i).dense() for i in range(len(weights)))
+        return Solution(fold(problem.plan, maps, weights), projectors, maps=maps)

@@ -17,12 +17,12 @@ from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.supernet.student import Student
-from fsmerge_cli.training.batches import Asking
+from fsmerge_cli.training.batches import ViewOptions
 from fsmerge_cli.training.loop import Phase, train
-from fsmerge_cli.training.objective import Extras
+from fsmerge_cli.training.objective import LossWeights
 from fsmerge_cli.training.problem import Problem, Solution
 from fsmerge_cli.training.state import Schedule, Trace
-from fsmerge_cli.training.teachers import Captured, capture
+from fsmerge_cli.training.teachers import TeacherTargets, capture
 
 Budget = Literal["fast", "default", "best"]
 BUDGETS: dict[Budget, float] = {"fast": 0.25, "default": 1.0, "best": 4.0}
@@ -78,7 +78,7 @@ class Prepared:
     """What a training looks at: the images with their fixed copies, and the sources' answers to them."""
 
     images: Images
-    targets: Sequence[Captured]
+    targets: Sequence[TeacherTargets]
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -112,12 +112,12 @@ class Trained(Weighted, ABC):
     weight_decay: NonNegativeFloat = 1e-3
     clip: PositiveFloat = 1.0
     targets: Targets = "all"
-    logits: NonNegativeFloat = 1.0
-    foreign: NonNegativeFloat = 0.4
-    apart: NonNegativeFloat = 0.2
+    logit_weight: NonNegativeFloat = 1.0
+    cross_task_weight: NonNegativeFloat = 0.4
+    outlier_exposure: NonNegativeFloat = 0.2
     augment: Augment = "strong"
     views: Positive | Literal["fresh"] = "fresh"
-    mix: Share = 0.8
+    mixup: Share = 0.8
     retries: Count = 0
 
     def all_steps(self, k: int) -> int:
@@ -138,13 +138,13 @@ class Trained(Weighted, ABC):
         return self.matrix_lr or self.MATRICES
 
     @property
-    def asking(self) -> Asking:
+    def view_options(self) -> ViewOptions:
         """How the images become questions."""
-        return Asking(self.augment, self.views, self.mix)
+        return ViewOptions(self.augment, self.views, self.mixup)
 
     def images_per_step(self, there: int) -> int:
         """Images of one step where so many are trained on, their fixed copies not counted."""
-        if self.asking.fresh:
+        if self.view_options.fresh:
             return self.batch_size  # filled up with other views
         copies = self.views if self.augment != "none" and isinstance(self.views, int) else 0
         return min(self.batch_size, there * (1 + copies))
@@ -159,9 +159,9 @@ class Trained(Weighted, ABC):
         if len(problem.images) == 0:
             raise DataError(
                 "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
-                "data.unrelated={name: generated} for images of no task, or method=average, which needs none."
+                "data.auxiliary={name: generated} for images of no task, or method=average, which needs none."
             )
-        images = self.asking.copies(problem.images, problem.seed)
+        images = self.view_options.copies(problem.images, problem.seed)
         targets = capture(
             problem.sources,
             images,
@@ -208,8 +208,8 @@ class Trained(Weighted, ABC):
                     problem.progress,
                     problem.world,
                     problem.keeper,
-                    self.asking,
-                    Extras(self.logits, self.apart, self.foreign),
+                    self.view_options,
+                    LossWeights(self.logit_weight, self.outlier_exposure, self.cross_task_weight),
                     phase,
                 )
                 return replace(trace, halved=attempt)

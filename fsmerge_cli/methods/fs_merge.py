@@ -26,7 +26,7 @@ from fsmerge_cli.training.state import Trace
 
 @dataclass(frozen=True, config=FORBID)
 class FSMerge(Trained):
-    """The maps M and U of every port, the norms and the readouts U_out are trained; the sources are frozen.
+    """The maps M and U of every port, the norms and the projectors U_out are trained; the sources are frozen.
 
     maps: diagonal, low_rank (diagonal + rank-`rank` product), full, or heads (attention spaces: one block per
     head, then heads are mixed; other spaces low_rank). rank: at the width of the features; other spaces take it
@@ -43,8 +43,8 @@ class FSMerge(Trained):
     maps: Structure = "full"
     rank: Positive = 12
     start: Literal["matched", "average", "first", "aligned"] = "matched"
-    release: Share = 0.95
-    release_lr: PositiveFloat | None = None
+    finetune_share: Share = 0.95
+    finetune_lr: PositiveFloat | None = None
     sequential: Flag = False
 
     def all_steps(self, k: int) -> int:
@@ -62,28 +62,28 @@ class FSMerge(Trained):
         unmerge = unmerging_start(problem) if self.start == "aligned" else None
         maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares, unmerge)
         supernet = SuperNet(problem.plan, maps.to(problem.device), weights, problem.hardware)
-        released = min(round(self.release * self.total_steps), self.total_steps - 1)
+        finetuned = min(round(self.finetune_share * self.total_steps), self.total_steps - 1)
         prepared = self.prepare(problem)
-        phase: Phase = "first" if released else "whole"
-        trace = self.train(problem, supernet, prepared, self.total_steps - released, phase=phase)
+        phase: Phase = "first" if finetuned else "whole"
+        trace = self.train(problem, supernet, prepared, self.total_steps - finetuned, phase=phase)
         with torch.no_grad():
             folded = {n: t.detach().clone() for n, t in fold(problem.plan, maps, weights).items()}
-            readouts = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
-        if not released:
-            return Solution(folded, readouts, trace, maps)
+            projectors = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
+        if not finetuned:
+            return Solution(folded, projectors, trace, maps)
         stage = Stage(problem.plan, maps, weights, folded)
-        network = PlainStudent(problem, folded, readouts)
-        like, seed = Distillation(lr=self.release_lr), derive(problem.seed, "release")
-        second = self.train(problem, network, prepared, released, like, seed, "second")
+        network = PlainStudent(problem, folded, projectors)
+        like, seed = Distillation(lr=self.finetune_lr), derive(problem.seed, "release")
+        second = self.train(problem, network, prepared, finetuned, like, seed, "second")
         solution = network.solution(trace.then(second, trace.start_error))
-        return replace(solution, stages=(stage,), released=True)
+        return replace(solution, stages=(stage,), finetuned=True)
 
     def _fit_one_by_one(self, problem: Problem) -> Solution:
-        """The merged model so far is the first source of every next pair; its readouts are chained."""
+        """The merged model so far is the first source of every next pair; its projectors are chained."""
         k = len(problem.sources)
         weights = self.weights_of_tasks(k)
         so_far = problem.sources[0]
-        readouts: list[Tensor] = []
+        projectors: list[Tensor] = []
         stages: list[Stage] = []
         trace = Trace()
         for i in range(1, k):
@@ -97,10 +97,14 @@ class FSMerge(Trained):
             if solution.maps is not None:
                 folded_from = [source.weights for source in pair]
                 stages.append(Stage(plan, solution.maps, folded_from, solution.weights))
-            first, new = solution.readouts
-            readouts = [U @ first for U in readouts or [torch.eye(first.shape[0], device=first.device)]] + [new]
+            first, new = solution.projectors
+            projectors = [U @ first for U in projectors or [torch.eye(first.shape[0], device=first.device)]] + [
+                new
+            ]
             so_far = replace(so_far, arch=plan.arch, weights=solution.weights)
             stage, before = solution.trace, trace
             # one error per task: of the stage in which it came in
             trace = before.then(stage, (before.start_error or stage.start_error[:1]) + stage.start_error[1:])
-        return Solution(solution.weights, tuple(readouts), trace, stages=tuple(stages), released=solution.released)
+        return Solution(
+            solution.weights, tuple(projectors), trace, stages=tuple(stages), finetuned=solution.finetuned
+        )

@@ -29,11 +29,11 @@ KDStart = Literal["first", "average", "aligned", "random"]
 class Distillation(Trained):
     """All weights are trained, from source 1 (first, aligned), the mean (average, matched) or afresh (random).
 
-    start=aligned: with readouts fitted to the other sources' features by least squares. start=matched: the mean of
-    the sources with their units reordered to fit source 1's by activation matching; aligned where widths or heads
-    differ. readout: linear gives the student what U_out gives FS-Merge, one linear map per source, folded into its
-    head; identity compares features as they are, reordered where the sources are. Running statistics stay those of
-    the start.
+    start=aligned: with projectors fitted to the other sources' features by least squares. start=matched: the
+    mean of the sources with their units reordered to fit source 1's by activation matching; aligned where
+    widths or heads differ. projector: linear gives the student what U_out gives FS-Merge, one linear map per
+    source, folded into its head; identity compares features as they are, reordered where the sources are.
+    Running statistics stay those of the start.
     """
 
     WIDTH_96: ClassVar[float] = 3e-3
@@ -41,21 +41,21 @@ class Distillation(Trained):
 
     name: Literal["kd"] = "kd"
     start: Literal["matched", "average", "first", "aligned", "random"] = "matched"
-    readout: Literal["linear", "identity"] = "linear"
+    projector: Literal["linear", "identity"] = "linear"
 
     def fit(self, problem: Problem) -> Solution:
         """Train the student and return its weights."""
         if self.start == "matched":
             return fit_matched(problem, lambda own, start: replace(self, start=start).fit(own))
         weights = self.weights_of_tasks(len(problem.sources))
-        student = StudentNetwork(problem, self.start, self.readout, weights)
+        student = StudentNetwork(problem, self.start, self.projector, weights)
         return student.solution(self.train(problem, student))
 
 
 def at_equal_budget(method: Method, k: int) -> Distillation:
     """Distillation that trains as `method` does with `k` sources.
 
-    Steps, batches, questions, losses and weights of tasks are the method's; rate, start and readout are
+    Steps, batches, questions, losses and weights of tasks are the method's; rate, start and projector are
     distillation's own. Of a method that trains nothing only the sizes are taken.
     """
     if isinstance(method, Distillation):
@@ -68,16 +68,16 @@ def at_equal_budget(method: Method, k: int) -> Distillation:
 
 
 class PlainStudent(Student):
-    """An ordinary network of the merged size and one readout [d_i, d'] per source, from given weights on.
+    """An ordinary network of the merged size and one projector [d_i, d'] per source, from given weights on.
 
-    fixed: the readouts stay as they are.
+    fixed: the projectors stay as they are.
     """
 
     def __init__(
         self,
         problem: Problem,
         weights: Mapping[str, Tensor],
-        readouts: Sequence[Tensor],
+        projectors: Sequence[Tensor],
         fixed: bool = False,
     ) -> None:
         super().__init__()
@@ -88,30 +88,30 @@ class PlainStudent(Student):
             for name in problem.plan.family.blocks(self.network):
                 _checkpointed(self.network.get_submodule(name))
         self._run = problem.hardware.compiled(lambda images: self.network(images))
-        self._fixed = list(readouts) if fixed else []
-        self.readouts = None if fixed else nn.ParameterList(m.detach().clone() for m in readouts)
+        self._fixed = list(projectors) if fixed else []
+        self.projectors = None if fixed else nn.ParameterList(m.detach().clone() for m in projectors)
 
     def matrix(self, source: int) -> Tensor:
-        """The readout of one source, [d_i, d']."""
-        return self._fixed[source] if self.readouts is None else self.readouts[source]
+        """The projector of one source, [d_i, d']."""
+        return self._fixed[source] if self.projectors is None else self.projectors[source]
 
     def matrices(self) -> list[nn.Parameter]:
-        """All matrices of the network; neither convolutions nor readouts."""
+        """All matrices of the network; neither convolutions nor projectors."""
         return [p for p in self.network.parameters() if p.ndim == 2]
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [n, d']."""
         return self._run(images)
 
-    def readout(self, features: Tensor, source: int) -> Tensor:
+    def project(self, features: Tensor, source: int) -> Tensor:
         """[n, d'] -> [n, d_i]."""
-        return features if self.readouts is None else features @ self.readouts[source].T
+        return features if self.projectors is None else features @ self.projectors[source].T
 
     def solution(self, trace: Trace) -> Solution:
-        """The trained weights and readouts."""
+        """The trained weights and projectors."""
         with torch.no_grad():
             found = {name: t.clone() for name, t in self.network.state_dict().items()}
-            k = len(self._fixed if self.readouts is None else self.readouts)
+            k = len(self._fixed if self.projectors is None else self.projectors)
             return Solution(found, tuple(self.matrix(i).clone() for i in range(k)), trace)
 
 
@@ -122,7 +122,7 @@ class StudentNetwork(PlainStudent):
         self,
         problem: Problem,
         start: KDStart,
-        readout: str,
+        projector: str,
         task_weights: Sequence[float] | None = None,
     ) -> None:
         plan, weights = problem.plan, problem.weights("cpu")
@@ -131,17 +131,17 @@ class StudentNetwork(PlainStudent):
         maps.requires_grad_(False)
         initial = _fresh(problem) if start == "random" else fold(plan, maps, weights)
         matrices = [maps.read(plan.features, i).dense() for i in range(len(weights))]
-        if readout == "identity":
+        if projector == "identity":
             different = [s.name for s, m in zip(problem.sources, matrices) if m.shape[0] != m.shape[1]]
             if different:
                 raise ConfigError(
-                    f"method.readout=identity needs features of one width, but {', '.join(different)} differ "
-                    "from the merged model. Pass method.readout=linear."
+                    f"method.projector=identity needs features of one width, but {', '.join(different)} differ "
+                    "from the merged model. Pass method.projector=linear."
                 )
         elif start == "aligned":
             fitted = unmerging_start(problem, features_only=True)
             matrices = [fitted.get((plan.features, i), m).to(problem.device) for i, m in enumerate(matrices)]
-        super().__init__(problem, initial, matrices, fixed=readout == "identity")
+        super().__init__(problem, initial, matrices, fixed=projector == "identity")
 
 
 def _fresh(problem: Problem) -> dict[str, Tensor]:

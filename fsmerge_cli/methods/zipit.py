@@ -69,8 +69,8 @@ class ZipIt(Method):
         folded = reestimated(problem, fold(plan, maps, weights))
         units = {name: folded[name] for name in units}  # the maps fold to the weights, new statistics included
         maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
-        readouts = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
-        return Solution(folded, readouts, maps=maps)
+        projectors = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
+        return Solution(folded, projectors, maps=maps)
 
     def _heads(self, problem: Problem, similar: Mapping[str, Tensor]) -> Sequence[Mapping[str, Tensor]]:
         """Which unit of every source lies in which place of source 1's heads, by space."""

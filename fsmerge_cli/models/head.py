@@ -14,7 +14,7 @@ class Head:
     """A linear classifier: weight [classes, d], bias [classes] or None, one label per class.
 
     named: whether the labels are names, which may be shared with other tasks, or just numbers of rows.
-    normalize: features are scaled to unit length first. readout: [d, d'] from merged features to the features
+    normalize: features are scaled to unit length first. projector: [d, d'] from merged features to the features
     that the head was made for, where it cannot be folded into the weight (None: there is none).
     """
 
@@ -23,17 +23,17 @@ class Head:
     labels: tuple[str, ...]
     normalize: bool = False
     named: bool = True
-    readout: Tensor | None = None
+    projector: Tensor | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits [n, classes] of features [n, d] (or [n, d'] where there is a readout)."""
-        if self.readout is not None:
-            features = features @ self.readout.T
+        """Logits [n, classes] of features [n, d] (or [n, d'] where there is a projector)."""
+        if self.projector is not None:
+            features = features @ self.projector.T
         if self.normalize:
             features = F.normalize(features, dim=-1)
         return F.linear(features, self.weight, self.bias)
 
     def to(self, device: torch.device | str) -> Head:
         """The same head on `device`."""
-        bias, readout = (None if t is None else t.to(device) for t in (self.bias, self.readout))
-        return replace(self, weight=self.weight.to(device), bias=bias, readout=readout)
+        bias, projector = (None if t is None else t.to(device) for t in (self.bias, self.projector))
+        return replace(self, weight=self.weight.to(device), bias=bias, projector=projector)

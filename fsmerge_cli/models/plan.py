@@ -207,7 +207,7 @@ def _head_reasons(source: Source) -> Iterable[str]:
     head = source.head
     if head is None:
         return
-    reads = head.weight if head.readout is None else head.readout
+    reads = head.weight if head.projector is None else head.projector
     if head.weight.ndim != 2 or reads.ndim != 2 or reads.shape[1] != source.arch.features:
         yield (
             f"the head of '{source.name}' is {list(head.weight.shape)}, "

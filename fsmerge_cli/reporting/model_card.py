@@ -51,7 +51,7 @@ TITLES = {
     "Task by task": "The merged model. Feature error (relative to the variance), cosine and CKA compare the "
     "features that it gives to each head with the source's own.",
     "Training": "The loss is the distance of the features to the sources', relative to their variance, and, where "
-    "`method.logits` and `method.apart` say so, of the heads' answers.",
+    "`method.logit_weight` and `method.outlier_exposure` say so, of the heads' answers.",
     "Layer by layer": "Likeness of the merged model to each source on the source's own images: linear CKA (1 "
     "where they differ by no more than a rotation) / cosine / relative error, unit by unit.",
     "Which task?": "Where the labels of all tasks compete: the label of which task wins, in % (images).",
@@ -142,12 +142,12 @@ def head_lines(heads: Mapping[str, Head]) -> str:
         f"head = torch.nn.Linear({width}, {classes}{no_bias})  # the task {name}",
         f'head.load_state_dict({{"weight": heads[{quoted(f"{name}.weight")}]{bias}}})',
     ]
-    if head.readout is not None:  # a head that scales its input to unit length keeps its unmerge map
+    if head.projector is not None:  # a head that scales its input to unit length keeps its unmerge map
         lines += [
-            f"readout = torch.nn.Linear({head.readout.shape[1]}, {width}, bias=False)  # U_out, not foldable here",
-            f'readout.load_state_dict({{"weight": heads[{quoted(f"{name}.readout")}]}})',
+            f"projector = torch.nn.Linear({head.projector.shape[1]}, {width}, bias=False)  # U_out, kept",
+            f'projector.load_state_dict({{"weight": heads[{quoted(f"{name}.projector")}]}})',
             "classifier, normalize = head, torch.nn.functional.normalize",
-            "head = lambda z: classifier(normalize(readout(z), dim=-1))",
+            "head = lambda z: classifier(normalize(projector(z), dim=-1))",
         ]
     return "\n".join(lines)
 

@@ -90,7 +90,7 @@ def _strangers(evaluation: Values) -> list[str]:
     if "method" not in evaluation["config"]:  # of a model that is there: its data are not those of the merge
         return []
     data = evaluation["config"].get("data") or {}
-    name, other = data.get("name"), (data.get("unrelated") or {}).get("name")
+    name, other = data.get("name"), (data.get("auxiliary") or {}).get("name")
     if not evaluation["cost"]["images"] or (other is None and name not in ("none", "generated")):
         return []
     kind = "generated ones" if other in (None, "generated") else f"unrelated ones (data={other})"

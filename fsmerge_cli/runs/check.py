@@ -124,7 +124,7 @@ def _row(own: Opened) -> Row:
     facts = family.signature(source.arch) if merges else {}
     mean, std = normalisation(own.spec, translated(own.spec, own.found)[2], own.found.where)
     types = {str(t.dtype).removeprefix("torch.") for t in own.found.tensors.values() if t.is_floating_point()}
-    head = [] if source.head is None else [source.head.weight, source.head.bias, source.head.readout]
+    head = [] if source.head is None else [source.head.weight, source.head.bias, source.head.projector]
     tensors = [*source.weights.values(), *(t for t in head if t is not None)]
     return Row(
         name=source.name,

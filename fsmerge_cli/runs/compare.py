@@ -18,7 +18,7 @@ from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, OutputError, unknown
 from fsmerge_cli.evaluation.metrics import Z
 from fsmerge_cli.evaluation.metrics import interval as wilson
-from fsmerge_cli.evaluation.predictions import ANSWERS
+from fsmerge_cli.evaluation.predictions import CORRECT
 from fsmerge_cli.reporting.plots import Point
 from fsmerge_cli.reporting.summary import PROTOCOLS
 from fsmerge_cli.runs.finetuned import METHOD
@@ -46,7 +46,7 @@ class RunEntry:
     folder: Path
     evaluation: Mapping[str, Any]
     metrics: Mapping[str, float | None]
-    right: Mapping[str, Tensor]
+    correct: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ def ordered(runs: Sequence[RunEntry], metric: str) -> list[RunEntry]:
 
 def difference(run: RunEntry, first: RunEntry) -> Difference | None:
     """Mean over tasks of the difference in right answers; None where the test images are not the same."""
-    tasks = [name for name in first.right if name.startswith("task.")]
-    if not tasks or [n for n in run.right if n.startswith("task.")] != tasks:
+    tasks = [name for name in first.correct if name.startswith("task.")]
+    if not tasks or [n for n in run.correct if n.startswith("task.")] != tasks:
         return None
-    if any(run.right[name].shape != first.right[name].shape for name in tasks):
+    if any(run.correct[name].shape != first.correct[name].shape for name in tasks):
         return None
     seen = [own.evaluation["provenance"].get("tests_sha256") for own in (run, first)]
     if seen[0] is None or seen[0] != seen[1]:  # None: an earlier version did not say it
         return None
-    gaps = [run.right[name].double() - first.right[name].double() for name in tasks]
+    gaps = [run.correct[name].double() - first.correct[name].double() for name in tasks]
     value = sum(gap.mean().item() for gap in gaps) / len(gaps)
     error = math.sqrt(sum(gap.var(correction=0).item() / len(gap) for gap in gaps)) / len(gaps)
     return Difference(value, value - Z * error, value + Z * error)
@@ -116,11 +116,11 @@ def interval(run: RunEntry, metric: str) -> tuple[float, float] | None:
 
     Of one share Wilson's, as in evaluation.json; of a mean over tasks the normal one.
     """
-    names = [n for n in run.right if n.startswith("task.")] if metric == "mean" else [_answers(metric)]
+    names = [n for n in run.correct if n.startswith("task.")] if metric == "mean" else [_answers(metric)]
     value = run.metrics.get(metric)
-    if value is None or not names or not set(names) <= run.right.keys():
+    if value is None or not names or not set(names) <= run.correct.keys():
         return None
-    right = [run.right[name].double() for name in names]
+    right = [run.correct[name].double() for name in names]
     if len(right) == 1:
         return wilson(int(right[0].sum()), len(right[0]))
     error = math.sqrt(sum(own.var(correction=0).item() / len(own) for own in right)) / len(right)
@@ -183,7 +183,7 @@ def _runs_in(path: Path) -> list[Path]:
 def _read(folder: Path) -> RunEntry:
     try:
         evaluation = json.loads((folder / FINISHED).read_text())
-        answers = folder / ANSWERS
+        answers = folder / CORRECT
         right = load_file(answers) if answers.is_file() else {}
         metrics = _metrics(evaluation)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

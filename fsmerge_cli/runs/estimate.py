@@ -123,12 +123,12 @@ def measure(plan: Plan) -> Network:
     )
 
 
-def trained_numbers(plan: Plan, method: Method, network: Network) -> int:
-    """How many numbers a method trains: a student with its readouts, or the maps of all ports."""
+def trainable_parameters(plan: Plan, method: Method, network: Network) -> int:
+    """How many numbers a method trains: a student with its projectors, or the maps of all ports."""
     k = len(plan.tasks)
     if isinstance(method, Distillation):
-        readouts = sum(own * plan.arch.features for own in plan.spaces[plan.features.space].sources)
-        return network.numbers + (readouts if method.readout == "linear" else 0)
+        projectors = sum(own * plan.arch.features for own in plan.spaces[plan.features.space].sources)
+        return network.numbers + (projectors if method.projector == "linear" else 0)
     if not isinstance(method, FSMerge):
         return 0
     spaces = [plan.spaces[port.space] for port in [*plan.writes, *plan.reads]]
@@ -158,7 +158,7 @@ def peak_memory(
 
     sources: bytes of each source in memory. Within 30 % of the real peak in the tests; see the module's text.
     """
-    n, k, t = network.numbers, len(plan.tasks), trained_numbers(plan, method, network)
+    n, k, t = network.numbers, len(plan.tasks), trainable_parameters(plan, method, network)
     images = work.seen
     pixels = 4 * images * torch.Size(plan.arch.input_size).numel()
     wants = images * k if isinstance(method, Trained) and method.targets == "all" else images
@@ -221,7 +221,7 @@ def operations(plan: Plan, method: Method, work: Workload, network: Network) -> 
     if isinstance(method, Trained):
         batch = method.images_per_step(work.seen)
         step = 3 * forward * batch
-        if method.asking.fresh:  # the sources answer at every step
+        if method.view_options.fresh:  # the sources answer at every step
             step += forward * batch * (k if method.targets == "all" else 1)
         if isinstance(method, FSMerge):
             step += k * sum(_fold_operations(plan, name, method) for name in plan.roles)

@@ -17,7 +17,7 @@ from fsmerge_cli.common.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.common.timing import Clock
-from fsmerge_cli.data import DataConfig, ImageSet, Task, unrelated_images
+from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.sampling import Tests, built, drawn, looked_at, nothing
@@ -213,7 +213,7 @@ def _tests(model: Merged, data: DataConfig, workers: int, progress: Progress) ->
             f"data={data.name} has no test images for {', '.join(model.tasks)}. "
             + (
                 "Pass data=NAME with test images."
-                if data.nobodys
+                if data.taskless
                 else "Put some into TASK/test/, in class folders."
             )
         )
@@ -235,7 +235,7 @@ def _drawn(
     """
     tasks, pixels = _asked(model)
     known = [task for task in tasks if data.of(task.name).images_per_task != 0]
-    if len(tasks) < 2 or not (known or data.unrelated):
+    if len(tasks) < 2 or not (known or data.auxiliary):
         return None
     if len(known) < len(tasks) and not sources:
         notes.append(
@@ -245,7 +245,7 @@ def _drawn(
     try:
         for task in known:
             _own(model, data, "train", task, pixels)
-        unrelated_images(data, pixels)
+        auxiliary_images(data, pixels)
     except DataError as error:  # the test images were found, so these are simply not there
         notes.append(f"not calibrated, which takes images beside those for the test: {error}")
         return None

@@ -15,7 +15,7 @@ from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, explained, write_json, write_text
 from fsmerge_cli.common.errors import CertificateError, printable
-from fsmerge_cli.evaluation.predictions import write_answers
+from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting import summary
@@ -104,7 +104,7 @@ class Finetuned:
         write_text(folder / "README.md", self._card(evaluation, options, final))
         write_text(folder / "config.yaml", options)
         if self.scores:
-            write_answers(folder, self.scores[source.name].right)
+            write_correct(folder, self.scores[source.name].correct)
         write_json(folder / "evaluation.json", evaluation)
 
     def _check(self, folder: Path) -> None:

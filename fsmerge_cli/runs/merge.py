@@ -240,7 +240,7 @@ def _rate(problem: Problem, trace: Trace, method: Method, clock: Clock) -> float
 def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:
     return {
         s.name: fold_head(s.head.to("cpu"), U.cpu())
-        for s, U in zip(sources, solution.readouts)
+        for s, U in zip(sources, solution.projectors)
         if s.head is not None
     }
 

@@ -17,7 +17,7 @@ from fsmerge_cli.common.atomic import resolved
 from fsmerge_cli.common.errors import ConfigError, DataError, OutputError, unknown
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.options import FORBID, Count, Flag, build, choose
-from fsmerge_cli.data import DATASETS, DataConfig, unrelated
+from fsmerge_cli.data import DATASETS, DataConfig, auxiliary
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -142,7 +142,7 @@ def chosen_data(data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig
     if data is None or isinstance(data, DataConfig):
         return data
     chosen = choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
-    unrelated(chosen)  # its keys are wrong now or never
+    auxiliary(chosen)  # its keys are wrong now or never
     return chosen
 
 

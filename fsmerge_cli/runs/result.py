@@ -21,7 +21,7 @@ from fsmerge_cli.common.atomic import claim, explained, write_json, write_text
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.evaluation.certificates import Proof
-from fsmerge_cli.evaluation.predictions import write_answers
+from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.score_table import Evaluation
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.methods import Solution
@@ -44,7 +44,7 @@ class MergeResult:
     """One merged model and how good it is.
 
     plan: of the sources. preprocessing: what images need before the model reads them. solution: weights,
-    readouts and the training's trace. heads: one folded head per task that has one. measured: rows of the table
+    projectors and the training's trace. heads: one folded head per task that has one. measured: rows of the table
     by name (each source, `ensemble`, `average`, `merged`) and the likeness to the sources by layer. cost: seconds
     by phase, steps, numbers trained. provenance: versions, device, source hashes, command. options: every option
     of the run, resolved. notes: what the user should know. proof: what a written folder is held against.
@@ -114,7 +114,7 @@ class MergeResult:
         write_text(folder / "config.yaml", options)
         write_text(folder / "report.html", page(evaluation, self.measured.examples))
         if self.scores:
-            write_answers(folder, self.scores["merged"].right)
+            write_correct(folder, self.scores["merged"].correct)
         write_json(folder / "evaluation.json", evaluation)
         self.proof.progress(Event("write", 2, 2))
 

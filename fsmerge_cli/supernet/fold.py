@@ -96,16 +96,18 @@ def fold_group(found: Group, stacks: Sequence[Tensor], opened: OpenMaps) -> dict
     return dict(zip(found.names, folded.unbind(0)))
 
 
-def fold_head(head: Head, readout: Tensor) -> Head:
-    """The head that reads merged features: W' = W U_out, bias unchanged (readout U_out is [d_i, d']).
+def fold_head(head: Head, projector: Tensor) -> Head:
+    """The head that reads merged features: W' = W U_out, bias unchanged (projector U_out is [d_i, d']).
 
     A head that scales its input to unit length cannot take U_out in; it keeps it as one extra linear.
     """
-    kept = readout if head.readout is None else (head.readout.double() @ readout.double()).to(readout.dtype)
+    kept = (
+        projector if head.projector is None else (head.projector.double() @ projector.double()).to(projector.dtype)
+    )
     if head.normalize:
-        return replace(head, readout=kept)
+        return replace(head, projector=kept)
     product = head.weight.double() @ kept.double()
-    return replace(head, weight=product.to(head.weight.dtype), readout=None)
+    return replace(head, weight=product.to(head.weight.dtype), projector=None)
 
 
 def _stacked(found: Group, weights: Sequence[Mapping[str, Tensor]], prepare: Prepare) -> list[Tensor]:

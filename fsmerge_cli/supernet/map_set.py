@@ -69,9 +69,9 @@ class MergeMaps(nn.Module):
         return self._one("U", port, source)
 
     def matrices(self, features: Port) -> list[nn.Parameter]:
-        """What is a stack of matrices; without the readouts of `features`."""
-        readouts = {s for (side, port, _), (s, _) in self._places.items() if side == "U" and port == features}
-        stacks = [stack for s, stack in enumerate(self._stacks) if s not in readouts]
+        """What is a stack of matrices; without the projectors of `features`."""
+        projectors = {s for (side, port, _), (s, _) in self._places.items() if side == "U" and port == features}
+        stacks = [stack for s, stack in enumerate(self._stacks) if s not in projectors]
         return [p for stack in stacks for p in stack.parameters() if p.ndim > 2]
 
     def units(self) -> dict[str, Tensor]:

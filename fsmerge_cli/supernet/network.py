@@ -69,10 +69,10 @@ class SuperNet(Student):
         return self._run(folded, images)
 
     def matrices(self) -> list[nn.Parameter]:
-        """The maps, but for the readouts, and for what of a map is a vector."""
+        """The maps, but for the projectors, and for what of a map is a vector."""
         return self.maps.matrices(self.plan.features)
 
-    def readout(self, features: Tensor, source: int) -> Tensor:
+    def project(self, features: Tensor, source: int) -> Tensor:
         """The merged model's estimate of one source's features, U_out,i z': [n, d'] -> [n, d_i]."""
         estimate: Tensor = self.maps.read(self.plan.features, source)(features)
         return estimate

@@ -55,7 +55,7 @@ class UnfoldedSuperNet(nn.Module):
         features: Tensor = network(images.to(self.dtype))
         return features
 
-    def readout(self, features: Tensor, source: int) -> Tensor:
+    def project(self, features: Tensor, source: int) -> Tensor:
         """U_out,i z': [n, d'] -> [n, d_i]."""
         return self._cast(self.maps.read(self.plan.features, source))(features.to(self.dtype))
 

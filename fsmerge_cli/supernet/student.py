@@ -15,5 +15,5 @@ class Student(nn.Module, ABC):
         return []
 
     @abstractmethod
-    def readout(self, features: Tensor, source: int) -> Tensor:
+    def project(self, features: Tensor, source: int) -> Tensor:
         """Estimate of one source's features, [n, d'] -> [n, d_i]."""

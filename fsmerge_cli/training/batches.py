@@ -14,11 +14,11 @@ from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.images.augment import Augment, augmentation, renewed
 from fsmerge_cli.data.transfer import Feed
 from fsmerge_cli.training.objective import Batch
-from fsmerge_cli.training.teachers import Captured
+from fsmerge_cli.training.teachers import TeacherTargets
 
 
 @dataclass(frozen=True)
-class Asking:
+class ViewOptions:
     """How images become questions.
 
     augment: see `data.augment`. views: `fresh` (new ones at every step) or so many fixed copies of every image,
@@ -27,12 +27,12 @@ class Asking:
 
     augment: Augment = "none"
     views: int | Literal["fresh"] = "fresh"
-    mix: float = 0.0
+    mixup: float = 0.0
 
     @property
     def fresh(self) -> bool:
         """Whether every step asks something new."""
-        return self.mix > 0 or (self.augment != "none" and self.views == "fresh")
+        return self.mixup > 0 or (self.augment != "none" and self.views == "fresh")
 
     def copies(self, images: Images, seed: int) -> Images:
         """The images and the fixed copies of those that are trained on."""
@@ -85,13 +85,13 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Questions:
+class Batches:
     """The batches of one training; the same on every process, and after every interruption."""
 
     order: Order
-    asking: Asking
+    view_options: ViewOptions
     pixels: Feed
-    targets: Sequence[Captured]
+    targets: Sequence[TeacherTargets]
     seed: int
 
     @property
@@ -103,9 +103,9 @@ class Questions:
     def batch(self, step: int) -> Batch:
         """The questions of one step."""
         rows = self.order.batch(step)
-        if not self.asking.fresh:
+        if not self.view_options.fresh:
             return Batch.of(self.pixels, self.targets, rows)
-        asking = self.asking
-        anew = asking.augment if asking.views == "fresh" else "none"  # fixed copies stay what they are
-        new, other = renewed(self.pixels[rows], anew, asking.mix, self.seed, step)
+        view_options = self.view_options
+        anew = view_options.augment if view_options.views == "fresh" else "none"  # fixed copies stay what they are
+        new, other = renewed(self.pixels[rows], anew, view_options.mixup, self.seed, step)
         return Batch.asked(new, self.targets, rows, rows[other])  # a mixture is its larger part's task's

@@ -17,14 +17,14 @@ from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.transfer import Feed
 from fsmerge_cli.supernet.student import Student
-from fsmerge_cli.training.batches import Asking, Order, Questions
+from fsmerge_cli.training.batches import Batches, Order, ViewOptions
 from fsmerge_cli.training.interrupts import listening
-from fsmerge_cli.training.objective import Batch, Extras, Step, source_error
+from fsmerge_cli.training.objective import Batch, LossWeights, Step, source_error
 from fsmerge_cli.training.snapshots import Keeper
 from fsmerge_cli.training.state import Run, Schedule, Trace, finite
-from fsmerge_cli.training.teachers import Captured
+from fsmerge_cli.training.teachers import TeacherTargets
 
-PLAIN, NOTHING = Asking(), Extras()
+PLAIN, NOTHING = ViewOptions(), LossWeights()
 """The images as they are; the features alone."""
 
 Phase = Literal["whole", "first", "second"]
@@ -36,7 +36,7 @@ VALIDATIONS = 20
 def train(
     student: Student,
     images: Images,
-    targets: Sequence[Captured],
+    targets: Sequence[TeacherTargets],
     schedule: Schedule,
     hardware: Hardware,
     device: torch.device,
@@ -44,8 +44,8 @@ def train(
     progress: Progress,
     world: World = ALONE,
     keeper: Keeper | None = None,
-    asking: Asking = PLAIN,
-    extras: Extras = NOTHING,
+    view_options: ViewOptions = PLAIN,
+    loss_weights: LossWeights = NOTHING,
     phase: Phase = "whole",
 ) -> Trace:
     """Train `student` in place; it ends with the best step's weights on the validation share, else the last.
@@ -59,14 +59,14 @@ def train(
     processes, Interrupted where the user asked to stop.
     """
     pixels = Feed(images.images, device)
-    order = Order(images.train, schedule.batch_size, seed, filled=asking.fresh)
-    questions = Questions(order, asking, pixels, targets, seed)
+    order = Order(images.train, schedule.batch_size, seed, filled=view_options.fresh)
+    questions = Batches(order, view_options, pixels, targets, seed)
     _check_shares(questions, world)
     run = Run(student, schedule, student.matrices())
-    step_loss = world.parallel(Step(student, targets, world, extras))
+    step_loss = world.parallel(Step(student, targets, world, loss_weights))
     stage = (keeper or Keeper()).stage()
     saved = stage.load()
-    validation = (student, pixels, targets, images.validation, hardware, device, world, extras)
+    validation = (student, pixels, targets, images.validation, hardware, device, world, loss_weights)
     if saved is None:
         run.start = _errors(student, pixels, targets, images.train, hardware, device, world)
         if phase == "second" and len(images.validation):
@@ -144,7 +144,7 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate" in text
 
 
-def _check_shares(questions: Questions, world: World) -> None:
+def _check_shares(questions: Batches, world: World) -> None:
     size = questions.size
     if size < world.size:
         raise ConfigError(
@@ -156,12 +156,12 @@ def _check_shares(questions: Questions, world: World) -> None:
 def _errors(
     student: Student,
     pixels: Feed,
-    targets: Sequence[Captured],
+    targets: Sequence[TeacherTargets],
     rows: Tensor,
     hardware: Hardware,
     device: torch.device,
     world: World,
-    extras: Extras = NOTHING,
+    loss_weights: LossWeights = NOTHING,
 ) -> tuple[float, ...]:
     """Error per source over `rows`, in large batches; each process takes its share of them."""
     sums = torch.zeros(len(targets), dtype=torch.double, device=device)
@@ -171,7 +171,9 @@ def _errors(
                 batch = Batch.of(pixels, targets, part)
                 at = batch.positions()
                 features = student(batch.pixels(at))
-                errors = [source_error(student, features, batch, at, t, i, extras) for i, t in enumerate(targets)]
+                errors = [
+                    source_error(student, features, batch, at, t, i, loss_weights) for i, t in enumerate(targets)
+                ]
                 sums += torch.stack(errors)
     counts = torch.stack([own.wanted[rows].sum() for own in targets])
     means = (world.total(sums).cpu() / counts).tolist()

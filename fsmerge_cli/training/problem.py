@@ -68,7 +68,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Solution:
-    """A merged model: weights of one backbone, one readout U_out [d_i, d'] per source, and how it was found.
+    """A merged model: weights of one backbone, one projector U_out [d_i, d'] per source, and how it was found.
 
     maps: the maps that fold the sources to these weights, for methods that have them. permutations: how each
     source was reordered first, by space, where a method does. stages: what was folded, where it is not the sources
@@ -78,13 +78,13 @@ class Solution:
     """
 
     weights: Mapping[str, Tensor]
-    readouts: tuple[Tensor, ...]
+    projectors: tuple[Tensor, ...]
     trace: Trace = field(default_factory=Trace)
     maps: MergeMaps | None = None
     permutations: tuple[Mapping[str, Tensor], ...] = ()
     stages: tuple[Stage, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
-    released: bool = False
+    finetuned: bool = False
     dtype: str = "float32"
 
 

@@ -19,14 +19,14 @@ from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.common.cache import feature_folder, stored
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Event, Progress
-from fsmerge_cli.data.draw import NOBODY, Images, Targets
+from fsmerge_cli.data.draw import NO_TASK, Images, Targets
 from fsmerge_cli.data.transfer import Feed, fetched
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 
 
 @dataclass(frozen=True)
-class Captured:
+class TeacherTargets:
     """Features of one source on the images it is compared on.
 
     wanted: [n] (rows that are compared). variance: of the features on the wanted training images, mean over
@@ -40,7 +40,7 @@ class Captured:
     variance: float
     read: Callable[[Tensor], Tensor]
     answer: Callable[[Tensor], Tensor]
-    foreign: Tensor
+    other_task: Tensor
     weight: float = 1.0
     head: Head | None = None
 
@@ -70,7 +70,7 @@ def capture(
     hardware: Hardware,
     device: torch.device,
     progress: Progress,
-) -> tuple[Captured, ...]:
+) -> tuple[TeacherTargets, ...]:
     """Each source's features on the images it is compared on: its own task's, or all of them.
 
     Kept as `hardware.features` says: on disk (memory-mapped and shared by runs; in memory where the cache
@@ -96,8 +96,8 @@ def capture(
             variance = _variance(table[part] for part in torch.split(train, hardware.eval_batch))
         head = source.head.to(device) if source.head else None
         asked = _Teacher(source, pixels, hardware, device)  # another one: this one's network is done with
-        foreign = (images.task != index) & (images.task != NOBODY)
-        captured.append(Captured(wanted, variance, read, asked.answer, foreign, head=head))
+        other_task = (images.task != index) & (images.task != NO_TASK)
+        captured.append(TeacherTargets(wanted, variance, read, asked.answer, other_task, head=head))
         told.source(len(rows))
     return tuple(captured)
 

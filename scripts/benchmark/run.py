@@ -4,7 +4,7 @@ r"""The quality benchmark: what a merge keeps of its sources, by images per task
     python -m scripts.benchmark --full               # everything (`make quality-full`), days on 2 cores
     python -m scripts.benchmark --groups lower_hebrew --images 50 --methods kd,fs_merge --seeds 0
     python -m scripts.benchmark --results docs/results/ablation --against=everything --groups digits_capitals \
-        --methods fs_merge --seeds 0 --label no_mixing method.budget=fast method.mix=0.0
+        --methods fs_merge --seeds 0 --label no_mixing method.budget=fast method.mixup=0.0
     python -m scripts.benchmark --device cuda --jobs 8 --groups lower_hebrew --images 16,50     # on a GPU, in fp32
     python -m scripts.benchmark --table-only         # tables and picture from the rows that are there
 
@@ -40,8 +40,8 @@ ROWS = "quality.jsonl"
 ONE_BY_ONE = ("kd", "fs_merge_paper", "fs_merge")
 """Methods that train; the others are done in seconds and see no augmentation."""
 
-UNRELATED = {
-    "unrelated": "{name: glyphs, labels: cyrillic, images_per_task: 1000, train_images: 100}",
+AUXILIARY = {
+    "auxiliary": "{name: glyphs, labels: cyrillic, images_per_task: 1000, train_images: 100}",
     "generated": "{name: generated, images_per_task: 2000, size: 24}",
 }
 """Without any image of a task: what is asked instead."""
@@ -58,11 +58,11 @@ def full() -> tuple[Block, ...]:
     groups = [name for name in GROUPS if name not in FOR_TUNING]
     blocks: list[Block] = []
     for seed in (0, 1, 2):
-        for images in ("50", "16", "500", *UNRELATED):
+        for images in ("50", "16", "500", *AUXILIARY):
             for name in groups:
-                if name == "digits_mlp_pair" and images == "unrelated":
+                if name == "digits_mlp_pair" and images == "auxiliary":
                     continue  # no other digits to ask about
-                blocks.append((name, images, METHODS if images not in UNRELATED else ONE_BY_ONE, (seed,)))
+                blocks.append((name, images, METHODS if images not in AUXILIARY else ONE_BY_ONE, (seed,)))
     return tuple(blocks)
 
 
@@ -135,8 +135,8 @@ def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
     models = group if GROUPS[group] is None else f"quality_{group}"
     drawn = (
         [f"data.images_per_task={images}"]
-        if images not in UNRELATED
-        else ["data.images_per_task=0", f"data.unrelated={UNRELATED[images]}"]
+        if images not in AUXILIARY
+        else ["data.images_per_task=0", f"data.auxiliary={AUXILIARY[images]}"]
     )
     command = ["merge", "--multirun", "--quiet", "--config-dir", str(folder), f"+models={models}"]
     command += [f"method={','.join(methods)}", *drawn, f"seed={','.join(map(str, seeds))}", "resume=true"]
@@ -158,7 +158,7 @@ def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[st
     """What is kept of one run: its numbers, and which answers were right, packed into bits."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     merged, ensemble = evaluation["rows"]["merged"], evaluation["rows"]["ensemble"]
-    right = load_file(folder / "answers.safetensors")
+    right = load_file(folder / "correct.safetensors")
     bits = {
         key.removeprefix("task."): base64.b64encode(np.packbits(values.numpy().astype(bool)).tobytes()).decode()
         for key, values in right.items()

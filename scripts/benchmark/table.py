@@ -12,7 +12,7 @@ from scripts.benchmark.intervals import METHODS, Cell, Row, difference, relative
 from scripts.benchmark.picture import picture
 from scripts.benchmark.sources import FOR_TUNING
 
-WITHOUT = ("unrelated", "generated")
+WITHOUT = ("auxiliary", "generated")
 """What is asked about where there is no image of a task; first in every list."""
 
 
@@ -44,7 +44,7 @@ training images; 95 % interval over test images, and over seeds where there are 
 is taken as it is). `joint`: right answers among the labels of all tasks, softmax per head, plain and
 calibrated, beside the ensemble of all sources. `to {against}`: difference in points of accuracy to the row
 {against} of the same seeds, with its interval, paired image by image. fs_merge and kd have the same questions,
-losses, targets, steps and readouts; the other methods have their own. Without images of the tasks a merge is
+losses, targets, steps and projectors; the other methods have their own. Without images of the tasks a merge is
 calibrated by its sources' answers to what it was asked, which leaves the ensemble as it is. Seconds are those
 of the fit on the device that the row names, which other runs shared. {tuning} Written by `python
 -m scripts.benchmark --table-only --against={against} --results=FOLDER` from the quality.jsonl of this folder."""

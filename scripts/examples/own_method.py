@@ -31,8 +31,8 @@ class Shrunk(Method):
         maps = start_maps(problem.plan, weights, "diagonal", "average")
         maps.requires_grad_(False)
         merged = {n: t * self.scale for n, t in fold(problem.plan, maps, weights).items()}
-        readouts = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
-        return Solution(merged, readouts)
+        projectors = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
+        return Solution(merged, projectors)
 
 
 for scale in (1.0, 1.5):

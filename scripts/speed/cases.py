@@ -30,7 +30,7 @@ from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.supernet.reference import UnfoldedSuperNet
 from fsmerge_cli.training.objective import Batch, objective
 from fsmerge_cli.training.problem import Problem
-from fsmerge_cli.training.teachers import Captured, capture
+from fsmerge_cli.training.teachers import TeacherTargets, capture
 
 ARCHITECTURE = "vit_base_patch16_224"
 HEAD = 64
@@ -89,11 +89,11 @@ class Case:
         return self.problem.images.images.to(self.device)
 
     @cached_property
-    def targets(self) -> tuple[Captured, ...]:
+    def targets(self) -> tuple[TeacherTargets, ...]:
         """Features of each source on its own images."""
         return self.capture("own", self.shape.batch)
 
-    def capture(self, targets: Any, batch: int) -> tuple[Captured, ...]:
+    def capture(self, targets: Any, batch: int) -> tuple[TeacherTargets, ...]:
         """The library's teacher pass."""
         return capture(
             self.problem.sources,

@@ -102,11 +102,11 @@ def command(folder: Path) -> list[str]:
         f"data.images_per_task={IMAGES['train']}",
         "method=fs_merge",
         "method.maps=low_rank",
-        "method.release=0.0",  # afterwards it is distillation
+        "method.finetune_share=0.0",  # afterwards it is distillation
         "method.start=first",
         "method.targets=own",
         "method.augment=none",
-        "method.mix=0.0",
+        "method.mixup=0.0",
         "method.rank=12",
         "method.optimizer=adamw",
         "method.steps=3",

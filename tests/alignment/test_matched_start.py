@@ -43,8 +43,8 @@ UNMOVED: dict[str, Any] = {"steps": 2, "lr": 1e-12, "start": "matched"}
 def headed(source: Source, kept: bool = False) -> Source:
     """With a head; kept: one that reads merged features through a matrix of its own."""
     random, size = torch.Generator().manual_seed(3), source.arch.features
-    weight, readout = torch.randn(4, size, generator=random), torch.randn(size, size, generator=random)
-    return replace(source, head=Head(weight, None, ("a", "b", "c", "d"), kept, True, readout if kept else None))
+    weight, projector = torch.randn(4, size, generator=random), torch.randn(size, size, generator=random)
+    return replace(source, head=Head(weight, None, ("a", "b", "c", "d"), kept, True, projector if kept else None))
 
 
 def twins(case: str, copies: int = 1) -> Problem:
@@ -86,7 +86,7 @@ def test_shuffled_copies_start_without_an_error(case: str, method: Any) -> None:
     assert max(solution.trace.start_error) < 1e-6
     merged = problem.plan.skeleton()
     merged.load_state_dict(dict(solution.weights), assign=True)
-    for source, U in zip(problem.sources, solution.readouts):
+    for source, U in zip(problem.sources, solution.projectors):
         expected = network(source)(problem.images.images)
         torch.testing.assert_close(merged(problem.images.images) @ U.T, expected, atol=2e-3, rtol=2e-3)
 
@@ -99,7 +99,7 @@ def test_the_start_is_what_activation_matching_makes(case: str) -> None:
         found = method.fit(problem)
         for name, tensor in expected.weights.items():
             torch.testing.assert_close(found.weights[name], tensor, atol=1e-6, rtol=1e-5)
-        for own, other in zip(found.readouts, expected.readouts):
+        for own, other in zip(found.projectors, expected.projectors):
             torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-5)
         assert [{n: p.tolist() for n, p in orders.items()} for orders in found.permutations] == [
             {n: p.tolist() for n, p in orders.items()} for orders in expected.permutations
@@ -108,7 +108,7 @@ def test_the_start_is_what_activation_matching_makes(case: str) -> None:
 
 def proof_of(problem: Problem, solution: Solution) -> tuple[Proof, Tensor, dict[str, Tensor]]:
     """What certificates look at: also the merged features in fp64, and the written heads."""
-    heads = {s.name: fold_head(s.head, U) for s, U in zip(problem.sources, solution.readouts) if s.head}
+    heads = {s.name: fold_head(s.head, U) for s, U in zip(problem.sources, solution.projectors) if s.head}
     proof = Proof(problem.plan, problem.sources, solution, heads, problem.images.images[:6])
     merged = problem.plan.skeleton().double()
     merged.load_state_dict({n: t.double() for n, t in solution.weights.items()}, assign=True)
@@ -117,11 +117,11 @@ def proof_of(problem: Problem, solution: Solution) -> tuple[Proof, Tensor, dict[
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("release", [0.0, 0.5])
-def test_what_is_folded_is_proven_against_the_reordered_sources(release: float) -> None:
+@pytest.mark.parametrize("finetune_share", [0.0, 0.5])
+def test_what_is_folded_is_proven_against_the_reordered_sources(finetune_share: float) -> None:
     problem = pair("class token")
     with torch.enable_grad():
-        solution = folding(steps=4, start="matched", release=release).fit(problem)
+        solution = folding(steps=4, start="matched", finetune_share=finetune_share).fit(problem)
     proof, features, heads = proof_of(problem, solution)
     found = [_unfolded(proof, features), _heads(proof, heads, features), _permuted(proof)]
     assert [c.error is not None and c.holds for c in found] == [True, True, True]
@@ -130,8 +130,10 @@ def test_what_is_folded_is_proven_against_the_reordered_sources(release: float) 
     shifted = tuple({n: p.roll(1) for n, p in own.items()} for own in stage.permutations)
     wrong = replace(solution, stages=(replace(stage, permutations=shifted),))
     assert not _unfolded(replace(proof, solution=wrong), features).holds
-    upside_down = replace(solution, readouts=(solution.readouts[0], solution.readouts[1].flip(0)))
-    assert _unfolded(replace(proof, solution=upside_down), features).holds == (release > 0)  # trained on since
+    upside_down = replace(solution, projectors=(solution.projectors[0], solution.projectors[1].flip(0)))
+    assert _unfolded(replace(proof, solution=upside_down), features).holds == (
+        finetune_share > 0
+    )  # trained on since
 
 
 @torch.no_grad()
@@ -174,7 +176,7 @@ def test_a_continued_training_keeps_the_order_that_it_began_with(
     assert keeper.resumed
     for name, tensor in before.weights.items():
         assert torch.equal(after.weights[name], tensor)
-    assert all(torch.equal(a, b) for a, b in zip(after.readouts, before.readouts))
+    assert all(torch.equal(a, b) for a, b in zip(after.projectors, before.projectors))
     anew = method.fit(problem)
     assert not torch.equal(anew.weights["fc0.weight"], before.weights["fc0.weight"])
 
@@ -185,7 +187,7 @@ def test_three_sources_one_after_the_other_from_matched_starts() -> None:
     merged = problem.plan.skeleton()
     merged.load_state_dict(dict(solution.weights), assign=True)
     assert len(solution.stages) == 2
-    for source, U in zip(problem.sources, solution.readouts):
+    for source, U in zip(problem.sources, solution.projectors):
         expected = network(source)(problem.images.images)
         torch.testing.assert_close(merged.eval()(problem.images.images) @ U.T, expected, atol=1e-3, rtol=1e-3)
 

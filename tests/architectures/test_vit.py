@@ -72,7 +72,7 @@ def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: s
     for model in (SuperNet(plan, maps, weights), UnfoldedSuperNet(plan, maps, weights)):
         maps.zero_grad(set_to_none=True)
         features = model(images().double())
-        estimates = [model.readout(features, i) for i in range(2)]
+        estimates = [model.project(features, i) for i in range(2)]
         sum(e.sin().sum() for e in estimates).backward()
         outputs.append([features, *estimates])
         gradients.append({n: p.grad.clone() for n, p in maps.named_parameters()})

@@ -50,9 +50,9 @@ def test_timm_loads_the_merged_folder_and_the_cards_snippet_gives_our_logits(
     subprocess.run([sys.executable, "-c", blocked + snippet], cwd=merged, check=True)
     got = load_file(merged / "got")
     assert torch.equal(got["logits"], result.heads["t1"](result.backbone()(got["images"])))
-    assert ("readout" in snippet) == normalize
+    assert ("projector" in snippet) == normalize
     if normalize:
-        assert "t1.readout" in load_file(merged / "heads.safetensors")
+        assert "t1.projector" in load_file(merged / "heads.safetensors")
 
 
 def test_a_merged_folder_is_a_source_again(tmp_path: Path) -> None:

@@ -229,6 +229,11 @@ REFUSED: list[tuple[str, str]] = [
         f"merge {PAIR} method=kd method.stps=5",
         f"unknown key in method 'stps'. Did you mean 'steps'? Available: {keys_of(METHODS['kd'])}.",
     ),
+    (f"merge {PAIR} method.mix=0.5", "method.mix is now called method.mixup. Write method.mixup=..."),
+    (
+        f"merge {PAIR} +data.unrelated.name=glyphs +method.readout=linear method=kd",
+        "data.unrelated is now called data.auxiliary. Write data.auxiliary=...",
+    ),
     (
         f"merge {PAIR} method=average +method.stps=5 +method.withd=3",
         f"unknown key in method 'stps'. Available: {keys_of(METHODS['average'])}.\n"
@@ -322,7 +327,7 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(
         (
             ["data.images_per_task=0"],
             "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
-            "data.unrelated={name: generated} for images of no task, or method=average, which needs none.",
+            "data.auxiliary={name: generated} for images of no task, or method=average, which needs none.",
         ),
         (
             ["method.width=[64]"],
@@ -344,7 +349,7 @@ def test_a_loss_that_is_not_finite_exits_with_1_and_advice(
 ) -> None:
     images = 100 if validated else 10
     run = ["merge", PAIR, "method.lr=1e30", f"data.images_per_task={images}", "method.steps=5", "output.dir=out"]
-    code, out, err = fsmerge(*run, "method.release=0.0", "--quiet")
+    code, out, err = fsmerge(*run, "method.finetune_share=0.0", "--quiet")
     assert (code, out) == (1, "")
     assert [path.name for path in tmp_path.iterdir()] == [".out.logs"]
     log = (tmp_path / ".out.logs/run.log").read_text()

@@ -26,7 +26,7 @@ from fsmerge_cli.supernet.map_set import start_maps
 from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.supernet.student import Student
 from fsmerge_cli.training.loop import train
-from fsmerge_cli.training.objective import Batch, Extras, objective
+from fsmerge_cli.training.objective import Batch, LossWeights, objective
 from fsmerge_cli.training.state import Schedule
 from fsmerge_cli.training.teachers import capture
 from tests.support import two_processes
@@ -99,7 +99,7 @@ def test_the_shares_of_a_batch_add_up_to_its_objective_and_gradient(make_problem
         gradients = torch.autograd.grad(whole, list(student.parameters()))
         shares = [World(rank, 2).share(batch.positions()) for rank in (0, 1)]
         counts = batch.counts()
-        parts = [objective(student, batch, targets, Extras(), own, counts) for own in shares]
+        parts = [objective(student, batch, targets, LossWeights(), own, counts) for own in shares]
         torch.testing.assert_close(sum(parts), whole)
         added = torch.autograd.grad(sum(parts), list(student.parameters()))
         for one, both in zip(gradients, added):

@@ -19,6 +19,8 @@ from fsmerge_cli.common.options import (
     build,
     choose,
 )
+from fsmerge_cli.methods.average import Average
+from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.models.source_spec import Recipe, SourceSpec
 
 
@@ -175,3 +177,26 @@ def test_unknown_names_the_nearest_first_and_then_all() -> None:
     assert (
         unknown("thing", "abd", ["zzz", "abc"]) == "unknown thing 'abd'. Did you mean 'abc'? Available: abc, zzz."
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("logits", "logit_weight"),
+        ("foreign", "cross_task_weight"),
+        ("apart", "outlier_exposure"),
+        ("mix", "mixup"),
+        ("release", "finetune_share"),
+        ("release_lr", "finetune_lr"),
+    ],
+)
+def test_an_old_key_is_refused_with_its_new_name(old: str, new: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        build(FSMerge, {"name": "fs_merge", old: 0.5}, "method")
+    assert str(refused.value) == f"method.{old} is now called method.{new}. Write method.{new}=..."
+
+
+def test_an_old_key_is_only_renamed_where_the_new_one_is_known() -> None:
+    """`average` has no mixtures, and a user's own method may call its key as it likes."""
+    with pytest.raises(ConfigError, match=r"^unknown key in method 'mix'\. Available: "):
+        build(Average, {"name": "average", "mix": 0.5}, "method")

@@ -15,7 +15,7 @@ from fsmerge_cli import evaluate, merge
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.draw import NOBODY, digest
+from fsmerge_cli.data.draw import NO_TASK, digest
 from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.data.none import NoImages
 from fsmerge_cli.data.sampling import built, counted, drawn, looked_at, prepared
@@ -156,17 +156,17 @@ def counts(data: DataConfig) -> Any:
 def test_what_is_counted_is_what_is_drawn(tmp_path: Path) -> None:
     folder = images(tmp_path)
     augmented = Folder(
-        root=folder.root, images_per_task=10, augment="shift", views=2, unrelated={"name": "generated"}
+        root=folder.root, images_per_task=10, augment="shift", views=2, auxiliary={"name": "generated"}
     )
     for data, expected in (
         (folder, ([40, 40], [6, 6], 0)),
         (augmented, ([30, 30], [6, 6], 2000)),
         (NoImages(images_per_task=50, augment="shift"), ([0, 0], [0, 0], 250)),
-        (NoImages(images_per_task=7, unrelated={"name": "glyphs", "labels": "symbols"}), ([0, 0], [0, 0], 7)),
+        (NoImages(images_per_task=7, auxiliary={"name": "glyphs", "labels": "symbols"}), ([0, 0], [0, 0], 7)),
     ):
         assert counts(data) == expected
         found = prepared(data, TASKS, lambda: PIXELS, seed=0)[1]
-        tally = [int((found.task == task).sum()) for task in (0, 1, NOBODY)]
+        tally = [int((found.task == task).sum()) for task in (0, 1, NO_TASK)]
         assert tally == [*expected[0], expected[2]]
 
 
@@ -199,7 +199,7 @@ def test_labelled_test_images_are_enough_to_evaluate_a_merge_without_images(tmp_
         "name": "folder",
         "root": folder.root,
         "images_per_task": 0,
-        "unrelated": {"name": "generated", "images_per_task": 40},
+        "auxiliary": {"name": "generated", "images_per_task": 40},
     }
     sources = pair(tmp_path)
     for entry in sources:
@@ -227,7 +227,7 @@ def test_images_of_no_task_beside_those_of_the_tasks_are_told(tmp_path: Path) ->
         "name": "folder",
         "root": folder.root,
         "images_per_task": 5,
-        "unrelated": {"name": "folder", "root": str(tmp_path / "more")},
+        "auxiliary": {"name": "folder", "root": str(tmp_path / "more")},
     }
     for n in range(3):
         picture(tmp_path / f"more/{n}.png", 5000 + n)
@@ -247,8 +247,8 @@ def test_the_same_test_images_have_one_digest_whatever_else_is_drawn(tmp_path: P
         return prepared(data, tasks, lambda: PIXELS, seed=0)[0].sha256
 
     first = tests_sha256(data)
-    unrelated = {"name": "generated", "images_per_task": 5}
-    assert tests_sha256(replace(data, images_per_task=3, validation=0.0, unrelated=unrelated)) == first
+    auxiliary = {"name": "generated", "images_per_task": 5}
+    assert tests_sha256(replace(data, images_per_task=3, validation=0.0, auxiliary=auxiliary)) == first
     assert tests_sha256(data, TASKS[::-1]) == first
     assert tests_sha256(data, TASKS[:1]) != first
     moved = sorted((tmp_path / "a/test").rglob("*.png"))[0]
@@ -271,4 +271,4 @@ def test_an_empty_set_of_images_is_a_normal_case(tmp_path: Path) -> None:
     assert notes == []
     assert drawn(NoImages(images_per_task=1), TASKS, PIXELS, looked_at([None, None], TASKS), 0)[
         0
-    ].task.tolist() == [NOBODY]
+    ].task.tolist() == [NO_TASK]

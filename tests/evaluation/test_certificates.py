@@ -99,7 +99,7 @@ def test_every_stage_of_a_sequential_merge_is_held_against_its_maps(
     solution = folding(steps=4, sequential=True).fit(problem)
     assert len(solution.stages) == 2
     pixels = problem.images.images[:4]
-    heads = {s.name: fold_head(s.head, U) for s, U in zip(sources, solution.readouts) if s.head}
+    heads = {s.name: fold_head(s.head, U) for s, U in zip(sources, solution.projectors) if s.head}
     config = model_config(problem.plan.family, problem.plan.arch)
     write_model(tmp_path, config, solution.weights, *head_tensors(heads))
     proof = Proof(problem.plan, sources, solution, heads, pixels)

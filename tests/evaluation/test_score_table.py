@@ -14,7 +14,7 @@ from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import silent
 from fsmerge_cli.data import ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.draw import NOBODY, Images
+from fsmerge_cli.data.draw import NO_TASK, Images
 from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.evaluation.metrics import temperatures
 from fsmerge_cli.evaluation.score_table import Bench
@@ -53,7 +53,7 @@ def surer(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     return features, [factor * own for factor, own in zip(FACTORS, answers)]
 
 
-@pytest.mark.parametrize("task", [[NOBODY] * 9, [0] * 9, [0, 1, NOBODY] * 3])
+@pytest.mark.parametrize("task", [[NO_TASK] * 9, [0] * 9, [0, 1, NO_TASK] * 3])
 def test_where_a_head_has_no_image_it_is_made_as_sure_as_its_source(tmp_path: Path, task: list[int]) -> None:
     it = bench(tmp_path, queries(*task))
     ensemble, reference = it.sources(SOURCES)
@@ -66,7 +66,7 @@ def test_where_a_head_has_no_image_it_is_made_as_sure_as_its_source(tmp_path: Pa
 
 
 def test_where_all_have_images_these_alone_make_heads_comparable(tmp_path: Path) -> None:
-    it = bench(tmp_path, queries(*[0, 2, NOBODY, 1] * 5))
+    it = bench(tmp_path, queries(*[0, 2, NO_TASK, 1] * 5))
     ensemble, reference = it.sources(SOURCES)
     merged, outputs = it.row("merged", surer, reference)
     assert it.images is not None
@@ -78,7 +78,7 @@ def test_where_all_have_images_these_alone_make_heads_comparable(tmp_path: Path)
     assert ensemble.temperatures != {"a": 1.0, "b": 1.0}
 
 
-def partly(root: Path, unrelated: bool) -> dict[str, object]:
+def partly(root: Path, auxiliary: bool) -> dict[str, object]:
     """Images of a to test on alone, of b to train on too, and perhaps some of no task."""
     data = images(root / "images", train=8)
     own = {"name": "folder", "root": data.root}
@@ -87,13 +87,13 @@ def partly(root: Path, unrelated: bool) -> dict[str, object]:
     return {
         "name": "per_task",
         "tasks": {"a": {**own, "images_per_task": 0}, "b": {**own, "images_per_task": 6}},
-        **({"unrelated": {"name": "folder", "root": str(root / "more")}} if unrelated else {}),
+        **({"auxiliary": {"name": "folder", "root": str(root / "more")}} if auxiliary else {}),
     }
 
 
-@pytest.mark.parametrize("unrelated", [False, True])
-def test_an_evaluation_with_the_sources_calibrates_as_the_merge_did(tmp_path: Path, unrelated: bool) -> None:
-    data = partly(tmp_path, unrelated)
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_an_evaluation_with_the_sources_calibrates_as_the_merge_did(tmp_path: Path, auxiliary: bool) -> None:
+    data = partly(tmp_path, auxiliary)
     found = merge(pair(tmp_path), data=data, method="average", output=tmp_path / "out")
     assert found.scores["merged"].temperatures.keys() == {"a", "b"}
     again = evaluate(tmp_path / "out", sources=True)
@@ -106,7 +106,7 @@ def test_an_evaluation_with_the_sources_calibrates_as_the_merge_did(tmp_path: Pa
 
 
 def test_an_evaluation_does_without_unrelated_images_that_are_gone(tmp_path: Path) -> None:
-    merge(pair(tmp_path), data=partly(tmp_path, unrelated=True), method="average", output=tmp_path / "out")
+    merge(pair(tmp_path), data=partly(tmp_path, auxiliary=True), method="average", output=tmp_path / "out")
     (tmp_path / "more").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError) as error:
         Folder(root=str(tmp_path / "more")).build("train", Task("", None), ToPixels((1, 4, 4)))

@@ -70,7 +70,7 @@ def test_merging_shuffled_copies_returns_the_function(case: str, method: str) ->
     merged.load_state_dict(dict(solution.weights), assign=True)
     pixels = problem.images.images
     norm = "batch" in case and method == "zipit"  # statistics were taken on these few images again
-    for source, U in zip(problem.sources, solution.readouts):
+    for source, U in zip(problem.sources, solution.projectors):
         expected = network(source)(pixels)
         if norm:
             continue

@@ -15,7 +15,7 @@ def test_the_average_of_a_model_with_itself_is_that_model(make_problem: Callable
     twins = [mlp_source(name, [8, 6], 1, norm=norm) for name in "ab"]
     solution = Average().fit(make_problem(twins))
     assert all(torch.equal(solution.weights[n], twins[0].weights[n]) for n in twins[0].weights)
-    assert all(torch.equal(U, torch.eye(6)) for U in solution.readouts)
+    assert all(torch.equal(U, torch.eye(6)) for U in solution.projectors)
 
 
 def test_the_average_is_the_mean_of_every_tensor(make_problem: Callable[..., Problem]) -> None:

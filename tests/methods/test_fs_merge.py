@@ -31,15 +31,15 @@ def test_training_lowers_the_loss_and_the_fold_is_what_was_trained(
     backbone.load_state_dict(dict(solution.weights), assign=True)
     z = backbone(problem.images.images)
     torch.testing.assert_close(z.double(), reference(problem.images.images), rtol=1e-4, atol=1e-5)
-    for i, U in enumerate(solution.readouts):
-        torch.testing.assert_close((z @ U.T).double(), reference.readout(z, i), rtol=1e-4, atol=1e-5)
+    for i, U in enumerate(solution.projectors):
+        torch.testing.assert_close((z @ U.T).double(), reference.project(z, i), rtol=1e-4, atol=1e-5)
 
 
 def test_unequal_widths_and_three_sources(make_problem: Make) -> None:
     sources = [mlp_source(f"s{i}", w, i, norm="batch") for i, w in enumerate([[8, 6], [5, 7], [9, 4]])]
     solution = folding(steps=5, width=(7, 5)).fit(make_problem(sources, width=(7, 5)))
     assert tuple(solution.weights["fc0.weight"].shape) == (7, 16)
-    assert [tuple(U.shape) for U in solution.readouts] == [(6, 5), (7, 5), (4, 5)]
+    assert [tuple(U.shape) for U in solution.projectors] == [(6, 5), (7, 5), (4, 5)]
     assert len(solution.trace.start_error) == 3
     assert solution.trace.start_error[0] > 0
 
@@ -62,7 +62,7 @@ def test_a_method_gives_the_same_answer_twice_and_leaves_the_global_generator_al
     first, second = method.fit(make_problem()), method.fit(make_problem())
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(first.weights[n], second.weights[n]) for n in first.weights)
-    assert all(map(torch.equal, first.readouts, second.readouts))
+    assert all(map(torch.equal, first.projectors, second.projectors))
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if issubclass(m, Trained)])
@@ -73,7 +73,7 @@ def test_no_images_is_said(make_problem: Make, name: str) -> None:
         METHODS[name]().fit(replace(problem, images=type(problem.images)(torch.empty(0), empty, empty, empty)))
     assert str(error.value) == (
         "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
-        "data.unrelated={name: generated} for images of no task, or method=average, which needs none."
+        "data.auxiliary={name: generated} for images of no task, or method=average, which needs none."
     )
 
 
@@ -88,10 +88,10 @@ def test_sequential_merging_chains_the_readouts(make_problem: Make) -> None:
     assert [step for step, _ in trace.validation][-1] == 300
     assert 150 < trace.chosen_step <= 300
     assert trace.trainable == 2 * folding(steps=1).fit(make_problem(sources[:2])).trace.trainable
-    assert [tuple(U.shape) for U in solution.readouts] == [(6, 6)] * 3
+    assert [tuple(U.shape) for U in solution.projectors] == [(6, 6)] * 3
     backbone = problem.plan.skeleton()
     backbone.load_state_dict(dict(solution.weights), assign=True)
-    for i, (source, U) in enumerate(zip(sources, solution.readouts)):
+    for i, (source, U) in enumerate(zip(sources, solution.projectors)):
         own = problem.own_images(i)
         target = network(source)(own)
         error = (backbone(own) @ U.T - target).square().mean()

@@ -14,13 +14,13 @@ from tests.support.sources import distilling, mlp_source
 Make = Callable[..., Problem]
 
 
-@pytest.mark.parametrize("readout", ["linear", "identity"])
-def test_the_student_starts_as_source_1(make_problem: Make, readout: str) -> None:
+@pytest.mark.parametrize("projector", ["linear", "identity"])
+def test_the_student_starts_as_source_1(make_problem: Make, projector: str) -> None:
     problem = make_problem()
-    student = StudentNetwork(problem, "first", readout)
+    student = StudentNetwork(problem, "first", projector)
     images = problem.images.images
     assert torch.equal(student(images), network(problem.sources[0])(images))
-    assert torch.equal(student.readout(student(images), 0), student(images))
+    assert torch.equal(student.project(student(images), 0), student(images))
 
 
 def test_starts_differ(make_problem: Make) -> None:
@@ -40,23 +40,23 @@ def test_a_random_start_leaves_the_global_generator_alone(make_problem: Make) ->
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("readout", ["linear", "identity"])
+@pytest.mark.parametrize("projector", ["linear", "identity"])
 @pytest.mark.parametrize("targets", ["own", "all"])
-def test_the_solution_is_the_trained_student(make_problem: Make, readout: str, targets: str) -> None:
+def test_the_solution_is_the_trained_student(make_problem: Make, projector: str, targets: str) -> None:
     problem = make_problem([mlp_source(n, [8, 6], i, norm="batch") for i, n in enumerate("ab")])
-    solution = distilling(steps=40, lr=1e-2, readout=readout, targets=targets).fit(problem)
+    solution = distilling(steps=40, lr=1e-2, projector=projector, targets=targets).fit(problem)
     assert sum(solution.trace.loss[-5:]) < 0.7 * sum(solution.trace.loss[:5])
     assert solution.weights.keys() == problem.sources[0].weights.keys()
     statistics = [n for n in solution.weights if "running" in n]
     assert statistics
     assert all(torch.equal(solution.weights[n], problem.sources[0].weights[n]) for n in statistics)
-    if readout == "identity":
-        assert all(torch.equal(U, torch.eye(6)) for U in solution.readouts)
+    if projector == "identity":
+        assert all(torch.equal(U, torch.eye(6)) for U in solution.projectors)
     else:
-        assert not torch.equal(solution.readouts[1], torch.eye(6))
+        assert not torch.equal(solution.projectors[1], torch.eye(6))
     backbone = problem.plan.skeleton()
     backbone.load_state_dict(dict(solution.weights), assign=True)
-    estimate = backbone(problem.images.images) @ solution.readouts[1].T
+    estimate = backbone(problem.images.images) @ solution.projectors[1].T
     target = network(problem.sources[1])(problem.images.images)
     own = problem.images.task == 1
     start = network(problem.sources[0])(problem.images.images)
@@ -66,9 +66,9 @@ def test_the_solution_is_the_trained_student(make_problem: Make, readout: str, t
 def test_features_of_another_width_need_a_linear_readout(make_problem: Make) -> None:
     problem = make_problem([mlp_source("a", [8, 6], 1), mlp_source("b", [8, 5], 2)])
     with pytest.raises(ConfigError) as error:
-        distilling(steps=1, readout="identity").fit(problem)
+        distilling(steps=1, projector="identity").fit(problem)
     assert str(error.value) == (
-        "method.readout=identity needs features of one width, but b differ from the merged model. "
-        "Pass method.readout=linear."
+        "method.projector=identity needs features of one width, but b differ from the merged model. "
+        "Pass method.projector=linear."
     )
-    assert [tuple(U.shape) for U in distilling(steps=1).fit(problem).readouts] == [(6, 6), (5, 6)]
+    assert [tuple(U.shape) for U in distilling(steps=1).fit(problem).projectors] == [(6, 6), (5, 6)]

@@ -52,7 +52,7 @@ def three(make_problem: Make) -> Problem:
 
 
 def same(a: Solution, b: Solution) -> bool:
-    pairs = [*((t, b.weights[n]) for n, t in a.weights.items()), *zip(a.readouts, b.readouts)]
+    pairs = [*((t, b.weights[n]) for n, t in a.weights.items()), *zip(a.projectors, b.projectors)]
     return all(torch.equal(x, y) for x, y in pairs)
 
 
@@ -183,7 +183,7 @@ def test_a_task_that_counts_more_is_learned_better(method: type[Trained], make_p
         own = problem.own_images(1)
         target = problem.plan.skeleton()
         target.load_state_dict(dict(problem.sources[1].weights), assign=True)
-        errors[weights] = (backbone(own) @ solution.readouts[1].T - target(own)).square().mean().item()
+        errors[weights] = (backbone(own) @ solution.projectors[1].T - target(own)).square().mean().item()
     assert errors[1.0, 20.0] < 0.9 * errors[20.0, 1.0]
 
 
@@ -195,7 +195,7 @@ def test_the_best_step_is_that_of_the_weighted_validation(make_problem: Make) ->
     solution = method.fit(problem)
     student = StudentNetwork(problem, "first", "linear")
     student.network.load_state_dict(dict(solution.weights))
-    student.readouts = torch.nn.ParameterList(solution.readouts)
+    student.projectors = torch.nn.ParameterList(solution.projectors)
     held = problem.images.validation
     error = objective(student, Batch.of(problem.images.images, weighted, held), weighted)
     assert error.item() == pytest.approx(min(e for _, e in solution.trace.validation), rel=1e-5)

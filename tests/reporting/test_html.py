@@ -219,8 +219,8 @@ def test_a_page_of_an_evaluation_says_nothing_of_what_a_merge_saw() -> None:
     merged = page(evaluation())
     assert "On test images that the merge never saw." in merged
     assert "all that the merge saw, in order" in merged
-    unrelated = {"name": "folder", "unrelated": {"name": "generated"}}
-    content = {**evaluation(), "certificates": {}, "config": {"data": unrelated}}
+    auxiliary = {"name": "folder", "auxiliary": {"name": "generated"}}
+    content = {**evaluation(), "certificates": {}, "config": {"data": auxiliary}}
     text = page(content)
     assert "On the test images of this evaluation." in text
     assert "all that the temperatures were fitted on, in order" in text

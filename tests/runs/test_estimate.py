@@ -30,7 +30,7 @@ def test_trained_numbers_are_those_of_the_maps(structure: Any) -> None:
     maps = start_maps(plan, [s.weights for s in sources], structure, "first", 3)
     expected = sum(p.numel() for p in maps.parameters())
     method = FSMerge(name="fs_merge", maps=structure, rank=3)
-    assert estimate.trained_numbers(plan, method, estimate.measure(plan)) == expected
+    assert estimate.trainable_parameters(plan, method, estimate.measure(plan)) == expected
 
 
 def test_the_operations_of_an_mlp_are_two_per_weight() -> None:

@@ -278,7 +278,7 @@ def test_the_folder_is_a_source_and_loads_in_timm(tmp_path: Path) -> None:
     done = tuned(VIT, output=tmp_path / "low")
     assert sorted(path.name for path in (tmp_path / "low").iterdir()) == [
         "README.md",
-        "answers.safetensors",
+        "correct.safetensors",
         "config.json",
         "config.yaml",
         "evaluation.json",

@@ -44,8 +44,8 @@ def test_the_budget_is_every_option_that_all_trained_methods_have() -> None:
         shared
     )
     assert [getattr(student, name) for name in shared] == [getattr(method, name) for name in shared]
-    assert (student.start, student.readout) == (Distillation().start, Distillation().readout)
-    kd = Distillation(readout="identity")
+    assert (student.start, student.projector) == (Distillation().start, Distillation().projector)
+    kd = Distillation(projector="identity")
     assert at_equal_budget(kd, 2) is kd
 
 
@@ -137,7 +137,7 @@ def test_a_resumed_run_gives_the_same_bytes(
         merge(models, **options, kd=True, output=tmp_path / "cut", progress=stop)
     assert not (tmp_path / "cut").exists()
     merge(models, **options, kd=True, output=tmp_path / "cut", resume=True)
-    for file in ("merged/model.safetensors", "merged/heads.safetensors", "answers.safetensors"):
+    for file in ("merged/model.safetensors", "merged/heads.safetensors", "correct.safetensors"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     cut, whole = (stated(tmp_path / run) for run in ("cut", "whole"))
     for part in ("rows", "training", "notes", "similarity", "answers"):

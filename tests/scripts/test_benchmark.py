@@ -163,9 +163,9 @@ def test_the_table_and_the_picture_are_written(scripts: tuple[ModuleType, Module
     text = (tmp_path / "quality.svg").read_text()
     assert text.count(">kd</text>") == text.count(">fs_merge</text>") == 1  # one legend for all panels
     assert "a variant" not in text
-    cells = [("b", "500"), ("b", "generated"), ("a", "50"), ("b", "16"), ("b", "unrelated"), ("b", "100")]
+    cells = [("b", "500"), ("b", "generated"), ("a", "50"), ("b", "16"), ("b", "auxiliary"), ("b", "100")]
     assert [images for _, images in sorted(cells, key=table._order)] == [
-        *("50", "unrelated", "generated", "16", "100", "500")
+        *("50", "auxiliary", "generated", "16", "100", "500")
     ]
 
 

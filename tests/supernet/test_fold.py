@@ -61,7 +61,7 @@ def test_folded_equals_unfolded_outputs_and_gradients(case: str, structure: str)
     for model in (SuperNet(plan, maps, weights), UnfoldedSuperNet(plan, maps, weights)):
         maps.zero_grad(set_to_none=True)
         features = model(images)
-        estimates = [model.readout(features, i) for i in range(len(sources))]
+        estimates = [model.project(features, i) for i in range(len(sources))]
         sum(e.sin().sum() for e in estimates).backward()
         outputs.append([features, *estimates])
         gradients.append({n: p.grad.clone() for n, p in maps.named_parameters()})
@@ -76,9 +76,9 @@ def test_the_unfolded_form_takes_another_precision() -> None:
     maps, weights = random_maps(plan, sources, "full").float(), [s.weights for s in sources]
     images = torch.rand(5, 1, 4, 4)
     single, truth = UnfoldedSuperNet(plan, maps, weights, torch.float32), UnfoldedSuperNet(plan, maps, weights)
-    estimate = single.readout(single(images), 1)
+    estimate = single.project(single(images), 1)
     assert (estimate.dtype, truth(images).dtype) == (torch.float32, torch.float64)
-    torch.testing.assert_close(estimate.double(), truth.readout(truth(images), 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(estimate.double(), truth.project(truth(images), 1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["k=2", "no bias", "batch norm"])
@@ -100,7 +100,7 @@ def test_with_start_first_the_merged_model_is_source_1(case: str, structure: str
     supernet = SuperNet(plan, start_maps(plan, weights, structure, "first", rank=2), weights)
     images = torch.rand(7, 1, 4, 4)
     assert torch.equal(supernet(images), network(sources[0])(images))
-    assert torch.equal(supernet.readout(supernet(images), 0), network(sources[0])(images))
+    assert torch.equal(supernet.project(supernet(images), 0), network(sources[0])(images))
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -110,7 +110,7 @@ def test_a_wider_merged_model_still_starts_as_source_1(norm: str) -> None:
     weights = [s.weights for s in sources]
     supernet = SuperNet(plan, start_maps(plan, weights, "full", "first"), weights)
     images = torch.rand(7, 1, 4, 4)
-    torch.testing.assert_close(supernet.readout(supernet(images), 0), network(sources[0])(images))
+    torch.testing.assert_close(supernet.project(supernet(images), 0), network(sources[0])(images))
 
 
 def test_the_fold_does_not_touch_its_inputs() -> None:

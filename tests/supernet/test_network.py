@@ -42,7 +42,7 @@ def double(source: Source) -> dict[str, torch.Tensor]:
 def step(student: Student) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     student.zero_grad(set_to_none=True)
     features = student(images())
-    sum(student.readout(features, i).sin().sum() for i in range(2)).backward()
+    sum(student.project(features, i).sin().sum() for i in range(2)).backward()
     gradients = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
     return features.detach(), gradients
 

@@ -1590,7 +1590,7 @@ OPTIONS = [
         2,
         (
             "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
-            "data.unrelated={name: generated} for images of no task, or method=average, which needs none."
+            "data.auxiliary={name: generated} for images of no task, or method=average, which needs none."
         ),
     ),
     Case(
@@ -1960,9 +1960,9 @@ IMAGES = [
     ),
     Case(
         "unrelated images of a kind that is not there",
-        KD + " data.unrelated.name=generatd",
+        KD + " data.auxiliary.name=generatd",
         2,
-        f"unknown data.unrelated 'generatd'. Did you mean 'generated'? Available: {DATA}.",
+        f"unknown data.auxiliary 'generatd'. Did you mean 'generated'? Available: {DATA}.",
     ),
     Case(
         "no image of any task, and nothing to be evaluated on",

@@ -59,7 +59,15 @@ def random_images(
 
 
 PLAIN: dict[str, Any] = {
-    **{"targets": "own", "logits": 0.0, "apart": 0.0, "augment": "none", "mix": 0.0, "lr": 1e-3, "start": "first"},
+    **{
+        "targets": "own",
+        "logit_weight": 0.0,
+        "outlier_exposure": 0.0,
+        "augment": "none",
+        "mixup": 0.0,
+        "lr": 1e-3,
+        "start": "first",
+    },
     "optimizer": "adamw",
 }
 """Features alone, of the images as they are."""
@@ -67,7 +75,7 @@ PLAIN: dict[str, Any] = {
 
 def folding(**options: Any) -> FSMerge:
     """FS-Merge on the features alone, with the maps to the end."""
-    return FSMerge(**{**PLAIN, "release": 0.0, **options})
+    return FSMerge(**{**PLAIN, "finetune_share": 0.0, **options})
 
 
 def distilling(**options: Any) -> Distillation:

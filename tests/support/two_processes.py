@@ -26,9 +26,9 @@ TRAINED: dict[str, Trained] = {
     "fs_merge all": folding(steps=30, batch_size=5, maps="low_rank", rank=2, targets="all"),
     "fs_merge sequential": folding(steps=10, batch_size=4, sequential=True),
     "fs_merge weighted": folding(steps=20, batch_size=3, sequential=True, task_weights=(1.0, 2.0, 5.0)),
-    "fs_merge fresh": FSMerge(steps=12, batch_size=6, release=0.5, lr=1e-3, release_lr=1e-3),
+    "fs_merge fresh": FSMerge(steps=12, batch_size=6, finetune_share=0.5, lr=1e-3, finetune_lr=1e-3),
     "kd own": distilling(steps=30, batch_size=3),
-    "kd identity": distilling(steps=30, batch_size=4, readout="identity", targets="all"),
+    "kd identity": distilling(steps=30, batch_size=4, projector="identity", targets="all"),
     "vit": folding(steps=5, batch_size=3, maps="low_rank", rank=2),
     "vit kd": distilling(steps=5, batch_size=3),
 }
@@ -45,12 +45,12 @@ def problem(name: str, world: World) -> Problem:
 
 
 def fitted(name: str, world: World) -> dict[str, Any]:
-    """Weights, readouts and trace of one case."""
+    """Weights, projectors and trace of one case."""
     solution = TRAINED[name].fit(problem(name, world))
-    readouts = {f"U{i}": U for i, U in enumerate(solution.readouts)}
+    projectors = {f"U{i}": U for i, U in enumerate(solution.projectors)}
     trace = solution.trace
     numbers = torch.tensor([*trace.loss, *(error for _, error in trace.validation), *trace.start_error])
-    return {**solution.weights, **readouts, "trace": numbers, "chosen": torch.tensor(trace.chosen_step)}
+    return {**solution.weights, **projectors, "trace": numbers, "chosen": torch.tensor(trace.chosen_step)}
 
 
 def work(rank: int, port: int, folder: str) -> None:

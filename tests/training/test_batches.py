@@ -13,7 +13,7 @@ from fsmerge_cli.alignment.matching import unmerging_start
 from fsmerge_cli.alignment.statistics import unmerging
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import silent
-from fsmerge_cli.data.draw import NOBODY, Images
+from fsmerge_cli.data.draw import NO_TASK, Images
 from fsmerge_cli.data.images.augment import Augment, augmentation, mixed, renewed
 from fsmerge_cli.data.transfer import Feed
 from fsmerge_cli.methods import Problem
@@ -23,8 +23,15 @@ from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import start_maps
-from fsmerge_cli.training.batches import Asking, Order, Questions
-from fsmerge_cli.training.objective import TEMPERATURE, Batch, Extras, divergence, objective, sureness
+from fsmerge_cli.training.batches import Batches, Order, ViewOptions
+from fsmerge_cli.training.objective import (
+    TEMPERATURE,
+    Batch,
+    LossWeights,
+    confidence_penalty,
+    divergence,
+    objective,
+)
 from fsmerge_cli.training.teachers import capture, network
 from tests.support.sources import PLAIN, folding, mlp_source
 
@@ -59,12 +66,12 @@ def test_augmented_pictures_stay_pictures_and_differ(augment: Augment, channels:
     assert not any(torch.equal(a, b) for a, b in zip(after, before))
 
 
-@pytest.mark.parametrize(("augment", "mix"), [("strong", 0.0), ("none", 0.9), ("paper", 0.5)])
-def test_new_questions_depend_on_seed_and_step_alone(augment: Augment, mix: float) -> None:
+@pytest.mark.parametrize(("augment", "mixup"), [("strong", 0.0), ("none", 0.9), ("paper", 0.5)])
+def test_new_questions_depend_on_seed_and_step_alone(augment: Augment, mixup: float) -> None:
     def ask(seed: int, step: int) -> Tensor:
         torch.manual_seed(seed + step)  # whatever the global generator does
         before = torch.random.get_rng_state()
-        found = renewed(pictures(9), augment, mix, seed, step)[0]
+        found = renewed(pictures(9), augment, mixup, seed, step)[0]
         assert torch.equal(before, torch.random.get_rng_state())
         return found
 
@@ -113,20 +120,20 @@ def test_a_batch_of_fresh_questions_is_filled_up_and_repeats_every_image_alike()
 def test_fixed_copies_are_trained_on_beside_their_images(make_problem: Make) -> None:
     problem = make_problem(per_task=12, held=4)
     images = Images(pictures(24), problem.images.task, problem.images.train, problem.images.validation)
-    copied = Asking("shift", 3).copies(images, seed=0)
+    copied = ViewOptions("shift", 3).copies(images, seed=0)
     assert len(copied) == 24 + 3 * len(images.train)
     assert torch.equal(copied.images[:24], images.images)
     assert torch.equal(copied.validation, images.validation)
     assert copied.task[24:].tolist() == images.task[images.train].repeat_interleave(3).tolist()
-    assert torch.equal(Asking("shift", 3).copies(images, seed=0).images, copied.images)
-    assert Asking("shift", "fresh").copies(images, 0) is images
+    assert torch.equal(ViewOptions("shift", 3).copies(images, seed=0).images, copied.images)
+    assert ViewOptions("shift", "fresh").copies(images, 0) is images
 
 
 def test_what_the_sources_are_asked_anew_they_answer_anew(make_problem: Make) -> None:
     problem = make_problem()
     targets = captured(problem, "own")
     order = Order(problem.images.train, 10, 0, filled=True)
-    questions = Questions(order, Asking(mix=0.9), Feed(problem.images.images, CPU), targets, 0)
+    questions = Batches(order, ViewOptions(mixup=0.9), Feed(problem.images.images, CPU), targets, 0)
     batch = questions.batch(3)
     pixels = batch.pixels(batch.positions())
     assert torch.equal(pixels, questions.batch(3).pixels(batch.positions()))
@@ -139,13 +146,13 @@ def test_what_the_sources_are_asked_anew_they_answer_anew(make_problem: Make) ->
 def test_an_image_of_no_task_is_asked_of_everyone(make_problem: Make) -> None:
     problem = make_problem()
     task = problem.images.task.clone()
-    task[:3] = NOBODY
+    task[:3] = NO_TASK
     images = replace(problem.images, task=task)
     for i in (0, 1):
-        assert torch.equal(images.asked(i, "own"), (task == i) | (task == NOBODY))
-        assert len(replace(problem, images=images).own_images(i)) == int(((task == i) | (task == NOBODY)).sum())
+        assert torch.equal(images.asked(i, "own"), (task == i) | (task == NO_TASK))
+        assert len(replace(problem, images=images).own_images(i)) == int(((task == i) | (task == NO_TASK)).sum())
     kept = images.regroup([None, 0])
-    assert kept.task.tolist() == [t if t == NOBODY else 0 for t in task.tolist() if t != 0]
+    assert kept.task.tolist() == [t if t == NO_TASK else 0 for t in task.tolist() if t != 0]
 
 
 def test_the_heads_answers_are_compared_by_their_softened_divergence(make_problem: Make) -> None:
@@ -153,12 +160,12 @@ def test_the_heads_answers_are_compared_by_their_softened_divergence(make_proble
     targets = captured(problem)
     student = StudentNetwork(problem, "average", "linear")
     batch = Batch.of(problem.images.images, targets, torch.tensor([0, 5, 13, 20]))
-    plain, both = (objective(student, batch, targets, Extras(weight)) for weight in (0.0, 0.7))
+    plain, both = (objective(student, batch, targets, LossWeights(weight)) for weight in (0.0, 0.7))
     z = student(batch.pixels(batch.positions()))
     expected = 0.0
     for i, source in enumerate(problem.sources):
         teacher = source.head(batch.answers(i, batch.positions())) / TEMPERATURE
-        pupil = source.head(student.readout(z, i)) / TEMPERATURE
+        pupil = source.head(student.project(z, i)) / TEMPERATURE
         p = teacher.softmax(1)
         expected += (p * (p.log() - pupil.softmax(1).log())).sum(1).mean().item() * TEMPERATURE**2 / 2
     assert (both - plain).item() == pytest.approx(0.7 * expected, rel=1e-4)
@@ -170,18 +177,18 @@ def test_answers_to_images_of_other_tasks_count_as_much_as_is_asked(make_problem
     student = StudentNetwork(problem, "average", "linear")
     batch = Batch.of(problem.images.images, targets, torch.tensor([0, 5, 13, 20, 22]))
 
-    def loss(extras: Extras) -> float:
-        return objective(student, batch, targets, extras).item()
+    def loss(loss_weights: LossWeights) -> float:
+        return objective(student, batch, targets, loss_weights).item()
 
-    plain, none, whole = loss(Extras()), loss(Extras(1.0, foreign=0.0)), loss(Extras(1.0))
+    plain, none, whole = loss(LossWeights()), loss(LossWeights(1.0, cross_task_weight=0.0)), loss(LossWeights(1.0))
     z, own = student(batch.pixels(batch.positions())), 0.0
     for i, source in enumerate(problem.sources):
-        use = (~batch.foreign[i]).nonzero().flatten()
+        use = (~batch.other_task[i]).nonzero().flatten()
         assert 0 < len(use) < 5
-        answers = source.head(student.readout(z[use], i)), source.head(batch.answers(i, use))
+        answers = source.head(student.project(z[use], i)), source.head(batch.answers(i, use))
         own += divergence(*answers).sum().item() / 5 / 2
     assert none - plain == pytest.approx(own, abs=4e-6)  # fp32 differences of much larger losses
-    assert loss(Extras(1.0, foreign=0.3)) == pytest.approx(none + 0.3 * (whole - none), rel=1e-4)
+    assert loss(LossWeights(1.0, cross_task_weight=0.3)) == pytest.approx(none + 0.3 * (whole - none), rel=1e-4)
     assert whole - none > 0.01
 
 
@@ -191,14 +198,14 @@ def test_a_heads_opinion_of_other_tasks_images_costs_its_distance_from_none(make
     student = StudentNetwork(problem, "average", "linear")
     rows = torch.tensor([0, 1, 5, 13, 20])
     batch = Batch.of(problem.images.images, targets, rows)
-    plain, both = (objective(student, batch, targets, Extras(0.0, weight)) for weight in (0.0, 0.3))
+    plain, both = (objective(student, batch, targets, LossWeights(0.0, weight)) for weight in (0.0, 0.3))
     z = student(problem.images.images[rows])
     expected = 0.0
     for i, source in enumerate(problem.sources):
-        shares = source.head(student.readout(z[problem.images.task[rows] != i], i)).softmax(1)
+        shares = source.head(student.project(z[problem.images.task[rows] != i], i)).softmax(1)
         expected += (-(shares.log()).mean(1) - math.log(3)).mean().item() / 2
     assert (both - plain).item() == pytest.approx(0.3 * expected, abs=4e-6)  # as above
-    assert sureness(torch.zeros(4, 7)).item() == pytest.approx(0, abs=1e-6)
+    assert confidence_penalty(torch.zeros(4, 7)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_mixture_of_two_tasks_is_foreign_to_neither(make_problem: Make) -> None:
@@ -206,7 +213,7 @@ def test_a_mixture_of_two_tasks_is_foreign_to_neither(make_problem: Make) -> Non
     targets = captured(problem)
     rows, other = torch.tensor([0, 0, 15, 15]), torch.tensor([1, 16, 16, 1])
     batch = Batch.asked(problem.images.images[rows], targets, rows, other)
-    assert batch.foreign.tolist() == [[False, False, True, False], [True, False, False, False]]
+    assert batch.other_task.tolist() == [[False, False, True, False], [True, False, False, False]]
 
 
 def test_equal_answers_have_no_divergence_whatever_is_added_to_all_logits() -> None:
@@ -279,12 +286,12 @@ def test_after_the_release_all_weights_are_trained(make_problem: Make, share: fl
     problem = make_problem()
     folded = folding(steps=20 - min(19, round(20 * share))).fit(problem)
     assert folded.stages == ()
-    free = folding(steps=20, release=share).fit(problem)
+    free = folding(steps=20, finetune_share=share).fit(problem)
     assert len(free.trace.loss) == 20
     assert free.trace.loss[0] == folded.trace.loss[0]
     assert free.maps is None
-    still = folding(steps=20, release=share, release_lr=1e-12).fit(problem)
-    assert still.released
+    still = folding(steps=20, finetune_share=share, finetune_lr=1e-12).fit(problem)
+    assert still.finetuned
     for name, tensor in still.weights.items():
         torch.testing.assert_close(tensor, folded.weights[name], atol=1e-6, rtol=1e-5)
 
@@ -293,7 +300,7 @@ def test_what_a_release_spoils_is_not_kept(make_problem: Make) -> None:
     problem = make_problem(per_task=60)
     rows = torch.randperm(len(problem.images), generator=torch.Generator().manual_seed(0))
     problem = replace(problem, images=replace(problem.images, train=rows[20:], validation=rows[:20]))
-    free = folding(steps=200, lr=0.01, release=0.5, release_lr=3.0).fit(problem)
+    free = folding(steps=200, lr=0.01, finetune_share=0.5, finetune_lr=3.0).fit(problem)
     errors = dict(free.trace.validation[-21:])  # the release's own
     assert min(errors, key=lambda step: errors[step]) == 100
     assert free.trace.chosen_step == 100
@@ -303,21 +310,21 @@ def test_what_a_release_spoils_is_not_kept(make_problem: Make) -> None:
 
 def test_fixed_copies_are_mixed_but_not_augmented_again(make_problem: Make) -> None:
     problem = make_problem()
-    asking = Asking("strong", 2, 0.5)
-    images = asking.copies(problem.images, 0)
+    view_options = ViewOptions("strong", 2, 0.5)
+    images = view_options.copies(problem.images, 0)
     targets = capture(problem.sources, images, "all", problem.hardware, CPU, silent)
-    questions = Questions(Order(images.train, 8, 0, filled=True), asking, Feed(images.images, CPU), targets, 0)
+    questions = Batches(Order(images.train, 8, 0, filled=True), view_options, Feed(images.images, CPU), targets, 0)
     rows = questions.order.batch(3)
     batch = questions.batch(3)
     same = [torch.equal(new, images.images[row]) for new, row in zip(batch.pixels(batch.positions()), rows)]
     assert 0 < sum(same) < len(same)
 
 
-@pytest.mark.parametrize("options", [{"mix": 0.5}, {"augment": "shift"}, {"augment": "shift", "views": 2}])
+@pytest.mark.parametrize("options", [{"mixup": 0.5}, {"augment": "shift"}, {"augment": "shift", "views": 2}])
 @pytest.mark.parametrize("method", [FSMerge, Distillation])
 def test_training_on_more_questions_repeats_to_the_bit(make_problem: Make, method: Any, options: Any) -> None:
     problem = headed(make_problem())
-    plain = {**PLAIN, "steps": 12, "lr": 1e-2, "targets": "all", "logits": 0.5}
+    plain = {**PLAIN, "steps": 12, "lr": 1e-2, "targets": "all", "logit_weight": 0.5}
     chosen = method(**{**plain, **options})
     one, two = (chosen.fit(problem) for _ in range(2))
     assert one.trace.loss == two.trace.loss
@@ -330,12 +337,12 @@ def test_the_transforms_are_made_once() -> None:
     assert torch.equal(augmentation("none", (4, 4))(pictures(1)), pictures(1))
 
 
-@pytest.mark.parametrize("options", [{}, {"mix": 0.5}, {"augment": "shift"}, {"augment": "shift", "views": 3}])
+@pytest.mark.parametrize("options", [{}, {"mixup": 0.5}, {"augment": "shift"}, {"augment": "shift", "views": 3}])
 @pytest.mark.parametrize("batch", [4, 200])
 def test_a_method_knows_how_many_images_a_step_has(make_problem: Make, options: Any, batch: int) -> None:
     problem = make_problem()
     method = folding(batch_size=batch, **options)
     images = method.prepare(problem).images
-    order = Order(images.train, batch, 0, filled=method.asking.fresh)
-    taken = Questions(order, method.asking, Feed(images.images, CPU), (), 0)
+    order = Order(images.train, batch, 0, filled=method.view_options.fresh)
+    taken = Batches(order, method.view_options, Feed(images.images, CPU), (), 0)
     assert method.images_per_step(len(problem.images.train)) == taken.size == len(order.batch(0))

@@ -64,7 +64,7 @@ def test_the_objective_is_the_written_formula(make_problem: Make, targets: str) 
         use = [j for j, row in enumerate(rows) if targets == "all" or problem.images.task[row] == i]
         seen = own.at(own.wanted.nonzero().flatten())
         spread = ((seen - seen.mean(0)) ** 2).mean().item()
-        errors = [(supernet.readout(z[j], i) - own.at(rows[j : j + 1])).square().mean() / spread for j in use]
+        errors = [(supernet.project(z[j], i) - own.at(rows[j : j + 1])).square().mean() / spread for j in use]
         expected += sum(errors) / len(errors) / 2
     found = objective(supernet, Batch.of(problem.images.images, captured, rows), captured)
     torch.testing.assert_close(found, expected)

@@ -95,8 +95,10 @@ def test_matrices_are_what_muon_is_given(make_problem: Make) -> None:
         given = {id(p) for p in net.matrices()}
         names = [n.rsplit(".", 1)[-1] for n, p in net.named_parameters() if id(p) in given]
         assert set(names) == held
-        readouts = [n for n, p in net.named_parameters() if n.endswith(tuple(held or "?")) and id(p) not in given]
-        assert len(readouts) == len(held) * k  # U_out of every source
+        projectors = [
+            n for n, p in net.named_parameters() if n.endswith(tuple(held or "?")) and id(p) not in given
+        ]
+        assert len(projectors) == len(held) * k  # U_out of every source
         first, *others = optimisers(list(net.parameters()), net.matrices(), 0.1, 0.2, 0.0)
         assert isinstance(first, torch.optim.AdamW)
         assert [type(other) for other in others] == ([Muon] if held else [])

@@ -78,7 +78,7 @@ def test_a_resumed_training_ends_with_the_same_bytes(
     assert resumed.trace == expected.trace
     for name_, tensor in expected.weights.items():
         assert torch.equal(resumed.weights[name_], tensor), name_
-    assert all(torch.equal(a, b) for a, b in zip(resumed.readouts, expected.readouts))
+    assert all(torch.equal(a, b) for a, b in zip(resumed.projectors, expected.projectors))
 
 
 def test_what_was_done_is_not_done_again(make_problem: Callable[..., Problem], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fsmerge_cli.common.progress import Event, silent
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.training import teachers
-from fsmerge_cli.training.teachers import Captured, Targets, capture, network
+from fsmerge_cli.training.teachers import Targets, TeacherTargets, capture, network
 from tests.support.sources import distilling, folding, mlp_source
 from tests.support.vits import vit_source
 
@@ -30,7 +30,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSMERGE_CACHE", str(tmp_path / "cache"))
 
 
-def captured(problem: Problem, targets: Targets = "own", **options: Any) -> tuple[Captured, ...]:
+def captured(problem: Problem, targets: Targets = "own", **options: Any) -> tuple[TeacherTargets, ...]:
     hardware = Hardware(**{"device": "cpu", "eval_batch": BATCH, **options})
     return capture(problem.sources, problem.images, targets, hardware, CPU, problem.progress)
 

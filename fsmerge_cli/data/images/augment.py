@@ -47,7 +47,7 @@ def _transforms(name: Literal["shift", "paper"], size: tuple[int, int]) -> Any:
     return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandomChoice(one)])
 
 
-def renewed(pixels: Tensor, augment: Augment, mix: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
+def renewed(pixels: Tensor, augment: Augment, mixup: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The images of one step's batch, augmented and mixed anew [n, C, H, W]; depends on (seed, step) alone.
 
     Also which image of the batch is mixed into each [n] (itself: none), in host memory.
@@ -62,8 +62,8 @@ def renewed(pixels: Tensor, augment: Augment, mix: float, seed: int, step: int) 
             torch.manual_seed(derive(seed, "augment", step))
             together = len(pixels) if augment == "strong" else TOGETHER
             pixels = torch.cat([transform(part) for part in torch.split(pixels, together)])
-    if mix:
-        return mixed(pixels, mix, generator(seed, "mix", step))
+    if mixup:
+        return mixed(pixels, mixup, generator(seed, "mix", step))
     return pixels, torch.arange(len(pixels))
 
 

@@ -38,7 +38,7 @@ class Generated(DataConfig):
     brought to the size that the sources read.
     """
 
-    nobodys: ClassVar[bool] = True
+    taskless: ClassVar[bool] = True
 
     name: Literal["generated"] = "generated"
     images_per_task: Positive = 2000
