@@ -1,0 +1,204 @@
+"""Architectures that nobody can build, and what a config.json may hold instead of one."""
+
+from __future__ import annotations
+
+from timm.models import list_models
+
+from fsmerge_cli.common.errors import unknown
+from tests.support.bad_inputs.case import (
+    AVERAGE,
+    NAN,
+    VITS,
+    Case,
+    config,
+    put,
+    remove,
+    two,
+)
+
+CONFIGS = [
+    Case(
+        "no architecture",
+        AVERAGE,
+        2,
+        (
+            "source 'a': a says no architecture. Put a config.json beside the weights or pass "
+            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (mlp, vit)."
+        ),
+        remove("a/config.json"),
+    ),
+    Case(
+        "an unknown architecture",
+        AVERAGE,
+        2,
+        "source 'a': a: arch: " + unknown("timm architecture", "mlq", list_models("vit_*")),
+        config("a", architecture="mlq"),
+        installed=True,
+    ),
+    Case(
+        "a convolutional network",
+        AVERAGE,
+        2,
+        (
+            "source 'a': a: arch: resnet18 is a model of timm.models.resnet, not a plain VisionTransformer "
+            "of timm, and cannot be merged. Take a vit_* model, or write a specification for it."
+        ),
+        config("a", architecture="resnet18", model_args={}),
+    ),
+    Case(
+        "arch and config.json disagree",
+        two("name:v,checkpoint:v,arch:vit_small_patch16_224", "name:w,checkpoint:w") + " method=average",
+        2,
+        (
+            "source 'v': v is a vit_tiny_patch16_224, as its config.json says, but models.sources.N.arch "
+            "asks for vit_small_patch16_224. Pass models.sources.N.arch=null to take the checkpoint's."
+        ),
+    ),
+    Case(
+        "an unknown family",
+        two("name:a,checkpoint:a,arch:{family:cnn}") + " method=average",
+        2,
+        "source 'a': a: unknown arch.family 'cnn'. Available: mlp, vit.",
+    ),
+    Case(
+        "widths that no tensor has",
+        AVERAGE,
+        2,
+        (
+            "source 'a': a: arch: input_size [1, 4, 4] and widths [4611686018427387904, 4611686018427387904] "
+            "are too large for a tensor. Pass those that the weights have."
+        ),
+        config("a", model_args__widths=[2**62, 2**62]),
+    ),
+    Case(
+        "widths of the wrong type",
+        AVERAGE,
+        2,
+        "source 'a': a: arch.widths: should be a valid tuple, got 'wide'.",
+        config("a", model_args__widths="wide"),
+    ),
+    Case(
+        "an option that timm does not know",
+        VITS,
+        2,
+        (
+            "source 'v': v: arch: timm cannot build vit_tiny_patch16_224 with {'img_size': 8, 'patch_size': "
+            "4, 'in_chans': 1, 'embed_dim': 12, 'depth': 2, 'num_heads': 3, 'colour': 'red'}: {library}. "
+            "Change arch.args, or model_args in config.json."
+        ),
+        config("v", model_args__colour="red"),
+    ),
+    Case(
+        "a checkpoint path inside config.json",
+        VITS,
+        2,
+        (
+            "source 'v': v: arch: checkpoint_path is no option of an architecture. Weights come from "
+            "models.sources.N.checkpoint alone; take the key out of the arguments."
+        ),
+        config("v", model_args__checkpoint_path="evil.pt"),
+    ),
+    Case(
+        "an embedding that its heads do not divide",
+        VITS,
+        2,
+        (
+            "source 'v': v: arch: timm cannot build vit_tiny_patch16_224 with {'img_size': 8, 'patch_size': "
+            "4, 'in_chans': 1, 'embed_dim': 12, 'depth': 2, 'num_heads': 5}: {library}. Change arch.args, or "
+            "model_args in config.json."
+        ),
+        config("v", model_args__num_heads=5),
+    ),
+    Case(
+        "config.json is no JSON",
+        AVERAGE,
+        2,
+        "source 'a': a: config.json is not valid JSON ({library}).",
+        put("a/config.json", "{'architecture': 'mlp'}"),
+        installed=True,
+    ),
+    Case(
+        "config.json is a list",
+        AVERAGE,
+        2,
+        "source 'a': a: config.json should hold an object, it holds list.",
+        put("a/config.json", "[]"),
+    ),
+    Case(
+        "config.json is no text",
+        AVERAGE,
+        2,
+        "source 'a': a: config.json is not valid JSON ({library}).",
+        put("a/config.json", b"\xff\xfe"),
+    ),
+    Case(
+        "config.json nested without end",
+        AVERAGE,
+        2,
+        "source 'a': a: config.json is not valid JSON ({library}).",
+        put("a/config.json", "[" * 100_000),
+    ),
+    Case(
+        "config.json with a number of 5000 digits",
+        AVERAGE,
+        2,
+        "source 'a': a: config.json is not valid JSON ({library}).",
+        put("a/config.json", '{"architecture": ' + "9" * 5000 + "}"),
+    ),
+    Case(
+        "model_args is a list",
+        AVERAGE,
+        2,
+        "source 'a': a: model_args in config.json should be an object, it is [1].",
+        config("a", model_args=[1]),
+    ),
+    Case(
+        "a mean that is not finite",
+        AVERAGE,
+        2,
+        "source 'a': a: mean in config.json should be a list of numbers, it is [nan].",
+        config("a", pretrained_cfg__mean=[NAN]),
+    ),
+    Case(
+        "a mean of many digits",
+        AVERAGE,
+        2,
+        (
+            "source 'a': a: mean in config.json should be a list of numbers, it is "
+            "[10000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+            "000."
+        ),
+        config("a", pretrained_cfg__mean=[10**400]),
+    ),
+    Case(
+        "a deviation of zero",
+        AVERAGE,
+        2,
+        "source 'a': a: mean [0.0] and std [0.0] need 1 value each, std none of them 0.",
+        config("a", pretrained_cfg__std=[0.0]),
+    ),
+    Case(
+        "three means for one channel",
+        AVERAGE,
+        2,
+        "source 'a': a: mean [0.1, 0.2, 0.3] and std [1.0] need 1 value each, std none of them 0.",
+        config("a", pretrained_cfg__mean=[0.1, 0.2, 0.3]),
+    ),
+    Case(
+        "an unknown interpolation",
+        AVERAGE,
+        2,
+        (
+            "source 'a': a: interpolation in config.json: unknown value 'cubist'. Did you mean 'bicubic'? "
+            "Available: bicubic, bilinear, box, hamming, lanczos, nearest."
+        ),
+        config("a", pretrained_cfg__interpolation="cubist", pretrained_cfg__crop_pct=None),
+    ),
+    Case(
+        "a crop of nothing",
+        AVERAGE,
+        2,
+        "source 'a': a: crop_pct in config.json should be from 0.1 to 1, it is 1e-09.",
+        config("a", pretrained_cfg__crop_pct=1e-9),
+    ),
+]

@@ -1,0 +1,173 @@
+"""Keys and values that do not fit."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.support.bad_inputs.case import (
+    AVERAGE,
+    DATA,
+    KD,
+    NOT_EVALUATED,
+    VITS,
+    Case,
+    two,
+)
+
+OPTIONS = [
+    Case(
+        "no models",
+        "merge method=average",
+        2,
+        (
+            "no models given. Say which with +models=NAME; there are:\n"
+            "models\n"
+            "  +models=clip_vit_b_pair     Two CLIP image towers of ViT-B/16 (LAION-2B, DataComp-XL) with "
+            "their projections, from timm's hub\n"
+            "  +models=digits_mlp_pair     Two 64-wide MLPs, other seeds, on digits 0-4 and 5-9 "
+            "(scikit-learn's scans); trained on first use in seconds\n"
+            "  +models=digits_mlp_trio     Three MLPs of different widths, with BatchNorm, on digits 0-2, "
+            "3-5 and 6-9; trained on first use in seconds\n"
+            "  +models=glyphs_vit_pair     Two 4-block, 96-wide ViTs, other seeds, on drawn digits and "
+            "capitals; trained on first use in minutes\n"
+            "  +models=glyphs_vit_quad     Four 4-block, 96-wide ViTs, other seeds, on drawn digits, "
+            "capitals, Greek and Cyrillic; trained on first use\n"
+            "  +models=vit_b_pair          Two public pretrainings of ViT-B/16 with ImageNet heads, from "
+            "timm's hub (or checkpoints of your own)\n"
+            "  +models=vit_l_pair          Two public pretrainings of ViT-L/16, one with an ImageNet head, "
+            "one headless, from timm's hub"
+        ),
+    ),
+    Case(
+        "an unknown command",
+        "marge",
+        2,
+        "unknown command 'marge'. Did you mean 'merge'? "
+        "Available: check, compare, evaluate, finetune, list, merge, schema. See fsmerge --help.",
+        installed=True,
+    ),
+    Case(
+        "unknown models",
+        "merge +models=digits",
+        2,
+        (
+            "unknown models 'digits'. Did you mean 'digits_mlp_trio'? Available: clip_vit_b_pair, "
+            "digits_mlp_pair, digits_mlp_trio, glyphs_vit_pair, glyphs_vit_quad, vit_b_pair, vit_l_pair."
+        ),
+    ),
+    Case(
+        "an unknown method",
+        two() + " method=averag",
+        2,
+        (
+            "unknown method 'averag'. Did you mean 'average'? Available: activation_matching, average, "
+            "fs_merge, fs_merge_paper, kd, regmean, regmean_pp, slerp, zipit."
+        ),
+        installed=True,
+    ),
+    Case(
+        "an unknown key",
+        AVERAGE + " method.step=3",
+        2,
+        "unknown key in method 'step'. Available: heads, name, task_weights, width.",
+    ),
+    Case(
+        "an unknown key of a source",
+        two("name:a,chekpoint:a") + " method=average",
+        2,
+        (
+            "unknown key in models.sources.0 'chekpoint'. Did you mean 'checkpoint'? Available: arch, "
+            "checkpoint, ema, head, input_size, labels, mean, module, name, normalize, prefix, recipe, std."
+        ),
+    ),
+    Case(
+        "a key without a value",
+        AVERAGE + " seed",
+        2,
+        "cannot read 'seed'. Write KEY=VALUE; quote a value with spaces or symbols: 'KEY=\"a, b\"'.",
+    ),
+    Case("a seed that is no number", AVERAGE + " seed=one", 2, "seed: should be a valid integer, got 'one'."),
+    Case("a seed below zero", AVERAGE + " seed=-1", 2, "seed: should be greater than or equal to 0, got -1."),
+    Case("a seed of many digits is fine", AVERAGE + f" seed={10**40}", 0, NOT_EVALUATED),
+    Case(
+        "steps of the wrong type", KD + " method.steps=3.5", 2, "method.steps: should be a valid integer, got 3.5."
+    ),
+    Case("no steps", KD + " method.steps=0", 2, "method.steps: should be greater than or equal to 1, got 0."),
+    Case(
+        "a learning rate that is not finite",
+        KD + " method.lr=inf",
+        2,
+        "method.lr: should be a finite number, got inf.",
+    ),
+    Case("a share above one", KD + " data.validation=1.5", 2, "data.validation: should be less than 1, got 1.5."),
+    Case(
+        "an interval without a unit",
+        AVERAGE + " checkpoint.every=5h",
+        2,
+        ("checkpoint.every='5h': give a number of steps (200), or seconds or minutes with their unit (60s, 5m)."),
+    ),
+    Case(
+        "more workers than a machine has",
+        AVERAGE + " hardware.workers=100000",
+        2,
+        "hardware.workers: should be less than or equal to 256, got 100000.",
+    ),
+    Case(
+        "an unknown device",
+        AVERAGE + " hardware.device=tpu",
+        2,
+        "hardware.device='tpu': give auto, cpu, cuda or cuda:N.",
+    ),
+    Case(
+        "CUDA where there is none",
+        AVERAGE + " hardware=gpu",
+        2,
+        (
+            "hardware.device=cuda: no CUDA device is visible. Pass hardware=cpu, or install a torch build "
+            "with CUDA and check `nvidia-smi`."
+        ),
+        lambda f, p: p.setattr(torch.cuda, "is_available", lambda: False),
+    ),
+    Case(
+        "a rank above the width",
+        KD.replace("method=kd", "method=fs_merge") + " method.maps=low_rank method.rank=9",
+        2,
+        ("method.rank=9 is above the width of the merged model (8). Take a rank below it, or method.maps=full."),
+    ),
+    Case(
+        "a width that heads do not divide",
+        VITS + " method.width=13",
+        2,
+        "method.width=13 cannot be divided into 3 heads. Pass method.heads=... that divides it.",
+    ),
+    Case(
+        "attention heads of an MLP",
+        AVERAGE + " method.heads=2",
+        2,
+        "method.heads: an MLP has no attention heads. Leave method.heads at null.",
+    ),
+    Case(
+        "a method that needs images, and none",
+        two() + " method=kd",
+        2,
+        (
+            f"method=kd needs unlabelled images and no data set is given. Pass data=NAME ({DATA}; data.root=PATH "
+            "for your own folder), or method=average."
+        ),
+    ),
+    Case(
+        "no images asked for",
+        KD + " data.images_per_task=0",
+        2,
+        (
+            "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
+            "data.auxiliary={name: generated} for images of no task, or method=average, which needs none."
+        ),
+    ),
+    Case(
+        "an interpolation that leads nowhere",
+        AVERAGE + " 'seed=${nothing}'",
+        2,
+        ("seed: Interpolation key 'nothing' not found. Name a key that is there in ${...}, or give a value."),
+    ),
+]
