@@ -10,7 +10,7 @@ BOTH := $(PYTEST) -n 2 --dist worksteal
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
-.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full test-slow test-browser wheel-test reference clean
+.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full docs pictures test-slow test-browser wheel-test reference clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -66,8 +66,16 @@ quality: $(READY)  ## what merges keep, small matrix (under 30 minutes on 2 core
 quality-full: $(READY)  ## the whole matrix, resumable, a line per run (days on 2 cores)
 	$(BIN)/python -m scripts.benchmark --full
 
-reference: $(READY)  ## docs/configuration.md from the dataclasses and configs/ (seconds)
+reference: $(READY)  ## generated docs: configuration, examples, the schema of evaluation.json (seconds)
 	$(BIN)/python scripts/reference.py
+	$(BIN)/python scripts/examples_page.py
+	$(BIN)/fsmerge schema > docs/evaluation.schema.json
+
+docs: $(READY)  ## the documentation as a site, strictly, into outputs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: $(READY)  ## the pictures of the README; needs `make demo` before, and Chromium
+	$(BIN)/python -m scripts.pictures --report outputs/demo
 
 format: $(READY)  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

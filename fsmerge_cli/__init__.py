@@ -1,9 +1,9 @@
-"""fsmerge: merge trained networks of one architecture into one network of the original size.
+"""fsmerge: merge trained networks of the same architecture into one network of the original size.
 
     from fsmerge_cli import merge
     result = merge("digits_mlp_pair", method="fs_merge")
 
-Names are imported on first use, so that `fsmerge --help` does not wait for torch.
+Names are imported on first use, so that `fsmerge --help` does not import torch.
 """
 
 from __future__ import annotations

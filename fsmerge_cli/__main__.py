@@ -1,4 +1,4 @@
-"""`python -m fsmerge_cli` is `fsmerge`."""
+"""`python -m fsmerge_cli` runs `fsmerge`."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""The README's table: average, kd and fs_merge on the digits pair, by images per task and targets.
+"""The table of docs/results/index.md: average, kd and fs_merge on the digits pair, by images per task and targets.
 
     python scripts/digits_table.py                    # the whole table
     python scripts/digits_table.py --seeds 0 --images 10
 
-Mean and standard deviation over seeds of the per-task mean and of the joint accuracy (softmax per head), in
-per cent, as Markdown on standard output; every single run as one JSON line in --log.
+Prints a Markdown table in per cent: mean and standard deviation over seeds of the mean accuracy over tasks and of
+the joint accuracy (softmax per head). Every run is one JSON line in --log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from fsmerge_cli import merge
 
-# The features alone, of the images as they are: what tells the methods apart, not the best recipe of either.
+# Only the loss on features, without augmentation: compares the methods, not their best recipes.
 PLAIN: dict[str, Any] = {
     **{
         "logit_weight": 0.0,
@@ -75,8 +75,8 @@ def main() -> None:
 def table(
     cells: dict[tuple[str, str], list[tuple[float, float]]], images: list[str], ensemble: tuple[float, float]
 ) -> str:
-    heads = [f"{n} images: {what}" for n in images for what in ("mean", "joint")]
-    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    headers = [f"{n} images: {metric}" for n in images for metric in ("mean", "joint")]
+    lines = ["| method | " + " | ".join(headers) + " |", "|---" * (len(headers) + 1) + "|"]
     for label in METHODS:
         values = [spread([run[i] for run in cells[label, n]]) for n in images for i in (0, 1)]
         lines.append(f"| {label} | " + " | ".join(values) + " |")
@@ -85,8 +85,8 @@ def table(
 
 
 def spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * statistics.mean(values):.1f} ± {100 * std:.1f}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python scripts/reference.py           # or: make reference
 
-tests/test_docs.py fails where the page is not what this would write.
+tests/test_docs.py fails if the page is not up to date.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.source_spec import Recipe, SourceSpec
-from fsmerge_cli.runs.finetune_request import Start
+from fsmerge_cli.runs.finetune_request import FinetuneStart
 from fsmerge_cli.runs.merged import Reading
-from fsmerge_cli.training.classifier import Tuning
+from fsmerge_cli.training.classifier import TrainingOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/configuration.md"
@@ -36,10 +36,10 @@ OPENING = """# Configuration
 
 <!-- Written by scripts/reference.py (make reference) from the dataclasses and configs/; do not edit. -->
 
-Every key of every command: what it takes, its default, what it means. On the command line a key is `KEY=VALUE`; a
-group's file is chosen with `GROUP=NAME` (`fsmerge list` shows the names), and a folder of your own with the same
-groups is added with `--config-dir FOLDER`. From Python the same keys are the mappings that `merge`, `evaluate` and
-`finetune` take. A key that is unknown or out of range is refused with the nearest name and all that would do.
+Every key of every command, with its type, default and meaning. On the command line a key is set with `KEY=VALUE`.
+`GROUP=NAME` selects a file of a group (`fsmerge list` shows the names), and `--config-dir FOLDER` adds a folder of
+your own with the same groups. In Python, `merge`, `evaluate` and `finetune` take the same keys as mappings. An
+unknown key or a value out of range is refused; the message shows the nearest name and all accepted ones.
 """
 
 
@@ -51,7 +51,7 @@ def page() -> str:
     parts = [
         OPENING,
         "## `fsmerge merge` and `fsmerge check`\n",
-        plain(top, {"seed": "whole number from 0", "resume": "true, false"}, merge),
+        plain(top, {"seed": "integer from 0", "resume": "true, false"}, merge),
         section("`checkpoint`", Checkpoint, "checkpoint", merge, level=3),
         section("`output`", Output, "output", merge, level=3),
         section("`evaluation`", Evaluation, "evaluation", merge, level=3),
@@ -69,10 +69,10 @@ def page() -> str:
         "## Sweeps (`--multirun`)\n",
         shipped("launcher"),
         shipped("sweep"),
-        "## `fsmerge finetune`\n\n`seed`, `resume` and `checkpoint` as above; `data` and `hardware` as above, but "
-        "`data.images_per_task` is `all` and `data.augment` is drawn anew at every step.\n",
-        section("`model`", Start, "model", tune, level=3),
-        section("`training`", Tuning, "training", tune, level=3),
+        "## `fsmerge finetune`\n\n`seed`, `resume` and `checkpoint` as above; `data` and `hardware` as above, "
+        "except that `data.images_per_task` is `all` and that `data.augment` is sampled at every step.\n",
+        section("`model`", FinetuneStart, "model", tune, level=3),
+        section("`training`", TrainingOptions, "training", tune, level=3),
         section("`output`", finetune_command.Output, "output", tune, level=3),
         "## `fsmerge evaluate`\n\n`data` and `hardware` as above; `seed` and `tasks` may be null.\n",
         section("`model`", Reading, "model", again, level=3),
@@ -89,33 +89,33 @@ def section(
     title: str,
     cls: type[Any],
     key: str,
-    said: Mapping[str, str],
+    descriptions: Mapping[str, str],
     *,
     level: int = 2,
     prefix: str | None = None,
     name: str | None = None,
     skip: Sequence[str] = (),
 ) -> str:
-    """A dataclass: its line and a row per field, explained by the YAML's comment or else by the docstring."""
+    """A dataclass: its summary and one row per field, described by the YAML comment or else by the docstring."""
     inside = f"{key}." if prefix is None else prefix
     schema = TypeAdapter(cls).json_schema()
-    start, explained = told(cls)
+    start, documented = documentation(cls)
     rows = []
     for field in fields(cls):
         if field.name in skip or (name is not None and field.name == "name"):
             continue
-        text = said.get(f"{inside}{field.name}") or explained.get(field.name, "")
+        text = descriptions.get(f"{inside}{field.name}") or documented.get(field.name, "")
         default = "(required)" if field.default is MISSING else code(field.default)
         shape = kind(schema["properties"][field.name], schema)
         rows.append(f"| `{key}.{field.name}` | {shape} | {default} | {escaped(text)} |")
     summary = presets.summary(key, name) if name else ""
     lines = [f"{'#' * level} {title}", ""]
     lines += [f"{escaped(summary)}. {escaped(start)}", ""] if summary else []
-    return "\n".join([*lines, "| key | takes | default | |", "|---|---|---|---|", *rows, ""])
+    return "\n".join([*lines, "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 
-def told(cls: type[Any]) -> tuple[str, dict[str, str]]:
-    """How a dataclass's own docstring begins, and field -> what it, or a class above, says of the field."""
+def documentation(cls: type[Any]) -> tuple[str, dict[str, str]]:
+    """The start of a dataclass's docstring, and field -> its description there or in a base class."""
     names = [field.name for field in fields(cls)]
     one = rf"(?:{'|'.join(names)})"
     found: dict[str, str] = {}
@@ -138,24 +138,26 @@ def told(cls: type[Any]) -> tuple[str, dict[str, str]]:
 
 
 def _blank(found: re.Match[str]) -> str:
-    """As many characters that are neither names nor marks."""
+    """A replacement of the same length without names and colons."""
     return "," + " " * (len(found[0]) - 1)
 
 
 def shipped(kind: str) -> str:
-    """The names of a group with their lines."""
+    """The names of a group with their summaries."""
     form = f"+{kind}=" if kind == "models" else f"{kind}="
     rows = [f"| `{form}{name}` | {escaped(presets.summary(kind, name))} |" for name in presets.names(kind)]
-    return "\n".join(["| shipped | |", "|---|---|", *rows, ""])
+    return "\n".join(["| included | |", "|---|---|", *rows, ""])
 
 
-def plain(keys: Mapping[str, tuple[str, Any]], takes: Mapping[str, str], said: Mapping[str, str]) -> str:
-    rows = [f"| `{k}` | {takes[k]} | {code(v)} | {escaped(said.get(k, ''))} |" for k, (_, v) in keys.items()]
-    return "\n".join(["| key | takes | default | |", "|---|---|---|---|", *rows, ""])
+def plain(keys: Mapping[str, tuple[str, Any]], types: Mapping[str, str], descriptions: Mapping[str, str]) -> str:
+    rows = [
+        f"| `{k}` | {types[k]} | {code(v)} | {escaped(descriptions.get(k, ''))} |" for k, (_, v) in keys.items()
+    ]
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 
 def kind(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    """A JSON schema in words."""
+    """The type of a JSON schema in words."""
     if "$ref" in schema:
         return "keys and values (see below)"
     if "anyOf" in schema:
@@ -172,8 +174,8 @@ def kind(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
             "maximum": "to {}",
             "exclusiveMaximum": "below {}",
         }
-        said = [form.format(f"{schema[key]:g}") for key, form in limits.items() if key in schema]
-        return " ".join(["whole number" if shape == "integer" else "number", *said])
+        bounds = [form.format(f"{schema[key]:g}") for key, form in limits.items() if key in schema]
+        return " ".join(["integer" if shape == "integer" else "number", *bounds])
     if shape == "array":
         inner = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
         count = schema.get("minItems")
@@ -211,7 +213,7 @@ def code(value: Any) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text as itself in a table's cell, code spans kept."""
+    """Text escaped for a table cell."""
     return re.sub(r"(?<!\\)([|<>])", r"\\\1", text)
 
 

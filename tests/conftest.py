@@ -1,4 +1,4 @@
-"""Shared fixtures: small problems, and a cache that lasts for one test session."""
+"""Shared fixtures: small problems, and a cache for one test session."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.support.sources import mlp_source, random_images
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """Embedded sources: where the caller says (the Makefile), else trained once per session."""
+    """Cache of the embedded sources: FSMERGE_CACHE if set, otherwise a new one per session."""
     patch = pytest.MonkeyPatch()
-    # Tiny models: more threads only wait for each other. Here, and in the processes that tests start.
+    # More threads are slower for tiny models. Also set for the processes that tests start.
     torch.set_num_threads(1)
     patch.setenv("OMP_NUM_THREADS", "1")
     if "FSMERGE_CACHE" not in os.environ:
@@ -30,14 +30,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:
-    """A shell's background job ignores Ctrl-C, and so do its children, unless they are told otherwise."""
+    """Restore Ctrl-C, which background jobs of a shell and their children ignore."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def make_problem() -> Callable[..., Problem]:
-    """Problem from a list of sources (default: two 8-wide MLPs) and some random images."""
+    """Builds a problem from a list of sources (default: two 8-wide MLPs) and random images."""
 
     def make(sources: list[Source] | None = None, per_task: int = 12, held: int = 0, **options: object) -> Problem:
         sources = sources or [mlp_source("a", [8, 8], 1), mlp_source("b", [8, 8], 2)]

@@ -1,18 +1,17 @@
-"""README and docs say nothing that does not run.
+"""The commands and the Python code of README and docs run.
 
-Every block of commands (```sh) and of Python (```python) is run here, page by page and in order, in a folder with
-two small ViTs (`pets/`, `cars/`) and their images (`images/`), unless a line `<!-- ... -->` before it says why
-not:
+Every shell (```sh) and Python (```python) block is run here, page by page and in order, in a folder with two small
+ViTs (`pets/`, `cars/`) and their images (`images/`), unless a marker `<!-- ... -->` precedes it:
 
-    <!-- needs: hub -->      weights from timm's hub        } their keys are checked,
-    <!-- needs: gpu -->      one CUDA device or several     } nothing is run
+    <!-- needs: hub -->      weights from timm's hub        } not run;
+    <!-- needs: gpu -->      one or more CUDA devices       } their keys are checked
     <!-- needs: cluster -->  Slurm                          }
-    <!-- needs: files -->    files that only readers have   }
-    <!-- long -->            more than some minutes         }
-    <!-- slow -->            run by `make test-slow` alone, where trainings have all their steps
-    <!-- sketch -->          Python of which a part is left out; it is parsed
+    <!-- needs: files -->    files of the reader            }
+    <!-- long -->            takes more than some minutes   }
+    <!-- slow -->            run only by `make test-slow`, with all training steps
+    <!-- sketch -->          incomplete Python; only parsed
 
-Of `make TARGET` the target has to exist; its fsmerge commands are run where the block is.
+For `make TARGET` the target has to exist; its fsmerge commands are run.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ import importlib.util
 import re
 import runpy
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,85 +33,33 @@ from PIL import Image
 
 from fsmerge_cli.architectures import SPECS
 from fsmerge_cli.cli import COMMANDS, main
-from fsmerge_cli.cli.composing import composed, own_folder
-from fsmerge_cli.cli.merge_command import composed as as_hydra_takes_it
+from fsmerge_cli.cli.composing import composed, config_dir_of
+from fsmerge_cli.cli.merge_command import composed as merge_overrides
 from fsmerge_cli.common.options import build
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.runs.finetune import finetune
 from fsmerge_cli.runs.request import chosen_data, chosen_hardware, request
+from tests.support.doc_blocks import (
+    BLOCKS,
+    LANGUAGES,
+    MARKERS,
+    PAGES,
+    UNRUN,
+    Block,
+    commands,
+    is_file,
+    name_of,
+    recipe,
+    write,
+)
 from tests.support.paths import REPOSITORY
-
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-UNRUN = {"needs: hub", "needs: gpu", "needs: cluster", "needs: files", "long"}
-MARKERS = {*UNRUN, "slow", "sketch", ""}
-LANGUAGES = {"sh", "python", "yaml", "json", "text", ""}
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its page, line, language, marker and text."""
-
-    page: Path
-    line: int
-    language: str
-    marker: str
-    text: str
-
-
-def blocks(page: Path) -> list[Block]:
-    """All fenced blocks of a page."""
-    lines = page.read_text().splitlines()
-    found, start, language, marker = [], None, "", ""
-    for number, line in enumerate(lines):
-        if not line.startswith("```"):
-            continue
-        if start is None:
-            start, language = number, line[3:].strip()
-            before = next((text for text in reversed(lines[:number]) if text.strip()), "")
-            mark = re.fullmatch(r"<!-- (.*) -->", before.strip())
-            marker = mark[1] if mark and not mark[1].endswith(("begin", "end")) else ""
-        else:
-            found.append(Block(page, start + 1, language, marker, "\n".join(lines[start + 1 : number])))
-            start = None
-    assert start is None, f"{page.name}: a block that does not end"
-    return found
-
-
-def is_file(block: Block) -> bool:
-    """Whether it is YAML that begins with the path it belongs to."""
-    return block.language == "yaml" and re.match(r"# [\w/.-]+\.yaml$", block.text.splitlines()[0]) is not None
-
-
-def write(block: Block) -> None:
-    """Write such a block to its path."""
-    path = Path(block.text.splitlines()[0].removeprefix("# "))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(block.text + "\n")
-
-
-def commands(text: str) -> Iterator[list[str]]:
-    """The words of every command of a block of shell; NAME=... and $NAME are understood."""
-    names: dict[str, str] = {}
-    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-        if given := re.fullmatch(r'(\w+)="(.*)"', line):
-            names[given[1]] = given[2]
-            continue
-        for name, value in names.items():
-            line = line.replace(f"${name}", value)
-        if words := shlex.split(line, comments=True):
-            yield words
-
-
-BLOCKS = {page: blocks(page) for page in PAGES}
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(REPOSITORY).as_posix()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_block_says_what_it_is(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_has_a_known_language_marker_and_commands(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for block in BLOCKS[page]:
         if is_file(block):
@@ -124,7 +69,7 @@ def test_every_block_says_what_it_is(page: Path, tmp_path: Path, monkeypatch: py
         assert block.marker in MARKERS, f"{where}: marker {block.marker!r}"
         if block.language not in ("sh", "python"):
             assert not re.search(r"^(fsmerge|python|make|pip) ", block.text, re.M), (
-                f"{where}: commands that nobody runs"
+                f"{where}: commands outside of a shell block"
             )
         if block.language == "sh":
             for words in commands(block.text):
@@ -136,7 +81,7 @@ def test_every_block_says_what_it_is(page: Path, tmp_path: Path, monkeypatch: py
 
 
 def check_known(words: list[str], where: str) -> None:
-    """Whether a command is one that the reader has."""
+    """Assert that a reader can run a command."""
     if words[0] == "fsmerge":
         assert words[1] in COMMANDS or words[1].startswith("--"), f"{where}: {words}"
     elif words[0] == "make":
@@ -153,31 +98,24 @@ def check_known(words: list[str], where: str) -> None:
         assert words[0] in ("torchrun", "source", "git"), f"{where}: {words[0]}"
 
 
-def recipe(target: str) -> list[str] | None:
-    """The lines of a target of the Makefile."""
-    text = (REPOSITORY / "Makefile").read_text()
-    found = re.search(rf"^{target}:.*\n((?:\t.*\n)*)", text, re.M)
-    return None if found is None else [line.strip() for line in found[1].splitlines()]
-
-
 def check_keys(words: list[str]) -> None:
-    """Compose a command that is not run; raises where a key or a value is wrong."""
+    """Compose the configuration of a command without running it; raises for wrong keys and values."""
     if words[0] == "torchrun":
         words = ["fsmerge", *words[words.index("fsmerge_cli") + 1 :]]
-    words, search = own_folder(words)
+    words, search = config_dir_of(words)
     command, arguments = words[1], [word for word in words[2:] if not word.startswith("--")]
     overrides = [first(word) for word in arguments if "=" in word and not word.startswith("hydra.")]
     if command in ("merge", "check"):
-        keys = composed("merge", as_hydra_takes_it(overrides), search)
+        keys = composed("merge", merge_overrides(overrides), search)
         groups = (keys["method"], keys.get("data"), keys["hardware"], keys["seed"])
         request(keys["models"]["sources"], *groups, overwrite=False)
     elif command == "finetune":
         keys = composed("finetune", overrides, None)
-        from fsmerge_cli.runs.finetune_request import Start
-        from fsmerge_cli.training.classifier import Tuning
+        from fsmerge_cli.runs.finetune_request import FinetuneStart
+        from fsmerge_cli.training.classifier import TrainingOptions
 
-        build(Start, keys["model"], "model")
-        build(Tuning, keys["training"], "training")
+        build(FinetuneStart, keys["model"], "model")
+        build(TrainingOptions, keys["training"], "training")
         chosen_data(keys["data"])
         chosen_hardware(keys["hardware"])
     elif command == "evaluate":
@@ -185,7 +123,7 @@ def check_keys(words: list[str]) -> None:
 
 
 def first(word: str) -> str:
-    """An override, the first value of a sweep."""
+    """An override; of a sweep, its first value."""
     parsed = OverridesParser.create().parse_override(word.lstrip("+"))
     if not parsed.is_sweep_override():
         return word
@@ -195,12 +133,12 @@ def first(word: str) -> str:
 
 
 FEW_STEPS = 40
-"""Most steps that a training has here, but in `make test-slow`: what is run is the same, only shorter."""
+"""Maximum number of training steps, except in `make test-slow`."""
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two small ViTs with their images, as a reader has them."""
+    """A folder with two small ViTs and their images."""
     colours = {
         "pets": {"cat": (200, 60, 60), "dog": (60, 200, 60)},
         "cars": {"bus": (60, 60, 200), "van": (90, 90, 90)},
@@ -232,12 +170,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(block: Block, names: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
-    """Run a block as a reader would; YAML that begins with a path is a file."""
+    """Run a block; YAML blocks are written to their paths."""
     if block.language == "yaml":
         write(block)
         return
     if block.language == "python":
-        exec(compile(block.text, f"{block.page.name}:{block.line}", "exec"), names)
+        code = compile(block.text, f"{block.page.name}:{block.line}", "exec", dont_inherit=True)
+        exec(code, names)
         return
     for words in commands(block.text):
         lines = [words]
@@ -252,7 +191,7 @@ def run(block: Block, names: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
 
 
 def runnable(page: Path, slow: bool) -> list[Block]:
-    """Blocks of a page to be run; with the slow ones come all before them, which they may build on."""
+    """The blocks of a page to run; slow ones together with all blocks before them, which they may depend on."""
     found = [b for b in BLOCKS[page] if b.language in ("sh", "python") and b.marker in ("", "slow")]
     if found:
         files = [block for block in BLOCKS[page] if is_file(block)]
@@ -265,27 +204,27 @@ def runnable(page: Path, slow: bool) -> list[Block]:
 
 def run_all(page: Path, slow: bool, patch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "__main__", "images": torch.rand(2, 1, 8, 8)}
-    with mock.patch.dict(SPECS), mock.patch.dict(METHODS):  # a page may register its own
+    with mock.patch.dict(SPECS), mock.patch.dict(METHODS):  # a page may register an architecture or a method
         for block in runnable(page, slow):
             run(block, names, patch)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("page", [p for p in PAGES if runnable(p, False)], ids=name_of)
-def test_what_a_page_says_runs(page: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Trained.total_steps
-    few = property(lambda method: min(FEW_STEPS, whole.fget(method)))  # type: ignore[attr-defined]
+def test_the_blocks_of_a_page_run(page: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = Trained.total_steps
+    few = property(lambda method: min(FEW_STEPS, total.fget(method)))  # type: ignore[attr-defined]
     monkeypatch.setattr(Trained, "total_steps", few)
     run_all(page, False, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if runnable(p, True)], ids=name_of)
-def test_what_a_page_says_runs_in_the_end(page: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slow_blocks_of_a_page_run(page: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_all(page, True, monkeypatch)
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_have_targets() -> None:
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
@@ -310,7 +249,7 @@ def reference() -> ModuleType:
 
 def test_the_configuration_reference_is_current() -> None:
     script = reference()
-    assert script.PAGE.read_text() == script.page(), "stale: make reference"
+    assert script.PAGE.read_text() == script.page(), "outdated: run make reference"
 
 
 def test_the_configuration_reference_explains_every_key() -> None:

@@ -1,4 +1,4 @@
-"""Every script in scripts/examples runs, with small options where it takes any."""
+"""Every script in scripts/examples runs, with small options where possible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLES = REPOSITORY / "scripts/examples"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the scripts run, one after the other: later ones read what the first has written."""
+    """Working folder of all scripts; later ones read the output of the first."""
     return tmp_path_factory.mktemp("examples")
 
 
@@ -34,7 +34,7 @@ def run(name: str, folder: Path, capsys: pytest.CaptureFixture[str], *arguments:
 
 @pytest.fixture(scope="module")
 def merged(folder: Path) -> Path:
-    """The folder of the first example's merge."""
+    """The output folder of the first example's merge."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["finetune_then_merge.py", "60"])
@@ -72,7 +72,7 @@ def test_evaluate_a_written_model(merged: Path, folder: Path, capsys: pytest.Cap
 
 def test_predict(merged: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = run("predict.py", folder, capsys, "outputs/both").splitlines()
-    assert lines[0].startswith("any label of any task: ['")
+    assert lines[0].startswith("among the labels of all tasks: ['")
     assert [line.partition(":")[0] for line in lines[1:]] == ["low", "high"]
 
 

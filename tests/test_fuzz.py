@@ -1,42 +1,27 @@
-"""Random input of every kind: a source, a request, or an error in the user's words; nothing else comes out."""
+"""Random checkpoints: each is either loaded or refused with a message."""
 
 from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fsmerge_cli.checkpoints.load import load
-from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import UserError
-from fsmerge_cli.common.hardware import Hardware
-from fsmerge_cli.data import DATASETS
-from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
-from fsmerge_cli.runs.request import request
 from tests.support.bad_inputs import write_sources
+from tests.support.fuzzing import JSON, QUIETLY
 from tests.support.sources import mlp_source
 
 pytestmark = pytest.mark.full
-
-QUIETLY = settings(
-    derandomize=True,
-    deadline=None,
-    database=None,
-    max_examples=150,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-MORE = settings(QUIETLY, max_examples=1500)
 
 
 @pytest.fixture(scope="module")
@@ -46,28 +31,22 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loads_or_says(spec: SourceSpec) -> str:
-    """Load and plan; a Source that is accepted can be planned with, or that is refused in words too."""
+def load_and_plan(spec: SourceSpec) -> str:
+    """Load a source and compile a plan with it; both either succeed or raise an error with a message."""
     try:
         source = load(spec)
         assert isinstance(source, Source)
         compile_plan([source, mlp_source("other", [8, 8], 1)])
     except UserError as error:
-        said = str(error)
+        message = str(error)
     else:
         return "loaded"
-    assert said
+    assert message
     return "refused"
 
 
 # Weights
 
-NUMBERS = st.integers(-3, 20) | st.sampled_from([2**31, 2**40, 2**62, 2**63, 2**64, 10**30]) | st.floats()
-JSON = st.recursive(
-    st.none() | st.booleans() | NUMBERS | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
-    max_leaves=6,
-)
 DTYPES = st.sampled_from(
     "BOOL U8 I8 I16 U16 F16 BF16 I32 U32 F32 F64 I64 U64 C64 F4 F6_E2M3 F8_E5M2 F8_E4M3 F8_E8M0 X9".split()  # noqa: SIM905
 )
@@ -115,7 +94,7 @@ def test_bytes_of_a_checkpoint(good: Path, name: str, edits: list[tuple[str, int
     original = (good / "a" / name).read_bytes()
     try:
         (good / "a" / name).write_bytes(edited(original, edits))
-        loads_or_says(SourceSpec("a", checkpoint=str(good / "a")))
+        load_and_plan(SourceSpec("a", checkpoint=str(good / "a")))
     finally:
         (good / "a" / name).write_bytes(original)
 
@@ -140,7 +119,7 @@ def test_header_of_a_checkpoint(
     header["__metadata__"] = {"fsmerge": json.dumps(metadata)}
     try:
         (good / "a" / name).write_bytes(file_of(header, rest))
-        loads_or_says(SourceSpec("a", checkpoint=str(good / "a")))
+        load_and_plan(SourceSpec("a", checkpoint=str(good / "a")))
     finally:
         (good / "a" / name).write_bytes(original)
 
@@ -149,7 +128,7 @@ def test_header_of_a_checkpoint(
 @QUIETLY
 @given(dtype=DTYPES, which=st.integers(0, 3))
 def test_a_tensor_of_every_type(good: Path, dtype: str, which: int) -> None:
-    """The right shape and number of bytes, so that the type itself is what is read."""
+    """Shape and number of bytes are correct, so that the type itself is tested."""
     bits = {"BOOL": 8, "C64": 64, "BF16": 16, "F4": 4, "F6_E2M3": 6}.get(dtype)
     size = bits or int("".join(c for c in dtype.partition("_")[0] if c.isdigit()))
     original = (good / "a/model.safetensors").read_bytes()
@@ -166,7 +145,7 @@ def test_a_tensor_of_every_type(good: Path, dtype: str, which: int) -> None:
     try:
         (good / "a/model.safetensors").write_bytes(file_of(header, rest))
         expected = "loaded" if dtype in ("F16", "BF16", "F32", "F64") else None
-        assert loads_or_says(SourceSpec("a", checkpoint=str(good / "a"))) == expected or expected is None
+        assert load_and_plan(SourceSpec("a", checkpoint=str(good / "a"))) == expected or expected is None
     finally:
         (good / "a/model.safetensors").write_bytes(original)
 
@@ -179,7 +158,7 @@ def test_bytes_of_a_legacy_checkpoint(good: Path, edits: list[tuple[str, int, in
     if not (good / "a/legacy").exists():
         torch.save(dict(mlp_source("a", [8, 8], 0).weights), good / "a/legacy")
     file.write_bytes(edited((good / "a/legacy").read_bytes(), edits))
-    loads_or_says(SourceSpec("a", checkpoint=str(file)))
+    load_and_plan(SourceSpec("a", checkpoint=str(file)))
 
 
 # config.json
@@ -213,7 +192,7 @@ def test_content_of_config_json(
     content["pretrained_cfg"] |= stated
     try:
         file.write_text(json.dumps({**content, **top}))
-        loads_or_says(SourceSpec(source, checkpoint=str(good / source)))
+        load_and_plan(SourceSpec(source, checkpoint=str(good / source)))
     finally:
         file.write_text(original)
 
@@ -226,103 +205,6 @@ def test_text_of_config_json(good: Path, text: str) -> None:
     original = file.read_text()
     try:
         file.write_text(text)
-        loads_or_says(SourceSpec("a", checkpoint=str(good / "a")))
+        load_and_plan(SourceSpec("a", checkpoint=str(good / "a")))
     finally:
         file.write_text(original)
-
-
-# Options
-
-
-def keys(*classes: Any) -> list[str]:
-    return sorted({field.name for cls in classes for field in fields(cls)})
-
-
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    NUMBERS,
-    st.sampled_from(
-        ["", "auto", "all", "own", "full", "low_rank", "cpu", "cuda:7", "60s", "../x", "\0", "\x1b[2J"]
-    ),
-    st.text(max_size=8),
-)
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["_target_", "family", "name", "x"]) | st.integers(0, 3), inner, max_size=2
-        )
-    ),
-    max_leaves=4,
-)
-
-
-def asked(build: Callable[[], object]) -> str:
-    try:
-        build()
-    except UserError as error:
-        said = str(error)
-    else:
-        return "accepted"
-    assert said
-    return "refused"
-
-
-@pytest.mark.full
-@MORE
-@given(
-    method=st.fixed_dictionaries({"name": st.sampled_from(sorted(METHODS)) | SCALARS})
-    .flatmap(lambda base: st.dictionaries(st.sampled_from(keys(*METHODS.values())), VALUES, max_size=2)
-    .map(lambda more: {**more, **base}))
-)  # fmt: skip
-def test_options_of_a_method(method: dict[str, Any]) -> None:
-    asked(lambda: request([], method, {"name": "digits"}, "cpu", 0, False))
-
-
-@pytest.mark.full
-@MORE
-@given(
-    data=st.dictionaries(st.sampled_from(keys(*DATASETS.values())), VALUES, max_size=3),
-    hardware=st.dictionaries(st.sampled_from(keys(Hardware)), VALUES, max_size=3),
-    seed=SCALARS,
-    overwrite=SCALARS,
-    every=VALUES,
-)
-def test_options_of_data_and_hardware(
-    data: dict[str, Any], hardware: dict[str, Any], seed: Any, overwrite: Any, every: Any
-) -> None:
-    asked(lambda: request([], "average", data, hardware, seed, overwrite, False, every))
-    asked(lambda: request([], "average", {"name": "folder", **data}, hardware, 0, False))
-    asked(lambda: request([], "average", None, "cpu", seed, overwrite, False, every))
-
-
-@pytest.mark.full
-@MORE
-@given(entry=st.dictionaries(st.sampled_from(keys(SourceSpec)), VALUES, max_size=4), named=st.booleans())
-def test_options_of_a_source(entry: dict[str, Any], named: bool) -> None:
-    asked(lambda: request([{"name": "a", **entry} if named else entry], "average", None, "cpu", 0, False))
-
-
-TEXTS = st.text(st.sampled_from("abc019.,:=~@${}[]()'\"\\ -+_%#&|/\n\x00é"), max_size=12)
-PLACES = st.sampled_from(
-    ["seed", "method.width", "+method.x", "hardware.threads", "data", "output", "output.dir", "models.sources"]
-)
-
-
-@pytest.mark.full
-@settings(QUIETLY, max_examples=60)
-@given(place=PLACES, value=TEXTS)
-def test_the_command_line(
-    good: Path, place: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One key of one call; a source that does not exist keeps the accepted ones from running."""
-    monkeypatch.chdir(good)
-    before = sorted(path.name for path in good.iterdir())
-    call = ["merge", "models.sources=[{name: a, checkpoint: gone}]", "method=average", f"{place}={value}"]
-    assert main(call) == 2
-    err = capsys.readouterr().err
-    assert "fsmerge: error: " in err
-    assert "Traceback" not in err
-    assert sorted(path.name for path in good.iterdir()) == before

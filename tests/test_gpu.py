@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same numbers as on the CPU, and every method through the whole line there."""
+"""Tests on a GPU: the same results as on the CPU, and a whole merge with every method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsmerge_cli import merge
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.supernet.fold import Folder, fold
+from fsmerge_cli.supernet.fold import PreparedFold, fold
 from fsmerge_cli.training.optimizers import orthogonalised
 from tests.supernet.test_fold import random_maps
 from tests.supernet.test_network import double, pair
@@ -30,14 +30,14 @@ CUDA = torch.device("cuda")
 
 
 @pytest.mark.parametrize("structure", ["diagonal", "low_rank", "full", "heads"])
-def test_a_fold_on_the_gpu_is_that_on_the_cpu(structure: str) -> None:
+def test_a_fold_on_the_gpu_equals_that_on_the_cpu(structure: str) -> None:
     plan, sources = pair("class token")
     maps = random_maps(plan, sources, structure)
     weights = [double(s) for s in sources]
     expected = {n: t.clone() for n, t in fold(plan, maps, weights).items()}  # the maps themselves move
     maps = maps.to(CUDA)
     for batched in (True, False):
-        folded = Folder(plan, weights, CUDA, batched=batched)(maps.open(), maps.units())
+        folded = PreparedFold(plan, weights, CUDA, batched=batched)(maps.stacked(), maps.units())
         torch.testing.assert_close({n: t.cpu() for n, t in folded.items()}, expected)
 
 
@@ -45,7 +45,7 @@ def test_a_fold_on_the_gpu_is_that_on_the_cpu(structure: str) -> None:
     "method", [folding(steps=8), folding(steps=8, maps="low_rank", mixup=0.5), distilling(steps=8)]
 )
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"features": "live"}])
-def test_a_training_in_fp32_is_that_on_the_cpu(
+def test_a_training_in_fp32_equals_that_on_the_cpu(
     make_problem: Callable[..., Problem], method: Trained, options: dict[str, Any]
 ) -> None:
     problem = make_problem([vit_source("class token", seed) for seed in (1, 2)], per_task=8)
@@ -55,12 +55,12 @@ def test_a_training_in_fp32_is_that_on_the_cpu(
         found = method.fit(replace(problem, device=device, hardware=hardware))
     assert found.trace.loss == pytest.approx(expected.trace.loss, rel=1e-3)
     for name, tensor in expected.weights.items():
-        # The gradient of the keys' bias is zero but for rounding, which Adam takes for a direction.
+        # The gradient of the bias of the keys is rounding error, which Adam scales to full steps.
         if not name.endswith("qkv.bias"):
             torch.testing.assert_close(found.weights[name].cpu(), tensor, atol=5e-4, rtol=1e-2)
 
 
-def test_orthogonal_factors_on_a_gpu_are_those_of_the_cpu_up_to_bf16() -> None:
+def test_orthogonal_factors_on_the_gpu_equal_those_on_the_cpu_up_to_bf16() -> None:
     matrices = torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
         orthogonalised(matrices.to(CUDA)).cpu(), orthogonalised(matrices), atol=0.05, rtol=0
@@ -78,7 +78,7 @@ def test_a_method_merges_digits_on_the_gpu_and_the_certificates_hold(name: str, 
     assert (tmp_path / "out/merged/model.safetensors").is_file()
 
 
-def test_a_gpu_repeats_with_deterministic_operations() -> None:
+def test_deterministic_operations_are_reproducible_on_the_gpu() -> None:
     options = {"device": "cuda", "deterministic": True}
     method = {"name": "fs_merge", "steps": 20}
     first, second = (merge("digits_mlp_pair", method=method, hardware=options).solution.weights for _ in range(2))

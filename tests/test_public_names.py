@@ -1,4 +1,4 @@
-"""What `from fsmerge_cli import ...` gives: every name, typed and described, and `load_source`."""
+"""The public names of `fsmerge_cli`, their types and docstrings, and `load_source`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fsmerge_cli.runs.result import MergeResult
 from fsmerge_cli.training.teachers import network
 
 
-def test_every_name_is_there_typed_and_described() -> None:
+def test_every_public_name_exists_with_types_and_docstring() -> None:
     assert set(fsmerge_cli.__all__) == {*fsmerge_cli._HOMES, "__version__"}
     for name in fsmerge_cli._HOMES:
         value = getattr(fsmerge_cli, name)
@@ -50,19 +50,19 @@ def test_a_source_is_loaded_from_a_folder_a_file_an_entry_and_a_module(
     torch.testing.assert_close(network(low)(pixels), result.backbone()(pixels))
 
 
-def test_an_embedded_source_is_trained_or_found() -> None:
+def test_an_embedded_source_is_trained_or_read_from_the_cache() -> None:
     from fsmerge_cli.common import presets
 
     entry = presets.load("models", "digits_mlp_pair")["sources"][0]
     assert load_source(entry).labels == ("0", "1", "2", "3", "4")
 
 
-def test_what_cannot_be_one_source_is_refused(merged: tuple[Path, MergeResult]) -> None:
+def test_several_heads_a_missing_file_and_an_unknown_key_are_refused(merged: tuple[Path, MergeResult]) -> None:
     folder, _ = merged
     with pytest.raises(ConfigError) as error:
         load_source(folder / "merged")
     assert str(error.value) == (
-        f"{folder}/merged has 2 heads: low, high. Say which one: load_source(..., head=NAME); load_merged reads "
+        f"{folder}/merged has 2 heads: low, high. Choose one with load_source(..., head=NAME); load_merged reads "
         "all of them."
     )
     with pytest.raises(SourceError, match=r"nowhere does not exist"):

@@ -1,4 +1,4 @@
-"""What docs/security.md promises."""
+"""The guarantees of docs/security.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fsmerge_cli import merge
-from fsmerge_cli.architectures.vit import FOREIGN
+from fsmerge_cli.architectures.vit import LOADER_ARGUMENTS
 from fsmerge_cli.checkpoints.embedded import content_key
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config
@@ -44,7 +44,7 @@ WRITTEN = {
 
 
 def save(folder: Path, source: Source, head: str | None = None) -> dict[str, str]:
-    """A checkpoint, and its entry; labels may hold anything that JSON can say."""
+    """Write a checkpoint; returns its entry. Labels can be any JSON strings."""
     assert source.head is not None
     tensors, facts = head_tensors({head or source.name: source.head})
     folder.mkdir(parents=True)
@@ -71,34 +71,34 @@ def test_names_and_labels_of_a_checkpoint_reach_no_path(tmp_path: Path) -> None:
     assert {path.relative_to(tmp_path / "out").as_posix() for path in made} == WRITTEN
     with safe_open(tmp_path / "out/merged/heads.safetensors", framework="pt") as file:
         assert set(file.keys()) == {"a.weight", "a.bias", "b.weight", "b.bias"}
-        assert tuple(json.loads(file.metadata()["fsmerge"])["labels"]["a"]) == HOSTILE  # kept as they are
+        assert tuple(json.loads(file.metadata()["fsmerge"])["labels"]["a"]) == HOSTILE  # unchanged
 
 
 @pytest.mark.parametrize(
     "name", ["../x", "a/b", "a\\b", "/etc", "..", ".x", "", " a", "a\n", "\x1b[2J", "\x00", "n" * 81]
 )
-def test_a_task_cannot_be_called_like_a_path(name: str) -> None:
+def test_a_task_name_cannot_be_a_path(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         request([{"name": name, "checkpoint": "x"}], "average", None, "cpu", 0, False)
     assert str(error.value).startswith(
-        f"the task name {name!r} cannot be used: it names a folder and a head. Pass "
+        f"the task name {name!r} cannot be used: it becomes part of file and tensor names. Pass "
     )
 
 
 @pytest.mark.parametrize("name", ["birds", "Vögel 2", 'say "hi"', "a|b", "<b>", "名前", "n" * 80])
-def test_other_names_are_fine(name: str) -> None:
+def test_other_task_names_are_accepted(name: str) -> None:
     (spec,) = request([{"name": name, "checkpoint": "x"}], "average", None, "cpu", 0, False).sources
     assert spec.name == name
 
 
-def test_a_name_stays_inside_the_cache() -> None:
+def test_a_task_name_does_not_leave_the_cache_folder() -> None:
     arch = {"family": "mlp", "input_size": (1, 8, 8), "widths": (6,)}
     for name, found in {"birds": "birds", "a b:*?<|>": "a_b_", "名前": "名前"}.items():
         key = content_key(SourceSpec(name, arch=arch, labels=("0",), recipe=Recipe("digits", seed=1)))
         assert re.fullmatch(rf"mlp-{found}-[0-9a-f]{{16}}", key)
 
 
-def test_the_card_takes_names_as_text(tmp_path: Path) -> None:
+def test_names_are_escaped_in_the_model_card(tmp_path: Path) -> None:
     names = ['x"]; import os  # y', "a|b ``` <b>[y](z)"]
     entries = [save(tmp_path / str(seed), mlp_source(name, [4], seed)) for seed, name in enumerate(names)]
     command = "fsmerge merge\n```\n# Not a heading\x1b[2J"
@@ -116,7 +116,7 @@ def test_the_card_takes_names_as_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "\x9b31m", "\u202e", "\r", "\x7f", "\ud800"])
-def test_an_error_steers_no_terminal(text: str) -> None:
+def test_control_characters_in_an_error_are_escaped(text: str) -> None:
     message, code = describe(DataError(f"before {text} after\nnext"))
     assert code == 2
     assert text not in message
@@ -128,7 +128,7 @@ def calls(path: Path) -> list[ast.Call]:
     return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
 
 
-def test_nothing_in_the_package_unpickles_or_evaluates() -> None:
+def test_the_package_neither_unpickles_nor_evaluates_code() -> None:
     loads = [call for path in FILES for call in calls(path) if ast.unparse(call.func) == "torch.load"]
     assert len(loads) == 1
     assert {k.arg: ast.unparse(k.value) for k in loads[0].keywords}["weights_only"] == "True"
@@ -152,27 +152,27 @@ def test_no_argument_of_timms_loader_comes_from_a_checkpoint() -> None:
     from timm.models import create_model
 
     named = {name for name, p in inspect.signature(create_model).parameters.items() if p.kind is not p.VAR_KEYWORD}
-    assert named <= FOREIGN
+    assert named <= LOADER_ARGUMENTS
     assert "checkpoint_path" in named
 
 
-def test_a_config_folder_of_the_users_own_names_no_class_either(
+def test_a_config_folder_of_the_user_cannot_name_a_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine/models").mkdir(parents=True)
     (tmp_path / "mine/models/pair.yaml").write_text(
-        "sources:\n  - {name: a, checkpoint: a}\n  - {name: b, arch: {_target_: os.mkdir, path: sprung}}\n"
+        "sources:\n  - {name: a, checkpoint: a}\n  - {name: b, arch: {_target_: os.mkdir, path: executed}}\n"
     )
     assert main(["merge", "+models=pair", "method=average", "--config-dir", "mine"]) == 2
     assert capsys.readouterr().err == (
-        "fsmerge: error: models.sources.1.arch._target_='os.mkdir': a configuration of fsmerge names no Python to "
-        "be called. Choose by name (`fsmerge list` shows the names) and take the key away.\n"
+        "fsmerge: error: models.sources.1.arch._target_='os.mkdir': a configuration cannot call Python code. "
+        "Remove the key and choose by name (`fsmerge list` shows the names).\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_only_hydras_own_node_names_a_class_in_what_is_shipped() -> None:
+def test_only_the_hydra_node_names_a_class_in_the_shipped_configs() -> None:
     targets = [
         line.strip()
         for path in sorted((REPOSITORY / "configs").rglob("*.yaml"))
@@ -182,7 +182,7 @@ def test_only_hydras_own_node_names_a_class_in_what_is_shipped() -> None:
     assert targets == ["_target_: fsmerge_cli.cli.sweep.SweepSummary"]
 
 
-def test_a_source_is_never_replaced_by_the_result(tmp_path: Path) -> None:
+def test_a_source_is_never_overwritten_by_the_result(tmp_path: Path) -> None:
     entries = [save(tmp_path / name, mlp_source(name, [4], seed)) for seed, name in enumerate("ab")]
     merge(entries, method="average", output=tmp_path / "out")
     again = [{"name": "a", "checkpoint": str(tmp_path / "out/merged"), "head": "a"}, entries[1]]
@@ -192,7 +192,7 @@ def test_a_source_is_never_replaced_by_the_result(tmp_path: Path) -> None:
     assert (tmp_path / "out/merged/model.safetensors").read_bytes() == kept
 
 
-def test_every_promise_names_a_test_that_is_there() -> None:
+def test_every_guarantee_refers_to_an_existing_test() -> None:
     page = (REPOSITORY / "docs/security.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
     assert len(named) >= 8
@@ -201,8 +201,8 @@ def test_every_promise_names_a_test_that_is_there() -> None:
         assert not function or f"def {function}(" in text, f"{file}::{function}"
 
 
-def test_torch_is_used_to_load_on_the_cpu(tmp_path: Path) -> None:
-    """A file that says it comes from a GPU is read without one."""
+def test_weights_are_loaded_on_the_cpu(tmp_path: Path) -> None:
+    """A legacy file is loaded without a GPU."""
     source = mlp_source("a", [4], 1)
     torch.save(dict(source.weights), tmp_path / "model.pt")
     arch = {"family": "mlp", "input_size": (1, 4, 4), "widths": (4,)}

@@ -1,3 +1,5 @@
+"""The built wheel contains the package and its configuration, and works outside the repository."""
+
 from __future__ import annotations
 
 import json
@@ -25,7 +27,7 @@ def run(command: Sequence[str | Path], cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of what git would hand out, so that nothing is left in the working tree."""
+    """Built from a copy of the files that git lists, so that the working tree stays clean."""
     copy, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
     listed = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], REPOSITORY)
     for name in filter(None, listed.split("\0")):
@@ -45,24 +47,24 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_wheel_holds_every_yaml_and_no_tests(installed: Path) -> None:
-    here = {path.relative_to(REPOSITORY / "configs") for path in (REPOSITORY / "configs").rglob("*.yaml")}
-    there = installed / "fsmerge_cli/configs"
-    assert {path.relative_to(there) for path in there.rglob("*.yaml")} == here
+def test_the_wheel_contains_every_yaml_and_no_tests(installed: Path) -> None:
+    expected = {path.relative_to(REPOSITORY / "configs") for path in (REPOSITORY / "configs").rglob("*.yaml")}
+    configs = installed / "fsmerge_cli/configs"
+    assert {path.relative_to(configs) for path in configs.rglob("*.yaml")} == expected
     assert (installed / "fsmerge_cli/py.typed").is_file()
     top = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert top == {"fsmerge_cli", "bin"}
 
 
 def test_the_installed_command_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    script, where = installed / "bin/fsmerge", {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    script, environment = installed / "bin/fsmerge", {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     code = "import fsmerge_cli, fsmerge_cli.configs as c; print(fsmerge_cli.__file__, *c.__path__, sep='\\n')"
-    for place in run([sys.executable, "-c", code], tmp_path, **where).splitlines():
+    for place in run([sys.executable, "-c", code], tmp_path, **environment).splitlines():
         assert Path(place).is_relative_to(installed)
-    listing = run([script, "list"], tmp_path, **where)
+    listing = run([script, "list"], tmp_path, **environment)
     assert all(f"\n  method={name} " in listing for name in METHODS)
     assert all(f"\n  data={name} " in listing for name in DATASETS)
     arguments = ["+models=digits_mlp_pair", "method.steps=5", "output.dir=out"]
-    run([script, "merge", *arguments], tmp_path, **where)
+    run([script, "merge", *arguments], tmp_path, **environment)
     assert json.loads((tmp_path / "out/evaluation.json").read_text())["cost"]["steps"] == 5
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

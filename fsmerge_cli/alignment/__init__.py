@@ -1,1 +1,1 @@
-"""Statistics of activations, permutations, closed forms."""
+"""Statistics of activations, permutations and closed forms."""

@@ -1,4 +1,4 @@
-"""The closed form that RegMean and RegMean++ share: least squares over every source's inputs."""
+"""The closed form of RegMean and RegMean++: least squares over the layer inputs of all sources."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fsmerge_cli.architectures.ports import Mapped
 from fsmerge_cli.models.plan import Plan
 
 JITTER = 1e-6
-"""Ridge towards each source's own weight, relative to the mean diagonal of its Gram matrix."""
+"""Ridge towards the weight of every source, relative to the mean diagonal of its Gram matrix."""
 
 
 def linear_modules(plan: Plan) -> tuple[str, ...]:
-    """Modules whose weight is a product with their input: linear layers and patch projections, in order."""
+    """Modules that multiply their input by a weight: linear layers and patch projections, in order."""
     skeleton = plan.skeleton()
     return tuple(
         name.removesuffix(".weight")
@@ -32,9 +32,9 @@ def solve(
     """W minimising sum_i w_i |X_i W_i^T - X_i W^T|^2 for G_i = X_i^T X_i / rows, and the condition number.
 
     W^T = (sum_i w_i G~_i)^-1 sum_i w_i G~_i W_i^T with G~ = scale G + (1 - scale) diag(G), fp64, by Cholesky
-    (RegMean, arXiv 2212.09849). task_weights: the w_i (None: all are 1). The jitter is part of every G~_i on both
-    sides: directions that no input has shown take the mean of the weights instead of zero, and identical sources
-    return exactly themselves.
+    (RegMean, arXiv 2212.09849). task_weights: the w_i (None: all are 1). The jitter is added to every G~_i on
+    both sides: directions without inputs get the mean of the weights instead of zero, and identical sources are
+    returned exactly.
     """
     matrices = [weight.double().flatten(1) for weight in weights]
     scaled = [scale * G + (1 - scale) * G.diagonal().diag() for G in grams]

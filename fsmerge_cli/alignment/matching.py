@@ -1,6 +1,6 @@
-"""Bring every source into the basis of source 1 by reordering its units: activation matching, head-safe.
+"""Activation matching: reorder the units of every source to match source 1, with attention heads kept whole.
 
-Assignment on the correlation of activations per space; spaces of attention heads are matched with an inner
+One assignment per space on the correlations of activations. Spaces of attention heads are matched with an inner
 assignment for every pair of heads and an outer one over heads (Verma & Elbayad, arXiv 2403.00986; Git Re-Basin,
 arXiv 2209.04836, for plain spaces).
 """
@@ -28,16 +28,16 @@ from fsmerge_cli.training.teachers import network
 
 
 def require_one_width(plan: Plan, method: str) -> None:
-    """Refuse sources whose widths or numbers of heads differ from the merged model's."""
+    """Raise ConfigError for sources whose widths or numbers of heads differ from the merged model's."""
     if not plan.same_shape:
         raise ConfigError(
-            f"method={method} needs sources of one width and one number of heads, the merged model's. "
+            f"method={method} needs sources with the width and number of heads of the merged model. "
             "Take method=fs_merge or method=kd, which do not."
         )
 
 
 def require_images(problem: Problem, method: str) -> None:
-    """Refuse a problem without images."""
+    """Raise DataError for a problem without images."""
     if len(problem.images) == 0:
         raise DataError(
             f"method={method} needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 "
@@ -46,9 +46,9 @@ def require_images(problem: Problem, method: str) -> None:
 
 
 def similarities(problem: Problem, first: bool = False) -> dict[str, Tensor]:
-    """Correlations of all sources' units on all images, by space: [k size, k size].
+    """Correlations between the units of all sources on all images, by space: [k size, k size].
 
-    first: only of source 1's units with all others, [size, k size].
+    first: only between the units of source 1 and all units, [size, k size].
     """
     networks = [network(s, problem.device) for s in problem.sources]
     batch = problem.hardware.eval_batch
@@ -60,32 +60,33 @@ def similarities(problem: Problem, first: bool = False) -> dict[str, Tensor]:
 def match_all(
     plan: Plan, found: Mapping[str, Tensor], k: int, progress: Progress = silent
 ) -> list[dict[str, Tensor]]:
-    """One permutation per space and source that aligns the source to source 1 (which keeps its order)."""
+    """One permutation per source and space that aligns the source to source 1, which keeps its order."""
     sizes = {name: space.merged for name, space in plan.spaces.items()}
     matched: list[dict[str, Tensor]] = [{name: torch.arange(size) for name, size in sizes.items()}]
     for i in range(1, k):
         cross = {name: c[: sizes[name], i * sizes[name] : (i + 1) * sizes[name]] for name, c in found.items()}
-        tell = partial(_tell, progress, (i - 1) * len(sizes), (k - 1) * len(sizes))
-        matched.append(match(plan, cross, tell))
+        report = partial(_report, progress, (i - 1) * len(sizes), (k - 1) * len(sizes))
+        matched.append(match(plan, cross, report))
     return matched
 
 
-def _tell(progress: Progress, before: int, total: int, done: int) -> None:
+def _report(progress: Progress, before: int, total: int, done: int) -> None:
     progress(Event("match units", before + done, total))
 
 
 def match(
-    plan: Plan, similarity: Mapping[str, Tensor], tell: Callable[[int], None] = lambda done: None
+    plan: Plan, similarity: Mapping[str, Tensor], report: Callable[[int], None] = lambda done: None
 ) -> dict[str, Tensor]:
-    """Permutations p that maximise sum_j similarity[j, p[j]] in every space, heads kept whole.
+    """Permutations p that maximise sum_j similarity[j, p[j]] in every space, with heads kept whole.
 
-    similarity: by space, [size, size], source 1's units as rows.
+    similarity: by space, [size, size], with the units of source 1 as rows. report: is called with the number of
+    matched spaces.
     """
     permutations: dict[str, Tensor] = {}
     orders: dict[str, Tensor] = {}
     leading_first = sorted(plan.spaces, key=lambda name: plan.spaces[name].order != name)
     for done, name in enumerate(leading_first):
-        tell(done)
+        report(done)
         space = plan.spaces[name]
         if space.heads is None or space.order is None:
             permutations[name] = assignment(similarity[name])
@@ -102,7 +103,7 @@ def match(
             orders[space.order] = assignment(scores)
         order = orders[space.order]
         permutations[name] = blocks(order, inner[torch.arange(H), order])
-    tell(len(leading_first))
+    report(len(leading_first))
     return permutations
 
 
@@ -114,10 +115,10 @@ def assignment(similarity: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A problem with its sources, heads included, in source 1's basis.
+    """A problem whose sources, heads included, are reordered to match source 1.
 
-    back: one map [d, d] per source to its own features. permutations: how each source was reordered, by space;
-    empty where none was.
+    back: one map [d, d] per source, from the reordered features to the original ones. permutations: of every
+    source, by space; empty without reordering.
     """
 
     problem: Problem
@@ -126,54 +127,54 @@ class Aligned:
 
 
 def aligned(problem: Problem, how: str) -> Aligned:
-    """The problem with its sources in source 1's basis (`activations`) or as they are (`none`)."""
+    """The problem with its sources reordered to match source 1 (`activations`) or unchanged (`none`)."""
     size = problem.plan.spaces[problem.plan.features.space].merged
     identity = torch.eye(size, device=problem.device)
     if how == "none":
         return Aligned(problem, (identity,) * len(problem.sources))
-    return in_order(problem, matching(problem))
+    return reorder_sources(problem, match_to_first(problem))
 
 
-def matching(problem: Problem) -> list[dict[str, Tensor]]:
-    """The permutations that bring every source's units into source 1's order."""
+def match_to_first(problem: Problem) -> list[dict[str, Tensor]]:
+    """The permutations that align the units of every source to source 1."""
     return match_all(problem.plan, similarities(problem, first=True), len(problem.sources), problem.progress)
 
 
-def in_order(problem: Problem, permutations: Sequence[dict[str, Tensor]]) -> Aligned:
-    """The problem with its sources reordered; the first one keeps its order."""
+def reorder_sources(problem: Problem, permutations: Sequence[dict[str, Tensor]]) -> Aligned:
+    """The problem with reordered sources; source 1 keeps its order."""
     others = zip(problem.sources[1:], permutations[1:])
     sources = [problem.sources[0], *(reordered(problem.plan, s, p) for s, p in others)]
     ordered = replace(problem, sources=sources)
     return Aligned(ordered, tuple(back_to_sources(problem, permutations)), tuple(permutations))
 
 
-ELSEWHERE: Literal["aligned"] = "aligned"
-"""The start that takes the place of start=matched where there is nothing to be reordered."""
+FALLBACK_START: Literal["aligned"] = "aligned"
+"""Used instead of start=matched where the sources cannot be reordered."""
 
 
-def matches(plan: Plan, images: int) -> bool:
-    """Whether start=matched can reorder: sources of the merged model's shape, and something to compare them on."""
+def can_match(plan: Plan, images: int) -> bool:
+    """Whether start=matched can reorder: sources of the merged model's shape, and at least one image."""
     return plan.same_shape and images > 0
 
 
 def fit_matched(problem: Problem, fit: Callable[[Problem, Literal["average", "aligned"]], Solution]) -> Solution:
-    """What `fit(problem, start)` makes of the mean of the reordered sources, as a solution for them as they are.
+    """Run `fit(problem, start)` from the mean of the reordered sources; a solution for the original sources.
 
-    The order is the first process's, and part of the state of the trainings: another one, by so much as a rounded
-    correlation between units that are alike, would not fit weights that were trained with this one.
+    All processes use the permutations of the first one, and the state of the trainings contains them: rounding can
+    change the order of similar units, and the trained weights fit only the order they were trained with.
     """
-    if not matches(problem.plan, len(problem.images)):
-        return fit(problem, ELSEWHERE)
-    k, keeper, spaces = len(problem.sources), problem.keeper, problem.plan.spaces
-    kept = keeper.found_beside()
-    found = [{n: kept[f"{i}.{n}"] for n in spaces} for i in range(k)] if kept else matching(problem)
-    permutations = tuple({name: problem.world.first(p) for name, p in own.items()} for own in found)
-    keeper.beside = {f"{i}.{name}": p for i, own in enumerate(permutations) for name, p in own.items()}
-    ordered = in_order(problem, permutations)
+    if not can_match(problem.plan, len(problem.images)):
+        return fit(problem, FALLBACK_START)
+    k, snapshots, spaces = len(problem.sources), problem.snapshots, problem.plan.spaces
+    saved = snapshots.saved_context()
+    found = [{n: saved[f"{i}.{n}"] for n in spaces} for i in range(k)] if saved else match_to_first(problem)
+    permutations = tuple({name: problem.world.broadcast(p) for name, p in own.items()} for own in found)
+    snapshots.context = {f"{i}.{name}": p for i, own in enumerate(permutations) for name, p in own.items()}
+    ordered = reorder_sources(problem, permutations)
     solution = fit(ordered.problem, "average")
     projectors = tuple(B @ U.to(B.device) for B, U in zip(ordered.back, solution.projectors))
     stages = solution.stages
-    if solution.maps is not None:  # they fold the reordered sources, which a stage can say
+    if solution.maps is not None:  # they fold the reordered sources, which only a stage can record
         stages = (Stage(problem.plan, solution.maps, (), solution.weights),)
     originals = problem.weights("cpu")
     stages = tuple(replace(stage, sources=originals, permutations=permutations) for stage in stages)
@@ -181,7 +182,7 @@ def fit_matched(problem: Problem, fit: Callable[[Problem, Literal["average", "al
 
 
 def reordered(plan: Plan, source: Source, permutations: Permutations) -> Source:
-    """A source with its units in another order, its head reading them in that order."""
+    """A source with permuted units; its head is permuted accordingly."""
     weights, head = permute(plan, source.weights, permutations), source.head
     if head is not None:
         features = permutations[plan.features.space]
@@ -193,14 +194,14 @@ def reordered(plan: Plan, source: Source, permutations: Permutations) -> Source:
 
 
 RIDGE = 1e-2
-"""Of the least squares behind start=aligned, relative to the mean square of the activations."""
+"""Ridge of the least squares for start=aligned, relative to the mean square of the activations."""
 
 
 def unmerging_start(problem: Problem, features_only: bool = False) -> dict[tuple[Port, int], Tensor]:
-    """U [d_i, d'] by port and source that turns source 1's activations into the other sources' own, on all images.
+    """U [d_i, d'] by port and source that best maps source 1's activations to those of the other sources.
 
-    features_only: at the heads' port alone. Empty where the merged model is not of source 1's shape, or without
-    images: then there is nothing that could be fitted.
+    Fitted on all images. features_only: only at the port of the heads. Empty where the merged model does not have
+    source 1's shape, or without images.
     """
     plan = problem.plan
     if any(space.merged != space.sources[0] for space in plan.spaces.values()) or not len(problem.images):
@@ -213,7 +214,7 @@ def unmerging_start(problem: Problem, features_only: bool = False) -> dict[tuple
 
 
 def back_to_sources(problem: Problem, permutations: Sequence[Permutations]) -> list[Tensor]:
-    """The matrices that undo the permutation of the features: f[p[j]] = f'[j]."""
+    """The matrices that invert the permutation of the features: f[p[j]] = f'[j]."""
     space = problem.plan.features.space
     size = problem.plan.spaces[space].merged
     matrices = []
@@ -225,6 +226,6 @@ def back_to_sources(problem: Problem, permutations: Sequence[Permutations]) -> l
 
 
 def _paired(pairs: Tensor, order: Tensor | None) -> Tensor:
-    """The head pairs that one shared inner order is found from: the matched ones, where they are known."""
+    """The head pairs used to find one shared inner order: the matched ones where known, otherwise all."""
     H = len(pairs)
     return pairs.flatten(0, 1) if order is None else pairs[torch.arange(H), order]

@@ -1,7 +1,7 @@
-"""Reorder the units of every space of one model; the function stays the same.
+"""Permute the units of every space of a model without changing its function.
 
 A permutation of a space is an index tensor p [n]: unit j of the new model is unit p[j] of the old one. In a
-space of attention heads it moves heads as blocks and units inside a head, never units between heads.
+space of attention heads it permutes whole heads and the units inside a head, never units across heads.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Permutations = Mapping[str, Tensor]
 
 
 def permute(plan: Plan, weights: Mapping[str, Tensor], permutations: Permutations) -> dict[str, Tensor]:
-    """The same model in another order of units: every axis of every tensor that lies in a space is indexed.
+    """The same model with permuted units: every tensor axis that belongs to a space is indexed.
 
-    permutations: by space; a space that is missing keeps its order.
+    permutations: by space; a missing space keeps its order.
     """
     permuted: dict[str, Tensor] = {}
     for name, role in plan.roles.items():
@@ -30,7 +30,7 @@ def permute(plan: Plan, weights: Mapping[str, Tensor], permutations: Permutation
         elif isinstance(role, Unit):
             order = permutations.get(role.port.space)
             if order is not None and role.per_head:
-                order = order[: len(tensor)] % len(tensor)  # one order inside all heads of such a space
+                order = order[: len(tensor)] % len(tensor)  # all heads of such a space share one inner order
             permuted[name] = tensor.clone() if order is None else tensor[order.to(tensor.device)]
         else:
             for axis, ports in filter(None, (role.write, role.read)):
@@ -40,14 +40,14 @@ def permute(plan: Plan, weights: Mapping[str, Tensor], permutations: Permutation
 
 
 def shares_inner_order(plan: Plan, space: str) -> bool:
-    """Whether all heads of a space need one inner order, because a per-head vector acts on all of them."""
+    """Whether all heads of a space need the same inner order, because they share a per-head vector."""
     return any(
         isinstance(role, Unit) and role.per_head and role.port.space == space for role in plan.roles.values()
     )
 
 
 def random_permutations(plan: Plan, source: int, random: torch.Generator) -> dict[str, Tensor]:
-    """A random head-safe permutation of every space of one source."""
+    """A random permutation of every space of one source, with heads kept whole."""
     orders: dict[str, Tensor] = {}
     permutations = {}
     for name, space in plan.spaces.items():
@@ -66,7 +66,7 @@ def random_permutations(plan: Plan, source: int, random: torch.Generator) -> dic
 
 
 def blocks(order: Tensor, inner: Tensor) -> Tensor:
-    """A permutation of heads x head size: new head h is old head order[h], its units in the order inner[h]."""
+    """A permutation of heads x head size: new head h is old head order[h] with its units in the order inner[h]."""
     return (order[:, None] * inner.shape[1] + inner).reshape(-1)
 
 

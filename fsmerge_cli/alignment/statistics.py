@@ -1,4 +1,4 @@
-"""Activations of every space, streamed: a few images at a time into fp64 sums."""
+"""Statistics of the activations of every space, streamed: a few images at a time into fp64 sums."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.training.teachers import batches
 
-FEW = 8
-"""Images per batch where the activations of all places are held at once (ViT-B: about 0.5 GB per source)."""
+BATCH = 8
+"""Images per batch where the activations of all places are in memory (ViT-B: about 0.5 GB per source)."""
 
-AT_ONCE = 2 * 2**30
-"""Bytes of sums that lie on a GPU at once; for two ViT-B they are 2.4 GB, of source 1 against both."""
+MAX_BYTES = 2 * 2**30
+"""Most bytes of sums on a GPU in one pass; for two ViT-B they take 2.4 GB (source 1 against both)."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a space shows: the input or output of a module ("" is the whole network), or a part of it."""
+    """Where activations of a space occur: the input or output of a module ("": the network), or a part of it."""
 
     space: str
     module: str
@@ -35,7 +35,7 @@ class Place:
 
 
 def reading_places(plan: Plan) -> dict[Port, Place]:
-    """Where what a weight reads shows, by port, and where the features do."""
+    """The place of the input of every weight, by port, and the place of the features."""
     found = {plan.features: Place(plan.features.space, "", "output", 0, 1)}
     for name, role in plan.roles.items():
         owner, _, leaf = name.rpartition(".")
@@ -46,7 +46,7 @@ def reading_places(plan: Plan) -> dict[Port, Place]:
 
 
 def places(plan: Plan) -> tuple[Place, ...]:
-    """Every place where a space is read by a weight or a head, or consumed by the attention."""
+    """Every place where a weight, a head or the attention reads a space."""
     found = [Place(plan.features.space, "", "output", 0, 1)]
     read = {port.space for port in plan.reads}
     for name, role in plan.roles.items():
@@ -66,16 +66,16 @@ def places(plan: Plan) -> tuple[Place, ...]:
 
 
 @contextmanager
-def recording(network: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
-    """While it lasts, every forward pass of `network` leaves the activations of `wanted` as rows [n, size]."""
-    seen: dict[Place, Tensor] = {}
+def recording(network: nn.Module, selected: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
+    """Inside, every forward pass of `network` records the activations at the `selected` places, [n, size]."""
+    recorded: dict[Place, Tensor] = {}
 
     def keep(place: Place, value: Tensor) -> None:
         part = value.detach().chunk(place.parts, dim=-1)[place.part]
-        seen[place] = part.reshape(-1, part.shape[-1])
+        recorded[place] = part.reshape(-1, part.shape[-1])
 
     handles = []
-    for place in wanted:
+    for place in selected:
         module = network.get_submodule(place.module)
         if place.side == "input":
             hook = _on_input(keep, place)
@@ -83,7 +83,7 @@ def recording(network: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Plac
         else:
             handles.append(module.register_forward_hook(_on_output(keep, place)))
     try:
-        yield seen
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
@@ -97,45 +97,46 @@ def correlations(
     device: torch.device,
     progress: Progress = silent,
     first: bool = False,
-    at_once: int | None = None,
+    max_bytes: int | None = None,
 ) -> dict[str, Tensor]:
-    """Pearson correlation of all sources' units, by space: [sum of sizes, sum of sizes], fp64, on the CPU.
+    """Pearson correlations of the units of all sources, by space: [sum of sizes, sum of sizes], fp64, on the CPU.
 
-    All sources see all images. A space that shows in several places gets the mean of their correlations.
-    Units that never vary correlate with nothing. first: only of source 1's units with all others, [size of source
-    1, sum of sizes]. Sums of more than `at_once` bytes (on a GPU AT_ONCE) take several passes over the images.
+    All sources run on all images. A space with several places gets the mean of their correlations. Constant units
+    have correlation 0. first: only between the units of source 1 and all units, [size of source 1, sum of sizes].
+    Sums of more than `max_bytes` bytes (on a GPU MAX_BYTES) take several passes over the images.
     """
-    if at_once is None and device.type == "cuda":
-        at_once = AT_ONCE
+    if max_bytes is None and device.type == "cuda":
+        max_bytes = MAX_BYTES
     sizes = {name: sum(space.sources) for name, space in plan.spaces.items()}
     rows = {name: space.sources[0] if first else sizes[name] for name, space in plan.spaces.items()}
-    shown = places(plan)
-    parts = _portions(shown, {name: 8 * rows[name] * size for name, size in sizes.items()}, at_once)
-    often = Counter(place.space for place in shown)
+    all_places = places(plan)
+    parts = _passes(all_places, {name: 8 * rows[name] * size for name, size in sizes.items()}, max_bytes)
+    occurrences = Counter(place.space for place in all_places)
     found: dict[str, Tensor] = {}
-    for done, wanted in enumerate(parts):
+    for done, selected in enumerate(parts):
         totals: dict[Place, tuple[int, Tensor, Tensor, Tensor]] = {}
         with torch.inference_mode():
-            for some in batches(len(images), min(batch, FEW)):
-                pixels = images[some].to(device)
-                values = [_run(network, wanted, pixels) for network in networks]
-                for place in wanted:
+            for chunk in batches(len(images), min(batch, BATCH)):
+                pixels = images[chunk].to(device)
+                values = [_run(network, selected, pixels) for network in networks]
+                for place in selected:
                     x = torch.cat([v[place] for v in values], dim=1).double()
                     count, total, square, product = totals.get(place, (0, 0.0, 0.0, 0.0))
                     product = product + x[:, : rows[place.space]].T @ x
                     totals[place] = count + len(x), total + x.sum(0), square + x.square().sum(0), product
-                progress(Event("statistics", done * len(images) + some.stop, len(parts) * len(images), images=1))
-        for place in wanted:
-            share = _pearson(*totals.pop(place)).cpu() / often[place.space]
+                seen = done * len(images) + chunk.stop
+                progress(Event("compute statistics", seen, len(parts) * len(images), images=1))
+        for place in selected:
+            share = _pearson(*totals.pop(place)).cpu() / occurrences[place.space]
             found[place.space] = found[place.space].add_(share) if place.space in found else share
     return found
 
 
-def _portions(wanted: Sequence[Place], sizes: Mapping[str, int], at_once: int | None) -> list[tuple[Place, ...]]:
-    """The places in parts whose sums take no more than so many bytes together, or one by one."""
+def _passes(selected: Sequence[Place], sizes: Mapping[str, int], max_bytes: int | None) -> list[tuple[Place, ...]]:
+    """The places of every pass, whose sums take at most `max_bytes` together; at least one place per pass."""
     parts: list[list[Place]] = [[]]
-    for place in wanted:
-        if at_once and parts[-1] and sum(sizes[own.space] for own in (*parts[-1], place)) > at_once:
+    for place in selected:
+        if max_bytes and parts[-1] and sum(sizes[own.space] for own in (*parts[-1], place)) > max_bytes:
             parts.append([])
         parts[-1].append(place)
     return [tuple(part) for part in parts]
@@ -149,9 +150,9 @@ def grams(
     device: torch.device,
     progress: Progress = silent,
 ) -> dict[str, Tensor]:
-    """X^T X / rows of the inputs of linear layers and patch projections, [in, in], fp64, by module name.
+    """Gram matrices X^T X / rows of the inputs of linear layers and patch projections, [in, in], fp64, by module.
 
-    All tokens are rows; a convolution's input is unfolded into its patches, channels first.
+    Every token is a row; the input of a convolution is unfolded into patches, channels first.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -168,7 +169,7 @@ def grams(
         with torch.inference_mode():
             for rows in batches(len(images), batch):
                 network(images[rows].to(device))
-                progress(Event("inputs of the layers", rows.stop, len(images), images=1))
+                progress(Event("layer inputs", rows.stop, len(images), images=1))
     finally:
         for handle in handles:
             handle.remove()
@@ -182,10 +183,10 @@ def _rows(module: nn.Module, value: Tensor) -> Tensor:
     return value.reshape(-1, value.shape[-1])
 
 
-def _run(network: nn.Module, wanted: Sequence[Place], pixels: Tensor) -> Mapping[Place, Tensor]:
-    with recording(network, wanted) as seen:
+def _run(network: nn.Module, selected: Sequence[Place], pixels: Tensor) -> Mapping[Place, Tensor]:
+    with recording(network, selected) as recorded:
         network(pixels)
-    return dict(seen)
+    return dict(recorded)
 
 
 def unmerging(
@@ -197,23 +198,23 @@ def unmerging(
     ridge: float,
     ports: Sequence[Port] | None = None,
 ) -> dict[tuple[Port, int], Tensor]:
-    """U [d_i, d_1] of every port and source with U x_1(p) closest to x_i(p), the activations there on all images.
+    """U [d_i, d_1] of every port p and source i with U x_1(p) closest to x_i(p), the activations on all images.
 
     Ridge least squares, U^T = (X_1^T X_1 + r I)^-1 X_1^T X_i in fp64; r is `ridge` times the mean diagonal of
-    X_1^T X_1. ports: which ones (None: all).
+    X_1^T X_1. ports: only these (None: all).
     """
-    wanted = {port: place for port, place in reading_places(plan).items() if ports is None or port in ports}
+    selected = {port: place for port, place in reading_places(plan).items() if ports is None or port in ports}
     sums: dict[tuple[Port, int], Tensor] = {}
     with torch.inference_mode():
-        for rows in batches(len(images), min(batch, FEW)):
+        for rows in batches(len(images), min(batch, BATCH)):
             pixels = images[rows].to(device)
-            values = [_run(network, tuple(wanted.values()), pixels) for network in networks]
-            for port, place in wanted.items():
+            values = [_run(network, tuple(selected.values()), pixels) for network in networks]
+            for port, place in selected.items():
                 first = values[0][place].double()
                 for i, own in enumerate(values):
                     sums[port, i] = sums.get((port, i), 0) + first.T @ own[place].double()
     found = {}
-    for port in wanted:
+    for port in selected:
         square = sums[port, 0]
         eye = torch.eye(len(square), dtype=square.dtype, device=device)
         factor = torch.linalg.cholesky(square + (ridge * square.diagonal().mean()).clamp(min=1e-12) * eye)
@@ -223,13 +224,13 @@ def unmerging(
 
 
 def _pearson(count: int, total: Tensor, square: Tensor, product: Tensor) -> Tensor:
-    """[rows, columns], the rows being the first of the columns."""
+    """Pearson correlations [rows, columns]; the rows are the first columns."""
     mean, rows = total / count, len(product)
     covariance = product / count - mean[:rows, None] * mean
     variance = (square / count - mean.square()).clamp(min=0)
-    # A constant unit's variance is a rounding error: small against its mean square, or against the others.
-    dead = (variance <= 1e-12 * square / count) | (variance <= 1e-18 * variance.max())
-    scale = torch.where(dead, torch.zeros_like(variance), variance.clamp(min=1e-300).rsqrt())
+    # The variance of a constant unit is rounding error: small relative to its mean square or to other variances.
+    constant = (variance <= 1e-12 * square / count) | (variance <= 1e-18 * variance.max())
+    scale = torch.where(constant, torch.zeros_like(variance), variance.clamp(min=1e-300).rsqrt())
     return (covariance * scale[:rows, None] * scale).clamp(-1, 1)
 
 

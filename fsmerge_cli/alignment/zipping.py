@@ -1,4 +1,4 @@
-"""ZipIt's greedy clustering of units (arXiv 2305.03053, section 4), with O(n^2) memory."""
+"""The greedy clustering of units of ZipIt (arXiv 2305.03053, section 4), with O(n^2) memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def zip_units(similarity: Tensor, k: int, a: float, b: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Merge k n units into n clusters, most similar pairs first.
+    """Merge k n units into n clusters, the most similar pairs first.
 
-    similarity: [k n, k n] of the concatenated units. Merging p and q leaves p with the smaller of both
-    similarities to everything else (complete linkage), times `a`. Every source may spend `int((k n - n) / k b)`
-    merges within itself. Returns M_i [n, n] (normalised: clusters are averaged) and U_i [n, n] (not normalised:
-    every member reads its cluster).
+    similarity: [k n, k n] of the concatenated units. Merging p and q leaves p with the smaller of the two
+    similarities to every other unit (complete linkage), times `a`. Each source has a budget of `int((k n - n) /
+    k b)` merges within itself. Returns M_i [n, n] (normalised: clusters are averaged) and U_i [n, n] (not
+    normalised: every member reads its cluster).
     """
     total = len(similarity)
     n = total // k
@@ -25,10 +25,10 @@ def zip_units(similarity: Tensor, k: int, a: float, b: float) -> tuple[list[Tens
 
 
 def _cluster(S: Tensor, k: int, n: int, a: float, within: int) -> Tensor:
-    """Index of the cluster's first unit for every unit; S [k n, k n] is used up.
+    """For every unit the index of the first unit of its cluster; overwrites S [k n, k n].
 
-    The best partner of every row is kept and mended where a merge touched it, so that a step costs O(k n)
-    unless partners are lost.
+    The best partner of every row is cached and updated where a merge changed it, so that a step costs O(k n)
+    unless many partners are merged.
     """
     total, original = len(S), S.clone()
     never = -torch.inf
@@ -43,7 +43,7 @@ def _cluster(S: Tensor, k: int, n: int, a: float, within: int) -> Tensor:
     best, partner = S.max(1)
     for _ in range(total - n):
         p = int(best.argmax())
-        if best[p] == never:  # every pair left shares a source; only possible with three sources or more
+        if best[p] == never:  # all remaining pairs are within a source; needs three sources or more
             S.copy_(original)
             S[~alive], S[:, ~alive] = never, never
             S.fill_diagonal_(never)
@@ -52,7 +52,7 @@ def _cluster(S: Tensor, k: int, n: int, a: float, within: int) -> Tensor:
         q = int(partner[p])
         p, q = min(p, q), max(p, q)
         row = torch.minimum(S[p], S[q])
-        # Pairs that are forbidden to one of the two by its source's spent budget stay forbidden to the cluster.
+        # Pairs forbidden for p or q because a source has used its budget stay forbidden for the cluster.
         row = torch.where(row == never, row, row * a)
         row[[p, q]] = never
         S[p], S[:, p] = row, row
@@ -76,5 +76,5 @@ def _cluster(S: Tensor, k: int, n: int, a: float, within: int) -> Tensor:
 
 
 def _forbid(S: Tensor, rows: Tensor) -> None:
-    """No more merges among `rows`."""
+    """Forbid merges among `rows`."""
     S[rows[:, None] & rows] = -torch.inf

@@ -1,4 +1,4 @@
-"""Architectures as data. To add one: write one `Family` in a file here and one line below."""
+"""Architectures as data. To add one, write a `Family` in a file here and add one line below."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SPECS: dict[str, Family] = {
 def resolve(
     architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str
 ) -> tuple[Family, Any]:
-    """Family and options of an `architecture`: a key of SPECS, else one of timm's names.
+    """Family and options of an `architecture`: a key of SPECS, or else a timm name.
 
-    options: what is asked for; config: the checkpoint's config.json, which fills in what is not.
+    options: given by the user. config: the checkpoint's config.json, which supplies the other options.
     """
     family = SPECS.get(architecture, VIT)
     return family, family.parse(architecture, options, config, where)

@@ -1,4 +1,4 @@
-"""What an architecture family states, and how its table is read for one model."""
+"""The definition of an architecture family, and the compilation of its table for one model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fsmerge_cli.architectures.ports import FIXED, HeadSpace, Norm, Port, Role, 
 
 
 class Arch(Protocol):
-    """The options of one architecture: a frozen dataclass that says what it reads and how wide it ends."""
+    """The options of one architecture: a frozen dataclass with at least input size and feature width."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height, width of the image it reads."""
+        """Channels, height, width of the input image (pixels)."""
 
     @property
     def features(self) -> int:
-        """Width of the features it returns."""
+        """Width of the returned features (units)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Table:
     """The specification of one model.
 
     tensors: tensor name -> axes. `{i}` stands for a layer, `{i-1}` for the one before, `{last}` for the last.
-    features: the port that task heads read. heads: the spaces that are made of attention heads.
+    features: the port that task heads read. heads: the spaces that consist of attention heads.
     """
 
     tensors: Mapping[str, Spec]
@@ -44,22 +44,23 @@ Resample = Callable[[Any, Mapping[str, Tensor], tuple[int, int], str], tuple[Any
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture family; every field is a plain value or a function of the options (`arch`).
+    """An architecture family; every field is a value or a function of the options (`arch`).
 
-    name: key in SPECS. arch: the dataclass of its options. build: an ordinary module without a task head,
-    image batch [n, C, H, W] -> features [n, d]. resize: options, width, heads -> options of the merged model.
-    table: the specification, for an instance (on the meta device). entry: name of the module that reads pixels.
-    signature: what has to be equal in all sources, in the user's words. config: `architecture` and
-    `model_args` of config.json. parse: name, options asked for, the checkpoint's config.json and the place for
-    messages -> options. snippet: Python that loads a merged model without this package and computes `logits`
-    of `images`, around given lines that make `head` of `heads`. head: name of the task head's module inside a
-    checkpoint; None where that module belongs to the backbone. refuse: reasons why a model cannot be merged.
-    heads: number of attention heads. positions: the table that can take a constant shift of the embedded
-    pixels where the entry has no bias, and its first patch row. blocks: names of the modules of an instance whose
-    activations can be computed again in the backward pass. layers: names of the modules, in order, whose outputs
-    [n, ..., d] are the model's features layer by layer. adapt: what an instance needs besides its building.
-    describe: an instance from elsewhere -> options (None: not of this family, or not to be told). resample:
-    options, weights, height and width, place for messages -> those for images of another size (None: cannot be).
+    name: key in SPECS. arch: the dataclass of its options. build: an ordinary module without a task head, image
+    batch [n, C, H, W] -> features [n, d]. resize: options, width, heads -> options of the merged model. table: the
+    specification, for an instance (on the meta device). entry: name of the first module, whose input are pixels.
+    signature: properties that have to be equal in all sources, by the name used in messages. config:
+    `architecture` and `model_args` of config.json. parse: name, given options, the checkpoint's config.json and
+    the location for messages -> options. snippet: Python that loads a merged model without this package and
+    computes `logits` of `images`; it contains the given lines, which define `head` from `heads`. head: name of the
+    task head's module inside a checkpoint; None if that module belongs to the backbone. refuse: reasons why a
+    model cannot be merged. heads: number of attention heads. positions: name of the position embeddings, into
+    which a constant shift can be folded if the entry has no bias, and their first patch row. blocks: names of the
+    modules of an instance whose activations can be recomputed in the backward pass. layers: names of the modules,
+    in order, whose outputs [n, ..., d] are the features of each layer. adapt: changes to an instance after
+    `build`. describe: a third-party instance -> options (None: another family, or not inferable). resample:
+    options, weights, (height, width) and location for messages -> options and weights for that image size (None:
+    not possible).
     """
 
     name: str
@@ -86,22 +87,22 @@ class Family:
         """The network of `arch` without weights (on the `meta` device), in evaluation mode."""
         key = self.name, repr(arch)
         if key not in _skeletons:
-            if len(_skeletons) >= KEPT:
+            if len(_skeletons) >= CACHED_SKELETONS:
                 _skeletons.clear()
             with torch.device("meta"):
                 _skeletons[key] = self.adapt(self.build(arch).eval(), arch)
-        return copy.deepcopy(_skeletons[key])  # five times as quick as initialising what is not there
+        return copy.deepcopy(_skeletons[key])  # five times as fast as building it again
 
 
-KEPT = 32
-"""Skeletons that are remembered; they hold no weights."""
+CACHED_SKELETONS = 32
+"""Maximal number of cached skeletons; they have no weights."""
 
 _skeletons: dict[tuple[str, str], nn.Module] = {}
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A table read for one model: roles by tensor name, names it does not know, features port, head spaces."""
+    """A table compiled for one model: roles by tensor name, unknown names, features port, head spaces."""
 
     roles: Mapping[str, Role]
     unknown: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons: linear, optional BatchNorm, activation, any number of times."""
+"""Multilayer perceptrons: any number of layers of linear, optional BatchNorm and activation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MLPArch:
     widths: units of each hidden layer; the last one is the width of the features.
     activation: relu, gelu, tanh or silu, after every layer.
     norm: none, or batch for a BatchNorm between each linear layer and its activation.
-    bias: whether the linear layers have one.
+    bias: whether the linear layers have a bias.
     """
 
     input_size: tuple[Positive, Positive, Positive]
@@ -64,21 +64,21 @@ def build(arch: MLPArch) -> nn.Sequential:
 
 
 def parse(name: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> MLPArch:
-    """Options from `{family: mlp, ...}` or from a checkpoint's model_args; sizes have to fit into a tensor."""
+    """Options from `{family: mlp, ...}` or from model_args. Raises SourceError if sizes exceed torch's limits."""
     arch = build_options(MLPArch, options, where)
     try:
         with torch.device("meta"):
             build(arch)
-    except (RuntimeError, TypeError, OverflowError):  # torch's words for a number that is too large
+    except (RuntimeError, TypeError, OverflowError):  # raised by torch for sizes that are too large
         raise SourceError(
             f"{where}: input_size {list(arch.input_size)} and widths {list(arch.widths)} are too large for a "
-            "tensor. Pass those that the weights have."
+            "tensor. Pass the sizes of the weights."
         ) from None
     return arch
 
 
 def resize(arch: MLPArch, width: int | tuple[int, ...] | None, heads: int | None) -> MLPArch:
-    """The merged model's options: `width` is the last layer's (others in proportion) or one per layer."""
+    """Options of the merged model. width: of the last layer (the others in proportion), or one per layer."""
     if heads is not None:
         raise ConfigError("method.heads: an MLP has no attention heads. Leave method.heads at null.")
     if width is None:
@@ -94,7 +94,7 @@ def resize(arch: MLPArch, width: int | tuple[int, ...] | None, heads: int | None
 
 
 SAME = ("input_size", "depth", "activation", "norm", "bias")
-"""Options in which all sources have to be equal."""
+"""Options that have to be equal in all sources."""
 
 SNIPPET = """from collections import OrderedDict
 import torch
@@ -113,7 +113,7 @@ logits = head(backbone(images))"""
 
 
 def snippet(arch: MLPArch, head: str) -> str:
-    """Python that loads a merged MLP with torch and safetensors alone."""
+    """Python that loads a merged MLP with only torch and safetensors."""
     layers = ['    ("flatten", torch.nn.Flatten()),']
     bias = "" if arch.bias else ", bias=False"
     previous = arch.input_size[0] * arch.input_size[1] * arch.input_size[2]

@@ -1,7 +1,7 @@
-"""The words of a specification: which feature space each axis of each tensor belongs to.
+"""The vocabulary of a specification: which feature space each axis of each tensor belongs to.
 
 A *space* is a basis (the hidden units of layer 3); a *port* is one place where a tensor writes to or reads
-from a space, written `space@place`. In a tensor's axes the first port is written to, the second is read from:
+from a space, written `space@place`. In the axes of a tensor the first port is written, the second is read:
 a linear weight [out, in] is `("h1@fc1", "h0@fc1")`, a bias `("h1@fc1",)`, a token [1, 1, D] is
 `(FIXED, FIXED, "res@embed")`.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FIXED: Literal["fixed"] = "fixed"
-"""An axis with no space: pixels, positions, the taps of a convolution."""
+"""An axis that belongs to no space: pixels, positions, kernel positions of a convolution."""
 
 
 @dataclass(frozen=True, order=True)
@@ -36,18 +36,18 @@ class Port:
 
 @dataclass(frozen=True)
 class Stack:
-    """An axis made of equal parts in order, each with a port of its own (a fused qkv, a gate and its value)."""
+    """An axis of equal parts in order, each with its own port (a fused qkv, a gate and its value)."""
 
     ports: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A per-unit vector that acts in its space (affine of a norm, LayerScale): trained in the merged space.
+    """A per-unit vector that acts within one space (affine of a norm, LayerScale); trained in the merged space.
 
-    `fill` is the value of a unit that a source does not have, where widths differ. `trainable=False` marks
-    running statistics, which are carried over and stay as they are. `per_head=True` marks a vector of the size
-    of one attention head that all heads of the space share (q/k norms).
+    `fill` is the value for units that a source does not have, if widths differ. `trainable=False` marks running
+    statistics, which are copied and not trained. `per_head=True` marks a vector of the size of one attention head
+    that all heads of the space share (q/k norms).
     """
 
     port: str
@@ -58,9 +58,9 @@ class Norm:
 
 @dataclass(frozen=True)
 class HeadSpace:
-    """A space made of attention heads (size = heads x head size).
+    """A space that consists of attention heads (size = heads x head size).
 
-    order: the space whose order of heads it shares (its own name where it leads). consumed: read by the
+    order: the space whose order of heads it shares (its own name if it defines the order). consumed: read by the
     attention itself rather than by a weight.
     """
 
@@ -70,7 +70,7 @@ class HeadSpace:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that is the same whatever the weights are (a batch counter): taken from source 1."""
+    """A tensor that does not depend on the weights (a batch counter): copied from source 1."""
 
 
 Axis = str | Stack
@@ -101,7 +101,7 @@ def statistic(port: str, fill: float) -> Norm:
 class Mapped:
     """Compiled role of a tensor that merges through maps.
 
-    write: (axis, ports of its equal parts); read: the same, or None for a tensor that reads no space.
+    write: (axis, ports of its equal parts); read: likewise, or None for a tensor that reads no space.
     """
 
     write: tuple[int, tuple[Port, ...]]
@@ -122,7 +122,7 @@ Role = Mapped | Unit | Constant
 
 
 def compile_role(spec: Spec) -> Role:
-    """Turn the text of a specification (indices already filled in) into a role."""
+    """The role of one entry of a specification, with indices already filled in."""
     if isinstance(spec, Constant):
         return spec
     if isinstance(spec, Norm):

@@ -1,6 +1,6 @@
-"""timm's VisionTransformer, in all its variants that can be merged.
+"""timm's VisionTransformer, in all variants that can be merged.
 
-Shape legend: D embedding, H heads, d = D / H, N positions, p patch.
+Shapes: D embedding width, H heads, d = D / H, N positions, p patch size.
 """
 
 from __future__ import annotations
@@ -16,37 +16,31 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.family import Family
-from fsmerge_cli.architectures.vit_module import arguments, eps_of, facts, reasons, resampled, set_eps
+from fsmerge_cli.architectures.vit_module import arguments, eps_of, properties, reasons, resampled, set_eps
 from fsmerge_cli.architectures.vit_table import table
 from fsmerge_cli.common.errors import ConfigError, SourceError, reason, unknown
 from fsmerge_cli.common.options import FORBID, Flag, NonNegativeFloat, Text
 from fsmerge_cli.common.options import build as build_options
 
-FOREIGN = frozenset(
-    {
-        "checkpoint_path",
-        "cache_dir",
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "pretrained_custom_load",
-    }
+LOADER_ARGUMENTS = frozenset(
+    {"checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+    | {"pretrained_custom_load"}
     | {"scriptable", "exportable", "no_jit", "features_only", "feature_cfg", "pruned", "model_name"}
 )
-"""Arguments of timm's loader that say nothing of the architecture; some would read files."""
+"""Arguments of timm's loader that are not architecture options; some of them would read files."""
 
 BASE = "vit_base_patch16_224"
-"""What an instance of no name of timm's is described by."""
+"""The timm name that describes instances without a timm name of their own."""
 
 
 @dataclass(frozen=True, config=FORBID)
 class ViTArch:
     """Options of a timm vision transformer.
 
-    name: timm's architecture name, without the tag of its weights. args: keyword arguments over timm's own
-    (img_size, embed_dim, depth, ...). projection: whether the model's `head` is a projection that belongs to
-    the backbone (CLIP; `num_classes` among the args is its width) instead of a task's classifier. eps: of all
-    norms, where a source was trained with another than timm's own for the name; a merged model has timm's.
+    name: timm's architecture name, without the tag of its weights. args: keyword arguments that override timm's
+    defaults (img_size, embed_dim, depth, ...). projection: whether the model's `head` is a projection that belongs
+    to the backbone (CLIP; `num_classes` in args is its width) instead of a task's classifier. eps: of all norms,
+    if a source was trained with another value than timm's for this name; a merged model uses timm's.
     """
 
     name: Text
@@ -63,13 +57,13 @@ class ViTArch:
 
     @property
     def features(self) -> int:
-        """Width of the features (units): D, or that of the projection."""
+        """Width of the features (units): D, or the width of the projection."""
         model = _meta(self)
         return int(model.head.out_features if self.projection else model.embed_dim)
 
     @property
     def depth(self) -> int:
-        """Number of blocks."""
+        """Number of transformer blocks."""
         return len(_meta(self).blocks)
 
 
@@ -91,7 +85,7 @@ def _instance(name: str, args: str, projection: bool) -> Any:
 
 
 def _meta(arch: ViTArch) -> Any:
-    """An instance on the meta device, to read facts from; never to load weights into."""
+    """A cached instance on the meta device, only for reading properties; weights are never loaded into it."""
     return _instance(arch.name, json.dumps(arch.args, sort_keys=True), arch.projection)
 
 
@@ -107,16 +101,16 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
     from timm.models.vision_transformer import VisionTransformer
 
     name = arch.name.split(".")[0]
-    if foreign := sorted(FOREIGN & set(arch.args)):
+    if forbidden := sorted(LOADER_ARGUMENTS & set(arch.args)):
         raise SourceError(
-            f"{where}: {foreign[0]} is no option of an architecture. Weights come from "
-            "models.sources.N.checkpoint alone; take the key out of the arguments."
+            f"{where}: {forbidden[0]} is not an architecture option. Weights are only read from "
+            "models.sources.N.checkpoint; remove the key from the arguments."
         )
     if not is_model(name):
         raise SourceError(f"{where}: {unknown('timm architecture', name, list_models('vit_*'))}")
     try:
         model = _meta(replace(arch, name=name))
-    except Exception as error:  # timm passes every argument on, and whatever gets it raises its own
+    except Exception as error:  # timm passes all arguments on, so that errors of any type are raised
         module = model_entrypoint(name).__module__
         if "vision_transformer" not in module:
             raise _other(where, name, f"a model of {module}") from None
@@ -132,12 +126,12 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
 def _other(where: str, name: str, kind: str) -> SourceError:
     return SourceError(
         f"{where}: {name} is {kind}, not a plain VisionTransformer of timm, and cannot be "
-        "merged. Take a vit_* model, or write a specification for it."
+        "merged. Use a vit_* model, or write a specification for it."
     )
 
 
 def _args(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What timm would build from a config.json: model_args, and what stands beside them."""
+    """The arguments with which timm would build a model from a config.json: model_args and other keys."""
     args = dict(config.get("model_args") or {})
     stated = config.get("pretrained_cfg") or {}
     if config.get("global_pool"):
@@ -153,7 +147,7 @@ def _args(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None) -> ViTArch:
-    """The merged model's options: another embedding width, another number of heads, timm's own eps."""
+    """Options of the merged model: given embedding width and number of heads, timm's eps."""
     arch = replace(arch, eps=None)
     if isinstance(width, tuple):
         raise ConfigError(f"method.width: a vision transformer has one width, got {list(width)}. Give one number.")
@@ -172,19 +166,19 @@ def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None
 
 
 def refuse(arch: ViTArch) -> list[str]:
-    """Reasons why a variant cannot be merged, by name."""
+    """Reasons why a variant cannot be merged."""
     return reasons(_meta(arch))
 
 
 def signature(arch: ViTArch) -> dict[str, Any]:
-    """What all sources have in common; widths, numbers of heads and a norm's eps of its own may differ."""
-    return facts(_meta(arch), arch.projection)
+    """Properties that all sources have to share; widths, numbers of heads and a source's own eps may differ."""
+    return properties(_meta(arch), arch.projection)
 
 
 def describe(instance: nn.Module) -> ViTArch | None:
-    """Options from which timm builds a module of the same kind; None where this is no vision transformer of timm.
+    """Options from which timm builds the same kind of module; None if it is not timm's VisionTransformer.
 
-    Raises SourceError where it has parts that options do not tell.
+    Raises SourceError if it has parts that options do not describe.
     """
     from timm.models import is_model
     from timm.models.vision_transformer import VisionTransformer
@@ -194,50 +188,50 @@ def describe(instance: nn.Module) -> ViTArch | None:
         return None
     stated = getattr(module, "pretrained_cfg", None) or {}
     name = str(stated.get("architecture") or BASE)
-    tower = "clip" in name and "ft_" not in str(stated.get("tag"))  # one that was fine-tuned has a classifier
+    tower = "clip" in name and "ft_" not in str(stated.get("tag"))  # a fine-tuned one has a classifier
     projection = tower and getattr(module.head, "out_features", None) == stated.get("num_classes")
     args = arguments(module) | ({"num_classes": module.head.out_features} if projection else {})
     arch = parse(
         "vit", {"name": name if is_model(name) else BASE, "args": args, "projection": projection}, {}, name
     )
     arch = arch if eps_of(module) == eps_of(_meta(arch)) else replace(arch, eps=eps_of(module))
-    built, own = facts(VIT.skeleton(arch), projection), facts(module, projection)
-    if different := [fact for fact, value in own.items() if built[fact] != value]:
+    built, own = properties(VIT.skeleton(arch), projection), properties(module, projection)
+    if different := [key for key, value in own.items() if built[key] != value]:
         raise SourceError(
-            f"a module that timm calls {name} has another {', '.join(different)} than timm builds for that name. "
-            "Pass its arch as well: {family: vit, name: ..., args: {...}}."
+            f"this module differs from timm's {name} in: {', '.join(different)}. "
+            "Also pass its arch: {family: vit, name: ..., args: {...}}."
         )
     return arch
 
 
 def adapt(module: nn.Module, arch: ViTArch) -> nn.Module:
-    """A skeleton as its own library computes it."""
+    """A skeleton with the eps of the library that the source comes from."""
     return module if arch.eps is None else set_eps(module, arch.eps)
 
 
 def resample(
     arch: ViTArch, weights: Mapping[str, Tensor], size: tuple[int, int], where: str
 ) -> tuple[ViTArch, dict[str, Tensor]]:
-    """The same model for images of another size [height, width] (pixels); not exact. Raises SourceError."""
+    """The same model for images of another size (height, width) in pixels; not exact. Raises SourceError."""
     model = _meta(arch)
     patch = tuple(model.patch_embed.patch_size)
     if any(side % own for side, own in zip(size, patch)):
         raise SourceError(
-            f"{where}: input_size {list(size)} is no multiple of the patch size {list(patch)}. "
-            "Pass models.sources.N.input_size that is."
+            f"{where}: input_size {list(size)} is not a multiple of the patch size {list(patch)}. "
+            "Pass a multiple: models.sources.N.input_size=..."
         )
     changed = replace(arch, args={**arch.args, "img_size": size[0] if size[0] == size[1] else list(size)})
     if model.pos_embed is None:
         return changed, dict(weights)
     if "pos_embed" not in weights:
-        raise SourceError(f"{where} has no pos_embed to be resampled. Take models.sources.N.input_size away.")
+        raise SourceError(f"{where} has no pos_embed to resample. Remove models.sources.N.input_size.")
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     old, new = model.patch_embed.grid_size, _meta(changed).patch_embed.grid_size
     return changed, resampled(weights, "pos_embed", prefix, old, new)
 
 
 def positions(arch: ViTArch) -> tuple[str, int] | None:
-    """pos_embed and its first patch row; class and register rows come before it."""
+    """Name of the position embeddings and their first patch row, after the class and register rows."""
     model = _meta(arch)
     if model.pos_embed is None or not isinstance(model.patch_embed.norm, nn.Identity):
         return None
@@ -245,13 +239,15 @@ def positions(arch: ViTArch) -> tuple[str, int] | None:
 
 
 def config(arch: ViTArch) -> dict[str, Any]:
-    """`architecture` and `model_args` as timm's local-dir reads them; the image size is stated."""
+    """`architecture` and `model_args` for timm's local-dir, with explicit image size."""
     channels, height, width = arch.input_size
     size = height if height == width else [height, width]
     args = {**arch.args, "img_size": size, "in_chans": channels}
     if not arch.projection:
         args.pop("num_classes", None)
-    marker = {"projection": True} if arch.projection else {}  # ours: timm reads the width from num_classes
+    marker = (
+        {"projection": True} if arch.projection else {}
+    )  # key of fsmerge; timm reads the width from num_classes
     return {"architecture": arch.name, "model_args": args, **marker}
 
 
@@ -267,7 +263,7 @@ logits = head(backbone(images))"""
 
 
 def snippet(arch: ViTArch, head: str) -> str:
-    """Python that loads a merged vision transformer with timm alone."""
+    """Python that loads a merged vision transformer with only timm and safetensors."""
     return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), head=head)
 
 

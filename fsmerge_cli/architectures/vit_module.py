@@ -1,4 +1,4 @@
-"""What a vision transformer's instance says of itself: its facts, its options, and its table of positions."""
+"""Inspection of timm VisionTransformer instances: properties, options, and resampled position embeddings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 
-def facts(model: Any, projection: bool) -> dict[str, Any]:
-    """What all sources have in common; widths and numbers of heads may differ."""
+def properties(model: Any, projection: bool) -> dict[str, Any]:
+    """Properties that all sources have to share; widths and numbers of heads may differ."""
     block = model.blocks[0]
     parts = {
         "attention output norm": getattr(block.attn, "norm", None),
@@ -44,7 +44,7 @@ def facts(model: Any, projection: bool) -> dict[str, Any]:
 
 
 def reasons(model: Any) -> list[str]:
-    """Reasons why a variant cannot be merged, by name."""
+    """Reasons why a variant cannot be merged."""
     from timm.layers.attention import Attention
     from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import Block
@@ -71,7 +71,7 @@ def reasons(model: Any) -> list[str]:
 
 
 def arguments(model: Any) -> dict[str, Any]:
-    """Keyword arguments from which timm builds a model of these sizes and switches; layers are its name's own."""
+    """Keyword arguments for timm that give this model's sizes and flags; layer types follow from its timm name."""
     block, embed = model.blocks[0], model.patch_embed
     first = getattr(block.mlp, "fc1", None) or block.mlp.fc1_g
     scaled = not isinstance(block.ls1, nn.Identity)
@@ -103,12 +103,12 @@ def arguments(model: Any) -> dict[str, Any]:
 
 
 def eps_of(model: Any) -> float:
-    """Of the norms in the blocks."""
+    """The eps of the norms in the blocks."""
     return float(model.blocks[0].norm1.eps)
 
 
 def set_eps(module: nn.Module, eps: float) -> nn.Module:
-    """The same module, every norm of it with this eps."""
+    """Set this eps in all norms of `module`, in place; returns it."""
     part: Any
     for part in module.modules():
         if hasattr(part, "eps"):
@@ -119,15 +119,15 @@ def set_eps(module: nn.Module, eps: float) -> nn.Module:
 def resampled(
     weights: Mapping[str, Tensor], table: str, prefix: int, old: tuple[int, int], new: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Weights whose table of positions is resampled from the grid `old` to `new` (patches), by timm.
+    """Weights with position embeddings `table` resampled by timm from the grid `old` to `new` (patches).
 
-    prefix: rows of class and register tokens before the patches', which stay.
+    prefix: number of rows for class and register tokens before those of the patches, which are kept.
     """
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     own = weights[table]
     if own.ndim != 3 or own.shape[1] != prefix + old[0] * old[1]:
-        return dict(weights)  # not the table that its architecture has, which the plan says
+        return dict(weights)  # does not match its architecture; compile_plan reports it
     if own.is_meta:
         rows = prefix + new[0] * new[1]
         return {**weights, table: torch.empty(len(own), rows, own.shape[2], device="meta")}

@@ -1,7 +1,7 @@
-"""The specification of timm's VisionTransformer: which space every axis of every tensor lies in.
+"""The specification of timm's VisionTransformer: which space every axis of every tensor belongs to.
 
 `res` is the residual stream (one space, many ports), `qk{i}` the queries and keys of block i, `v{i}` its values,
-`h{i}` its hidden layer, `out` the projected features. Tensors that a variant does not have are not asked for.
+`h{i}` its hidden layer, `out` the projected features. Entries of tensors that a variant lacks are ignored.
 """
 
 from __future__ import annotations
@@ -60,12 +60,11 @@ MLP_BLOCK: dict[str, Spec] = {
     "blocks.{i}.mlp.fc2.bias": ("res@fc2_{i}",),
     "blocks.{i}.ls2.gamma": norm("res@ls2_{i}", fill=1.0),
 }
-PACKED: dict[
-    str, Spec
-] = {  # a gate and its value in one weight, as halves in timm's order; both live in the hidden space
+PACKED: dict[str, Spec] = {
     "blocks.{i}.mlp.fc1.weight": (stack("h{i}@first{i}", "h{i}@second{i}"), "res@mlp{i}"),
     "blocks.{i}.mlp.fc1.bias": (stack("h{i}@first{i}", "h{i}@second{i}"),),
 }
+"""A gate and its value in one weight, as halves in timm's order; both belong to the hidden space."""
 
 
 def table(module: nn.Module) -> Table:

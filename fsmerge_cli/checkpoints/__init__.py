@@ -1,1 +1,1 @@
-"""Files of others become sources, and merged models become files."""
+"""Third-party checkpoints are read as sources, and models are written as checkpoints."""

@@ -1,4 +1,4 @@
-"""Weights in a smaller type: what is written, and what everything is measured with, is the rounded model."""
+"""Weights in a lower precision: the rounded model is both evaluated and written."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-"""How a merged model may be written."""
+"""Data types in which a merged model can be written."""
 
 
-def stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Tensors as they lie in the file: numbers in `dtype`, counters as they are."""
+def to_dtype(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Tensors as they are stored in the file: floating-point values in `dtype`, integer counters unchanged."""
     return {n: t.to(DTYPES[dtype]) if t.is_floating_point() else t for n, t in tensors.items()}
 
 
 def rounded(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """The same tensors, of their own type, with the values that `dtype` has.
+    """The same tensors in their own data type, with values rounded to `dtype`.
 
-    Raises OutputError where one is too large for it.
+    Raises OutputError if a value is too large for `dtype`.
     """
     if dtype == "float32":
         return dict(tensors)
-    found = {name: tensor.to(tensors[name].dtype) for name, tensor in stored(tensors, dtype).items()}
+    found = {name: tensor.to(tensors[name].dtype) for name, tensor in to_dtype(tensors, dtype).items()}
     for name, tensor in found.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             largest = float(tensors[name].abs().max())
             raise OutputError(
-                f"output.dtype={dtype} cannot hold {name}, whose largest number is {largest:.3g}. "
-                "Take output.dtype=bfloat16 or float32."
+                f"output.dtype={dtype} cannot represent {name}, whose largest absolute value is {largest:.3g}. "
+                "Use output.dtype=bfloat16 or float32."
             )
     return found
 
 
 def rounded_head(head: Head, dtype: str) -> Head:
-    """A head with the values that `dtype` has."""
+    """A head with values rounded to `dtype`."""
     parts = {"weight": head.weight, "bias": head.bias, "projector": head.projector}
     found = rounded({name: t for name, t in parts.items() if t is not None}, dtype)
     return replace(head, weight=found["weight"], bias=found.get("bias"), projector=found.get("projector"))

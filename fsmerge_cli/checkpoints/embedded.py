@@ -1,4 +1,4 @@
-"""Embedded sources: trained from a recipe on first use, cached under what they were made from."""
+"""Embedded sources: trained from a recipe on first use, then cached under a hash of all that they depend on."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.models.source_spec import Recipe, SourceSpec
 
 SEAL = "seal.json"
-"""Written last: the SHA-256 of every file. An entry without it, or with another file, is trained again."""
+"""Written last: the SHA-256 of every file. An entry without it, or with a changed file, is trained again."""
 
 
-def named_labels(spec: SourceSpec) -> SourceSpec:
-    """The same source with its labels spelled out, where it names a label set of its recipe's data set."""
+def with_label_set(spec: SourceSpec) -> SourceSpec:
+    """The same source with `labels` as a list, if it is the name of a label set of the recipe's data set."""
     if not isinstance(spec.labels, str):
         return spec
     if spec.recipe is None:
         raise ConfigError(
             f"source '{spec.name}': labels={spec.labels} names a label set, but only a source with a recipe has "
-            "some. Give a list, a file (.txt, .json) or `data`: models.sources.N.labels=[...]"
+            "label sets. Pass a list, a file (.txt, .json) or `data`: models.sources.N.labels=[...]"
         )
     sets = _dataset(spec).label_sets()
     if spec.labels not in sets:
@@ -50,45 +50,45 @@ def named_labels(spec: SourceSpec) -> SourceSpec:
     return replace(spec, labels=sets[spec.labels])
 
 
-def materialise(spec: SourceSpec, progress: Progress) -> SourceSpec:
-    """The same source with a checkpoint: as it is, or trained from its recipe where it has none."""
-    if not declared(spec):
+def ensure_trained(spec: SourceSpec, progress: Progress) -> SourceSpec:
+    """The same source with a checkpoint: unchanged if it has one, else trained from its recipe (or cached)."""
+    if not is_embedded(spec):
         return spec
-    spec = named_labels(spec)
+    spec = with_label_set(spec)
     folder = cache_folder() / "sources" / content_key(spec)
     with ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder.parent / f"{folder.name}.lock")
-            stack.enter_context(lock)  # a second process waits and then finds the entry
+            stack.enter_context(lock)  # a second process waits, then finds the entry
         except OSError:
             raise ConfigError(
                 f"cannot write the cache of embedded sources, {folder.parent}. "
                 "Choose another folder: FSMERGE_CACHE=FOLDER"
             ) from None
-        if not _sound(folder):
+        if not _is_intact(folder):
             size = spec.recipe.batch_size if spec.recipe else 0
             _train_into(folder, spec, lambda event: progress(replace(event, images=size)))
     return replace(spec, checkpoint=str(folder))
 
 
-def cached(spec: SourceSpec) -> Path | None:
-    """The folder of an embedded source that is in the cache; sizes and hashes are left to `materialise`."""
-    folder = cache_folder() / "sources" / content_key(named_labels(spec))
+def cached_folder(spec: SourceSpec) -> Path | None:
+    """The cache folder of an embedded source, None if not cached; `ensure_trained` verifies its hashes."""
+    folder = cache_folder() / "sources" / content_key(with_label_set(spec))
     return folder if (folder / SEAL).is_file() else None
 
 
-def declared(spec: SourceSpec) -> bool:
-    """Whether a source is trained on first use; SourceError where its recipe lacks something."""
+def is_embedded(spec: SourceSpec) -> bool:
+    """Whether a source is trained on first use. Raises SourceError if arch or labels are missing."""
     if spec.checkpoint is not None or spec.module is not None or spec.recipe is None:
         return False
-    if not isinstance(named_labels(spec).labels, tuple) or spec.arch is None:
-        raise SourceError(f"source '{spec.name}': a recipe needs arch and labels as well.")
+    if not isinstance(with_label_set(spec).labels, tuple) or spec.arch is None:
+        raise SourceError(f"source '{spec.name}': a recipe also needs arch and labels.")
     return True
 
 
 def content_key(spec: SourceSpec) -> str:
-    """Name of the cache entry: everything that the weights depend on, code included."""
+    """Name of the cache entry, with a hash of everything that the weights depend on, including the code."""
     family, _ = architecture(spec, {}, f"source '{spec.name}'")
     code: list[Any] = [family.build, fit_classifier, _train_into, sys.modules[_dataset(spec).__module__]]
     content = {
@@ -99,11 +99,11 @@ def content_key(spec: SourceSpec) -> str:
         "torch": torch.__version__,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    name = re.sub(r"[^\w.-]+", "_", spec.name)  # it becomes a folder's
+    name = re.sub(r"[^\w.-]+", "_", spec.name)  # part of a folder name
     return f"{family.name}-{name}-{digest[:16]}"
 
 
-def _sound(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
         seal = json.loads((folder / SEAL).read_text())
         return bool(seal) and all(file_sha256(folder / name) == sha256 for name, sha256 in seal.items())

@@ -1,4 +1,4 @@
-"""Reading checkpoints from disk and from the hub; no code of theirs is ever run."""
+"""Reading checkpoints from disk and from the hub; no code in them is ever run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fsmerge_cli.common.errors import SourceError, first_line, reason
 from fsmerge_cli.common.safe_pickle import read_pickled
 
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
-"""Types of weights; fp8 and fp4 need scales that stand elsewhere."""
+"""Data types of weights. fp8 and fp4 are not among them: their scales are stored in other tensors."""
 
-LARGEST = 1e30
-"""What a mean or deviation in a config.json may be at most; fp32 ends at 3e38."""
+MAX_CONFIG_VALUE = 1e30
+"""Largest absolute value of a mean or std in a config.json; the maximum of fp32 is 3e38."""
 
 
 def readable(text: str, where: str) -> Path:
-    """The path that a user wrote; SourceError where the system takes no such path."""
+    """A path given by the user. Raises SourceError if it is not a valid path on this system."""
     try:
         path = Path(text).expanduser()
         path.exists()
@@ -46,13 +46,13 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""How safetensors calls what a checkpoint may hold."""
+"""Names of data types in safetensors."""
 
 
 def read_tensors(path: Path, where: str, headers: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file, or of a legacy one; SourceError where it is neither.
+    """All tensors and the metadata of a safetensors or legacy file. Raises SourceError if it cannot be read.
 
-    headers: names, shapes and types alone, as tensors on the `meta` device.
+    headers: read only names, shapes and types, as tensors on the `meta` device.
     """
     if path.suffix != ".safetensors":
         found = read_pickled(path, where)
@@ -63,7 +63,7 @@ def read_tensors(path: Path, where: str, headers: bool = False) -> tuple[dict[st
         with safe_open(path, framework="pt") as file:
             read = _header if headers else _tensor
             return {name: read(file, name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except Exception as error:  # safetensors, torch and the system each raise their own for a file that lies
+    except Exception as error:  # safetensors, torch and the system raise different errors for corrupt files
         raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
 
 
@@ -75,30 +75,30 @@ def _tensor(file: Any, name: str) -> Tensor:
 def _header(file: Any, name: str) -> Tensor:
     stated = file.get_slice(name)
     dtype = DTYPES.get(stated.get_dtype())
-    if dtype is None:  # a rare one: torch itself knows it
+    if dtype is None:  # a rare type, which torch itself resolves
         return torch.empty_like(_tensor(file, name), device="meta")
     return torch.empty(stated.get_shape(), dtype=dtype, device="meta")
 
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""What the weights in a folder are called; the first that is there is read."""
+"""Names of the file of weights in a folder; the first that exists is read."""
 
 
 def weights_file(path: Path) -> Path:
-    """The file of weights of a checkpoint: itself, or one in its folder (where there is none, as FILES begin)."""
+    """The file of weights of a checkpoint: the file itself, or one of FILES in its folder (default: the first)."""
     if not path.is_dir():
         return path
     return next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
 
 
 def model_in(path: Path) -> Path:
-    """The folder of the model in that of a run, which is merged/; any other path is itself."""
+    """The folder merged/ of a run's folder; any other path is returned unchanged."""
     merged = path / "merged"
     return merged if (merged / FILES[0]).is_file() and not weights_file(path).is_file() else path
 
 
 def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, Any]:
-    """config.json in the folder `path` or beside the file `path`; empty where there is none."""
+    """config.json in the folder `path`, or next to the file `path`; empty if there is none."""
     if not path.exists():
         raise SourceError(f"{where} does not exist. Check models.sources.N.checkpoint.")
     file = path / name if path.is_dir() else path.with_name(name)
@@ -108,10 +108,10 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
         config = json.loads(file.read_text())
     except OSError as error:
         raise SourceError(f"{where}: {name} cannot be read ({error.strerror}). Check its permissions.") from None
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and endless nesting
+    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and very deep nesting
         raise SourceError(f"{where}: {name} is not valid JSON ({error}).") from None
     if not isinstance(config, dict):
-        raise SourceError(f"{where}: {name} should hold an object, it holds {type(config).__name__}.")
+        raise SourceError(f"{where}: {name} should contain an object, it contains {type(config).__name__}.")
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(key) or {}, dict):
             raise SourceError(f"{where}: {key} in {name} should be an object, it is {config[key]!r}.")
@@ -123,8 +123,8 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
     return config
 
 
-def numbers(stated: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
-    """A list of numbers in config.json; empty where there is none."""
+def float_list(stated: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
+    """A list of numbers in config.json as floats; empty if there is none."""
     values = stated.get(key) or []
     if not isinstance(values, list | tuple) or not all(map(_number, values)):
         raise SourceError(f"{where}: {key} in config.json should be a list of numbers, it is {str(values)[:99]}.")
@@ -132,13 +132,13 @@ def numbers(stated: Mapping[str, Any], key: str, where: str) -> tuple[float, ...
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_CONFIG_VALUE
 
 
-def plain(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Weights as fp32 (counters stay whole numbers); SourceError where a value is no finite real number.
+def as_float32(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Weights as fp32; integer counters keep their type. Raises SourceError if a value is not finite and real.
 
-    Tensors on the `meta` device have no values.
+    Tensors on the `meta` device have no values and are only checked for their type.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -146,12 +146,12 @@ def plain(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         if not floating and (tensor.ndim or tensor.is_complex() or tensor.is_floating_point()):
             raise SourceError(
                 f"{where}: {name} is of type {str(tensor.dtype).removeprefix('torch.')}; weights are fp32, fp16, "
-                "bf16 or fp64. Quantised models cannot be merged: pass the model that it was made from."
+                "bf16 or fp64. Quantised models cannot be merged: pass the original model."
             )
         found[name] = tensor.float() if floating else tensor
         if floating and not tensor.is_meta and not bool(found[name].isfinite().all()):
             raise SourceError(
-                f"{where}: {name} holds values that are not finite. Train or download the model again."
+                f"{where}: {name} contains values that are not finite. Train or download the model again."
             )
     return found
 
@@ -163,7 +163,7 @@ def file_sha256(path: Path) -> str:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and bytes, for weights that did not come from one file; nothing is copied."""
+    """SHA-256 over names, shapes and bytes, for weights that are not in one file; nothing is copied."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -173,13 +173,13 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and configuration of a timm hub name; SourceError where the hub cannot be reached."""
+    """Weights and configuration of a timm hub name. Raises SourceError if the hub cannot be reached."""
     from timm.models import create_model
 
     try:
         _probe_hub(str(hub_config(name).get("hf_hub_id") or ""))
         model = create_model(name, pretrained=True)
-    except Exception as error:  # timm, huggingface_hub and the network each raise their own
+    except Exception as error:  # timm, huggingface_hub and the network raise different errors
         raise SourceError(
             f"{where}: the hub cannot be reached for the weights '{name}' ({first_line(error)}). "
             "Pass a local checkpoint instead: models.sources.N.checkpoint=PATH"
@@ -193,7 +193,7 @@ def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _probe_hub(repository: str) -> None:
-    """Ask the hub once, briefly, before the loader tries for a minute; weights already on disk need no hub."""
+    """Contact the hub once with a short timeout, unless weights are on disk; the loader retries for a minute."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     repository = repository.removesuffix("/")
@@ -206,7 +206,7 @@ def _probe_hub(repository: str) -> None:
 
 
 def hub_config(name: str) -> dict[str, Any]:
-    """What timm knows of hub weights without reaching the hub: preprocessing and number of classes."""
+    """Preprocessing and number of classes of hub weights, as listed in timm itself; the hub is not contacted."""
     from timm.models import get_pretrained_cfg
 
     found = get_pretrained_cfg(name)

@@ -1,4 +1,4 @@
-"""Sources without their weights: what the headers of their files state."""
+"""Sources without their weights, read from the headers of their files."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsmerge_cli.checkpoints.embedded import cached, declared
+from fsmerge_cli.checkpoints.embedded import cached_folder, is_embedded
 from fsmerge_cli.checkpoints.files import model_in, weights_file
 from fsmerge_cli.checkpoints.load import assemble
-from fsmerge_cli.checkpoints.open import Checkpoint, expected, open_checkpoint
+from fsmerge_cli.checkpoints.open import Checkpoint, expected_checkpoint, open_checkpoint
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A source without its weights, and the headers it was made from."""
+class SourceHeaders:
+    """A source with weights on the `meta` device, and the checkpoint headers that it was built from."""
 
     spec: SourceSpec
     found: Checkpoint
     source: Source
 
 
-def headers(specs: Sequence[SourceSpec]) -> list[Opened]:
+def read_headers(specs: Sequence[SourceSpec]) -> list[SourceHeaders]:
     """All sources with their weights on the `meta` device; nothing is trained, downloaded or hashed.
 
-    Raises SourceError with the messages of all that cannot be read.
+    Raises SourceError with the messages of all sources that cannot be read.
     """
     opened, messages = [], []
     for spec in specs:
@@ -41,22 +41,22 @@ def headers(specs: Sequence[SourceSpec]) -> list[Opened]:
     return opened
 
 
-def _open(spec: SourceSpec) -> Opened:
-    """An embedded source is looked at in the cache where it is there; a damaged entry is trained again."""
-    if not declared(spec):
+def _open(spec: SourceSpec) -> SourceHeaders:
+    """The headers of one source; an embedded source is read from the cache if it is there and not damaged."""
+    if not is_embedded(spec):
         found = open_checkpoint(spec, headers=True)
-        return Opened(spec, found, assemble(spec, found))
+        return SourceHeaders(spec, found, assemble(spec, found))
     with suppress(SourceError):
-        if (folder := cached(spec)) is not None:
+        if (folder := cached_folder(spec)) is not None:
             kept = replace(spec, checkpoint=str(folder))
             found = replace(open_checkpoint(kept, headers=True), origin="cached")
-            return Opened(kept, found, assemble(kept, found))
-    found = expected(spec)
-    return Opened(spec, found, assemble(spec, found))
+            return SourceHeaders(kept, found, assemble(kept, found))
+    found = expected_checkpoint(spec)
+    return SourceHeaders(spec, found, assemble(spec, found))
 
 
 def weights_path(spec: SourceSpec) -> Path | None:
-    """The file of weights of an entry; None where it names none."""
+    """The file of weights of an entry; None if it has no checkpoint."""
     if spec.checkpoint is None:
         return None
     return weights_file(model_in(Path(spec.checkpoint).expanduser()))

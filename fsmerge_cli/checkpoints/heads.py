@@ -1,4 +1,4 @@
-"""Task heads: what they are, how a checkpoint's are found, and how they are written."""
+"""Task heads in checkpoints: how they are found, and how they are written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsmerge_cli.models.source_spec import SourceSpec
 
 
 def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Content of heads.safetensors: tensors by `NAME.weight|bias|projector`, and the facts that go with them."""
+    """Content of heads.safetensors: tensors by `NAME.weight|bias|projector`, and their metadata."""
     tensors: dict[str, Tensor] = {}
     for name, head in heads.items():
         parts = {"weight": head.weight, "bias": head.bias, "projector": head.projector}
@@ -33,7 +33,7 @@ def head_names(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def listed_heads(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
-    """Names of the heads in heads.safetensors, in the order in which they were merged where it says it."""
+    """Names of the heads in heads.safetensors, in the order of the metadata if it lists them, else sorted."""
     names, stated = head_names(tensors), list(_stored_facts(metadata)["labels"])
     return stated if sorted(stated) == names else names
 
@@ -45,10 +45,10 @@ def choose_head(
     stated: tuple[str, ...],
     where: str,
 ) -> Head | None:
-    """The head that an entry asks for, or the only one; None where there is none. Raises SourceError.
+    """The head that an entry selects, or the only one; None if there is none. Raises SourceError.
 
     stored: tensors by `NAME.weight|bias|projector`; metadata: of heads.safetensors. stated: labels in config.json,
-    taken where neither the entry nor the metadata has some and there is one for every class.
+    used if neither the entry nor the metadata has labels and there is one for every class.
     """
     facts = _stored_facts(metadata)
     names = head_names(stored)
@@ -58,13 +58,13 @@ def choose_head(
     if chosen is None:
         raise SourceError(
             f"{where} has {len(names)} heads: {', '.join(names)}. "
-            "Say which one this task uses: models.sources.N.head=NAME"
+            "Choose the head of this task: models.sources.N.head=NAME"
         )
     if chosen not in names:
         raise SourceError(f"{where}: {unknown('head', chosen, names)}")
     weight = stored[f"{chosen}.weight"]
     if not weight.ndim:
-        raise SourceError(f"{where}: {chosen}.weight is one number and no classifier [classes, features].")
+        raise SourceError(f"{where}: {chosen}.weight is a scalar, not a classifier [classes, features].")
     given = (spec.labels,) if isinstance(spec.labels, str) else spec.labels
     fitting = stated if len(stated) == len(weight) else ()
     known = tuple(facts["labels"].get(chosen, ()))
@@ -76,9 +76,9 @@ def choose_head(
 
 
 def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Labels in a config.json of timm (`label_names`) or of Hugging Face (`id2label`); empty where there are none.
+    """Labels in a config.json of timm (`label_names`) or of Hugging Face (`id2label`); empty if there are none.
 
-    Hugging Face's LABEL_0, LABEL_1, ... stand for no names.
+    Hugging Face's placeholders LABEL_0, LABEL_1, ... count as no labels.
     """
     names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
     if isinstance(names, list):
@@ -92,7 +92,7 @@ def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _stored_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Labels, and the heads that normalise or have numbers for labels, from the one key that fsmerge writes."""
+    """Labels, and which heads normalise features or have row numbers as labels, from the metadata of fsmerge."""
     try:
         stored = json.loads(metadata.get("fsmerge", "{}"))
         labels = {str(name): [str(x) for x in entry] for name, entry in stored.get("labels", {}).items()}

@@ -1,4 +1,4 @@
-"""How other libraries name the tensors of a plain vision transformer, as tables."""
+"""Tables of the tensor names that other libraries use for a plain vision transformer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from fsmerge_cli.checkpoints.prefixes import HEADS
 from fsmerge_cli.common.errors import SourceError
 
 PARTS = ("q", "k", "v")
-"""In a table, a name that ends with `#q`, `#k` or `#v` is that part of one tensor."""
+"""In a table, a target that ends with `#q`, `#k` or `#v` is that third of one tensor."""
 
 WB = r"(weight|bias)"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One library's names. title: in messages. anchor: the tensor that it is known by, without any prefix.
+    """The tensor names of one library.
 
-    keys: pattern of a name -> timm's name. dropped: patterns of tensors that have no part in the features.
+    title: its name in messages. anchor: the tensor by which it is recognised, without any prefix.
+    keys: pattern of a name -> timm's name. dropped: patterns of tensors that do not affect the features.
     """
 
     title: str
@@ -68,7 +69,7 @@ TRANSFORMERS = Layout(
     },
     dropped=(r"pooler\..*", r"embeddings\.mask_token"),
 )
-CLIP = Layout(title="a CLIP vision tower", anchor="class_embedding", keys={})  # timm has a filter for it
+CLIP = Layout(title="a CLIP vision tower", anchor="class_embedding", keys={})  # converted by timm
 
 TRUNK = Layout(
     title="open_clip's vision tower of timm",
@@ -86,11 +87,11 @@ REFUSED = {
     "Hugging Face's BEiT or Data2Vec": r"(^|\.)(lambda_1|relative_position_bias\.relative_position_bias_table)$",
     "Hugging Face's Swin": r"(^|\.)encoder\.layers\.\d+\.blocks\.\d+\.layernorm_before\.",
 }
-"""What is known by name and cannot be read: title -> pattern of a tensor that only it has."""
+"""Formats that are recognised but not supported: title -> pattern of a tensor that only this format has."""
 
 
 def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> Layout | None:
-    """Whose names these are; None for timm's and our own. Raises SourceError for a format known by name."""
+    """The layout of these names; None for timm's and fsmerge's. Raises SourceError for a format in REFUSED."""
     kind = config.get("model_type")
     if isinstance(kind, str) and kind != "vit" and "architecture" not in config:
         raise _refuse(where, f"a model of Hugging Face transformers of the type '{kind}'")
@@ -101,20 +102,20 @@ def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: s
         ends = f".{layout.anchor}"
         found = [name.removesuffix(layout.anchor) for name in tensors if f".{name}".endswith(ends)]
         if layout is TRUNK:
-            found = [prefix for prefix in found if not _classifies(tensors, prefix)]
+            found = [prefix for prefix in found if not _has_classifier(tensors, prefix)]
         if found:
             return layout
     return None
 
 
-def _classifies(tensors: Mapping[str, Tensor], prefix: str) -> bool:
-    """Whether a classifier lies beside a trunk: open_clip has none, a wrapper of one's own has."""
+def _has_classifier(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether there is a classifier next to a trunk: not in open_clip, but in a user's own wrapper."""
     return any(f"{prefix}{head}.weight" in tensors for head in HEADS)
 
 
 def _refuse(where: str, title: str) -> SourceError:
     return SourceError(
-        f"{where} holds {title}, which cannot be read. Of other libraries fsmerge reads torchvision's "
-        "VisionTransformer, Hugging Face's ViTModel and ViTForImageClassification, and CLIP vision towers of "
-        "OpenAI and open_clip. Load the model into timm, and save its state_dict."
+        f"{where} contains {title}, which is not supported. Supported formats of other libraries are "
+        "torchvision's VisionTransformer, Hugging Face's ViTModel and ViTForImageClassification, and the CLIP "
+        "vision towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
     )

@@ -1,4 +1,4 @@
-"""What an entry's checkpoint says: its files opened, its architecture, its tensors under our names."""
+"""Opening the checkpoint of an entry: its files, its architecture, its tensors under fsmerge's names."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from fsmerge_cli.checkpoints.files import (
     weights_file,
 )
 from fsmerge_cli.checkpoints.key_tables import recognise
-from fsmerge_cli.checkpoints.prefixes import left_out, strip
-from fsmerge_cli.checkpoints.translation import Translated, translate
+from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip
+from fsmerge_cli.checkpoints.translation import Translation, translate
 from fsmerge_cli.common.errors import SourceError, unknown
 from fsmerge_cli.models.source_spec import SourceSpec
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What an entry's files say, before it is a source: tensors, heads with their metadata, config.json.
+    """The content of an entry's files: tensors, heads (tensors and metadata), config.json.
 
-    where: the place for messages. sha256: of the file of weights; empty where only its header was read.
+    where: location for messages. origin: path, hub name or module. sha256: of the file of weights; empty if only
+    its header was read.
     """
 
     where: str
@@ -44,7 +45,7 @@ class Checkpoint:
 
 
 def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
-    """The files of an entry, or their headers alone. Raises SourceError."""
+    """Read the files of an entry, or only their headers. Raises SourceError."""
     if spec.module is not None:
         return _of_module(spec, spec.module, headers)
     hub = hub_name(spec)
@@ -56,7 +57,7 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
             )
         where = f"source '{spec.name}'"
         if headers:
-            return expected(spec)
+            return expected_checkpoint(spec)
         tensors, config = read_hub(hub, where)
         return Checkpoint(where, f"hub:{hub}", tensors_sha256(tensors), config, tensors)
     path = model_in(readable(spec.checkpoint, f"source '{spec.name}'"))
@@ -74,7 +75,7 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
 
 
 def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint:
-    """A module from Python as if it were a checkpoint; its tensors are looked at and never changed."""
+    """A torch module as a checkpoint; its tensors are read and never changed."""
     where = f"source '{spec.name}': module {type(module).__name__}"
     tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     digest = "" if headers else tensors_sha256(tensors)
@@ -89,10 +90,11 @@ def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint
     return Checkpoint(where, f"module {type(module).__name__}", digest, config, tensors)
 
 
-def expected(spec: SourceSpec) -> Checkpoint:
-    """What an entry without a checkpoint will be, from its architecture: hub weights, or an embedded source.
+def expected_checkpoint(spec: SourceSpec) -> Checkpoint:
+    """The checkpoint of an entry that has none yet (hub weights or an embedded source), from its architecture.
 
-    On the `meta` device; nothing is trained or downloaded. Raises SourceError where the architecture is unknown.
+    Tensors are on the `meta` device; nothing is trained or downloaded. Raises SourceError if the architecture is
+    unknown.
     """
     where, hub = f"source '{spec.name}'", hub_name(spec)
     stated = hub_config(hub) if hub else {}
@@ -107,48 +109,48 @@ def expected(spec: SourceSpec) -> Checkpoint:
     return Checkpoint(where, f"hub:{hub}" if hub else "recipe", "", config, tensors)
 
 
-def translated(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[str, Any], Translated]:
-    """Family, options, config.json as it is to be read, and the tensors under our names. Raises SourceError."""
+def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[str, Any], Translation]:
+    """Family, options, completed config.json, and tensors under fsmerge's names. Raises SourceError."""
     where, config, hub = found.where, dict(found.config), hub_name(spec)
     layout = recognise(found.tensors, config, where)
-    asked = spec.prefix, spec.ema, spec.head
+    selection = spec.prefix, spec.ema, spec.head
     stated: Mapping[str, Any] = {}
     if layout is not None:
-        described = spec.arch is not None
-        read = translate(layout, found.tensors, config, where, spec.name, asked, described)
+        has_arch = spec.arch is not None
+        read = translate(layout, found.tensors, config, where, spec.name, selection, has_arch)
         stated = read.config
     if not config.get("pretrained_cfg"):
         config["pretrained_cfg"] = (hub_config(hub) if hub else {}) or stated.get("pretrained_cfg") or {}
     config = {**stated, **config}
     if spec.module is not None and spec.arch is None and "architecture" not in config:
-        family, arch = _described(spec.module, where)
+        family, arch = _infer_architecture(spec.module, where)
     else:
         family, arch = architecture(spec, config, where)
     if spec.module is not None and not _fits(config["pretrained_cfg"], arch.input_size[0]):
         config["pretrained_cfg"] = {}
     if layout is None:
-        own = strip(found.tensors, f"{family.entry}.weight", where, *asked)
-        notes = (*(f"'{spec.name}': {note}" for note in own.notes), *left_out(own, spec.name))
-        return family, arch, config, Translated(own.tensors, own.heads, {}, notes, prefix=own.prefix)
+        own = strip(found.tensors, f"{family.entry}.weight", where, *selection)
+        notes = (*(f"'{spec.name}': {note}" for note in own.notes), *ignored_notes(own, spec.name))
+        return family, arch, config, Translation(own.tensors, own.heads, {}, notes, prefix=own.prefix)
     tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
     notes = (*read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
-    return family, arch, config, Translated(tensors, read.heads, stated, notes, prefix=read.prefix)
+    return family, arch, config, Translation(tensors, read.heads, stated, notes, prefix=read.prefix)
 
 
 def stored_names(spec: SourceSpec, found: Checkpoint) -> dict[str, str]:
-    """Our names -> the file's, of the tensors that are taken as they lie in it."""
+    """Name in fsmerge -> name in the file, of the tensors that are used unchanged."""
     known = {id(tensor): name for name, tensor in found.tensors.items()}
-    tensors = translated(spec, found)[3].tensors
+    tensors = interpret(spec, found)[3].tensors
     return {name: known[id(tensor)] for name, tensor in tensors.items() if id(tensor) in known}
 
 
 def _fits(stated: Mapping[str, Any], channels: int) -> bool:
-    """Whether a normalisation is for that many channels; timm states its public weights' for every module."""
+    """Whether a normalisation has this number of channels; timm gives every module that of its public weights."""
     return all(len(stated.get(key) or ()) in (0, 1, channels) for key in ("mean", "std"))
 
 
-def _described(module: nn.Module, where: str) -> tuple[Family, Any]:
-    """Family and options of a module that says them itself."""
+def _infer_architecture(module: nn.Module, where: str) -> tuple[Family, Any]:
+    """Family and options of a module from which they can be inferred."""
     for part in module.modules():
         for family in SPECS.values():
             try:
@@ -158,43 +160,43 @@ def _described(module: nn.Module, where: str) -> tuple[Family, Any]:
             if arch is not None:
                 return family, arch
     raise SourceError(
-        f"{where} does not say its architecture. Pass its arch as well, a timm name or "
+        f"{where} does not specify its architecture. Also pass its arch, a timm name or "
         f"{{'family': ..., ...}} ({', '.join(sorted(SPECS))})."
     )
 
 
 def hub_name(spec: SourceSpec) -> str | None:
-    """Timm's name of the weights that an entry asks for, if it does: an architecture with a tag."""
+    """The timm name of an entry's hub weights (an architecture with a tag); None if `arch` is not such a name."""
     name = spec.arch if isinstance(spec.arch, str) else (spec.arch or {}).get("name")
     return name if isinstance(name, str) and "." in name else None
 
 
 def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tuple[Family, Any]:
-    """Family and options, from the entry itself or from the checkpoint's config.json; they may not disagree."""
+    """Family and options, from the entry or from the checkpoint's config.json, which must not contradict it."""
     stated = config.get("architecture")
     if isinstance(spec.arch, str):
-        _agree(spec.arch.split(".")[0], stated, where)
+        _require_same(spec.arch.split(".")[0], stated, where)
         return resolve(spec.arch, {}, config, f"{where}: arch")
     if spec.arch is not None:
-        # What another library's file says besides its tensors, where the entry does not.
+        # Options of another library's file that are not given in the entry.
         options = _projected(spec.arch, config)
         name = options.pop("family", None)
         options = {**({"eps": config["eps"]} if name == "vit" and "eps" in config else {}), **options}
         if name is None:
-            glued = any(":" in key for key in spec.arch)  # in a file of YAML {family:vit} has a key `family:vit`
-            advice = "in a file with a space after every colon." if glued else "or a timm name."
+            glued = any(":" in key for key in spec.arch)  # YAML reads {family:vit} as a key `family:vit`
+            advice = "with a space after every colon in a YAML file." if glued else "or a timm name."
             raise SourceError(
-                f"{where}: arch={spec.arch} says no family. Pass arch={{family: ..., ...}} "
+                f"{where}: arch={spec.arch} has no family. Pass arch={{family: ..., ...}} "
                 f"({', '.join(sorted(SPECS))}), {advice}"
             )
         if not isinstance(name, str) or name not in SPECS:
             raise SourceError(f"{where}: {unknown('arch.family', str(name), SPECS)}")
         if isinstance(options.get("name"), str):
-            _agree(options["name"].split(".")[0], stated, where)
+            _require_same(options["name"].split(".")[0], stated, where)
         return resolve(name, options, {}, f"{where}: arch")
     if not isinstance(stated, str):
         raise SourceError(
-            f"{where} says no architecture. Put a config.json beside the weights or pass "
+            f"{where} does not specify its architecture. Put a config.json next to the weights or pass "
             "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} "
             f"({', '.join(sorted(SPECS))})."
         )
@@ -202,17 +204,17 @@ def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tup
 
 
 def _projected(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of an entry, with the projection that the checkpoint's tensors have."""
+    """Options of an entry, completed with the projection of the checkpoint."""
     if not config.get("projection") or "projection" in options:
         return dict(options)
     args = {"num_classes": config.get("num_classes"), **(options.get("args") or {})}
     return {**options, "projection": True, "args": args}
 
 
-def _agree(asked: str, stated: Any, where: str) -> None:
-    """Shapes alone do not tell architectures apart (GELU or quick-GELU), so a contradiction is refused."""
-    if isinstance(stated, str) and stated != asked:
+def _require_same(chosen: str, stated: Any, where: str) -> None:
+    """A contradiction is refused, since shapes do not distinguish architectures (GELU or quick-GELU)."""
+    if isinstance(stated, str) and stated != chosen:
         raise SourceError(
-            f"{where} is a {stated}, as its config.json says, but models.sources.N.arch asks for {asked}. "
-            "Pass models.sources.N.arch=null to take the checkpoint's."
+            f"{where} is a {stated} according to its config.json, but models.sources.N.arch is {chosen}. "
+            "Pass models.sources.N.arch=null to use the architecture of the checkpoint."
         )

@@ -1,4 +1,4 @@
-"""Where a model's weights lie among the tensors of a file: prefixes of wrappers and trainers, EMA copies."""
+"""Finding a model's weights among the tensors of a file: prefixes of wrappers and trainers, EMA copies."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ EMA = re.compile(r"(^|[._])ema([._]|$)")
 """A prefix of exponentially averaged weights: model_ema., state_dict_ema., ema.module., ..."""
 
 HEADS = ("head", "classifier", "fc", "linear", "head.fc", "heads.head")
-"""What a linear classifier beside a wrapped backbone is called."""
+"""Names of a linear classifier next to a wrapped backbone."""
 
-SHOWN = 3
+MAX_LISTED = 3
+"""How many ignored tensors a note lists."""
 
 
 @dataclass(frozen=True)
 class Stripped:
-    """The tensors of one model under their own names, heads beside it (`NAME.weight`), and what was left out.
+    """The tensors of one model without their prefix, heads next to it (`NAME.weight`), and ignored tensors.
 
-    prefix: that was taken away. rest: all other tensors but those of other copies of the model.
+    prefix: that was removed. rest: all other tensors, except those of other copies of the model.
     """
 
     prefix: str
@@ -37,21 +38,21 @@ def strip(
     tensors: Mapping[str, Tensor],
     anchor: str,
     where: str,
-    asked: str | None = None,
+    chosen: str | None = None,
     ema: bool | None = None,
     head: str | None = None,
 ) -> Stripped:
-    """Take the model that holds a tensor called `anchor` out of `tensors`, without its prefix.
+    """Extract the model that has a tensor called `anchor` from `tensors`, without its prefix.
 
-    asked: the prefix, where the user says it. ema: True takes averaged weights, False ordinary ones, None ordinary
-    ones where there are any. head: name of the module beside the model that is its head. Raises SourceError where
-    several models are found and none is asked for.
+    chosen: the prefix, if the user gives it. ema: True uses averaged weights, False ordinary ones, None ordinary
+    ones if there are any. head: name of the module next to the model that is its head. Raises SourceError if
+    several models are found and none is chosen.
     """
     ends = f".{anchor}"
     found = sorted(n.removesuffix(anchor) for n in tensors if n == anchor or n.endswith(ends))
     if not found:
         return Stripped("", tensors)
-    prefix, notes = _choose(found, where, asked, ema)
+    prefix, notes = _choose(found, where, chosen, ema)
     inner = tuple(p for p in found if p != prefix and p.startswith(prefix))  # copies inside the chosen one
     copies = tuple(p for p in found if not p.startswith(prefix) and not prefix.startswith(p))
     mine = {n: t for n, t in tensors.items() if n.startswith(prefix) and not n.startswith(inner)}
@@ -63,49 +64,51 @@ def strip(
     return Stripped(prefix, own, heads, rest, notes)
 
 
-def left_out(found: Stripped, name: str) -> list[str]:
-    """A note on tensors that belong to no model that is merged."""
+def ignored_notes(found: Stripped, name: str) -> list[str]:
+    """A note on tensors that were ignored; empty if there are none."""
     rest = sorted(found.rest)
     if not rest:
         return []
-    more = f" and {len(rest) - SHOWN} more" if len(rest) > SHOWN else ""
-    return [f"'{name}': the weights under '{found.prefix}' were taken; left out: {', '.join(rest[:SHOWN])}{more}"]
+    more = f" and {len(rest) - MAX_LISTED} more" if len(rest) > MAX_LISTED else ""
+    return [
+        f"'{name}': the weights under '{found.prefix}' were used; ignored: {', '.join(rest[:MAX_LISTED])}{more}"
+    ]
 
 
-def _choose(found: list[str], where: str, asked: str | None, ema: bool | None) -> tuple[str, tuple[str, ...]]:
+def _choose(found: list[str], where: str, chosen: str | None, ema: bool | None) -> tuple[str, tuple[str, ...]]:
     listed = ", ".join(repr(prefix) for prefix in found)
-    if asked is not None:
-        prefix = asked if not asked or asked.endswith(".") else f"{asked}."
+    if chosen is not None:
+        prefix = chosen if not chosen or chosen.endswith(".") else f"{chosen}."
         if prefix not in found:
-            raise SourceError(f"{where}: {unknown('prefix', asked, [p.removesuffix('.') for p in found])}")
+            raise SourceError(f"{where}: {unknown('prefix', chosen, [p.removesuffix('.') for p in found])}")
         return prefix, ()
     averaged = [prefix for prefix in found if EMA.search(prefix)]
     ordinary = [prefix for prefix in found if prefix not in averaged]
-    wanted = ordinary or averaged
+    candidates = ordinary or averaged
     if ema is not None:
-        wanted = averaged if ema else ordinary
-        if not wanted:
+        candidates = averaged if ema else ordinary
+        if not candidates:
             kind, other = ("EMA", "false") if ema else ("ordinary", "true")
             raise SourceError(
-                f"{where} holds no {kind} weights; models were found under {listed}. "
+                f"{where} contains no {kind} weights; models were found under {listed}. "
                 f"Pass models.sources.N.ema={other} or null."
             )
-    if len(wanted) > 1:
+    if len(candidates) > 1:
         raise SourceError(
-            f"{where} holds {len(wanted)} models, under {', '.join(map(repr, wanted))}. "
-            "Say which one to take: models.sources.N.prefix=..."
+            f"{where} contains {len(candidates)} models, under {', '.join(map(repr, candidates))}. "
+            "Choose one with models.sources.N.prefix=..."
         )
-    prefix = wanted[0]
+    prefix = candidates[0]
     if ema is None and averaged and ordinary:
         return prefix, (
-            f"the weights under '{prefix}' were taken, the EMA weights under '{averaged[0]}' were not "
-            "(models.sources.N.ema=true takes them)",
+            f"the weights under '{prefix}' were used, the EMA weights under '{averaged[0]}' were not "
+            "(models.sources.N.ema=true uses them)",
         )
-    return prefix, (f"only EMA weights were found, and taken ('{prefix}')",) if ema is None and averaged else ()
+    return prefix, (f"only EMA weights were found, and used ('{prefix}')",) if ema is None and averaged else ()
 
 
 def _heads(outside: Mapping[str, Tensor], prefix: str, head: str | None) -> dict[str, Tensor]:
-    """Linear classifiers beside a wrapped model: in the nearest scope that has one, under their own names."""
+    """Linear classifiers next to a wrapped model: those of the nearest enclosing scope that has any."""
     parts = prefix.rstrip(".").split(".")
     for depth in range(len(parts) - 1, -1, -1):
         scope = "".join(f"{part}." for part in parts[:depth])

@@ -1,4 +1,4 @@
-"""What happens to an image before a model reads it, and how the part that can be folded becomes weights."""
+"""Folding the normalisation of input images (mean and std) into the weights of the first layer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def fold_normalisation(
     std: tuple[float, ...],
     where: str,
 ) -> dict[str, Tensor]:
-    """Weights that read plain pixels instead of (pixels - mean) / std; exact but for rounding.
+    """Weights for pixels in 0..1 instead of (pixels - mean) / std; exact up to rounding.
 
     W' = W / std and b' = b - sum W' mean, in fp64, along the channels of the entry weight. Without a bias the
-    shift goes into the patch rows of the position table (not class or register rows), before any resampling.
+    shift is folded into the patch rows of the position embeddings (not class or register rows), before any
+    resampling.
     """
     channels = arch.input_size[0]
     if not all(len(values) in (1, channels) for values in (mean, std)) or 0.0 in std:
@@ -34,7 +35,7 @@ def fold_normalisation(
         return dict(weights)
     weight = weights[name]
     if weight.ndim < 2 or not weight.numel() or weight[0].numel() % channels:
-        return dict(weights)  # of another architecture, whose plan names the shape
+        return dict(weights)  # of another architecture; compile_plan reports the shape
     grouped = weight.double().reshape(weight.shape[0], channels, -1)
     scaled = grouped / torch.tensor(std, dtype=torch.float64, device=weight.device).reshape(1, -1, 1)
     shift = (scaled * torch.tensor(mean, dtype=torch.float64, device=weight.device).reshape(1, -1, 1)).sum((1, 2))
@@ -57,7 +58,7 @@ def _fold_shift(
     if place is None or place[0] not in weights:
         raise SourceError(
             f"{where} cannot be folded into {family.entry}, which has no bias. "
-            "Pass images that are already centred and models.sources.N.mean=[0.0]."
+            "Pass images that are already centred, and models.sources.N.mean=[0.0]."
         )
     table = weights[place[0]].double()
     if table.ndim != 3 or table.shape[2:] != shift.shape:

@@ -1,4 +1,4 @@
-"""Entries of `models.sources` become tasks: one per head of a merged folder, label names from where they are."""
+"""Tasks of the entries of `models.sources`: one per head of a merged folder, with label names resolved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from fsmerge_cli.checkpoints.embedded import named_labels
+from fsmerge_cli.checkpoints.embedded import with_label_set
 from fsmerge_cli.checkpoints.files import model_in, read_tensors
 from fsmerge_cli.checkpoints.heads import listed_heads
 from fsmerge_cli.common.errors import ConfigError, SourceError, reason
@@ -16,25 +16,25 @@ from fsmerge_cli.data import DataConfig, Task
 from fsmerge_cli.models.source_spec import SourceSpec
 
 FILES = (".txt", ".json")
-"""Suffixes of files of label names."""
+"""Suffixes of files with label names."""
 
 DATA = "data"
-"""What `labels` says where the names are those of the class folders."""
+"""Value of `labels` that selects the names of the class folders."""
 
 
 def tasks(spec: SourceSpec, number: int, data: DataConfig | None = None) -> list[SourceSpec]:
-    """The tasks of one entry, labels spelled out. number: of the entry. Raises ConfigError, DataError.
+    """The tasks of one entry, with labels as lists. number: index of the entry. Raises ConfigError, DataError.
 
-    A folder with several heads, none of which is asked for, is one source per head: they have its backbone in
-    common (each maps the file's own memory) and are called like the heads.
+    A folder with several heads is one source per head, unless the entry selects one. These sources share the
+    backbone (each memory-maps the same file) and have the names of the heads.
     """
     names = [] if spec.head is not None or spec.recipe is not None else _heads(spec)
     if len(names) < 2:
-        return [labelled(spec, data)]
+        return [with_label_names(spec, data)]
     if spec.labels is not None:
         raise ConfigError(
-            f"source '{spec.name}': labels are given, but {spec.checkpoint} has {len(names)} heads with labels of "
-            f"their own: {', '.join(names)}. Take models.sources.{number}.labels away, or choose one with "
+            f"source '{spec.name}': labels are given, but {spec.checkpoint} has {len(names)} heads with their own "
+            f"labels: {', '.join(names)}. Remove models.sources.{number}.labels, or choose one head with "
             f"models.sources.{number}.head=NAME"
         )
     plain = {field.name: getattr(spec, field.name) for field in fields(spec)}
@@ -42,7 +42,7 @@ def tasks(spec: SourceSpec, number: int, data: DataConfig | None = None) -> list
 
 
 def _heads(spec: SourceSpec) -> Sequence[str]:
-    """Names of all heads of a folder; none where it cannot be read, which loading says."""
+    """Names of all heads of a folder; empty if it cannot be read, which is reported on loading."""
     try:
         file = model_in(Path(spec.checkpoint or "").expanduser()) / "heads.safetensors"
         if spec.checkpoint is None or not file.is_file():
@@ -52,7 +52,7 @@ def _heads(spec: SourceSpec) -> Sequence[str]:
         return []
 
 
-def labelled(spec: SourceSpec, data: DataConfig | None = None) -> SourceSpec:
+def with_label_names(spec: SourceSpec, data: DataConfig | None = None) -> SourceSpec:
     """The same source with its labels as a list. Raises ConfigError, DataError."""
     if not isinstance(spec.labels, str):
         return spec
@@ -60,15 +60,15 @@ def labelled(spec: SourceSpec, data: DataConfig | None = None) -> SourceSpec:
         return replace(spec, labels=_of_data(spec, data))
     if Path(spec.labels).suffix.lower() in FILES:
         return replace(spec, labels=read_labels(spec.labels, f"source '{spec.name}'"))
-    return named_labels(spec)
+    return with_label_set(spec)
 
 
 def _of_data(spec: SourceSpec, data: DataConfig | None) -> tuple[str, ...]:
     found = data.classes(Task(spec.name, None)) if data is not None else None
     if not found:
         raise ConfigError(
-            f"source '{spec.name}': labels=data takes the names of class folders, and "
-            + ("there is no data set." if data is None else f"data={data.name} has none for this task.")
+            f"source '{spec.name}': labels=data uses the names of class folders, but "
+            + ("no data set is given." if data is None else f"data={data.name} has none for this task.")
             + " Pass data=folder with class folders, or a list: models.sources.N.labels=[...]"
         )
     return found
@@ -92,7 +92,7 @@ def read_labels(text: str, where: str) -> tuple[str, ...]:
         names.pop()
     if not names or not isinstance(found, list) or not all(names) or not all(isinstance(n, str) for n in found):
         raise ConfigError(
-            f"{where}: {text[:200]} should hold label names, one per line (.txt) or as a list (.json), none of "
+            f"{where}: {text[:200]} should contain label names, one per line (.txt) or as a list (.json), none of "
             "them empty."
         )
     return tuple(names)

@@ -1,4 +1,4 @@
-"""A file of another library becomes tensors under timm's names, and the keys of timm's config.json."""
+"""Translation of third-party files: tensors under timm's names, and the keys of timm's config.json."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fsmerge_cli.architectures.vit import BASE
 from fsmerge_cli.checkpoints.key_tables import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
-from fsmerge_cli.checkpoints.prefixes import Stripped, left_out, strip
+from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
 from fsmerge_cli.common.errors import SourceError
 
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+IMAGENET_PIXELS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CLIP_PIXELS = {
     "mean": [0.48145466, 0.4578275, 0.40821073],
     "std": [0.26862954, 0.26130258, 0.27577711],
@@ -24,9 +24,9 @@ CLIP_PIXELS = {
     "crop_pct": 1.0,
     "crop_mode": "center",
 }
-HALVES = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
-STANDARD = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
-"""Heads of the published sizes by width and depth; weights alone do not say them."""
+HALF_MEAN_STD = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+NUM_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+"""Number of attention heads of the published sizes by (width, depth), which cannot be inferred from weights."""
 
 ACTIVATIONS = {
     "gelu": None,
@@ -40,15 +40,15 @@ ACTIVATIONS = {
 """Hugging Face's names of activations -> timm's (None: timm's own default)."""
 
 TIMM_EPS = 1e-6
-"""Of the norms of timm's plain vision transformers."""
+"""eps of the norms of timm's plain vision transformers."""
 
 
 @dataclass(frozen=True)
-class Translated:
-    """The tensors of a file under timm's names, heads beside them, and what the format says of config.json's keys.
+class Translation:
+    """The tensors of a file under timm's names, its heads, and keys of config.json inferred from the format.
 
     guess: a note on a normalisation that the file does not state. clip: the tensors of a CLIP tower, which are
-    translated when the architecture is known (None: it is none). prefix: that the model has in the file.
+    translated once the architecture is known (None: not a CLIP tower). prefix: of the model in the file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -60,7 +60,7 @@ class Translated:
     prefix: str = ""
 
     def under(self, model: Any, where: str) -> dict[str, Tensor]:
-        """The tensors for `model` (an instance without weights). Raises SourceError where its sizes are others."""
+        """The tensors for `model` (an instance without weights). Raises SourceError if its sizes differ."""
         return dict(self.tensors) if self.clip is None else _clip(self.clip, model, where)
 
 
@@ -70,18 +70,18 @@ def translate(
     config: Mapping[str, Any],
     where: str,
     name: str,
-    asked: tuple[str | None, bool | None, str | None] = (None, None, None),
-    described: bool = False,
-) -> Translated:
-    """Tensors of another library's file under timm's names. Raises SourceError.
+    selection: tuple[str | None, bool | None, str | None] = (None, None, None),
+    has_arch: bool = False,
+) -> Translation:
+    """Tensors of a third-party file under timm's names. Raises SourceError.
 
-    name: of the source, for notes. asked: prefix, ema and head of its entry. described: whether the entry has an
-    architecture, so that the file need not tell it.
+    name: of the source, for notes. selection: prefix, ema and head of its entry. has_arch: whether the entry has
+    an architecture, so that it need not be inferred from the file.
     """
-    found = strip(tensors, layout.anchor, where, *asked)
+    found = strip(tensors, layout.anchor, where, *selection)
     notes = tuple(f"'{name}': {note}" for note in found.notes)
     if layout is CLIP:
-        return _tower(found, config, where, name, notes, described)
+        return _tower(found, config, where, name, notes, has_arch)
     named, parts = _renamed(layout, found.tensors)
     for target, pieces in parts.items():
         if set(pieces) == set(PARTS):
@@ -92,17 +92,17 @@ def translate(
             named.setdefault("head.bias", torch.zeros(len(named["head.weight"])))
             stated |= {"projection": True, "num_classes": len(named["head.weight"])}
     elif "architecture" not in config:
-        if not described:
+        if not has_arch:
             stated |= _architecture(layout, named, config, where)
         elif layout is TRANSFORMERS and "layer_norm_eps" in config:
             stated["eps"] = _eps(config, where)
     stated["pretrained_cfg"], guess = _pixels(layout, config)
-    notes = (*notes, *left_out(found, name))
+    notes = (*notes, *ignored_notes(found, name))
     eps = stated.get("eps")
     if eps is not None and eps != TIMM_EPS:
-        notes += (f"'{name}': its norms have eps={eps:g}, those of the merged model timm's {TIMM_EPS:g}",)
+        notes += (f"'{name}': its norms have eps={eps:g}, those of the merged model have timm's {TIMM_EPS:g}",)
     guess = tuple(f"'{name}': {text}" for text in guess)
-    return Translated(named, found.heads, stated, notes, guess, prefix=found.prefix)
+    return Translation(named, found.heads, stated, notes, guess, prefix=found.prefix)
 
 
 def _joined(pieces: Sequence[Tensor], target: str, where: str) -> Tensor:
@@ -111,14 +111,15 @@ def _joined(pieces: Sequence[Tensor], target: str, where: str) -> Tensor:
     except (RuntimeError, IndexError):
         shapes = ", ".join(str(list(piece.shape)) for piece in pieces)
         raise SourceError(
-            f"{where}: query, key and value of {target} do not fit together ({shapes}). Download the file again."
+            f"{where}: query, key and value of {target} have incompatible shapes ({shapes}). "
+            "Download the file again."
         ) from None
 
 
 def _renamed(
     layout: Layout, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Whole tensors under timm's names (unknown ones keep theirs), and the parts of joined ones."""
+    """Whole tensors under timm's names (unknown names are kept), and the parts of tensors to be concatenated."""
     named: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -137,7 +138,7 @@ def _renamed(
 def _architecture(
     layout: Layout, tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """What config.json would say of the architecture, from shapes and, of Hugging Face's, its own config.json."""
+    """The architecture for timm's config.json, inferred from shapes (and Hugging Face's own config.json)."""
     try:
         width, chans, *patch = tensors["patch_embed.proj.weight"].shape
         rows, cols = patch
@@ -145,15 +146,15 @@ def _architecture(
         ratio = tensors["blocks.0.mlp.fc1.weight"].shape[0] / width
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
         raise SourceError(
-            f"{where} looks like {layout.title}, but misses its tensors. Download or save it again."
+            f"{where} looks like {layout.title}, but lacks some of its tensors. Download or save it again."
         ) from None
     depth = len({found[1] for n in tensors if (found := re.match(r"blocks\.(\d+)\.", n))})
     side = math.isqrt(max(positions, 0))
     size = config.get("image_size") or [side * rows, side * cols]
-    heads = config.get("num_attention_heads") or STANDARD.get((width, depth))
+    heads = config.get("num_attention_heads") or NUM_HEADS.get((width, depth))
     if heads is None:
         raise SourceError(
-            f"{where} looks like {layout.title} of width {width}, whose number of heads the weights do not say. "
+            f"{where} looks like {layout.title} of width {width}, whose number of heads cannot be inferred. "
             f"Pass models.sources.N.arch={{family: vit, name: {BASE}, args: {{num_heads: ..., ...}}}}."
         )
     args: dict[str, Any] = {"img_size": size, "patch_size": rows if rows == cols else [rows, cols]}
@@ -165,8 +166,8 @@ def _architecture(
     act = config.get("hidden_act", "gelu")
     if not isinstance(act, str) or act not in ACTIVATIONS:
         raise SourceError(
-            f"{where}: hidden_act in config.json is {act!r}, which timm does not know. "
-            f"Known: {', '.join(ACTIVATIONS)}."
+            f"{where}: hidden_act in config.json is {act!r}, which timm does not have. "
+            f"Available: {', '.join(ACTIVATIONS)}."
         )
     if ACTIVATIONS[act]:
         args["act_layer"] = ACTIVATIONS[act]
@@ -174,7 +175,7 @@ def _architecture(
 
 
 def _eps(config: Mapping[str, Any], where: str) -> float:
-    """Of a Hugging Face model's norms; its own default where its config.json is silent."""
+    """The eps of a Hugging Face model's norms, from its config.json; default: that of transformers."""
     eps = config.get("layer_norm_eps", 1e-12)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
         raise SourceError(f"{where}: layer_norm_eps in config.json should be a number from 0 to 1, it is {eps!r}.")
@@ -182,22 +183,24 @@ def _eps(config: Mapping[str, Any], where: str) -> float:
 
 
 def _pixels(layout: Layout, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What timm's keys say of the preprocessing, and what is said where it is a guess."""
-    advice = "where it was trained otherwise, pass models.sources.N.mean=[...] and std=[...]"
+    """Preprocessing under timm's keys, and notes where it is a guess."""
+    advice = "if it was trained with other values, pass models.sources.N.mean=[...] and std=[...]"
     if layout is TRUNK:
         return dict(CLIP_PIXELS), ()
     if layout is TORCHVISION:
-        guess = {**IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
-        return guess, (f"mean and deviation are those of torchvision's public weights; {advice}",)
+        guess = {**IMAGENET_PIXELS, "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
+        return guess, (f"mean and std are assumed to be those of torchvision's public weights; {advice}",)
     stated = config.get("preprocessor")
     if not isinstance(stated, dict):
-        return dict(HALVES), (f"no preprocessor_config.json, so mean and deviation are taken to be 0.5; {advice}",)
-    found = dict(HALVES)
+        return dict(HALF_MEAN_STD), (
+            f"no preprocessor_config.json, so mean and std are assumed to be 0.5; {advice}",
+        )
+    found = dict(HALF_MEAN_STD)
     if stated.get("do_normalize") is False:
         found |= {"mean": [0.0], "std": [1.0]}
     else:
         found |= {"mean": stated.get("image_mean") or [0.5], "std": stated.get("image_std") or [0.5]}
-    resample = stated.get("resample")  # PIL's number
+    resample = stated.get("resample")  # PIL's enum value
     found["interpolation"] = {1: "lanczos", 3: "bicubic"}.get(
         resample if isinstance(resample, int) else 2, "bilinear"
     )
@@ -205,11 +208,11 @@ def _pixels(layout: Layout, config: Mapping[str, Any]) -> tuple[dict[str, Any], 
 
 
 def _tower(
-    found: Stripped, config: Mapping[str, Any], where: str, name: str, notes: tuple[str, ...], described: bool
-) -> Translated:
-    if not described and "architecture" not in config:
+    found: Stripped, config: Mapping[str, Any], where: str, name: str, notes: tuple[str, ...], has_arch: bool
+) -> Translation:
+    if not has_arch and "architecture" not in config:
         raise SourceError(
-            f"{where} holds a CLIP vision tower, whose activation (GELU or quick-GELU) the weights do not say. "
+            f"{where} contains a CLIP vision tower, whose activation (GELU or quick-GELU) cannot be inferred. "
             "Pass models.sources.N.arch=vit_base_patch16_clip_quickgelu_224.openai for OpenAI's ViT-B/16, "
             "vit_base_patch16_clip_224.laion2b for LAION's, or another vit_*_clip_* name of timm."
         )
@@ -222,22 +225,25 @@ def _tower(
     if projection is not None:
         stated |= {"projection": True, "num_classes": projection.shape[1]}
     if found.prefix and not found.prefix.endswith("visual."):
-        notes = (*notes, *left_out(found, name))
-    return Translated({}, found.heads, stated, notes, clip=found.tensors)
+        notes = (*notes, *ignored_notes(found, name))
+    return Translation({}, found.heads, stated, notes, clip=found.tensors)
 
 
 def _clip(tensors: Mapping[str, Tensor], model: Any, where: str) -> dict[str, Tensor]:
-    """The tower through timm's own filter, which would also resample tables and patches: its sizes come first."""
+    """The tower converted by timm, after a check of its sizes: timm would resample patches and positions."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     patch, table = tensors.get("conv1.weight"), tensors.get("positional_embedding")
     if patch is None or table is None or patch.ndim != 4 or table.ndim != 2:
-        raise SourceError(f"{where} looks like a CLIP vision tower, but misses its tensors. Download it again.")
-    wanted = [*model.patch_embed.patch_size], model.pos_embed.shape[1], model.embed_dim
+        raise SourceError(
+            f"{where} looks like a CLIP vision tower, but lacks some of its tensors. Download it again."
+        )
+    expected = [*model.patch_embed.patch_size], model.pos_embed.shape[1], model.embed_dim
     found = [*patch.shape[2:]], *table.shape
-    if found != wanted:
+    if found != expected:
         raise SourceError(
             f"{where}: a CLIP tower with patches of {found[0]}, {found[1]} positions and width {found[2]}; "
-            f"models.sources.N.arch says {wanted[0]}, {wanted[1]} and {wanted[2]}. Choose its own name of timm."
+            f"models.sources.N.arch has {expected[0]}, {expected[1]} and {expected[2]}. "
+            "Choose the matching timm name."
         )
     return dict(checkpoint_filter_fn({f"visual.{n}": t for n, t in tensors.items()}, model))

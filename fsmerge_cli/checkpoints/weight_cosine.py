@@ -1,4 +1,4 @@
-"""How like the weights of two files are: a sign of a common pretrained initialisation."""
+"""Cosine similarity of the weights of two files, which indicates a shared pretrained initialisation."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fsmerge_cli.architectures.ports import Mapped, Role
-from fsmerge_cli.checkpoints.headers import Opened, weights_path
+from fsmerge_cli.checkpoints.headers import SourceHeaders, weights_path
 from fsmerge_cli.checkpoints.open import stored_names
 from fsmerge_cli.common.safe_pickle import read_pickled
 from fsmerge_cli.models.plan import Plan
 
 BUDGET = 1_000_000
-"""Bytes of weights per source that the similarity reads."""
-
+"""Bytes of weights per source that are read for the similarity."""
 
 SLICES = 16
-"""Over how many tensors they are spread."""
+"""Number of tensors from which they are read."""
 
 
-def similarity(opened: Sequence[Opened], plan: Plan) -> tuple[float, ...] | None:
-    """Cosine of every further source's weights to source 1's: mean over slices of matrices of one shape.
+def weight_similarity(opened: Sequence[SourceHeaders], plan: Plan) -> tuple[float, ...] | None:
+    """Cosine of the weights of source 2, 3, ... with those of source 1: mean over slices of same-shaped matrices.
 
-    At most BUDGET bytes per source, spread over SLICES tensors. None where a source has no file, or no matrix of
-    source 1's shape.
+    Reads at most BUDGET bytes per source, spread over SLICES tensors. None if a source has no file, or no matrix
+    with the shape of source 1's.
     """
     files = [file for own in opened if (file := weights_path(own.spec)) is not None]
     weights, stored = [own.source.weights for own in opened], [stored_names(own.spec, own.found) for own in opened]
@@ -54,15 +53,15 @@ def _matrix(role: Role, tensors: Sequence[Tensor]) -> bool:
 
 
 def _reader(file: Path, stack: ExitStack) -> Callable[[str], Any]:
-    """Tensors of a file by name, to be sliced; a legacy file has no header, so all of it is read."""
+    """Access to the tensors of a file by name, for slicing; a legacy file has no header and is read entirely."""
     if file.suffix == ".safetensors":
         return stack.enter_context(safe_open(file, framework="pt")).get_slice  # type: ignore[no-any-return]
     return read_pickled(file, str(file)).__getitem__
 
 
 def _slice(lazy: Any, budget: int) -> Tensor:
-    """The first rows of a tensor, no more than `budget` bytes of them (of a wider row a part), in fp32."""
-    numbers = budget // 8  # no type of a checkpoint is wider
-    cols = min((lazy.shape if isinstance(lazy, Tensor) else lazy.get_shape())[-1], numbers)
-    taken: Tensor = lazy[: numbers // cols, :cols]
+    """The first rows of a tensor (or part of one row), at most `budget` bytes, flattened, in fp32."""
+    count = budget // 8  # no data type of a checkpoint is wider
+    cols = min((lazy.shape if isinstance(lazy, Tensor) else lazy.get_shape())[-1], count)
+    taken: Tensor = lazy[: count // cols, :cols]
     return taken.flatten().float()

@@ -1,4 +1,4 @@
-"""The door: `fsmerge COMMAND ...`. Commands are imported on use, so that help and lists stay quick."""
+"""The command line: `fsmerge COMMAND ...`. Commands are imported on use, so that help and lists are fast."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from fsmerge_cli.common.errors import ConfigError, Interrupted, unknown
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
-    "finetune": "train a source from a timm model and a data set",
-    "check": "say what a merge would be, before anything is read, trained or written",
-    "evaluate": "measure a written model again, also one made elsewhere",
-    "list": "show the methods, models, data and hardware there are",
-    "compare": "finished runs in one table, with paired differences",
+    "finetune": "train a source model from a timm model and a data set",
+    "check": "preview a merge: compatibility, applicable methods, memory and time",
+    "evaluate": "evaluate a merged model or a third-party checkpoint",
+    "list": "list the available methods, models, data sets and hardware settings",
+    "compare": "compare finished runs in one table, with paired differences",
     "schema": "print the JSON schema of evaluation.json",
 }
 
-HELP = f"""fsmerge {__version__}: merge trained networks of one architecture, from different initialisations and
-tasks, into one network of the original size.
+HELP = f"""fsmerge {__version__}: merge trained networks of the same architecture, with different
+initialisations and tasks, into one network of the original size.
 
 usage: fsmerge COMMAND ...
 
 commands:
 {chr(10).join(f"  {name:<10}{line}" for name, line in COMMANDS.items())}
 
-  fsmerge COMMAND --help   options and examples of one command
-  fsmerge --version
+  fsmerge COMMAND --help   options and examples of a command
+  fsmerge --version        the version
 
 examples:
   fsmerge list
@@ -38,8 +38,12 @@ examples:
   fsmerge merge +models=digits_mlp_pair
   fsmerge merge +models=digits_mlp_pair method=kd output.dir=outputs/by-distillation
 
-exit codes: 0 done; 2 something in the input (the message says what); 1 the run itself failed; 130 interrupted.
-FSMERGE_DEBUG=1 shows the traceback of every error; FSMERGE_CACHE=FOLDER moves embedded sources and features.
+exit codes:
+  0 success; 1 the run failed; 2 invalid input (the message states the cause); 130 interrupted
+
+environment variables:
+  FSMERGE_DEBUG=1        show the traceback of every error
+  FSMERGE_CACHE=FOLDER   folder of the trained example models and of cached features
 """
 
 
@@ -48,18 +52,18 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else [*argv]
     try:
         return _dispatch(arguments)
-    except SystemExit as error:  # Hydra's own argument parser has said what is wrong
+    except SystemExit as error:  # Hydra's argument parser has printed the error
         return error.code if isinstance(error.code, int) else 2
     except Interrupted as stop:
-        again = [argument for argument in arguments if not argument.startswith("resume=")]
-        command = shlex.join(["fsmerge", *again, "resume=true"])
+        kept = [argument for argument in arguments if not argument.startswith("resume=")]
+        command = shlex.join(["fsmerge", *kept, "resume=true"])
         if is_main():
-            sys.stderr.write(f"fsmerge: {stop}; what was done is saved. Continue with\n  {command}\n")
+            sys.stderr.write(f"fsmerge: {stop}; the training state is saved. Continue with\n  {command}\n")
         return stop.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("fsmerge: interrupted\n")
         return 130
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
+    except BrokenPipeError:  # the reader of the output (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -82,7 +86,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise ConfigError(unknown("command", name, COMMANDS) + " See fsmerge --help.")
-    command = import_module(f"fsmerge_cli.cli.{name}_command")  # `list` alone would hide the builtin
+    command = import_module(f"fsmerge_cli.cli.{name}_command")  # a module named `list` would hide the builtin
     if any(argument in ("-h", "--help") for argument in rest):
         sys.stdout.write(command.HELP)
         return 0

@@ -13,19 +13,22 @@ from fsmerge_cli.common.errors import ConfigError
 
 HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--csv FILE] [--json] [--plot FILE] [--quiet]
 
-One table of finished runs, best first. RUN is a folder that `fsmerge merge` or `fsmerge finetune` wrote, a glob of
-them ("outputs/*"), or the folder of a sweep. Differences are to the first run with the same tasks, paired over the
-same test images, with 95 % intervals.
+Prints one table of finished runs, best first. RUN is a folder written by `fsmerge merge` or
+`fsmerge finetune`, a glob of them ("outputs/*"), or the folder of a sweep. Differences are
+relative to the first run with the same tasks. They are paired over the test images, with 95 %
+confidence intervals.
 
-  --sort METRIC   mean (default), relative (to the sources), joint, joint_calibrated, joint_logits, seconds, steps,
-                  trained_parameters, peak_memory_gb, images, images_per_second; and of one task: top1.TASK,
-                  top5.TASK, loss.TASK, calibration_error.TASK, relative.TASK, feature_error.TASK,
-                  feature_cosine.TASK, feature_cka.TASK
-  --csv FILE      all numbers as CSV
-  --json          all numbers as JSON on standard output
-  --plot FILE     accuracy (mean, or the one of --sort) against seconds, with 95 % intervals, as .svg, .png or .pdf
-                  (needs matplotlib: pip install 'fsmerge[plot]')
-  -q, --quiet     no table: only the files that are asked for, and errors
+  --sort METRIC   of the whole run: mean (default; top-1 accuracy averaged over the tasks),
+                  relative (accuracy relative to the sources'), joint (accuracy when the task is
+                  not given), joint_calibrated, joint_logits, seconds, steps, trained_parameters,
+                  peak_memory_gb, images, images_per_second;
+                  of one task: top1.TASK, top5.TASK, loss.TASK, calibration_error.TASK,
+                  relative.TASK, feature_error.TASK, feature_cosine.TASK, feature_cka.TASK
+  --csv FILE      write all metrics as CSV
+  --json          print all metrics as JSON
+  --plot FILE     plot accuracy (mean, or the accuracy given by --sort) against seconds, with 95 %
+                  intervals, as .svg, .png or .pdf (needs pip install 'fsmerge[plot]')
+  -q, --quiet     print only errors; --csv and --plot are still written
 
 examples:
   fsmerge compare outputs/*
@@ -43,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run(arguments: list[str]) -> int:
-    """Read the runs and show them."""
+    """Read the runs and print their table."""
     parser = _Parser(add_help=False)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--sort", default="mean", metavar="METRIC")
@@ -51,22 +54,22 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path, metavar="FILE")
     parser.add_argument("-q", "--quiet", action="store_true")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from fsmerge_cli.reporting import plots, tables, terminal
     from fsmerge_cli.runs import compare
 
-    if asked.plot:
-        plots.check_plot(asked.plot)
-    runs = compare.ordered(compare.read_runs(asked.runs), asked.sort)
+    if options.plot:
+        plots.check_plot(options.plot)
+    runs = compare.ordered(compare.read_runs(options.runs), options.sort)
     rows = _rows(runs)
-    if asked.csv:
-        tables.write_csv(asked.csv, rows)
-    if asked.plot:
-        _plot(asked.plot, runs, asked.sort)
-    if asked.json:
+    if options.csv:
+        tables.write_csv(options.csv, rows)
+    if options.plot:
+        _plot(options.plot, runs, options.sort)
+    if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-    elif not asked.quiet:
-        terminal.console().print(tables.compare_table(rows, asked.sort))
+    elif not options.quiet:
+        terminal.console().print(tables.compare_table(rows, options.sort))
     return 0
 
 
@@ -77,7 +80,7 @@ def _plot(path: Path, runs: Sequence[Any], sort: str) -> None:
     metric = sort if sort in ACCURACIES or sort.startswith("top1.") else "mean"
     points = compare.points(runs, compare.labels(runs), metric)
     if not points:
-        raise ConfigError(f"--plot: none of these runs has an accuracy ({metric}), so there is nothing to draw.")
+        raise ConfigError(f"--plot: none of these runs has an accuracy ({metric}), so there is nothing to plot.")
     plots.plot_cost(path, points, compare.title(metric), compare.bound(runs, metric))
 
 

@@ -1,4 +1,4 @@
-"""The keys of a command that does one thing: composed by Hydra, without its jobs and sweeps."""
+"""Configurations of single-run commands: composed by Hydra, without jobs and sweeps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import refuse_code
 
 
-def own_folder(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """The arguments without --config-dir, and its folder."""
+def config_dir_of(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments without --config-dir, and the folder it names."""
     rest = [*arguments]
     for place, argument in enumerate(rest):
         name, _, value = argument.partition("=")
@@ -24,7 +24,7 @@ def own_folder(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def added(argument: str) -> str:
-    """Keys inside mappings that are empty by default (data.tasks.cars.name=...) are added, {task} is a text."""
+    """Prefix keys of mappings that are empty by default (data.tasks.cars.name=...) with ++; quote {task}."""
     if re.fullmatch(r"data[\w.]*=[^'\":,\[\]]*\{task\}[^'\":,\[\]]*", argument):
         key, _, value = argument.partition("=")
         argument = f'{key}="{value}"'
@@ -33,7 +33,7 @@ def added(argument: str) -> str:
 
 
 def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[str, Any]:
-    """The keys of configs/CONFIG.yaml as plain values; search: the folder of --config-dir. Raises ConfigError."""
+    """configs/CONFIG.yaml with overrides, as plain values; search: folder of --config-dir. Raises ConfigError."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -43,7 +43,7 @@ def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[
     from fsmerge_cli.cli.hydra_errors import explain
 
     if search is not None and not Path(search).expanduser().is_dir():
-        raise ConfigError(f"--config-dir: {search!r} is no folder. Pass a folder with data/*.yaml, ...")
+        raise ConfigError(f"--config-dir: {search!r} is not a folder. Pass a folder with data/*.yaml, ...")
     own = [f"hydra.searchpath=['file://{Path(search).expanduser().resolve()}']"] if search is not None else []
     overrides = ["~data" if override == "data=null" else added(override) for override in overrides]
     GlobalHydra.instance().clear()

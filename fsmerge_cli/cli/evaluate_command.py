@@ -1,4 +1,4 @@
-"""`fsmerge evaluate`: a written model on data of one's choice."""
+"""`fsmerge evaluate`: evaluates a saved model on a chosen data set."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.cli.composing import composed, own_folder
+from fsmerge_cli.cli.composing import composed, config_dir_of
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build
 
 HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--json] [--quiet]
 
-Measures a written model and changes nothing of it. MODEL is a folder that `fsmerge merge` wrote or its merged/, a
-timm folder, or a checkpoint file; tasks and labels are those of its heads.safetensors, or of the one classifier
-inside its weights. Without data=... on the test images of the run that made it.
+Evaluates a model without changing it. MODEL is a folder written by `fsmerge merge`, its merged/
+folder, a timm folder, or a checkpoint file. Tasks and labels are read from heads.safetensors, or
+from the classifier in the checkpoint. Without data=NAME, the test images of the merge are used.
 
-  --sources   the sources of the run and their ensemble beside it (where a task has no training images, the joint
-              answers are calibrated by theirs)
-  --json      the whole evaluation as JSON on standard output (its form: fsmerge schema)
-  -q, --quiet nothing but errors, and the files that are asked for
+  --sources    also evaluate the sources of the merge and their ensemble. Where a task has no
+               training images, the joint accuracy is calibrated on the sources' predictions
+  --json       print the whole evaluation as JSON (format: fsmerge schema)
+  -q, --quiet  print only errors; output files are still written
 
 keys:
-  data=NAME                    digits, folder, generated, glyphs, hf, none, per_task, tensors, torchvision;
-                               its training images calibrate the joint answers
+  data=NAME                    digits, folder, generated, glyphs, hf, none, per_task, tensors,
+                               torchvision; its training images calibrate the joint accuracy
   hardware=NAME                auto (default), cpu, gpu
-  seed=0                       of the drawn training images (default: the run's)
-  tasks=[a,b]                  only these tasks of the model
-  output.file=FILE             the same JSON as a file
-  output.report=FILE           a page to look at, as tables.html of a run
-  output.logits=FILE           the logits of all test images as safetensors
+  seed=0                       random seed of the training images (default: the seed of the merge)
+  tasks=[a,b]                  evaluate only these tasks of the model
+  output.file=FILE             write the evaluation as JSON
+  output.report=FILE           write the evaluation as an HTML page
+  output.logits=FILE           write the logits of all test images as safetensors
   output.overwrite=true        replace these files
-  model.task=NAME              name of the task of a classifier inside a checkpoint, and so of its folder of images
-  model.labels=[cat,dog]       class names of that classifier; also a file, or data (the class folders' names)
-  model.arch=vit_base_patch16_224, model.mean=[...], model.std=[...], model.normalize=true, model.head=NAME,
-  model.prefix=student, model.ema=true, model.input_size=224
-                               what else a model made elsewhere does not say itself (docs/sources.md)
-  --config-dir FOLDER          a folder of your own with data/*.yaml, ... (trusted like code)
+  model.task=NAME              task name of the classifier in a checkpoint; with data=folder also
+                               the name of its image folder
+  model.labels=[cat,dog]       its class names: a list, a file, or data (names of class folders)
+  model.arch=vit_base_patch16_224, model.mean=[...], model.std=[...], model.normalize=true,
+                               model.head=NAME, model.prefix=student, model.ema=true,
+                               model.input_size=224: for third-party checkpoints that do not
+                               contain this information (docs/sources.md)
+  --config-dir FOLDER          your own folder with data/*.yaml, ... (trusted like code)
 
 examples:
   fsmerge evaluate outputs/demo
@@ -57,7 +59,7 @@ FLAGS = ("--sources", "--json", "--quiet", "-q")
 
 @dataclass(frozen=True, config=FORBID)
 class Output:
-    """file: for the evaluation; report: for its page; logits: of all test images; overwrite: replace them."""
+    """file: the evaluation as JSON; report: as HTML; logits: of all test images; overwrite: replace the files."""
 
     file: Text | None = None
     report: Text | None = None
@@ -66,8 +68,8 @@ class Output:
 
 
 @dataclass(frozen=True, config=FORBID)
-class Asked:
-    """The composed keys."""
+class EvaluateKeys:
+    """The composed configuration."""
 
     hardware: dict[str, Any]
     model: dict[str, Any]
@@ -78,11 +80,11 @@ class Asked:
 
 
 def run(arguments: list[str]) -> int:
-    """Compose the keys, measure the model, show and write what was asked for."""
+    """Compose the configuration, evaluate the model, print the tables and write the requested files."""
     folder, overrides, search = _split(arguments)
     keys = composed("evaluate", overrides, search)
-    asked = build(Asked, keys, "")
-    output = build(Output, asked.output, "output")
+    options = build(EvaluateKeys, keys, "")
+    output = build(Output, options.output, "output")
     from rich.text import Text as Line
 
     from fsmerge_cli.common.atomic import check_file
@@ -90,7 +92,7 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.runs.evaluate import evaluate
     from fsmerge_cli.runs.merged import load_merged
 
-    model = load_merged(folder, asked.model, asked.data)
+    model = load_merged(folder, options.model, options.data)
     files = {"file": output.file, "report": output.report, "logits": output.logits}
     for what, file in files.items():
         if file is not None:
@@ -99,10 +101,10 @@ def run(arguments: list[str]) -> int:
     with terminal.Reporter(terminal.console(stderr=True, quiet=quiet)) as progress:
         found = evaluate(
             model,
-            data=asked.data,
-            hardware=asked.hardware,
-            seed=asked.seed,
-            tasks=asked.tasks,
+            data=options.data,
+            hardware=options.hardware,
+            seed=options.seed,
+            tasks=options.tasks,
             sources="--sources" in arguments,
             progress=progress,
             command=shlex.join(["fsmerge", "evaluate", *arguments]),
@@ -122,21 +124,21 @@ def run(arguments: list[str]) -> int:
     console.print(tables.task_table(evaluation))
     for note in evaluation["notes"]:
         console.print(Line(f"note: {note}"))
-    named = {"evaluation" if what == "file" else what: file for what, file in files.items() if file}
-    written = [f"{what}: {file}" for what, file in named.items()]
-    console.print(Line("   ".join([f"model: {model.folder}", *written])), soft_wrap=True)
+    written = {"evaluation" if what == "file" else what: file for what, file in files.items() if file}
+    paths = [f"model: {model.folder}", *(f"{what}: {file}" for what, file in written.items())]
+    console.print(Line("   ".join(paths)), soft_wrap=True)
     return 0
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str], str | None]:
-    """The model, the overrides, and a folder with configurations of the user's own."""
-    rest, search = own_folder([argument for argument in arguments if argument not in FLAGS])
+    """The model, the overrides, and the folder of --config-dir."""
+    rest, search = config_dir_of([argument for argument in arguments if argument not in FLAGS])
     overrides = [a for a in rest if "=" in a and not a.startswith("-")]
     models = [a for a in rest if a not in overrides and not a.startswith("-")]
-    strangers = [a for a in rest if a.startswith("-")]
-    if strangers:
-        raise ConfigError(f"fsmerge evaluate: {unknown('option', strangers[0], (*FLAGS, '--config-dir'))}")
+    unknown_options = [a for a in rest if a.startswith("-")]
+    if unknown_options:
+        raise ConfigError(f"fsmerge evaluate: {unknown('option', unknown_options[0], (*FLAGS, '--config-dir'))}")
     if len(models) != 1:
         found = f"{len(models)} are given ({', '.join(models)})" if models else "none is given"
-        raise ConfigError(f"fsmerge evaluate takes one model, {found}. See fsmerge evaluate --help.")
+        raise ConfigError(f"fsmerge evaluate takes one model, but {found}. See fsmerge evaluate --help.")
     return models[0], overrides, search

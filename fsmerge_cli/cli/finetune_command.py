@@ -1,4 +1,4 @@
-"""`fsmerge finetune`: a source from a timm model and a data set."""
+"""`fsmerge finetune`: trains a source model from a timm model and a data set."""
 
 from __future__ import annotations
 
@@ -12,57 +12,62 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.cli.composing import composed, own_folder
+from fsmerge_cli.cli.composing import composed, config_dir_of
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Text, build
 
 HELP = """usage: fsmerge finetune model.arch=NAME data=NAME [KEY=VALUE ...] [--json] [--quiet]
 
-Trains a classifier: its head first, on the features of the frozen backbone, then all weights. Writes a folder that
-`fsmerge merge` reads as a source (models.sources.0.checkpoint=FOLDER) and timm without fsmerge: config.json,
+Trains a source model for a later merge: first its classifier head on the features of the frozen
+backbone, then all weights. Writes a folder that `fsmerge merge` reads as a source
+(models.sources.0.checkpoint=FOLDER) and that timm loads without fsmerge: config.json,
 model.safetensors, heads.safetensors with the label names, evaluation.json, config.yaml, run.log.
 
 keys:
-  model.arch=NAME              a timm name; with its tag the hub's weights: vit_base_patch16_224.augreg_in21k
-  model.checkpoint=PATH        local weights to begin with instead (docs/sources.md)
-  model.start=random           no weights to begin with
-  model.task=NAME              name of the source; with data=folder also its folder of images
-  model.labels=[cat,dog]       default: the classes of the data set; also a file, or the name of a label set
+  model.arch=NAME              a timm name; a name with a tag loads pretrained weights from the hub:
+                               vit_base_patch16_224.augreg_in21k
+  model.checkpoint=PATH        start from a local checkpoint instead (docs/sources.md)
+  model.start=random           start from random weights
+  model.task=NAME              name of the source; with data=folder also of its image folder
+  model.labels=[cat,dog]       default: the classes of the data set; or a file, or a label set name
   model.mean=[...], model.std=[...], model.prefix=student, model.ema=true, model.input_size=224
-                               how the weights to begin with are read (docs/sources.md)
+                               how the initial weights are read (docs/sources.md)
   data=NAME                    digits, folder, glyphs, hf, per_task, tensors, torchvision;
-                               all training images, or data.images_per_task=N
-  data.augment=paper           none, shift, paper, strong: drawn anew at every step
-  data.validation=0.1          share of the training images that chooses the best step, and ends what gets no
-                               better
-  training.head_steps=300      steps of the head alone; training.head_lr=0.01
-  training.steps=2000          steps of all weights; training.lr=0.0001
-  training.batch_size=64       and weight_decay, label_smoothing, clip, patience: configs/finetune.yaml
-  hardware=NAME                auto (default: a GPU with bf16 where there is one), cpu, gpu
-  seed=0                       of everything that is drawn
+                               uses all training images, or data.images_per_task=N
+  data.augment=paper           none, shift, paper, strong: sampled anew at every step
+  data.validation=0.1          share of the training images for early stopping and for the choice of
+                               the best step
+  training.head_steps=300      steps that train only the head; training.head_lr=0.01
+  training.steps=2000          steps that train all weights; training.lr=0.0001
+  training.batch_size=64       also weight_decay, label_smoothing, clip, patience
+                               (docs/configuration.md)
+  hardware=NAME                auto (default: a GPU with bf16 if available), cpu, gpu
+  seed=0                       random seed
   output.dir=FOLDER            default: outputs/finetune-TASK-HASH
   output.overwrite=true        replace a finished run
-  output.tensorboard=true      event files for TensorBoard as well (pip install 'fsmerge[tensorboard]')
-  resume=true                  continue an interrupted run into output.dir
-  checkpoint.every=60s         how often the state of the training is saved (60s, 5m, or a number of steps)
+  output.tensorboard=true      also write TensorBoard event files (needs
+                               pip install 'fsmerge[tensorboard]')
+  resume=true                  continue an interrupted run in output.dir
+  checkpoint.every=60s         how often the training state is saved (60s, 5m, or a number of steps)
 
-  --json               the evaluation as JSON on standard output
-  -q, --quiet          nothing but errors
-  --config-dir FOLDER  a folder of your own with data/*.yaml, ... (trusted like code)
+  --json               print the evaluation as JSON
+  -q, --quiet          print only errors
+  --config-dir FOLDER  your own folder with data/*.yaml, ... (trusted like code)
 
 examples:
-  fsmerge finetune model.arch=vit_base_patch16_224.augreg_in21k model.task=pets data=folder data.root=images/ \\
-      data.augment=paper output.dir=outputs/pets
-  fsmerge finetune model.checkpoint=mine.safetensors model.arch=vit_small_patch16_224 model.task=cars \\
-      data=folder data.root=images/ output.dir=outputs/cars
-  fsmerge merge '+models.sources=[{name:pets,checkpoint:outputs/pets},{name:cars,checkpoint:outputs/cars}]' \\
+  fsmerge finetune model.arch=vit_base_patch16_224.augreg_in21k model.task=pets \\
+      data=folder data.root=images/ data.augment=paper output.dir=outputs/pets
+  fsmerge finetune model.checkpoint=mine.safetensors model.arch=vit_small_patch16_224 \\
+      model.task=cars data=folder data.root=images/ output.dir=outputs/cars
+  fsmerge merge \\
+      '+models.sources=[{name:pets,checkpoint:outputs/pets},{name:cars,checkpoint:outputs/cars}]' \\
       data=folder data.root=images/ method=fs_merge method.maps=low_rank
 """
 
 
 @dataclass(frozen=True, config=FORBID)
 class Output:
-    """dir: to write (null: named after the task and a hash). overwrite: replace it. tensorboard: event files."""
+    """dir: output folder (null: outputs/finetune-TASK-HASH). overwrite: replace it. tensorboard: event files."""
 
     dir: Text | None = None
     overwrite: Flag = False
@@ -74,29 +79,29 @@ TOP = ("model", "data", "training", "hardware", "seed", "resume", "checkpoint", 
 
 
 def run(arguments: list[str]) -> int:
-    """Compose the keys, train, show what came out."""
+    """Compose the configuration, train and print the result."""
     if {"-m", "--multirun"} & {*arguments}:
         raise ConfigError("fsmerge finetune trains one source. Leave out --multirun and give every key one value.")
-    rest, search = own_folder([argument for argument in arguments if argument not in FLAGS])
-    strangers = [argument for argument in rest if argument.startswith("-") or "=" not in argument]
-    if strangers:
-        kind = "option" if strangers[0].startswith("-") else "argument"
+    rest, search = config_dir_of([argument for argument in arguments if argument not in FLAGS])
+    unexpected = [argument for argument in rest if argument.startswith("-") or "=" not in argument]
+    if unexpected:
+        kind = "option" if unexpected[0].startswith("-") else "argument"
         known = (*FLAGS, "--config-dir") if kind == "option" else ("KEY=VALUE",)
-        raise ConfigError(f"fsmerge finetune: {unknown(kind, strangers[0], known)}")
+        raise ConfigError(f"fsmerge finetune: {unknown(kind, unexpected[0], known)}")
     keys = composed("finetune", rest, search)
     if wrong := [unknown("key", key, TOP) for key in keys if key not in TOP]:
         raise ConfigError("\n".join(wrong))
     quiet = bool({"-q", "--quiet"} & {*arguments})
-    evaluation, folder, before = _finetune(keys, shlex.join(["fsmerge", "finetune", *arguments]), quiet)
+    evaluation, folder, already_done = _finetune(keys, shlex.join(["fsmerge", "finetune", *arguments]), quiet)
     if "--json" in arguments:
         sys.stdout.write(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
     elif not quiet:
-        _show(evaluation, folder, before)
+        _show(evaluation, folder, already_done)
     return 0
 
 
 def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[str, Any], Path, bool]:
-    """The evaluation of a run, its folder, and whether it was finished before."""
+    """The evaluation of a run, its folder, and whether the run was already finished."""
     from fsmerge_cli.cli.launch import Checkpoint
     from fsmerge_cli.common.progress import Event
     from fsmerge_cli.reporting import terminal
@@ -107,16 +112,16 @@ def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[
     output = build(Output, keys["output"], "output")
     every = build(Checkpoint, keys["checkpoint"], "checkpoint").every
     groups = {name: keys[name] for name in ("model", "data", "training", "hardware", "seed", "resume")}
-    asked = request(**groups, overwrite=output.overwrite, every=every)
-    folder = Path(output.dir or _folder(asked.options(), asked.spec.name))
-    if asked.run.resume and (found := _finished(folder, asked.options())) is not None:
+    setup = request(**groups, overwrite=output.overwrite, every=every)
+    folder = Path(output.dir or _folder(setup.options(), setup.spec.name))
+    if setup.run.resume and (found := _finished(folder, setup.options())) is not None:
         return found, folder, True
-    told = RunLog(folder, command, resume=asked.run.resume, tensorboard=output.tensorboard)
-    with told as log, terminal.Reporter(terminal.console(stderr=True, quiet=quiet)) as shown:
+    run_log = RunLog(folder, command, resume=setup.run.resume, tensorboard=output.tensorboard)
+    with run_log as log, terminal.Reporter(terminal.console(stderr=True, quiet=quiet)) as reporter:
 
         def both(event: Event) -> None:
             log(event)
-            shown(event)
+            reporter(event)
 
         done = finetune(
             **groups,
@@ -132,7 +137,7 @@ def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[
 
 
 def _folder(options: Mapping[str, Any], task: str) -> str:
-    """outputs/finetune-TASK-HASH; the hash covers every option."""
+    """outputs/finetune-TASK-HASH, with a hash of all options."""
     import hashlib
 
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=list).encode()).hexdigest()[:8]
@@ -140,7 +145,7 @@ def _folder(options: Mapping[str, Any], task: str) -> str:
 
 
 def _finished(folder: Path, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The evaluation of the finished run in `folder`; ConfigError where it had other options."""
+    """The evaluation of the finished run in `folder`; ConfigError where its options differ."""
     import yaml
 
     from fsmerge_cli.training.snapshots import check_same
@@ -153,7 +158,7 @@ def _finished(folder: Path, options: Mapping[str, Any]) -> dict[str, Any] | None
     return found
 
 
-def _show(evaluation: Mapping[str, Any], folder: Path, before: bool) -> None:
+def _show(evaluation: Mapping[str, Any], folder: Path, already_done: bool) -> None:
     from rich.text import Text as Line
 
     from fsmerge_cli.reporting import tables, terminal
@@ -163,8 +168,8 @@ def _show(evaluation: Mapping[str, Any], folder: Path, before: bool) -> None:
         console.print(tables.task_table(evaluation, name))
     for line in _lines(evaluation, folder):
         console.print(Line(line), soft_wrap=True)
-    if before:
-        console.print(Line("finished before: nothing was done"))
+    if already_done:
+        console.print(Line("already finished: nothing was run"))
 
 
 def _lines(evaluation: Mapping[str, Any], folder: Path) -> Iterator[str]:
@@ -172,8 +177,9 @@ def _lines(evaluation: Mapping[str, Any], folder: Path) -> Iterator[str]:
 
     for name, found in evaluation["rows"].items():
         own = found["tasks"][name]
+        accuracy = f"top-1 accuracy {tables.per_cent(own['top1'])} %"
         low, high = map(tables.per_cent, own["interval"])
-        yield f"{name}: {tables.per_cent(own['top1'])} % of {own['count']} test images right ({low} to {high})"
+        yield f"{name}: {accuracy} (95 % interval {low} to {high}) on {own['count']} test images"
     yield from (f"note: {note}" for note in evaluation["notes"])
     yield tables.summary_line(evaluation)
     yield f"source: {folder}"

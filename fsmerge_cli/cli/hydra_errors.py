@@ -1,4 +1,4 @@
-"""Hydra's composition errors in the user's words: what, where, the nearest name, the options."""
+"""Messages for Hydra's composition errors: what is wrong, where, the closest match and the options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLUGINS = {
 
 
 def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -> ConfigError:
-    """A ConfigError that says what Hydra or OmegaConf found wrong with `arguments`; config: the command's."""
+    """The ConfigError for an error of Hydra or OmegaConf; config: the configuration of the command."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if name.startswith("submitit_"):
@@ -42,9 +42,9 @@ def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -
             f"cannot read '{error.override}'. Write KEY=VALUE; quote a value with spaces or symbols: "
             "'KEY=\"a, b\"'."
         )
-    strangers = _unknown_keys(arguments, config)
-    if strangers:
-        return ConfigError("\n".join(strangers))
+    unknown_keys = _unknown_keys(arguments, config)
+    if unknown_keys:
+        return ConfigError("\n".join(unknown_keys))
     text = str(error).strip()
     if text.startswith("Additional config directory"):
         return ConfigError(f"--config-dir: {text}. Pass a folder with models/*.yaml, method/*.yaml, ...")
@@ -53,55 +53,57 @@ def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -
 
 
 def explain_cluster(error: Exception) -> FsmergeError | None:
-    """What a launcher or sweeper says of a job that cannot be started or has no result; None for other errors."""
+    """The error for a job that a launcher or sweeper cannot start or that has no result; None for other errors."""
     if isinstance(error, RuntimeError) and "srun" in str(error):
         return ConfigError(
-            "hardware=slurm: there is no Slurm here (no `srun`). Run the command where jobs are submitted, or "
-            "pass hardware=multi_gpu under torchrun."
+            "hardware=slurm: Slurm is not available on this machine (no `srun`). Run the command on a login node, "
+            "or use torchrun with hardware=multi_gpu."
         )
     if type(error).__module__.startswith("joblib."):
         return FsmergeError(
-            "a process of this sweep died before its job ended; it may have had too little memory. Pass fewer at "
-            "once (hydra.launcher.n_jobs=1) and resume=true: what is finished is not done again."
+            "a process of this sweep died before its job finished, possibly for lack of memory. Run fewer jobs at "
+            "once (hydra.launcher.n_jobs=1) and pass resume=true to skip finished jobs."
         )
     if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":
-        return FsmergeError("no job of this search ended well, so there is no best one. Their errors stand above.")
+        return FsmergeError(
+            "all jobs of this search failed, so there is no best one. Their errors are shown above."
+        )
     if type(error).__module__.startswith("submitit."):
         return FsmergeError(
-            f"a job ended without a result: {error}\nIts log is in .submitit in the folder of the sweep."
+            f"a job ended without a result: {error}\nIts log is in the folder .submitit of the sweep."
         )
     return None
 
 
 def _unknown_keys(arguments: Sequence[str], config: str) -> list[str]:
-    """One message per override whose key is not in the configuration that the chosen groups give."""
+    """One message per override whose key is not in the configuration of the chosen groups."""
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     groups = [o for o in parsed if o.get_key_element().lstrip("+~") in (*presets.GROUPS, *presets.SWEEPS)]
     keys = [o.get_key_element() for o in parsed if o not in groups]
-    for choice in product(*(_choices(group) for group in groups)):  # of a sweep, until one has a fault
+    for choice in product(*(_choices(group) for group in groups)):  # of a sweep, until one has an error
         base = _compose(choice, config)
         messages = [_missing(base, key) for key in keys if not key.startswith(("+", "~", "hydra"))]
-        messages += [_missing_place(base, key.lstrip("+")) for key in keys if key.startswith("++")]
+        messages += [_missing_index(base, key.lstrip("+")) for key in keys if key.startswith("++")]
         if any(messages):
             return [message for message in messages if message]
     return []
 
 
 def _choices(group: Override) -> list[str]:
-    """The overrides that a sweep over a group makes of it; itself where it is no sweep."""
+    """The overrides of a sweep over a group; the override itself where it is not a sweep."""
     if not group.is_sweep_override():
         return [str(group.input_line)]
     return [f"{group.get_key_element()}={value}" for value in group.sweep_string_iterator()]
 
 
 def _compose(groups: Sequence[str], config: str) -> DictConfig:
-    """The configuration of the chosen groups alone."""
+    """The configuration of the chosen groups without other overrides."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
             return compose(config, overrides=list(groups))
-    except HydraException:  # the groups are wrong too, or lie in a folder of the user's own
+    except HydraException:  # the groups are wrong too, or lie in the folder of --config-dir
         return OmegaConf.create()
 
 
@@ -121,15 +123,15 @@ def _missing(base: DictConfig, key: str) -> str | None:
     return None
 
 
-def _missing_place(base: DictConfig, key: str) -> str | None:
-    """A message where `key` names a place that a list of the configuration does not have."""
+def _missing_index(base: DictConfig, key: str) -> str | None:
+    """A message where `key` contains a list index that is out of range."""
     place: Any = base
     path: list[str] = []
     for part in key.split("."):
         if isinstance(place, ListConfig):
-            places = [str(i) for i in range(len(place))]
-            if part not in places:
-                return unknown(f"key in {'.'.join(path)}", part, places)
+            indices = [str(i) for i in range(len(place))]
+            if part not in indices:
+                return unknown(f"key in {'.'.join(path)}", part, indices)
             place = place[int(part)]
         elif isinstance(place, DictConfig) and part in place:
             place = place[part]

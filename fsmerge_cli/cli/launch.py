@@ -1,4 +1,4 @@
-"""Where Hydra stops: a composed configuration becomes one call of `merge`, a sweep one table."""
+"""Runs Hydra: a composed configuration becomes one call of `merge`, a sweep one table."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from rich.text import Text as Line
 
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
 from fsmerge_cli.cli.run_dirs import default_folder, finished
-from fsmerge_cli.cli.sweep import codes, ended, is_sweep, side_by_side
-from fsmerge_cli.common.distributed import is_main, outcome, place
+from fsmerge_cli.cli.sweep import codes, is_sweep, parallel_jobs, record_job
+from fsmerge_cli.common.distributed import is_main, outcome, process_rank
 from fsmerge_cli.common.errors import ConfigError, MismatchError, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, build, refuse_code
 from fsmerge_cli.common.progress import Event, Progress, silent
@@ -33,25 +33,25 @@ from fsmerge_cli.reporting import tables, terminal
 from fsmerge_cli.reporting.logs import RunLog
 
 TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "evaluation", "output")
-UNTOLD = ("hydra.", "launcher=", "sweep=")
-"""Overrides that say how the jobs of a sweep are started, and nothing about any of them."""
+LAUNCH_OVERRIDES = ("hydra.", "launcher=", "sweep=")
+"""Overrides that only set how the jobs of a sweep are started."""
 
 CONFIGS = "pkg://fsmerge_cli.configs"
 
 
 @dataclass(frozen=True, config=FORBID)
 class Checkpoint:
-    """every: how often the state of a training is saved: 60s, 5m, or a number of steps."""
+    """every: how often the training state is saved: 60s, 5m, or a number of steps."""
 
     every: Positive | Text = "60s"
 
 
 @dataclass(frozen=True, config=FORBID)
 class Output:
-    """Where a run goes.
+    """The output of a run.
 
-    dir: folder to write (null: named after models, method and a hash). overwrite: replace a finished run.
-    dtype: of the written numbers: float32, float16 or bfloat16. tensorboard: event files for it as well.
+    dir: output folder (null: named after models, method and a hash). overwrite: replace a finished run. dtype: of
+    the written weights: float32, float16 or bfloat16. tensorboard: also write TensorBoard event files.
     """
 
     dir: Text | None = None
@@ -62,17 +62,17 @@ class Output:
 
 @dataclass(frozen=True, config=FORBID)
 class Evaluation:
-    """kd: train a student with the method's budget as well, for a row of its own."""
+    """kd: also train a distillation baseline with the budget of the method."""
 
     kd: Flag = False
 
 
 _checking: list[bool] = []
-"""Whether the jobs of this process are `fsmerge check` (and with --headers-only, --json) instead of a merge."""
+"""[headers_only, as_json] where the jobs of this process are `fsmerge check`; empty for a merge."""
 
 
 def check(arguments: Sequence[str], headers_only: bool, as_json: bool, quiet: bool = False) -> int:
-    """Let Hydra compose `arguments` and inspect what they would merge; returns the exit code."""
+    """Let Hydra compose `arguments` and inspect the merge; returns the exit code."""
     _checking[:] = [headers_only, as_json]
     try:
         return launch(arguments, quiet)
@@ -81,9 +81,9 @@ def check(arguments: Sequence[str], headers_only: bool, as_json: bool, quiet: bo
 
 
 def launch(arguments: Sequence[str], quiet: bool = False) -> int:
-    """Let Hydra compose `arguments` and run the job or jobs; returns the exit code. quiet: show only errors."""
+    """Let Hydra compose `arguments` and run the jobs; returns the exit code. quiet: print only errors."""
     codes.clear()
-    here = place()
+    here = process_rank()
     if here is not None and here.size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
         raise ConfigError(
             f"--multirun under torchrun: {here.size} processes would each start every job. Start one run per "
@@ -95,36 +95,36 @@ def launch(arguments: Sequence[str], quiet: bool = False) -> int:
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, arguments) from error
         except Exception as error:
-            told = explain_cluster(error)
-            if told is None:
+            explained = explain_cluster(error)
+            if explained is None:
                 raise
-            raise told from error
+            raise explained from error
     return max(codes, default=0)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="merge")
 def _entry(config: DictConfig) -> Any:
-    """One job. It never raises: Hydra would show the error of a sweep's job only after all others ended."""
+    """One job. It never raises: Hydra would report a job's error only after all jobs of the sweep."""
     given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # as typed, ${...} too
     texts = [str(override) for override in given] if isinstance(given, list) else []
-    overrides = [text for text in texts if not text.startswith(UNTOLD)]
+    overrides = [text for text in texts if not text.startswith(LAUNCH_OVERRIDES)]
     label = " ".join(override.lstrip("+") for override in overrides)
     try:
         if is_sweep() and is_main():
             terminal.console(stderr=True).print(Line(label), style="bold", soft_wrap=True)
         if _checking:
             run_check(config, *_checking)
-            return ended({"run": label, "exit_code": 0})
+            return record_job({"run": label, "exit_code": 0})
         evaluation = run_job(config, overrides)
-        if is_sweep() and side_by_side() and is_main():
+        if is_sweep() and parallel_jobs() and is_main():
             terminal.console(stderr=True).print(Line(f"done: {label}"), soft_wrap=True)
     except Exception as error:
         text, code = outcome(error)
         notes = [note for note in getattr(error, "__notes__", []) if text and note not in text]
         sys.stderr.write(text + "".join(f"fsmerge: {note}\n" for note in notes))
-        return ended({"run": label, "exit_code": code, "error": str(error)})
+        return record_job({"run": label, "exit_code": code, "error": str(error)})
     row = evaluation["rows"].get("merged", {"tasks": {}, "mean_top1": None, "joint_top1": {}})
-    return ended(
+    return record_job(
         {
             "run": label,
             "exit_code": 0,
@@ -138,7 +138,7 @@ def _entry(config: DictConfig) -> Any:
 
 
 def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """Turn one composed configuration into a call of `merge`; show and return the evaluation."""
+    """Call `merge` with one composed configuration; print and return the evaluation."""
     keys = _keys(config)
     output = build(Output, keys["output"], "output")
     checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
@@ -149,10 +149,10 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if keys["resume"] is True and (found := finished(keys, folder)) is not None:
         if is_main():
             _show(found, folder)
-            terminal.console().print(Line("finished before: nothing was done"))
+            terminal.console().print(Line("already finished: nothing was run"))
         return found
     command = shlex.join(["fsmerge", "merge", *overrides])
-    with _told(folder, command, keys["resume"] is True, output.tensorboard) as (progress, log):
+    with _progress(folder, command, keys["resume"] is True, output.tensorboard) as (progress, log):
         result = merge(
             keys["models"]["sources"],
             data=keys.get("data"),
@@ -171,33 +171,35 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         if log is None:
             return result.evaluation()
         evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-        log.finish(_told_text(evaluation, folder), evaluation)
-    if not side_by_side():  # their tables would stand among each other's
+        log.finish(_final_text(evaluation, folder), evaluation)
+    if not parallel_jobs():  # the tables of parallel jobs would be interleaved
         _show(evaluation, folder)
     return evaluation
 
 
 @contextmanager
-def _told(folder: Path, command: str, resume: bool, tensorboard: bool) -> Iterator[tuple[Progress, RunLog | None]]:
-    """Where the events of a run go: the terminal and its log; nowhere, on all processes but the first."""
+def _progress(
+    folder: Path, command: str, resume: bool, tensorboard: bool
+) -> Iterator[tuple[Progress, RunLog | None]]:
+    """The progress callback of a run (terminal and log), and the log; no output except on rank 0."""
     if not is_main():
         yield silent, None
         return
     with RunLog(folder, command, resume=resume, tensorboard=tensorboard) as log:
-        if side_by_side():  # bars of several processes would tear each other
+        if parallel_jobs():  # progress bars of several processes would overwrite each other
             yield log, log
             return
-        with terminal.Reporter(terminal.console(stderr=True)) as shown:
+        with terminal.Reporter(terminal.console(stderr=True)) as reporter:
 
             def both(event: Event) -> None:
                 log(event)
-                shown(event)
+                reporter(event)
 
             yield both, log
 
 
-def _told_text(evaluation: Mapping[str, Any], folder: Path) -> str:
-    """What is shown at the end of a run, for its log."""
+def _final_text(evaluation: Mapping[str, Any], folder: Path) -> str:
+    """The tables printed at the end of a run, as text for its log."""
     page = Console(file=io.StringIO(), width=120, force_terminal=False, no_color=True)
     _show(evaluation, folder, page)
     text: str = page.file.getvalue()  # type: ignore[attr-defined]
@@ -205,7 +207,7 @@ def _told_text(evaluation: Mapping[str, Any], folder: Path) -> str:
 
 
 def _folder(keys: Mapping[str, Any]) -> Path:
-    """Where the run of a composed configuration goes."""
+    """The output folder of a composed configuration."""
     return Path(keys["output"]["dir"] or default_folder(keys, HydraConfig.get().runtime.choices))
 
 
@@ -213,41 +215,41 @@ def _keys(config: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain values; ConfigError for keys that are unknown or missing."""
     try:
         values = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        said = str(error).strip().splitlines()[0]
+    except OmegaConfBaseException as error:  # an interpolation of an unknown key
+        message = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{error.full_key}: {said}. Name a key that is there in ${{...}}, or give a value."
+            f"{error.full_key}: {message}. Use an existing key in ${{...}}, or give a value."
         ) from None
     if not isinstance(values, dict):
         raise ConfigError("the configuration is not a mapping.")
     keys = {str(key): value for key, value in values.items()}
     if isinstance(keys.get("method"), dict):
         keys["method"] = {name: _listed(value) for name, value in keys["method"].items()}
-    strangers = [unknown("key", key, TOP) for key in keys if key not in TOP]
-    strangers += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
+    problems = [unknown("key", key, TOP) for key in keys if key not in TOP]
+    problems += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
     if "sources" not in (keys.get("models", {"sources": 0})):
-        strangers.append("models.sources is missing.")
-    if strangers:
-        raise ConfigError("\n".join(strangers))
+        problems.append("models.sources is missing.")
+    if problems:
+        raise ConfigError("\n".join(problems))
     refuse_code(keys, "")
     return keys
 
 
 def _listed(value: Any) -> Any:
-    """A list whose entries were given one by one (method.task_weights.0=1) as a list."""
-    places = {str(key): entry for key, entry in value.items()} if isinstance(value, dict) else {}
-    if not places or set(places) != {str(i) for i in range(len(places))}:
+    """A list whose entries were given separately (method.task_weights.0=1) as one list."""
+    entries = {str(key): entry for key, entry in value.items()} if isinstance(value, dict) else {}
+    if not entries or set(entries) != {str(i) for i in range(len(entries))}:
         return value
-    return [places[str(i)] for i in range(len(places))]
+    return [entries[str(i)] for i in range(len(entries))]
 
 
 def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
-    """Show what a merge of one composed configuration would be; MismatchError after the table."""
+    """Print what the merge of one composed configuration would do; MismatchError after the table."""
     keys = _keys(config)
     from fsmerge_cli.runs.check import inspect  # imports torch
     from fsmerge_cli.runs.request import request
 
-    asked = request(
+    merge_request = request(
         keys["models"]["sources"],
         keys["method"],
         keys.get("data"),
@@ -256,16 +258,16 @@ def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
         overwrite=False,
         kd=build(Evaluation, keys["evaluation"], "evaluation").kd,
     )
-    found = inspect(asked, headers_only)
+    inspection = inspect(merge_request, headers_only)
     if as_json:
-        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
+        sys.stdout.write(json.dumps(asdict(inspection), indent=2) + "\n")
     else:
         console = terminal.console()
-        console.print(tables.source_table(asdict(found)))
-        for line in tables.check_lines(asdict(found)):
+        console.print(tables.source_table(asdict(inspection)))
+        for line in tables.check_lines(asdict(inspection)):
             console.print(Line(line), soft_wrap=True)
-    if found.reasons:
-        raise MismatchError(found.reasons)
+    if inspection.reasons:
+        raise MismatchError(inspection.reasons)
 
 
 def _show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = None) -> None:
@@ -281,7 +283,7 @@ def _show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = No
 
 @contextmanager
 def _process_of(arguments: Sequence[str], quiet: bool) -> Iterator[None]:
-    """Hydra reads sys.argv, and raises instead of exiting only where a variable is set; --quiet is one, too."""
+    """Set sys.argv and the environment for Hydra (raise errors instead of exiting) and for --quiet."""
     argv, before = sys.argv, dict(os.environ)
     sys.argv = ["fsmerge", *arguments]
     variables = {"HYDRA_FULL_ERROR": "1", **({terminal.QUIET: "1"} if quiet else {})}

@@ -1,4 +1,4 @@
-"""`fsmerge list`: what there is, one line each, read from the shipped YAML files."""
+"""`fsmerge list`: the shipped YAML files with their one-line descriptions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fsmerge_cli.common.errors import ConfigError, unknown
 
 HELP = """usage: fsmerge list [GROUP]
 
-Shows what can be put after method=, +models=, data=, hardware=, launcher= and sweep=, one line each.
-GROUP is one of: models, data, method, hardware, launcher, sweep.
+Lists the available names for +models=, data=, method=, hardware=, launcher= and sweep=, each with
+a one-line description. GROUP is one of: models, data, method, hardware, launcher, sweep.
 
 examples:
   fsmerge list
@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
 
 
 def listing(group: str) -> str:
-    """A group's options with one line each."""
+    """The options of a group, one per line."""
     form = f"+{group}=" if group == "models" else f"{group}="
     lines = [f"  {form}{name:<20}{presets.summary(group, name)}" for name in presets.names(group)]
     return "\n".join([group, *lines]) + "\n"

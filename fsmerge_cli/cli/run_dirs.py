@@ -1,4 +1,4 @@
-"""Which folder a run goes into, and whether it is there already."""
+"""The output folder of a run, and whether it holds a finished run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import yaml
 
 from fsmerge_cli.common.errors import ConfigError
 
-UNNAMED = ("output", "resume", "checkpoint")
-"""Keys that change nothing in the result, and so not its folder's name."""
+NOT_HASHED = ("output", "resume", "checkpoint")
+"""Keys that do not change the result, and therefore not the folder name."""
 
 
 def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
-    """outputs/MODELS-METHOD-HASH; the hash covers every key that can change the result."""
-    content = {key: value for key, value in keys.items() if key not in UNNAMED}
+    """outputs/MODELS-METHOD-HASH, with a hash of every key that can change the result."""
+    content = {key: value for key, value in keys.items() if key not in NOT_HASHED}
     if (dtype := keys["output"].get("dtype", "float32")) != "float32":
         content["dtype"] = dtype
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -28,7 +28,7 @@ def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
 
 
 def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
-    """The evaluation of the finished run in `folder`; ConfigError where it had other options."""
+    """The evaluation of the finished run in `folder`; ConfigError where its options differ."""
     if not (folder / "evaluation.json").is_file():
         return None
     from fsmerge_cli.runs.request import request
@@ -36,26 +36,28 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
 
     groups = keys["models"]["sources"], keys["method"], keys.get("data"), keys["hardware"], keys["seed"]
     more = {"kd": keys["evaluation"]["kd"], "dtype": keys["output"].get("dtype", "float32")}
-    asked = request(*groups, overwrite=False, **more)
+    merge_request = request(*groups, overwrite=False, **more)
     check_same(
-        f"the finished run in {folder}", yaml.safe_load((folder / "config.yaml").read_text()), asked.options()
+        f"the finished run in {folder}",
+        yaml.safe_load((folder / "config.yaml").read_text()),
+        merge_request.options(),
     )
     evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    _check_sources(folder, asked.sources, evaluation)
+    _check_sources(folder, merge_request.sources, evaluation)
     return evaluation
 
 
 def _check_sources(folder: Path, specs: Sequence[Any], evaluation: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a checkpoint holds other weights than the finished run was made of."""
+    """Raise ConfigError where a checkpoint has changed since the finished run."""
     from fsmerge_cli.checkpoints.files import file_sha256, model_in, weights_file  # imports torch
 
-    made = {source["name"]: source["sha256"] for source in evaluation["provenance"]["sources"]}
+    hashes = {source["name"]: source["sha256"] for source in evaluation["provenance"]["sources"]}
     for spec in specs:
         if spec.checkpoint is None:
             continue
         file = weights_file(model_in(Path(spec.checkpoint).expanduser()))
-        if file.is_file() and file_sha256(file) != made.get(spec.name):
+        if file.is_file() and file_sha256(file) != hashes.get(spec.name):
             raise ConfigError(
-                f"resume=true: the finished run in {folder} was made of another '{spec.name}': {file} has changed "
-                "since. Choose another output.dir=..., or begin again with resume=false output.overwrite=true."
+                f"resume=true: source '{spec.name}' has changed since the finished run in {folder}: {file}. "
+                "Choose another output.dir=..., or start over with resume=false output.overwrite=true."
             )

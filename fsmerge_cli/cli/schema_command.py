@@ -1,4 +1,4 @@
-"""`fsmerge schema`: the published form of evaluation.json."""
+"""`fsmerge schema`: the JSON schema of evaluation.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from fsmerge_cli.common.errors import ConfigError
 
 HELP = """usage: fsmerge schema
 
-Prints the JSON schema (draft 2020-12) of evaluation.json, the file that every merge writes.
+Prints the JSON schema (draft 2020-12) of evaluation.json, the file that every merge
+writes.
 
 example:
   fsmerge schema > evaluation.schema.json

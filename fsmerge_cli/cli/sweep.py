@@ -1,4 +1,4 @@
-"""Several jobs of one command: what each leaves behind, what a sweeper is told, and how a sweep ends."""
+"""Sweeps: the recorded result of each job, the objectives of a search, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from fsmerge_cli.runs.compare import RunEntry
 
 codes: list[int] = []
-"""Exit codes of the jobs of this process; Hydra's launchers give a sweep no other way to report them."""
+"""Exit codes of the jobs of this process, which Hydra's launchers do not report."""
 
 WEIGHTS = "task_weights"
 RATIO = 16.0
-"""How much more, or less, than source 1's task another one may weigh in a search."""
+"""Largest and smallest (1 / RATIO) task weight in a search, relative to the task of source 1."""
 
 
 def _each(sources: Any, value: str) -> list[str]:
@@ -47,29 +47,29 @@ def is_sweep() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def side_by_side(config: DictConfig | None = None) -> bool:
-    """Whether jobs share this terminal with others that run at the same time."""
+def parallel_jobs(config: DictConfig | None = None) -> bool:
+    """Whether several jobs run at the same time in this terminal."""
     hydra: Any = config.hydra if config is not None else HydraConfig.get()
     return "joblib" in str(OmegaConf.select(hydra, "launcher._target_"))
 
 
-def ended(row: Mapping[str, Any]) -> Any:
-    """Keep a job's outcome in the sweep's folder; what its sweeper is to be told.
+def record_job(row: Mapping[str, Any]) -> Any:
+    """Write the result of a job into the folder of its sweep; returns the objective for the sweeper.
 
-    Written by the job itself, which may be in another process or on another machine.
+    The job itself writes it, possibly in another process or on another machine.
     """
     codes.append(row["exit_code"])
     if not is_sweep():
         return row
-    told: Any = row
+    objective: Any = row
     if _optuna():
-        row, told = _objectives(row)
+        row, objective = _objectives(row)
     if is_main():
         folder = Path(HydraConfig.get().sweep.dir) / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{HydraConfig.get().job.num:05d}.json"
         path.write_text(json.dumps(row, indent=2) + "\n")
-    return told
+    return objective
 
 
 def _optuna(config: DictConfig | None = None) -> bool:
@@ -78,17 +78,18 @@ def _optuna(config: DictConfig | None = None) -> bool:
 
 
 def _objectives(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
-    """The outcome, and what Optuna maximises: every task's accuracy, or their mean; None of a job that failed."""
+    """The result, and what Optuna maximises: the accuracy of every task, or their mean; None for a failed job."""
     if row["exit_code"]:
         return row, None
     direction = HydraConfig.get().sweeper.direction
     several = isinstance(direction, Sequence) and not isinstance(direction, str)
     values = [*row["tasks"].values()] if several else [row["mean"]]
-    wanted = len(direction) if several else 1
-    if len(values) != wanted or None in values:
+    expected = len(direction) if several else 1
+    if len(values) != expected or None in values:
         error = (
-            f"sweep=optuna looks for {wanted} accuracies, and this run measured {len(row['tasks'])}. Give every "
-            "task labelled test images, or one `maximize` per one that has: hydra.sweeper.direction=[maximize,...]"
+            f"sweep=optuna maximises {expected} accuracies, but this run measured {len(row['tasks'])}. Give every "
+            "task labelled test images, or set one `maximize` per task that has them: "
+            "hydra.sweeper.direction=[maximize,...]"
         )
         sys.stderr.write(f"fsmerge: error: {error}\n")
         codes[-1] = ConfigError.exit_code
@@ -97,13 +98,13 @@ def _objectives(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
 
 
 def weigh(config: DictConfig, trial: Any) -> None:
-    """Optuna's hook: weights of the tasks relative to source 1's, where the command searches over nothing else."""
+    """Optuna's custom search space: the task weights relative to source 1, where the command gives no other."""
     if trial.params:
         return
     if WEIGHTS not in config.method:
         raise ConfigError(
             f"sweep=optuna: method={config.method.name} has no task weights, so there is nothing to search over. "
-            "Give a range: 'method.KEY=interval(0.1,1)' (or choice(...), range(...)), or take method=fs_merge."
+            "Give a range: 'method.KEY=interval(0.1,1)' (or choice(...), range(...)), or use method=fs_merge."
         )
     for i in range(len(config.models.sources)):
         low, high = (1.0, 1.0) if i == 0 else (1 / RATIO, RATIO)
@@ -111,32 +112,32 @@ def weigh(config: DictConfig, trial: Any) -> None:
 
 
 class SweepSummary(Callback):
-    """Hydra callback: one table, one CSV and one picture of all runs at the end of a sweep."""
+    """Hydra callback: one table, one CSV file and one plot of all runs at the end of a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget the jobs of an earlier sweep into the same folder."""
+        """Delete the recorded jobs of an earlier sweep in the same folder."""
         for path in (Path(config.hydra.sweep.dir) / "jobs").glob("*.json"):
             path.unlink()
         if _optuna(config):
-            from optuna.logging import set_verbosity  # its default tells every trial
+            from optuna.logging import set_verbosity  # by default it logs every trial
 
             set_verbosity(logging.WARNING)
-            logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # a job tells its error itself
-            warnings.filterwarnings("ignore", category=RuntimeWarning, module="optuna")  # of equal accuracies
+            logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # a job reports its error itself
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module="optuna")  # about equal accuracies
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table; write summary.csv and summary.svg, of a search pareto.csv and pareto.svg."""
+        """Print the table; write summary.csv and summary.svg, and for a search pareto.csv and pareto.svg."""
         folder = Path(config.hydra.sweep.dir)
         jobs = [json.loads(path.read_text()) for path in sorted((folder / "jobs").glob("*.json"))]
         if not jobs:
             return
         if not codes:  # the jobs ran in other processes
             codes.extend(job["exit_code"] for job in jobs)
-            for job in jobs if not side_by_side(config) else []:
+            for job in jobs if not parallel_jobs(config) else []:
                 sys.stderr.write(f"{job['run']}\nfsmerge: error: {job['error']}\n" if job["exit_code"] else "")
         searched = _optuna(config) or any(WEIGHTS in job["run"] for job in jobs)
         console = terminal.console()
-        console.print(tables.sweep_table(jobs))  # first: what follows may fail
+        console.print(tables.sweep_table(jobs))  # first, because writing files may fail
         files, notes = _written(folder, jobs, searched)
         for note in notes:
             console.print(Line(f"note: {note}"), soft_wrap=True)
@@ -145,7 +146,7 @@ class SweepSummary(Callback):
 
 
 def _written(folder: Path, jobs: Sequence[Mapping[str, Any]], searched: bool) -> tuple[list[str], list[str]]:
-    """Write what can be written; the files that are there now, and why others are not."""
+    """Write the summary files; returns the written files, and notes on those that could not be written."""
     files: list[str] = []
     notes: dict[str, None] = {}
 
@@ -156,16 +157,16 @@ def _written(folder: Path, jobs: Sequence[Mapping[str, Any]], searched: bool) ->
         except OSError as error:
             notes[f"{folder}/{name} could not be written: {error.strerror or error}"] = None
         except FsmergeError as error:
-            notes[f"no picture of the runs: {error}"] = None
+            notes[f"no plot of the runs: {error}"] = None
 
     tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
     done = [job for job in jobs if not job["exit_code"]]
     write("summary.csv", partial(_summary, jobs, tasks))
     if searched and len(tasks) > 1 and done and all(len(job["tasks"]) == len(tasks) for job in done):
         write("pareto.csv", partial(_front, done, tasks))
-        write("pareto.svg", partial(_front_picture, done, tasks))
+        write("pareto.svg", partial(_front_plot, done, tasks))
     if any(job["mean"] is not None and job["seconds"] for job in done):
-        write("summary.svg", partial(_picture, done))
+        write("summary.svg", partial(_plot, done))
     return files, list(notes)
 
 
@@ -184,7 +185,7 @@ def _front(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) 
     _write_csv(path, [["run", *tasks, "front", "folder"], *rows])
 
 
-def _front_picture(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) -> None:
+def _front_plot(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) -> None:
     from fsmerge_cli.reporting import plots
 
     values = [[job["tasks"][task] for task in tasks] for job in done]
@@ -192,7 +193,7 @@ def _front_picture(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path
     plots.plot_front(path, tasks, list(zip(_names(done), methods, values, plots.front(values))))
 
 
-def _picture(done: Sequence[Mapping[str, Any]], path: Path) -> None:
+def _plot(done: Sequence[Mapping[str, Any]], path: Path) -> None:
     from fsmerge_cli.reporting import plots
     from fsmerge_cli.runs import compare
 
@@ -217,7 +218,7 @@ def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _short(label: str) -> str:
-    """A label for a picture, its numbers to four places.
+    """A short label for a plot, with numbers rounded to four digits.
 
     >>> _short("method.lr=0.001234567890123 method.task_weights.1=2.0")
     'lr=0.001235 task_weights.1=2.0'

@@ -1,1 +1,1 @@
-"""What every room uses: errors, options, progress, seeds, hardware, writing."""
+"""Shared by all packages: errors, options, progress, seeding, hardware, atomic writing."""

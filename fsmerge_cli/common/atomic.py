@@ -1,4 +1,4 @@
-"""The only place that writes results: whole folders under a temporary name, then one rename."""
+"""Atomic writing of results: a folder or file is written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from torch import Tensor
 from fsmerge_cli.common.errors import CertificateError, OutputError, reason
 
 FINISHED = "evaluation.json"
-"""A run's folder is finished, and ours, when it holds this file."""
+"""A folder that contains this file is a finished run written by fsmerge."""
 
 
 @contextmanager
 def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Iterator[Path]:
-    """Reserve `folder` for one writer; yields an empty folder beside it that takes its name on success.
+    """Reserve `folder` for one writer; yields an empty temporary folder that is renamed to `folder` on success.
 
-    Raises OutputError where another run holds the folder, where it is finished and `overwrite` is off, where
-    it holds files that this package did not write, or where it cannot be written. finished: the file that marks
-    a folder as ours (None: it is ours whatever it holds). Nothing is left behind on failure, except what a
-    certificate refused: that lies beside `folder` as NAME.failed. An older result is only replaced by a complete
-    one. Errors of the caller's own block pass through as they are.
+    Raises OutputError where another run is writing the folder, where it holds a finished run and `overwrite` is
+    off, where it contains files that fsmerge did not write, or where it cannot be written. finished: the file that
+    marks a folder as written by fsmerge (None: any folder may be replaced). A failure leaves nothing behind,
+    except a model that fails a certificate: it is kept next to `folder` as NAME.failed. An existing result is
+    only replaced by a complete one. Exceptions raised inside the caller's block are passed on unchanged.
     """
     with ExitStack() as stack:
-        with explained(folder):
+        with output_errors(folder):
             folder = resolved(folder)
             stack.enter_context(_parents(folder))
             stack.enter_context(_lock(folder))
@@ -49,13 +49,13 @@ def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Ite
             shutil.rmtree(kept, ignore_errors=True)
             temporary.rename(kept)
             raise CertificateError(error.broken, str(kept)) from None
-        with explained(folder):
+        with output_errors(folder):
             _publish(temporary, folder)
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Say what stands in the way of writing `folder` in the user's words."""
+def output_errors(folder: Path) -> Iterator[None]:
+    """Turn system errors of writing `folder` into OutputError."""
     try:
         yield
     except Timeout:
@@ -78,42 +78,47 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def resolved(folder: Path) -> Path:
-    """The folder itself, behind links and ~. Raises OutputError where no path is meant."""
+    """The absolute path, with links and ~ resolved. Raises OutputError where the path is invalid."""
     try:
         return folder.expanduser().resolve()
-    except (ValueError, RuntimeError) as error:  # a zero byte, ~ of an unknown user, links in a circle
+    except (ValueError, RuntimeError) as error:  # a null byte, ~ of an unknown user, circular links
         raise OutputError(f"cannot write {folder}: {reason(error)}. Choose another output.dir=...") from None
 
 
 def check_file(path: Path, model: Path, overwrite: bool, key: str) -> Path:
-    """The file itself, which may be written beside a model. Raises OutputError, before anything is computed.
+    """The resolved path of an output file. Raises OutputError, before anything is computed.
 
-    key: that the user chose it with. A file that is there is only replaced with `overwrite`; nothing is written
-    into the folder of the model.
+    key: the option that sets the path. An existing file is only replaced with `overwrite`; a path inside the
+    folder of the model is refused.
     """
     path = resolved(path)
     if path.is_dir():
-        raise OutputError(f"{key}={path} is a folder. Give the name of a file.")
+        raise OutputError(f"{key}={path} is a folder. Give the path of a file.")
     if path.is_relative_to(model.resolve()):
-        raise OutputError(f"{key}={path} lies in the evaluated model, which stays as it is. Choose another.")
+        raise OutputError(
+            f"{key}={path} is inside the folder of the evaluated model, which must not change. Choose another "
+            "file."
+        )
     if not path.parent.is_dir():
-        raise OutputError(f"{key}={path}: there is no folder {path.parent}. Make it, or choose another.")
+        raise OutputError(
+            f"{key}={path}: the folder {path.parent} does not exist. Create it, or choose another file."
+        )
     if path.exists() and not overwrite:
         raise OutputError(
-            f"{key}={path} is there already. Pass output.overwrite=true to replace it, or choose another."
+            f"{key}={path} already exists. Pass output.overwrite=true to replace it, or choose another file."
         )
     return path
 
 
 @contextmanager
-def whole(path: Path, key: str) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place at the end of the block. Raises OutputError."""
+def replace_file(path: Path, key: str) -> Iterator[Path]:
+    """Yields a temporary path that replaces `path` at the end of the block. Raises OutputError."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         yield temporary
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {key}={path}: {reason(error)}. Choose another.") from None
+        raise OutputError(f"cannot write {key}={path}: {reason(error)}. Choose another file.") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -125,43 +130,43 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that a person can read, and a strict parser too (no NaN)."""
+    """Write indented, strictly valid JSON (no NaN)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8; what has no place in it (half characters, bytes of a file's name) as escapes."""
+    """Write UTF-8; characters that cannot be encoded (lone surrogates) are escaped."""
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
 def _parents(folder: Path) -> Iterator[None]:
-    """Make the folders above, and take away again those that a failed run leaves empty."""
-    made = [parent for parent in folder.parents if not parent.exists()]
+    """Create the parent folders; on failure, remove those that were created and are empty."""
+    created = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         with suppress(OSError):
-            for parent in made:
+            for parent in created:
                 parent.rmdir()
         raise
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Hold the lock beside `folder`; its file is removed while it is held, which filelock 4 notices."""
+    """Hold the lock of `folder`. Its file is removed while the lock is held, which filelock 4 detects."""
     path = folder.parent / f".{folder.name}.lock"
     with FileLock(path, timeout=0):
         try:
             yield
         finally:
-            with suppress(OSError):  # a system that keeps open files: the empty file stays
+            with suppress(OSError):  # systems that cannot remove open files keep the empty file
                 path.unlink()
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors wants them: on the CPU, contiguous, no storage shared, in a fixed order."""
+    """Tensors as safetensors requires them: on the CPU, contiguous, without shared storage, sorted by name."""
     return {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
 
 
@@ -174,7 +179,7 @@ def _check_free(folder: Path, overwrite: bool, finished: str | None) -> None:
         return
     if not (folder / finished).is_file():
         raise OutputError(
-            f"{folder} holds other files (no {finished}), so it is left alone. Choose another output.dir=..."
+            f"{folder} contains files but no {finished}, so it is not replaced. Choose another output.dir=..."
         )
     if not overwrite:
         raise OutputError(
@@ -184,7 +189,7 @@ def _check_free(folder: Path, overwrite: bool, finished: str | None) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Take away what a killed run left; we hold the lock. A result that it had moved aside comes back."""
+    """Remove the files of a killed run (the lock is held); restore a result that it had moved aside."""
     old = _aside(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)

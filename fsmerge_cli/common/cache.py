@@ -1,4 +1,4 @@
-"""The user's cache folder, and the table of features in it: found again by what they were made from."""
+"""The user's cache folder, and the feature tables in it, each under the hash of what it was computed from."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from filelock import FileLock
 from torch import Tensor
 
 LIMIT = 10 * 2**30
-"""Bytes that the features of all runs may take; the entries that were used longest ago go first."""
+"""Maximum size of the feature cache in bytes; the least recently used entries are removed first."""
 
-SEAL = hashlib.sha256().digest_size
-"""Bytes at the end of an entry: the SHA-256 of its numbers."""
+CHECKSUM_BYTES = hashlib.sha256().digest_size
+"""Length of the SHA-256 checksum at the end of an entry."""
 
 
 def cache_folder() -> Path:
-    """Where embedded sources and features lie: `FSMERGE_CACHE`, or the user's cache folder."""
-    chosen = os.environ.get("FSMERGE_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fsmerge")
+    """The folder of embedded sources and features: `FSMERGE_CACHE`, or the user's cache folder."""
+    path = os.environ.get("FSMERGE_CACHE")
+    return Path(path).expanduser() if path else platformdirs.user_cache_path("fsmerge")
 
 
 def feature_folder() -> Path:
-    """The part of the cache that holds features; it may be deleted at any time."""
+    """The folder of cached features; it may be deleted at any time."""
     return cache_folder() / "features"
 
 
-def stored(key: str, shape: tuple[int, int], make: Callable[[], Iterable[Tensor]]) -> Tensor:
-    """The fp32 table [n, d] called `key`, memory-mapped: found, or made once and written.
+def cached_table(key: str, shape: tuple[int, int], make: Callable[[], Iterable[Tensor]]) -> Tensor:
+    """The memory-mapped fp32 table [n, d] under `key`: read from the cache, or computed and written.
 
-    make: yields the rows in order, some at a time, [m, d] on any device. An entry that is cut off or holds
-    other numbers than were written is made again. A second process waits for the first. Raises OSError where
-    the folder cannot be written or is full, and whatever `make` raises; nothing half is left behind.
+    make: yields consecutive rows in batches, [m, d] on any device. A truncated entry, or one whose checksum does
+    not match, is computed again. A second process waits for the first. Raises OSError where the folder cannot be
+    written or the disk is full, and whatever `make` raises; no partial entry is left behind.
     """
     folder = feature_folder()
     path = folder / f"{key}.npy"
-    found = _open(path, shape)  # needs no lock, nor a folder that can be written: entries appear whole
+    found = _open(path, shape)  # needs neither a lock nor write access: entries appear atomically
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def stored(key: str, shape: tuple[int, int], make: Callable[[], Iterable[Tensor]
             _write(temporary, shape, make())
             made = _open(temporary, shape)
             if made is None:
-                raise OSError(f"{temporary} does not hold what was written")
+                raise OSError(f"{temporary} cannot be read back as written")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -64,23 +64,23 @@ def stored(key: str, shape: tuple[int, int], make: Callable[[], Iterable[Tensor]
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock; its file is removed while it is held, which filelock 4 notices."""
+    """Hold a lock. Its file is removed while the lock is held, which filelock 4 detects."""
     with FileLock(path):
         try:
             yield
         finally:
-            with suppress(OSError):  # a system that keeps open files: the empty file stays
+            with suppress(OSError):  # systems that cannot remove open files keep the empty file
                 path.unlink()
 
 
 def _write(path: Path, shape: tuple[int, int], parts: Iterable[Tensor]) -> None:
-    """Numpy's .npy format, then the seal. Written, not mapped: a full disk would kill a mapping process."""
+    """NumPy's .npy format plus a checksum. Not written by a memory map: a full disk would kill the process."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        if hasattr(os, "posix_fallocate"):  # a full disk is noticed before the work
-            os.posix_fallocate(file.fileno(), 0, file.tell() + shape[0] * shape[1] * 4 + SEAL)
+        if hasattr(os, "posix_fallocate"):  # a full disk is detected before the computation
+            os.posix_fallocate(file.fileno(), 0, file.tell() + shape[0] * shape[1] * 4 + CHECKSUM_BYTES)
         for part in parts:
             rows = part.detach().cpu().contiguous().numpy().astype("<f4", copy=False).data
             digest.update(rows)
@@ -89,26 +89,26 @@ def _write(path: Path, shape: tuple[int, int], parts: Iterable[Tensor]) -> None:
 
 
 def _open(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """The table in `path`; None where there is none, or not a whole one of this shape."""
+    """The table in `path`; None where it is missing, damaged or of another shape."""
     try:
         table = np.lib.format.open_memmap(path, mode="c")  # "c": changes stay in this process
         with path.open("rb") as file:
-            file.seek(-SEAL, os.SEEK_END)
-            seal = file.read()
+            file.seek(-CHECKSUM_BYTES, os.SEEK_END)
+            checksum = file.read()
     except (OSError, ValueError, EOFError):
         return None
-    whole = table.shape == shape and table.dtype == np.dtype("<f4") and table.flags.c_contiguous
-    if not whole or hashlib.sha256(table.data).digest() != seal:
+    valid = table.shape == shape and table.dtype == np.dtype("<f4") and table.flags.c_contiguous
+    if not valid or hashlib.sha256(table.data).digest() != checksum:
         return None
     with suppress(OSError):
-        os.utime(path)  # the time of its last use
+        os.utime(path)  # record the last use
     return torch.from_numpy(table)
 
 
 def _make_room(folder: Path, keep: Path) -> None:
-    """Remove what was used longest ago until the folder holds no more than LIMIT; never `keep`.
+    """Remove the least recently used entries until the folder is within LIMIT; never `keep`.
 
-    Who has a removed entry open keeps it: the file lives until the mapping ends.
+    A process that has a removed entry mapped can still read it.
     """
     entries = []
     for path in folder.iterdir():

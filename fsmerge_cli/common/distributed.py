@@ -1,7 +1,7 @@
-"""Several processes in one run: which of them this is, and what they tell each other.
+"""Several processes in one run: the rank of this process, and their communication.
 
-torchrun or submitit starts the processes, PyTorch's process group joins them and its DistributedDataParallel
-trains. Torch and submitit are imported where they are used: the command line asks for its rank without them.
+torchrun or submitit starts the processes; PyTorch's process group and DistributedDataParallel connect them. Torch
+and submitit are imported where they are used, so that the command line can read its rank without them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One process among those that were started: rank of size, and local_rank of local_size on its machine."""
+class ProcessRank:
+    """The rank of a process: rank of size overall, local_rank of local_size on its machine."""
 
     rank: int = 0
     size: int = 1
@@ -32,55 +32,55 @@ class Place:
     local_size: int = 1
 
 
-def place() -> Place | None:
-    """What the environment of torchrun or of a submitit job says; None where nobody started several processes."""
+def process_rank() -> ProcessRank | None:
+    """The rank set by torchrun or a submitit job; None where the process was started directly."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
         local_rank, local_size = os.environ.get("LOCAL_RANK", rank), os.environ.get("LOCAL_WORLD_SIZE", size)
-        return Place(int(rank), int(size), int(local_rank), int(local_size))
+        return ProcessRank(int(rank), int(size), int(local_rank), int(local_size))
     if "SUBMITIT_EXECUTOR" in os.environ:
         from submitit import JobEnvironment
 
         job = JobEnvironment()
-        return Place(job.global_rank, job.num_tasks, job.local_rank, job.num_tasks // job.num_nodes)
+        return ProcessRank(job.global_rank, job.num_tasks, job.local_rank, job.num_tasks // job.num_nodes)
     return None
 
 
-def started(distributed: bool) -> Place:
-    """The place of this process in a run; raises ConfigError where the option and the environment disagree."""
-    here = place()
+def checked_rank(distributed: bool) -> ProcessRank:
+    """The rank of this process; raises ConfigError where the option contradicts the environment."""
+    here = process_rank()
     if distributed and here is None:
         raise ConfigError(
-            "hardware.distributed=true: this process was started alone. Start N of them with\n"
+            "hardware.distributed=true: only one process was started. Start N processes with\n"
             "  torchrun --nproc-per-node=N -m fsmerge_cli merge ... hardware=multi_gpu\n"
             "or let a cluster start them: fsmerge merge --multirun ... hardware=slurm"
         )
     if not distributed and here is not None and here.size > 1:
         raise ConfigError(
-            f"{here.size} processes were started, but each of them would do the same. Pass hardware=multi_gpu "
-            "(or hardware.distributed=true) to share the work, or start one process."
+            f"{here.size} processes were started, and each of them would run the whole merge. Pass "
+            "hardware=multi_gpu (or hardware.distributed=true) to split the work, or start one process."
         )
-    return here or Place()
+    return here or ProcessRank()
 
 
 def is_main() -> bool:
-    """Whether this process writes, logs and speaks for all: rank 0, or the only one."""
-    here = place()
+    """Whether this process writes files and prints messages: rank 0, or the only process."""
+    here = process_rank()
     return here is None or here.rank == 0
 
 
 def outcome(error: Exception) -> tuple[str, int]:
-    """What this process shows of an error, and its exit code.
+    """The text that this process prints for an error, and its exit code.
 
-    An error raised on purpose is raised by all processes, and rank 0 tells it. The others end well: torchrun
-    kills all processes when it sees one fail, which may be before rank 0 has spoken.
+    An FsmergeError is raised by all processes and printed by rank 0. The others exit with 0: torchrun kills all
+    processes when one fails, possibly before rank 0 has printed the message.
     """
     return describe(error) if is_main() or not isinstance(error, FsmergeError) else ("", 0)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that share a run; alone, nothing is sent and every tensor stays as it is."""
+    """The processes of a run. With a single process nothing is communicated and tensors are returned unchanged."""
 
     rank: int = 0
     size: int = 1
@@ -90,12 +90,12 @@ class World:
         """Whether this process writes, logs and evaluates."""
         return self.rank == 0
 
-    def share(self, rows: Tensor) -> Tensor:
-        """The part of global rows [n] that falls to this process: every size-th, from its rank on."""
+    def shard(self, rows: Tensor) -> Tensor:
+        """The rows of this process among all rows [n]: every size-th row, starting at its rank."""
         return rows[self.rank :: self.size]
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, the same on each."""
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, returned on each (all-reduce)."""
         if self.size == 1:
             return values
         from torch import distributed
@@ -104,25 +104,25 @@ class World:
         distributed.all_reduce(values)
         return values
 
-    def first(self, values: Tensor) -> Tensor:
-        """Rank 0's tensor, on each."""
-        return self.total(values if self.main else values.new_zeros(values.shape))
+    def broadcast(self, values: Tensor) -> Tensor:
+        """The tensor of rank 0, returned on each process."""
+        return self.sum(values if self.main else values.new_zeros(values.shape))
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over the processes, and rank 0's parameters at the start."""
+        """The module in DistributedDataParallel: gradients averaged, initial parameters from rank 0."""
         if self.size == 1:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
-        # Of a class token [1, 1, d], whose strides over axes of one entry are anybody's: nothing to be said.
+        # Raised for a class token [1, 1, d]: strides of axes with one entry are arbitrary, so this is harmless.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)  # gradients lie in memory once
+        return DistributedDataParallel(module, gradient_as_bucket_view=True)  # gradients are stored once
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """A block that may fail on one process alone: then it fails on all of them, with the same message.
+    def synchronized(self) -> Iterator[None]:
+        """If the block fails on one process, it fails on all of them with the same message.
 
-        No process leaves the block before all have come to its end. Nothing inside may wait for the others.
+        All processes wait for each other at the end of the block. Nothing inside may wait for other processes.
         """
         failure: Exception | None = None
         try:
@@ -135,22 +135,22 @@ class World:
             return
         from torch import distributed
 
-        found: list[tuple[int, str, bool] | None] = [None] * self.size
+        errors: list[tuple[int, str, bool] | None] = [None] * self.size
         own = failure and (self.rank, str(failure), isinstance(failure, UserError))
-        distributed.all_gather_object(found, own)  # type: ignore[misc]
+        distributed.all_gather_object(errors, own)  # type: ignore[misc]
         if failure is not None:
             raise failure
-        for rank, text, user in filter(None, found):
+        for rank, text, user in filter(None, errors):
             raise UserError(text) if user else FsmergeError(f"process {rank} failed: {text}")
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 _runs = itertools.count()
 
 
 @cache
-def _meeting_point() -> Store:
-    """Where the processes find each other; torchrun's takes a second group only under another name."""
+def _rendezvous_store() -> Store:
+    """The store through which the processes connect; with torchrun, every group needs a name of its own."""
     from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
     store: Store = next(rendezvous("env://"))[0]
@@ -159,26 +159,26 @@ def _meeting_point() -> Store:
 
 @contextmanager
 def join(distributed: bool) -> Iterator[World]:
-    """Join the processes of this run for the time of the block. Raises ConfigError as :func:`started` does."""
-    here = started(distributed)
+    """Connect the processes of this run during the block. Raises ConfigError as :func:`checked_rank` does."""
+    here = checked_rank(distributed)
     if here.size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     import torch
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-    if "RANK" not in os.environ:  # a submitit job: put what torch reads into the environment
+    if "RANK" not in os.environ:  # a submitit job: set the environment variables that torch reads
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-    # Messages lie on the CPU, gradients where the model is.
+    # Objects are sent from the CPU, gradients from the device of the model.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store = PrefixStore(f"run {next(_runs)}", _meeting_point())
+    store = PrefixStore(f"run {next(_runs)}", _rendezvous_store())
     torch.distributed.init_process_group(backend, store=store, rank=here.rank, world_size=here.size)
     try:
         yield World(here.rank, here.size)
     except FsmergeError:
-        torch.distributed.destroy_process_group()  # raised by all
+        torch.distributed.destroy_process_group()  # raised by all processes
         raise
-    # After any other error the others may be waiting for this process, and leaving would wait for them.
+    # Not after other errors: the other processes may be waiting for this one, so destroying the group would block.
     torch.distributed.destroy_process_group()

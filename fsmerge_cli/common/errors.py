@@ -1,18 +1,18 @@
-"""What can go wrong, and how it is said.
+"""The exceptions of fsmerge and their messages.
 
     FsmergeError
     ├── UserError            the user's input; exit code 2, no traceback
     │   ├── ConfigError      a key, a value, a name on the command line or in a YAML file
-    │   ├── SourceError      a checkpoint that cannot be read or does not hold what it should
-    │   ├── MismatchError    sources that cannot be merged with each other
+    │   ├── SourceError      a checkpoint that cannot be read or has unexpected content
+    │   ├── MismatchError    sources that cannot be merged
     │   ├── DataError        images or labels
-    │   └── OutputError      the folder to be written
-    ├── TrainingError        the run itself failed; exit code 1
-    │   └── DivergedError    its loss is not finite
-    └── CertificateError     the written model is not the one that was made; exit code 1
-    Interrupted (a KeyboardInterrupt): asked to stop, and what was done is saved; exit code 130
+    │   └── OutputError      the output folder or file
+    ├── TrainingError        training failed; exit code 1
+    │   └── DivergedError    the loss is not finite
+    └── CertificateError     the written model differs from the merged model; exit code 1
+    Interrupted (a KeyboardInterrupt): stopped by a signal, training state saved; exit code 130
 
-Every message says what is wrong, where, which options there are and what to do next.
+Every message states what is wrong, where, which options are available and what to do next.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FsmergeError(Exception):
 
 
 class UserError(FsmergeError):
-    """Something in the user's input; the message is all the user needs."""
+    """An error in the user's input; the message is shown without a traceback."""
 
     exit_code = 2
 
@@ -40,7 +40,7 @@ class ConfigError(UserError):
 
 
 class SourceError(UserError):
-    """A checkpoint that cannot be read or does not hold what it should."""
+    """A checkpoint that cannot be read or has unexpected content."""
 
 
 class MismatchError(UserError):
@@ -61,11 +61,11 @@ class DataError(UserError):
 
 
 class OutputError(UserError):
-    """The folder to be written is in use, finished already or not writable."""
+    """The output folder is in use, holds a finished run or is not writable."""
 
 
 class TrainingError(FsmergeError):
-    """The training itself failed, for example because the loss became NaN."""
+    """Training failed, for example because the loss became NaN."""
 
 
 class DivergedError(TrainingError):
@@ -73,7 +73,7 @@ class DivergedError(TrainingError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user, or the system, asked the run to stop, and the state of its training is on disk."""
+    """A signal from the user or the system stopped the run; its training state is on disk."""
 
     def __init__(self, reached: str, signal: int = 2) -> None:
         self.exit_code: int = 128 + signal
@@ -81,43 +81,43 @@ class Interrupted(KeyboardInterrupt):
 
 
 class CertificateError(FsmergeError):
-    """A written model that is not the one that was made; `broken` lists every certificate that does not hold."""
+    """The written model differs from the merged model; `broken` lists every failed certificate."""
 
     def __init__(self, broken: Iterable[str], kept: str = "") -> None:
         self.broken = tuple(broken)
         lines = "\n".join(f"  - {certificate}" for certificate in self.broken)
-        where = f" What was written lies in {kept} for inspection." if kept else ""
+        where = f" The written files are kept in {kept} for inspection." if kept else ""
         super().__init__(
-            f"the written model is not the one that was made, so it is not saved:\n{lines}\n"
-            f"This is a fault of the machine or of fsmerge, not of your input.{where} Run it again, and report it "
-            "if it comes back."
+            f"the written model differs from the merged model, so it is not saved:\n{lines}\n"
+            f"This is a hardware fault or a bug in fsmerge, not an error in your input.{where} Run the command "
+            "again, and report the bug if it recurs."
         )
 
 
 def describe(error: Exception) -> tuple[str, int]:
-    """What to show on standard error and the exit code; a traceback only where it helps (or FSMERGE_DEBUG=1)."""
+    """The text for standard error and the exit code; a traceback only for bugs (or with FSMERGE_DEBUG=1)."""
     known = isinstance(error, FsmergeError)
     shown = not known or os.environ.get("FSMERGE_DEBUG") == "1"
     trace = "".join(traceback.format_exception(error)) if shown else ""
     if isinstance(error, FsmergeError):
         return f"{trace}fsmerge: error: {printable(str(error))}\n", error.exit_code
-    if isinstance(error, MemoryError) and str(error):  # of one process among several, so each tells its own
+    if isinstance(error, MemoryError) and str(error):  # of one process among several: each reports its own
         return f"fsmerge: error: {error}\n", 1
     return f"{trace}fsmerge: this is a bug in fsmerge; please report it with the lines above\n", 1
 
 
 def reason(error: Exception) -> str:
-    """What the system says was wrong, without its number, as a part of a sentence."""
+    """The system's error text without its number, as part of a sentence."""
     return str(getattr(error, "strerror", None) or error).strip().rstrip(".")
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error of another library says, or its kind where it says nothing."""
+    """The first line of another library's error message, or the error's type where the message is empty."""
     return next(iter(reason(error).splitlines()), type(error).__name__)
 
 
 def printable(text: str) -> str:
-    r"""`text` with control characters as escapes: names from a file must not steer the terminal.
+    r"""`text` with control characters as escapes: names from a file must not control the terminal.
 
     >>> printable("fc0" + chr(27) + "[2J")
     'fc0\\x1b[2J'
@@ -127,7 +127,7 @@ def printable(text: str) -> str:
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> str:
-    """Message for an unknown `name`: the nearest option first, then all of them.
+    """Message for an unknown `name`: the closest match first, then all options.
 
     >>> unknown("method", "fs_merg", ["average", "fs_merge"])
     "unknown method 'fs_merg'. Did you mean 'fs_merge'? Available: average, fs_merge."
@@ -148,11 +148,11 @@ RENAMED = {
     "release_lr": "finetune_lr",
     "unrelated": "auxiliary",
 }
-"""Keys of options by their old names."""
+"""Old name of an option key -> its current name."""
 
 
 def unknown_key(place: str, name: str, options: Iterable[str]) -> str:
-    """Message for a key that `place` ("": the top) does not have; a renamed one is answered with its new name.
+    """Message for a key that `place` ("": the top level) does not have; for a renamed key, its new name.
 
     >>> unknown_key("method", "mix", ["mixup", "steps"])
     'method.mix is now called method.mixup. Write method.mixup=...'

@@ -1,4 +1,4 @@
-"""Where the computing happens: device, precision, threads, loader workers."""
+"""Options of the hardware group: device, precision, threads, loader workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.common.distributed import Place, started
+from fsmerge_cli.common.distributed import ProcessRank, checked_rank
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, Count, Flag, Positive, Text
 
@@ -24,15 +24,14 @@ from fsmerge_cli.common.options import FORBID, Count, Flag, Positive, Text
 class Hardware:
     """Fields of the `hardware` group.
 
-    device: auto (a GPU where there is one), cpu, cuda or cuda:N. precision: of the forward and backward pass;
-    auto takes bf16 on a GPU and fp32 elsewhere; maps and optimiser stay fp32. threads: CPU threads (null: as
-    torch chooses). workers: processes that read images (0: the main process). eval_batch: images per batch
-    where nothing is trained. features: where the sources' features are kept while a method trains: disk (a
-    memory-mapped cache, shared by runs), memory, or live (nothing kept, computed again at every step).
-    compile: torch.compile of the trained network. checkpointing: activations of a block are computed again in
-    the backward pass, and FS-Merge folds one block at a time. distributed: the processes that torchrun or a
-    cluster started share every batch. deterministic: refuse operations without a deterministic form; runs on
-    the CPU repeat to the byte without it.
+    device: auto (a GPU if available), cpu, cuda or cuda:N. precision: of the forward and backward pass; auto uses
+    bf16 on a GPU and fp32 on the CPU; maps and optimizer state stay fp32. threads: CPU threads (null: torch's
+    default). workers: processes that load images (0: the main process). eval_batch: images per batch outside of
+    training. features: where the sources' features are kept during training: disk (a memory-mapped cache, shared
+    by runs), memory, or live (computed again at every step). compile: torch.compile of the trained network.
+    checkpointing: recompute the activations of a block in the backward pass, and fold FS-Merge one block at a
+    time. distributed: split every batch over the processes that torchrun or a cluster started. deterministic:
+    refuse operations without a deterministic implementation; CPU runs are byte-identical without it.
     """
 
     device: Text = "auto"
@@ -47,23 +46,23 @@ class Hardware:
     deterministic: Flag = False
 
     def __post_init__(self) -> None:
-        """Refuse what excludes each other."""
+        """Refuse options that cannot be combined."""
         if self.compile and self.checkpointing:
             raise ValueError(
-                "hardware.compile and hardware.checkpointing exclude each other. Pass compile=true for speed or "
+                "hardware.compile and hardware.checkpointing cannot be combined. Pass compile=true for speed or "
                 "checkpointing=true for memory."
             )
 
     def resolve(self) -> torch.device:
-        """The device that this process uses. Raises ConfigError where it is unknown or not there."""
-        here = started(self.distributed)
+        """The device of this process. Raises ConfigError where it is unknown or not available."""
+        here = checked_rank(self.distributed)
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             device = torch.device(name)
         except RuntimeError:
-            raise ConfigError(f"hardware.device={name!r}: give auto, cpu, cuda or cuda:N.") from None
+            raise ConfigError(f"hardware.device={name!r}: use auto, cpu, cuda or cuda:N.") from None
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "hardware.device=cuda: no CUDA device is visible. Pass hardware=cpu, or install a torch build "
@@ -71,10 +70,10 @@ class Hardware:
             )
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ConfigError(
-                f"hardware.device={name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0."
+                f"hardware.device={name}: this machine has {_devices(torch.cuda.device_count())}, numbered from 0."
             )
         if device.type not in ("cpu", "cuda"):
-            raise ConfigError(f"hardware.device={name!r}: give auto, cpu, cuda or cuda:N.")
+            raise ConfigError(f"hardware.device={name!r}: use auto, cpu, cuda or cuda:N.")
         return _own_device(device, here) if device.type == "cuda" and here.size > 1 else device
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
@@ -86,7 +85,7 @@ class Hardware:
         return self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
 
     def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`function` through torch.compile where `compile` is on; ConfigError where it cannot be compiled."""
+        """`function` compiled by torch.compile where `compile` is on; ConfigError where compilation fails."""
         if not self.compile:
             return function
         inner = torch.compile(function)
@@ -95,20 +94,20 @@ class Hardware:
             from torch._dynamo.exc import TorchDynamoException  # slow to import
 
             try:
-                with warnings.catch_warnings():  # the compiler looks at .grad of folded weights, which have none
+                with warnings.catch_warnings():  # the compiler reads .grad of folded weights, which have none
                     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
                     return inner(*args, **kwargs)
             except TorchDynamoException as error:
                 raise ConfigError(
-                    "hardware.compile=true: torch cannot compile here, which takes a C++ compiler on the CPU and "
-                    f"Triton on a GPU ({' '.join(str(error).split())[:200]}). Pass hardware.compile=false."
+                    "hardware.compile=true: torch.compile failed; it needs a C++ compiler on the CPU and Triton "
+                    f"on a GPU ({' '.join(str(error).split())[:200]}). Pass hardware.compile=false."
                 ) from error
 
         return run
 
     @contextmanager
     def session(self) -> Iterator[torch.device]:
-        """Apply the settings for one run and put the process back as it was afterwards."""
+        """Apply the settings during the block, and restore the previous ones afterwards."""
         device = self.resolve()
         before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         convolutions = torch.backends.cudnn.allow_tf32
@@ -118,9 +117,9 @@ class Hardware:
             if self.deterministic:  # cuBLAS reads this before its first call
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(self.deterministic)
-            if device.index is not None:  # what is sent or recorded without a tensor of ours lies here
+            if device.index is not None:  # the default device of communication and CUDA events
                 torch.cuda.set_device(device)
-            # fp32 means fp32: by default cuDNN rounds what a convolution reads to 10 bits.
+            # Full fp32: by default cuDNN rounds the inputs of a convolution to TF32 (10 bits).
             torch.backends.cudnn.allow_tf32 = False
             yield device
         finally:
@@ -129,31 +128,33 @@ class Hardware:
             torch.use_deterministic_algorithms(before[1])
 
 
-def _own_device(device: torch.device, here: Place) -> torch.device:
+def _own_device(device: torch.device, here: ProcessRank) -> torch.device:
     """One CUDA device per process of a machine."""
     count = torch.cuda.device_count()
     if device != torch.device("cuda"):
         raise ConfigError(
-            f"hardware.device={device}: {here.size} processes cannot share one device. Pass hardware.device=cuda; "
-            "each takes its own."
+            f"hardware.device={device}: {here.size} processes cannot share one device. Pass hardware.device=cuda, "
+            "which gives every process a device of its own."
         )
-    if count == 1 and "SUBMITIT_EXECUTOR" in os.environ:  # the cluster shows each task its own device alone
+    if count == 1 and "SUBMITIT_EXECUTOR" in os.environ:  # the cluster shows each task only its own device
         return torch.device("cuda", 0)
     if here.local_size > count:
         raise ConfigError(
-            f"{here.local_size} processes were started on a machine with {count} CUDA devices. Start one per "
+            f"{here.local_size} processes were started on a machine with {_devices(count)}. Start one per "
             "device: torchrun --nproc-per-node=gpu ..."
         )
     return torch.device("cuda", here.local_rank)
 
 
+def _devices(count: int) -> str:
+    return f"{count} CUDA device{'' if count == 1 else 's'}"
+
+
 def peak_memory(device: torch.device) -> int | None:
-    """Largest memory that this process has held so far, in bytes: of the GPU, or resident (None: not counted)."""
+    """Peak memory of this process in bytes: GPU memory, or resident memory (None: not available)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    with suppress(
-        OSError, StopIteration
-    ):  # Linux; the other count may be that of the process that started this one
+    with suppress(OSError, StopIteration):  # Linux; ru_maxrss there may include the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     try:

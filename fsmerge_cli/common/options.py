@@ -1,4 +1,4 @@
-"""Typed options: a frozen dataclass is built from plain keys and values, or every mistake is said at once."""
+"""Typed options: builds a frozen dataclass from keys and values, and reports every mistake at once."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 
 TARGET = "_target_"
-"""Hydra's key for a class to be called; trusted in its own `hydra:` node alone."""
+"""Hydra's key for a class to instantiate; only allowed in the `hydra:` node."""
 
 T = TypeVar("T")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """An instance of the pydantic dataclass `cls` from `values`; `where` is the key it stands under ("": none).
+    """An instance of the pydantic dataclass `cls` from `values`; `where` is the key of `values` ("": none).
 
-    Raises ConfigError naming every unknown key (with the nearest one), wrong type and value out of range.
+    Raises ConfigError listing every unknown key (with the closest match), wrong type and value out of range.
     """
     _mapping(values, where)
     try:
@@ -40,7 +40,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def choose(registry: Mapping[str, type[T]], values: Mapping[str, Any], kind: str) -> T:
-    """Build the entry of `registry` that `values["name"]` asks for."""
+    """An instance of the entry of `registry` named `values["name"]`."""
     _mapping(values, kind)
     name = values.get("name")
     if not isinstance(name, str):
@@ -51,16 +51,16 @@ def choose(registry: Mapping[str, type[T]], values: Mapping[str, Any], kind: str
 
 
 def refuse_code(values: object, where: str) -> None:
-    """Raise ConfigError where a key, however deep, is not a text or names Python to be called."""
+    """Raise ConfigError where a key at any depth is not a string, or is Hydra's key for calling Python code."""
     pairs = values.items() if isinstance(values, Mapping) else enumerate(values if _listed(values) else ())
     for key, value in pairs:
         place = f"{where}.{key}".lstrip(".")
         if isinstance(values, Mapping) and not isinstance(key, str):
-            raise ConfigError(f"{place}: the key {key!r} is not a text. Quote it, or take it away.")
+            raise ConfigError(f"{place}: the key {key!r} is not a string. Quote it or remove it.")
         if key == TARGET:
             raise ConfigError(
-                f"{place}={value!r}: a configuration of fsmerge names no Python to be called. Choose by name "
-                "(`fsmerge list` shows the names) and take the key away."
+                f"{place}={value!r}: a configuration cannot call Python code. Remove the key and choose by name "
+                "(`fsmerge list` shows the names)."
             )
         refuse_code(value, place)
 
@@ -76,7 +76,7 @@ def _mapping(values: object, where: str) -> None:
 
 
 def _sentences(error: ValidationError, where: str, cls: type[Any]) -> list[str]:
-    """One sentence per key; a value may fail in each way that its type allows."""
+    """One sentence per key; for a value of a union type, the expectations of all its types."""
     sentences: list[str] = []
     expected: dict[tuple[str, str], list[str]] = {}
     for item in error.errors():
@@ -87,18 +87,18 @@ def _sentences(error: ValidationError, where: str, cls: type[Any]) -> list[str]:
             sentences.append(unknown_key(place, name, [f.name for f in fields(owner)]))
         elif item["type"].startswith("missing"):
             sentences.append(f"{path} is missing.")
-        elif item["type"] == "value_error":  # from a check over several fields, already in the user's words
+        elif item["type"] == "value_error":  # from a check over several fields, already a full message
             sentences.append(item["msg"].removeprefix("Value error, "))
         else:
-            expected.setdefault((path, f"got {item['input']!r}"), []).append(_wanted(item["msg"]))
+            expected.setdefault((path, f"got {item['input']!r}"), []).append(_expectation(item["msg"]))
     for (path, got), messages in expected.items():
-        wanted = " or ".join(dict.fromkeys(messages)).replace(" or be ", " or ")
-        sentences.append(f"{path}: should {wanted}, {got}.")
+        expectation = " or ".join(dict.fromkeys(messages)).replace(" or be ", " or ")
+        sentences.append(f"{path}: should {expectation}, {got}.")
     return sentences
 
 
 def _path(loc: Sequence[int | str], where: str, cls: type[Any]) -> tuple[str, type[Any]]:
-    """The dotted key of a mistake and the dataclass it stands in; parts that name a tried type are left out."""
+    """The dotted key of a mistake and the dataclass it belongs to; parts that name a union type are left out."""
     parts, owner = [where] if where else [], cls
     inner: Any = cls
     for number, part in enumerate(loc):
@@ -114,7 +114,7 @@ def _types(hint: Any) -> list[Any]:
     return [hint, *(inner for argument in get_args(hint) for inner in _types(argument))]
 
 
-def _wanted(message: str) -> str:
+def _expectation(message: str) -> str:
     """Pydantic's "Input should be a valid integer" -> "be a valid integer"."""
-    wanted = re.sub(r"^\w+ should ", "", message)
-    return re.sub(r" after validation, not \d+$", "", wanted)
+    expectation = re.sub(r"^\w+ should ", "", message)
+    return re.sub(r" after validation, not \d+$", "", expectation)

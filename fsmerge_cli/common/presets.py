@@ -1,4 +1,4 @@
-"""The shipped YAML files without Hydra: for `fsmerge list`, for error messages and for the Python API."""
+"""The shipped YAML files, read without Hydra for `fsmerge list`, error messages and the Python API."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fsmerge_cli.common.errors import ConfigError, unknown
 
 GROUPS = ("models", "data", "method", "hardware")
 SWEEPS = ("launcher", "sweep")
-"""Groups that set Hydra's keys alone: how and where the jobs of --multirun are started."""
+"""Groups that only set keys of Hydra: how and where the jobs of --multirun run."""
 
 PACKAGE = "fsmerge_cli.configs"
 DATA_KEY = "override /data@_global_.data"
-"""How a models file names its images in its defaults list; +models=NAME comes last there, so it may override."""
+"""The key by which a models file sets its data set; +models=NAME is composed last, so it may override data."""
 
 
 def names(group: str) -> list[str]:
@@ -26,15 +26,15 @@ def names(group: str) -> list[str]:
 
 
 def summary(group: str, name: str) -> str:
-    """What an option is, in the one line its file begins with (below Hydra's `@package`, which must be first)."""
+    """The description of an option: the first line of its file (after Hydra's `@package` line)."""
     lines = _files(group)[name].read_text().splitlines()
     return next(line for line in lines if not line.startswith("# @")).removeprefix("# ").strip()
 
 
 def load(group: str, name: str) -> dict[str, Any]:
-    """The keys and values of an option, its defaults list left out. Raises ConfigError for an unknown name.
+    """The keys and values of an option without its defaults list. Raises ConfigError for an unknown name.
 
-    An option that also sets keys of Hydra's (`@package _global_`) has its own under the group's name.
+    An option that also sets keys of Hydra (`@package _global_`) has its own keys under the name of its group.
     """
     values = _read(group, name)
     values.pop("defaults", None)
@@ -42,7 +42,7 @@ def load(group: str, name: str) -> dict[str, Any]:
 
 
 def default_data(models: str) -> str | None:
-    """The data set that a models file brings along in its defaults list, if any."""
+    """The data set that a models file sets in its defaults list, if any."""
     for entry in _read("models", models).get("defaults", []):
         if isinstance(entry, dict) and DATA_KEY in entry:
             return str(entry[DATA_KEY])

@@ -1,4 +1,4 @@
-"""How the core tells its caller what it is doing: one callback, no printing."""
+"""Progress events: the library reports to one callback and prints nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Event:
-    """One step of a phase: `done` of `total` (0: unknown), with values worth showing (loss, ...).
+    """Progress of a phase: `done` of `total` steps (0: unknown), with values to show (loss, ...).
 
-    images: how many images one unit of `done` stands for (0: none), so that a rate can be told. A phase whose
-    `done` falls has begun again. Something to be noted is a phase of its own: 1 of 1.
+    images: images per unit of `done` (0: none), for the throughput. A phase whose `done` decreases has restarted.
+    A note is reported as a phase of one step.
     """
 
     phase: str
@@ -25,4 +25,4 @@ Progress = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """The default: says nothing."""
+    """Ignore the event (the default)."""

@@ -1,4 +1,4 @@
-"""Seeds from stable names, so that adding a consumer never shifts another one's numbers."""
+"""Seeds derived from stable names: a new random stream never changes the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A seed for the consumer called `names` in the run called `seed` (crc32, the same on every machine)."""
+    """The seed of the random stream `names` in a run with seed `seed` (crc32, the same on every machine)."""
     return zlib.crc32("/".join(str(part) for part in (seed, *names)).encode())
 
 

@@ -1,4 +1,4 @@
-"""How long the phases of a run take."""
+"""Durations of the phases of a run."""
 
 from __future__ import annotations
 

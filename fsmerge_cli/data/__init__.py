@@ -34,35 +34,39 @@ DATASETS: dict[str, type[DataConfig]] = {
 
 
 def auxiliary(config: DataConfig) -> tuple[DataConfig, tuple[str, ...] | None] | None:
-    """The data set of `data.auxiliary` and the labels to take of it; None where there is none.
+    """The data set of `data.auxiliary` and the labels to take from it (None: all); None without `data.auxiliary`.
 
-    Raises ConfigError where a key is wrong.
+    Raises ConfigError if a key is wrong.
     """
     if config.auxiliary is None:
         return None
-    count = {"images_per_task": config.images_per_task} if config.taskless else {}
+    count = {"images_per_task": config.images_per_task} if config.auxiliary_only else {}
     values = {"name": None, **count, **config.auxiliary}
     labels = values.pop("labels", None)
     found = choose(DATASETS, values, "data.auxiliary")
     if found.auxiliary is not None:
-        raise ConfigError("data.auxiliary.auxiliary: unrelated images have none of their own. Take the key away.")
+        raise ConfigError(
+            "data.auxiliary.auxiliary: auxiliary data cannot have auxiliary data of its own. Remove this key."
+        )
     if isinstance(labels, str):
         sets = found.label_sets()
         if labels not in sets:
             raise ConfigError(f"data.auxiliary.labels: {unknown('label set', labels, sets)}")
         labels = sets[labels]
     if labels is not None and not (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
-        raise ConfigError(f"data.auxiliary.labels={labels!r}: should be a list of labels, or a label set's name.")
+        raise ConfigError(
+            f"data.auxiliary.labels={labels!r}: should be a list of labels, or the name of a label set."
+        )
     return found, None if labels is None else tuple(labels)
 
 
 def auxiliary_images(
     config: DataConfig, transform: Callable[[Image.Image], Tensor]
 ) -> tuple[ImageSet, DataConfig] | None:
-    """The images that belong to no task, and the data set that says how many are drawn; raises DataError."""
+    """The auxiliary images, and the data set whose options set how many are sampled; raises DataError."""
     found = auxiliary(config)
     if found is None:
-        if not config.taskless:
+        if not config.auxiliary_only:
             return None
         found = config, None
     images = found[0].build("train", Task("", found[1]), transform)

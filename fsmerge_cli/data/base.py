@@ -1,4 +1,4 @@
-"""What a data set states, and how images become tensors."""
+"""The interface of a data set, and the conversion of images to tensors."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ T = TypeVar("T")
 class Task:
     """A task as data sets see it: its name and the labels of its head, in order (None: no head).
 
-    alone: whether the data set is this task's alone, so that it need not be looked for under the task's name.
+    own_data: whether the data set holds only this task; its folder then needs no subfolder named after the task.
     """
 
     name: str
     labels: tuple[str, ...] | None
-    alone: bool = False
+    own_data: bool = False
 
 
 @plain_dataclass(frozen=True)
 class ImageSet:
     """Images of one task: `size` of them, `read(i)` -> (image, class index in the task's labels; -1: none).
 
-    classes: the class index of every image, where it is known without reading the image. lenient: images that
-    cannot be read are left out instead of refused. notes: what the user should know about this set. called: what
-    an image is called in a message (None: by its number).
+    classes: the class index of every image, if it is known without reading the image. skip_unreadable: leave out
+    images that cannot be read, instead of raising an error. notes: what the user should know about this set.
+    title_of: the name of an image in messages (None: its index).
     """
 
     size: int
@@ -52,45 +52,45 @@ class ImageSet:
     transform: Callable[[Image.Image], Tensor]
     labelled: bool
     classes: Sequence[int] | None = None
-    lenient: bool = False
+    skip_unreadable: bool = False
     notes: tuple[str, ...] = ()
-    called: Callable[[int], str] | None = None
+    title_of: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Pixels in 0..1 [C, H, W], and the class index."""
+        """Pixels in 0..1 [C, H, W], and the class index (-1: none)."""
         image, label = self.read(index)
         return self.transform(image), label
 
     def only(self, rows: Sequence[int]) -> ImageSet:
-        """The same images, those of `rows` alone."""
+        """The subset of the images at `rows`."""
         return replace(
             self,
             size=len(rows),
-            read=partial(_of_row, self.read, rows),
+            read=partial(_at_row, self.read, rows),
             classes=None if self.classes is None else [self.classes[row] for row in rows],
-            called=partial(_of_row, self.title, rows),
+            title_of=partial(_at_row, self.title, rows),
         )
 
     def title(self, index: int) -> str:
-        """What an image is called."""
-        return self.called(index) if self.called else f"number {index}"
+        """The name of an image in messages."""
+        return self.title_of(index) if self.title_of else f"number {index}"
 
 
-def _of_row(found: Callable[[int], T], rows: Sequence[int], index: int) -> T:
-    return found(rows[index])
+def _at_row(function: Callable[[int], T], rows: Sequence[int], index: int) -> T:
+    return function(rows[index])
 
 
-def numbered(rows: Sequence[int], where: str, index: int) -> str:
-    """What an image is called that has a number alone: where it is, and its row there."""
+def row_title(rows: Sequence[int], where: str, index: int) -> str:
+    """The name of an image without a file name: its data set and its row there."""
     return f"{where} {rows[index]}"
 
 
 @plain_dataclass(frozen=True)
 class ToPixels:
-    """PIL image -> pixels in 0..1 [C, H, W] of the size that the sources read."""
+    """PIL image -> pixels in 0..1 [C, H, W], at the input size of the sources."""
 
     input_size: tuple[int, int, int]
     preprocessing: Preprocessing = PLAIN
@@ -99,13 +99,13 @@ class ToPixels:
         channels = self.input_size[0]
         if channels not in (1, 3):
             raise DataError(
-                f"the sources read images of {channels} channels; data sets give 1 (grey) or 3 (colour)."
+                f"the sources take images of {channels} channels; data sets provide 1 (grey) or 3 (colour)."
             )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Convert to grey or RGB, resize and crop as source 1 states, scale to 0..1."""
+        """Convert to grey or RGB, resize and crop by the preprocessing of source 1, scale to 0..1."""
         channels, height, width = self.input_size
-        if image.mode.startswith("I"):  # 16 bits, which PIL would cut off instead of scaling
+        if image.mode.startswith("I"):  # 16 bits, which PIL would clip instead of scaling
             image = Image.fromarray(np.rint(np.asarray(image, dtype=np.float32) / 257).astype(np.uint8))
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != (width, height) or self.preprocessing.crop_pct != 1.0:
@@ -114,7 +114,7 @@ class ToPixels:
         return torch.from_numpy(pixels.reshape(height, width, -1)).movedim(-1, 0).contiguous()
 
     def _resize(self, image: Image.Image, height: int, width: int) -> Image.Image:
-        """To size / crop_pct, both sides (squash) or the short one (center), then the centre."""
+        """Resize to size / crop_pct, both sides (squash) or the short one (center), then crop the centre."""
         share = self.preprocessing.crop_pct
         resample = Image.Resampling[self.preprocessing.interpolation.upper()]
         size = math.floor(width / share), math.floor(height / share)
@@ -127,18 +127,18 @@ class ToPixels:
 
 @dataclass(frozen=True, config=FORBID)
 class DataConfig(ABC):
-    """Fields that every data set has.
+    """Options of every data set.
 
-    name: key in DATASETS. images_per_task: all the unlabelled images that a merge may see of each task, the
-    validation share included; `all` takes every one of the training split. augment: none, shift, paper or
-    strong, for what every method sees. views: augmented copies added per image, where augment is not none.
-    validation: share of the images kept for choosing the best step; used from 32 images per task on. auxiliary:
-    another data set (its name and keys; labels: which of its images), whose images belong to no task: every
-    source is asked about each.
+    name: key in DATASETS. images_per_task: number of unlabelled images of each task that a merge may use, the
+    validation share included; `all` takes the whole training split. augment: none, shift, paper or strong, for
+    the images that every method uses. views: augmented copies added per image, unless augment is none.
+    validation: share of the images held out for choosing the best step; used from 32 images per task on.
+    auxiliary: another data set (its name and keys; labels: only images with these labels) of auxiliary unlabelled
+    images, which belong to no task: every source is a teacher on each of them.
     """
 
-    taskless: ClassVar[bool] = False
-    """Whether the images belong to no task."""
+    auxiliary_only: ClassVar[bool] = False
+    """Whether all images are auxiliary: they belong to no task."""
 
     name: str
     images_per_task: Count | Literal["all"] = 100
@@ -149,25 +149,25 @@ class DataConfig(ABC):
 
     @classmethod
     def label_sets(cls) -> Mapping[str, tuple[str, ...]]:
-        """Label sets that a source may name instead of listing its labels; none by default."""
+        """Label sets that a source may refer to by name instead of listing its labels; none by default."""
         return {}
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
-        """Names of the classes of a task in the order of their rows; None where the data set does not say them."""
+        """Class names of a task in the order of the head's rows; None if the data set has no names."""
         return None
 
     def of(self, task: str) -> DataConfig:
-        """The data set of one task; this one, where it is the same for all."""
+        """The data set of one task; this one, unless each task has its own."""
         return self
 
     def paths(self) -> Mapping[str, str]:
-        """Files and folders that are read, by the key that names them."""
+        """Files and folders that are read, by the key that sets them."""
         return {}
 
-    def count(self, there: int) -> int:
-        """How many images are drawn where there are so many."""
-        return there if self.images_per_task == "all" else min(self.images_per_task, there)
+    def count(self, available: int) -> int:
+        """The number of images that are sampled from `available` ones."""
+        return available if self.images_per_task == "all" else min(self.images_per_task, available)
 
     @abstractmethod
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
-        """The images of `task` in `split`; None where that split has none. Raises DataError."""
+        """The images of `task` in `split`; None if that split has none. Raises DataError."""

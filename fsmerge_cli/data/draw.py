@@ -1,4 +1,4 @@
-"""The unlabelled images that one merge may see: drawn once, the same for every method."""
+"""Sample the unlabelled images that a merge may use, the same for every method."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data.base import DataConfig, ImageSet
 from fsmerge_cli.data.images.augment import augmentation
-from fsmerge_cli.data.reading import sift, together
+from fsmerge_cli.data.reading import combined_error, read_valid
 
-READ = 16
-"""Images that a worker reads before it hands them over."""
+READ_BATCH = 16
+"""Images that a worker process reads per batch."""
 
-FEWEST_FOR_VALIDATION = 32
-"""Images per task under which none is held back and the last step is taken."""
-
+MIN_FOR_VALIDATION = 32
+"""With fewer images per task there is no validation share, and the last step is taken."""
 
 Targets = Literal["own", "all"]
 
 NO_TASK = -1
-"""Task of an image that belongs to none: every source is asked."""
+"""Task index of auxiliary images, which belong to no task: every source is a teacher on them."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """images: pixels [n, C, H, W]; task: index of the task each image belongs to [n], or NOBODY.
+    """images: pixels [n, C, H, W]; task: index of the task that each image belongs to [n], or NO_TASK.
 
-    train, validation: rows of `images`; validation is empty under 32 images per task. A view of an image is
-    always on the same side as the image itself, and validation holds originals only.
+    train, validation: rows of `images`; validation is empty under 32 images per task. Augmented views are views
+    of training images and lie in train; validation holds only original images.
     """
 
     images: Tensor
@@ -47,18 +46,19 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
-    def asked(self, source: int, targets: Targets) -> Tensor:
-        """Which images one source is compared on, [n]."""
+    def selected(self, source: int, targets: Targets) -> Tensor:
+        """Mask [n] of the images on which one source is a teacher."""
         if targets == "all":
             return torch.ones(len(self), dtype=torch.bool)
         return (self.task == source) | (self.task == NO_TASK)
 
     def regroup(self, groups: Sequence[int | None]) -> Images:
-        """The images of the tasks that have a group, with the group as their task, and those of no task."""
-        gone = NO_TASK - 1
-        table = torch.tensor([*(gone if g is None else g for g in groups), NO_TASK])  # the last is that of NOBODY
+        """The images of the tasks that have a group, with the group as their task, and the auxiliary images."""
+        removed = NO_TASK - 1
+        # NO_TASK is -1 and so indexes the last entry.
+        table = torch.tensor([*(removed if g is None else g for g in groups), NO_TASK])
         task = table[self.task]
-        kept = task != gone
+        kept = task != removed
         place = kept.cumsum(0) - 1
         train, validation = (place[rows[kept[rows]]] for rows in (self.train, self.validation))
         return Images(self.images[kept], task[kept], train, validation)
@@ -73,58 +73,60 @@ def draw(
     progress: Progress = silent,
     counts: Sequence[int] | None = None,
     tests: Mapping[bytes, str] | None = None,
-) -> tuple[Images, list[Loss]]:
-    """Draw `images_per_task` images of each task, and their augmented views; also what had to be left out.
+) -> tuple[Images, list[LeftOut]]:
+    """Sample `images_per_task` images of each task, with their augmented views; also which images were left out.
 
-    The first images of one permutation are taken, so that a smaller draw is part of a larger one. Instead of an
-    image that is left out the next one is taken. auxiliary: images of no task, and the data set that says how many
-    of them; none of them is held back. counts: images of each task, where `config` does not say it. tests: digests
-    of the test images (see `digest`), none of which is drawn, and what they are called. workers: processes that
-    read and augment; the images are the same with any number of them. Raises DataError where an image cannot be
-    read, and its set is not lenient.
+    The first images of one random permutation are taken, so that a smaller sample is part of a larger one. An
+    image that is left out is replaced by the next one. auxiliary: auxiliary images, and the data set whose options
+    set their number; none of them is held out for validation. counts: number of images of each task, overriding
+    `config`. tests: digest (see `digest`) -> title of the test images, none of which is sampled. workers:
+    processes that read and augment; the result does not depend on their number. Raises DataError if an image
+    cannot be read and its set does not skip unreadable images.
     """
     counts = [config.count(len(own)) for own in sets] if counts is None else counts
-    hold_back = min(counts, default=0) >= FEWEST_FOR_VALIDATION
-    picks = [
-        _Pick(own, config, seed, index, count, workers) for index, (own, count) in enumerate(zip(sets, counts))
+    hold_out = min(counts, default=0) >= MIN_FOR_VALIDATION
+    samples = [
+        _TaskSample(own, config, seed, index, count, workers)
+        for index, (own, count) in enumerate(zip(sets, counts))
     ]
     if auxiliary is not None:
         own, other = auxiliary
-        picks.append(_Pick(own, other, seed, NO_TASK, other.count(len(own)), workers))
-    total, seen = sum(pick.count for pick in picks), 0
+        samples.append(_TaskSample(own, other, seed, NO_TASK, other.count(len(own)), workers))
+    total, done = sum(sample.count for sample in samples), 0
 
-    def told(count: int) -> None:
-        nonlocal seen
-        seen += count
-        progress(Event("read images", seen, total, images=1))
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(Event("read images", done, total, images=1))
 
-    banned = dict(tests or {})
-    for pick in picks:  # first of all tasks, so that none is trained on for another
-        share = pick.config.validation if hold_back and pick.task != NO_TASK else 0
-        pick.hold(min(round(share * pick.count), pick.count - 1), banned, told)
-    held = {mark: title for pick in picks for mark, title in pick.marks.items()}
-    for pick in picks:
-        pick.train(banned, held, told)
-    if errors := [error for pick in picks if not pick.images.lenient for error in pick.errors]:
-        raise together(errors)
-    if seen < total:
-        told(total - seen)
-    images = [part for pick in picks for part in (*pick.held, *pick.originals, *pick.views)]
+    excluded = dict(tests or {})
+    for sample in samples:  # of all tasks first, so that no other task trains on these images
+        share = sample.config.validation if hold_out and sample.task != NO_TASK else 0
+        sample.hold_out(min(round(share * sample.count), sample.count - 1), excluded, report)
+    held_out = {key: title for sample in samples for key, title in sample.digests.items()}
+    for sample in samples:
+        sample.train(excluded, held_out, report)
+    if errors := [error for sample in samples if not sample.images.skip_unreadable for error in sample.errors]:
+        raise combined_error(errors)
+    if done < total:
+        report(total - done)
+    images = [part for sample in samples for part in (*sample.held_out, *sample.originals, *sample.views)]
     if not images:
         empty = torch.empty(0, dtype=torch.long)
-        return Images(torch.empty(0), empty, empty, empty), [pick.loss for pick in picks]
-    sides = [(len(pick), sum(map(len, pick.held))) for pick in picks]
-    task = torch.cat([torch.full((size,), pick.task) for pick, (size, _) in zip(picks, sides)])
+        return Images(torch.empty(0), empty, empty, empty), [sample.left_out for sample in samples]
+    sides = [(len(sample), sum(map(len, sample.held_out))) for sample in samples]
+    task = torch.cat([torch.full((size,), sample.task) for sample, (size, _) in zip(samples, sides)])
     mask = torch.cat([torch.arange(size) < count for size, count in sides])
-    drawn = Images(torch.cat(images), task, (~mask).nonzero().flatten(), mask.nonzero().flatten())
-    return drawn, [pick.loss for pick in picks]
+    found = Images(torch.cat(images), task, (~mask).nonzero().flatten(), mask.nonzero().flatten())
+    return found, [sample.left_out for sample in samples]
 
 
 @dataclass
-class Loss:
-    """What of a task's images was left out: what they are called, and which image they are the same as.
+class LeftOut:
+    """The images of one task that were left out.
 
-    task: its index, or NOBODY. unreadable: names. test, validation: pairs (image, its double there).
+    task: its index, or NO_TASK. unreadable: titles. test, validation: pairs (title of the image, title of its
+    duplicate among the test or validation images).
     """
 
     task: int
@@ -133,35 +135,37 @@ class Loss:
     validation: list[tuple[str, str]] = field(default_factory=list)
 
 
-class _Pick:
-    """The images of one task while they are drawn: `held` back, trained on (`originals`), their `views`."""
+class _TaskSample:
+    """The sampled images of one task: `held_out` for validation, `originals` to train on, and their `views`."""
 
     def __init__(
         self, images: ImageSet, config: DataConfig, seed: int, task: int, count: int, workers: int
     ) -> None:
         self.images, self.config, self.seed, self.task, self.count = images, config, seed, task, count
         self.workers = workers
-        self.loss = Loss(task)
-        self.held: list[Tensor] = []
+        self.left_out = LeftOut(task)
+        self.held_out: list[Tensor] = []
         self.originals: list[Tensor] = []
         self.views: list[Tensor] = []
-        self.marks: dict[bytes, str] = {}
+        self.digests: dict[bytes, str] = {}
         self.errors: list[DataError] = []
         order = torch.randperm(len(images), generator=generator(seed, "queries", task))
         self._order = iter(order.tolist())
 
     def __len__(self) -> int:
-        return sum(len(part) for part in (*self.held, *self.originals, *self.views))
+        return sum(len(part) for part in (*self.held_out, *self.originals, *self.views))
 
-    def hold(self, count: int, tests: Mapping[bytes, str], told: Callable[[int], None]) -> None:
-        """Take the validation share, without views."""
-        for rows, part in self._take(count, replace(self.config, augment="none"), tests, {}, told):
-            self.held.append(part[:, 0])
-            self.marks |= {digest(pixels): self.images.title(row) for row, pixels in zip(rows, part[:, 0])}
+    def hold_out(self, count: int, tests: Mapping[bytes, str], report: Callable[[int], None]) -> None:
+        """Take `count` images for validation, without views."""
+        for rows, part in self._take(count, replace(self.config, augment="none"), tests, {}, report):
+            self.held_out.append(part[:, 0])
+            self.digests |= {digest(pixels): self.images.title(row) for row, pixels in zip(rows, part[:, 0])}
 
-    def train(self, tests: Mapping[bytes, str], held: Mapping[bytes, str], told: Callable[[int], None]) -> None:
-        """Take the rest, without what is in the validation share of any task."""
-        for _, part in self._take(self.count - sum(map(len, self.held)), self.config, tests, held, told):
+    def train(
+        self, tests: Mapping[bytes, str], held_out: Mapping[bytes, str], report: Callable[[int], None]
+    ) -> None:
+        """Take the rest for training, without the validation images of any task."""
+        for _, part in self._take(self.count - sum(map(len, self.held_out)), self.config, tests, held_out, report):
             self.originals.append(part[:, 0])
             self.views.append(part[:, 1:].flatten(0, 1))
 
@@ -170,38 +174,38 @@ class _Pick:
         count: int,
         config: DataConfig,
         tests: Mapping[bytes, str],
-        held: Mapping[bytes, str],
-        told: Callable[[int], None],
+        held_out: Mapping[bytes, str],
+        report: Callable[[int], None],
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows and their pixels [n, 1 + views, C, H, W], until there are `count` or no more."""
-        items = _Drawn(self.images, config, self.seed, self.task)
+        """Rows and their pixels [n, 1 + views, C, H, W], until `count` are taken or none is left."""
+        items = _WithViews(self.images, config, self.seed, self.task)
         while count > 0 and (rows := list(itertools.islice(self._order, count))):
-            for part in sift(items, rows, READ, self.workers):
+            for part in read_valid(items, rows, READ_BATCH, self.workers):
                 self.errors += part.errors.values()
-                self.loss.unreadable += map(self.images.title, part.errors)
-                marks = [digest(pixels[0]) for pixels in part.content] if part.numbers else []
-                good = []
-                for place, (row, mark) in enumerate(zip(part.numbers, marks)):
-                    if mark in tests:
-                        self.loss.test.append((self.images.title(row), tests[mark]))
-                    elif mark in held:
-                        self.loss.validation.append((self.images.title(row), held[mark]))
+                self.left_out.unreadable += map(self.images.title, part.errors)
+                digests = [digest(pixels[0]) for pixels in part.content] if part.indices else []
+                taken = []
+                for place, (row, key) in enumerate(zip(part.indices, digests)):
+                    if key in tests:
+                        self.left_out.test.append((self.images.title(row), tests[key]))
+                    elif key in held_out:
+                        self.left_out.validation.append((self.images.title(row), held_out[key]))
                     else:
-                        good.append(place)
-                if good:
-                    yield [part.numbers[place] for place in good], part.content[good]
-                    told(len(good))
-                    count -= len(good)
+                        taken.append(place)
+                if taken:
+                    yield [part.indices[place] for place in taken], part.content[taken]
+                    report(len(taken))
+                    count -= len(taken)
 
 
 def digest(pixels: Tensor) -> bytes:
-    """128 bits of pixels as the sources see them: two images are identical where these are."""
+    """128-bit hash of the preprocessed pixels; images with the same digest count as duplicates."""
     return hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """Item i: image i and its views, [1 + views, C, H, W]; the same in any process."""
+class _WithViews:
+    """Item i: image i and its augmented views, [1 + views, C, H, W]; the same in any process."""
 
     images: ImageSet
     config: DataConfig
@@ -213,6 +217,6 @@ class _Drawn:
         if self.config.augment == "none":
             return pixels[None]
         augment = augmentation(self.config.augment, (pixels.shape[-2], pixels.shape[-1]))
-        with torch.random.fork_rng(devices=[]):  # they draw from the global generator
+        with torch.random.fork_rng(devices=[]):  # augmentations use the global generator
             torch.manual_seed(derive(self.seed, "views", self.task, index))
             return torch.stack([pixels, *(augment(pixels) for _ in range(self.config.views))])

@@ -1,4 +1,4 @@
-"""No image of any task: the merge asks with images that are generated, or with those of another data set."""
+"""No task data: the merge uses generated images, or those of another data set."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fsmerge_cli.data.images.generated import Generated
 
 @dataclass(frozen=True, config=FORBID)
 class NoImages(DataConfig):
-    """There is no task data, so nothing is evaluated either; every source is asked about images of no task.
+    """No task data: all images are auxiliary, every source is a teacher on each of them, and nothing is evaluated.
 
-    images_per_task: how many of these there are for all tasks together. auxiliary: the data set that they are
+    images_per_task: number of auxiliary images, for all tasks together. auxiliary: the data set that they are
     taken from; null generates them.
     """
 
-    taskless: ClassVar[bool] = True
+    auxiliary_only: ClassVar[bool] = True
 
     name: Literal["none"] = "none"
     images_per_task: Positive = 2000
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
-        """Generated images to train on, and no others; `task` changes nothing."""
+        """Generated training images; None for the test split. They do not depend on `task`."""
         return Generated(images_per_task=self.images_per_task).build(split, task, transform)

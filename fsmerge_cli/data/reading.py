@@ -1,4 +1,4 @@
-"""Images are decoded by worker processes, and a bad one is reported as if there were none."""
+"""Read images in worker processes, with the same error messages as without workers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fsmerge_cli.common.errors import DataError
 
 T = TypeVar("T", covariant=True)
 
-SHOWN = 10
-"""Images that cannot be read are named up to so many."""
+MAX_LISTED = 10
+"""Largest number of unreadable images listed in a message."""
 
 
 class Items(Protocol[T]):
-    """Anything that gives an item for a number."""
+    """Anything that returns an item for an index."""
 
     def __getitem__(self, index: int) -> T:
-        """The item; raises DataError where it cannot be read."""
+        """The item; raises DataError if it cannot be read."""
 
 
 @dataclass(frozen=True)
-class _Shielded(Generic[T]):
-    """The same items, but an error is one of them: raised in a worker it would lose its words."""
+class _ErrorsAsItems(Generic[T]):
+    """The same items with their indices; a DataError is returned, as one raised in a worker loses its message."""
 
     items: Items[T]
 
@@ -40,46 +40,49 @@ class _Shielded(Generic[T]):
 
 @dataclass(frozen=True)
 class Part:
-    """A batch: numbers of the items that could be read, those stacked (None: none), what is wrong with others."""
+    """One batch: indices of the items that could be read, these items stacked (None: none), errors by index."""
 
-    numbers: Sequence[int]
+    indices: Sequence[int]
     content: Any
     errors: Mapping[int, DataError]
 
 
 def read(items: Items[Any], order: Sequence[int], batch: int, workers: int, pinned: bool = False) -> Iterator[Any]:
-    """Batches of items in the given order, stacked: [<= batch, ...] per part of an item.
+    """Batches of items in the given order, stacked: [<= batch, ...] per element of an item.
 
-    workers: processes that read ahead (0: this one). pinned: in memory that a GPU copies from directly.
-    Raises DataError that names every item of `order` that cannot be read, also where a worker dies.
+    workers: processes that read ahead (0: the calling process). pinned: return tensors in pinned memory.
+    Raises one DataError for all items of `order` that cannot be read, and one if a worker process dies.
     """
     errors: list[DataError] = []
-    for part in sift(items, order, batch, workers, pinned):
+    for part in read_valid(items, order, batch, workers, pinned):
         errors += part.errors.values()
-        if not errors:  # else the others are only looked at, to be named too
+        if not errors:  # after an error, the rest is read only to collect its errors
             yield part.content
     if errors:
-        raise together(errors)
+        raise combined_error(errors)
 
 
-def sift(
+def read_valid(
     items: Items[Any], order: Sequence[int], batch: int, workers: int, pinned: bool = False
 ) -> Iterator[Part]:
-    """The same, but batches lack the items that cannot be read. Raises DataError where a worker dies."""
+    """As `read`, but a batch holds only the items that can be read, and the errors of the others.
+
+    Raises DataError if a worker process dies.
+    """
     if not order:
         return
     loader: DataLoader[Any] = DataLoader(
-        _Shielded(items),  # type: ignore[arg-type]  # it asks for a Dataset and needs only __getitem__
+        _ErrorsAsItems(items),  # type: ignore[arg-type]  # typed as Dataset, but only __getitem__ is used
         batch,
         sampler=order,
         num_workers=workers,
         pin_memory=pinned,
         collate_fn=_collate,
-        generator=torch.Generator(),  # else it draws from the global one, for seeds that nobody reads here
+        generator=torch.Generator(),  # else it takes worker seeds, unused here, from the global one
     )
     try:
-        for found in loader:
-            yield Part(*found)
+        for batch_content in loader:
+            yield Part(*batch_content)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -89,16 +92,16 @@ def sift(
         ) from None
 
 
-def together(errors: Sequence[DataError]) -> DataError:
-    """One error that says up to SHOWN of them."""
+def combined_error(errors: Sequence[DataError]) -> DataError:
+    """One error that lists up to MAX_LISTED of `errors`."""
     if len(errors) == 1:
         return errors[0]
-    lines = "\n".join(f"  - {error}" for error in errors[:SHOWN])
-    more = f"\n  - and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    lines = "\n".join(f"  - {error}" for error in errors[:MAX_LISTED])
+    more = f"\n  - and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
     return DataError(f"{len(errors)} images cannot be read:\n{lines}{more}")
 
 
 def _collate(items: list[tuple[int, Any]]) -> tuple[list[int], Any, dict[int, DataError]]:
-    errors = {number: item for number, item in items if isinstance(item, DataError)}
-    good = [(number, item) for number, item in items if not isinstance(item, DataError)]
-    return [number for number, _ in good], stacked([item for _, item in good]) if good else None, errors
+    errors = {index: item for index, item in items if isinstance(item, DataError)}
+    valid = [(index, item) for index, item in items if not isinstance(item, DataError)]
+    return [index for index, _ in valid], stacked([item for _, item in valid]) if valid else None, errors

@@ -1,4 +1,4 @@
-"""Rows of a large table go to where they are computed with, and results come back."""
+"""Move rows of a large table to the device that computes with them, and results back to host memory."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-SHARE = 4
-"""A table is kept on a GPU where it takes no more than one part in so many of the free memory."""
+MEMORY_FRACTION = 4
+"""A table is kept on a GPU if it takes at most 1 / MEMORY_FRACTION of the free memory."""
 
 
 def fits(size: int, device: torch.device) -> bool:
-    """Whether `size` bytes may stay on `device` while other work goes on there."""
+    """Whether `size` bytes may stay on `device` during other work."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return size <= free // SHARE
+    return size <= free // MEMORY_FRACTION
 
 
 class Feed:
     """`feed[rows]`: rows of a table in host memory (or a mapped file), on `device`.
 
-    On the CPU this is indexing. On a GPU the table moves there once if it takes a quarter of the free memory or
-    less; otherwise the asked rows are gathered into pinned memory and copied while the GPU goes on computing.
-    (Pinning the whole table would not help: rows picked from it are a new tensor, in ordinary memory.)
+    On the CPU this is indexing. For a GPU, the table is copied there once if it takes at most a quarter of the
+    free memory (`fits`). Otherwise the requested rows are gathered into pinned memory and copied while the GPU
+    computes. (Pinning the whole table would not help: rows taken from it are a new tensor, in pageable memory.)
     """
 
     def __init__(self, table: Tensor, device: torch.device) -> None:
@@ -33,7 +33,7 @@ class Feed:
         self._table = table.to(device) if self.moved else table
 
     def __len__(self) -> int:
-        """Rows in the table."""
+        """Number of rows of the table."""
         return len(self._table)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ class Feed:
         return pinned.to(self.device, non_blocking=True)
 
 
-def fetched(parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The same tensors in host memory, in order; those of a GPU come back while the next one is computed."""
+def to_host(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same tensors in host memory, in order; a tensor of a GPU is copied while the next one is computed."""
     before: tuple[Tensor, torch.cuda.Event | None] | None = None
     for part in parts:
         host, arrived = part.to("cpu", non_blocking=True), None

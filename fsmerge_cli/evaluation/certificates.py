@@ -1,7 +1,7 @@
-"""Proofs that a written model is the model that was made; without them nothing is kept.
+"""Certificates: checks that the written model is the merged model. If one fails, the model is not saved.
 
-Each compares two independent ways to one answer on a few images, in fp64 where it can, and states its largest
-error beside its tolerance. The written file is read back as a stranger would read it.
+Each compares two independent computations of the same result on a few images, in fp64 where possible, and reports
+its largest error and its tolerance. The written files are read back as any other user would read them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fsmerge_cli.alignment.permutation import permute
-from fsmerge_cli.checkpoints.dtype import stored
+from fsmerge_cli.checkpoints.dtype import to_dtype
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.common.errors import CertificateError
@@ -32,19 +32,18 @@ from fsmerge_cli.supernet.reference import UnfoldedSuperNet
 from fsmerge_cli.training.problem import Solution, Stage
 
 IMAGES = 16
-"""How many images every certificate looks at."""
+"""Number of images that every certificate uses."""
 
 TOLERANCE = 1e-3
-"""Largest error, relative to the root mean square of the exact answer, of what was computed in fp32."""
-
+"""Largest error of fp32 results, relative to the root mean square of the exact result."""
 
 ROUNDING = 1.0
-"""The same of a model whose numbers were rounded on request: beyond it, nothing is left of the features."""
+"""The same for weights rounded to `output.dtype`: at a larger error the features are lost."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """One proof: what was compared, the largest error and the tolerance; None where it does not apply."""
+    """One check: what was compared, the largest error and the tolerance (None: not applicable)."""
 
     name: str
     what: str
@@ -53,11 +52,11 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether the error is within the tolerance; a NaN is not."""
+        """Whether the error is within the tolerance; false for NaN."""
         return self.error is None or self.tolerance is None or self.error <= self.tolerance
 
     def entry(self) -> dict[str, Any]:
-        """The certificate as it stands in evaluation.json."""
+        """The entry of evaluation.json."""
         if self.error is None:
             return {"what": self.what, "status": "not applicable"}
         content = asdict(self)
@@ -66,20 +65,20 @@ class Certificate:
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """What the evaluation saw: pixels [n, C, H, W] and the logits of every head [n, classes], in fp32."""
+class EvaluatedBatch:
+    """A few images of the evaluation: pixels [n, C, H, W] and the logits of every head [n, classes], in fp32."""
 
     pixels: Tensor
     logits: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What a written model is held against.
+class Certifier:
+    """What a written model is compared with.
 
-    sources: as they were loaded. heads: folded, by task. pixels: of the images that every certificate looks at.
-    seen: by the evaluation, where there was one. dtype: of the written numbers; solution and heads are those
-    before they were rounded to it. progress: is told of every certificate.
+    sources: as they were loaded. heads: folded, by task. pixels: of the images that every certificate uses.
+    evaluated: a few images of the evaluation, if there was one. dtype: of the written tensors; solution and heads
+    are those before rounding. progress: receives an event per certificate.
     """
 
     plan: Plan
@@ -87,37 +86,37 @@ class Proof:
     solution: Solution
     heads: Mapping[str, Head]
     pixels: Tensor
-    seen: Evaluated | None = None
+    evaluated: EvaluatedBatch | None = None
     dtype: str = "float32"
     progress: Progress = silent
 
     def certify(self, folder: Path) -> dict[str, Any]:
-        """Every certificate of the model in `folder`, by name, as evaluation.json holds them.
+        """All certificates of the model in `folder`, by name, as in evaluation.json.
 
-        Raises CertificateError where one does not hold.
+        Raises CertificateError if one does not hold.
         """
         written = load_file(folder / "model.safetensors")
         heads = load_file(folder / "heads.safetensors") if self.heads else {}
         with torch.no_grad():
-            # The fp64 network is dropped again at once: of a large model it is the largest thing in memory.
+            # The fp64 network is released at once: it is the largest object in memory.
             features = _network(self.plan, written)(self.pixels.double())
             known, exact = heads, features
-            proofs: list[Callable[[], Certificate]] = [lambda: _reloaded(self, folder, written, heads)]
-            if self.dtype != "float32":  # what is written is what was rounded; the proofs are of that
+            checks: list[Callable[[], Certificate]] = [lambda: _reloaded(self, folder, written, heads)]
+            if self.dtype != "float32":  # the other checks use the weights before rounding
                 exact = _network(self.plan, self.solution.weights)(self.pixels.double())
                 known, _ = head_tensors(self.heads)
-                proofs.append(lambda: _rounded(self, features, exact))
-            proofs += [
+                checks.append(lambda: _rounded(self, features, exact))
+            checks += [
                 lambda: _unfolded(self, exact),
                 lambda: _heads(self, known, exact),
                 lambda: _evaluated(self, written, heads),
                 lambda: _permuted(self),
             ]
             found: list[Certificate] = []
-            for proof in proofs:
-                self.progress(Event("certify", len(found), len(proofs)))
-                found.append(proof())
-            self.progress(Event("certify", len(found), len(proofs)))
+            for check in checks:
+                self.progress(Event("certify", len(found), len(checks)))
+                found.append(check())
+            self.progress(Event("certify", len(found), len(checks)))
         broken = [c for c in found if not c.holds]
         if broken:
             raise CertificateError(
@@ -127,7 +126,7 @@ class Proof:
 
 
 def probe(images: Images, plan: Plan, seed: int) -> Tensor:
-    """Up to IMAGES of the merge's images, all tasks in turn; random pixels where it saw none."""
+    """Up to IMAGES images of the merge, equally many per task; random pixels if the merge used none."""
     if len(images) == 0:
         return torch.rand(IMAGES, *plan.arch.input_size, generator=generator(seed, "certificates"))
     own = [(images.task == task).nonzero().flatten() for task in torch.unique(images.task)]
@@ -136,61 +135,62 @@ def probe(images: Images, plan: Plan, seed: int) -> Tensor:
 
 
 def _reloaded(
-    proof: Proof, folder: Path, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]
+    certifier: Certifier, folder: Path, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]
 ) -> Certificate:
     what = "tensors, architecture and labels read back from the files = those in memory"
-    if proof.dtype != "float32":
-        what += f", rounded to {proof.dtype}"
-    kept, _ = head_tensors(proof.heads)
+    if certifier.dtype != "float32":
+        what += f", rounded to {certifier.dtype}"
+    kept, _ = head_tensors(certifier.heads)
     error = max(
-        _difference(written, stored(proof.solution.weights, proof.dtype)),
-        _difference(heads, stored(kept, proof.dtype)),
+        _difference(written, to_dtype(certifier.solution.weights, certifier.dtype)),
+        _difference(heads, to_dtype(kept, certifier.dtype)),
     )
-    if not _loads(proof, folder):
+    if not _loads(certifier, folder):
         error = math.inf
     return Certificate("reloaded", what, error, 0.0)
 
 
-def _rounded(proof: Proof, features: Tensor, exact: Tensor) -> Certificate:
-    what = f"features of the file in {proof.dtype} = those before rounding (output.dtype=float32 rounds nothing)"
+def _rounded(certifier: Certifier, features: Tensor, exact: Tensor) -> Certificate:
+    what = f"features of the {certifier.dtype} file = those before rounding (output.dtype=float32 does not round)"
     return Certificate("rounded", what, relative_error(features, exact), ROUNDING)
 
 
-def _loads(proof: Proof, folder: Path) -> bool:
-    """Whether the folder is a source again, of the same architecture and with the same labels."""
-    names: list[str | None] = list(proof.heads) or [None]
+def _loads(certifier: Certifier, folder: Path) -> bool:
+    """Whether the folder can be loaded as a source with the same architecture and labels."""
+    names: list[str | None] = list(certifier.heads) or [None]
     for name in names:
         found = load(SourceSpec(name or "merged", checkpoint=str(folder), head=name), headers=True)
-        labels = proof.heads[name].labels if name else None
-        family = proof.plan.family
-        same = found.family is family and family.config(found.arch) == family.config(proof.plan.arch)
+        labels = certifier.heads[name].labels if name else None
+        family = certifier.plan.family
+        same = found.family is family and family.config(found.arch) == family.config(certifier.plan.arch)
         if not same or found.labels != labels:
             return False
     return True
 
 
-def _unfolded(proof: Proof, features: Tensor) -> Certificate:
+def _unfolded(certifier: Certifier, features: Tensor) -> Certificate:
     what = "features of the written file = features of the sources side by side between the maps, in fp64"
-    stages = proof.solution.stages
-    if len(stages) == 1 and not proof.solution.finetuned:  # all of the merge, of reordered sources
-        return Certificate("unfolded", what, max(_readout_errors(proof, stages[0], features)), TOLERANCE)
+    stages = certifier.solution.stages
+    if len(stages) == 1 and not certifier.solution.finetuned:  # one stage, of permuted sources
+        return Certificate("unfolded", what, max(_feature_errors(certifier, stages[0], features)), TOLERANCE)
     if stages:
-        errors = [_stage_error(proof, stage) for stage in stages]
-        if proof.solution.finetuned:  # what was trained on after the fold has no maps
-            what = "what was folded before the release = features of the sources side by side between the maps"
+        errors = [_stage_error(certifier, stage) for stage in stages]
+        if certifier.solution.finetuned:  # weights trained after the fold have no maps
+            what = "features before fine-tuning of the folded weights = features of the sources between the maps"
             return Certificate("unfolded", what, max(errors), TOLERANCE)
-        last = _network(proof.plan, stages[-1].weights)(proof.pixels.double())
+        last = _network(certifier.plan, stages[-1].weights)(certifier.pixels.double())
         return Certificate("unfolded", what, max(*errors, relative_error(features, last)), TOLERANCE)
-    if proof.solution.maps is None:
+    if certifier.solution.maps is None:
         return Certificate("unfolded", what, None, None)
-    whole = Stage(proof.plan, proof.solution.maps, [s.weights for s in proof.sources], proof.solution.weights)
-    return Certificate("unfolded", what, max(_readout_errors(proof, whole, features)), TOLERANCE)
+    sources = [s.weights for s in certifier.sources]
+    whole = Stage(certifier.plan, certifier.solution.maps, sources, certifier.solution.weights)
+    return Certificate("unfolded", what, max(_feature_errors(certifier, whole, features)), TOLERANCE)
 
 
-def _stage_error(proof: Proof, stage: Stage) -> float:
-    """What one stage made, against its sources side by side between its maps."""
-    made = _network(stage.plan, stage.weights)(proof.pixels.double())
-    return relative_error(made, _unfolded_stage(stage)(proof.pixels))
+def _stage_error(certifier: Certifier, stage: Stage) -> float:
+    """The features of one stage's weights, compared with its sources side by side between its maps."""
+    made = _network(stage.plan, stage.weights)(certifier.pixels.double())
+    return relative_error(made, _unfolded_stage(stage)(certifier.pixels))
 
 
 def _unfolded_stage(stage: Stage) -> UnfoldedSuperNet:
@@ -200,12 +200,12 @@ def _unfolded_stage(stage: Stage) -> UnfoldedSuperNet:
     return UnfoldedSuperNet(stage.plan, stage.maps.to("cpu"), sources)
 
 
-def _readout_errors(proof: Proof, stage: Stage, features: Tensor) -> list[float]:
-    """Of the features, and of what U_out, a map as well, reads for every source in its order in the stage."""
+def _feature_errors(certifier: Certifier, stage: Stage, features: Tensor) -> list[float]:
+    """Errors of the features, and of their projection by U_out for every source, in the stage's unit order."""
     supernet = _unfolded_stage(stage)
-    exact = supernet(proof.pixels)
+    exact = supernet(certifier.pixels)
     errors = [relative_error(features, exact)]
-    for i, projector in enumerate(proof.solution.projectors):
+    for i, projector in enumerate(certifier.solution.projectors):
         found = features @ projector.cpu().double().T
         if stage.permutations:
             found = found[:, stage.permutations[i][stage.plan.features.space].cpu()]
@@ -213,55 +213,55 @@ def _readout_errors(proof: Proof, stage: Stage, features: Tensor) -> list[float]
     return errors
 
 
-def _heads(proof: Proof, heads: Mapping[str, Tensor], features: Tensor) -> Certificate:
-    what = "written heads on merged features = sources' heads on the features read out for them"
+def _heads(certifier: Certifier, heads: Mapping[str, Tensor], features: Tensor) -> Certificate:
+    what = "written heads on merged features = sources' heads on the projected merged features"
     errors = []
-    for source, projector in zip(proof.sources, proof.solution.projectors):
+    for source, projector in zip(certifier.sources, certifier.solution.projectors):
         if source.head is not None:
             expected = _double(source.head)(features @ projector.cpu().double().T)
-            found = _double(written_head(proof, source.name, heads))(features)
+            found = _double(written_head(certifier, source.name, heads))(features)
             errors.append(relative_error(found, expected))
     return Certificate("heads", what, max(errors) if errors else None, TOLERANCE)
 
 
-def _evaluated(proof: Proof, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> Certificate:
+def _evaluated(certifier: Certifier, written: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> Certificate:
     what = "logits of the evaluation = written heads on the written model's features"
-    seen = proof.seen
-    if seen is None or not proof.heads or len(seen.pixels) == 0:
+    evaluated = certifier.evaluated
+    if evaluated is None or not certifier.heads or len(evaluated.pixels) == 0:
         return Certificate("evaluated", what, None, None)
-    features = _network(proof.plan, written, torch.float32)(seen.pixels)  # as exact as what it is compared with
+    features = _network(certifier.plan, written, torch.float32)(evaluated.pixels)  # fp32, as the evaluation
     errors = [
-        relative_error(logits, written_head(proof, name, stored(heads, "float32"))(features))
-        for name, logits in zip(proof.heads, seen.logits)
+        relative_error(logits, written_head(certifier, name, to_dtype(heads, "float32"))(features))
+        for name, logits in zip(certifier.heads, evaluated.logits)
     ]
     return Certificate("evaluated", what, max(errors), TOLERANCE)
 
 
-def _permuted(proof: Proof) -> Certificate:
-    what = "features of the reordered sources = reordered features of the sources"
-    found = [(proof.plan, s.weights, p) for s, p in zip(proof.sources, proof.solution.permutations)]
-    if not found:  # every stage has its own
-        stages = proof.solution.stages
+def _permuted(certifier: Certifier) -> Certificate:
+    what = "features of the permuted sources = permuted features of the sources"
+    found = [(certifier.plan, s.weights, p) for s, p in zip(certifier.sources, certifier.solution.permutations)]
+    if not found:  # then every stage has its own permutations
+        stages = certifier.solution.stages
         found = [(stage.plan, *own) for stage in stages for own in zip(stage.sources, stage.permutations)]
     errors = []
     for plan, weights, orders in found:
-        before = _network(plan, weights)(proof.pixels.double())
-        after = _network(plan, permute(plan, weights, orders))(proof.pixels.double())
+        before = _network(plan, weights)(certifier.pixels.double())
+        after = _network(plan, permute(plan, weights, orders))(certifier.pixels.double())
         errors.append(relative_error(after, before[:, orders[plan.features.space].cpu()]))
     return Certificate("permuted", what, max(errors) if errors else None, TOLERANCE)
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """Largest absolute difference over the root mean square of the exact answer; a NaN counts as infinite."""
+    """Largest absolute difference over the root mean square of `exact`; infinite if not finite."""
     exact = exact.double()
     scale = exact.square().mean().sqrt().item() or 1.0
     error = (found.double().cpu() - exact.cpu()).abs().max().item() / scale
     return error if math.isfinite(error) else math.inf
 
 
-def written_head(proof: Proof, name: str, tensors: Mapping[str, Tensor]) -> Head:
-    """A head as its file holds it."""
-    head = proof.heads[name]
+def written_head(certifier: Certifier, name: str, tensors: Mapping[str, Tensor]) -> Head:
+    """The head of a task with the tensors of its file."""
+    head = certifier.heads[name]
     return replace(
         head,
         weight=tensors[f"{name}.weight"],
@@ -271,7 +271,7 @@ def written_head(proof: Proof, name: str, tensors: Mapping[str, Tensor]) -> Head
 
 
 def _difference(written: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> float:
-    """Largest difference between two sets of tensors; infinite where names, shapes or dtypes differ."""
+    """Largest difference between two sets of tensors; infinite if names, shapes or dtypes differ."""
     if written.keys() != kept.keys():
         return math.inf
     errors = [0.0]
@@ -286,7 +286,7 @@ def _difference(written: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> fl
 
 
 def _network(plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> nn.Module:
-    """An ordinary network on the CPU."""
+    """The plan's network with these weights, on the CPU."""
     module = plan.skeleton()
     cast = {n: t.cpu().to(dtype) if t.is_floating_point() else t.cpu() for n, t in weights.items()}
     module.load_state_dict(cast, assign=True)

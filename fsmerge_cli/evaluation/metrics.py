@@ -1,4 +1,4 @@
-"""Numbers that say how good answers are and how alike features are; shapes: n images, c classes, d units."""
+"""Metrics of predictions and of feature similarity. Shapes: n images, c classes, d units."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-"""Of a normal interval at that level, of means and differences."""
+"""Half-width of the normal interval at that level, in standard errors."""
 
 BINS = 15
-"""Of the expected calibration error, equally wide (Guo et al., arXiv 1706.04599)."""
+"""Number of equally wide bins of the expected calibration error (Guo et al., arXiv 1706.04599)."""
 
 LOG_T = (-4.0, 4.0)
-"""Bounds of the logarithm of a temperature."""
+"""Bounds of the log temperature."""
 
 
-def interval(right: int, count: int) -> tuple[float, float]:
-    """Wilson's interval of a share at the level CONFIDENCE."""
-    found = binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
+def interval(correct: int, count: int) -> tuple[float, float]:
+    """Wilson interval of the share correct / count at the level CONFIDENCE."""
+    found = binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
     return float(found.low), float(found.high)
 
 
@@ -38,19 +38,19 @@ def top(logits: Tensor, label: Tensor, k: int) -> float:
 
 def calibration_error(logits: Tensor, label: Tensor) -> float:
     """Expected calibration error of the softmax of logits [n, c]: |confidence - accuracy|, mean over images."""
-    confidence, answer = logits.double().softmax(1).max(1)
-    right = (answer == label).double()
-    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins are open on the left
-    gap = torch.zeros(BINS, dtype=torch.double).index_add_(0, place, confidence - right)
+    confidence, prediction = logits.double().softmax(1).max(1)
+    correct = (prediction == label).double()
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins are open on the left
+    gap = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, confidence - correct)
     return (gap.abs().sum() / len(label)).item()
 
 
 def temperatures(logits: Sequence[Tensor], task: Tensor) -> list[float]:
-    """One temperature per head that makes the heads comparable, from images whose label nobody knows.
+    """One temperature per head that makes the heads comparable, from unlabelled images of known tasks.
 
-    logits: of every head on the same images, [n, c_i]. task [n]: the head that each image belongs to. Maximises
-    the mean log of the share that the true head's largest probability has among those of all heads: what decides
-    the joint answer, with the task in the place of the label. 1.0 for heads without an image.
+    logits: of every head on the same images, [n, c_i]. task [n]: index of the head of each image's task. Minimises
+    the cross-entropy of the task under a softmax over the heads' largest log-probabilities, which decide the joint
+    prediction. 1.0 for heads without images.
     """
     if len(logits) < 2 or len(task) == 0:
         return [1.0] * len(logits)
@@ -60,7 +60,7 @@ def temperatures(logits: Sequence[Tensor], task: Tensor) -> list[float]:
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         log_t = torch.tensor(values, dtype=torch.double, requires_grad=True)
         scaled = [(a / t.exp()).log_softmax(1).max(1).values for a, t in zip(exact, log_t)]
-        # The small penalty keeps a head that is always right from becoming a step function.
+        # The small penalty bounds the temperature of a head that is always correct.
         value = F.cross_entropy(torch.stack(scaled, 1), task) + 1e-3 * log_t.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         gradient = torch.where(seen, log_t.grad if log_t.grad is not None else 0.0, 0.0)
@@ -70,37 +70,41 @@ def temperatures(logits: Sequence[Tensor], task: Tensor) -> list[float]:
     return [float(np.exp(value)) for value in found.x]
 
 
-def as_sure(logits: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
-    """One temperature per head that makes it as sure of its answers as its source, from images of no known task.
+def matched_temperatures(logits: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
+    """One temperature per head that makes it as confident as its source, from images of unknown tasks.
 
-    logits, reference: of every head and its source on the same images, [n, c_i]. Minimises the mean of
-    KL(softmax(reference) || softmax(logits / T)), the source's answers in the place of the labels of Guo et al.,
-    arXiv 1706.04599, section 4.2; it is convex in 1 / T. 1.0 for heads without an image.
+    logits, reference: of every head and of its source on the same images, [n, c_i]. Minimises the mean of
+    KL(softmax(reference) || softmax(logits / T)), which is convex in 1 / T: temperature scaling (Guo et al., arXiv
+    1706.04599, section 4.2) with the source's predictions instead of labels. 1.0 for heads without images.
     """
-    return [_as_sure(a.double(), b.double().softmax(1)) if len(a) else 1.0 for a, b in zip(logits, reference)]
+    return [
+        _matched_temperature(a.double(), b.double().softmax(1)) if len(a) else 1.0
+        for a, b in zip(logits, reference)
+    ]
 
 
-def _as_sure(logits: Tensor, share: Tensor) -> float:
+def _matched_temperature(logits: Tensor, probabilities: Tensor) -> float:
     def loss(log_t: float) -> float:
-        # KL and a constant; the penalty is for answers that no temperature changes.
-        return F.cross_entropy(logits / math.exp(log_t), share).item() + 1e-6 * log_t**2
+        # KL plus a constant; the penalty is for constant logits, which no temperature changes.
+        return F.cross_entropy(logits / math.exp(log_t), probabilities).item() + 1e-6 * log_t**2
 
     return math.exp(minimize_scalar(loss, bounds=LOG_T, method="bounded").x)
 
 
 @dataclass
-class Alikeness:
-    """Running sums over rows of two feature sets x [m, d], y [m, e], in fp64.
+class FeatureSimilarity:
+    """Similarity of two feature sets x [m, d], y [m, e], from running sums over rows, in fp64.
 
-    cka: linear centred kernel alignment (Kornblith et al., arXiv 1905.00414), 1 where y is x rotated and scaled.
-    cosine, error: of the rows as they are, None where d and e differ; error is relative to the variance of y.
+    cka: linear centred kernel alignment (Kornblith et al., arXiv 1905.00414); 1 if y is a rotated and scaled x.
+    cosine, error: mean cosine similarity of rows, and squared error relative to the variance of y; None if d and e
+    differ.
     """
 
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _rows: int = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Count some rows."""
+        """Add some rows."""
         x, y = x.double(), y.double()
         parts = {"xx": x.T @ x, "yy": y.T @ y, "xy": x.T @ y, "x": x.sum(0), "y": y.sum(0)}
         if x.shape == y.shape:
@@ -109,7 +113,7 @@ class Alikeness:
         self._rows += len(x)
 
     def values(self) -> dict[str, float | None]:
-        """The three numbers."""
+        """The three metrics; None where undefined."""
         s, n = self._sums, self._rows
         if n == 0:
             return {"cka": None, "cosine": None, "error": None}
@@ -117,10 +121,10 @@ class Alikeness:
         yy = s["yy"] - torch.outer(s["y"], s["y"]) / n
         xy = s["xy"] - torch.outer(s["x"], s["y"]) / n
         scale = (xx.norm() * yy.norm()).item()
-        spread = yy.trace().item()
+        variance = yy.trace().item()
         same = "cosine" in s
         return {
             "cka": xy.square().sum().item() / scale if scale > 0 else None,
             "cosine": s["cosine"].item() / n if same else None,
-            "error": s["error"].item() / spread if same and spread > 0 else None,
+            "error": s["error"].item() / variance if same and variance > 0 else None,
         }

@@ -1,4 +1,4 @@
-"""Which answers a model gives: among tasks, among the labels of one task, and on a few images to look at."""
+"""Predictions of a model: the predicted task, confused labels, and a few example images."""
 
 from __future__ import annotations
 
@@ -15,50 +15,52 @@ from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.data.base import ImageSet
 
 PAIRS = 10
-"""How many confused pairs of labels are told per task."""
+"""Number of confused label pairs that are listed per task."""
 
 DIFFERENT, EXAMPLES = 4, 6
-"""Examples per task: images that source and merged model answer differently at most, and all."""
+"""Examples per task: at most, with different predictions of source and merged model; and in total."""
 
-Chosen = Mapping[str, Mapping[str, Mapping[str, int]]]
-"""Number of images by protocol, task of the image and task whose label was chosen."""
+ChosenTasks = Mapping[str, Mapping[str, Mapping[str, int]]]
+"""Number of images by protocol, task of the image and task whose label is predicted."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A label of the image's own task and its share of that head's softmax."""
+class Prediction:
+    """A predicted label of the image's own task and its softmax probability."""
 
     label: str
-    share: float
+    confidence: float
 
 
 @dataclass(frozen=True)
 class Example:
-    """A test image of `task` with the answers of its source and of the merged model.
+    """A test image of `task` with the predictions of its source and of the merged model.
 
-    pixels: [C, H, W], bytes. truth: the label, where it is known. elsewhere: task and label that the merged model
-    prefers among those of all tasks (softmax per head), where they are another task's.
+    pixels: [C, H, W], uint8. truth: the label, if known. other_task: task and label of the merged model's joint
+    prediction (over all tasks, softmax per head), if it is a label of another task.
     """
 
     task: str
     pixels: Tensor
     truth: str | None
-    source: Answer
-    merged: Answer
-    elsewhere: tuple[str, str] | None = None
+    source: Prediction
+    merged: Prediction
+    other_task: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What the logits of several heads belong to: the tasks that have one (names, indices), and label names."""
+    """The tasks that have a head: their names, their indices among all tasks, and their label names."""
 
     tasks: Sequence[str]
     index: Sequence[int]
     labels: Sequence[Sequence[str]]
 
 
-def chosen_tasks(logits: Sequence[Tensor], task: Tensor, heads: Sequence[int], tasks: Sequence[str]) -> Chosen:
-    """Whose label is chosen among those of all tasks; empty for fewer than two heads.
+def chosen_tasks(
+    logits: Sequence[Tensor], task: Tensor, heads: Sequence[int], tasks: Sequence[str]
+) -> ChosenTasks:
+    """The task whose label is predicted among those of all tasks; empty for fewer than two heads.
 
     logits: of each head [n, classes]. task [n]: index of the image's task. heads: index of each head's task.
     """
@@ -78,34 +80,34 @@ def chosen_tasks(logits: Sequence[Tensor], task: Tensor, heads: Sequence[int], t
     return found
 
 
-def compared(
+def predictions_by_task(
     merged: Sequence[Tensor], sources: Sequence[Tensor], truth: tuple[Tensor, Tensor], heads: Heads
 ) -> dict[str, dict[str, Any]]:
-    """By task: images, how many the merged model answers as the source does, and its most confused pairs."""
+    """By task: number of images, of equal predictions of merged model and source, and the most confused pairs."""
     task, label = truth
     found: dict[str, dict[str, Any]] = {}
     for place, index in enumerate(heads.index):
         own = task == index
         if not bool(own.any()):
             continue
-        mine, theirs = (logits[place][own].argmax(1) for logits in (merged, sources))
+        predicted, expected = (logits[place][own].argmax(1) for logits in (merged, sources))
         found[heads.tasks[place]] = {
             "images": int(own.sum()),
-            "same_as_source": int((mine == theirs).sum()),
-            "pairs": _pairs(mine, theirs, label[own], heads.labels[place]),
+            "same_as_source": int((predicted == expected).sum()),
+            "pairs": _pairs(predicted, expected, label[own], heads.labels[place]),
         }
     return found
 
 
-def _pairs(mine: Tensor, theirs: Tensor, label: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    wrong = (label >= 0) & (mine != label)
-    keys, counts = torch.unique(label[wrong] * len(names) + mine[wrong], return_counts=True)
-    order = counts.argsort(descending=True, stable=True)[:PAIRS]  # equal counts in the order of the labels
+def _pairs(predicted: Tensor, source: Tensor, label: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    wrong = (label >= 0) & (predicted != label)
+    keys, counts = torch.unique(label[wrong] * len(names) + predicted[wrong], return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:PAIRS]  # ties in label order
     pairs = []
     for key, count in zip(keys[order].tolist(), counts[order].tolist()):
-        true, answer = divmod(key, len(names))
-        same = int(((label == true) & (theirs == answer)).sum())
-        pairs.append({"label": names[true], "answer": names[answer], "count": count, "source": same})
+        true, prediction = divmod(key, len(names))
+        same = int(((label == true) & (source == prediction)).sum())
+        pairs.append({"label": names[true], "prediction": names[prediction], "count": count, "source": same})
     return pairs
 
 
@@ -117,9 +119,9 @@ def examples(
     heads: Heads,
     seed: int,
 ) -> tuple[Example, ...]:
-    """Images of every task in a seeded order, those that are answered differently first.
+    """Example images of every task in a seeded order, those with different predictions first.
 
-    truth: task and class of the test images of all `sets`, in their order; the logits too.
+    truth: task and class of the test images of all `sets`, in their order. merged, sources: their logits.
     """
     task, label = truth
     found = []
@@ -142,28 +144,28 @@ def examples(
                     heads.tasks[place],
                     (own[row - start][0].clamp(0, 1) * 255).round().to(torch.uint8),
                     names[true] if true >= 0 else None,
-                    _answer(sources[place][row], names),
-                    _answer(merged[place][row], names),
-                    _elsewhere([logits[row] for logits in merged], place, heads),
+                    _prediction(sources[place][row], names),
+                    _prediction(merged[place][row], names),
+                    _other_task([logits[row] for logits in merged], place, heads),
                 )
             )
     return tuple(found)
 
 
-def _answer(logits: Tensor, names: Sequence[str]) -> Answer:
-    share, best = logits.softmax(0).max(0)
-    return Answer(names[int(best)], share.item())
+def _prediction(logits: Tensor, names: Sequence[str]) -> Prediction:
+    confidence, best = logits.softmax(0).max(0)
+    return Prediction(names[int(best)], confidence.item())
 
 
-def _elsewhere(logits: Sequence[Tensor], own: int, heads: Heads) -> tuple[str, str] | None:
-    answers = [_answer(a, names) for a, names in zip(logits, heads.labels)]
-    best = max(range(len(answers)), key=lambda place: answers[place].share)
-    return (heads.tasks[best], answers[best].label) if best != own else None
+def _other_task(logits: Sequence[Tensor], own: int, heads: Heads) -> tuple[str, str] | None:
+    predictions = [_prediction(a, names) for a, names in zip(logits, heads.labels)]
+    best = max(range(len(predictions)), key=lambda place: predictions[place].confidence)
+    return (heads.tasks[best], predictions[best].label) if best != own else None
 
 
 CORRECT = "correct.safetensors"
 
 
-def write_correct(folder: Path, right: Mapping[str, Tensor]) -> None:
-    """Write which test images were answered right, so that runs can be compared image by image."""
-    write_tensors(folder / CORRECT, {name: tensor.to(torch.uint8) for name, tensor in right.items()})
+def write_correct(folder: Path, correct: Mapping[str, Tensor]) -> None:
+    """Write which test images are predicted correctly, so that runs can be compared image by image."""
+    write_tensors(folder / CORRECT, {name: tensor.to(torch.uint8) for name, tensor in correct.items()})

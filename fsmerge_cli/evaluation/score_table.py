@@ -1,4 +1,4 @@
-"""The rows of the score table: sources, ensemble, plain average and merged model, measured alike."""
+"""The rows of the score table: sources, ensemble, plain average and merged model, on the same images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Progress
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.draw import Images
-from fsmerge_cli.evaluation.certificates import IMAGES, Evaluated
-from fsmerge_cli.evaluation.metrics import as_sure, temperatures
-from fsmerge_cli.evaluation.predictions import Example, Heads, compared, examples
+from fsmerge_cli.evaluation.certificates import IMAGES, EvaluatedBatch
+from fsmerge_cli.evaluation.metrics import matched_temperatures, temperatures
+from fsmerge_cli.evaluation.predictions import Example, Heads, examples, predictions_by_task
 from fsmerge_cli.evaluation.scoring import (
     Forward,
     Outputs,
@@ -39,15 +39,16 @@ from fsmerge_cli.training.teachers import batches
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows by name, the merged model's likeness to the sources by task and layer, and what it answers.
+    """Rows by name, and the merged model's similarity to the sources by task and layer.
 
-    seen: a few images with all logits. answers: by task, see `answers.compared`. examples: to be looked at.
+    evaluated: a few images with all logits. predictions: by task, see `predictions_by_task`. examples: images for
+    the report page.
     """
 
     rows: Mapping[str, Score] = field(default_factory=dict)
     similarity: Mapping[str, Layers] = field(default_factory=dict)
-    seen: Evaluated | None = None
-    answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    evaluated: EvaluatedBatch | None = None
+    predictions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     examples: Sequence[Example] = ()
 
 
@@ -56,35 +57,35 @@ def evaluate(
     solution: Solution,
     sets: Sequence[ImageSet | None],
     method: Method,
-    rivals: Mapping[str, Solution] | None = None,
+    extra_rows: Mapping[str, Solution] | None = None,
 ) -> Evaluation:
-    """Measure the solution beside its sources, the plain average and `rivals`; nothing without test images."""
+    """Scores of the sources, the plain average, `extra_rows` and the solution; empty without test images."""
     if not any(sets):
         return Evaluation()
     heads = {source.name: source.head for source in problem.sources}
-    bench = Bench.of(heads, sets, problem.images, problem.hardware, problem.device, problem.progress)
-    ensemble, reference = bench.sources(problem.sources)
-    rows = {**alone(ensemble, problem.plan.tasks), "ensemble": ensemble}
+    scorer = Scorer.of(heads, sets, problem.images, problem.hardware, problem.device, problem.progress)
+    ensemble, reference = scorer.sources(problem.sources)
+    rows = {**single_task_rows(ensemble, problem.plan.tasks), "ensemble": ensemble}
     plain = isinstance(method, Average) and len({*method.weights_of_tasks(len(problem.sources))}) == 1
-    others = {"average": solution if plain else Average().fit(problem), **(rivals or {})}
+    others = {"average": solution if plain else Average().fit(problem), **(extra_rows or {})}
     for name, other in others.items():
         if other is not solution:
-            rows[name], _ = bench.row(name, _forward(problem, other, _backbone(problem, other)), reference)
+            rows[name], _ = scorer.row(name, _forward(problem, other, _backbone(problem, other)), reference)
     backbone = _backbone(problem, solution)
-    merged, outputs = bench.row("merged", _forward(problem, solution, backbone), reference)
+    merged, outputs = scorer.row("merged", _forward(problem, solution, backbone), reference)
     rows |= {name: rows.get(name, merged) for name in (*others, "merged")}
-    given = outputs.logits, reference.logits, bench.truth, bench.heads
+    given = outputs.logits, reference.logits, scorer.truth, scorer.heads
     return Evaluation(
         rows,
         similarities(problem, backbone, sets),
-        _seen(sets, outputs),
-        compared(*given),
+        _evaluated_batch(sets, outputs),
+        predictions_by_task(*given),
         examples(sets, *given, problem.seed),
     )
 
 
-def alone(ensemble: Score, tasks: Sequence[str]) -> dict[str, Score]:
-    """Every source on its own task, out of the row of all of them side by side."""
+def single_task_rows(ensemble: Score, tasks: Sequence[str]) -> dict[str, Score]:
+    """One row per source on its own task, taken from the row of the ensemble."""
     return {
         name: Score(
             {name: ensemble.tasks[name]} if name in ensemble.tasks else {},
@@ -96,11 +97,12 @@ def alone(ensemble: Score, tasks: Sequence[str]) -> dict[str, Score]:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What every row is measured on: test images with their truth, and images whose labels nobody knows.
+class Scorer:
+    """Scores models on the same test images, and calibrates them on the same unlabelled images.
 
-    tasks: by name, each with test images or none. heads: what the logits belong to; labels: class names of every
-    head in the joint answers. images: for the temperatures (None: there are none).
+    tasks: names, in the order of the test sets. truth: task index and class index of every test image. heads: the
+    tasks with a head; labels: class names of every head for the joint predictions. images: unlabelled, for the
+    temperatures (None: there are none).
     """
 
     tasks: tuple[str, ...]
@@ -122,26 +124,26 @@ class Bench:
         hardware: Hardware,
         device: torch.device,
         progress: Progress,
-    ) -> Bench:
-        """The bench of tasks with their heads and test images, in one order."""
+    ) -> Scorer:
+        """A scorer of tasks with their heads and test images, both in the same order."""
         tests = TestSet(tuple(heads), tuple(sets), hardware.workers, hardware.eval_batch)
-        # Rows of a head without label names are nobody else's classes, whatever their numbers.
+        # Classes without label names differ from those of every other head, even if their indices are equal.
         labels = [
             head.labels if head.named else tuple(f"{name} {label}" for label in head.labels)
             for name, head in heads.items()
             if head
         ]
-        headed = [(name, i, head.labels) for i, (name, head) in enumerate(heads.items()) if head]
-        given = Heads([name for name, _, _ in headed], [i for _, i, _ in headed], [own for _, _, own in headed])
+        entries = [(name, i, head.labels) for i, (name, head) in enumerate(heads.items()) if head]
+        given = Heads([name for name, _, _ in entries], [i for _, i, _ in entries], [own for _, _, own in entries])
         return cls(tuple(heads), tests, tests.truth(), given, labels, images, hardware, device, progress)
 
     def sources(self, sources: Sequence[Source]) -> tuple[Score, Outputs]:
-        """Measure the sources side by side, which gives the reference of all other rows."""
+        """Score the ensemble of the sources. Its outputs are the reference of all other rows."""
         outputs = self._outputs("sources", ensemble_forward(sources, self.device))
         return self._score(outputs, outputs), outputs
 
     def row(self, name: str, forward: Forward, reference: Outputs | None = None) -> tuple[Score, Outputs]:
-        """Measure one model; reference: what the sources say (None: they are not there)."""
+        """Score one model. reference: outputs of the sources (None: they are not available)."""
         outputs = self._outputs(name, forward)
         return self._score(outputs, reference), outputs
 
@@ -154,51 +156,50 @@ class Bench:
         return score(outputs, reference or outputs, *given)
 
     @property
-    def _joint(self) -> bool:
-        """Whether there are heads to be made comparable, and labels to see what it gives."""
+    def _has_joint(self) -> bool:
+        """Whether joint accuracy is defined: several heads, and labelled test images."""
         return len(self.heads.index) > 1 and bool((self.truth[1] >= 0).any())
 
     @property
-    def _all_known(self) -> bool:
-        """Whether images of every head's task are there."""
+    def _every_task_has_images(self) -> bool:
+        """Whether there are unlabelled images of every task with a head."""
         return self.images is not None and set(self.heads.index) <= set(self.images.task.tolist())
 
     def _calibrating(self, forward: Forward) -> list[Tensor]:
-        """What a model says, by head, about the images that temperatures are fitted on.
+        """Logits of every head on the images that temperatures are fitted on.
 
-        Those of the tasks; all that there are, alike for every head, where a task has none.
+        These are the images of the tasks; if some task has none, all images.
         """
-        if self.images is None or not self._joint:
+        if self.images is None or not self._has_joint:
             return []
         rows = torch.arange(len(self.images))
-        if self._all_known:
+        if self._every_task_has_images:
             rows = rows[torch.isin(self.images.task, torch.tensor(self.heads.index))]
         parts: list[list[Tensor]] = []
         with torch.inference_mode():
             for part in batches(len(rows), self.hardware.eval_batch):
-                _, answers = forward(self.images.images[rows[part]].to(self.device))
-                parts.append([a.float().cpu() for a in answers])
+                _, logits = forward(self.images.images[rows[part]].to(self.device))
+                parts.append([a.float().cpu() for a in logits])
         return [torch.cat(own) for own in zip(*parts)]
 
     def _temperatures(self, outputs: Outputs, reference: Outputs | None) -> list[float]:
-        """One per head, fitted on the images that the merge was given, whose labels are not known.
+        """One temperature per head, fitted on the unlabelled images of the merge.
 
-        Where images of all tasks are there, the tasks take the labels' place. Else the answers of each head's
-        source do (which gives the sources 1). Empty where neither is there.
+        If every task has images, the task indices serve as labels (`temperatures`). Otherwise the predictions of
+        each head's source do (`matched_temperatures`; 1.0 for the sources themselves). Empty without either.
         """
         if self.images is None:
             return []
         ones = [1.0] * len(self.heads.index)
-        if not self._joint:
-            return ones  # nothing that they would be used for
-        if self._all_known:
+        if not self._has_joint:
+            return ones  # they are not used
+        if self._every_task_has_images:
             position = {index: place for place, index in enumerate(self.heads.index)}
             task = [position[own] for own in self.images.task.tolist() if own in position]
             return temperatures(outputs.calibrating, torch.tensor(task, dtype=torch.long))
         if reference is None or not outputs.calibrating:
             return []
-        # A source is as sure as itself.
-        return ones if outputs is reference else as_sure(outputs.calibrating, reference.calibrating)
+        return ones if outputs is reference else matched_temperatures(outputs.calibrating, reference.calibrating)
 
 
 def _backbone(problem: Problem, solution: Solution) -> nn.Module:
@@ -216,11 +217,13 @@ def _forward(problem: Problem, solution: Solution, backbone: nn.Module) -> Forwa
     return merged_forward(backbone, solution.projectors, heads)
 
 
-def _seen(sets: Sequence[ImageSet | None], outputs: Outputs) -> Evaluated:
-    """The first test images of every task with their logits."""
+def _evaluated_batch(sets: Sequence[ImageSet | None], outputs: Outputs) -> EvaluatedBatch:
+    """The first test images of every task with the logits of all heads."""
     own = [s for s in sets if s]
     share = math.ceil(IMAGES / len(own))
     starts = itertools.accumulate([0, *map(len, own)])
     picked = [(s, start, i) for s, start in zip(own, starts) for i in range(min(share, len(s)))]
     rows = torch.tensor([start + i for _, start, i in picked])
-    return Evaluated(torch.stack([s[i][0] for s, _, i in picked]), [logits[rows] for logits in outputs.logits])
+    return EvaluatedBatch(
+        torch.stack([s[i][0] for s, _, i in picked]), [logits[rows] for logits in outputs.logits]
+    )

@@ -1,4 +1,4 @@
-"""How good a model is on every task, alone and among the labels of all tasks."""
+"""Accuracy, loss and calibration of a model: per task, and joint (the task is not given)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.base import ImageSet
 from fsmerge_cli.data.reading import read
 from fsmerge_cli.data.transfer import fits
-from fsmerge_cli.evaluation.metrics import Alikeness, calibration_error, interval, top
-from fsmerge_cli.evaluation.predictions import Chosen, chosen_tasks
+from fsmerge_cli.evaluation.metrics import FeatureSimilarity, calibration_error, interval, top
+from fsmerge_cli.evaluation.predictions import ChosenTasks, chosen_tasks
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.training.teachers import network
 
 Forward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
-"""Image batch -> the estimate of every source's features, and the logits of every head."""
+"""Image batch -> estimated features of every source, and logits of every head."""
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task's test images: count, and how good the answers among the task's own labels are.
+    """Metrics on one task's test images, among the task's own labels.
 
-    top1: share of right answers; interval: Wilson's, 95 %; top5: None for tasks of five labels or fewer; loss:
-    mean cross-entropy (nats); calibration_error: expected, 15 bins.
+    count: number of images. top1: top-1 accuracy, a share. interval: its 95 % Wilson interval. top5: None for five
+    labels or fewer. loss: mean cross-entropy (nats). calibration_error: expected calibration error, 15 bins.
     """
 
     count: int
@@ -42,14 +42,15 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Score:
-    """One row of the table.
+    """One row of the score table.
 
-    tasks: by name. joint: share of right answers among the labels of all tasks, by protocol (`softmax`: each
-    head's own softmax, then the largest probability; `logits`: the largest raw logit; `..._calibrated`: after one
-    temperature per head); empty for a source alone. features: how like the estimated features are to the
-    source's, by task (error relative to their variance, cosine, cka). temperatures: by task. correct: whether each
-    answer was, `task.NAME` [n of the task] and `joint.PROTOCOL` [n], in the order of the test images. chosen: how
-    often a label of which task was chosen for images of which task.
+    tasks: by name. joint: joint accuracy (the task is not given: the prediction is the best label over all tasks),
+    a share, by protocol (`softmax`: the largest probability of all heads' softmax outputs; `logits`: the largest
+    raw logit; `..._calibrated`: the same after dividing by one temperature per head); empty for a single source.
+    features: similarity of the estimated features to the source's, by task (error relative to their variance,
+    cosine, cka). temperatures: by task. correct: whether each prediction is correct, `task.NAME` [n of the task]
+    and `joint.PROTOCOL` [n], in the order of the test images. chosen: number of images by protocol, task of the
+    image and task whose label is predicted.
     """
 
     tasks: Mapping[str, TaskScore]
@@ -57,19 +58,19 @@ class Score:
     features: Mapping[str, Mapping[str, float | None]]
     temperatures: Mapping[str, float] = field(default_factory=dict)
     correct: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
-    chosen: Chosen = field(default_factory=dict)
+    chosen: ChosenTasks = field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
-        """Mean top-1 over tasks; None without labels."""
+        """Mean top-1 accuracy over tasks; None without labels."""
         return sum(t.top1 for t in self.tasks.values()) / len(self.tasks) if self.tasks else None
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one model says about all test images: logits per head [n, classes], features per source [n, d_i].
+    """Outputs of one model for all test images: logits per head [n, classes], features per source [n, d_i].
 
-    calibrating: logits per head on the images that temperatures are fitted on, [m, classes]; empty without such.
+    calibrating: logits per head on the images that temperatures are fitted on, [m, classes]; empty without them.
     """
 
     logits: list[Tensor]
@@ -79,7 +80,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class TestSet:
-    """The test images of all tasks in one line: a loader per task, labels [n], task [n] and task names."""
+    """The test images of all tasks, one set per task (None: no images), concatenated in task order."""
 
     __test__ = False  # not a test class
 
@@ -98,9 +99,9 @@ class TestSet:
         with torch.inference_mode():
             for own in filter(None, self.sets):
                 for pixels, _ in read(own, range(len(own)), self.batch, self.workers, pinned=gpu):
-                    estimates, answers = forward(pixels.to(device, non_blocking=gpu))
+                    estimates, outputs = forward(pixels.to(device, non_blocking=gpu))
                     features.append([f.float().cpu() for f in estimates])
-                    logits.append([a.float().cpu() for a in answers])
+                    logits.append([a.float().cpu() for a in outputs])
                     done += len(pixels)
                     progress(Event(f"evaluate {what}", done, total, images=1))
         return Outputs(*([torch.cat(parts) for parts in zip(*rows)] for rows in (logits, features)))
@@ -117,7 +118,7 @@ class TestSet:
 def merged_forward(
     backbone: Callable[[Tensor], Tensor], projectors: Sequence[Tensor], heads: Sequence[Head | None]
 ) -> Forward:
-    """One backbone with a projector U_out and a folded head per task."""
+    """One backbone with a projector (U_out) and a folded head per task."""
 
     def forward(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         z = backbone(pixels)
@@ -127,22 +128,23 @@ def merged_forward(
 
 
 def ensemble_forward(sources: Sequence[Source], device: torch.device) -> Forward:
-    """All sources side by side: what a merged model is measured against.
+    """All sources side by side: the reference of a merged model.
 
-    Where they take more than a part of a GPU's memory (see `feeding`), each is moved for its turn and dropped.
+    If they take too much of the GPU's memory (see `data.transfer.fits`), each one is moved there for its forward
+    pass only.
     """
     size = sum(t.nbytes for s in sources for t in s.weights.values())
     networks = [network(source, device if fits(size, device) else "cpu") for source in sources]
     heads = [s.head.to(device) if s.head else None for s in sources]
 
-    def turn(module: nn.Module, pixels: Tensor) -> Tensor:
+    def run(module: nn.Module, pixels: Tensor) -> Tensor:
         features: Tensor = functional_call(
             module, {n: t.to(device) for n, t in module.state_dict().items()}, pixels
         )
         return features
 
     def forward(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        features = [turn(module, pixels) for module in networks]
+        features = [run(module, pixels) for module in networks]
         return features, [head(f) for head, f in zip(heads, features) if head]
 
     return forward
@@ -153,52 +155,51 @@ def score(
     reference: Outputs,
     truth: tuple[Tensor, Tensor],
     tasks: Sequence[str],
-    headed: Sequence[int],
+    heads: Sequence[int],
     labels: Sequence[Sequence[str]],
-    warmth: Sequence[float] = (),
+    temperatures: Sequence[float] = (),
 ) -> Score:
     """Compare a model's outputs with the labels and with the sources' features (`reference`).
 
-    truth: task [n] and class [n]. headed: index of the task that each entry of `outputs.logits` belongs to,
-    labels: its class names, warmth: its temperature (none are given: nothing is calibrated). Features are compared
-    where the model estimates some.
+    truth: task [n] and class [n]. heads: task index of each entry of `outputs.logits`; labels: its class names;
+    temperatures: its temperature (empty: no calibration). Features are compared if the model estimates them.
     """
     task, label = truth
     scores: dict[str, TaskScore] = {}
-    right: dict[str, Tensor] = {}
-    for position, index in enumerate(headed):
+    correct: dict[str, Tensor] = {}
+    for position, index in enumerate(heads):
         own = (task == index) & (label >= 0)
         if bool(own.any()):
-            answers = outputs.logits[position][own]
-            scores[tasks[index]] = task_score(answers, label[own])
-            right[f"task.{tasks[index]}"] = answers.argmax(1) == label[own]
+            logits = outputs.logits[position][own]
+            scores[tasks[index]] = task_score(logits, label[own])
+            correct[f"task.{tasks[index]}"] = logits.argmax(1) == label[own]
     joint: dict[str, Tensor] = {}
-    if len(headed) > 1 and scores:
-        joint = _joint(outputs.logits, task, label, headed, labels)
-    if joint and warmth:
-        cooled = [a / t for a, t in zip(outputs.logits, warmth)]
-        calibrated = _joint(cooled, task, label, headed, labels)
+    if len(heads) > 1 and scores:
+        joint = _joint(outputs.logits, task, label, heads, labels)
+    if joint and temperatures:
+        scaled = [a / t for a, t in zip(outputs.logits, temperatures)]
+        calibrated = _joint(scaled, task, label, heads, labels)
         joint |= {f"{protocol}_calibrated": found for protocol, found in calibrated.items()}
-    right |= {f"joint.{protocol}": found for protocol, found in joint.items()}
+    correct |= {f"joint.{protocol}": found for protocol, found in joint.items()}
     shares = {protocol: found.double().mean().item() for protocol, found in joint.items()}
     features = {}
     for index, name in enumerate(tasks):
         own = task == index
         if outputs.features and bool(own.any()):
-            alike = Alikeness()
-            alike.add(outputs.features[index][own], reference.features[index][own])
-            features[name] = alike.values()
-    found = {tasks[i]: t for i, t in zip(headed, warmth)} if joint else {}
-    return Score(scores, shares, features, found, right, chosen_tasks(outputs.logits, task, headed, tasks))
+            similarity = FeatureSimilarity()
+            similarity.add(outputs.features[index][own], reference.features[index][own])
+            features[name] = similarity.values()
+    found = {tasks[i]: t for i, t in zip(heads, temperatures)} if joint else {}
+    return Score(scores, shares, features, found, correct, chosen_tasks(outputs.logits, task, heads, tasks))
 
 
 def task_score(logits: Tensor, label: Tensor) -> TaskScore:
-    """Of the answers [n, classes] to images with the classes [n]."""
-    right = int((logits.argmax(1) == label).sum())
+    """Metrics of logits [n, classes] for images with the labels [n]."""
+    correct = int((logits.argmax(1) == label).sum())
     return TaskScore(
         count=len(label),
-        top1=right / len(label),
-        interval=interval(right, len(label)),
+        top1=correct / len(label),
+        interval=interval(correct, len(label)),
         top5=top(logits, label, 5) if logits.shape[1] > 5 else None,
         loss=F.cross_entropy(logits, label).item(),
         calibration_error=calibration_error(logits, label),
@@ -206,17 +207,17 @@ def task_score(logits: Tensor, label: Tensor) -> TaskScore:
 
 
 def _joint(
-    logits: Sequence[Tensor], task: Tensor, label: Tensor, headed: Sequence[int], labels: Sequence[Sequence[str]]
+    logits: Sequence[Tensor], task: Tensor, label: Tensor, heads: Sequence[int], labels: Sequence[Sequence[str]]
 ) -> dict[str, Tensor]:
-    """Which answers among the labels of all tasks are right, by protocol: those whose label's name is.
+    """Whether each joint prediction is correct, by protocol: whether the name of the predicted label is.
 
-    Tasks that share a label set have each label twice, and either head may give it.
+    If tasks share label names, the prediction of either head counts.
     """
     names = [name for own in labels for name in own]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     column = torch.tensor([number[name] for name in names])
-    offset = {index: sum(len(own) for own in labels[:position]) for position, index in enumerate(headed)}
-    seen = torch.tensor([int(t) in offset for t in task]) & (label >= 0)
-    want = column[torch.tensor([offset.get(int(t), 0) for t in task]) + label.clamp(min=0)]
-    answers = {"softmax": torch.cat([a.softmax(1) for a in logits], 1), "logits": torch.cat(list(logits), 1)}
-    return {protocol: (column[values.argmax(1)] == want)[seen] for protocol, values in answers.items()}
+    offset = {index: sum(len(own) for own in labels[:position]) for position, index in enumerate(heads)}
+    labelled = torch.tensor([int(t) in offset for t in task]) & (label >= 0)
+    expected = column[torch.tensor([offset.get(int(t), 0) for t in task]) + label.clamp(min=0)]
+    outputs = {"softmax": torch.cat([a.softmax(1) for a in logits], 1), "logits": torch.cat(list(logits), 1)}
+    return {protocol: (column[values.argmax(1)] == expected)[labelled] for protocol, values in outputs.items()}

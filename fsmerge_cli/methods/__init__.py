@@ -1,4 +1,4 @@
-"""Ways from sources to a merged model. To add one: one file here, one line below, one YAML in configs/method."""
+"""The merging methods. To add one: one file here, one line in METHODS, one YAML in configs/method."""
 
 from __future__ import annotations
 

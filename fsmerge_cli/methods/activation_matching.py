@@ -1,4 +1,4 @@
-"""Activation matching: reorder every source's units to fit source 1, then average (Git Re-Basin family)."""
+"""Activation matching (Git Re-Basin, arXiv 2209.04836): permute each source to match source 1, then average."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from fsmerge_cli.training.problem import Problem, Solution
 
 @dataclass(frozen=True, config=FORBID)
 class ActivationMatching(Weighted):
-    """Permutations only, heads kept whole; exact for every source by itself, so all loss is the average's."""
+    """W' = sum_i w_i P_i W_i Q_i^T / k, with permutations P_i, Q_i that match the units of source i to source 1.
+
+    The permutations maximise the correlation of activations and keep attention heads whole. They do not change the
+    function of a source, so any loss of accuracy comes from the averaging.
+    """
 
     uses_images: ClassVar[bool] = True
     one_width: ClassVar[bool] = True
@@ -23,7 +27,7 @@ class ActivationMatching(Weighted):
     name: Literal["activation_matching"] = "activation_matching"
 
     def fit(self, problem: Problem) -> Solution:
-        """Match, reorder, average; the heads read through the permutation of the features."""
+        """Match, permute, average; the projectors undo the permutation of the features."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
         matched = aligned(problem, "activations")

@@ -1,4 +1,4 @@
-"""The mean of the weights: W' = sum_i w_i W_i / k. The baseline that fails across initialisations."""
+"""Weight averaging (model soups, arXiv 2203.05482): W' = sum_i w_i W_i / k. It fails across initialisations."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from fsmerge_cli.training.problem import Problem, Solution
 
 @dataclass(frozen=True, config=FORBID)
 class Average(Weighted):
-    """The fold of the maps M_i = w_i I / k, U_i = I; running statistics are averaged too."""
+    """W' = sum_i w_i W_i / k, of mean task weight 1; computed as the fold of the maps M_i = w_i I / k, U_i = I.
+
+    Running statistics are averaged as well.
+    """
 
     name: Literal["average"] = "average"
 
     def fit(self, problem: Problem) -> Solution:
-        """The mean, exactly; where widths differ, of the units that exist."""
+        """The exact mean; where widths differ, units that a source lacks count as zero."""
         weights = problem.weights("cpu")  # the fold moves them, one at a time
         shares = self.weights_of_tasks(len(weights))
         maps = start_maps(problem.plan, weights, "diagonal", "average", task_weights=shares).to(problem.device)

@@ -1,4 +1,4 @@
-"""What a method is given, what it gives back, and the options of those that train."""
+"""The base class of methods, and the options and training shared by the methods that train."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from fsmerge_cli.training.teachers import TeacherTargets, capture
 
 Budget = Literal["fast", "default", "best"]
 BUDGETS: dict[Budget, float] = {"fast": 0.25, "default": 1.0, "best": 4.0}
-"""What multiplies `method.steps`."""
+"""Factor of `method.steps` by budget."""
 
 
 @dataclass(frozen=True, config=FORBID)
 class Method(ABC):
-    """Abstract: a frozen dataclass of options with one verb.
+    """Abstract: a frozen dataclass of options with the one method `fit`.
 
-    name: key in METHODS. width: of the merged model's features, or one per layer (null: source 1's own). heads:
-    attention heads of the merged model (null: source 1's number).
+    name: key in METHODS. width: of the merged model's features in units, or a list of one per layer (null: source
+    1's). heads: number of attention heads of the merged model (null: source 1's).
     """
 
     uses_images: ClassVar[bool] = False
     one_width: ClassVar[bool] = False
-    """Whether all sources have to have the merged model's widths and number of heads."""
+    """Whether all sources must have the merged model's widths and number of heads."""
 
     name: str
     width: Positive | tuple[Positive, ...] | None = None
@@ -52,30 +52,30 @@ class Method(ABC):
 
 @dataclass(frozen=True, config=FORBID)
 class Weighted(Method, ABC):
-    """Abstract: the option of every method in which one task can count more than another.
+    """Abstract: the option of all methods in which tasks can have different weights.
 
-    task_weights: one positive number per source, in the order of `models.sources` (null: all tasks count the
-    same). Only their ratios matter.
+    task_weights: one positive number per source, in the order of `models.sources` (null: equal weights). Only
+    their ratios matter.
     """
 
     task_weights: tuple[PositiveFloat, ...] | None = None
 
     def weights_of_tasks(self, k: int) -> tuple[float, ...]:
-        """The weights of `k` tasks, of mean 1. Raises ConfigError where their number is another."""
+        """The weights of `k` tasks, scaled to mean 1. Raises ConfigError where there are not `k` of them."""
         given = (1.0,) * k if self.task_weights is None else self.task_weights
         if len(given) != k:
             raise ConfigError(
-                f"method.task_weights has {len(given)} numbers, but there are {k} sources. Give one positive "
+                f"method.task_weights has {len(given)} values, but there are {k} sources. Give one positive "
                 "number per source, in the order of models.sources, or null."
             )
-        largest = max(given)  # divided by first, so that no sum can overflow
+        largest = max(given)  # dividing by it first keeps the sum from overflowing
         mean = math.fsum(w / largest for w in given) / k
         return tuple(w / largest / mean for w in given)
 
 
 @plain_dataclass(frozen=True)
 class Prepared:
-    """What a training looks at: the images with their fixed copies, and the sources' answers to them."""
+    """The training images with their fixed augmented copies, and the teachers' targets on them."""
 
     images: Images
     targets: Sequence[TeacherTargets]
@@ -83,25 +83,29 @@ class Prepared:
 
 @dataclass(frozen=True, config=FORBID)
 class Trained(Weighted, ABC):
-    """Abstract: the options of every method that trains, so that they are comparable to the step.
+    """Abstract: the options shared by all methods that train, which makes them comparable at equal budget.
 
-    steps: at budget=default; fast takes a quarter of them, best four times as many. batch_size (images per step,
-    all of them where there are fewer); optimizer: adamw, or muon for matrices between hidden units (adamw for all
-    else); lr (of AdamW, peak of the one-cycle; null: by the width of the merged features, see `rate`); matrix_lr
-    (of Muon, peak of the one-cycle; null: 0.003 for maps, 0.01 for weights, of any width); weight_decay (of both);
-    clip (gradient norm); targets: own compares an image with the source of its task, all with every source.
-    logits: what the distance of the heads' answers (KL divergence, temperature 2) counts beside that of the
-    features; foreign: what of it counts of images of other tasks. apart: cost of a head's being sure of those.
-    augment: none, shift, paper, strong, on the images that are trained on; views: fresh (other ones at every
-    step), or how many fixed copies of every image. mix: share of every batch that is mixed with other images.
-    retries: how often to begin again with half the learning rate where the loss is not finite.
+    steps: number of training steps at budget=default. budget: fast takes a quarter of the steps, best four times
+    as many. batch_size: images per step; with fixed views at most all of them. optimizer: adamw, or muon for
+    matrices between hidden units (adamw for all other parameters). lr: of AdamW, peak of the one-cycle schedule
+    (null: by the width of the merged features, see `rate`). matrix_lr: of Muon, peak of the one-cycle schedule
+    (null: 0.003 for maps, 0.01 for weights, for any width). weight_decay: of both optimizers. clip: largest norm
+    of the gradient. targets: own is same-task distillation, in which the teacher of an image is the source of its
+    task; all adds cross-task distillation, in which every source is a teacher of every image. logit_weight: weight
+    of the KL divergence between the heads' logits (temperature 2), relative to the loss of the features.
+    cross_task_weight: factor of that divergence on images of other tasks. outlier_exposure: weight of the penalty
+    for confident predictions on images of other tasks, the KL divergence from the uniform distribution (arXiv
+    1812.04606). augment: none, shift, paper or strong, applied to the training images. views: fresh (new views at
+    every step), or the number of fixed augmented copies of each image. mixup: share of every batch that is mixed
+    with other images. retries: how often the training restarts with half the learning rate where the loss is not
+    finite.
     """
 
     uses_images: ClassVar[bool] = True
-    WIDTH_96: ClassVar[float] = 1e-3
-    """The rate that fits features of 96 units or fewer."""
-    MATRICES: ClassVar[float] = 3e-3
-    """The rate of Muon."""
+    LR_UP_TO_WIDTH_96: ClassVar[float] = 1e-3
+    """Default learning rate of AdamW for features of 96 units or fewer."""
+    MATRIX_LR: ClassVar[float] = 3e-3
+    """Default learning rate of Muon."""
 
     steps: Positive = 2000
     budget: Budget = "default"
@@ -121,45 +125,45 @@ class Trained(Weighted, ABC):
     retries: Count = 0
 
     def all_steps(self, k: int) -> int:
-        """Steps of a whole run with `k` sources."""
+        """Training steps of a whole run with `k` sources."""
         return self.total_steps
 
     def rate(self, width: int) -> float:
-        """Peak of the one-cycle: `lr`, or one that falls with the width of the features.
+        """Peak of AdamW's one-cycle schedule: `lr`, or a rate that is inversely proportional to the feature width.
 
-        Adam moves every number by about the rate, and a unit adds up as many of them as the layer is wide, so the
-        rate that fits one width fits another one in proportion (Tensor Programs V, arXiv 2203.03466).
+        Adam changes each parameter by about the learning rate, and a unit sums as many parameters as its layer is
+        wide, so a good rate scales as 1 / width (Tensor Programs V, arXiv 2203.03466).
         """
-        return self.lr or self.WIDTH_96 * 96 / max(96, width)
+        return self.lr or self.LR_UP_TO_WIDTH_96 * 96 / max(96, width)
 
     @property
     def matrix_rate(self) -> float:
-        """Peak of the one-cycle of Muon, whose steps have a length that does not depend on the width."""
-        return self.matrix_lr or self.MATRICES
+        """Peak of Muon's one-cycle schedule; the length of its steps does not depend on the width."""
+        return self.matrix_lr or self.MATRIX_LR
 
     @property
     def view_options(self) -> ViewOptions:
-        """How the images become questions."""
+        """How training images become views."""
         return ViewOptions(self.augment, self.views, self.mixup)
 
-    def images_per_step(self, there: int) -> int:
-        """Images of one step where so many are trained on, their fixed copies not counted."""
+    def images_per_step(self, available: int) -> int:
+        """Images of one step, given `available` training images without their fixed copies."""
         if self.view_options.fresh:
-            return self.batch_size  # filled up with other views
+            return self.batch_size  # filled up with further views
         copies = self.views if self.augment != "none" and isinstance(self.views, int) else 0
-        return min(self.batch_size, there * (1 + copies))
+        return min(self.batch_size, available * (1 + copies))
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training, by `budget`."""
+        """Steps of one training, by `budget`."""
         return max(1, round(self.steps * BUDGETS[self.budget]))
 
     def prepare(self, problem: Problem) -> Prepared:
-        """Capture the targets of the images and of their fixed copies. Raises DataError where there are none."""
+        """Run the teachers on the images and their fixed copies. Raises DataError where there are no images."""
         if len(problem.images) == 0:
             raise DataError(
                 "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
-                "data.auxiliary={name: generated} for images of no task, or method=average, which needs none."
+                "data.auxiliary={name: generated}, or method=average, which needs none."
             )
         images = self.view_options.copies(problem.images, problem.seed)
         targets = capture(
@@ -179,26 +183,26 @@ class Trained(Weighted, ABC):
         student: Student,
         prepared: Prepared | None = None,
         steps: int | None = None,
-        like: Trained | None = None,
+        rates_of: Trained | None = None,
         seed: int | None = None,
         phase: Phase = "whole",
     ) -> Trace:
-        """Train `student` in place; prepared, steps, seed: where they are not as the options say.
+        """Train `student` in place.
 
-        like: whose rates are taken, where they are not this method's own.
-        phase: see `training.train`.
+        prepared, steps, seed: replace those that follow from the options. rates_of: the method whose learning
+        rates are taken (None: this one). phase: see `training.loop.train`.
         """
-        found = prepared or self.prepare(problem)
+        prepared = prepared or self.prepare(problem)
         start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
         attempt = 0
         while True:
-            rate = (like or self).rate(problem.plan.arch.features) / 2**attempt
-            matrix_rate = (like or self).matrix_rate / 2**attempt if self.optimizer == "muon" else None
+            rate = (rates_of or self).rate(problem.plan.arch.features) / 2**attempt
+            matrix_rate = (rates_of or self).matrix_rate / 2**attempt if self.optimizer == "muon" else None
             try:
                 trace = train(
                     student,
-                    found.images,
-                    found.targets,
+                    prepared.images,
+                    prepared.targets,
                     Schedule(
                         steps or self.total_steps, self.batch_size, rate, self.weight_decay, self.clip, matrix_rate
                     ),
@@ -207,15 +211,15 @@ class Trained(Weighted, ABC):
                     problem.seed if seed is None else seed,
                     problem.progress,
                     problem.world,
-                    problem.keeper,
+                    problem.snapshots,
                     self.view_options,
                     LossWeights(self.logit_weight, self.outlier_exposure, self.cross_task_weight),
                     phase,
                 )
-                return replace(trace, halved=attempt)
+                return replace(trace, restarts=attempt)
             except DivergedError:
                 if attempt == self.retries:
                     raise
             attempt += 1
             student.load_state_dict(start)
-            problem.progress(Event(f"the loss is not finite: again with lr={rate / 2:g}", 1, 1))
+            problem.progress(Event(f"the loss is not finite: restarting with lr={rate / 2:g}", 1, 1))

@@ -1,4 +1,4 @@
-"""FS-Merge (Foldable SuperNets, arXiv 2410.01483): train maps around frozen sources, then fold."""
+"""FS-Merge (Foldable SuperNets, arXiv 2410.01483): train maps around the frozen sources, then fold them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from fsmerge_cli.training.state import Trace
 
 @dataclass(frozen=True, config=FORBID)
 class FSMerge(Trained):
-    """The maps M and U of every port, the norms and the projectors U_out are trained; the sources are frozen.
+    """W' = sum_i M_i W_i U_i: the maps M and U of every port, the norms and the projectors U_out are trained.
 
-    maps: diagonal, low_rank (diagonal + rank-`rank` product), full, or heads (attention spaces: one block per
-    head, then heads are mixed; other spaces low_rank). rank: at the width of the features; other spaces take it
-    in proportion. start: first (the merged model is source 1), average (the mean), aligned (first, and what the
-    other sources read is fitted by least squares to what source 1 gives), or matched (the mean of the sources with
-    their units reordered to fit source 1's by activation matching; aligned where widths or heads differ). release:
-    share of the steps, the last ones, in which the maps are gone and all weights of the folded network are
-    trained, with the rates of kd; release_lr: with this one instead for what AdamW trains. sequential: merge two
-    sources, then the result with the third, and so on, instead of all at once; the result counts as much as its
-    tasks do on average, and is compared by its features alone.
+    The source weights W_i are frozen. maps: diagonal, low_rank (diagonal + rank-`rank` product), full, or heads
+    (attention spaces: one block per head and mixing of whole heads; other spaces low_rank). rank: at the width of
+    the features; scaled in proportion in other spaces. start: first (the merged model is source 1), average (the
+    weighted mean), aligned (as first, with the maps U of the other sources fitted by least squares to source 1's
+    activations), or matched (the mean of the sources after permuting their units to match source 1 by activation
+    matching; aligned where widths or heads differ). finetune_share: last share of the steps, which is the
+    fine-tuning of the folded weights without maps, at the learning rates of kd. finetune_lr: of AdamW in that
+    fine-tuning, peak of the one-cycle schedule (null: that of kd). sequential: merge two sources, then the result
+    with the third, and so on, instead of all at once; an intermediate result has the mean weight of its tasks, and
+    only its features are distilled.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
@@ -48,16 +49,16 @@ class FSMerge(Trained):
     sequential: Flag = False
 
     def all_steps(self, k: int) -> int:
-        """Steps of a whole run with `k` sources; one after the other, every stage has its own."""
+        """Training steps of a whole run with `k` sources; a sequential merge trains k - 1 stages."""
         return self.total_steps * (k - 1 if self.sequential else 1)
 
     def fit(self, problem: Problem) -> Solution:
-        """Train the SuperNet in its folded form and fold it once more at the end."""
+        """Train the SuperNet in its folded form, fold it, and fine-tune the folded weights."""
         if self.sequential and len(problem.sources) > 2:
-            return self._fit_one_by_one(problem)
+            return self._fit_sequentially(problem)
         if self.start == "matched":
-            return fit_matched(problem, lambda own, start: replace(self, start=start).fit(own))
-        weights = problem.weights("cpu")  # the fold moves them, one at a time
+            return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched))
+        weights = problem.weights("cpu")  # the fold moves one source at a time to the device
         shares = self.weights_of_tasks(len(weights))
         unmerge = unmerging_start(problem) if self.start == "aligned" else None
         maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares, unmerge)
@@ -73,13 +74,13 @@ class FSMerge(Trained):
             return Solution(folded, projectors, trace, maps)
         stage = Stage(problem.plan, maps, weights, folded)
         network = PlainStudent(problem, folded, projectors)
-        like, seed = Distillation(lr=self.finetune_lr), derive(problem.seed, "release")
-        second = self.train(problem, network, prepared, finetuned, like, seed, "second")
+        rates, seed = Distillation(lr=self.finetune_lr), derive(problem.seed, "release")
+        second = self.train(problem, network, prepared, finetuned, rates, seed, "second")
         solution = network.solution(trace.then(second, trace.start_error))
         return replace(solution, stages=(stage,), finetuned=True)
 
-    def _fit_one_by_one(self, problem: Problem) -> Solution:
-        """The merged model so far is the first source of every next pair; its projectors are chained."""
+    def _fit_sequentially(self, problem: Problem) -> Solution:
+        """Merge the model so far with the next source, stage by stage; the projectors are multiplied."""
         k = len(problem.sources)
         weights = self.weights_of_tasks(k)
         so_far = problem.sources[0]
@@ -87,7 +88,10 @@ class FSMerge(Trained):
         stages: list[Stage] = []
         trace = Trace()
         for i in range(1, k):
-            pair = [so_far if i == 1 else replace(so_far, head=None), problem.sources[i]]  # of several heads: none
+            pair = [
+                so_far if i == 1 else replace(so_far, head=None),
+                problem.sources[i],
+            ]  # a merged model has no single head
             groups = [0 if j < i else 1 if j == i else None for j in range(k)]
             plan = compile_plan(pair, self.width, self.heads)
             step = replace(problem, plan=plan, sources=pair, images=problem.images.regroup(groups))
@@ -103,7 +107,7 @@ class FSMerge(Trained):
             ]
             so_far = replace(so_far, arch=plan.arch, weights=solution.weights)
             stage, before = solution.trace, trace
-            # one error per task: of the stage in which it came in
+            # one error per task: that of the first stage with the task
             trace = before.then(stage, (before.start_error or stage.start_error[:1]) + stage.start_error[1:])
         return Solution(
             solution.weights, tuple(projectors), trace, stages=tuple(stages), finetuned=solution.finetuned

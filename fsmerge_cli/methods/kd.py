@@ -1,4 +1,4 @@
-"""Knowledge distillation: an ordinary network learns the sources' features; FS-Merge's plain rival."""
+"""Feature distillation (FitNets, arXiv 1412.6550) from several teachers: the main baseline of FS-Merge."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ KDStart = Literal["first", "average", "aligned", "random"]
 
 @dataclass(frozen=True, config=FORBID)
 class Distillation(Trained):
-    """All weights are trained, from source 1 (first, aligned), the mean (average, matched) or afresh (random).
+    """Minimises sum_i w_i |U_out,i z(x) - f_i(x)|^2 over all weights of one student z and its projectors U_out,i.
 
-    start=aligned: with projectors fitted to the other sources' features by least squares. start=matched: the
-    mean of the sources with their units reordered to fit source 1's by activation matching; aligned where
-    widths or heads differ. projector: linear gives the student what U_out gives FS-Merge, one linear map per
-    source, folded into its head; identity compares features as they are, reordered where the sources are.
-    Running statistics stay those of the start.
+    The f_i are the features of the sources; the further terms of the loss are those of the shared options. Running
+    statistics stay those of the initial weights. start: first (source 1), aligned (as first, with projectors
+    fitted to the other sources' features by least squares), average (the weighted mean), matched (the mean of the
+    sources after permuting their units to match source 1 by activation matching; aligned where widths or heads
+    differ), or random (a new initialisation). projector: linear is one linear map per task, folded into its head,
+    as in FS-Merge; identity is none, and features are compared as they are (permuted where the sources are).
     """
 
-    WIDTH_96: ClassVar[float] = 3e-3
-    MATRICES: ClassVar[float] = 1e-2
+    LR_UP_TO_WIDTH_96: ClassVar[float] = 3e-3
+    MATRIX_LR: ClassVar[float] = 1e-2
 
     name: Literal["kd"] = "kd"
     start: Literal["matched", "average", "first", "aligned", "random"] = "matched"
@@ -46,17 +47,17 @@ class Distillation(Trained):
     def fit(self, problem: Problem) -> Solution:
         """Train the student and return its weights."""
         if self.start == "matched":
-            return fit_matched(problem, lambda own, start: replace(self, start=start).fit(own))
+            return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched))
         weights = self.weights_of_tasks(len(problem.sources))
         student = StudentNetwork(problem, self.start, self.projector, weights)
         return student.solution(self.train(problem, student))
 
 
 def at_equal_budget(method: Method, k: int) -> Distillation:
-    """Distillation that trains as `method` does with `k` sources.
+    """Distillation with the training budget of `method` for `k` sources.
 
-    Steps, batches, questions, losses and weights of tasks are the method's; rate, start and projector are
-    distillation's own. Of a method that trains nothing only the sizes are taken.
+    Steps, batches, views, losses and task weights are the method's; learning rates, start and projector are
+    distillation's defaults. From a method without training only the sizes and task weights are taken.
     """
     if isinstance(method, Distillation):
         return method
@@ -68,9 +69,9 @@ def at_equal_budget(method: Method, k: int) -> Distillation:
 
 
 class PlainStudent(Student):
-    """An ordinary network of the merged size and one projector [d_i, d'] per source, from given weights on.
+    """A student: a network of the merged size, and one projector [d_i, d'] per source.
 
-    fixed: the projectors stay as they are.
+    weights, projectors: the initial values. fixed: the projectors are not trained.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class PlainStudent(Student):
         return self._fixed[source] if self.projectors is None else self.projectors[source]
 
     def matrices(self) -> list[nn.Parameter]:
-        """All matrices of the network; neither convolutions nor projectors."""
+        """All matrices of the network, without convolutions and projectors."""
         return [p for p in self.network.parameters() if p.ndim == 2]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class PlainStudent(Student):
 
 
 class StudentNetwork(PlainStudent):
-    """The student at its start."""
+    """The student of distillation with the initial weights and projectors of `start`."""
 
     def __init__(
         self,
@@ -126,10 +127,10 @@ class StudentNetwork(PlainStudent):
         task_weights: Sequence[float] | None = None,
     ) -> None:
         plan, weights = problem.plan, problem.weights("cpu")
-        same: Start = "average" if start == "average" else "first"
-        maps = start_maps(plan, weights, "diagonal", same, task_weights=task_weights).to(problem.device)
+        initial_maps: Start = "average" if start == "average" else "first"
+        maps = start_maps(plan, weights, "diagonal", initial_maps, task_weights=task_weights).to(problem.device)
         maps.requires_grad_(False)
-        initial = _fresh(problem) if start == "random" else fold(plan, maps, weights)
+        initial = _random_weights(problem) if start == "random" else fold(plan, maps, weights)
         matrices = [maps.read(plan.features, i).dense() for i in range(len(weights))]
         if projector == "identity":
             different = [s.name for s, m in zip(problem.sources, matrices) if m.shape[0] != m.shape[1]]
@@ -144,8 +145,8 @@ class StudentNetwork(PlainStudent):
         super().__init__(problem, initial, matrices, fixed=projector == "identity")
 
 
-def _fresh(problem: Problem) -> dict[str, Tensor]:
-    """A new network's own initialisation; torch draws it from the global generator."""
+def _random_weights(problem: Problem) -> dict[str, Tensor]:
+    """The weights of a newly initialised network; torch samples them from the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(problem.seed, "kd", "start"))
         state = problem.plan.family.build(problem.plan.arch).state_dict()
@@ -153,7 +154,7 @@ def _fresh(problem: Problem) -> dict[str, Tensor]:
 
 
 def _checkpointed(block: nn.Module) -> None:
-    """Compute the block's activations again in the backward pass; its tensors keep their names."""
+    """Recompute the block's activations in the backward pass; its tensors keep their names."""
     forward = block.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:

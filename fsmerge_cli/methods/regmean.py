@@ -1,4 +1,4 @@
-"""RegMean (arXiv 2212.09849): every linear layer by least squares on the sources' inputs, in closed form."""
+"""RegMean (arXiv 2212.09849): each linear layer in closed form, by least squares on the sources' inputs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from fsmerge_cli.training.teachers import network
 class Regression(Weighted, ABC):
     """Abstract: the options of RegMean and RegMean++.
 
-    scale: factor of the off-diagonal entries of the Gram matrices. align: none, or activations (reorder the
-    units of every source to fit source 1 first: across initialisations the closed form needs it).
+    scale: factor of the off-diagonal entries of the Gram matrices. align: none, or activations (first permute the
+    units of every source to match source 1, which the closed form needs across initialisations).
     """
 
     uses_images: ClassVar[bool] = True
@@ -35,12 +35,15 @@ class Regression(Weighted, ABC):
 
 @dataclass(frozen=True, config=FORBID)
 class RegMean(Regression):
-    """Grams of each source's inputs on its own task's images; biases, norms and tables are averaged."""
+    """W' = (sum_i w_i W_i G_i) (sum_i w_i G_i)^-1 for each linear layer, with Gram matrices G_i = X_i^T X_i.
+
+    X_i are the inputs of source i's layer on the images of task i. Biases, norms and embeddings are averaged.
+    """
 
     name: Literal["regmean"] = "regmean"
 
     def fit(self, problem: Problem) -> Solution:
-        """Align, stream the Gram matrices, solve layer by layer."""
+        """Align the sources, accumulate the Gram matrices, solve layer by layer."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
         matched = aligned(problem, self.align)
@@ -49,7 +52,12 @@ class RegMean(Regression):
         batch = problem.hardware.eval_batch
         stats = [
             grams(
-                network(s, problem.device), modules, problem.own_images(i), batch, problem.device, problem.progress
+                network(s, problem.device),
+                modules,
+                problem.task_images(i),
+                batch,
+                problem.device,
+                problem.progress,
             )
             for i, s in enumerate(problem.sources)
         ]

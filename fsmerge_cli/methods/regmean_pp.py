@@ -1,4 +1,4 @@
-"""RegMean++ (arXiv 2508.03121): like RegMean, but with the inputs that the already merged layers produce."""
+"""RegMean++ (arXiv 2508.03121): RegMean on the inputs that the already merged layers produce."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from fsmerge_cli.training.teachers import network
 
 @dataclass(frozen=True, config=FORBID)
 class RegMeanPlusPlus(Regression):
-    """Layer by layer: source i's own layer, fed by the merged layers before it on task i's images."""
+    """W' = (sum_i w_i W_i G_i) (sum_i w_i G_i)^-1, one stage (layer or block) after the other.
+
+    G_i is the Gram matrix of the inputs of source i's layer on the images of task i, with all earlier stages
+    replaced by merged ones.
+    """
 
     name: Literal["regmean_pp"] = "regmean_pp"
 
     def fit(self, problem: Problem) -> Solution:
-        """Embeddings are averaged first, then each layer is solved on the merged prefix."""
+        """Average the embeddings, then solve each stage on the outputs of the merged stages before it."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
         matched = aligned(problem, self.align)
@@ -40,12 +44,12 @@ class RegMeanPlusPlus(Regression):
         found = stages(problem.plan)
         for stage, names in enumerate(found):
             inside = [m for m in modules if f"{m}.weight" in names]
-            if inside and (stage > 0 or re.search(r"\d", inside[0])):  # tables and patches are averaged
+            if inside and (stage > 0 or re.search(r"\d", inside[0])):  # embeddings are averaged
                 stats = []
                 for i, source in enumerate(problem.sources):
                     hybrid = {n: merged[n] if n in done else t for n, t in weights[i].items()}
                     module = network(replace(source, weights=hybrid), problem.device)
-                    stats.append(grams(module, inside, problem.own_images(i), batch, problem.device))
+                    stats.append(grams(module, inside, problem.task_images(i), batch, problem.device))
                 for module_name in inside:
                     name = f"{module_name}.weight"
                     own = [s[module_name] for s in stats]
@@ -58,7 +62,7 @@ class RegMeanPlusPlus(Regression):
 
 
 def stages(plan: Plan) -> list[list[str]]:
-    """Tensor names in the order in which a forward pass needs them: before the layers, layer 0, 1, ..., after."""
+    """Tensor names in the order of the forward pass: before the layers, layer 0, layer 1, ..., after them."""
     found: dict[int, list[str]] = {}
     layers = [int(m.group()) for m in (re.search(r"\d+", name) for name in plan.roles) if m]
     last = max(layers, default=0)

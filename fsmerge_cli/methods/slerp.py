@@ -1,4 +1,4 @@
-"""Spherical interpolation of every tensor; for more than two sources the Karcher mean on the sphere."""
+"""Slerp (Shoemake 1985): spherical interpolation of each tensor; the Karcher mean for more than two sources."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from fsmerge_cli.methods.base import Method
 from fsmerge_cli.training.problem import Problem, Solution
 
 PARALLEL = 0.9995
-"""Cosine above which interpolation is linear, and below whose negative there is no shortest way."""
+"""Cosine above which interpolation is linear. Below its negative there is no unique shortest path."""
 
 
 @dataclass(frozen=True, config=FORBID)
 class Slerp(Method):
-    """Tensor by tensor, on the weights as they are (not normalised).
+    """W' = [sin((1 - t) a) W_1 + sin(t a) W_2] / sin a for each tensor, with the angle a between W_1 and W_2.
 
-    t: 0 gives source 1, 1 source 2; other numbers of sources take 0.5 (equal shares). align: none, or
-    activations (reorder the units of every source to fit source 1 first; needs images).
+    The weights are not normalised. t: 0 gives source 1, 1 gives source 2; only for two sources (with more, all
+    have equal shares, and t stays 0.5). align: none, or activations (first permute the units of every source to
+    match source 1, which needs images).
     """
 
     one_width: ClassVar[bool] = True
@@ -36,11 +37,13 @@ class Slerp(Method):
     align: Literal["none", "activations"] = "none"
 
     def fit(self, problem: Problem) -> Solution:
-        """Interpolate every tensor; MismatchError names those that point in opposite directions."""
+        """Interpolate every tensor. Raises MismatchError that lists the tensors without a spherical mean."""
         require_one_width(problem.plan, self.name)
         k = len(problem.sources)
         if k != 2 and self.t != 0.5:
-            raise ConfigError(f"method.t={self.t} is for two sources; {k} are merged with equal shares (t=0.5).")
+            raise ConfigError(
+                f"method.t={self.t} is only for two sources; {k} sources are merged with equal shares (t=0.5)."
+            )
         if self.align != "none":
             require_images(problem, f"{self.name} method.align={self.align}")
         matched = aligned(problem, self.align)
@@ -54,10 +57,10 @@ class Slerp(Method):
                 merged[name] = _mean(tensors, shares)
             elif _smallest_cosine(tensors) < -PARALLEL:
                 opposite.append(
-                    f"{name} points in opposite directions in two sources; slerp has no way between them"
+                    f"{name} points in opposite directions in two sources, which have no unique shortest path"
                 )
             elif _cancels(tensors, shares):
-                opposite.append(f"{name} points in directions that cancel out; they have no mean on the sphere")
+                opposite.append(f"{name} points in directions that cancel out, which have no mean on the sphere")
             else:
                 merged[name] = slerp(tensors, shares)
         if opposite:
@@ -68,9 +71,9 @@ class Slerp(Method):
 def slerp(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """The weighted Karcher mean of `tensors`; for two of them [sin((1-t)w) a + sin(tw) b] / sin w.
 
-    The mean is found for the directions, in the coordinates of the k directions themselves (a k x k problem in
-    fp64), and the coefficients are then applied to the tensors as they are. Where all are nearly parallel, or
-    one is zero, the mean is linear.
+    The mean of the directions is computed in the basis of the k directions (a k x k problem in fp64). Its
+    coefficients are then applied to the unnormalised tensors. Where all tensors are nearly parallel, or one is
+    zero, the mean is linear.
     """
     flat = [t.double().flatten() for t in tensors]
     norms = torch.stack([f.norm() for f in flat])
@@ -100,7 +103,7 @@ def _karcher(gram: Tensor, shares: Tensor, steps: int = 100) -> Tensor:
 
 
 def _cancels(tensors: Sequence[Tensor], shares: Sequence[float]) -> bool:
-    """Whether the weighted mean of the directions is nearly zero, which has no direction of its own."""
+    """Whether the weighted mean of the directions is nearly zero, so that it has no direction."""
     flat = [t.double().flatten() for t in tensors]
     if any(float(f.norm()) == 0 for f in flat):
         return False

@@ -1,4 +1,4 @@
-"""ZipIt (arXiv 2305.03053): merge correlated units, within a source too; head-safe for attention."""
+"""ZipIt! (arXiv 2305.03053): merge correlated units, across and within sources; attention heads stay whole."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ Zipped = tuple[list[Tensor], list[Tensor]]
 
 @dataclass(frozen=True, config=FORBID)
 class ZipIt(Method):
-    """One merge matrix per space (the residual stream has one), from correlations on all tasks' images.
+    """W' = sum_i M_i W_i U_i; M averages clusters of correlated units, and U copies each mean to its units.
 
-    a: a cluster's similarities are multiplied by it when it grows (0: pairs only, in effect). b: share of a
-    source's merges that may be within itself. align: which heads of the sources are zipped with each other,
-    those that activation matching assigns to source 1's heads (activations) or those of one number (none);
-    units are only zipped inside such a group of heads.
+    Each space has one pair M, U (the residual stream is one space), from the correlations on the images of all
+    tasks. a: factor of a cluster's similarities whenever it grows (0: only pairs, in effect). b: share of a
+    source's merges that may be between its own units. align: which heads are merged with each other, those that
+    activation matching assigns to source 1's heads (activations) or those with the same index (none); units are
+    only merged within such a group of heads.
     """
 
     uses_images: ClassVar[bool] = True
@@ -46,7 +47,7 @@ class ZipIt(Method):
     align: Literal["none", "activations"] = "activations"
 
     def fit(self, problem: Problem) -> Solution:
-        """Zip every space, fold, and estimate running statistics again."""
+        """Cluster the units of every space, fold, and re-estimate running statistics."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
         plan, weights = problem.plan, problem.weights()
@@ -67,13 +68,15 @@ class ZipIt(Method):
         }
         maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
         folded = reestimated(problem, fold(plan, maps, weights))
-        units = {name: folded[name] for name in units}  # the maps fold to the weights, new statistics included
+        units = {
+            name: folded[name] for name in units
+        }  # so that the maps fold to the weights with the new statistics
         maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
         projectors = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
         return Solution(folded, projectors, maps=maps)
 
     def _heads(self, problem: Problem, similar: Mapping[str, Tensor]) -> Sequence[Mapping[str, Tensor]]:
-        """Which unit of every source lies in which place of source 1's heads, by space."""
+        """For each source and space, the order of units that matches source 1's heads."""
         plan, k = problem.plan, len(problem.sources)
         if self.align == "none":
             return [{name: torch.arange(space.merged) for name, space in plan.spaces.items()}] * k
@@ -89,7 +92,7 @@ class ZipIt(Method):
         for h in range(H):
             rows = [m[h * d : (h + 1) * d] for m in matched]  # this head's units in every source
             inside = slice(h * d, (h + 1) * d)
-            if shared:  # q/k norms allow one inner order for all heads and nothing else
+            if shared:  # q/k norms only allow one inner order shared by all heads
                 small: Zipped = (
                     [torch.eye(d, dtype=similar.dtype) / k] * k,
                     [torch.eye(d, dtype=similar.dtype)] * k,
@@ -104,7 +107,7 @@ class ZipIt(Method):
 
 
 def _merge_unit(role: Unit, vectors: list[Tensor], merge: list[Tensor]) -> Tensor:
-    """sum_i M_i u_i; a vector that all heads share follows the order of the first head."""
+    """sum_i M_i u_i; a vector shared by all heads follows the order of the first head."""
     total = torch.zeros(len(vectors[0]), dtype=torch.float64)
     for vector, M in zip(vectors, merge):
         own = M
@@ -117,7 +120,7 @@ def _merge_unit(role: Unit, vectors: list[Tensor], merge: list[Tensor]) -> Tenso
 
 
 def reestimated(problem: Problem, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights with BatchNorm's running statistics taken on the images again, where there are any."""
+    """The same weights with the running statistics of BatchNorm, if any, re-estimated on the images."""
     module = problem.plan.skeleton()
     module.load_state_dict({name: t.detach().clone() for name, t in weights.items()}, assign=True)
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
@@ -130,9 +133,9 @@ def reestimated(problem: Problem, weights: dict[str, Tensor]) -> dict[str, Tenso
     with torch.no_grad():
         for rows in batches(len(images), max(2, problem.hardware.eval_batch)):
             pixels = images[rows]
-            if len(pixels) > 1:  # the variance of one row is not defined
+            if len(pixels) > 1:  # the variance of a single row is undefined
                 seen += len(pixels)
                 for norm in norms:
-                    norm.momentum = len(pixels) / seen  # every image counts the same, in a short batch too
+                    norm.momentum = len(pixels) / seen  # all images have equal weight, also in a short batch
                 module(pixels.to(problem.device))
     return dict(module.eval().state_dict())

@@ -13,9 +13,9 @@ from torch import Tensor
 class Head:
     """A linear classifier: weight [classes, d], bias [classes] or None, one label per class.
 
-    named: whether the labels are names, which may be shared with other tasks, or just numbers of rows.
+    named: whether the labels are class names, which other tasks may share, or only row indices.
     normalize: features are scaled to unit length first. projector: [d, d'] from merged features to the features
-    that the head was made for, where it cannot be folded into the weight (None: there is none).
+    that the head was trained on, if it cannot be folded into the weight (None: there is none).
     """
 
     weight: Tensor
@@ -26,7 +26,7 @@ class Head:
     projector: Tensor | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits [n, classes] of features [n, d] (or [n, d'] where there is a projector)."""
+        """Logits [n, classes] of features [n, d] (or [n, d'] if there is a projector)."""
         if self.projector is not None:
             features = features @ self.projector.T
         if self.normalize:

@@ -1,4 +1,4 @@
-"""Compile sources and their specification into an immutable plan, or say every reason why not, at once."""
+"""Compile sources and their specification into an immutable plan, or report all reasons why they do not fit."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.models.source import Source
 
 ROWS = ("ensemble", "average", "kd", "merged")
-"""Rows of the score table beside the sources; no source can be called like them."""
+"""Rows of the score table besides the sources; no source can have one of these names."""
 
-SHOWN = 3
-"""How many differing parameters a message names before it says how many more there are."""
+MAX_LISTED = 3
+"""How many differing tensors a message lists; the others are counted."""
 
 
 @dataclass(frozen=True)
 class Space:
     """A feature space: its size in the merged model and in each source (units).
 
-    heads: number of attention heads it is made of, in the merged model and in each source; None for a plain
-    space. order: the space whose order of heads it shares.
+    heads: number of attention heads that it consists of, in the merged model and in each source; None for a space
+    without heads. order: the space whose order of heads it shares.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Space:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the sources' architecture decides, validated. Later code may assume it holds.
+    """Everything that the sources' architecture determines, validated. Later code can rely on it.
 
     arch: options of the merged model. roles: tensor name -> role. spaces: by name. writes, reads: the ports
-    with a merge map and with an unmerge map (the heads' port among the latter). tasks: the sources' names.
+    with a merge map and with an unmerge map (the heads' port among the latter). tasks: names of the sources.
     """
 
     family: Family
@@ -68,13 +68,13 @@ class Plan:
 def compile_plan(
     sources: Sequence[Source], width: int | tuple[int, ...] | None = None, heads: int | None = None
 ) -> Plan:
-    """The plan for merging `sources` into a model of `width` (default: source 1's own).
+    """The plan for merging `sources` into a model of `width` and `heads` (default: those of source 1).
 
     Raises MismatchError with every reason: fewer than two sources, a task name used twice, families or
-    options that differ, tensors missing, unknown or of another shape, heads that do not fit.
+    options that differ, tensors missing, unknown or of a wrong shape, heads that do not fit.
     """
     reasons = list(_common_reasons(sources))
-    known: dict[str, dict[str, tuple[int, ...]]] = {}  # large networks take a while to build, even without weights
+    known: dict[str, dict[str, tuple[int, ...]]] = {}  # building a large network is slow, even without weights
     for source in sources:
         reasons += [f"'{source.name}' has {reason}" for reason in source.family.refuse(source.arch)]
         kind = f"{source.family.name} {source.arch}"
@@ -90,7 +90,7 @@ def compile_plan(
     roles, features = table.roles, table.features
     reasons = [
         f"'{source.name}' and '{sources[0].name}' do not have the same tensors: "
-        f"{', '.join(sorted(set(source.weights) ^ set(shapes))[:SHOWN])}"
+        f"{', '.join(sorted(set(source.weights) ^ set(shapes))[:MAX_LISTED])}"
         for source in sources
         if set(source.weights) != set(shapes)
     ]
@@ -120,7 +120,7 @@ def compile_plan(
 
 
 def ports(roles: Mapping[str, Role]) -> tuple[set[Port], set[Port]]:
-    """All ports that tensors write to, and all that they read from."""
+    """The ports that tensors write to, and the ports that they read from."""
     writes: set[Port] = set()
     reads: set[Port] = set()
     for role in roles.values():
@@ -136,7 +136,7 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
         return
     names = [s.name for s in sources]
     for name in sorted({n for n in names if names.count(n) > 1}):
-        yield f"the task name '{name}' is used {names.count(name)} times; give each source a name of its own"
+        yield f"the task name '{name}' is used {names.count(name)} times; give each source a unique name"
     for name in ROWS:
         if name in names:
             yield f"the task name '{name}' is a row of the score table; give the source another name"
@@ -155,11 +155,13 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
 
 
 def _advice(what: str, first: Source) -> str:
-    """What can be done about a difference, where something can."""
+    """How a difference can be resolved; empty if it cannot."""
     if what != "input_size" or first.family.resample is None:
         return ""
     size = list(first.arch.input_size[1:])
-    return f"; models.sources.N.input_size={size} resamples the other's positions, which is not exact"
+    return (
+        f"; models.sources.N.input_size={size} resamples the position embeddings of the other, which is not exact"
+    )
 
 
 def _tensor_reasons(source: Source, expected: Mapping[str, tuple[int, ...]]) -> Iterable[str]:
@@ -172,21 +174,21 @@ def _tensor_reasons(source: Source, expected: Mapping[str, tuple[int, ...]]) -> 
         if name in found and found[name] != shape
     ]
     for what, items in (
-        ("misses the tensors", missing),
+        ("lacks the tensors", missing),
         ("has unknown tensors", extra),
-        ("has other shapes than its arch says:", other),
+        ("has shapes that do not match its arch:", other),
     ):
         if items:
-            more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-            yield f"'{source.name}' {what} {', '.join(items[:SHOWN])}{more}"
+            more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+            yield f"'{source.name}' {what} {', '.join(items[:MAX_LISTED])}{more}"
 
 
 def _transposed(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return " (it is transposed)" if len(found) == 2 and found == expected[::-1] else ""
 
 
-def repeated(sources: Sequence[Source]) -> list[str]:
-    """Notes on sources whose files are the same; a merge gains nothing from them, unless their heads differ."""
+def duplicate_notes(sources: Sequence[Source]) -> list[str]:
+    """Notes on sources with identical weights, which add nothing to a merge unless their heads differ."""
     first: dict[str, Source] = {}
     notes = []
     for source in sources:
@@ -195,7 +197,9 @@ def repeated(sources: Sequence[Source]) -> list[str]:
             continue
         heads = source.head, other.head
         if heads[0] is not None and heads[1] is not None and not torch.equal(heads[0].weight, heads[1].weight):
-            notes.append(f"'{source.name}' and '{other.name}' are tasks of one model: its weights count for each")
+            notes.append(
+                f"'{source.name}' and '{other.name}' are tasks of one model: its weights are counted once per task"
+            )
         else:
             notes.append(
                 f"'{source.name}' has the same weights as '{other.name}'; check models.sources.N.checkpoint"
@@ -235,7 +239,7 @@ def _space(name: str, table: Compiled, sizes: Sequence[set[int]], counts: Sequen
 def _space_sizes(
     roles: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]], heads: int | None
 ) -> dict[str, set[int]]:
-    """Every size that the tensors of one model give to each space."""
+    """All sizes that the tensors of one model imply for each space."""
     sizes: dict[str, set[int]] = {}
     for name, role in roles.items():
         shape = shapes[name]

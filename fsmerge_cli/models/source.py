@@ -1,4 +1,4 @@
-"""A trained model as a value: the backbone, its head and where it comes from."""
+"""A trained model as a value: the backbone, its head and its origin."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
 
 @dataclass(frozen=True)
 class Source:
-    """A trained model: backbone weights by name, its head (None: merged on features) and where it came from.
+    """A trained model: backbone weights by name, its head (None: merged on features) and its origin.
 
-    The backbone reads pixels in 0..1: mean and std are already folded into its first layer. notes: what the user
-    should know of how it was read.
+    The backbone expects pixels in 0..1: mean and std are already folded into its first layer. origin: path, hub
+    name or module. notes: remarks for the user on how it was read.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""One entry of `models.sources`: where a trained model comes from."""
+"""One entry of `models.sources`: the description of a trained model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.common.options import FORBID, Count, Flag, NonNegativeFloat, Positive, PositiveFloat, Text
 
 LONGEST_NAME = 80
-"""Characters of a task's name, which is part of file names."""
+"""Maximal number of characters of a task name, which is part of file names."""
 
 
 @dataclass(frozen=True, config=FORBID)
 class Recipe:
     """How an embedded source is trained on first use.
 
-    data: key of the data set. seed: of initialisation and batches. steps, batch_size (images), lr,
-    weight_decay: of AdamW with a one-cycle schedule.
+    data: name of the data set. seed: of initialisation and batches. steps, batch_size (images), lr, weight_decay:
+    of AdamW with a one-cycle schedule.
     """
 
     data: Text
@@ -33,18 +33,18 @@ class Recipe:
 class SourceSpec:
     """One entry of `models.sources`.
 
-    name: the task's name. arch: a timm name, or `{family: ..., options}`; null where the checkpoint says it.
+    name: the task's name. arch: a timm name, or `{family: ..., options}`; null uses that of the checkpoint.
     checkpoint: a folder (config.json + model.safetensors [+ heads.safetensors]) or a file of weights; null with a
-    timm name takes the hub's weights. head: name of the head inside the checkpoint; null takes the only one (of a
-    merged folder: all, each as a task of its own). labels: class names in the order of the head's rows; or a file
-    of them (.txt, one per line, or .json), `data` for the class folders' names, or the name of a label set of the
-    recipe's data set; null takes the checkpoint's. mean, std: per channel, of the normalisation that the source
-    was trained with (pixels in 0..1); null takes the checkpoint's. normalize: whether the head reads features of
-    unit length (as CLIP's do); null takes the checkpoint's. recipe: how to train the source where no checkpoint is
-    given. prefix: of the tensors in a file that holds several models. ema: true takes exponentially averaged
-    weights, false ordinary ones, null these where there are any. input_size: height and width (pixels; one number
-    for a square) that the position table is resampled to, which is not exact; null keeps the source's own.
-    module: from Python alone, a torch module instead of a checkpoint; it is read and never changed.
+    timm name uses the hub's weights. head: name of the head inside the checkpoint; null uses the only one (in a
+    merged folder: all, each as a separate task). labels: class names in the order of the head's rows; or a file of
+    them (.txt, one per line, or .json), `data` for the names of the class folders, or the name of a label set of
+    the recipe's data set; null uses those of the checkpoint. mean, std: per channel, of the normalisation that the
+    source was trained with (pixels in 0..1); null uses the checkpoint's. normalize: whether the head is applied to
+    features of unit length (as in CLIP); null uses the checkpoint's. recipe: how to train the source if there is
+    no checkpoint. prefix: of the tensors in a file that contains several models. ema: true uses exponentially
+    averaged weights, false ordinary ones, null ordinary ones if there are any. input_size: height and width
+    (pixels; one number for a square) to which the position embeddings are resampled, which is not exact; null
+    keeps the source's own. module: only in Python, a torch module instead of a checkpoint; it is never changed.
     """
 
     name: Text
@@ -62,26 +62,26 @@ class SourceSpec:
     module: Any = None
 
     def __post_init__(self) -> None:
-        """A task's name becomes a folder's, a tensor's and a word of the terminal: nothing in it may act there."""
+        """Validate the name, which is used in folder and tensor names and on the terminal, and the module."""
         plain = self.name.isprintable() and not set(self.name) & set("/\\") and self.name == self.name.strip()
         if not plain or not 0 < len(self.name) <= LONGEST_NAME or self.name.startswith("."):
             raise ValueError(
-                f"the task name {self.name[: 2 * LONGEST_NAME]!r} cannot be used: it names a folder and a head. "
-                f"Pass models.sources.N.name=... of 1 to {LONGEST_NAME} printable characters, without / and \\, "
-                "no dot first, no space at an end."
+                f"the task name {self.name[: 2 * LONGEST_NAME]!r} cannot be used: it becomes part of file and "
+                f"tensor names. Pass models.sources.N.name=... of 1 to {LONGEST_NAME} printable characters, "
+                "without / and \\, not starting with a dot, without spaces at either end."
             )
         if self.module is None:
             return
         if not hasattr(self.module, "state_dict"):
             raise ValueError(
-                f"source '{self.name}': module is for Python, where it takes a torch module, not "
+                f"source '{self.name}': module has to be a torch module, passed from Python, not "
                 f"{str(self.module)[:80]!r}. Pass a path: models.sources.N.checkpoint=..."
             )
         if self.checkpoint is not None:
-            raise ValueError(f"source '{self.name}' has both a checkpoint and a module. Leave one of them out.")
+            raise ValueError(f"source '{self.name}' has both a checkpoint and a module. Remove one of them.")
 
     def options(self) -> dict[str, Any]:
-        """The entry as plain values; a module is named by its class."""
+        """The entry as plain values; a module is represented by the name of its class."""
         if self.module is None:
             return {name: value for name, value in asdict(self).items() if name != "module"}
         return {**asdict(replace(self, module=None)), "module": type(self.module).__qualname__}

@@ -1,4 +1,4 @@
-"""Where things stand in the charts of the report page, in per cent of the plot; its template draws them."""
+"""Coordinates of the charts of the report page, in per cent of the plot. The template draws them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fsmerge_cli.reporting import summary
 
 Values = Mapping[str, Any]
 STRONG = 0.735
-"""Strength from where on text has to be in the other colour: both have 4.5 : 1 there, see the style sheet."""
+"""Cell strength above which text takes the other colour; at it both have a contrast of 4.5 : 1."""
 KINDS = ("ensemble", "average", "merged")
-"""Rows with a colour of their own, beside the sources."""
+"""Rows with their own colour, in addition to the sources."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A share of right answers. kind: its colour (source, ensemble, average, merged, other)."""
+    """A top-1 accuracy, as a share. kind: sets the colour (source, ensemble, average, merged, other)."""
 
     name: str
     kind: str
@@ -28,7 +28,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Panel:
-    """Bars over one axis from 0 to 100 %; what: the images, or the protocol."""
+    """Bars over one axis from 0 to 100 %. what: the images, or the protocol."""
 
     title: str
     what: str
@@ -44,7 +44,7 @@ class Line:
 
     @property
     def path(self) -> str:
-        """As SVG wants it."""
+        """The `points` attribute of an SVG polyline."""
         return " ".join(f"{x:.2f},{y:.2f}" for x, y in self.points)
 
 
@@ -61,7 +61,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Cell:
-    """A square of a heat map. strength: 0..1 (None: no value), text: in it, title: in full."""
+    """A cell of a heat map. strength: 0..1 (None: no value). text: short. title: in full, as a tooltip."""
 
     strength: float | None
     text: str
@@ -69,13 +69,13 @@ class Cell:
 
     @property
     def strong(self) -> bool:
-        """Whether the square's text needs the colour that is read on the full one."""
+        """Whether the text needs the colour for dark cells."""
         return self.strength is not None and self.strength > STRONG
 
 
 @dataclass(frozen=True)
 class Heat:
-    """Squares under column names, each row with its name. names: of the columns, in full."""
+    """Cells by row and column. columns: short names. names: full names of the columns."""
 
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
@@ -83,7 +83,7 @@ class Heat:
 
 
 def panels(evaluation: Values) -> list[Panel]:
-    """One per task with labels, then the two joint protocols."""
+    """One panel per task with labels, then one per joint protocol."""
     rows = summary.shown_rows(evaluation)
     found = []
     for task in evaluation["tasks"]:
@@ -91,7 +91,7 @@ def panels(evaluation: Values) -> list[Panel]:
         bars = [_bar(evaluation, name, t["top1"], t["interval"]) for name, t in own.items()]
         if bars:
             count = max(t["count"] for t in own.values())
-            found.append(Panel(task, f"{count:,} test images, its own labels", bars))
+            found.append(Panel(task, f"{count:,} test images, task given", bars))
     for protocol in ("softmax", "logits"):
         joint = {name: row["joint_top1"].get(protocol) for name, row in rows.items()}
         bars = [
@@ -100,7 +100,7 @@ def panels(evaluation: Values) -> list[Panel]:
             if share is not None
         ]
         if bars:
-            found.append(Panel("All tasks at once", f"labels of all tasks, {summary.PROTOCOLS[protocol]}", bars))
+            found.append(Panel("Joint accuracy", f"task not given, {summary.PROTOCOLS[protocol]}", bars))
     return found
 
 
@@ -143,7 +143,7 @@ def loss_plot(evaluation: Values) -> Plot | None:
 
 
 def steps(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from `low` to `high`, the first and last at or beyond them.
+    """About `count` round numbers from `low` to `high`; the first and last enclose the range.
 
     >>> steps(0, 1000), steps(0, 0.07)
     ([0.0, 200.0, 400.0, 600.0, 800.0, 1000.0], [0.0, 0.02, 0.04, 0.06, 0.08])
@@ -156,7 +156,7 @@ def steps(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Powers of ten between positive numbers, with their doubles and fives where there are few.
+    """Powers of ten between positive numbers; for short ranges also 2 and 5 times those.
 
     >>> decades(0.03, 2), decades(1e-6, 1)
     ([0.05, 0.1, 0.2, 0.5, 1.0, 2.0], [1e-06, 1e-05, 0.0001, 0.001, 0.01, 0.1, 1.0])
@@ -169,7 +169,7 @@ def decades(low: float, high: float) -> list[float]:
 
 
 def similarity_map(evaluation: Values) -> Heat | None:
-    """CKA of every task's source with the merged model, layer by layer; None where nothing was looked at."""
+    """CKA of the merged model with every source by layer; None without test images."""
     found = evaluation["similarity"]
     layers = list(dict.fromkeys(layer for own in found.values() for layer in own))
     if not layers:
@@ -180,17 +180,17 @@ def similarity_map(evaluation: Values) -> Heat | None:
         for layer in layers:
             own = found[task].get(layer, {})
             cka = own.get("cka")
-            said = ", ".join(f"{n} {summary.fixed(own.get(k))}" for n, k in LIKENESS.items())
-            cells.append(Cell(_strength(cka), summary.fixed(cka, 2), f"{task}, {layer}: {said}"))
+            metrics = ", ".join(f"{n} {summary.fixed(own.get(k))}" for n, k in SIMILARITIES.items())
+            cells.append(Cell(_strength(cka), summary.fixed(cka, 2), f"{task}, {layer}: {metrics}"))
         rows.append((task, cells))
     return Heat(short(layers), rows, layers)
 
 
-LIKENESS = {"CKA": "cka", "cosine": "cosine", "relative error": "error"}
+SIMILARITIES = {"CKA": "cka", "cosine": "cosine", "relative error": "error"}
 
 
 def short(names: Sequence[str]) -> list[str]:
-    """Names of layers without what only repeats.
+    """Names of layers without the common prefix `blocks.`.
 
     >>> short(["blocks.0", "blocks.1", "norm"]), short(["act0", "act1"])
     (['0', '1', 'norm'], ['act0', 'act1'])
@@ -199,7 +199,7 @@ def short(names: Sequence[str]) -> list[str]:
 
 
 def confusion_maps(evaluation: Values) -> list[tuple[str, Heat]]:
-    """Merged model and ensemble side by side, per protocol: whose label is chosen for whose images."""
+    """Predicted tasks of merged model and ensemble, per protocol."""
     found = []
     for protocol in ("softmax", "logits"):
         for name in ("merged", "ensemble"):
@@ -215,7 +215,7 @@ def _confusion(shares: Mapping[str, Mapping[str, tuple[float, int]]]) -> Heat:
         (
             task,
             [
-                Cell(share, f"{100 * share:.0f}", f"{count:,} images of {task}: a label of {other}")
+                Cell(share, f"{100 * share:.0f}", f"{count:,} images of {task} predicted as a label of {other}")
                 for other, (share, count) in own.items()
             ],
         )

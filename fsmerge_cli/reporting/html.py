@@ -1,4 +1,4 @@
-"""report.html: one page with everything, for people to look at; no script, no font, no file beside it."""
+"""report.html: all results on one page, without scripts, fonts or other files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 LARGEST = 160
-"""Pixels on the longer side of an example image; larger ones are made smaller, so that the page stays light."""
+"""Pixels on the longer side of an example image; larger images are resized to keep the page small."""
 
 FEW_LAYERS, FEW_TASKS = 16, 4
-"""Up to which number of columns their squares say their numbers, and their heads the names of tasks."""
+"""Largest number of columns with values in the cells, and with task names as column titles."""
 
 
 def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str:
-    """The content of evaluation.json, and images with their answers, as one HTML page.
+    """The content of evaluation.json, and example images with their predictions, as one HTML page.
 
-    Every name is text; the page asks for nothing and runs nothing, which its Content-Security-Policy says too.
+    All names are escaped. The page loads no resources and runs no scripts, enforced by its
+    Content-Security-Policy.
     """
     return (
         _environment()
@@ -41,7 +42,7 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str
             verdict=summary.verdict(evaluation),
             panels=charts.panels(evaluation),
             plot=charts.loss_plot(evaluation),
-            likeness=charts.similarity_map(evaluation),
+            similarity_map=charts.similarity_map(evaluation),
             confusions=charts.confusion_maps(evaluation),
             pictures=_by_task(evaluation["tasks"], examples),
             config=yaml.dump(evaluation["config"], Dumper=_Lines, sort_keys=False, allow_unicode=True, width=90),
@@ -52,10 +53,10 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str
 
 
 class _Lines(yaml.SafeDumper):
-    """Lists of plain values stand in a line."""
+    """Writes lists of scalars on one line."""
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
-        """Also nested in mappings."""
+        """Flow style for lists of scalars, also inside mappings."""
         plain = not any(isinstance(value, list | dict) for value in sequence)
         return super().represent_sequence(tag, sequence, flow_style=plain)
 
@@ -66,7 +67,7 @@ def _by_task(tasks: Sequence[str], examples: Sequence[Example]) -> list[tuple[st
 
 
 def data_uri(pixels: Tensor) -> str:
-    """Bytes [C, H, W], grey or RGB, as a PNG inside a `data:` address."""
+    """uint8 pixels [C, H, W], grey or RGB, as a PNG in a `data:` URI."""
     image = Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels[:3].movedim(0, -1).numpy())
     image.thumbnail((LARGEST, LARGEST))
     content = io.BytesIO()
@@ -80,7 +81,7 @@ def _environment() -> Environment:
     from markupsafe import Markup
 
     def shown(value: Any) -> Any:
-        """Control characters as escapes; autoescaping does the rest."""
+        """Replace control characters by escapes; autoescaping handles HTML."""
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     templates = files(__package__) / "templates"

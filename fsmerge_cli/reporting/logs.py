@@ -1,7 +1,7 @@
-"""What a run leaves behind about itself: run.log, and event files for TensorBoard.
+"""Log files of a run: run.log, and event files for TensorBoard.
 
-While a run lasts, and where it fails, they lie beside its output folder in `.NAME.logs`; a finished run has them
-inside. A mistake of the user's leaves nothing.
+During a run they lie next to its output folder in `.NAME.logs`; a finished run has them inside its folder. If the
+run fails they stay in `.NAME.logs`, except after a user error, which removes them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from fsmerge_cli.reporting.terminal import Phases
 LOG = "run.log"
 BOARD = "tensorboard"
 LINES = 10
-"""Lines about one phase, between its first and its last, as far as it has so many steps."""
+"""Most lines per phase between its first and its last one."""
 
 
 class RunLog:
-    """Writes events, warnings and errors of one run; a context manager. A log that cannot be written is left out.
+    """Writes events, warnings and errors of one run; a context manager. I/O errors of the log itself are ignored.
 
-    resume: go on in the log of the interrupted run. tensorboard: write event files as well; ConfigError where
-    that package is not installed.
+    resume: append to the log of the interrupted run. tensorboard: write event files as well; ConfigError if that
+    package is not installed.
     """
 
     def __init__(self, output: Path, command: str, *, resume: bool = False, tensorboard: bool = False) -> None:
@@ -46,7 +46,7 @@ class RunLog:
         self._missing = [parent for parent in self._output.parents if not parent.exists()]
         self._kept = resume and self.place.is_dir()
         self._phases, self._board = Phases(), _Board(self.place / BOARD) if tensorboard else None
-        self._handler = _Held()
+        self._handler = _BufferedHandler()
         self._log = logging.getLogger("fsmerge_cli.run")
         self._command = command
 
@@ -55,7 +55,7 @@ class RunLog:
         self._log.propagate = False
         for logger in (self._log, logging.getLogger()):
             logger.addHandler(self._handler)
-        logging.captureWarnings(True)  # of libraries, which would tear the bars
+        logging.captureWarnings(True)  # warnings of libraries would break the progress bars
         self._log.info(self._command)
         return self
 
@@ -71,12 +71,12 @@ class RunLog:
         if self._board is not None:
             self._board.close()
         if isinstance(error, UserError) and self._handler.opened and not self._kept:
-            self._forget()
+            self._remove()
         elif error is not None and self._handler.opened and (self.place / LOG).is_file():
             error.add_note(f"the log is {os.path.relpath(self.place / LOG)}")
 
     def __call__(self, event: Event) -> None:
-        """One event of the core. The first one comes when the run holds its folder: no other run writes here."""
+        """Log one event. The first one comes once the run has locked its folder, so no other run writes here."""
         if not self._handler.opened:
             self._handler.open(self.place, fresh=not self._kept)
         phase, new = self._phases(event)
@@ -89,7 +89,7 @@ class RunLog:
             self._board(event)
 
     def finish(self, text: str, evaluation: Mapping[str, Any]) -> None:
-        """Note how a run ended, and move everything into its folder."""
+        """Log the final output of a run, and move the log files into its folder."""
         for line in text.splitlines():
             self._log.info(line)
         if self._board is not None:
@@ -103,15 +103,15 @@ class RunLog:
                 path.replace(target)
             self.place.rmdir()
 
-    def _forget(self) -> None:
+    def _remove(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
         with suppress(OSError):
             for parent in self._missing:
                 parent.rmdir()
 
 
-class _Held(logging.Handler):
-    """Keeps its lines until there is a file for them."""
+class _BufferedHandler(logging.Handler):
+    """Buffers its lines until the file is opened."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -121,7 +121,7 @@ class _Held(logging.Handler):
         self._file: Any = None
 
     def open(self, folder: Path, fresh: bool) -> None:
-        """Write what was said so far, and from now on all at once."""
+        """Write the buffered lines; later lines are written at once."""
         self.opened = True
         with suppress(OSError):
             if fresh:
@@ -133,12 +133,12 @@ class _Held(logging.Handler):
         self._waiting = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
+        """Write or buffer one line."""
         line = self.format(record) + "\n"
         if not self.opened:
             self._waiting.append(line)
         elif self._file is not None:
-            with suppress(OSError):  # a full disk: the run itself will say so
+            with suppress(OSError):  # on a full disk the run itself reports the error
                 self._file.write(line)
                 self._file.flush()
 
@@ -152,7 +152,7 @@ class _Held(logging.Handler):
 
 
 class _Board:
-    """Event files for TensorBoard: every value of every event, and the accuracies at the end."""
+    """Event files for TensorBoard: all values of all events, and the accuracies at the end."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -161,9 +161,9 @@ class _Board:
         self._before: dict[str, int] = {}
 
     def __call__(self, event: Event) -> None:
-        """The values of one event, at its step; a phase that begins again goes on behind its last step.
+        """Write the values of one event at its step. If a phase restarts, its steps continue after the last one.
 
-        An event without values counts too: it may tell what an earlier process did.
+        Events without values count as well: they may stand for steps of an earlier process.
         """
         last, total = self._last.get(event.phase, (0, 0))
         if event.done <= last or last == total:
@@ -174,7 +174,7 @@ class _Board:
             self._add({f"{event.phase}/{name}": value for name, value in event.values.items()}, step)
 
     def final(self, evaluation: Mapping[str, Any]) -> None:
-        """Accuracies of the merged model, and of what it is measured beside."""
+        """Write the accuracies of the merged model and of all other rows."""
         for name, row in evaluation["rows"].items():
             found = {f"top1 {task}/{name}": values["top1"] for task, values in row["tasks"].items()}
             found |= {
@@ -193,7 +193,7 @@ class _Board:
             self._writer.add_scalar(tag.replace(" ", "_"), value, step)
 
     def close(self) -> None:
-        """Bring everything to the disk."""
+        """Flush and close the event file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

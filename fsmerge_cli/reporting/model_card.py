@@ -1,4 +1,4 @@
-"""The model card, merged/README.md: the report in Markdown, and how to load the model without this package."""
+"""The model card, merged/README.md: the results in Markdown, and how to load the model without this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fsmerge_cli.reporting.summary import Table
 CARD = """# A merged {family}
 
 One backbone of the size of one source, merged by `{method}` from {k} sources, with one linear head per task
-({tasks}). Images are read as pixels in 0..1, {input}; no further normalisation.{rounding}
+({tasks}). Input: pixels in 0..1, {input}, without further normalisation.{rounding}
 
 {verdict}
 
@@ -24,9 +24,9 @@ One backbone of the size of one source, merged by `{method}` from {k} sources, w
 
 {table}
 
-Per cent of right answers on test images, in brackets the 95 % interval (Wilson). `ensemble` asks every source and
-is what a merge is held against; `plain average` is that of the sources' weights. `joint` is the share of right
-answers among the labels of all tasks. `-`: not applicable.
+Top-1 accuracy on test images in per cent, in brackets the 95 % interval (Wilson). `ensemble` runs every source and
+is the reference of a merge. `plain average` averages the sources' weights. `joint` is joint accuracy (the task is
+not given: the prediction is the best label over all tasks). `-`: not applicable.
 
 ## Load it without fsmerge
 
@@ -34,28 +34,30 @@ answers among the labels of all tasks. `-`: not applicable.
 
 {sections}
 
-## Where it came from
+## Origin
 
 {command}
 
 | source | SHA-256 of its weights |
 |---|---|
 {sources}
-| all images that the merge saw | `{images}` |
+| all images that the merge used | `{images}` |
 
 Versions: {versions}. Device: {device}. Seed: {seed}.
 
 {options}
 """
 TITLES = {
-    "Task by task": "The merged model. Feature error (relative to the variance), cosine and CKA compare the "
-    "features that it gives to each head with the source's own.",
-    "Training": "The loss is the distance of the features to the sources', relative to their variance, and, where "
-    "`method.logit_weight` and `method.outlier_exposure` say so, of the heads' answers.",
-    "Layer by layer": "Likeness of the merged model to each source on the source's own images: linear CKA (1 "
-    "where they differ by no more than a rotation) / cosine / relative error, unit by unit.",
-    "Which task?": "Where the labels of all tasks compete: the label of which task wins, in % (images).",
-    "Mistakes": "The labels that are confused most, and how often the source makes the same mistake.",
+    "Metrics by task": "The merged model. '% equal to source': images on which merged model and source predict the "
+    "same label. Feature error (relative to the variance), cosine and CKA compare the features that each head "
+    "receives with those of the source.",
+    "Training": "The loss is the squared error of the features, relative to the variance of the sources' "
+    "features, plus the terms on the heads' predictions weighted by `method.logit_weight` and "
+    "`method.outlier_exposure`.",
+    "Similarity by layer": "Similarity of the merged model to each source on the source's images: linear CKA (1 "
+    "if the features differ only by a rotation and a scale) / cosine / relative error, unit by unit.",
+    "Predicted tasks": "Task of the joint prediction, in % of the images of each row (number of images).",
+    "Confused labels": "The most frequent wrong predictions, and how often the source makes the same one.",
     "Cost": "",
     "Certificates": "The written files, read back and compared with independent computations.",
 }
@@ -64,7 +66,8 @@ TITLES = {
 def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, Any], options: str) -> str:
     """Markdown from the content of evaluation.json and the resolved options.
 
-    What the report page says, but for the images and the paths of the sources: this folder is handed on.
+    It has the content of the report page without the images and the paths of the sources, since this folder is
+    passed on to others.
     """
     provenance = evaluation["provenance"]
     channels, height, width = plan.arch.input_size
@@ -94,29 +97,29 @@ def _rounding(options: Mapping[str, Any]) -> str:
     dtype = (options.get("output") or {}).get("dtype", "float32")
     if dtype == "float32":
         return ""
-    return f"\nNumbers are stored in `{dtype}`; the scores are those of the rounded model, computed in fp32."
+    return f"\nThe weights are stored in `{dtype}`; the scores are those of the rounded model, computed in fp32."
 
 
 def _sections(evaluation: Mapping[str, Any]) -> str:
-    """Every table that there is, under its title and in the order of TITLES; notes first."""
+    """Notes, then every table that is not empty, in the order of TITLES."""
     protocols = {summary.PROTOCOLS[p]: summary.confusion(evaluation, "merged", p) for p in ("softmax", "logits")}
-    wrong = {escaped(name): summary.mistakes(evaluation, name) for name in evaluation["answers"]}
+    wrong = {escaped(name): summary.mistakes(evaluation, name) for name in evaluation["predictions"]}
     tables: dict[str, dict[str, Table | None]] = {
-        "Task by task": {"": summary.details(evaluation)},
+        "Metrics by task": {"": summary.details(evaluation)},
         "Training": {"": summary.losses(evaluation)},
-        "Layer by layer": {"": summary.similarity(evaluation)},
-        "Which task?": protocols,
-        "Mistakes": {name: table for name, table in wrong.items() if table.rows},
+        "Similarity by layer": {"": summary.similarity(evaluation)},
+        "Predicted tasks": protocols,
+        "Confused labels": {name: table for name, table in wrong.items() if table.rows},
         "Cost": {"": summary.cost(evaluation)},
         "Certificates": {"": summary.certificates(evaluation)},
     }
     parts = []
     if evaluation["notes"]:
-        parts.append("## Worth knowing\n\n" + "\n".join(f"- {escaped(note)}" for note in evaluation["notes"]))
-    for title, words in TITLES.items():
+        parts.append("## Notes\n\n" + "\n".join(f"- {escaped(note)}" for note in evaluation["notes"]))
+    for title, description in TITLES.items():
         own = {name: table for name, table in tables[title].items() if table}
         if own:
-            parts += [f"## {title}", *([words] if words else [])]
+            parts += [f"## {title}", *([description] if description else [])]
             parts += [
                 f"**{name}**\n\n{markdown(table)}" if name else markdown(table) for name, table in own.items()
             ]
@@ -124,16 +127,16 @@ def _sections(evaluation: Mapping[str, Any]) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A table in Markdown; cells are text."""
-    rule = ["---" if i < table.words else "--:" for i in range(len(table.columns))]
+    """A table in Markdown; cells are escaped."""
+    rule = ["---" if i < table.text_columns else "--:" for i in range(len(table.columns))]
     lines = [list(map(escaped, table.columns)), rule, *(list(map(escaped, row)) for row in table.rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def head_lines(heads: Mapping[str, Head]) -> str:
-    """Python that makes `head` of the first task from the tensors `heads`."""
+    """Python code that builds `head` of the first task from the tensors `heads`."""
     if not heads:
-        return "head = torch.nn.Identity()  # the sources had no heads: features come out"
+        return "head = torch.nn.Identity()  # the sources have no classifier heads: the output is the features"
     name, head = next(iter(heads.items()))
     classes, width = head.weight.shape
     bias = f', "bias": heads[{quoted(f"{name}.bias")}]' if head.bias is not None else ""
@@ -142,9 +145,9 @@ def head_lines(heads: Mapping[str, Head]) -> str:
         f"head = torch.nn.Linear({width}, {classes}{no_bias})  # the task {name}",
         f'head.load_state_dict({{"weight": heads[{quoted(f"{name}.weight")}]{bias}}})',
     ]
-    if head.projector is not None:  # a head that scales its input to unit length keeps its unmerge map
+    if head.projector is not None:  # a head that normalises its input cannot absorb its projector
         lines += [
-            f"projector = torch.nn.Linear({head.projector.shape[1]}, {width}, bias=False)  # U_out, kept",
+            f"projector = torch.nn.Linear({head.projector.shape[1]}, {width}, bias=False)  # U_out",
             f'projector.load_state_dict({{"weight": heads[{quoted(f"{name}.projector")}]}})',
             "classifier, normalize = head, torch.nn.functional.normalize",
             "head = lambda z: classifier(normalize(projector(z), dim=-1))",
@@ -153,12 +156,12 @@ def head_lines(heads: Mapping[str, Head]) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` as Python source: a task's name cannot end the string that it stands in."""
+    """`text` as a Python string literal, so that a task's name cannot end it."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def escaped(text: str) -> str:
-    r"""`text` as itself in Markdown: no markup, link, table cell or line of its own.
+    r"""`text` escaped for Markdown: no markup, link, table cell or new line.
 
     >>> escaped("a|b<script>")
     'a\\|b\\<script\\>'
@@ -167,6 +170,6 @@ def escaped(text: str) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """`text` as a block of code whose fence is longer than any in it."""
+    """`text` as a code block whose fence is longer than any inside it."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

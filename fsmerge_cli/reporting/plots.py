@@ -1,4 +1,4 @@
-"""Pictures of several runs: accuracy against seconds, and the front of the tasks' accuracies. Needs matplotlib."""
+"""Plots of several runs: accuracy against seconds, and the Pareto front of the tasks' accuracies (matplotlib)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 from fsmerge_cli.common.errors import ConfigError, OutputError, reason
 
 SUFFIXES = (".svg", ".png", ".pdf")
-PLACES = tuple((dx, dy) for dy in (6, -6, 14, -14, 22, -22, 38, -38) for dx in (8, -8, 0) if dx or abs(dy) > 6)
-"""Where a label may stand, in points from its marker; the first place that is free is taken."""
+OFFSETS = tuple((dx, dy) for dy in (6, -6, 14, -14, 22, -22, 38, -38) for dx in (8, -8, 0) if dx or abs(dy) > 6)
+"""Offsets of a label from its marker, in points; the first one without overlap is used."""
 
 WIDE = 44
-"""Characters in a line of a label."""
+"""Characters per line of a label."""
 
 LABELLED = 24
-"""Above so many points only those that no other one beats are labelled."""
+"""With more points than this, only those on the front are labelled."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A run in a picture: what tells it apart, its method, where it lies, and its 95 % interval upwards."""
+    """A run in a plot: its distinguishing settings, method, coordinates, and 95 % interval of y."""
 
     label: str
     method: str
@@ -36,7 +36,7 @@ class Point:
 
 
 def check_plot(path: Path) -> None:
-    """ConfigError where a picture of this name cannot be drawn here."""
+    """Raises ConfigError if the suffix is not supported or matplotlib is not installed."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--plot {path}: give a file that ends in {', '.join(SUFFIXES)}.")
     _pyplot()
@@ -45,15 +45,16 @@ def check_plot(path: Path) -> None:
 def plot_cost(path: Path, points: Sequence[Point], title: str, bound: float | None = None) -> None:
     """Accuracy (a share) against seconds on a logarithmic axis, one colour per method.
 
-    bound: of the ensemble of all sources, a line. Raises ConfigError without matplotlib, OutputError.
+    bound: accuracy of the ensemble of all sources, drawn as a line. Raises ConfigError without matplotlib,
+    OutputError.
     """
     figure, axes = _figure(1)
     axis = axes[0]
     axis.set_xscale("log")
     if bound is not None:
         axis.axhline(100 * bound, color="0.6", linestyle="--", linewidth=1, zorder=0)
-        where = {"xycoords": ("axes fraction", "data"), "xytext": (4, 3), "textcoords": "offset points"}
-        axis.annotate("ensemble of the sources", (0, 100 * bound), fontsize=8, color="0.4", **where)
+        position = {"xycoords": ("axes fraction", "data"), "xytext": (4, 3), "textcoords": "offset points"}
+        axis.annotate("ensemble of the sources", (0, 100 * bound), fontsize=8, color="0.4", **position)
     _scatter(axis, points)
     _widened(axis, points)
     best = {p.label for p in points if not any(q.x <= p.x and q.y >= p.y and q != p for q in points)}
@@ -66,34 +67,34 @@ def plot_cost(path: Path, points: Sequence[Point], title: str, bound: float | No
 def plot_front(path: Path, tasks: Sequence[str], runs: Sequence[tuple[str, str, Sequence[float], bool]]) -> None:
     """Accuracies of every pair of tasks: (label, method, one share per task, whether on the front) per run.
 
-    The line joins the runs that no other one beats in all tasks. Raises as :func:`plot_cost` does.
+    The line joins the runs on the Pareto front. Raises the errors of :func:`plot_cost`.
     """
     pairs = list(itertools.combinations(range(len(tasks)), 2))[:6]
     figure, axes = _figure(len(pairs))
     for axis, (a, b) in zip(axes, pairs):
         points = [Point(label, method, 100 * own[a], own[b]) for label, method, own, _ in runs]
         front = sorted((p for p, run in zip(points, runs) if run[3]), key=lambda p: (p.x, p.y))
-        # A step line: everything below and left of it is beaten.
+        # A step line: every point below and left of it is dominated.
         axis.step([p.x for p in front], [100 * p.y for p in front], where="pre", color="0.6", zorder=1)
         _scatter(axis, points)
         axis.margins(0.15)
         _label(figure, axis, front if len(points) > LABELLED else points)
-        axis.set_xlabel(f"{tasks[a]}: right answers, %")
-        axis.set_ylabel(f"{tasks[b]}: right answers, %")
+        axis.set_xlabel(f"{tasks[a]}: top-1 accuracy, %")
+        axis.set_ylabel(f"{tasks[b]}: top-1 accuracy, %")
     _save(figure, path)
 
 
 def front(values: Sequence[Sequence[float]]) -> list[bool]:
-    """Which entries no other one beats: as good in everything and better in something.
+    """The Pareto front: whether no other entry dominates an entry (at least equal in all values, better in one).
 
     >>> front([(0.9, 0.1), (0.5, 0.5), (0.4, 0.5), (0.1, 0.9)])
     [True, True, False, True]
     """
 
-    def beats(other: Sequence[float], own: Sequence[float]) -> bool:
+    def dominates(other: Sequence[float], own: Sequence[float]) -> bool:
         return all(o >= w for o, w in zip(other, own)) and any(o > w for o, w in zip(other, own))
 
-    return [not any(beats(other, own) for other in values) for own in values]
+    return [not any(dominates(other, own) for other in values) for own in values]
 
 
 def _pyplot() -> Any:
@@ -101,7 +102,7 @@ def _pyplot() -> Any:
         from matplotlib import figure, rcParams
     except ImportError:
         raise ConfigError("a plot needs matplotlib. Install it: pip install 'fsmerge[plot]'") from None
-    # Text stays text, and the same runs give the same bytes.
+    # Text stays text, and output is deterministic.
     rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fsmerge"})
     return figure
 
@@ -135,7 +136,7 @@ def _scatter(axis: Any, points: Sequence[Point]) -> None:
 
 
 def _widened(axis: Any, points: Sequence[Point]) -> None:
-    """Room for labels at the sides, and at least a factor of ten in seconds."""
+    """Set axis limits: room for labels at the sides, and at least a factor of ten in seconds."""
     low, high = min(p.x for p in points), max(p.x for p in points)
     factor = max(1.6, (10 / (high / low)) ** 0.5 if low > 0 else 1.6)
     axis.set_xlim(low / factor, high * factor)
@@ -145,27 +146,27 @@ def _widened(axis: Any, points: Sequence[Point]) -> None:
 
 
 def _label(figure: Any, axis: Any, points: Sequence[Point]) -> None:
-    """Labels in places where they cover no marker and no other label, as far as there are such."""
+    """Place labels so that they cover no marker and no other label, if possible."""
     from matplotlib.text import Text
 
-    figure.canvas.draw()  # fixes what is where
-    spots = [axis.transData.transform((p.x, 100 * p.y)) for p in points]
-    taken = [_box(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
-    for (x, _), p in zip(spots, points):
+    figure.canvas.draw()  # fixes the layout
+    markers = [axis.transData.transform((p.x, 100 * p.y)) for p in points]
+    taken = [_box(x - 5, y - 5, x + 5, y + 5) for x, y in markers]
+    for (x, _), p in zip(markers, points):
         if p.low is not None and p.high is not None:
             ends = [axis.transData.transform((p.x, 100 * end))[1] for end in (p.low, p.high)]
             taken.append(_box(x - 1, ends[0], x + 1, ends[1]))
     for point in sorted(points, key=lambda p: (-p.y, p.x)):
         best, least = None, float("inf")
-        for dx, dy in PLACES:
+        for dx, dy in OFFSETS:
             text = axis.annotate(
                 textwrap.fill(point.label, WIDE), (point.x, 100 * point.y), xytext=(dx, dy),
                 textcoords="offset points", fontsize=8,
                 ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center",
                 arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5} if abs(dy) > 14 else None,
             )  # fmt: skip
-            text.set_in_layout(False)  # a long one would take the plot's room
-            box = Text.get_window_extent(text)  # without the line that leads to it
+            text.set_in_layout(False)  # a long label would shrink the plot
+            box = Text.get_window_extent(text)  # without the line to its marker
             cost = sum(_overlap(box, other) for other in taken) + _outside(box, axis.get_window_extent())
             if cost < least:
                 best, text, least = text, best, cost
@@ -194,7 +195,7 @@ def _outside(box: Any, frame: Any) -> float:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Under a temporary name first: whole or not at all."""
+    """Write atomically, by way of a temporary file."""
     temporary = path.with_name(f".{path.name}.tmp")
     kind = path.suffix[1:].lower()
     fixed = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})

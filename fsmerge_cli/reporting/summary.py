@@ -1,4 +1,4 @@
-"""evaluation.json in words and tables: what the report page and the model card both say."""
+"""evaluation.json as sentences and tables, for the report page and the model card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fsmerge_cli.evaluation.metrics import interval
 Values = Mapping[str, Any]
 
 NONE = "-"
-"""Where a number does not apply."""
+"""In place of a value that does not apply."""
 
 PROTOCOLS = {
     "softmax": "softmax per head",
@@ -20,22 +20,26 @@ PROTOCOLS = {
     "softmax_calibrated": "calibrated softmax per head",
     "logits_calibrated": "calibrated logits",
 }
-"""How the joint answer is chosen, in words."""
+"""How the joint prediction is made, in words."""
+
+JOINT = "the task is not given: the prediction is the best label over all tasks"
+"""What joint accuracy means."""
 
 CURVE_ROWS = 20
+"""Most rows of the table of losses."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, not yet escaped; every column but the first `words` holds numbers."""
+    """Cells as text, not yet escaped. The first `text_columns` columns hold text, all others numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: int = 1
+    text_columns: int = 1
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With `digits` significant digits; a dash for None and what is not finite.
+    """With `digits` significant digits; a dash for None and non-finite values.
 
     >>> number(0.00012345), number(1234567.0), number(None)
     ('0.000123', '1.23e+06', '-')
@@ -44,22 +48,22 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
-    """With `digits` decimals; a dash for None and what is not finite."""
+    """With `digits` decimals; a dash for None and non-finite values."""
     return NONE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def per_cent(value: float | None) -> str:
-    """A share with one decimal, without the sign; a dash where there is none."""
+    """A share in per cent, one decimal, without the sign; a dash for None."""
     return fixed(None if value is None else 100 * value, 1)
 
 
 def ranged(value: float | None, limits: Sequence[float] | None) -> str:
-    """Per cent with its interval, where there is one."""
+    """A share in per cent, with its interval if it has one."""
     return per_cent(value) + (f" ({per_cent(limits[0])} to {per_cent(limits[1])})" if limits else "")
 
 
 def shown_rows(evaluation: Values) -> dict[str, Values]:
-    """The rows to be shown: one that is the merged model itself (average, kd) stands there once."""
+    """The rows to show: without a row (average, kd) that is the merged model itself."""
     rows = dict(evaluation["rows"])
     method = evaluation["method"]
     if method in rows and rows[method] == rows.get("merged"):
@@ -68,35 +72,35 @@ def shown_rows(evaluation: Values) -> dict[str, Values]:
 
 
 def row_name(evaluation: Values, name: str) -> str:
-    """A row as it is called in a table."""
+    """The name of a row in a table."""
     if name in evaluation["tasks"]:
         return f"{name} (source)"
     return {"average": "plain average", "kd": "distillation, same budget"}.get(name, name)
 
 
 def joint_interval(row: Values, protocol: str) -> tuple[float, float] | None:
-    """Wilson's interval of a joint share; all labelled test images count."""
+    """Wilson interval of a joint accuracy, over all labelled test images."""
     share, count = row["joint_top1"].get(protocol), sum(task["count"] for task in row["tasks"].values())
     return interval(round(share * count), count) if share is not None and count else None
 
 
 def verdict(evaluation: Values) -> list[str]:
-    """What came out, in a few sentences, and whether images of no task had a part in it."""
-    return [*_outcome(evaluation), *_strangers(evaluation)]
+    """The result in a few sentences, and whether the merge used auxiliary unlabelled data."""
+    return [*_outcome(evaluation), *_auxiliary_data(evaluation)]
 
 
-def _strangers(evaluation: Values) -> list[str]:
-    """That a merge saw images which belong to no task, where it did."""
-    if "method" not in evaluation["config"]:  # of a model that is there: its data are not those of the merge
+def _auxiliary_data(evaluation: Values) -> list[str]:
+    """A sentence on auxiliary unlabelled data, if the merge used any."""
+    if "method" not in evaluation["config"]:  # of `fsmerge evaluate`: its data are not those of the merge
         return []
     data = evaluation["config"].get("data") or {}
     name, other = data.get("name"), (data.get("auxiliary") or {}).get("name")
     if not evaluation["cost"]["images"] or (other is None and name not in ("none", "generated")):
         return []
-    kind = "generated ones" if other in (None, "generated") else f"unrelated ones (data={other})"
+    kind = "generated images" if other in (None, "generated") else f"auxiliary unlabelled images (data={other})"
     if name in ("none", "generated") or data.get("images_per_task") == 0:
-        return [f"The merge saw no image of its tasks, only {kind}."]
-    return [f"Beside images of its tasks, the merge saw {kind}."]
+        return [f"The merge used no images of its tasks, only {kind}."]
+    return [f"In addition to images of its tasks, the merge used {kind}."]
 
 
 def _outcome(evaluation: Values) -> list[str]:
@@ -105,41 +109,38 @@ def _outcome(evaluation: Values) -> list[str]:
     mean = merged.get("mean_top1")
     model = "The model" if evaluation["method"] == "unknown" else "The merged model"
     if mean is None:
-        same = same_answers(evaluation)
+        same = agreement(evaluation)
         if same is None:
             return ["Nothing was evaluated: there were no test images."]
         return [
-            f"{model} gives the answer of its source on {per_cent(same)} % of the test images. They have "
-            "no labels, so nobody knows which answers are right."
+            f"{model} and its source predict the same label on {per_cent(same)} % of the test images. The images "
+            "have no labels, so the accuracy is not known."
         ]
     kept = merged["mean_relative"]
-    parts = [f"{model} answers {per_cent(mean)} % of the test images right"]
-    parts[0] += ", in the mean over its tasks" if len(evaluation["tasks"]) > 1 else ""
-    parts[0] += f": {per_cent(kept)} % of what its sources manage." if kept is not None else "."
-    others = {"average": "The plain average of the same weights", "kd": "Distillation with the same budget"}
+    over = " (mean over its tasks)" if len(evaluation["tasks"]) > 1 else ""
+    parts = [f"{model} has a top-1 accuracy of {per_cent(mean)} %{over}"]
+    parts[0] += f": {per_cent(kept)} % of its sources' accuracy." if kept is not None else "."
+    others = {"average": "The plain average of the sources' weights", "kd": "Distillation with the same budget"}
     for name, what in others.items():
         share = shown_rows(evaluation).get(name, {}).get("mean_top1")
         if share is not None:
             parts.append(f"{what} reaches {per_cent(share)} %.")
     joint, bound = (row.get("joint_top1", {}).get("softmax") for row in (merged, ensemble))
     if joint is not None:
-        beside = f" (all sources side by side: {per_cent(bound)} %)" if bound is not None else ""
-        parts.append(
-            "Where it has to find the task as well, among the labels of all tasks, it is right in "
-            f"{per_cent(joint)} %{beside}."
-        )
+        reference = f"; that of the ensemble of the sources is {per_cent(bound)} %" if bound is not None else ""
+        parts.append(f"{model}'s joint accuracy ({JOINT}) is {per_cent(joint)} %{reference}.")
     return parts
 
 
-def same_answers(evaluation: Values) -> float | None:
-    """Share of all test images that merged model and source answer alike."""
-    found = evaluation["answers"].values()
+def agreement(evaluation: Values) -> float | None:
+    """Share of all test images on which merged model and source predict the same label."""
+    found = evaluation["predictions"].values()
     count = sum(own["images"] for own in found)
     return sum(own["same_as_source"] for own in found) / count if count else None
 
 
 def scores(evaluation: Values) -> Table | None:
-    """Top-1 of every model on every task, with intervals, mean and joint; None without labels."""
+    """Top-1 accuracy of every model on every task, with intervals, mean and joint; None without labels."""
     tasks, rows = evaluation["tasks"], shown_rows(evaluation)
     if not any(row["tasks"] for row in rows.values()):
         return None
@@ -157,21 +158,21 @@ def scores(evaluation: Values) -> Table | None:
 
 
 def details(evaluation: Values) -> Table | None:
-    """The merged model's other numbers, task by task; None without test images."""
+    """Further metrics of the merged model by task; None without test images."""
     row = evaluation["rows"].get("merged")
     if row is None:
         return None
     cells = []
     for task in evaluation["tasks"]:
         own = row["tasks"].get(task, {})
-        answers = evaluation["answers"].get(task, {})
-        images = answers.get("images")
+        agreed = evaluation["predictions"].get(task, {})
+        images = agreed.get("images")
         cells.append(
             [
                 task,
                 str(own.get("count", images or NONE)),
                 per_cent(own.get("relative")),
-                per_cent(answers["same_as_source"] / images if images else None),
+                per_cent(agreed["same_as_source"] / images if images else None),
                 per_cent(own.get("top5")),
                 fixed(own.get("loss")),
                 fixed(own.get("calibration_error")),
@@ -180,13 +181,13 @@ def details(evaluation: Values) -> Table | None:
                 fixed(row["feature_cka"].get(task)),
             ]
         )
-    columns = ["task", "test images", "% of the source's", "% same answer", "top-5 %", "loss (nats)"]
-    columns += ["calibr. error", "feature error", "feature cosine", "feature CKA"]
+    columns = ["task", "test images", "% of source accuracy", "% equal to source", "top-5 %", "loss (nats)"]
+    columns += ["calibration error", "feature error", "feature cosine", "feature CKA"]
     return Table(columns, cells)
 
 
 def losses(evaluation: Values) -> Table | None:
-    """Steps with their losses, thinned; None without training."""
+    """Losses at some of the steps; None without training."""
     training = evaluation["training"]
     curve, seen = training["curve"], {v["step"]: v["loss"] for v in training["validation"]}
     if not curve:
@@ -200,7 +201,7 @@ def losses(evaluation: Values) -> Table | None:
 
 
 def thinned(points: Sequence[Any], count: int = CURVE_ROWS) -> list[Any]:
-    """At most `count` of them, evenly spaced, the last one among them.
+    """At most `count` points, evenly spaced, including the last one.
 
     >>> thinned(range(7), 3)
     [0, 3, 6]
@@ -210,7 +211,7 @@ def thinned(points: Sequence[Any], count: int = CURVE_ROWS) -> list[Any]:
 
 
 def similarity(evaluation: Values) -> Table | None:
-    """CKA, cosine and relative error by layer and task; None where nothing was looked at."""
+    """CKA, cosine and relative error by layer and task; None without test images."""
     found = {
         task: evaluation["similarity"][task] for task in evaluation["tasks"] if task in evaluation["similarity"]
     }
@@ -227,7 +228,7 @@ def similarity(evaluation: Values) -> Table | None:
 
 
 def chosen_tasks(evaluation: Values, name: str, protocol: str) -> dict[str, dict[str, tuple[float, int]]]:
-    """By task of the image and chosen task: share of the task's images, and their number."""
+    """By task of the image and task of the predicted label: share of the task's images, and number of images."""
     found = evaluation["rows"].get(name, {}).get("chosen_tasks", {}).get(protocol, {})
     return {
         task: {other: (count / (sum(own.values()) or 1), count) for other, count in own.items()}
@@ -236,7 +237,7 @@ def chosen_tasks(evaluation: Values, name: str, protocol: str) -> dict[str, dict
 
 
 def confusion(evaluation: Values, name: str, protocol: str) -> Table | None:
-    """How often a label of which task is chosen, in per cent; None where there is one head or none."""
+    """Tasks of the predicted labels, in per cent of the images of each task; None for fewer than two heads."""
     found = chosen_tasks(evaluation, name, protocol)
     if not found:
         return None
@@ -246,45 +247,41 @@ def confusion(evaluation: Values, name: str, protocol: str) -> Table | None:
 
 
 def mistakes(evaluation: Values, task: str) -> Table:
-    """The most frequent wrong answers to the images of one task."""
-    pairs = evaluation["answers"].get(task, {}).get("pairs", ())
-    cells = [[pair["label"], pair["answer"], str(pair["count"]), str(pair["source"])] for pair in pairs]
-    return Table(["label", "answered", "merged", "source"], cells, 2)
+    """The most frequently confused labels of one task."""
+    pairs = evaluation["predictions"].get(task, {}).get("pairs", ())
+    cells = [[pair["label"], pair["prediction"], str(pair["count"]), str(pair["source"])] for pair in pairs]
+    return Table(["label", "predicted", "merged", "source"], cells, 2)
 
 
 def cost(evaluation: Values) -> Table:
-    """What the merge took."""
+    """The cost of the run: images, steps, parameters, memory and seconds."""
     found = evaluation["cost"]
     rate, memory = found["images_per_second"], found["peak_memory_bytes"]
     cells = [
-        ["unlabelled images, views included", f"{found['images']:,}"],
+        ["unlabelled images (views included)", f"{found['images']:,}"],
         ["training steps", f"{found['steps']:,}"],
-        ["numbers trained", f"{found['trained_parameters']:,}"],
-        ["numbers in the merged backbone", f"{found['merged_parameters']:,}"],
-        ["images trained on per second", NONE if rate is None else f"{rate:,.0f}"],
+        ["trainable parameters", f"{found['trained_parameters']:,}"],
+        ["parameters of the merged backbone", f"{found['merged_parameters']:,}"],
+        ["training images per second", NONE if rate is None else f"{rate:,.0f}"],
         ["peak memory", NONE if memory is None else f"{memory / 1e9:.2f} GB"],
         *([f"seconds: {phase}", f"{seconds:,.2f}"] for phase, seconds in found["seconds"].items()),
-        ["seconds in all", f"{sum(found['seconds'].values()):,.2f}"],
+        ["seconds in total", f"{sum(found['seconds'].values()):,.2f}"],
         *([name.replace("_", " "), number(value)] for name, value in evaluation["facts"].items()),
     ]
     return Table(["", ""], cells)
 
 
 def certificates(evaluation: Values) -> Table | None:
-    """Every comparison of the written files with its error and tolerance; None before they are written."""
+    """Every certificate with its error and tolerance; None before the files are written."""
     cells = [
         [name, c["what"], c["status"], number(c.get("error")), number(c.get("tolerance"))]
         for name, c in evaluation["certificates"].items()
     ]
-    return (
-        Table(["certificate", "what equals what", "status", "largest error", "tolerance"], cells, 3)
-        if cells
-        else None
-    )
+    return Table(["certificate", "compared", "status", "largest error", "tolerance"], cells, 3) if cells else None
 
 
 def versions(evaluation: Values) -> str:
-    """What the numbers depend on, in one line."""
+    """Versions that the results depend on, in one line."""
     found = evaluation["provenance"]
     parts = [f"{name} {version}" for name, version in found["versions"].items()]
     if found["processes"] > 1:

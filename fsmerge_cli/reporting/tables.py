@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: the score table, the sweep table, comparisons, what a check found."""
+"""Tables and lines in the terminal: scores, sweeps, comparisons, and results of `fsmerge check`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from rich.text import Text
 
 from fsmerge_cli.common.errors import OutputError
 
+JOINT = "the task is not given: the prediction is the best label over all tasks"
+"""What joint accuracy means; as `summary.JOINT`, which cannot be imported without torch."""
+
 
 def score_table(evaluation: Mapping[str, Any]) -> Table:
-    """The rows of evaluation.json: sources, ensemble, average, merged; per task, mean and joint."""
+    """Top-1 accuracy of the rows of evaluation.json: by task, mean and joint."""
     from fsmerge_cli.reporting.summary import shown_rows  # imports torch
 
     tasks = evaluation["tasks"]
-    made = "" if evaluation["method"] == "unknown" else f" ({evaluation['method']})"
-    table = Table(title=f"Right answers on test images, %{made}", title_justify="left")
+    method = "" if evaluation["method"] == "unknown" else f" ({evaluation['method']})"
+    table = Table(title=f"Top-1 accuracy on test images, %{method}", title_justify="left")
     table.add_column("model", no_wrap=True)
     for name in [*tasks, "mean", "joint", "joint (logits)"]:
         table.add_column(Text(name), justify="right")
@@ -33,12 +36,12 @@ def score_table(evaluation: Mapping[str, Any]) -> Table:
 
 
 def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
-    """One row of evaluation.json task by task: interval, top 5, loss and calibration."""
+    """One row of evaluation.json by task: interval, top-5 accuracy, loss and calibration error."""
     from fsmerge_cli.reporting.summary import PROTOCOLS
 
     table = Table(title=f"{_row_name(evaluation, name)}, by task", title_justify="left")
     table.add_column("task", no_wrap=True)
-    for title in ("images", "top 1", "95 % interval", "top 5", "loss", "calibration error"):
+    for title in ("images", "top-1 %", "95 % interval", "top-5 %", "loss", "calibration error %"):
         table.add_column(title, justify="right")
     row = evaluation["rows"][name]
     for task, found in row["tasks"].items():
@@ -48,30 +51,32 @@ def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
         table.add_row(Text(task), *cells)
     joint = row["joint_top1"]
     if joint:
-        said = [f"{words} {per_cent(joint[name])}" for name, words in PROTOCOLS.items() if name in joint]
-        table.caption = f"joint: {', '.join(said)}"
+        shares = [f"{words} {per_cent(joint[name])}" for name, words in PROTOCOLS.items() if name in joint]
+        table.caption = f"Joint accuracy in % ({JOINT}): {', '.join(shares)}"
+        table.caption_justify = "left"
     return table
 
 
 def _row_name(evaluation: Mapping[str, Any], name: str) -> str:
-    """A row as it is called: what was made elsewhere is no merged model, as far as known."""
+    """The name of a row; a third-party model is not called merged."""
     return "model" if name == "merged" and evaluation["method"] == "unknown" else name
 
 
 def summary_line(evaluation: Mapping[str, Any]) -> str:
-    """Steps, trained numbers and seconds of one run, in one line."""
+    """Steps, trainable parameters, images and seconds of one run, and what joint accuracy means."""
     cost = evaluation["cost"]
     seconds = sum(cost["seconds"].values())
     joint = any(row["joint_top1"] for row in evaluation["rows"].values())
-    line = f"{cost['steps']} steps, {cost['trained_parameters']:,} numbers trained, {cost['images']} images, "
-    explained = " Joint: the right answer among the labels of all tasks, by each head's softmax." if joint else ""
+    line = f"{cost['steps']} steps, {cost['trained_parameters']:,} trainable parameters, "
+    line += f"{cost['images']} images, "
+    explained = f" joint: joint accuracy ({JOINT}; softmax per head)." if joint else ""
     return f"{line}{seconds:.1f} s.{explained}"
 
 
 def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per job of a sweep."""
+    """One row per job of a sweep."""
     tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
-    table = Table(title="All runs, right answers of the merged model on test images, %", title_justify="left")
+    table = Table(title="All runs, top-1 accuracy of the merged model on test images, %", title_justify="left")
     table.add_column("run", overflow="fold")
     for name in [*tasks, "mean", "joint", "seconds"]:
         table.add_column(Text(name), justify="right")
@@ -81,11 +86,18 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
         else:
             cells = [*(job["tasks"].get(task) for task in tasks), job["mean"], job["joint"]]
             table.add_row(Text(label), *map(per_cent, cells), f"{job['seconds']:.1f}")
+    return _explained(table, [job.get("joint") for job in jobs])
+
+
+def _explained(table: Table, joint: Sequence[float | None]) -> Table:
+    """The table with a caption that defines joint accuracy, if it has values of it."""
+    if any(value is not None for value in joint):
+        table.caption, table.caption_justify = f"joint: joint accuracy ({JOINT}; softmax per head)", "left"
     return table
 
 
 def distinct(runs: Sequence[str]) -> list[str]:
-    """What tells runs apart: their settings without those that all of them share.
+    """The settings that distinguish the runs: without those that all of them share.
 
     >>> distinct(["models=a seed=0", "models=a seed=1"])
     ['seed=0', 'seed=1']
@@ -96,17 +108,17 @@ def distinct(runs: Sequence[str]) -> list[str]:
 
 
 def per_cent(value: float | None) -> str:
-    """A share as per cent with one decimal; a dash where there is none."""
+    """A share in per cent, one decimal; a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 SHOWN = ("mean", "joint", "joint_calibrated", "seconds", "difference")
-"""Columns of a comparison beside the tasks' accuracies; all others are for CSV and JSON, there is no room."""
+"""Columns of a comparison in addition to the tasks' accuracies; CSV and JSON have all others as well."""
 
 
 def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean") -> Table:
-    """One line per run, as `fsmerge compare` sorted them."""
-    table = Table(title="Right answers on test images, %", title_justify="left")
+    """One row per run, as `fsmerge compare` sorted them."""
+    table = Table(title="Top-1 accuracy on test images, %", title_justify="left")
     names = dict.fromkeys(name for row in rows for name in row)
     tasks = [name for name in names if name.startswith("top1.")]
     columns = ["run", *tasks, *(n for n in names if n in (*SHOWN, sort) and n not in tasks)]
@@ -115,15 +127,15 @@ def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean") -> Tabl
         wide = {"justify": "left", "min_width": 16} if name == "run" else {"justify": "right"}
         table.add_column(title, overflow="fold", **wide)
     for row in rows:
-        table.add_row(*(Text(_compared(row, name)) for name in columns))
-    return table
+        table.add_row(*(Text(_compare_cell(row, name)) for name in columns))
+    return _explained(table, [row.get("joint") for row in rows])
 
 
 SHARES = ("top1", "top5", "mean", "relative", "joint", "joint_calibrated", "joint_logits")
-"""Metrics, or what stands before `.TASK`, that are shown as per cent."""
+"""Metrics that are shown in per cent, without their suffix `.TASK`."""
 
 
-def _compared(row: Mapping[str, Any], name: str) -> str:
+def _compare_cell(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
     if name == "run":
         return str(value)
@@ -136,7 +148,7 @@ def _compared(row: Mapping[str, Any], name: str) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows under the names of all their columns. Raises OutputError."""
+    """Write the rows as CSV with a header of all their columns. Raises OutputError."""
     try:
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
@@ -150,12 +162,10 @@ COLUMNS = ("width", "depth", "heads", "patch", "classes")
 
 
 def source_table(inspection: Mapping[str, Any]) -> Table:
-    """The sources of an inspection, one row each; mean and deviation as their means over the channels."""
-    table = Table(
-        title="Sources (norm.: mean/deviation of the pixels)", title_justify="left", box=SIMPLE, padding=0
-    )
-    for name in ("source", "architecture", *COLUMNS, "norm.", "dtype", "numbers", "MB"):
-        right = name in (*COLUMNS, "numbers", "MB")
+    """The sources of an inspection, one row each; mean and std are averaged over the channels."""
+    table = Table(title="Sources (norm.: mean/std of the pixels)", title_justify="left", box=SIMPLE, padding=0)
+    for name in ("source", "architecture", *COLUMNS, "norm.", "dtype", "params", "MB"):
+        right = name in (*COLUMNS, "params", "MB")
         table.add_column(name, overflow="fold", justify="right" if right else "left")
     for row in inspection["rows"]:
         patch = "x".join(map(str, row["patch"])) if row["patch"] else None
@@ -169,29 +179,29 @@ def source_table(inspection: Mapping[str, Any]) -> Table:
 
 
 def check_lines(inspection: Mapping[str, Any]) -> list[str]:
-    """What an inspection says below its table: where the sources come from, and what may be done."""
+    """The lines below the table of sources: their origins, the methods that apply, and the estimated cost."""
     lines = [f"{row['name']}: {row['state']}" for row in inspection["rows"]]
     if inspection["reasons"]:
         return lines
     if inspection["verdict"]:
         cosines = ", ".join(f"{cosine:.2f}" for cosine in inspection["similarity"])
         lines.append(f"similarity to source 1: {cosines}; {inspection['verdict']}")
-    fit = [method["name"] for method in inspection["methods"] if method["why_not"] is None]
-    lines.append(f"methods that apply: {', '.join(fit)}")
-    lines += [f"  not {m['name']}: {m['why_not']}" for m in inspection["methods"] if m["why_not"]]
-    lines.append(f"start with: {inspection['recommended']} ({inspection['why']})")
-    needs = []
+    applicable = [method["name"] for method in inspection["methods"] if method["why_not"] is None]
+    lines.append(f"methods that apply: {', '.join(applicable)}")
+    lines += [f"  {m['name']} does not apply: {m['why_not']}" for m in inspection["methods"] if m["why_not"]]
+    lines.append(f"recommended: {inspection['recommended']} ({inspection['why']})")
+    estimates = []
     if inspection["memory"] is not None:
-        needs.append(f"about {inspection['memory'] / 1e9:.1f} GB of memory at its peak")
+        estimates.append(f"about {inspection['memory'] / 1e9:.1f} GB of peak memory")
     if inspection["seconds"] is not None:
-        needs.append(f"about {duration(inspection['seconds'])} of computing")
-    if needs:
-        lines.append(f"method={inspection['method']} as asked: {', '.join(needs)}")
+        estimates.append(f"about {duration(inspection['seconds'])} of computation")
+    if estimates:
+        lines.append(f"estimate for method={inspection['method']}: {', '.join(estimates)}")
     return [*lines, *(f"note: {note}" for note in inspection["notes"])]
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that fits it.
+    """A duration in seconds, minutes or hours.
 
     >>> duration(0.2), duration(75), duration(600), duration(7200)
     ('1 s', '75 s', '10 min', '2.0 h')

@@ -1,4 +1,4 @@
-"""The terminal: one console for everything that is shown, and the progress of a run on it."""
+"""The terminal: the console for all output, and the progress of a run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from rich.text import Text
 from fsmerge_cli.common.progress import Event
 
 QUIET = "FSMERGE_QUIET"
-"""Set to 1 by --quiet, so that the processes of a sweep's jobs know of it."""
+"""Set to 1 by --quiet, so that the processes of a sweep's jobs inherit it."""
 
 EVERY = 30.0
-"""Seconds between two lines about one phase where there is no bar."""
+"""Seconds between two lines of one phase if there are no progress bars."""
 
 
 def console(stderr: bool = False, quiet: bool = False) -> Console:
-    """Standard output, or standard error; silent where `quiet`, or --quiet, says so.
+    """Standard output, or standard error; without output if `quiet` is true or --quiet was given.
 
-    Without control characters where it is no terminal, with NO_COLOR, or on a dumb terminal.
+    No control characters if it is not a terminal, with NO_COLOR, or on a dumb terminal.
     """
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in ("dumb", "unknown")
     return Console(
@@ -46,22 +46,22 @@ def console(stderr: bool = False, quiet: bool = False) -> Console:
 
 @dataclass
 class Phase:
-    """What is known of a phase: since when, from where on, and its latest values."""
+    """The state of a phase: start time, first step, steps done and latest values."""
 
     start: float
     first: int
     done: int = 0
-    said: float = 0.0
+    printed: float = 0.0
     images: int = 0
     values: dict[str, float] = field(default_factory=dict)
 
     def seconds_left(self, now: float, total: int) -> float | None:
-        """At the pace so far."""
+        """Estimated from the rate so far; None before a second step."""
         steps = self.done - self.first
         return (now - self.start) / steps * (total - self.done) if steps > 0 else None
 
     def note(self, now: float) -> str:
-        """Values, and images per second."""
+        """The values, and images per second."""
         parts = [f"{name} {value:.4g}" for name, value in self.values.items()]
         steps, seconds = self.done - self.first, now - self.start
         if self.images and steps > 0 and seconds > 0:
@@ -70,26 +70,26 @@ class Phase:
 
 
 class Phases:
-    """The phases of a run, from its events."""
+    """Tracks the phases of a run from its events."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._found: dict[str, Phase] = {}
 
     def __call__(self, event: Event) -> tuple[Phase, bool]:
-        """The phase of an event, and whether it begins with it."""
+        """The phase of an event, and whether the event starts it."""
         now = self.clock()
         phase = self._found.get(event.phase)
         new = phase is None or event.done < phase.done
         if phase is None or new:
-            phase = self._found[event.phase] = Phase(now, event.done, said=now)
+            phase = self._found[event.phase] = Phase(now, event.done, printed=now)
         phase.done, phase.images = event.done, event.images
         phase.values |= event.values
         return phase, new
 
 
 class Reporter:
-    """Shows events: live bars on a terminal, elsewhere a line every half minute and at the end of a phase."""
+    """Shows events: progress bars on a terminal, otherwise a line every 30 s and at the end of a phase."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -119,10 +119,10 @@ class Reporter:
             self._bars.stop()
 
     def __call__(self, event: Event) -> None:
-        """One event of the core."""
+        """Show one event."""
         phase, new = self._phases(event)
         now = self._phases.clock()
-        if new and event.done == event.total == 1:  # a note, which is done when it is said
+        if new and event.done == event.total == 1:  # a note, without progress
             self._console.print(Text(event.phase), soft_wrap=True)
         elif self._live:
             if new and event.phase in self._tasks:
@@ -132,12 +132,12 @@ class Reporter:
                 self._tasks[event.phase] = task
             self._bars.update(self._tasks[event.phase], completed=event.done, note=phase.note(now))
         elif event.done == event.total:
-            self._say(event, phase.note(now))
-        elif now - phase.said >= EVERY:
-            phase.said = now
+            self._print(event, phase.note(now))
+        elif now - phase.printed >= EVERY:
+            phase.printed = now
             left = phase.seconds_left(now, event.total)
-            self._say(event, f"{phase.note(now)}  {'' if left is None else f'{left:.0f} s left'}".strip())
+            self._print(event, f"{phase.note(now)}  {'' if left is None else f'{left:.0f} s left'}".strip())
 
-    def _say(self, event: Event, note: str) -> None:
+    def _print(self, event: Event, note: str) -> None:
         line = f"{event.phase}: {event.done}/{event.total} {note}"
         self._console.print(Text(line.rstrip()), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What can be said of a merge before anything is read, trained or written: `fsmerge check`."""
+"""`fsmerge check`: an inspection of a merge before anything is loaded, trained or written."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from fsmerge_cli.checkpoints.api import load_all
-from fsmerge_cli.checkpoints.headers import Opened, headers, weights_path
+from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers, weights_path
 from fsmerge_cli.checkpoints.load import normalisation
-from fsmerge_cli.checkpoints.open import translated
-from fsmerge_cli.checkpoints.weight_cosine import similarity
+from fsmerge_cli.checkpoints.open import interpret
+from fsmerge_cli.checkpoints.weight_cosine import weight_similarity
 from fsmerge_cli.common.errors import DataError, MismatchError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import silent
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.sampling import counted
+from fsmerge_cli.data.sampling import count_images
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.methods.kd import at_equal_budget
 from fsmerge_cli.models.plan import Plan, compile_plan
@@ -27,19 +27,20 @@ from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import estimate
 from fsmerge_cli.runs.request import Models, Request, chosen_method, source_specs
 
-SAME_PARENT, STRANGERS = 0.8, 0.2
-"""Cosine to source 1 from which averaging will do, and up to which it will collapse."""
+SHARED_INITIALISATION, DIFFERENT_INITIALISATION = 0.8, 0.2
+"""Cosine to source 1's weights: from the first value averaging should work, up to the second it should fail."""
 
 LARGE = 512
-"""Width of the features from which full maps are too many numbers to begin with."""
+"""Width of the features from which full maps have too many parameters for a first try."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One source: heads, patch, classes None where it has none; bytes: on disk, None where there is no file.
+class SourceRow:
+    """The table row of one source.
 
-    width, depth: of the features (units) and in layers or blocks. parameters: numbers in backbone and head. dtype:
-    as stored. state: its file, `cached`, `trained on first use`, or the hub's name.
+    width: of the features, in units. depth: in layers or blocks. heads, patch, classes: None where the source has
+    none. parameters: of backbone and head together. dtype: as stored. bytes: on disk, None without a file. state:
+    the file, `cached`, `trained on first use`, or the name on the hub.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Applicable:
-    """A method, and why it does not apply here (None: it does)."""
+    """A method, and the reason why it does not apply (None: it applies)."""
 
     name: str
     why_not: str | None
@@ -67,15 +68,16 @@ class Applicable:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that `fsmerge check` says.
+    """The result of `fsmerge check`.
 
     reasons: every mismatch (none: the sources can be merged). similarity: cosine of each further source's weights
-    to source 1's (None: not looked at, or nothing to compare); verdict: what follows. method: the one asked for;
-    memory: bytes at its peak on the CPU; seconds: of the run, about. recommended, why: which method to start with,
-    as it is put on the command line. notes: what could not be found out.
+    with source 1's (None: not computed); verdict: its interpretation. methods: all methods, with the reasons
+    against them. recommended, why: the method to start with, as command-line arguments, and the reason. method:
+    the requested one; memory: its peak on the CPU in bytes; seconds: estimated time of the run. notes: what could
+    not be determined, and notes on the sources.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[SourceRow, ...]
     reasons: tuple[str, ...]
     similarity: tuple[float, ...] | None
     verdict: str | None
@@ -89,44 +91,54 @@ class Inspection:
 
 
 def check(models: Models, method: str | Mapping[str, Any] | Method = "average") -> Plan:
-    """Load the sources and compile the plan; raises MismatchError with every reason why they cannot merge."""
+    """Load the sources and compile the plan. Raises MismatchError with every reason why they cannot be merged."""
     chosen = chosen_method(method)
     sources = load_all(source_specs(models), silent)
     return compile_plan(sources, chosen.width, chosen.heads)
 
 
-def inspect(asked: Request, headers_only: bool = False) -> Inspection:
-    """Inspect the sources of a request, and what its method would need.
+def inspect(requested: Request, headers_only: bool = False) -> Inspection:
+    """Inspect the sources of a request, and estimate the cost of its method.
 
     Reads headers, and at most 1 MB of weights per source unless `headers_only`; writes nothing. Raises SourceError
     where a header cannot be read, ConfigError where the method's options do not fit the sources.
     """
-    opened = headers(asked.sources)
+    opened = read_headers(requested.sources)
     sources = [own.source for own in opened]
-    rows = tuple(_row(own) for own in opened)
+    rows = tuple(_source_row(own) for own in opened)
     try:
-        plan = compile_plan(sources, asked.method.width, asked.method.heads)
+        plan = compile_plan(sources, requested.method.width, requested.method.heads)
     except MismatchError as error:
-        return Inspection(rows, error.reasons, None, None, (), None, None, asked.method.name, None, None, ())
-    cosines = None if headers_only else similarity(opened, plan)
-    methods = tuple(Applicable(name, _why_not(name, plan, asked)) for name in sorted(METHODS))
-    recommended, why = _recommend(plan, cosines, asked)
-    memory, seconds, notes = _needs(asked, plan, sources)
+        return Inspection(rows, error.reasons, None, None, (), None, None, requested.method.name, None, None, ())
+    cosines = None if headers_only else weight_similarity(opened, plan)
+    methods = tuple(Applicable(name, _reason_against(name, plan, requested)) for name in sorted(METHODS))
+    recommended, why = _recommend(plan, cosines, requested)
+    memory, seconds, notes = _estimated_cost(requested, plan, sources)
     notes = (*(note for source in sources for note in source.notes), *notes)
     return Inspection(
-        rows, (), cosines, _verdict(cosines), methods, recommended, why, asked.method.name, memory, seconds, notes
+        rows=rows,
+        reasons=(),
+        similarity=cosines,
+        verdict=_verdict(cosines),
+        methods=methods,
+        recommended=recommended,
+        why=why,
+        method=requested.method.name,
+        memory=memory,
+        seconds=seconds,
+        notes=notes,
     )
 
 
-def _row(own: Opened) -> Row:
+def _source_row(own: SourceHeaders) -> SourceRow:
     source, family, file = own.source, own.source.family, weights_path(own.spec)
     merges = not family.refuse(source.arch)
     facts = family.signature(source.arch) if merges else {}
-    mean, std = normalisation(own.spec, translated(own.spec, own.found)[2], own.found.where)
+    mean, std = normalisation(own.spec, interpret(own.spec, own.found)[2], own.found.where)
     types = {str(t.dtype).removeprefix("torch.") for t in own.found.tensors.values() if t.is_floating_point()}
     head = [] if source.head is None else [source.head.weight, source.head.bias, source.head.projector]
     tensors = [*source.weights.values(), *(t for t in head if t is not None)]
-    return Row(
+    return SourceRow(
         name=source.name,
         architecture=str(family.config(source.arch)["architecture"]),
         width=source.arch.features,
@@ -143,10 +155,10 @@ def _row(own: Opened) -> Row:
     )
 
 
-def _why_not(name: str, plan: Plan, asked: Request) -> str | None:
+def _reason_against(name: str, plan: Plan, requested: Request) -> str | None:
     if METHODS[name].one_width and not plan.same_shape:
         return "widths or numbers of heads differ"
-    if METHODS[name].uses_images and asked.data is None:
+    if METHODS[name].uses_images and requested.data is None:
         return "needs unlabelled images (data=...)"
     return None
 
@@ -154,45 +166,45 @@ def _why_not(name: str, plan: Plan, asked: Request) -> str | None:
 def _verdict(cosines: Sequence[float] | None) -> str | None:
     if cosines is None:
         return None
-    if min(cosines) >= SAME_PARENT:
-        return "the sources seem to share a parent: averaging will do"
-    if min(cosines) <= STRANGERS:
-        return "the sources seem to share no parent: averaging will collapse"
-    return "the sources may share a parent: compare averaging with a method that trains"
+    if min(cosines) >= SHARED_INITIALISATION:
+        return "the sources seem to share a pretrained initialisation: averaging should work"
+    if min(cosines) <= DIFFERENT_INITIALISATION:
+        return "the sources seem to share no pretrained initialisation: averaging is expected to fail"
+    return "the sources may share a pretrained initialisation: compare averaging with a method that trains"
 
 
-def _recommend(plan: Plan, cosines: Sequence[float] | None, asked: Request) -> tuple[str, str]:
-    if cosines is not None and min(cosines) >= SAME_PARENT:
-        return "method=average", "the sources seem to share a parent"
-    if asked.data is None:
-        return "method=average", "without images nothing can be trained; with data=... take method=fs_merge"
+def _recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request) -> tuple[str, str]:
+    if cosines is not None and min(cosines) >= SHARED_INITIALISATION:
+        return "method=average", "the sources seem to share a pretrained initialisation"
+    if requested.data is None:
+        return "method=average", "training needs images; with data=... use method=fs_merge"
     if plan.arch.features >= LARGE:
-        return "method=fs_merge method.maps=low_rank", "full maps of this width are many numbers to train"
+        return "method=fs_merge method.maps=low_rank", "full maps of this width have many trainable parameters"
     return "method=fs_merge", "the sources are small enough for full maps"
 
 
-def _needs(
-    asked: Request, plan: Plan, sources: Sequence[Source]
+def _estimated_cost(
+    requested: Request, plan: Plan, sources: Sequence[Source]
 ) -> tuple[int | None, float | None, tuple[str, ...]]:
-    """Predicted peak in bytes and seconds of the request, and what could not be found out."""
-    device = asked.hardware.resolve()
+    """Estimated peak memory in bytes, estimated seconds, and notes on what could not be estimated."""
+    device = requested.hardware.resolve()
     try:
         tasks = [Task(source.name, source.labels) for source in sources]
-        train, test, others = counted(asked.data, tasks, partial(ToPixels, sources[0].arch.input_size))
+        train, test, auxiliary = count_images(requested.data, tasks, partial(ToPixels, sources[0].arch.input_size))
     except DataError as error:
-        return None, None, (f"no prediction without the images: {error}",)
-    work = estimate.Workload(tuple(train), tuple(test), others)
+        return None, None, (f"no estimate without the images: {error}",)
+    work = estimate.Workload(tuple(train), tuple(test), auxiliary)
     network = estimate.measure(plan)
     sizes = [sum(4 * t.numel() for t in s.weights.values()) for s in sources]
-    rate = _rate(asked.hardware, device)
-    methods = [asked.method, *([at_equal_budget(asked.method, len(sources))] if asked.run.kd else [])]
+    rate = _rate(requested.hardware, device)
+    methods = [requested.method, *([at_equal_budget(requested.method, len(sources))] if requested.run.kd else [])]
     seconds = sum(estimate.operations(plan, method, work, network) for method in methods) / rate
     if device.type != "cpu":
-        return None, seconds, ("peak memory is predicted for the CPU alone",)
-    peaks = [estimate.peak_memory(plan, sizes, method, asked.hardware, work, network) for method in methods]
+        return None, seconds, ("peak memory is estimated only for the CPU",)
+    peaks = [estimate.peak_memory(plan, sizes, method, requested.hardware, work, network) for method in methods]
     return max(peaks), seconds, ()
 
 
 def _rate(hardware: Hardware, device: torch.device) -> float:
-    with hardware.session():  # its number of threads
+    with hardware.session():  # sets the number of threads
         return estimate.throughput(device)

@@ -1,4 +1,4 @@
-"""Several finished runs side by side: the same numbers of each, and differences on the same test images."""
+"""`fsmerge compare`: finished runs in one table, with paired differences on the same test images."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ LOWER_IS_BETTER = (
     *("seconds", "steps", "images", "peak_memory_gb", "trained_parameters"),
     *("loss", "calibration_error", "feature_error"),
 )
-"""Metrics, or what stands before `.TASK`, of which less is better."""
+"""Metrics for which lower is better; of metrics of one task, the part before `.TASK`."""
 
 JOINT = {"joint": "softmax", "joint_calibrated": "softmax_calibrated", "joint_logits": "logits"}
-"""Metrics of the joint answers, and their protocols."""
+"""Metrics of joint accuracy (task not given), and the protocols that evaluation.json calls them by."""
 
 TASK = ("top1", "top5", "loss", "calibration_error", "relative")
-"""What is measured of one task."""
+"""The metrics of one task."""
 
 EMPTY: Mapping[str, Any] = {"tasks": {}, "mean_top1": None, "mean_relative": None, "joint_top1": {}}
-"""The row of a run that evaluated nothing."""
+"""The row of a run without an evaluation."""
 
 
 @dataclass(frozen=True)
 class RunEntry:
-    """A finished run: its folder, its evaluation, its metrics by name, and which answers were right."""
+    """A finished run: folder, content of evaluation.json, metrics by name, and which predictions are correct."""
 
     folder: Path
     evaluation: Mapping[str, Any]
@@ -51,7 +51,7 @@ class RunEntry:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a run's mean accuracy to the first run's, paired over images, with its 95 % interval."""
+    """The mean accuracy of a run minus that of a reference run, paired over images, with its 95 % interval."""
 
     value: float
     low: float
@@ -59,13 +59,13 @@ class Difference:
 
 
 def read_runs(patterns: Sequence[str]) -> list[RunEntry]:
-    """The runs that folders, globs and folders of sweeps name; raises OutputError where one names none."""
+    """The runs in the given folders, globs and sweep folders. Raises OutputError where a pattern has no run."""
     folders: dict[Path, None] = {}
     for pattern in patterns:
         found = [folder for match in sorted(glob.glob(pattern)) for folder in _runs_in(Path(match))]
         if not found:
             raise OutputError(
-                f"{pattern} names no finished run (a folder with {FINISHED}). Give folders that `fsmerge merge` "
+                f"{pattern} is no finished run (a folder with {FINISHED}). Give folders that `fsmerge merge` "
                 "or `fsmerge finetune` wrote, a glob of them, or the folder of a sweep."
             )
         folders |= dict.fromkeys(found)
@@ -73,7 +73,7 @@ def read_runs(patterns: Sequence[str]) -> list[RunEntry]:
 
 
 def ordered(runs: Sequence[RunEntry], metric: str) -> list[RunEntry]:
-    """The runs, best first; those without the number last. Raises ConfigError for a metric that no run has."""
+    """The runs, best first; those without the metric last. Raises ConfigError for a metric that no run has."""
     known = dict.fromkeys(name for run in runs for name in run.metrics)
     if metric not in known:
         raise ConfigError(f"--sort: {unknown('metric', metric, known)}")
@@ -87,14 +87,14 @@ def ordered(runs: Sequence[RunEntry], metric: str) -> list[RunEntry]:
 
 
 def difference(run: RunEntry, first: RunEntry) -> Difference | None:
-    """Mean over tasks of the difference in right answers; None where the test images are not the same."""
+    """The difference in accuracy, averaged over tasks; None where the test images are not the same."""
     tasks = [name for name in first.correct if name.startswith("task.")]
     if not tasks or [n for n in run.correct if n.startswith("task.")] != tasks:
         return None
     if any(run.correct[name].shape != first.correct[name].shape for name in tasks):
         return None
     seen = [own.evaluation["provenance"].get("tests_sha256") for own in (run, first)]
-    if seen[0] is None or seen[0] != seen[1]:  # None: an earlier version did not say it
+    if seen[0] is None or seen[0] != seen[1]:  # None: written by a version that did not record it
         return None
     gaps = [run.correct[name].double() - first.correct[name].double() for name in tasks]
     value = sum(gap.mean().item() for gap in gaps) / len(gaps)
@@ -103,7 +103,7 @@ def difference(run: RunEntry, first: RunEntry) -> Difference | None:
 
 
 def paired(runs: Sequence[RunEntry]) -> list[Difference | None]:
-    """Of every run to the first one with the same tasks and test images; None for that one itself."""
+    """For each run the difference to the first run on the same tasks and test images; None for that first run."""
     found: list[Difference | None] = []
     for i, run in enumerate(runs):
         gaps = (difference(run, other) for other in runs[:i])
@@ -112,23 +112,24 @@ def paired(runs: Sequence[RunEntry]) -> list[Difference | None]:
 
 
 def interval(run: RunEntry, metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of an accuracy, from the answers; None where they are not there, or it is none.
+    """The 95 % interval of an accuracy; None for other metrics, or where the predictions were not recorded.
 
-    Of one share Wilson's, as in evaluation.json; of a mean over tasks the normal one.
+    For the accuracy of one task, and joint accuracy, Wilson's interval as in evaluation.json; for the mean over
+    tasks the normal approximation.
     """
-    names = [n for n in run.correct if n.startswith("task.")] if metric == "mean" else [_answers(metric)]
+    names = [n for n in run.correct if n.startswith("task.")] if metric == "mean" else [_tensor_name(metric)]
     value = run.metrics.get(metric)
     if value is None or not names or not set(names) <= run.correct.keys():
         return None
-    right = [run.correct[name].double() for name in names]
-    if len(right) == 1:
-        return wilson(int(right[0].sum()), len(right[0]))
-    error = math.sqrt(sum(own.var(correction=0).item() / len(own) for own in right)) / len(right)
+    correct = [run.correct[name].double() for name in names]
+    if len(correct) == 1:
+        return wilson(int(correct[0].sum()), len(correct[0]))
+    error = math.sqrt(sum(own.var(correction=0).item() / len(own) for own in correct)) / len(correct)
     return max(0.0, value - Z * error), min(1.0, value + Z * error)
 
 
 def points(runs: Sequence[RunEntry], names: Sequence[str], metric: str) -> list[Point]:
-    """The runs that have an accuracy, for a picture of it against seconds; names: what tells them apart."""
+    """The points of a plot of accuracy over seconds, for runs that have the accuracy. names: label of each run."""
     found = []
     for run, name in zip(runs, names):
         value, seconds = run.metrics.get(metric), run.metrics["seconds"]
@@ -141,36 +142,36 @@ def points(runs: Sequence[RunEntry], names: Sequence[str], metric: str) -> list[
 
 
 def title(metric: str) -> str:
-    """An accuracy in words, for an axis."""
+    """The name of an accuracy on an axis."""
     words = {"mean": "mean over tasks"}
-    words |= {name: f"among all labels, {PROTOCOLS[protocol]}" for name, protocol in JOINT.items()}
-    return f"right answers, {words.get(metric, metric.removeprefix('top1.'))}"
+    words |= {name: f"joint, {PROTOCOLS[protocol]}" for name, protocol in JOINT.items()}
+    return f"top-1 accuracy, {words.get(metric, metric.removeprefix('top1.'))}"
 
 
 def bound(runs: Sequence[RunEntry], metric: str) -> float | None:
-    """The same accuracy of the ensemble of all sources, where it is the same in all runs."""
+    """The accuracy of the ensemble of all sources, where it is the same in all runs; else None."""
     rows = [_scores(run.evaluation["rows"].get("ensemble", EMPTY)).get(metric) for run in runs]
     return rows[0] if rows and len(set(rows)) == 1 else None
 
 
 def labels(runs: Sequence[RunEntry]) -> list[str]:
-    """What tells the runs apart: the options in which they differ, else their folders."""
+    """A label for each run: the options in which the runs differ, else its folder."""
     options = [dict(_flat(run.evaluation["config"])) for run in runs]
-    if any("method.name" in own for own in options):  # a training has none
+    if any("method.name" in own for own in options):  # a fine-tuned source has none
         options = [{"method.name": METHOD, **own} for own in options]
     keys = dict.fromkeys(key for own in options for key in own)
-    everywhere = [key for key in keys if all(key in own for own in options) and not _inner(key)]
-    different = [key for key in everywhere if len({str(own[key]) for own in options}) > 1]
-    made = [" ".join(f"{key.removesuffix('.name')}={own[key]}" for key in different) for own in options]
-    return [label if made.count(label) == 1 and label else str(run.folder) for label, run in zip(made, runs)]
+    shared = [key for key in keys if all(key in own for own in options) and not _ignored(key)]
+    different = [key for key in shared if len({str(own[key]) for own in options}) > 1]
+    names = [" ".join(f"{key.removesuffix('.name')}={own[key]}" for key in different) for own in options]
+    return [name if names.count(name) == 1 and name else str(run.folder) for name, run in zip(names, runs)]
 
 
-def _inner(key: str) -> bool:
+def _ignored(key: str) -> bool:
     return key.startswith(("hardware.", "models."))
 
 
 def _runs_in(path: Path) -> list[Path]:
-    """A run itself; the runs of a sweep, or of all sweeps in a folder; else the runs directly below."""
+    """The run in a folder; else the runs of its sweep or of all sweeps in it; else the runs one level below."""
     if (path / FINISHED).is_file():
         return [path]
     records = sorted(path.glob("jobs/*.json")) or sorted(path.glob("*/jobs/*.json"))
@@ -183,18 +184,18 @@ def _runs_in(path: Path) -> list[Path]:
 def _read(folder: Path) -> RunEntry:
     try:
         evaluation = json.loads((folder / FINISHED).read_text())
-        answers = folder / CORRECT
-        right = load_file(answers) if answers.is_file() else {}
+        file = folder / CORRECT
+        correct = load_file(file) if file.is_file() else {}
         metrics = _metrics(evaluation)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise OutputError(f"{folder}: {FINISHED} is not that of a run of this version ({error!r}).") from None
-    return RunEntry(folder, evaluation, metrics, right)
+    return RunEntry(folder, evaluation, metrics, correct)
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     rows = evaluation["rows"]
-    made = evaluation["tasks"][0] if evaluation["method"] == METHOD else "merged"  # a source has its own row
-    row = rows.get(made, EMPTY)
+    name = evaluation["tasks"][0] if evaluation["method"] == METHOD else "merged"  # a source's row has its name
+    row = rows.get(name, EMPTY)
     cost = evaluation["cost"]
     memory = cost["peak_memory_bytes"]
     scores = _scores(row)
@@ -210,7 +211,7 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """Everything that a row of the table measures, by name: of all tasks, and as NAME.TASK of one."""
+    """The metrics of a row by name: those over all tasks, and NAME.TASK for those of one task."""
     joint = row["joint_top1"]
     found = {
         "mean": row["mean_top1"],
@@ -224,8 +225,8 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
-def _answers(metric: str) -> str:
-    """The name under which the answers of an accuracy are kept."""
+def _tensor_name(metric: str) -> str:
+    """The name of the tensor of correct predictions that belongs to an accuracy."""
     return f"joint.{JOINT[metric]}" if metric in JOINT else metric.replace("top1.", "task.", 1)
 
 

@@ -1,4 +1,4 @@
-"""`finetune`: a data set and a start become a source that `merge` reads."""
+"""`fsmerge finetune`: train a source for `merge` on a data set, from a checkpoint or from random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fsmerge_cli.common.atomic import claim, explained, resolved
+from fsmerge_cli.common.atomic import claim, output_errors, resolved
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Event, Progress, silent
@@ -21,31 +21,31 @@ from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.draw import FEWEST_FOR_VALIDATION, READ, digest
+from fsmerge_cli.data.draw import MIN_FOR_VALIDATION, READ_BATCH, digest
 from fsmerge_cli.data.labelled import Pool
-from fsmerge_cli.data.reading import sift, together
-from fsmerge_cli.data.sampling import SHOWN, Tests, looked_at
-from fsmerge_cli.evaluation.score_table import Bench
+from fsmerge_cli.data.reading import combined_error, read_valid
+from fsmerge_cli.data.sampling import MAX_EXAMPLES, TestImages, read_test_images
+from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.evaluation.scoring import Score, merged_forward
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
-from fsmerge_cli.runs.finetune_request import Asked, Start, load_start, request
+from fsmerge_cli.runs.finetune_request import FinetuneRequest, FinetuneStart, load_start, request
 from fsmerge_cli.runs.finetuned import Finetuned
-from fsmerge_cli.runs.request import check_apart
+from fsmerge_cli.runs.request import check_inputs_outside
 from fsmerge_cli.runs.result import versions
-from fsmerge_cli.training.classifier import Lesson, Tuned, Tuning, fit
-from fsmerge_cli.training.snapshots import Keeper, check_state, state_folder
+from fsmerge_cli.training.classifier import Classifier, TrainingOptions, TrainingSetup, fit
+from fsmerge_cli.training.snapshots import Snapshots, check_state, state_folder
 from fsmerge_cli.training.state import Trace
 
 PROBE = 16
-"""Images that the written model is held against."""
+"""Number of images on which the written model is compared with the one in memory."""
 
 
 def finetune(
-    model: str | Mapping[str, Any] | Start,
+    model: str | Mapping[str, Any] | FinetuneStart,
     *,
     data: str | Mapping[str, Any] | DataConfig,
-    training: Mapping[str, Any] | Tuning | None = None,
+    training: Mapping[str, Any] | TrainingOptions | None = None,
     hardware: str | Mapping[str, Any] | Hardware = "auto",
     seed: int = 0,
     output: str | Path | None = None,
@@ -55,211 +55,225 @@ def finetune(
     progress: Progress = silent,
     command: str | None = None,
 ) -> Finetuned:
-    """Train a classifier on a data set: the head on the frozen backbone first, then all weights.
+    """Train a classifier on a data set: first the head on the frozen backbone, then all weights.
 
-    model: a timm name, or a mapping with the keys of `starting.Start`. data: name of a shipped preset, a mapping
-    with the keys of that group, or the dataclass itself; all images of the training split are taken where the
-    mapping is not asked for fewer (`images_per_task`), `validation` of them choose the best step, and `augment` is
-    drawn anew at every step. training: the keys of `classifier.Tuning`. output: folder to write (None: nothing is
-    written, `Finetuned.save` does it later). The rest is as in `merge`.
+    model: a timm name, or a mapping with the keys of `finetune_request.FinetuneStart`. data: name of a shipped
+    preset, a mapping with the keys of that group, or the dataclass itself; all images of the training split are
+    used unless `images_per_task` sets fewer, a share `validation` of them selects the best step, and `augment` is
+    sampled anew at every step. training: the keys of `classifier.TrainingOptions`. output: folder to write (None:
+    nothing is written, `Finetuned.save` does it later). The rest is as in `merge`.
 
     Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails,
     Interrupted where a signal stopped it and `resume` can continue it.
     """
-    asked = request(model, data, training, hardware, seed, overwrite, resume, checkpoint_every)
-    clock, keeper = Clock(), Keeper()
+    requested = request(model, data, training, hardware, seed, overwrite, resume, checkpoint_every)
+    clock, snapshots = Clock(), Snapshots()
     notes: list[str] = []
     with ExitStack() as stack:
-        device = stack.enter_context(asked.hardware.session())
+        device = stack.enter_context(requested.hardware.session())
         folder = None
         if output is not None:
-            check_apart(asked.inputs(), Path(output), asked.run.overwrite)
-            folder = stack.enter_context(claim(Path(output), asked.run.overwrite))
+            check_inputs_outside(requested.inputs(), Path(output), requested.run.overwrite)
+            folder = stack.enter_context(claim(Path(output), requested.run.overwrite))
         with clock.phase("sources"):
-            source = load_start(asked)
+            source = load_start(requested)
         with clock.phase("data"):
-            lesson, tests, images = _lesson(asked, source, device, progress, notes)
+            setup, tests, images = _training_setup(requested, source, device, progress, notes)
         if output is not None:
-            keeper = _keeper(asked, source, lesson, images, Path(output))
-            stack.enter_context(keeper.explained())
+            snapshots = _snapshots(requested, source, setup, images, Path(output))
+            stack.enter_context(snapshots.report_progress_on_interrupt())
         with clock.phase("fit"):
-            tuned = _network(asked, source).to(device)
-            trace = fit(tuned, lesson, keeper)
-        head = Head(tuned.head.weight.detach(), tuned.head.bias.detach(), asked.labels)
+            classifier = _network(requested, source).to(device)
+            trace = fit(classifier, setup, snapshots)
+        head = Head(classifier.head.weight.detach(), classifier.head.bias.detach(), requested.labels)
         with clock.phase("evaluate"):
-            scores = _scores(asked, tuned, head, tests.sets[0], device, progress)
-        if trace.part:
+            scores = _scores(requested, classifier, head, tests.sets[0], device, progress)
+        if trace.images_at_once:
             notes.append(
-                f"memory did not suffice for a whole batch: it was computed {trace.part} images at a time"
+                "memory did not suffice for a whole batch: each batch was computed in parts of "
+                f"{trace.images_at_once} images"
             )
         provenance = {
             "command": command or "fsmerge.finetune(...)",
             "seed": seed,
             "device": str(device),
             "processes": 1,
-            "threads": asked.hardware.threads or torch.get_num_threads(),
+            "threads": requested.hardware.threads or torch.get_num_threads(),
             "versions": versions(),
             "sources": [{"name": source.name, "origin": source.origin, "sha256": source.sha256}],
             "images_sha256": images,
             "tests_sha256": tests.sha256,
         }
-        weights = {name: tensor.detach().cpu() for name, tensor in tuned.backbone.state_dict().items()}
+        weights = {name: tensor.detach().cpu() for name, tensor in classifier.backbone.state_dict().items()}
         done = Finetuned(
             replace(source, weights=weights, head=head.to("cpu")),
             scores,
             trace,
-            torch.stack([lesson.pool.images[row][0] for row in lesson.train[:PROBE]]),
-            _cost(asked, tuned, lesson, trace, clock, None if keeper.resumed else clock.seconds["fit"]),
+            torch.stack([setup.pool.images[row][0] for row in setup.train[:PROBE]]),
+            _cost(requested, classifier, setup, trace, clock, None if snapshots.resumed else clock.seconds["fit"]),
             provenance,
-            asked.options(),
+            requested.options(),
             (*source.notes, *notes),
         )
         if folder is not None:
-            with explained(Path(output or folder)):
+            with output_errors(Path(output or folder)):
                 done.write(folder, resolved(Path(output or folder)))
-    keeper.discard()
+    snapshots.discard()
     return done
 
 
-def _keeper(asked: Asked, source: Source, lesson: Lesson, images: str, output: Path) -> Keeper:
-    """Where the state of this run is kept; it belongs to these options, weights and images alone."""
-    rows = {"train": len(lesson.train), "validation": len(lesson.validation)}
-    content = {**asked.options(), "sha256": source.sha256, "images": images, **rows}
-    check_state(output, content, asked.run.resume, asked.run.overwrite)
-    return Keeper(state_folder(output), content, asked.every, True, lesson.progress)
+def _snapshots(
+    requested: FinetuneRequest, source: Source, setup: TrainingSetup, images: str, output: Path
+) -> Snapshots:
+    """Where the state of this run is saved; it is only valid for these options, weights and images."""
+    rows = {"train": len(setup.train), "validation": len(setup.validation)}
+    content = {**requested.options(), "sha256": source.sha256, "images": images, **rows}
+    check_state(output, content, requested.run.resume, requested.run.overwrite)
+    return Snapshots(state_folder(output), content, requested.every, True, setup.progress)
 
 
 def _cost(
-    asked: Asked, tuned: Tuned, lesson: Lesson, trace: Trace, clock: Clock, seconds: float | None
+    requested: FinetuneRequest,
+    classifier: Classifier,
+    setup: TrainingSetup,
+    trace: Trace,
+    clock: Clock,
+    seconds: float | None,
 ) -> dict[str, Any]:
-    trained = tuned.parameters() if asked.training.steps else tuned.head.parameters()
-    seen = min(asked.training.batch_size, len(lesson.train)) * len(trace.loss)
+    trained = classifier.parameters() if requested.training.steps else classifier.head.parameters()
+    seen = min(requested.training.batch_size, len(setup.train)) * len(trace.loss)
     return {
         "seconds": clock.seconds,
         "steps": len(trace.loss),
         "trained_parameters": sum(p.numel() for p in trained),
-        "merged_parameters": sum(t.numel() for t in tuned.backbone.state_dict().values()),
-        "images": len(lesson.train) + len(lesson.validation),
+        "merged_parameters": sum(t.numel() for t in classifier.backbone.state_dict().values()),
+        "images": len(setup.train) + len(setup.validation),
         "images_per_second": round(seen / seconds, 1) if seconds else None,
-        "peak_memory_bytes": peak_memory(lesson.pool.device),
+        "peak_memory_bytes": peak_memory(setup.pool.device),
     }
 
 
-def _network(asked: Asked, source: Source) -> Tuned:
+def _network(requested: FinetuneRequest, source: Source) -> Classifier:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(asked.run.seed, "finetune", "head"))
+        torch.manual_seed(derive(requested.run.seed, "finetune", "head"))
         backbone: Any = source.family.skeleton(source.arch)
-        head = nn.Linear(source.arch.features, len(asked.labels))
+        head = nn.Linear(source.arch.features, len(requested.labels))
     backbone.load_state_dict({name: tensor.clone() for name, tensor in source.weights.items()}, assign=True)
-    if asked.hardware.checkpointing and hasattr(backbone, "set_grad_checkpointing"):
+    if requested.hardware.checkpointing and hasattr(backbone, "set_grad_checkpointing"):
         backbone.set_grad_checkpointing(True)
-    return Tuned(backbone.requires_grad_(True), head)
+    return Classifier(backbone.requires_grad_(True), head)
 
 
-def _lesson(
-    asked: Asked, source: Source, device: torch.device, progress: Progress, notes: list[str]
-) -> tuple[Lesson, Tests, str]:
-    """The images to learn from, those for the test (there may be no labelled ones, which is noted), a hash."""
-    task, transform = Task(source.name, asked.labels), ToPixels(source.arch.input_size, source.preprocessing)
-    images, tests = (asked.data.build(split, task, transform) for split in ("train", "test"))
+def _training_setup(
+    requested: FinetuneRequest, source: Source, device: torch.device, progress: Progress, notes: list[str]
+) -> tuple[TrainingSetup, TestImages, str]:
+    """The training setup, the test images (a note where none is labelled), and a hash of the training images."""
+    task, transform = Task(source.name, requested.labels), ToPixels(source.arch.input_size, source.preprocessing)
+    images, tests = (requested.data.build(split, task, transform) for split in ("train", "test"))
     if images is None or not images.labelled:
         raise DataError(
-            f"finetune needs labelled images, and data={asked.data.name} has "
+            f"finetune needs labelled images, and data={requested.data.name} has "
             + ("none" if images is None else "some without a label")
             + f" in the training split of task '{source.name}'. Put every image into the folder of its class."
         )
     if tests is None or not tests.labelled:
         tests = None
         notes.append("the data set has no labelled test images: nothing was evaluated")
-    seen = looked_at([tests], [task], asked.hardware.workers, progress)
+    seen = read_test_images([tests], [task], requested.hardware.workers, progress)
     notes += [*images.notes, *(tests.notes if tests else ()), *seen.notes]
-    order = torch.randperm(len(images), generator=generator(asked.run.seed, "finetune", "images")).tolist()
-    count = asked.data.of(source.name).count(len(images))
+    order = torch.randperm(len(images), generator=generator(requested.run.seed, "finetune", "images")).tolist()
+    count = requested.data.of(source.name).count(len(images))
     if not count:
-        raise DataError("data.images_per_task=0 leaves nothing to learn from. Pass a number, or all.")
-    sound = _sound(images, order, count, seen.marks, asked.hardware.workers, progress)
-    notes += sound.notes(images)
-    rows = [*sound.marks]
-    share = asked.data.validation if len(rows) >= FEWEST_FOR_VALIDATION else 0
+        raise DataError("data.images_per_task=0 leaves no training images. Pass a number, or all.")
+    usable = _training_rows(images, order, count, seen.digests, requested.hardware.workers, progress)
+    notes += usable.notes(images)
+    rows = [*usable.digests]
+    share = requested.data.validation if len(rows) >= MIN_FOR_VALIDATION else 0
     held = min(round(share * len(rows)), len(rows) - 1)
-    pool = Pool(images, asked.hardware, device)
+    pool = Pool(images, requested.hardware, device)
     pool.keep(sorted(rows), source.arch.input_size, progress)
-    given = asked.data.augment, asked.training, asked.run.seed, progress
-    return Lesson(pool, sorted(rows[held:]), sorted(rows[:held]), *given), seen, sound.sha256()
+    given = requested.data.augment, requested.training, requested.run.seed, progress
+    return TrainingSetup(pool, sorted(rows[held:]), sorted(rows[:held]), *given), seen, usable.sha256()
 
 
 @dataclass(frozen=True)
-class _Sound:
-    """Rows that are learned from, in the order of the draw: digest and class; and how many others were met.
+class _TrainingRows:
+    """The rows of the usable training images, in random order, and those of the images that are left out.
 
-    tested, twins: images that are among the test images, or that are the same as another one of the training.
+    digests: row -> digest of the pixels and class. unreadable: row -> error. in_test: rows identical to a test
+    image. duplicates: rows identical to another training image.
     """
 
-    marks: dict[int, tuple[bytes, int]] = field(default_factory=dict)
-    bad: dict[int, DataError] = field(default_factory=dict)
-    tested: list[int] = field(default_factory=list)
-    twins: list[int] = field(default_factory=list)
+    digests: dict[int, tuple[bytes, int]] = field(default_factory=dict)
+    unreadable: dict[int, DataError] = field(default_factory=dict)
+    in_test: list[int] = field(default_factory=list)
+    duplicates: list[int] = field(default_factory=list)
 
     def notes(self, images: ImageSet) -> list[str]:
         found = []
-        if self.bad:
-            more = ", ..." * (len(self.bad) > SHOWN)
-            named = ", ".join(map(images.title, sorted(self.bad)[:SHOWN]))
-            found.append(f"images that cannot be read are left out ({len(self.bad)}: {named}{more})")
-        doubles = {"one among the test images": self.tested, "another one to learn from": self.twins}
-        for what, rows in doubles.items():
+        if self.unreadable:
+            more = ", ..." * (len(self.unreadable) > MAX_EXAMPLES)
+            titles = ", ".join(map(images.title, sorted(self.unreadable)[:MAX_EXAMPLES]))
+            found.append(f"images that cannot be read are left out ({len(self.unreadable)}: {titles}{more})")
+        identical = {"a test image": self.in_test, "another training image": self.duplicates}
+        for what, rows in identical.items():
             if rows:
                 found.append(f"{len(rows)} image{'s' * (len(rows) > 1)} left out, identical to {what}")
         return found
 
     def sha256(self) -> str:
-        """Of pixels and classes, also of images that are not kept in memory."""
+        """SHA-256 of pixels and classes, also of images that are not kept in memory."""
         whole = hashlib.sha256()
-        for row in sorted(self.marks):
-            whole.update(b"%s %d;" % self.marks[row])
+        for row in sorted(self.digests):
+            whole.update(b"%s %d;" % self.digests[row])
         return whole.hexdigest()
 
 
-def _sound(
+def _training_rows(
     images: ImageSet,
     order: Sequence[int],
     count: int,
-    tested: Mapping[bytes, str],
+    test_digests: Mapping[bytes, str],
     workers: int,
     progress: Progress,
-) -> _Sound:
-    """The first `count` rows that can be read, are not in the test and differ; for others the next are taken.
+) -> _TrainingRows:
+    """The first `count` rows of `order` that can be read, are in no test set and differ from each other.
 
-    Raises DataError where one is bad that may not be, or none is left.
+    Raises DataError where an image cannot be read (unless the data set skips those), or where none is left.
     """
-    found, left, seen = _Sound(), iter(order), set(tested)
-    while len(found.marks) < count and (rows := [*islice(left, count - len(found.marks))]):
-        for part in sift(images, rows, READ, workers):
-            found.bad.update(part.errors)
-            pixels, classes = part.content if part.numbers else ((), ())
-            for row, own, label in zip(part.numbers, pixels, classes):
+    found, left, seen = _TrainingRows(), iter(order), set(test_digests)
+    while len(found.digests) < count and (rows := [*islice(left, count - len(found.digests))]):
+        for part in read_valid(images, rows, READ_BATCH, workers):
+            found.unreadable.update(part.errors)
+            pixels, classes = part.content if part.indices else ((), ())
+            for row, own, label in zip(part.indices, pixels, classes):
                 mark = digest(own)
                 if mark in seen:
-                    (found.tested if mark in tested else found.twins).append(row)
+                    (found.in_test if mark in test_digests else found.duplicates).append(row)
                 else:
                     seen.add(mark)
-                    found.marks[row] = mark, int(label)
-            progress(Event("look at images", len(found.marks), count, images=1))
-    if found.bad and not images.lenient:
-        raise together([*found.bad.values()])
-    if not found.marks:
-        raise DataError("no image is left to learn from: all are unreadable, or test images as well.")
-    if len(found.marks) < count:
-        progress(Event("look at images", count, count, images=1))
+                    found.digests[row] = mark, int(label)
+            progress(Event("check images", len(found.digests), count, images=1))
+    if found.unreadable and not images.skip_unreadable:
+        raise combined_error([*found.unreadable.values()])
+    if not found.digests:
+        raise DataError("no training image is left: all are unreadable, or identical to test images.")
+    if len(found.digests) < count:
+        progress(Event("check images", count, count, images=1))
     return found
 
 
 def _scores(
-    asked: Asked, tuned: Tuned, head: Head, tests: ImageSet | None, device: torch.device, progress: Progress
+    requested: FinetuneRequest,
+    classifier: Classifier,
+    head: Head,
+    tests: ImageSet | None,
+    device: torch.device,
+    progress: Progress,
 ) -> dict[str, Score]:
     if tests is None:
         return {}
-    name = asked.spec.name
-    bench = Bench.of({name: head}, [tests], None, asked.hardware, device, progress)
-    score, _ = bench.row(name, merged_forward(tuned.backbone, (), [head]))
+    name = requested.spec.name
+    scorer = Scorer.of({name: head}, [tests], None, requested.hardware, device, progress)
+    score, _ = scorer.row(name, merged_forward(classifier.backbone, (), [head]))
     return {name: replace(score, features={})}

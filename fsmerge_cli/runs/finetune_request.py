@@ -1,4 +1,4 @@
-"""What `finetune` is asked to do, every value checked, and the weights that it begins with."""
+"""The request of `finetune`, with every value validated, and the initial weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import architecture, hub_name, open_checkpoint
-from fsmerge_cli.checkpoints.tasks import DATA, FILES, labelled
+from fsmerge_cli.checkpoints.tasks import DATA, FILES, with_label_names
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError, unknown
 from fsmerge_cli.common.hardware import Hardware
@@ -23,17 +23,17 @@ from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.request import chosen_hardware
-from fsmerge_cli.training.classifier import Tuning
-from fsmerge_cli.training.snapshots import Every
+from fsmerge_cli.training.classifier import TrainingOptions
+from fsmerge_cli.training.snapshots import SaveInterval
 
 
 @checked(frozen=True, config=FORBID)
-class Start:
-    """Fields of the `model` group: what is trained, and where it begins.
+class FinetuneStart:
+    """Fields of the `model` group: the architecture and its initial weights.
 
-    arch: a timm name, or `{family: ..., options}`; null where the checkpoint says it. task: what the source and
-    its head are called, and the folder of images of data=folder; null takes the data set's name. checkpoint: a
-    folder or a file of weights (docs/sources.md); null with a timm name takes the hub's. start: pretrained, or
+    arch: a timm name, or `{family: ..., options}`; null where the checkpoint states it. task: name of the source
+    and its head, and of the folder of images of data=folder; null takes the data set's name. checkpoint: a folder
+    or a file of weights (docs/sources.md); null with a timm name takes those of the hub. start: pretrained, or
     random weights of `arch`. labels: class names in the order of the head's rows; a file of them; or the name of a
     label set of the data set; null takes the data set's. mean, std, prefix, ema, input_size: as in
     `models.sources`.
@@ -51,13 +51,13 @@ class Start:
     input_size: Positive | tuple[Positive, Positive] | None = None
 
 
-OF_A_FILE = ("mean", "std", "prefix", "ema", "input_size")
-"""Fields that say how a checkpoint is read."""
+CHECKPOINT_FIELDS = ("mean", "std", "prefix", "ema", "input_size")
+"""Fields that only apply to a checkpoint."""
 
 
 @checked(frozen=True, config=FORBID)
 class Run:
-    """seed: of everything that is drawn. overwrite: a finished run. resume: continue an interrupted one."""
+    """seed: of all random numbers. overwrite: replace a finished run. resume: continue an interrupted one."""
 
     seed: Count
     overwrite: Flag
@@ -65,24 +65,24 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked for, every value checked; labels: of the head, in order."""
+class FinetuneRequest:
+    """A request with every value validated. labels: class names in the order of the head's rows."""
 
     spec: SourceSpec
     labels: tuple[str, ...]
-    start: Start
+    start: FinetuneStart
     data: DataConfig
-    training: Tuning
+    training: TrainingOptions
     hardware: Hardware
     run: Run
-    every: Every
+    every: SaveInterval
 
     def inputs(self) -> dict[str, str | None]:
-        """Paths that are read, by what they are."""
+        """The paths that are read, by what they hold."""
         return {"model.checkpoint": self.start.checkpoint, **self.data.paths()}
 
     def options(self) -> dict[str, Any]:
-        """Every option by group, as config.yaml says them."""
+        """Every option by group, as in config.yaml."""
         return {
             "model": {**asdict(self.start), "task": self.spec.name, "labels": list(self.labels)},
             "data": asdict(self.data),
@@ -93,19 +93,21 @@ class Asked:
 
 
 def request(
-    model: str | Mapping[str, Any] | Start,
+    model: str | Mapping[str, Any] | FinetuneStart,
     data: str | Mapping[str, Any] | DataConfig | None,
-    training: Mapping[str, Any] | Tuning | None,
+    training: Mapping[str, Any] | TrainingOptions | None,
     hardware: str | Mapping[str, Any] | Hardware,
     seed: int,
     overwrite: bool,
     resume: bool,
     every: int | str,
-) -> Asked:
-    """Read every preset and check every value; raises UserError."""
+) -> FinetuneRequest:
+    """Read every preset and validate every value. Raises UserError."""
     values = {"arch": model} if isinstance(model, str) else model
-    start = values if isinstance(values, Start) else build(Start, values, "model")
-    tuning = training if isinstance(training, Tuning) else build(Tuning, training or {}, "training")
+    start = values if isinstance(values, FinetuneStart) else build(FinetuneStart, values, "model")
+    options = (
+        training if isinstance(training, TrainingOptions) else build(TrainingOptions, training or {}, "training")
+    )
     machine = chosen_hardware(hardware)
     if machine.distributed:
         raise ConfigError("finetune runs in one process. Pass hardware.distributed=false, or hardware=gpu.")
@@ -114,7 +116,9 @@ def request(
     if start.task is None and images.name == "folder":
         raise ConfigError("model.task is missing: the folder in data.root that holds the images of the task.")
     spec = _spec(start, start.task or images.name)
-    return Asked(spec, _labels(start, spec, images), start, images, tuning, machine, run, Every.parse(every))
+    return FinetuneRequest(
+        spec, _labels(start, spec, images), start, images, options, machine, run, SaveInterval.parse(every)
+    )
 
 
 def _data(data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig:
@@ -129,8 +133,8 @@ def _data(data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig:
     return choose(DATASETS, {"images_per_task": "all", **values}, "data")
 
 
-def _spec(start: Start, task: str) -> SourceSpec:
-    """What is loaded before the training, without labels: a head that it has is not taken."""
+def _spec(start: FinetuneStart, task: str) -> SourceSpec:
+    """What is loaded before the training, without labels: a head of the checkpoint is not used."""
     options = {name: value for name, value in asdict(start).items() if name not in ("task", "start", "labels")}
     spec = build(SourceSpec, {"name": task, **options}, "model")
     if start.start == "random":
@@ -138,10 +142,10 @@ def _spec(start: Start, task: str) -> SourceSpec:
             raise ConfigError("model.start=random and model.checkpoint exclude each other. Leave one of them out.")
         if start.arch is None:
             raise ConfigError("model.arch is missing: model.start=random needs a timm name, or {family: ...}.")
-        if unread := [f"model.{name}" for name in OF_A_FILE if getattr(start, name) is not None]:
+        if unread := [f"model.{name}" for name in CHECKPOINT_FIELDS if getattr(start, name) is not None]:
             raise ConfigError(
-                f"model.start=random reads no checkpoint, and {', '.join(unread)} would say how. Leave it out "
-                "(the size of the images belongs into model.arch)."
+                f"model.start=random reads no checkpoint, to which {', '.join(unread)} would apply. Leave it out "
+                "(the image size belongs into model.arch)."
             )
     elif start.checkpoint is None and hub_name(spec) is None:
         raise ConfigError(
@@ -159,18 +163,18 @@ def _tagged(arch: str | dict[str, Any] | None) -> str:
     return ", ".join(known[:3]) or "vit_base_patch16_224.augreg_in21k"
 
 
-def _labels(start: Start, spec: SourceSpec, data: DataConfig) -> tuple[str, ...]:
-    """The classes of the task, from what is asked for or from the data set."""
-    asked, sets = start.labels, data.of(spec.name).label_sets()
-    if isinstance(asked, tuple):
-        found = asked
-    elif isinstance(asked, str) and asked in sets:
-        found = sets[asked]
-    elif isinstance(asked, str) and (asked == DATA or Path(asked).suffix.lower() in FILES):
-        found = tuple(labelled(replace(spec, labels=asked), data).labels or ())
-    elif isinstance(asked, str):
+def _labels(start: FinetuneStart, spec: SourceSpec, data: DataConfig) -> tuple[str, ...]:
+    """The classes of the task, from `model.labels` or from the data set."""
+    labels, sets = start.labels, data.of(spec.name).label_sets()
+    if isinstance(labels, tuple):
+        found = labels
+    elif isinstance(labels, str) and labels in sets:
+        found = sets[labels]
+    elif isinstance(labels, str) and (labels == DATA or Path(labels).suffix.lower() in FILES):
+        found = tuple(with_label_names(replace(spec, labels=labels), data).labels or ())
+    elif isinstance(labels, str):
         raise ConfigError(
-            f"model.labels: {unknown('label set', asked, sets)} Or give a list, or a file (.txt, .json)."
+            f"model.labels: {unknown('label set', labels, sets)} Or give a list, or a file (.txt, .json)."
         )
     else:
         found = sets.get(spec.name) or data.classes(Task(spec.name, None)) or ()
@@ -183,24 +187,24 @@ def _labels(start: Start, spec: SourceSpec, data: DataConfig) -> tuple[str, ...]
     return tuple(found)
 
 
-def load_start(asked: Asked) -> Source:
-    """Architecture and weights that the training begins with; mean and deviation are folded in."""
-    spec, where = asked.spec, f"source '{asked.spec.name}'"
-    if asked.start.start == "pretrained":
+def load_start(requested: FinetuneRequest) -> Source:
+    """Architecture and initial weights of the training; mean and std are folded into the first layer."""
+    spec, where = requested.spec, f"source '{requested.spec.name}'"
+    if requested.start.start == "pretrained":
         try:
-            source = assemble(spec, open_checkpoint(spec), headless=True)
+            source = assemble(spec, open_checkpoint(spec), skip_head=True)
         except SourceError as error:
             raise SourceError(str(error).replace("models.sources.N.", "model.")) from None
-        check_weights(source, strangers=False)
+        check_weights(source, refuse_extra=False)
         names = source.family.skeleton(source.arch).state_dict()
         return replace(
             source,
-            arch=source.family.resize(source.arch, None, None),  # with timm's own eps, as a merged model
+            arch=source.family.resize(source.arch, None, None),  # with timm's default eps, as in a merged model
             weights={name: source.weights[name] for name in names},
             notes=tuple(note.replace("the merged model", "the trained model") for note in source.notes),
         )
     family, arch = architecture(spec, {}, where)
-    with torch.random.fork_rng(devices=[]):  # layers draw their start from the global generator
-        torch.manual_seed(derive(asked.run.seed, "finetune", "start"))
+    with torch.random.fork_rng(devices=[]):  # layers sample initial weights from the global generator
+        torch.manual_seed(derive(requested.run.seed, "finetune", "start"))
         weights = family.build(arch).state_dict()
     return Source(spec.name, family, arch, weights, None, "random weights", tensors_sha256(weights))

@@ -1,4 +1,4 @@
-"""A fine-tuned classifier as a value and as files: the folder that `merge` reads as a source."""
+"""A fine-tuned classifier in memory, and as the folder that `merge` reads as a source."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor, nn
 
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
-from fsmerge_cli.common.atomic import claim, explained, write_json, write_text
+from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
 from fsmerge_cli.common.errors import CertificateError, printable
 from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting import summary
 from fsmerge_cli.reporting.model_card import escaped, fenced, head_lines, markdown
-from fsmerge_cli.reporting.schema import validate
+from fsmerge_cli.reporting.schema import typed
 from fsmerge_cli.runs.merged import load_merged
 from fsmerge_cli.runs.result import course, document, plain_values
 from fsmerge_cli.training.state import Trace
 from fsmerge_cli.training.teachers import network
 
 METHOD = "finetune"
-"""What evaluation.json calls the method of a model that was trained and not merged."""
+"""The method in evaluation.json of a model that was trained and not merged."""
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit of the written model to the one in memory, relative to the largest logit."""
+"""Largest allowed difference of logits between the written model and this one, relative to the largest logit."""
 
 CARD = """# {task}: a fine-tuned {arch}
 
-{classes} classes. Images are read as pixels in 0..1, {input}; no further normalisation.
+{classes} classes. The input is pixels in 0..1, {input}, without further normalisation.
 
 {scores}
 
@@ -46,7 +46,7 @@ CARD = """# {task}: a fine-tuned {arch}
 
 {entry}
 
-## Where it came from
+## Provenance
 
 {command}
 
@@ -58,12 +58,12 @@ Start: {origin} (SHA-256 `{sha256}`). Versions: {versions}. Device: {device}. Se
 
 @dataclass(frozen=True)
 class Finetuned:
-    """One trained source and how good it is.
+    """One trained source and its evaluation.
 
-    source: architecture, weights, head; origin and sha256 are those of the weights that training began from.
-    scores: one row, called like the task; none without labelled test images. trace: of both phases of the
-    training. probe: a few images [n, C, H, W] that the written model is held against. cost, provenance, options,
-    notes: as those of a merge.
+    source: architecture, weights, head; origin and sha256 are those of the initial weights. scores: one row, with
+    the name of the task; none without labelled test images. trace: of both phases of the training. probe: a few
+    images [n, C, H, W] on which the written model is compared with this one. cost, provenance, options, notes: as
+    those of a merge.
     """
 
     source: Source
@@ -81,21 +81,21 @@ class Finetuned:
         return network(replace(self.source, weights=own))
 
     def evaluation(self) -> dict[str, Any]:
-        """The content of evaluation.json; what only a merge can say is empty."""
+        """The content of evaluation.json; fields that only a merge has are empty."""
         return document(self, METHOD, [self.source.name], training=course(self.trace, {}))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the model, evaluation.json, config.yaml and a card, all or nothing. Raises OutputError."""
-        with claim(Path(folder), overwrite) as temporary, explained(Path(folder)):
+        """Write the model, evaluation.json, config.yaml and a model card, atomically. Raises OutputError."""
+        with claim(Path(folder), overwrite) as temporary, output_errors(Path(folder)):
             self.write(temporary, Path(folder))
 
     def write(self, folder: Path, final: Path) -> None:
-        """Write the files into an existing folder, which will be called `final`.
+        """Write the files into an existing folder, which will be renamed to `final`.
 
-        Raises CertificateError where the model that is read back is not the one in memory.
+        Raises CertificateError where the written model differs from the one in memory.
         """
         source, evaluation = self.source, self.evaluation()
-        validate(evaluation)
+        typed(evaluation)
         heads = {source.name: source.head} if source.head else {}
         config = model_config(source.family, source.arch, source.preprocessing)
         write_model(folder, config, source.weights, *head_tensors(heads))
@@ -108,14 +108,14 @@ class Finetuned:
         write_json(folder / "evaluation.json", evaluation)
 
     def _check(self, folder: Path) -> None:
-        """Whether the written files hold the model."""
+        """Compare the written model with the one in memory. Raises CertificateError."""
         head = self.source.head
         if head is None:
             return
         with torch.no_grad():
-            own = head(self.backbone()(self.probe))
-        again = load_merged(folder).logits(self.probe, self.source.name)
-        error = float(((own - again).abs().max() / own.abs().max().clamp(min=1.0)).item())
+            expected = head(self.backbone()(self.probe))
+        written = load_merged(folder).logits(self.probe, self.source.name)
+        error = float(((expected - written).abs().max() / expected.abs().max().clamp(min=1.0)).item())
         if not error <= TOLERANCE:
             raise CertificateError([f"reloaded: {error:.3g}, at most {TOLERANCE:g}"])
 
@@ -130,7 +130,7 @@ class Finetuned:
             arch=escaped(str(config["architecture"])),
             classes=len(source.labels or ()),
             input=f"{channels} x {height} x {width}",
-            scores=f"{markdown(table)}\n\nPer cent of right answers on test images, in brackets the 95 % interval "
+            scores=f"{markdown(table)}\n\nTop-1 accuracy on test images in %, in brackets the 95 % interval "
             "(Wilson)."
             if table
             else "There were no labelled test images.",

@@ -1,4 +1,4 @@
-"""The straight line: sources -> plan -> queries -> method -> heads -> scores -> MergeResult."""
+"""`fsmerge merge`: sources -> plan -> images -> method -> heads -> scores -> MergeResult."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import torch
 
 from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.checkpoints.dtype import rounded, rounded_head
-from fsmerge_cli.checkpoints.headers import headers
+from fsmerge_cli.checkpoints.headers import read_headers
 from fsmerge_cli.checkpoints.load import source_notes
-from fsmerge_cli.common.atomic import claim, explained
+from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.distributed import World, join
 from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, Task
 from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.sampling import Tests, prepared
-from fsmerge_cli.evaluation.certificates import Proof, probe
+from fsmerge_cli.data.sampling import TestImages, prepare_images
+from fsmerge_cli.evaluation.certificates import Certifier, probe
 from fsmerge_cli.evaluation.score_table import evaluate
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import at_equal_budget
-from fsmerge_cli.models.plan import Plan, compile_plan, repeated
+from fsmerge_cli.models.plan import Plan, compile_plan, duplicate_notes
 from fsmerge_cli.models.source import Source
-from fsmerge_cli.runs.request import Models, Request, check_apart, request
+from fsmerge_cli.runs.request import Models, Request, check_inputs_outside, request
 from fsmerge_cli.runs.result import MergeResult, images_sha256, versions
 from fsmerge_cli.supernet.fold import fold_head
-from fsmerge_cli.training.snapshots import Every, Keeper, check_state, state_folder
+from fsmerge_cli.training.snapshots import SaveInterval, Snapshots, check_state, state_folder
 from fsmerge_cli.training.state import Trace
 
 
@@ -56,151 +56,160 @@ def merge(
 ) -> MergeResult:
     """Merge trained networks into one network of the original size.
 
-    models: name of a shipped set ("digits_mlp_pair"), or one entry per source with the keys of
-    `models.sources`. method, data, hardware: name of a shipped preset, a mapping with the keys of that group,
-    or the dataclass itself; data None takes the set's own. seed: of everything that is drawn. output: folder to
-    write (None: nothing is written, `MergeResult.save` does it later); a finished run in it is kept unless
-    `overwrite`. resume: continue the interrupted run into that folder, if there is one. checkpoint_every: how
-    often the state of a training is written (steps, or "60s", "5m"). kd: train a student as well, with the
-    method's images, steps, batches and losses at a rate of its own, and give it a row. dtype: of the written
-    numbers (float32, float16, bfloat16); everything is computed in fp32, and what is evaluated is the rounded
-    model. progress: called with every `Event`. command: what to record as the run's origin.
+    models: name of a shipped set ("digits_mlp_pair"), or one entry per source with the keys of `models.sources`.
+    method, data, hardware: name of a shipped preset, a mapping with the keys of that group, or the dataclass
+    itself; data None takes the default of the shipped set. seed: of all random numbers. output: folder to write
+    (None: nothing is written, `MergeResult.save` does it later); a finished run in it is kept unless `overwrite`.
+    resume: continue the interrupted run into that folder, if there is one. checkpoint_every: how often the state
+    of the training is written (steps, or "60s", "5m"). kd: also evaluate distillation, trained with the method's
+    images, steps, batches and losses at its own learning rate. dtype: of the written weights (float32, float16,
+    bfloat16); everything is computed in fp32, and the rounded model is evaluated. progress: called with every
+    `Event`. command: what to record as the run's origin.
 
-    Of several processes (hardware.distributed) each returns the merged model, rank 0 alone evaluates, writes and
-    reports.
+    With several processes (hardware.distributed) each returns the merged model, and only rank 0 evaluates, writes
+    and reports progress.
 
     Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails,
-    CertificateError where the written model is not the one that was made, Interrupted where a signal stopped it
-    and `resume` can continue it.
+    CertificateError where the written model differs from the merged one, Interrupted where a signal stopped it and
+    `resume` can continue it.
     """
-    asked = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype)
+    requested = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype)
     if output is not None:
-        check_apart(asked.inputs(), Path(output), asked.run.overwrite)
+        check_inputs_outside(requested.inputs(), Path(output), requested.run.overwrite)
     clock = Clock()
-    keeper = Keeper()
+    snapshots = Snapshots()
     with ExitStack() as stack:
-        with join(asked.hardware.distributed) as world:
+        with join(requested.hardware.distributed) as world:
             progress = progress if world.main else silent
-            with world.together():
-                # Every mismatch, from the headers, before anything is read or trained.
+            with world.synchronized():
+                # Report every mismatch from the headers before anything is read or trained.
                 compile_plan(
-                    [own.source for own in headers(asked.sources)], asked.method.width, asked.method.heads
+                    [own.source for own in read_headers(requested.sources)],
+                    requested.method.width,
+                    requested.method.heads,
                 )
-                device = stack.enter_context(asked.hardware.session())
+                device = stack.enter_context(requested.hardware.session())
                 folder = None
                 if output is not None and world.main:
-                    folder = stack.enter_context(claim(Path(output), asked.run.overwrite))
-            problem, tests, notes = _problem(asked, device, progress, world, clock)
+                    folder = stack.enter_context(claim(Path(output), requested.run.overwrite))
+            problem, tests, notes = _problem(requested, device, progress, world, clock)
             if output is not None:
-                keeper = _keeper(asked, problem, Path(output))
-                stack.enter_context(keeper.explained())
+                snapshots = _snapshots(requested, problem, Path(output))
+                stack.enter_context(snapshots.report_progress_on_interrupt())
             with clock.phase("fit"):
-                problem = replace(problem, keeper=keeper)
-                solution = asked.method.fit(problem)
-            rivals = _rivals(asked, problem, solution, clock, notes)
-        result = _result(asked, problem, tests, solution, rivals, notes, clock, command or "fsmerge.merge(...)")
+                problem = replace(problem, snapshots=snapshots)
+                solution = requested.method.fit(problem)
+            extra_rows = _extra_rows(requested, problem, solution, clock, notes)
+        result = _result(
+            requested, problem, tests, solution, extra_rows, notes, clock, command or "fsmerge.merge(...)"
+        )
         if folder is not None:
-            with explained(Path(output or folder)):
+            with output_errors(Path(output or folder)):
                 result.write(folder)
-    keeper.discard()
+    snapshots.discard()
     return result
 
 
-def _keeper(asked: Request, problem: Problem, output: Path) -> Keeper:
-    """Where the state of this run is kept; it belongs to these options, sources and images alone."""
+def _snapshots(requested: Request, problem: Problem, output: Path) -> Snapshots:
+    """Where the state of this run is saved; it is only valid for these options, sources and images."""
     world = problem.world
     content = {
-        **asked.options(),
+        **requested.options(),
         "sha256": [source.sha256 for source in problem.sources],
         "images": images_sha256(problem.images),
     }
-    with world.together():  # rank 0 clears the way, the others only read
+    with world.synchronized():  # rank 0 removes an old state, the others only read
         if world.main:
-            check_state(output, content, asked.run.resume, asked.run.overwrite)
-    every = Every.parse(asked.run.every)
-    return Keeper(state_folder(output), content, every, world.main, problem.progress)
+            check_state(output, content, requested.run.resume, requested.run.overwrite)
+    every = SaveInterval.parse(requested.run.every)
+    return Snapshots(state_folder(output), content, every, world.main, problem.progress)
 
 
 def _problem(
-    asked: Request, device: torch.device, progress: Progress, world: World, clock: Clock
-) -> tuple[Problem, Tests, list[str]]:
-    """The same problem on every process, the test images, and what is to be noted about all images."""
+    requested: Request, device: torch.device, progress: Progress, world: World, clock: Clock
+) -> tuple[Problem, TestImages, list[str]]:
+    """The problem (the same on every process), the test images, and notes about the images."""
     sources: list[Source] = []
     with clock.phase("sources"):
-        for turn in (world.main, not world.main):  # rank 0 trains the embedded sources, the others find them
-            with world.together():
+        for turn in (world.main, not world.main):  # rank 0 trains the embedded sources, the others read the cache
+            with world.synchronized():
                 if turn:
-                    sources = load_all(asked.sources, progress)
-    with world.together():
-        plan = compile_plan(sources, asked.method.width, asked.method.heads)
+                    sources = load_all(requested.sources, progress)
+    with world.synchronized():
+        plan = compile_plan(sources, requested.method.width, requested.method.heads)
         with clock.phase("data"):
             tasks = [Task(source.name, source.labels) for source in sources]
             pixels = partial(ToPixels, sources[0].arch.input_size, sources[0].preprocessing)
-            seed, workers = asked.run.seed, asked.hardware.workers
-            tests, images, notes = prepared(asked.data, tasks, pixels, seed, workers, progress)
-    return Problem(plan, sources, images, asked.hardware, device, seed, progress, world), tests, notes
+            seed, workers = requested.run.seed, requested.hardware.workers
+            tests, images, notes = prepare_images(requested.data, tasks, pixels, seed, workers, progress)
+    return Problem(plan, sources, images, requested.hardware, device, seed, progress, world), tests, notes
 
 
-def _rivals(
-    asked: Request, problem: Problem, solution: Solution, clock: Clock, notes: list[str]
+def _extra_rows(
+    requested: Request, problem: Problem, solution: Solution, clock: Clock, notes: list[str]
 ) -> dict[str, Solution]:
-    """What is trained for a row of the evaluation alone; its state is kept as that of one more training."""
-    if not asked.run.kd:
+    """Models trained only for a row of the evaluation; their state is saved as that of a further training."""
+    if not requested.run.kd:
         return {}
-    student = at_equal_budget(asked.method, len(problem.sources))
-    if student is asked.method:
+    student = at_equal_budget(requested.method, len(problem.sources))
+    if student is requested.method:
         return {"kd": solution}
 
-    def told(event: Event) -> None:
+    def report(event: Event) -> None:
         problem.progress(replace(event, phase=f"kd: {event.phase}"))
 
     with clock.phase("kd"):
-        found = student.fit(replace(problem, progress=told))
-    kind = "the method's" if isinstance(asked.method, Trained) else "its own default"
+        found = student.fit(replace(problem, progress=report))
+    kind = "the method's" if isinstance(requested.method, Trained) else "its default"
     notes.append(
-        f"the row kd is {student.steps} steps of distillation with {kind} budget; their seconds are part of this "
-        "run's, and the peak of memory is that of both trainings"
+        f"the row kd is distillation with {student.steps} steps ({kind} budget); its seconds are part of this "
+        "run's, and the peak memory is that of both trainings"
     )
     return {"kd": found}
 
 
 def _result(
-    asked: Request,
+    requested: Request,
     problem: Problem,
-    tests: Tests,
+    tests: TestImages,
     solution: Solution,
-    rivals: Mapping[str, Solution],
+    extra_rows: Mapping[str, Solution],
     notes: Sequence[str],
     clock: Clock,
     command: str,
 ) -> MergeResult:
-    """The value of a run; rank 0 alone evaluates the model that all processes hold."""
-    sources, plan, dtype = problem.sources, problem.plan, asked.run.dtype
+    """The result of a run; only rank 0 evaluates the model that all processes hold."""
+    sources, plan, dtype = problem.sources, problem.plan, requested.run.dtype
     exact = solution
     if dtype != "float32":
         solution = replace(solution, weights=rounded(solution.weights, dtype), dtype=dtype)
-        rivals = {name: solution if other is exact else other for name, other in rivals.items()}
+        extra_rows = {name: solution if other is exact else other for name, other in extra_rows.items()}
     with clock.phase("evaluate"):
-        evaluation = evaluate(problem, solution, tests.sets if problem.world.main else [], asked.method, rivals)
+        evaluation = evaluate(
+            problem, solution, tests.sets if problem.world.main else [], requested.method, extra_rows
+        )
     heads = _heads(sources, solution)
     pixels = probe(problem.images, plan, problem.seed)
-    proof = Proof(plan, sources, exact, heads, pixels, evaluation.seen, dtype, problem.progress)
-    if asked.data is not None and not evaluation.rows:
-        reason = "the data set has no test images" if problem.world.main else "process 0 evaluates for all"
+    certifier = Certifier(plan, sources, exact, heads, pixels, evaluation.evaluated, dtype, problem.progress)
+    if requested.data is not None and not evaluation.rows:
+        reason = "the data set has no test images" if problem.world.main else "only process 0 evaluates"
         notes = [*notes, f"{reason}: nothing was evaluated"]
-    notes = [*notes, *_start_notes(plan, solution), *source_notes(sources), *repeated(sources)]
+    notes = [*notes, *_start_notes(plan, solution), *source_notes(sources), *duplicate_notes(sources)]
     trace = solution.trace
-    if trace.halved:
-        notes.append(f"the loss was not finite at first; this training used lr={trace.lr:g}")
-    if trace.part:
-        notes.append(f"memory did not suffice for a whole batch: it was computed {trace.part} images at a time")
+    if trace.restarts:
+        notes.append(f"the loss was not finite, and the training was restarted with lr={trace.lr:g}")
+    if trace.images_at_once:
+        notes.append(
+            "memory did not suffice for a whole batch: each batch was computed in parts of "
+            f"{trace.images_at_once} images"
+        )
     cost = {
         "seconds": clock.seconds,
         "steps": len(trace.loss),
         "trained_parameters": trace.trainable,
         "merged_parameters": sum(t.numel() for t in solution.weights.values()),
         "images": len(problem.images),
-        "images_per_second": _rate(problem, trace, asked.method, clock),
+        "images_per_second": _rate(problem, trace, requested.method, clock),
         "peak_memory_bytes": peak_memory(problem.device),
     }
     provenance = {
@@ -222,16 +231,16 @@ def _result(
         evaluation,
         cost,
         provenance,
-        asked.options(),
+        requested.options(),
         tuple(notes),
-        proof,
+        certifier,
     )
 
 
 def _rate(problem: Problem, trace: Trace, method: Method, clock: Clock) -> float | None:
-    """Images trained on per second of the fit, capture included; None where an earlier process did some of it."""
+    """Training images per second of the fit, capture of targets included; None for a resumed run."""
     seconds = clock.seconds["fit"]
-    if not trace.loss or not isinstance(method, Trained) or not seconds or problem.keeper.resumed:
+    if not trace.loss or not isinstance(method, Trained) or not seconds or problem.snapshots.resumed:
         return None
     batch = method.images_per_step(len(problem.images.train))
     return round(len(trace.loss) * batch / seconds, 1)
@@ -246,11 +255,11 @@ def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:
 
 
 def _start_notes(plan: Plan, solution: Solution) -> list[str]:
-    """Where widths or heads differ, how far from the sources the start was."""
+    """Where widths or heads differ: the relative feature error of the initial merged model."""
     if plan.same_shape or not solution.trace.start_error:
         return []
     found = zip(plan.tasks, solution.trace.start_error)
     errors = ", ".join(f"{name} {error:.3f}" for name, error in found if math.isfinite(error))
     return [
-        f"widths or heads differ, so no start is exact; relative feature error of the one that was taken: {errors}"
+        f"widths or heads differ, so the initial model reproduces no source; its relative feature error: {errors}"
     ]

@@ -1,4 +1,4 @@
-"""A written model, read back: one backbone, one head per task; also a model that was made elsewhere."""
+"""A written model, read back: one backbone and one head per task; also third-party models."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
-from fsmerge_cli.checkpoints.files import plain, readable
+from fsmerge_cli.checkpoints.files import as_float32, readable
 from fsmerge_cli.checkpoints.heads import choose_head, listed_heads, stated_labels
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
-from fsmerge_cli.checkpoints.tasks import labelled
+from fsmerge_cli.checkpoints.tasks import with_label_names
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, build
@@ -30,7 +30,7 @@ from fsmerge_cli.training.teachers import network
 
 @checked(frozen=True, config=FORBID)
 class Reading:
-    """How a model is read that does not say it itself, as models made elsewhere.
+    """What the files of a third-party model do not state.
 
     task: name of the task of the one head inside the checkpoint (null: `model`). arch, head, labels, mean, std,
     normalize, prefix, ema, input_size: as in `models.sources`; null takes the checkpoint's.
@@ -50,11 +50,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Merged:
-    """A model as it lies on disk.
+    """A model read from disk.
 
-    folder: or file. sha256: of its file of weights. backbone: frozen, in evaluation mode, images [n, C, H, W] with
-    pixels in 0..1 -> features [n, d]. heads: by task, in the order in which they were merged. preprocessing: what
-    images need before. notes: what the user should know of how it was read.
+    folder: or file. sha256: of the file of weights. backbone: frozen, in evaluation mode, images [n, C, H, W] with
+    pixels in 0..1 -> features [n, d]. heads: by task, in the order in which they were merged. preprocessing: of
+    the images before. notes: what the user should know about how it was read.
     """
 
     folder: Path
@@ -82,16 +82,16 @@ class Merged:
             return self._head(task)(self.backbone(images))
 
     def predict(self, images: Tensor, task: str | None = None) -> list[str]:
-        """The label of every image: of one task, or of any (the largest of all heads' softmax)."""
+        """The label of every image: of one task, or over all tasks (the largest softmax of all heads)."""
         names = self.tasks if task is None else (task,)
         with torch.no_grad():
             features = self.backbone(images)
-            shares = torch.cat([self._head(name)(features).softmax(1) for name in names], 1)
+            probabilities = torch.cat([self._head(name)(features).softmax(1) for name in names], 1)
         labels = [label for name in names for label in self.heads[name].labels]
-        return [labels[place] for place in shares.argmax(1).tolist()]
+        return [labels[index] for index in probabilities.argmax(1).tolist()]
 
     def only(self, tasks: tuple[str, ...]) -> Merged:
-        """The same model with some of its tasks. Raises ConfigError for an unknown one."""
+        """The same model with only some of its tasks. Raises ConfigError for an unknown task."""
         return replace(self, heads={name: self._head(name) for name in tasks})
 
     def _head(self, task: str) -> Head:
@@ -107,25 +107,25 @@ def load_merged(
 ) -> Merged:
     """The model in a folder that `merge` wrote (or in its merged/), in a timm folder or in a checkpoint file.
 
-    reading: what the files do not say; see :class:`Reading`. data: whose class folders `labels=data` means.
-    Nothing of the model is changed and no code of it is run. Raises SourceError where it cannot be read or has no
-    head, ConfigError where a key is wrong.
+    reading: what the files do not state; see :class:`Reading`. data: the data set whose class folders
+    `labels=data` takes. The model is not changed, and no code in it is run. Raises SourceError where it cannot be
+    read or has no head, ConfigError where a key is wrong.
     """
     given = reading if isinstance(reading, Reading) else build(Reading, reading or {}, "model")
     path = model_path(folder)
     task = given.task or "model"
     options = {name: value for name, value in asdict(given).items() if name != "task"}
     try:
-        spec = labelled(SourceSpec(task, checkpoint=str(path), **options), chosen_data(data))
+        spec = with_label_names(SourceSpec(task, checkpoint=str(path), **options), chosen_data(data))
         found = open_checkpoint(spec)
         names = listed_heads(*found.heads)
         if names and (given.labels or given.task or given.head):
             raise SourceError(
-                f"{path} says its tasks and labels in heads.safetensors ({', '.join(names)}). Take model.task, "
-                "model.head and model.labels away; tasks=[...] chooses some."
+                f"{path} lists its tasks and labels in heads.safetensors ({', '.join(names)}). Leave out "
+                "model.task, model.head and model.labels; tasks=[...] selects tasks."
             )
-        first = assemble(spec, found, headless=bool(names))
-        stored, labels = plain(found.heads[0], found.where), stated_labels(found.config)
+        first = assemble(spec, found, skip_head=bool(names))
+        stored, labels = as_float32(found.heads[0], found.where), stated_labels(found.config)
         heads = {
             name: choose_head(replace(spec, head=name), stored, found.heads[1], labels, found.where)
             for name in names
@@ -139,14 +139,14 @@ def load_merged(
             first.preprocessing,
             network(first),
             {name: _checked(head, name, path) for name, head in heads.items()},
-            tuple(in_own_words(note.removeprefix(f"'{task}': "), task) for note in first.notes),
+            tuple(reworded_for_model(note.removeprefix(f"'{task}': "), task) for note in first.notes),
         )
     except UserError as error:
-        raise type(error)(in_own_words(str(error), task)) from None
+        raise type(error)(reworded_for_model(str(error), task)) from None
 
 
 def model_path(folder: str | Path) -> Path:
-    """The model in a folder: `merged` in it, where it is a run's, else itself. Raises SourceError."""
+    """The folder of the model: `merged` inside the folder of a run, else the folder itself. Raises SourceError."""
     path = readable(str(folder), "the model")
     if not path.exists():
         raise SourceError(f"{path} does not exist. Give the folder of a run, its merged/, or a checkpoint.")
@@ -162,14 +162,14 @@ def model_path(folder: str | Path) -> Path:
 
 
 def run_folder(path: Path) -> Path | None:
-    """The run's folder that a model lies in, or is, where it was fine-tuned; None where it was made elsewhere."""
+    """The folder of the run that wrote the model; None for a third-party model."""
     if path.name == "merged" and (path.parent / "config.yaml").is_file():
         return path.parent
     return path if all((path / name).is_file() for name in ("config.yaml", FINISHED)) else None
 
 
-def in_own_words(text: str, task: str) -> str:
-    """A message about a source, said of the one model that is evaluated."""
+def reworded_for_model(text: str, task: str) -> str:
+    """A message about a source, reworded for the one model that is evaluated."""
     return text.replace(f"source '{task}': ", "").replace("models.sources.N.", "model.")
 
 
@@ -177,11 +177,11 @@ def _checked(head: Head | None, task: str, path: Path) -> Head:
     if head is None:
         raise SourceError(
             f"{path} has no head: neither heads.safetensors nor a classifier inside the weights, so there are no "
-            "answers to evaluate. Put a heads.safetensors beside the weights (TASK.weight, TASK.bias)."
+            "predictions to evaluate. Put a heads.safetensors beside the weights (TASK.weight, TASK.bias)."
         )
     if len(head.labels) != len(head.weight):
         raise SourceError(
             f"{path}: the head of task '{task}' has {len(head.weight)} classes and {len(head.labels)} labels. "
-            "Pass as many in model.labels=[...]"
+            "Pass one label per class in model.labels=[...]"
         )
     return head

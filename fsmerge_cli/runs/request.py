@@ -1,4 +1,4 @@
-"""What a run is asked to do: names, mappings and dataclasses become one checked value."""
+"""The request of a merge: names, mappings and dataclasses become one validated value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fsmerge_cli.data import DATASETS, DataConfig, auxiliary
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.models.source_spec import SourceSpec
-from fsmerge_cli.training.snapshots import Every
+from fsmerge_cli.training.snapshots import SaveInterval
 
 Models = str | Sequence[SourceSpec | Mapping[str, Any]]
 
@@ -30,9 +30,9 @@ Models = str | Sequence[SourceSpec | Mapping[str, Any]]
 class Run:
     """Top-level settings.
 
-    seed: of everything that is drawn. overwrite: replace a finished run. resume: continue an interrupted one.
-    every: how often the state of a training is written (steps, or "60s", "5m"). kd: whether distillation at equal
-    budget is a row of the evaluation. dtype: of the written numbers.
+    seed: of all random numbers. overwrite: replace a finished run. resume: continue an interrupted one. every: how
+    often the state of a training is written (steps, or "60s", "5m"). kd: whether distillation at equal budget is a
+    row of the evaluation. dtype: of the written weights.
     """
 
     seed: Count
@@ -54,12 +54,12 @@ class Request:
     run: Run
 
     def inputs(self) -> dict[str, str | None]:
-        """Paths that are read, by what they are."""
+        """The paths that are read, by what they hold."""
         sources = {f"source '{spec.name}'": spec.checkpoint for spec in self.sources}
         return {**sources, **(self.data.paths() if self.data else {})}
 
     def options(self) -> dict[str, Any]:
-        """Every option by group, as config.yaml says them."""
+        """Every option by group, as in config.yaml."""
         return {
             "models": {"sources": [spec.options() for spec in self.sources]},
             "data": asdict(self.data) if self.data else None,
@@ -83,7 +83,7 @@ def request(
     kd: bool = False,
     dtype: str = "float32",
 ) -> Request:
-    """Read every preset and check every value; raises UserError."""
+    """Read every preset and validate every value. Raises UserError."""
     images = _data(models, data)
     specs = source_specs(models, images)
     chosen, machine = chosen_method(method), chosen_hardware(hardware)
@@ -91,7 +91,7 @@ def request(
         raise ConfigError(unknown("output.dtype", str(dtype), DTYPES))
     top = {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every, "kd": kd, "dtype": dtype}
     run = build(Run, top, "")
-    Every.parse(every)
+    SaveInterval.parse(every)
     if isinstance(chosen, Weighted) and specs:
         chosen.weights_of_tasks(len(specs))  # before anything is read or trained
     if images is None and chosen.uses_images:
@@ -107,13 +107,13 @@ def request(
     return Request(specs, images, chosen, machine, run)
 
 
-def check_apart(inputs: Mapping[str, str | None], output: Path, overwrite: bool) -> None:
-    """Raise OutputError where the folder to be replaced holds one of the inputs (what it is -> its path)."""
-    if not overwrite:  # then only an empty folder is written
+def check_inputs_outside(inputs: Mapping[str, str | None], output: Path, overwrite: bool) -> None:
+    """Raise OutputError where the folder to be replaced holds one of the inputs (description -> path)."""
+    if not overwrite:  # then only a new or empty folder is written
         return
     folder = resolved(output)
     for what, path in inputs.items():
-        with suppress(OSError, ValueError, RuntimeError):  # no path at all, which its reader says
+        with suppress(OSError, ValueError, RuntimeError):  # an invalid path, which its reader reports
             if path is not None and Path(path).expanduser().resolve().is_relative_to(folder):
                 raise OutputError(
                     f"{what} lies in {folder}, which output.overwrite=true would replace. Choose another "
@@ -122,7 +122,7 @@ def check_apart(inputs: Mapping[str, str | None], output: Path, overwrite: bool)
 
 
 def source_specs(models: Models, images: DataConfig | None = None) -> list[SourceSpec]:
-    """The sources of a shipped set, or of a list, one per task; raises ConfigError."""
+    """The sources of a shipped set or of a list, one per task. Raises ConfigError."""
     entries: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
     if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
         raise ConfigError(f"models.sources: should be a list of sources, got {entries!r}.")
@@ -138,23 +138,23 @@ def _data(models: Models, data: str | Mapping[str, Any] | DataConfig | None) -> 
 
 
 def chosen_data(data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:
-    """The data set of a preset's name, or of a mapping; raises ConfigError."""
+    """The data set from the name of a preset or a mapping. Raises ConfigError."""
     if data is None or isinstance(data, DataConfig):
         return data
     chosen = choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
-    auxiliary(chosen)  # its keys are wrong now or never
+    auxiliary(chosen)  # reports wrong keys now
     return chosen
 
 
 def chosen_method(method: str | Mapping[str, Any] | Method) -> Method:
-    """The method of a preset's name, or of a mapping; raises ConfigError."""
+    """The method from the name of a preset or a mapping. Raises ConfigError."""
     if isinstance(method, Method):
         return method
     return choose(METHODS, presets.load("method", method) if isinstance(method, str) else method, "method")
 
 
 def chosen_hardware(hardware: str | Mapping[str, Any] | Hardware) -> Hardware:
-    """The hardware of a preset's name, or of a mapping; raises ConfigError."""
+    """The hardware from the name of a preset or a mapping. Raises ConfigError."""
     if isinstance(hardware, Hardware):
         return hardware
     values = presets.load("hardware", hardware) if isinstance(hardware, str) else hardware

@@ -1,4 +1,4 @@
-"""The value of a merge, as data and as files."""
+"""The result of a merge, in memory and as files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 import yaml
 from torch import nn
 
-from fsmerge_cli.checkpoints.dtype import stored
+from fsmerge_cli.checkpoints.dtype import to_dtype
 from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
-from fsmerge_cli.common.atomic import claim, explained, write_json, write_text
+from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images
-from fsmerge_cli.evaluation.certificates import Proof
+from fsmerge_cli.evaluation.certificates import Certifier
 from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.score_table import Evaluation
 from fsmerge_cli.evaluation.scoring import Score
@@ -30,24 +30,22 @@ from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.reporting.html import page
 from fsmerge_cli.reporting.model_card import model_card
-from fsmerge_cli.reporting.schema import validate
+from fsmerge_cli.reporting.schema import VERSION, typed
 from fsmerge_cli.training.state import Trace
 
-SCHEMA_VERSION = 3
-
 CURVE = 500
-"""How many points of the training's loss are kept at most."""
+"""Largest number of points of the training loss that are recorded."""
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """One merged model and how good it is.
+    """One merged model and its evaluation.
 
-    plan: of the sources. preprocessing: what images need before the model reads them. solution: weights,
-    projectors and the training's trace. heads: one folded head per task that has one. measured: rows of the table
-    by name (each source, `ensemble`, `average`, `merged`) and the likeness to the sources by layer. cost: seconds
-    by phase, steps, numbers trained. provenance: versions, device, source hashes, command. options: every option
-    of the run, resolved. notes: what the user should know. proof: what a written folder is held against.
+    plan: of the sources. preprocessing: of the images before the model. solution: weights, projectors and the
+    trace of the training. heads: one folded head per task that has one. measured: rows of the table by name (each
+    source, `ensemble`, `average`, `merged`), and the similarity to the sources by layer. cost: seconds by phase,
+    steps, trainable parameters. provenance: versions, device, source hashes, command. options: every option of the
+    run, resolved. notes: what the user should know. certifier: compares the written folder with this model.
     """
 
     plan: Plan
@@ -59,7 +57,7 @@ class MergeResult:
     provenance: Mapping[str, Any]
     options: Mapping[str, Any]
     notes: tuple[str, ...]
-    proof: Proof
+    certifier: Certifier
 
     @property
     def scores(self) -> Mapping[str, Score]:
@@ -80,35 +78,35 @@ class MergeResult:
             self.options["method"]["name"],
             self.plan.tasks,
             similarity=dict(self.measured.similarity),
-            answers={name: dict(values) for name, values in self.measured.answers.items()},
+            predictions={name: dict(values) for name, values in self.measured.predictions.items()},
             training=course(trace, {name: known(e) for name, e in zip(self.plan.tasks, trace.start_error)}),
             certificates=dict(certificates or {}),
             facts=dict(self.solution.facts),
         )
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write merged/, evaluation.json, report.html and config.yaml, all or nothing. Raises OutputError."""
-        with claim(Path(folder), overwrite) as temporary, explained(Path(folder)):
+        """Write merged/, evaluation.json, report.html and config.yaml, atomically. Raises OutputError."""
+        with claim(Path(folder), overwrite) as temporary, output_errors(Path(folder)):
             self.write(temporary)
 
     def write(self, folder: Path) -> None:
-        """Write the files into an existing folder. Raises CertificateError where they do not hold the model."""
+        """Write the files into an existing folder. Raises CertificateError where they differ from the model."""
         merged, dtype = folder / "merged", self.solution.dtype
         tensors, facts = head_tensors(self.heads)
-        self.proof.progress(Event("write", 0, 2))
+        self.certifier.progress(Event("write", 0, 2))
         write_model(
             merged,
             model_config(self.plan.family, self.plan.arch, self.preprocessing, dtype),
-            stored(self.solution.weights, dtype),
-            stored(tensors, dtype),
+            to_dtype(self.solution.weights, dtype),
+            to_dtype(tensors, dtype),
             facts,
         )
-        self.proof.progress(Event("write", 1, 2))
+        self.certifier.progress(Event("write", 1, 2))
         start = time.perf_counter()
-        evaluation = self.evaluation(self.proof.certify(merged))
+        evaluation = self.evaluation(self.certifier.certify(merged))
         cost = evaluation["cost"]
         cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
-        validate(evaluation)
+        typed(evaluation)
         options = yaml.safe_dump(plain_values(self.options), sort_keys=False, allow_unicode=True)
         write_text(merged / "README.md", model_card(self.plan, self.heads, evaluation, options))
         write_text(folder / "config.yaml", options)
@@ -116,11 +114,11 @@ class MergeResult:
         if self.scores:
             write_correct(folder, self.scores["merged"].correct)
         write_json(folder / "evaluation.json", evaluation)
-        self.proof.progress(Event("write", 2, 2))
+        self.certifier.progress(Event("write", 2, 2))
 
 
 def known(error: float) -> float | None:
-    """An error, or None of a source that was asked about no image."""
+    """A finite error; None for a source without images."""
     return error if math.isfinite(error) else None
 
 
@@ -134,16 +132,16 @@ def document(
 ) -> dict[str, Any]:
     """The content of an evaluation.json.
 
-    found: what was measured, with its scores, cost, provenance, options and notes. more: similarity, answers,
+    found: what was measured, with its scores, cost, provenance, options and notes. more: similarity, predictions,
     certificates and facts, each empty by default.
     """
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": VERSION,
         "method": method,
         "tasks": list(tasks),
         "rows": {name: row(score, found.scores) for name, score in found.scores.items()},
         "similarity": more.get("similarity", {}),
-        "answers": more.get("answers", {}),
+        "predictions": more.get("predictions", {}),
         "training": training or course(Trace(), {}),
         "certificates": more.get("certificates", {}),
         "facts": more.get("facts", {}),
@@ -155,7 +153,7 @@ def document(
 
 
 def course(trace: Trace, start_error: Mapping[str, Any]) -> dict[str, Any]:
-    """How a training went. start_error: by task, before the first step."""
+    """The record of a training. start_error: by task, before the first step."""
     return {
         "start_error": dict(start_error),
         "curve": curve(trace.loss),
@@ -166,7 +164,7 @@ def course(trace: Trace, start_error: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def curve(loss: Sequence[float]) -> list[dict[str, Any]]:
-    """A loss per step as at most CURVE points: means of as many steps in a row, at the last step of each.
+    """The loss per step as at most CURVE points: means of consecutive steps, at the last step of each mean.
 
     >>> curve([3.0, 1.0])
     [{'step': 1, 'loss': 3.0}, {'step': 2, 'loss': 1.0}]
@@ -177,7 +175,7 @@ def curve(loss: Sequence[float]) -> list[dict[str, Any]]:
 
 
 def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
-    """A row as evaluation.json has it; sources: rows by name, those of the sources among them, where there are."""
+    """A row of evaluation.json. sources: rows by name, which include those of the sources, if any."""
     tasks = {}
     for name, task in score.tasks.items():
         own = sources[name].tasks[name].top1 if name in sources else None
@@ -201,14 +199,14 @@ def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def plain_values(value: Any) -> Any:
-    """Tuples as lists, so that YAML stays plain."""
+    """Tuples as lists, which YAML writes without tags."""
     if isinstance(value, Mapping):
         return {key: plain_values(entry) for key, entry in value.items()}
     return [plain_values(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the software that results depend on."""
     from importlib.metadata import version
     from platform import python_version
 
@@ -221,5 +219,5 @@ def versions() -> dict[str, str]:
 
 
 def images_sha256(images: Images) -> str:
-    """SHA-256 of the pixels and tasks of all images that a merge sees, in order."""
+    """SHA-256 of the pixels and tasks of all images that a merge uses, in order."""
     return tensors_sha256({"pixels": images.images, "task": images.task})

@@ -1,4 +1,4 @@
-"""Turn maps and source weights into ordinary weights: W' = sum_i M_i W_i U_i, b' = sum_i M_i b_i."""
+"""Fold maps and source weights into ordinary weights: W' = sum_i M_i W_i U_i, b' = sum_i M_i b_i."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fsmerge_cli.architectures.ports import Constant
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.supernet.groups import Group, group
-from fsmerge_cli.supernet.low_rank_fold import fold_thin, is_thin
-from fsmerge_cli.supernet.map_set import MergeMaps, OpenMaps
+from fsmerge_cli.supernet.low_rank_fold import fold_low_rank, is_low_rank
+from fsmerge_cli.supernet.map_set import MergeMaps, StackedMaps
 from fsmerge_cli.supernet.maps import Map
 
 Prepare = Callable[[Tensor], Tensor]
@@ -23,26 +23,26 @@ Prepare = Callable[[Tensor], Tensor]
 def fold(plan: Plan, maps: MergeMaps, weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Weights of one network of the merged size; pure and differentiable in the maps.
 
-    plan: of the sources. maps: M, U and the per-unit vectors. weights: one state dict per source; every tensor is
-    moved to the device of the maps when its turn comes.
+    plan: of the sources. maps: M, U and the per-unit vectors. weights: one state dict per source; the tensors are
+    moved to the device of the maps one at a time.
     Returns a state dict for `plan.skeleton()`. A tensor that reads no space (pixels, tokens, tables, biases)
     gets no U. Source: FS-Merge, arXiv 2410.01483, section 4 (folding).
     """
     device = next(iter([*maps.parameters(), *maps.buffers()])).device
-    units, opened = maps.units(), maps.open()
+    units, stacked = maps.units(), maps.stacked()
     constants = {n: weights[0][n].to(device) for n, role in plan.roles.items() if isinstance(role, Constant)}
     folded = {**constants, **units}
     for found in group(plan, weights, batched=False):
-        folded |= fold_group(found, _stacked(found, weights, lambda W: W.to(device)), opened)
+        folded |= fold_group(found, _stacked(found, weights, lambda W: W.to(device)), stacked)
     return {name: folded[name] for name in plan.roles}
 
 
-class Folder:
-    """Folds again and again: groups are found, and sources moved, once.
+class PreparedFold:
+    """A fold for repeated use: tensors are grouped and sources moved only once.
 
-    batched: one product per kind of tensor, for which the sources are stacked (on a GPU a thousand small kernels
-    cost more than their arithmetic); otherwise one tensor at a time, on the sources as they lie. dtype: of the
-    sources' matrices; with bf16 autocast their rounding is that of the network itself.
+    batched: one product per kind of tensor on stacked sources (on a GPU the launch of a thousand small kernels
+    costs more than their arithmetic); otherwise one tensor at a time, without copies. dtype: of the sources'
+    matrices; with bf16 autocast they are rounded as in the network itself.
     """
 
     def __init__(
@@ -56,37 +56,37 @@ class Folder:
         def prepare(W: Tensor) -> Tensor:
             return W.to(device, dtype)
 
-        def keep(W: Tensor) -> Tensor:
+        def prepare_fp32(W: Tensor) -> Tensor:
             return W.to(device)
 
-        # What reads no space (tables, tokens, biases) goes into the residual stream, which stays fp32.
+        # Tensors that read no space (tables, tokens, biases) go into the residual stream, which stays fp32.
         groups = group(plan, weights, batched)
-        self._groups = [(g, _stacked(g, weights, prepare if g.role.read else keep)) for g in groups]
+        self._groups = [(g, _stacked(g, weights, prepare if g.role.read else prepare_fp32)) for g in groups]
         roles = plan.roles.items()
         self._constants = {n: weights[0][n].to(device) for n, role in roles if isinstance(role, Constant)}
 
     def __call__(
-        self, opened: OpenMaps, units: Mapping[str, Tensor], names: AbstractSet[str] | None = None
+        self, stacked: StackedMaps, units: Mapping[str, Tensor], names: AbstractSet[str] | None = None
     ) -> dict[str, Tensor]:
-        """Merged weights by name; `names` picks groups that hold one of them (None: all)."""
+        """Merged weights by name; `names`: fold only the groups that contain one of them (None: all)."""
         folded = {**self._constants, **units}
         for found, stacks in self._groups:
             if names is None or not names.isdisjoint(found.names):
-                folded |= fold_group(found, stacks, opened)
+                folded |= fold_group(found, stacks, stacked)
         return folded if names is None else {name: folded[name] for name in names}
 
 
-def fold_group(found: Group, stacks: Sequence[Tensor], opened: OpenMaps) -> dict[str, Tensor]:
+def fold_group(found: Group, stacks: Sequence[Tensor], stacked: StackedMaps) -> dict[str, Tensor]:
     """Fold tensors of one kind; stacks: one [n, *shape] per source."""
     k, role = len(stacks), found.role
-    merge = [opened.pick("M", found.writes, i) for i in range(k)]
-    unmerge = [opened.pick("U", found.reads, i) for i in range(k)] if role.read else []
+    merge = [stacked.select("M", found.writes, i) for i in range(k)]
+    unmerge = [stacked.select("U", found.reads, i) for i in range(k)] if role.read else []
     if role.read is None:
         with torch.autocast(stacks[0].device.type, enabled=False):
             terms = [_along(W, role.write[0], merge[i], last=False) for i, W in enumerate(stacks)]
             folded = sum(terms[1:], terms[0])
-    elif role.write[0] == 0 and role.read[0] == 1 and is_thin([*merge, *unmerge]):
-        folded = fold_thin(stacks, merge, unmerge)
+    elif role.write[0] == 0 and role.read[0] == 1 and is_low_rank([*merge, *unmerge]):
+        folded = fold_low_rank(stacks, merge, unmerge)
     else:
         terms = []
         for i, W in enumerate(stacks):
@@ -97,16 +97,16 @@ def fold_group(found: Group, stacks: Sequence[Tensor], opened: OpenMaps) -> dict
 
 
 def fold_head(head: Head, projector: Tensor) -> Head:
-    """The head that reads merged features: W' = W U_out, bias unchanged (projector U_out is [d_i, d']).
+    """The head on merged features: W' = W U_out, bias unchanged (projector U_out is [d_i, d']).
 
-    A head that scales its input to unit length cannot take U_out in; it keeps it as one extra linear.
+    A head that normalises its input to unit length cannot absorb U_out; it keeps it as an extra linear layer.
     """
-    kept = (
+    combined = (
         projector if head.projector is None else (head.projector.double() @ projector.double()).to(projector.dtype)
     )
     if head.normalize:
-        return replace(head, projector=kept)
-    product = head.weight.double() @ kept.double()
+        return replace(head, projector=combined)
+    product = head.weight.double() @ combined.double()
     return replace(head, weight=product.to(head.weight.dtype), projector=None)
 
 
@@ -118,9 +118,9 @@ def _stacked(found: Group, weights: Sequence[Mapping[str, Tensor]], prepare: Pre
 
 
 def _along(W: Tensor, axis: int, maps: Map, last: bool) -> Tensor:
-    """Apply one stacked map to `axis` of W [n, *shape], one map to each equal part of it.
+    """Apply stacked maps to `axis` of W [n, *shape], one map to each equal part of the axis.
 
-    `last`: U from the right, otherwise M from the left.
+    last: U from the right, otherwise M from the left.
     """
     parts = len(next(iter(maps.tensors().values()))) // len(W)
     moved = W.movedim(axis + 1, 1)  # [n, parts * cols, *others]

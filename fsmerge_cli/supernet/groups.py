@@ -1,4 +1,4 @@
-"""Tensors that fold alike, layer after layer: one batched product per kind instead of one per layer."""
+"""Groups of tensors that are folded in the same way: one batched product per group instead of one per layer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fsmerge_cli.models.plan import Plan
 
 @dataclass(frozen=True)
 class Group:
-    """n tensors of one shape, in different layers, whose axes belong to spaces of one shape.
+    """n tensors of the same shape, in different layers, whose axes belong to spaces of the same shape.
 
-    names: of the tensors. role: of the first of them; axes and number of parts are those of all. writes, reads:
-    the ports of all tensors in order, those of the parts of one axis side by side.
+    names: of the tensors. role: of the first tensor; all have the same axes and number of parts. writes, reads:
+    the ports of all tensors in order; the ports of the parts of one axis are adjacent.
     """
 
     names: tuple[str, ...]
@@ -27,12 +27,12 @@ class Group:
 
 
 def group(plan: Plan, weights: Sequence[Mapping[str, Tensor]], batched: bool = True) -> list[Group]:
-    """The mapped tensors of `plan`, in groups; with `batched` off every tensor is a group of its own."""
+    """The mapped tensors of `plan`, in groups; without `batched` every tensor is its own group."""
     found: dict[object, list[str]] = {}
     for name, role in plan.roles.items():
         if isinstance(role, Mapped):
             shapes = tuple(tuple(w[name].shape) for w in weights)
-            layerless = re.sub(r"\d+", "*", name)  # so that the maps of a weight and of its bias lie together
+            layerless = re.sub(r"\d+", "*", name)  # so that the maps of a weight and of its bias are in one stack
             found.setdefault((layerless, shapes, *_kind(plan, role)) if batched else name, []).append(name)
     return [_group(plan, names) for names in found.values()]
 

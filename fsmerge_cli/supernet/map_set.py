@@ -1,4 +1,4 @@
-"""The set of all maps of one merge, stacked by kind, and its start."""
+"""The set of all maps of one merge, stacked by kind, and its initialisation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fsmerge_cli.supernet.maps import MAPS, Full, HeadBlocks, LowRank, Map, Stru
 Start = Literal["first", "average", "aligned"]
 Side = Literal["M", "U"]
 Key = tuple[Side, Port, int]
-"""Names one map: merge or unmerge, its port, its source."""
+"""Identifies one map: merge or unmerge, port, source."""
 
 
 class Stack(nn.Module):
@@ -32,7 +32,7 @@ class Stack(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.stack([m.tensors()[name] for m in maps])))
 
     def map(self) -> Map:
-        """All of them as one stacked map."""
+        """All maps of the stack as one stacked map."""
         tensors: dict[str, Any] = dict(self.named_parameters())
         return self.kind(*self.size, **tensors)
 
@@ -40,8 +40,8 @@ class Stack(nn.Module):
 class MergeMaps(nn.Module):
     """All maps of one merge and the per-unit vectors of the merged space.
 
-    Built by :func:`start_maps`; the trainable state of FS-Merge is exactly this module's parameters. Maps of one
-    structure and shape lie in one :class:`Stack`, in the order of `stacks`.
+    Built by :func:`start_maps`. The parameters of this module are all that FS-Merge trains. Maps of the same
+    structure and shape are in one :class:`Stack`, in the order of `stacks`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MergeMaps(nn.Module):
         return self._one("U", port, source)
 
     def matrices(self, features: Port) -> list[nn.Parameter]:
-        """What is a stack of matrices; without the projectors of `features`."""
+        """The parameters that are stacks of matrices, without the projectors at `features`."""
         projectors = {s for (side, port, _), (s, _) in self._places.items() if side == "U" and port == features}
         stacks = [stack for s, stack in enumerate(self._stacks) if s not in projectors]
         return [p for stack in stacks for p in stack.parameters() if p.ndim > 2]
@@ -78,9 +78,9 @@ class MergeMaps(nn.Module):
         """The per-unit vectors (norm affine, running statistics) by tensor name."""
         return {name: getattr(self, _key(name)) for name in self._names}
 
-    def open(self) -> OpenMaps:
-        """The maps for one fold."""
-        return OpenMaps([stack.map() for stack in self._stacks if isinstance(stack, Stack)], self._places)
+    def stacked(self) -> StackedMaps:
+        """The stacked maps for one fold."""
+        return StackedMaps([stack.map() for stack in self._stacks if isinstance(stack, Stack)], self._places)
 
     def _one(self, side: Side, port: Port, source: int) -> Map:
         stack, place = self._places[side, port, source]
@@ -90,18 +90,18 @@ class MergeMaps(nn.Module):
         return found.map().each(lambda tensor: tensor[place])
 
 
-class OpenMaps:
-    """Stacked maps picked by port, for one fold.
+class StackedMaps:
+    """Access to stacked maps by port, for one fold.
 
-    Every stack is cut into its pieces once: a slice per layer would have a gradient of the size of the whole
-    stack, per layer.
+    Every stack is split only once: the gradient of a slice has the size of the whole stack, so slicing per layer
+    would be expensive.
     """
 
     def __init__(self, stacks: Sequence[Map], places: Mapping[Key, tuple[int, int]]) -> None:
         self._stacks, self._places = stacks, places
         self._pieces: dict[tuple[int, int], list[Map]] = {}
 
-    def pick(self, side: Side, ports: Sequence[Port], source: int) -> Map:
+    def select(self, side: Side, ports: Sequence[Port], source: int) -> Map:
         """The maps of `ports` as one stacked map, [len(ports), rows, cols]."""
         found = [self._places[side, port, source] for port in ports]
         stack, first = found[0]
@@ -109,12 +109,12 @@ class OpenMaps:
         whole = self._stacks[stack]
         size = len(next(iter(whole.tensors().values())))
         if found == [(stack, first + i) for i in range(n)] and first % n == 0:
-            return whole if n == size else self._cut(stack, n)[first // n]
-        parts = [self._cut(s, 1)[i].tensors() for s, i in found]
+            return whole if n == size else self._split(stack, n)[first // n]
+        parts = [self._split(s, 1)[i].tensors() for s, i in found]
         values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return type(whole)(whole.rows, whole.cols, **values)
 
-    def _cut(self, stack: int, n: int) -> list[Map]:
+    def _split(self, stack: int, n: int) -> list[Map]:
         if (stack, n) not in self._pieces:
             whole = self._stacks[stack]
             pieces = {name: torch.split(tensor, n) for name, tensor in whole.tensors().items()}
@@ -134,16 +134,16 @@ def start_maps(
     task_weights: Sequence[float] | None = None,
     unmerge: Mapping[tuple[Port, int], Tensor] | None = None,
 ) -> MergeMaps:
-    """Maps and per-unit vectors before the first step.
+    """Initial maps and per-unit vectors.
 
-    `first`: M = [I, 0, ...], U = [I; I; ...]; the merged model equals source 1 exactly where widths
-    and heads are its own.
-    `average`: M_i = w_i I / k; the merged model is the mean of the weights, weighted by `task_weights` w_i (their
-    mean is 1; None: all are 1).
-    `aligned`: M as in `first`, and U as near as the structure can be to the matrices of `unmerge` (by port and
-    source; a port that has none starts as in `first`): still source 1 exactly, but what the other sources' weights
-    are given resembles what they were trained on.
-    `rank` counts at the width of the features; other spaces take it in proportion to their size.
+    `first`: M = [I, 0, ...], U = [I; I; ...]; the merged model equals source 1 exactly if it has its widths and
+    heads.
+    `average`: M_i = w_i I / k; the merged model is the mean of the weights, weighted by `task_weights` w_i (of
+    mean 1; None: all are 1).
+    `aligned`: M as in `first`, and U approximates the matrices of `unmerge` (by port and source; a port without
+    one starts as in `first`) within the structure. The merged model still equals source 1, but the inputs of the
+    other sources' weights resemble those they were trained on.
+    `rank` is the rank at the width of the features; other spaces scale it in proportion to their size.
     """
     k = len(weights)
     task_weights = task_weights or (1.0,) * k
@@ -184,7 +184,7 @@ def maps_of_spaces(
     unmerge: Mapping[str, Sequence[Tensor]],
     units: Mapping[str, Tensor],
 ) -> MergeMaps:
-    """Fixed maps that belong to spaces instead of ports: one M [d', d_i] and U [d_i, d'] per space and source."""
+    """Fixed maps, given per space instead of per port: M [d', d_i] and U [d_i, d'] per space and source."""
     given = {"M": merge, "U": unmerge}
     sides: list[tuple[Side, tuple[Port, ...]]] = [("M", plan.writes), ("U", plan.reads)]
     keys = [(side, port, i) for side, ports in sides for port in ports for i in range(len(plan.tasks))]
@@ -197,7 +197,7 @@ def maps_of_spaces(
 
 
 def _stacks(plan: Plan, weights: Sequence[Mapping[str, Tensor]]) -> list[list[Key]]:
-    """Which maps lie together: those that one group of tensors uses, per source, in the group's order."""
+    """The keys of every stack: the maps that one group of tensors uses, per source, in the group's order."""
     seen: set[tuple[Side, Port]] = set()
     stacks: list[list[Key]] = []
     uses: list[tuple[Side, Sequence[Port]]] = []
@@ -211,13 +211,13 @@ def _stacks(plan: Plan, weights: Sequence[Mapping[str, Tensor]]) -> list[list[Ke
 
 
 def _check_heads(plan: Plan, structure: Structure) -> None:
-    """`heads` maps keep the sources' heads, so their number and size have to be one."""
+    """Raise ConfigError for `heads` maps of sources that differ in the number or size of their heads."""
     spaces = [space for space in plan.spaces.values() if space.heads]
     if structure == "heads" and any(
         {(s.merged, s.heads[0])} != set(zip(s.sources, s.heads[1])) for s in spaces if s.heads
     ):
         raise ConfigError(
-            "method.maps=heads needs sources with one width and one number of heads, the merged model's. "
+            "method.maps=heads needs sources with the width and number of heads of the merged model. "
             "Take method.maps=low_rank or full."
         )
 
@@ -239,5 +239,5 @@ def _start_unit(
 
 
 def _key(name: str) -> str:
-    """A tensor name as a name that a module accepts (no dots)."""
+    """A tensor name without dots, which module attributes may not contain."""
     return "unit:" + name.replace(".", "/")

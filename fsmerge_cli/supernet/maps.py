@@ -1,8 +1,8 @@
-"""Maps between feature spaces, in several structures, one or a stack of them at a time.
+"""Maps between feature spaces in several structures, as single maps or stacks.
 
 A map is a matrix T [rows, cols] from a space of size cols to one of size rows. A merge map M_i is [d', d_i], an
-unmerge map U_i is [d_i, d'] (FS-Merge, arXiv 2410.01483, section 4). Every tensor of a map may carry leading axes,
-written `*`: then it is a stack of maps, and `left` and `right` are batched products.
+unmerge map U_i is [d_i, d'] (FS-Merge, arXiv 2410.01483, section 4). The tensors of a map may have leading axes,
+written `*`; then it is a stack of maps, and `left` and `right` are batched products.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class Map(ABC):
         """W T: [*, n, rows] -> [*, n, cols]."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Activations as rows, x T^T: [..., cols] -> [..., rows]; of one map, not of a stack."""
+        """Map activations as rows, x T^T: [..., cols] -> [..., rows]; for one map, not for a stack."""
         return self.left(x.reshape(-1, self.cols).T).T.reshape(*x.shape[:-1], self.rows)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The numbers that make up the map, by field."""
+        """The tensors of the map, by field."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same kind of map with every tensor changed."""
+        """A map of the same kind with `change` applied to every tensor."""
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
         return replace(self, **changed)
 
     def dense(self) -> Tensor:
-        """T itself, [rows, cols]; for the slow reference and for inspection."""
+        """T as a dense matrix [rows, cols]; for the reference and for inspection."""
         one = next(iter(self.tensors().values()))
         return self.left(torch.eye(self.cols, dtype=one.dtype, device=one.device))
 
@@ -87,7 +87,7 @@ class Full(Map):
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(Map):
-    """One number per unit, [*, min(rows, cols)]: T = diag(t), rectangular where rows and cols differ."""
+    """One scale per unit, [*, min(rows, cols)]: T = diag(t), rectangular where rows and cols differ."""
 
     diagonal: Tensor
 
@@ -102,13 +102,13 @@ class Diagonal(Map):
         return cls(matrix.shape[0], matrix.shape[1], matrix.diagonal().clone())
 
     def left(self, W: Tensor) -> Tensor:
-        """T W, without ever forming T."""
+        """T W without a dense T."""
         units = self.diagonal.shape[-1]
         kept = W[..., :units, :] * self.diagonal[..., None]
         return F.pad(kept, (0, 0, 0, self.rows - units)) if self.rows > units else kept
 
     def right(self, W: Tensor) -> Tensor:
-        """W T, without ever forming T."""
+        """W T without a dense T."""
         units = self.diagonal.shape[-1]
         kept = W[..., :units] * self.diagonal[..., None, :]
         return F.pad(kept, (0, self.cols - units)) if self.cols > units else kept
@@ -116,7 +116,7 @@ class Diagonal(Map):
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Map):
-    """T = diag(t) + B A with A [*, rank, cols] random and B [*, rows, rank] zero at the start."""
+    """T = diag(t) + B A; at the start A [*, rank, cols] is random and B [*, rows, rank] is zero."""
 
     diagonal: Tensor
     A: Tensor
@@ -124,13 +124,13 @@ class LowRank(Map):
 
     @classmethod
     def start(cls, rows: int, cols: int, scale: float, rank: int, random: torch.Generator) -> LowRank:
-        """`scale` times the (rectangular) identity, exactly: one factor is zero."""
+        """`scale` times the (rectangular) identity, exactly, because B is zero."""
         A = torch.randn(rank, cols, generator=random) / cols**0.5
         return cls(rows, cols, torch.full((min(rows, cols),), scale), A, torch.zeros(rows, rank))
 
     @classmethod
     def near(cls, matrix: Tensor, rank: int, random: torch.Generator) -> LowRank:
-        """The diagonal of `matrix`, and what is left of it in its `rank` largest directions."""
+        """The diagonal of `matrix` plus the best rank-`rank` approximation of the rest."""
         diagonal = matrix.diagonal().clone()
         P, s, Qh = torch.linalg.svd(
             matrix - torch.zeros_like(matrix).diagonal_scatter(diagonal), full_matrices=False
@@ -140,7 +140,7 @@ class LowRank(Map):
 
     @property
     def base(self) -> Diagonal:
-        """The diagonal alone."""
+        """The diagonal part."""
         return Diagonal(self.rows, self.cols, self.diagonal)
 
     def left(self, W: Tensor) -> Tensor:
@@ -154,10 +154,10 @@ class LowRank(Map):
 
 @dataclass(frozen=True, eq=False)
 class HeadBlocks(Map):
-    """T = (S x I_d) diag(B_1 ... B_H): one d x d block per source head, then heads are mixed by S [*, H, H].
+    """T = (S x I_d) diag(B_1 ... B_H): one d x d block per source head, then S [*, H, H] mixes the heads.
 
-    blocks [*, H, d, d]. The `att_heads` structure of FS-Merge (arXiv 2410.01483); head sizes and counts are those
-    of the source.
+    blocks [*, H, d, d]. The `att_heads` structure of FS-Merge (arXiv 2410.01483); size and number of heads
+    are those of the source.
     """
 
     blocks: Tensor

@@ -1,7 +1,7 @@
-"""The SuperNet in its folded form: the trainable object of FS-Merge.
+"""The SuperNet in its folded form: the module that FS-Merge trains.
 
-Between M, the frozen W_i and U there is no non-linearity, so `forward` folds once and runs ONE ordinary
-network of the merged size, instead of k networks side by side. Skeleton and sources are not its parameters.
+There is no non-linearity between M, the frozen W_i and U, so `forward` folds once and runs one ordinary network
+of the merged size instead of k networks. The weights of the skeleton and of the sources are not parameters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.models.plan import Plan
-from fsmerge_cli.supernet.fold import Folder
+from fsmerge_cli.supernet.fold import PreparedFold
 from fsmerge_cli.supernet.map_set import MergeMaps
 from fsmerge_cli.supernet.student import Student
 
@@ -25,10 +25,10 @@ from fsmerge_cli.supernet.student import Student
 class SuperNet(Student):
     """Maps around frozen source weights; images [n, C, H, W] -> merged features [n, d'].
 
-    The maps decide the device. hardware.precision: the frozen matrices are held in bf16 where the network runs in
-    bf16. hardware.checkpointing: every block is folded inside the activation checkpoint around it, so that the
-    folded weights of one block at a time stand in memory, and are computed again in the backward pass.
-    hardware.compile: of the network; the fold stays as it is.
+    It runs on the device of the maps. hardware.precision: the frozen matrices are stored in bf16 where the network
+    runs in bf16. hardware.checkpointing: every block is folded inside its activation checkpoint, so that memory
+    holds the folded weights of one block at a time; the backward pass computes them again.
+    hardware.compile: compiles the network, not the fold.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class SuperNet(Student):
         device = next(iter([*maps.parameters(), *maps.buffers()])).device
         batched = device.type == "cuda" and not hardware.checkpointing
         dtype = torch.bfloat16 if hardware.bf16(device) else None
-        # Held in tuples, out of sight of nn.Module: only maps and per-unit vectors are parameters.
+        # In tuples, so that nn.Module does not register them: only maps and per-unit vectors are parameters.
         self._skeleton = (plan.skeleton(),)
-        self._folder = (Folder(plan, weights, device, dtype, batched),)
+        self._fold = (PreparedFold(plan, weights, device, dtype, batched),)
         names = plan.family.blocks(self._skeleton[0]) if hardware.checkpointing else ()
         self._blocks = tuple(_checkpoint(self._skeleton[0], name) for name in names)
         self._inside = {name: _inside(plan, name) for name in names}
@@ -56,20 +56,20 @@ class SuperNet(Student):
 
     def forward(self, images: Tensor) -> Tensor:
         """Merged features z' of a batch."""
-        opened, units = self.maps.open(), self.maps.units()
-        folder = self._folder[0]
+        stacked, units = self.maps.stacked(), self.maps.units()
+        fold = self._fold[0]
         for block in self._blocks:
 
             def weights(names: dict[str, str] = self._inside[block.name]) -> dict[str, Tensor]:
-                folded = folder(opened, units, names.keys())
+                folded = fold(stacked, units, names.keys())
                 return {short: folded[name] for name, short in names.items()}
 
             block.weights = weights
-        folded = folder(opened, units, self._outside if self._blocks else None)
+        folded = fold(stacked, units, self._outside if self._blocks else None)
         return self._run(folded, images)
 
     def matrices(self) -> list[nn.Parameter]:
-        """The maps, but for the projectors, and for what of a map is a vector."""
+        """The matrices of the maps: without the projectors and without vectors such as diagonals."""
         return self.maps.matrices(self.plan.features)
 
     def project(self, features: Tensor, source: int) -> Tensor:
@@ -86,8 +86,8 @@ def _call(network: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Ten
 class _Block(nn.Module):
     """A block that folds its weights, swaps them in and runs, all inside one activation checkpoint.
 
-    The other way round, `functional_call` around a checkpointed block, the weights would be swapped back before
-    the backward pass computes the block again: gradients of other weights, silently.
+    With `functional_call` around a checkpointed block instead, the weights would be swapped back before the
+    backward pass recomputes the block, and the gradients would silently be those of other weights.
     """
 
     def __init__(self, block: nn.Module, name: str) -> None:
@@ -97,7 +97,7 @@ class _Block(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's own output."""
-        weights = self.weights  # of this pass, also when it is computed again after another one
+        weights = self.weights  # of this forward pass, even if it is recomputed after a later one
 
         def run(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.inner, weights(), args, kwargs)

@@ -1,7 +1,7 @@
-"""The slow truth: an unfolded SuperNet, in fp64, that maps activations, never weights, and never calls `fold`.
+"""The slow reference: an unfolded SuperNet in fp64, which maps activations instead of weights and never folds.
 
-Every module that owns mapped weights is replaced by k frozen copies side by side, with U before and M after
-each, as the method is published; everything else (norms, activations, attention) stays the skeleton's own.
+Every module with mapped weights is replaced by k frozen copies in parallel, with U before and M after each, as the
+method is published. All other modules (norms, activations, attention) stay those of the skeleton.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fsmerge_cli.supernet.maps import Map
 
 
 class UnfoldedSuperNet(nn.Module):
-    """The same function as `SuperNet`, computed the published way; for tests and certificates.
+    """The same function as `SuperNet`, computed as published; for tests and certificates.
 
-    Everything is cast to `dtype` when its turn comes, so that no more than one layer stands in memory twice.
+    One layer at a time is cast to `dtype`, which saves memory.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class UnfoldedSuperNet(nn.Module):
                 continue
             module = network.get_submodule(owner)
             if leaf == "weight" and isinstance(module, nn.Linear | nn.Conv2d):
-                _replace(network, owner, self._side_by_side(module, owner, role))
+                _replace(network, owner, self._parallel(module, owner, role))
             else:
                 _set(network, {name: self._token(name, role)})
         features: Tensor = network(images.to(self.dtype))
@@ -59,7 +59,7 @@ class UnfoldedSuperNet(nn.Module):
         """U_out,i z': [n, d'] -> [n, d_i]."""
         return self._cast(self.maps.read(self.plan.features, source))(features.to(self.dtype))
 
-    def _side_by_side(self, module: nn.Linear | nn.Conv2d, owner: str, role: Mapped) -> nn.Module:
+    def _parallel(self, module: nn.Linear | nn.Conv2d, owner: str, role: Mapped) -> nn.Module:
         sources = range(len(self._weights))
         reads, writes = role.read[1] if role.read else (), role.write[1]
         copies = [
@@ -73,8 +73,8 @@ class UnfoldedSuperNet(nn.Module):
         ]
         if isinstance(module, nn.Conv2d):
             stride, padding = module.stride, module.padding
-            return _SideBySide(lambda x, W, b: F.conv2d(x, W, b, stride, padding), copies, 1, self._cast)
-        return _SideBySide(F.linear, copies, -1, self._cast)
+            return _Parallel(lambda x, W, b: F.conv2d(x, W, b, stride, padding), copies, 1, self._cast)
+        return _Parallel(F.linear, copies, -1, self._cast)
 
     def _token(self, name: str, role: Mapped) -> Tensor:
         axis, (port,) = role.write
@@ -84,13 +84,13 @@ class UnfoldedSuperNet(nn.Module):
         ]
         return torch.stack(terms).sum(0)
 
-    def _cast(self, given: Map) -> Map:
-        return given.each(lambda tensor: tensor.to(self.dtype))
+    def _cast(self, one: Map) -> Map:
+        return one.each(lambda tensor: tensor.to(self.dtype))
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """One source's layer: its weights, and the maps before and after it, one per equal part."""
+    """The layer of one source: its weights and the maps before and after it, one per equal part of the axis."""
 
     weight: Tensor
     bias: Tensor | None
@@ -98,7 +98,7 @@ class _Copy:
     writes: Sequence[Map]
 
 
-class _SideBySide(nn.Module):
+class _Parallel(nn.Module):
     """sum_i M_i layer_i(U_i x) along `axis` of the activations."""
 
     def __init__(
@@ -127,7 +127,7 @@ def _map(x: Tensor, maps: Sequence[Map], axis: int, cast: Callable[[Map], Map]) 
 
 
 def _set(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put plain tensors in the place of parameters and buffers, keeping their graph."""
+    """Replace parameters and buffers by plain tensors, which keep their graph."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         module = network.get_submodule(owner)

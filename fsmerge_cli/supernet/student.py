@@ -1,4 +1,4 @@
-"""What a training adjusts: a module that gives merged features and one projection per source."""
+"""The interface of a trainable module with merged features and one projector per source."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 class Student(nn.Module, ABC):
-    """What is trained: `forward` gives merged features [n, d'] of images [n, C, H, W]."""
+    """A trainable module; `forward` maps images [n, C, H, W] to merged features [n, d']."""
 
     def matrices(self) -> list[nn.Parameter]:
-        """The parameters that are (stacks of) matrices between hidden units."""
+        """The parameters that are matrices between hidden units, or stacks of them."""
         return []
 
     @abstractmethod
     def project(self, features: Tensor, source: int) -> Tensor:
-        """Estimate of one source's features, [n, d'] -> [n, d_i]."""
+        """Projector of one source: the estimate of its features, [n, d'] -> [n, d_i]."""

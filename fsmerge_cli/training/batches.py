@@ -1,4 +1,4 @@
-"""What the sources are asked at each step of a training."""
+"""The batch of every training step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data.draw import Images
-from fsmerge_cli.data.images.augment import Augment, augmentation, renewed
+from fsmerge_cli.data.images.augment import Augment, augmentation, new_views
 from fsmerge_cli.data.transfer import Feed
 from fsmerge_cli.training.objective import Batch
 from fsmerge_cli.training.teachers import TeacherTargets
@@ -19,10 +19,10 @@ from fsmerge_cli.training.teachers import TeacherTargets
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """How images become questions.
+    """How training images become the inputs of a batch.
 
-    augment: see `data.augment`. views: `fresh` (new ones at every step) or so many fixed copies of every image,
-    beside the image itself. mix: share of mixtures in every batch.
+    augment: see `data.augment`. views: `fresh` (new views at every step) or the number of fixed views of every
+    image, in addition to the image itself. mixup: share of mixed images in a batch.
     """
 
     augment: Augment = "none"
@@ -31,11 +31,11 @@ class ViewOptions:
 
     @property
     def fresh(self) -> bool:
-        """Whether every step asks something new."""
+        """Whether every step uses new views."""
         return self.mixup > 0 or (self.augment != "none" and self.views == "fresh")
 
     def copies(self, images: Images, seed: int) -> Images:
-        """The images and the fixed copies of those that are trained on."""
+        """The images, and the fixed views of the training images."""
         if self.augment == "none" or self.views == "fresh":
             return images
         transform = augmentation(self.augment, (images.images.shape[-2], images.images.shape[-1]))
@@ -56,17 +56,17 @@ class ViewOptions:
 
 @dataclass
 class Order:
-    """Which images make up step s: consecutive pieces of one seeded permutation per pass over the data.
+    """The images of every step: consecutive slices of one seeded permutation per epoch.
 
-    Depends on (seed, step) alone. Fewer images than the batch: every step takes all of them, or, to be `filled`,
-    repeats them.
+    Depends only on (seed, step). With fewer images than the batch size every step takes all of them; where the
+    batch is `filled`, it repeats them.
     """
 
     rows: Tensor
     batch_size: int
     seed: int
     filled: bool = False
-    _passes: dict[int, Tensor] = field(default_factory=dict)
+    _epochs: dict[int, Tensor] = field(default_factory=dict)
 
     def batch(self, step: int) -> Tensor:
         """Rows of the images of one step."""
@@ -74,19 +74,19 @@ class Order:
         if n <= self.batch_size and not self.filled:
             return self.rows
         start = step * self.batch_size
-        wanted = range(start, start + self.batch_size)
-        passes = sorted({position // n for position in wanted})
-        self._passes = {p: self._passes[p] if p in self._passes else self._permutation(p) for p in passes}
-        both = torch.cat([self._passes[p] for p in passes])
-        return self.rows[both[start - passes[0] * n :][: self.batch_size]]
+        positions = range(start, start + self.batch_size)
+        epochs = sorted({position // n for position in positions})
+        self._epochs = {e: self._epochs[e] if e in self._epochs else self._permutation(e) for e in epochs}
+        joined = torch.cat([self._epochs[e] for e in epochs])
+        return self.rows[joined[start - epochs[0] * n :][: self.batch_size]]
 
-    def _permutation(self, number: int) -> Tensor:
-        return torch.randperm(len(self.rows), generator=generator(self.seed, "order", number))
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.rows), generator=generator(self.seed, "order", epoch))
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of one training; the same on every process, and after every interruption."""
+    """The batches of one training; the same on every process and after an interruption."""
 
     order: Order
     view_options: ViewOptions
@@ -101,11 +101,11 @@ class Batches:
         return self.order.batch_size if self.order.filled else min(self.order.batch_size, n)
 
     def batch(self, step: int) -> Batch:
-        """The questions of one step."""
+        """Inputs and targets of one step."""
         rows = self.order.batch(step)
         if not self.view_options.fresh:
             return Batch.of(self.pixels, self.targets, rows)
         view_options = self.view_options
-        anew = view_options.augment if view_options.views == "fresh" else "none"  # fixed copies stay what they are
-        new, other = renewed(self.pixels[rows], anew, view_options.mixup, self.seed, step)
-        return Batch.asked(new, self.targets, rows, rows[other])  # a mixture is its larger part's task's
+        augment = view_options.augment if view_options.views == "fresh" else "none"  # fixed views stay as they are
+        new, other = new_views(self.pixels[rows], augment, view_options.mixup, self.seed, step)
+        return Batch.live(new, self.targets, rows, rows[other])  # a mixed image has the task of its larger part

@@ -1,4 +1,4 @@
-"""The training of an ordinary classifier: its head first, on the frozen backbone's features, then all of it."""
+"""Training of a classifier: first the head on features of the frozen backbone, then all weights."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from fsmerge_cli.common.errors import DivergedError, Interrupted, TrainingError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat, Share
 from fsmerge_cli.common.progress import Event, Progress
-from fsmerge_cli.data.images.augment import Augment, renewed
+from fsmerge_cli.data.images.augment import Augment, new_views
 from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.training.batches import Order
-from fsmerge_cli.training.interrupts import listening
+from fsmerge_cli.training.interrupts import catch_signals
 from fsmerge_cli.training.loop import VALIDATIONS, out_of_memory
-from fsmerge_cli.training.snapshots import Keeper
-from fsmerge_cli.training.state import Run, Schedule, Trace
+from fsmerge_cli.training.snapshots import Snapshots
+from fsmerge_cli.training.state import Schedule, Trace, TrainingState
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
-"""The first step -> inputs and classes [n] of that step and of all after it."""
+"""First step -> inputs and classes [n] of this step and all later ones."""
 
 
 @dataclass(frozen=True, config=FORBID)
-class Tuning:
+class TrainingOptions:
     """Fields of the `training` group.
 
-    head_steps: steps of the head alone, on features of the frozen backbone (0: none). steps: steps of all weights
-    (0: none, the head alone is trained). head_lr, lr: peaks of their linear one-cycle schedules. batch_size:
-    images per step. weight_decay: of AdamW. label_smoothing: share of the target that all classes have in common.
-    clip: largest norm of the gradient. patience: how many looks at the validation share (20 per phase) may bring
-    nothing new before a phase ends (null: it never ends early).
+    head_steps: steps that train only the head, on features of the frozen backbone (0: none). steps: steps that
+    train all weights (0: none, only the head is trained). head_lr, lr: peaks of their linear one-cycle schedules.
+    batch_size: images per step. weight_decay: of AdamW. label_smoothing: share of the target that is spread evenly
+    over all classes. clip: largest norm of the gradient. patience: a phase ends early after this many validations
+    (of 20 per phase) without improvement (null: never).
     """
 
     head_steps: Count = 300
@@ -51,13 +51,13 @@ class Tuning:
     patience: Positive | None = 5
 
     def __post_init__(self) -> None:
-        """Something has to be trained."""
+        """Check that there is a step."""
         if not self.head_steps and not self.steps:
             raise ValueError("training.head_steps and training.steps are both 0. Give one of them, or both.")
 
 
-class Tuned(nn.Module):
-    """A backbone with its head: images [n, C, H, W] -> logits [n, classes]."""
+class Classifier(nn.Module):
+    """A backbone with a head: images [n, C, H, W] -> logits [n, classes]."""
 
     def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
         super().__init__()
@@ -70,167 +70,173 @@ class Tuned(nn.Module):
 
 
 @plain_dataclass(frozen=True)
-class Lesson:
-    """What a classifier learns from: its images, which of them train and which are held back, and how."""
+class TrainingSetup:
+    """Images, their split into training and validation rows, and the options of one training."""
 
     pool: Pool
     train: Sequence[int]
     validation: Sequence[int]
     augment: Augment
-    options: Tuning
+    options: TrainingOptions
     seed: int
     progress: Progress
 
 
-def fit(tuned: Tuned, lesson: Lesson, keeper: Keeper) -> Trace:
-    """Train `tuned` in place, head first; each phase ends with its best weights on the validation share.
+def fit(classifier: Classifier, setup: TrainingSetup, snapshots: Snapshots) -> Trace:
+    """Train `classifier` in place, head first; each phase ends with its best weights on the validation share.
 
     AdamW with a one-cycle schedule, cross-entropy. Without a validation share the last weights are kept. Raises
-    DivergedError where the loss is not finite, TrainingError where memory does not suffice for one image,
-    Interrupted where the user asked to stop.
+    DivergedError where the loss is not finite, TrainingError where one image does not fit into memory,
+    Interrupted where the user stops the run.
     """
-    options, trace = lesson.options, None
-    size = min(options.batch_size, len(lesson.train))
+    options, trace = setup.options, None
+    size = min(options.batch_size, len(setup.train))
     if options.head_steps:
         schedule = Schedule(options.head_steps, size, options.head_lr, options.weight_decay, options.clip)
-        inputs = _on_features(tuned, lesson, size)
-        trace = _train("train the head", tuned.head, schedule, *inputs, lesson, keeper)
+        inputs = _on_features(classifier, setup, size)
+        trace = _train("train the head", classifier.head, schedule, *inputs, setup, snapshots)
     if options.steps:
         schedule = Schedule(options.steps, size, options.lr, options.weight_decay, options.clip)
-        pool, held_back = lesson.pool, lesson.validation
+        pool, validation = setup.pool, setup.validation
 
         def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-            order = Order(torch.tensor(lesson.train), size, lesson.seed)
+            order = Order(torch.tensor(setup.train), size, setup.seed)
             parts = (order.batch(step).tolist() for step in range(first, options.steps))
             for step, (pixels, classes) in enumerate(pool.batches(parts, size), first):
-                yield renewed(pixels, lesson.augment, 0.0, lesson.seed, step)[0], classes
+                yield new_views(pixels, setup.augment, 0.0, setup.seed, step)[0], classes
 
-        def held() -> Iterator[tuple[Tensor, Tensor]] | None:
-            return pool.all(held_back) if held_back else None
+        def held_out() -> Iterator[tuple[Tensor, Tensor]] | None:
+            return pool.all(validation) if validation else None
 
-        own = _train("train all", tuned, schedule, batches, held, lesson, keeper)
-        trace = own if trace is None else trace.then(own, ())
-    tuned.eval()
+        second = _train("train all", classifier, schedule, batches, held_out, setup, snapshots)
+        trace = second if trace is None else trace.then(second, ())
+    classifier.eval()
     return trace or Trace()
 
 
-Held = Callable[[], Iterator[tuple[Tensor, Tensor]] | None]
-"""Inputs and classes of the validation share; None where there is none."""
+HeldOut = Callable[[], Iterator[tuple[Tensor, Tensor]] | None]
+"""Inputs and classes of the validation share; None without one."""
 
 
-def _on_features(tuned: Tuned, lesson: Lesson, size: int) -> tuple[Batches, Held]:
-    """Batches of the frozen backbone's features, which are computed when the first one is asked for."""
-    kept: dict[str, tuple[Tensor, Tensor]] = {}
+def _on_features(classifier: Classifier, setup: TrainingSetup, size: int) -> tuple[Batches, HeldOut]:
+    """Batches of features of the frozen backbone, which are captured at the first use."""
+    cached: dict[str, tuple[Tensor, Tensor]] = {}
 
     def captured(name: str, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        if name not in kept:
+        if name not in cached:
             parts, done = [], 0
-            hardware, device = lesson.pool.hardware, lesson.pool.device
-            for pixels, classes in lesson.pool.all(rows):
+            hardware, device = setup.pool.hardware, setup.pool.device
+            for pixels, classes in setup.pool.all(rows):
                 with torch.no_grad(), hardware.autocast(device):
-                    parts.append((tuned.backbone(pixels).float(), classes))
+                    parts.append((classifier.backbone(pixels).float(), classes))
                 done += len(classes)
-                lesson.progress(Event(f"features ({name})", done, len(rows), images=1))
-            kept[name] = torch.cat([f for f, _ in parts]), torch.cat([c for _, c in parts])
-        return kept[name]
+                setup.progress(Event(f"features ({name})", done, len(rows), images=1))
+            cached[name] = torch.cat([f for f, _ in parts]), torch.cat([c for _, c in parts])
+        return cached[name]
 
     def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        features, classes = captured("training", lesson.train)
-        order = Order(torch.arange(len(classes)), size, lesson.seed)
-        for step in range(first, lesson.options.head_steps):
+        features, classes = captured("training", setup.train)
+        order = Order(torch.arange(len(classes)), size, setup.seed)
+        for step in range(first, setup.options.head_steps):
             at = order.batch(step).to(classes.device)
             yield features[at], classes[at]
 
-    def held() -> Iterator[tuple[Tensor, Tensor]] | None:
-        return iter([captured("validation", lesson.validation)]) if lesson.validation else None
+    def held_out() -> Iterator[tuple[Tensor, Tensor]] | None:
+        return iter([captured("validation", setup.validation)]) if setup.validation else None
 
-    tuned.eval()
-    return batches, held
+    classifier.eval()
+    return batches, held_out
 
 
 def _train(
-    phase: str, module: nn.Module, schedule: Schedule, batches: Batches, held: Held, lesson: Lesson, keeper: Keeper
+    phase: str,
+    module: nn.Module,
+    schedule: Schedule,
+    batches: Batches,
+    held_out: HeldOut,
+    setup: TrainingSetup,
+    snapshots: Snapshots,
 ) -> Trace:
-    options, hardware, device = lesson.options, lesson.pool.hardware, lesson.pool.device
-    run: Any = Run(module, schedule)  # type: ignore[arg-type]  # of a student it needs what every module has
-    stage = keeper.stage()
-    if (saved := stage.load()) is not None:
-        run.restore(*saved)
+    options, hardware, device = setup.options, setup.pool.hardware, setup.pool.device
+    state: Any = TrainingState(module, schedule)  # type: ignore[arg-type]  # it needs no method of Student
+    snapshot = snapshots.next_training()
+    if (saved := snapshot.load()) is not None:
+        state.restore(*saved)
     forward = hardware.compiled(module)
     every = max(1, schedule.steps // VALIDATIONS)
-    if _ended(run, options.patience):
-        return _finished(run)
-    with listening() as asked:
-        for step, (inputs, classes) in enumerate(batches(run.step), run.step):
+    if _ended(state, options.patience):
+        return _finished(state)
+    with catch_signals() as stop:
+        for step, (inputs, classes) in enumerate(batches(state.step), state.step):
             module.train()
-            loss = _gradients(forward, inputs, classes, run, lesson)
-            nn.utils.clip_grad_norm_(run.parameters, schedule.clip)
-            run.losses.append(_finite(loss, step, phase))
-            values = {"loss": loss, "lr": run.rate}
-            run.advance()
+            loss = _gradients(forward, inputs, classes, state, setup)
+            nn.utils.clip_grad_norm_(state.parameters, schedule.clip)
+            state.losses.append(_finite(loss, step, phase))
+            values = {"loss": loss, "lr": state.rate}
+            state.advance()
             last = step + 1 == schedule.steps
             if (step + 1) % every == 0 or last:
-                values |= _validate(run, forward, held(), step, phase, hardware, device)
-            last = last or _ended(run, options.patience)
-            lesson.progress(Event(phase, step + 1, schedule.steps, values, len(classes)))
-            if last or asked.signal is not None or stage.due(step + 1):
-                stage.save(run.tensors(), run.facts())
-            if asked.signal is not None:
-                raise Interrupted(f"step {step + 1} of {schedule.steps} ({phase})", asked.signal or signal.SIGINT)
+                values |= _validate(state, forward, held_out(), step, phase, hardware, device)
+            last = last or _ended(state, options.patience)
+            setup.progress(Event(phase, step + 1, schedule.steps, values, len(classes)))
+            if last or stop.signal is not None or snapshot.due(step + 1):
+                snapshot.save(state.tensors(), state.metadata())
+            if stop.signal is not None:
+                raise Interrupted(f"step {step + 1} of {schedule.steps} ({phase})", stop.signal or signal.SIGINT)
             if last:
                 break
-    return _finished(run)
+    return _finished(state)
 
 
-def _finished(run: Any) -> Trace:
-    trace: Trace = run.finish()
+def _finished(state: Any) -> Trace:
+    trace: Trace = state.finish()
     return trace
 
 
-def _ended(run: Any, patience: int | None) -> bool:
-    """Whether all steps are done, or the validation share has said for too long that nothing gets better."""
-    since = sum(step > run.best[1] for step, _ in run.seen) if run.best else 0
-    return run.step >= run.steps or (patience is not None and since >= patience)
+def _ended(state: Any, patience: int | None) -> bool:
+    """Whether all steps are done, or `patience` validations have brought no improvement."""
+    since = sum(step > state.best[1] for step, _ in state.validation) if state.best else 0
+    return state.step >= state.steps or (patience is not None and since >= patience)
 
 
 def _validate(
-    run: Any,
+    state: Any,
     forward: Callable[[Tensor], Tensor],
-    held: Iterator[tuple[Tensor, Tensor]] | None,
+    held_out: Iterator[tuple[Tensor, Tensor]] | None,
     step: int,
     phase: str,
     hardware: Hardware,
     device: torch.device,
 ) -> dict[str, float]:
-    """Note the mean cross-entropy on the validation share: smoother than the accuracy where that is small."""
-    if held is None:
+    """Record the mean cross-entropy on the validation share, which is smoother than the accuracy of few images."""
+    if held_out is None:
         return {}
-    run.student.eval()
-    total = right = count = 0.0
+    state.student.eval()
+    total = correct = count = 0.0
     with torch.no_grad(), hardware.autocast(device):
-        for inputs, classes in held:
+        for inputs, classes in held_out:
             logits = forward(inputs).float()
             total += F.cross_entropy(logits, classes, reduction="sum").item()
-            right += (logits.argmax(1) == classes).sum().item()
+            correct += (logits.argmax(1) == classes).sum().item()
             count += len(classes)
-    run.validated([_finite(total / count, step, phase)], [1.0])
-    return {"validation": total / count, "validation top 1": right / count}
+    state.record_validation([_finite(total / count, step, phase)], [1.0])
+    return {"validation": total / count, "validation top 1": correct / count}
 
 
 def _gradients(
-    forward: Callable[[Tensor], Tensor], inputs: Tensor, classes: Tensor, run: Any, lesson: Lesson
+    forward: Callable[[Tensor], Tensor], inputs: Tensor, classes: Tensor, state: Any, setup: TrainingSetup
 ) -> float:
-    """Gradients of a batch; where memory does not suffice, in parts of half the size. The batch's loss."""
-    hardware, device = lesson.pool.hardware, lesson.pool.device
+    """Compute the gradients of a batch, out of memory in parts of half the size; the loss of the batch."""
+    hardware, device = setup.pool.hardware, setup.pool.device
     while True:
-        size = run.part or len(classes)
+        size = state.images_at_once or len(classes)
         try:
             total = torch.zeros((), device=device)
-            for part, wanted in zip(torch.split(inputs, size), torch.split(classes, size)):
+            for part, target in zip(torch.split(inputs, size), torch.split(classes, size)):
                 with hardware.autocast(device):
                     logits = forward(part)
-                smoothing = lesson.options.label_smoothing
-                loss = F.cross_entropy(logits.float(), wanted, label_smoothing=smoothing, reduction="sum")
+                smoothing = setup.options.label_smoothing
+                loss = F.cross_entropy(logits.float(), target, label_smoothing=smoothing, reduction="sum")
                 (loss / len(classes)).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach() / len(classes)
             return float(total.item())
@@ -242,11 +248,11 @@ def _gradients(
                     "out of memory with one image at a time. Pass hardware.checkpointing=true, or a smaller "
                     "model.input_size or model.arch."
                 ) from None
-        run.part = math.ceil(size / 2)
-        run.forget()
+        state.images_at_once = math.ceil(size / 2)
+        state.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        lesson.progress(Event(f"out of memory: {run.part} images at a time from here on", 1, 1))
+        setup.progress(Event(f"out of memory: {state.images_at_once} images at a time from now on", 1, 1))
 
 
 def _finite(loss: float, step: int, phase: str) -> float:

@@ -1,4 +1,4 @@
-"""One training loop for every method that trains: same queries, loss, steps and schedule."""
+"""The training loop shared by all methods that train: same batches, loss, steps and schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.common.distributed import ALONE, World
+from fsmerge_cli.common.distributed import SINGLE_PROCESS, World
 from fsmerge_cli.common.errors import ConfigError, Interrupted, TrainingError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Event, Progress
@@ -18,19 +18,19 @@ from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.transfer import Feed
 from fsmerge_cli.supernet.student import Student
 from fsmerge_cli.training.batches import Batches, Order, ViewOptions
-from fsmerge_cli.training.interrupts import listening
-from fsmerge_cli.training.objective import Batch, LossWeights, Step, source_error
-from fsmerge_cli.training.snapshots import Keeper
-from fsmerge_cli.training.state import Run, Schedule, Trace, finite
+from fsmerge_cli.training.interrupts import catch_signals
+from fsmerge_cli.training.objective import Batch, LossWeights, StepLoss, source_error
+from fsmerge_cli.training.snapshots import Snapshots
+from fsmerge_cli.training.state import Schedule, Trace, TrainingState, finite
 from fsmerge_cli.training.teachers import TeacherTargets
 
-PLAIN, NOTHING = ViewOptions(), LossWeights()
-"""The images as they are; the features alone."""
+PLAIN, FEATURES_ONLY = ViewOptions(), LossWeights()
+"""No augmentation; only the feature loss."""
 
 Phase = Literal["whole", "first", "second"]
 
 VALIDATIONS = 20
-"""How often a run looks at its validation share."""
+"""How often a training is validated."""
 
 
 def train(
@@ -42,79 +42,79 @@ def train(
     device: torch.device,
     seed: int,
     progress: Progress,
-    world: World = ALONE,
-    keeper: Keeper | None = None,
+    world: World = SINGLE_PROCESS,
+    snapshots: Snapshots | None = None,
     view_options: ViewOptions = PLAIN,
-    loss_weights: LossWeights = NOTHING,
+    loss_weights: LossWeights = FEATURES_ONLY,
     phase: Phase = "whole",
 ) -> Trace:
-    """Train `student` in place; it ends with the best step's weights on the validation share, else the last.
+    """Train `student` in place. It ends with the best weights on the validation share, without one with the last.
 
     AdamW (Muon for matrices where the schedule has a rate for them), linear one-cycle schedule, gradient clipping.
-    The processes of `world` share every batch and end with the same weights and trace. asking: how the images
-    become questions. extras: what counts beside the features. keeper: where the state is kept, and found
-    again. phase: of a training in two, the first one ends with its last weights, and what the second one begins
-    with is kept where it is the best. A batch that does not fit into memory is computed in pieces.
+    The processes of `world` share every batch and end with the same weights and trace. view_options: how the
+    images become inputs. loss_weights: of the losses besides the feature loss. snapshots: saves and restores the
+    state. phase: of a training in two parts, the first part ends with its last weights, and the second part may
+    keep its initial weights where they are the best. A batch that does not fit into memory is computed in parts.
     Raises TrainingError where the loss is not finite, ConfigError where a batch has fewer images than there are
-    processes, Interrupted where the user asked to stop.
+    processes, Interrupted where the user stops the run.
     """
     pixels = Feed(images.images, device)
     order = Order(images.train, schedule.batch_size, seed, filled=view_options.fresh)
-    questions = Batches(order, view_options, pixels, targets, seed)
-    _check_shares(questions, world)
-    run = Run(student, schedule, student.matrices())
-    step_loss = world.parallel(Step(student, targets, world, loss_weights))
-    stage = (keeper or Keeper()).stage()
-    saved = stage.load()
+    batches = Batches(order, view_options, pixels, targets, seed)
+    _check_batch_size(batches.size, world)
+    state = TrainingState(student, schedule, student.matrices())
+    step_loss = world.parallel(StepLoss(student, targets, world, loss_weights))
+    snapshot = (snapshots or Snapshots()).next_training()
+    saved = snapshot.load()
     validation = (student, pixels, targets, images.validation, hardware, device, world, loss_weights)
     if saved is None:
-        run.start = _errors(student, pixels, targets, images.train, hardware, device, world)
+        state.start_error = _errors(student, pixels, targets, images.train, hardware, device, world)
         if phase == "second" and len(images.validation):
-            run.validated(_errors(*validation), [own.weight for own in targets])
+            state.record_validation(_errors(*validation), [own.weight for own in targets])
     else:
-        run.restore(*saved)
-        if run.step == schedule.steps:
-            progress(Event("train", run.step, run.step))  # an earlier process's steps
+        state.restore(*saved)
+        if state.step == schedule.steps:
+            progress(Event("train", state.step, state.step))  # all steps were done by an earlier process
     every = max(1, schedule.steps // VALIDATIONS)
 
     def backward(batch: Batch) -> Tensor:
-        """Gradients of a batch, in as many parts as memory asks for; the loss of this process's share."""
-        own, counts = world.share(batch.positions()), batch.counts()
+        """Compute the gradients of this process's share of a batch, in parts where needed; its loss."""
+        own, counts = world.shard(batch.positions()), batch.counts()
         total = torch.zeros((), device=device)
-        for part in torch.split(own, run.part or len(own)):
+        for part in torch.split(own, state.images_at_once or len(own)):
             with hardware.autocast(device):
                 loss = step_loss(batch, part, counts)
             loss.backward()
             total += loss.detach()
         return total
 
-    with listening() as asked:
-        for step in range(run.step, schedule.steps):
-            loss = _within_memory(backward, questions.batch(step), run, world, progress)
-            nn.utils.clip_grad_norm_(run.parameters, schedule.clip)
-            stop = torch.tensor(float(asked.signal is not None), device=device)
-            told = world.total(torch.stack([loss / world.size, stop])).tolist()  # processes stop together
-            run.losses.append(finite(told[0], step))
-            values = {"loss": run.losses[-1], "lr": run.rate}
-            run.advance()
+    with catch_signals() as stop:
+        for step in range(state.step, schedule.steps):
+            loss = _within_memory(backward, batches.batch(step), state, world, progress)
+            nn.utils.clip_grad_norm_(state.parameters, schedule.clip)
+            stopping = torch.tensor(float(stop.signal is not None), device=device)
+            mean, stops = world.sum(torch.stack([loss / world.size, stopping])).tolist()  # all stop together
+            state.losses.append(finite(mean, step))
+            values = {"loss": state.losses[-1], "lr": state.rate}
+            state.advance()
             last = step + 1 == schedule.steps
             if len(images.validation) and ((step + 1) % every == 0 or last):
-                run.validated(_errors(*validation), [own.weight for own in targets], phase != "first")
-                values["validation"] = run.seen[-1][1]
-            progress(Event("train", step + 1, schedule.steps, values, questions.size))
-            if last or told[1] or stage.due(step + 1):
-                stage.save(run.tensors(), run.facts())
-            if told[1]:
-                raise Interrupted(f"step {step + 1} of {schedule.steps}", asked.signal or signal.SIGINT)
-    return run.finish()
+                state.record_validation(_errors(*validation), [own.weight for own in targets], phase != "first")
+                values["validation"] = state.validation[-1][1]
+            progress(Event("train", step + 1, schedule.steps, values, batches.size))
+            if last or stops or snapshot.due(step + 1):
+                snapshot.save(state.tensors(), state.metadata())
+            if stops:
+                raise Interrupted(f"step {step + 1} of {schedule.steps}", stop.signal or signal.SIGINT)
+    return state.finish()
 
 
 def _within_memory(
-    backward: Callable[[Batch], Tensor], batch: Batch, run: Run, world: World, progress: Progress
+    backward: Callable[[Batch], Tensor], batch: Batch, state: TrainingState, world: World, progress: Progress
 ) -> Tensor:
-    """The gradients of a batch; where memory does not suffice, in parts of half the size.
+    """Compute the gradients of a batch; where it does not fit into memory, in parts of half the size.
 
-    The counts that the losses are divided by are the whole batch's, so the sum is the same up to rounding.
+    The losses are divided by the counts of the whole batch, so the sum is the same up to rounding.
     """
     while True:
         try:
@@ -122,30 +122,29 @@ def _within_memory(
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            share = run.part or len(world.share(batch.positions()))
+            share = state.images_at_once or len(world.shard(batch.positions()))
             text = (
-                f"out of memory with {share} images at a time. Pass a smaller method.batch_size, "
-                "hardware.checkpointing=true, or method.maps=low_rank."
+                f"out of memory with {share} image{'s' * (share != 1)} at a time. Pass a smaller "
+                "method.batch_size, hardware.checkpointing=true, or method.maps=low_rank."
             )
-            if world.size > 1:  # the others know nothing of it, and wait in the middle of their gradients
+            if world.size > 1:  # the other processes do not know, and wait for gradients
                 raise MemoryError(text) from None
             if share == 1:
                 raise TrainingError(text) from None
-        run.part = math.ceil(share / 2)  # outside of the handler, which holds what did not fit
-        run.forget()
+        state.images_at_once = math.ceil(share / 2)  # outside of the handler, which holds the tensors of the batch
+        state.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        progress(Event(f"out of memory: {run.part} images at a time from here on", 1, 1))
+        progress(Event(f"out of memory: {state.images_at_once} images at a time from now on", 1, 1))
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says so, on a GPU or on the CPU."""
+    """Whether torch ran out of memory, on a GPU or on the CPU."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate" in text
 
 
-def _check_shares(questions: Batches, world: World) -> None:
-    size = questions.size
+def _check_batch_size(size: int, world: World) -> None:
     if size < world.size:
         raise ConfigError(
             f"{world.size} processes share every batch, but a batch has {size} images. Start fewer processes, or "
@@ -161,12 +160,12 @@ def _errors(
     hardware: Hardware,
     device: torch.device,
     world: World,
-    loss_weights: LossWeights = NOTHING,
+    loss_weights: LossWeights = FEATURES_ONLY,
 ) -> tuple[float, ...]:
     """Error per source over `rows`, in large batches; each process takes its share of them."""
     sums = torch.zeros(len(targets), dtype=torch.double, device=device)
     with torch.no_grad(), hardware.autocast(device):
-        for part in torch.split(world.share(rows), hardware.eval_batch):
+        for part in torch.split(world.shard(rows), hardware.eval_batch):
             if len(part):
                 batch = Batch.of(pixels, targets, part)
                 at = batch.positions()
@@ -175,6 +174,6 @@ def _errors(
                     source_error(student, features, batch, at, t, i, loss_weights) for i, t in enumerate(targets)
                 ]
                 sums += torch.stack(errors)
-    counts = torch.stack([own.wanted[rows].sum() for own in targets])
-    means = (world.total(sums).cpu() / counts).tolist()
-    return tuple(means)  # not a number for a source that no row is compared with
+    counts = torch.stack([own.mask[rows].sum() for own in targets])
+    means = (world.sum(sums).cpu() / counts).tolist()
+    return tuple(means)  # NaN for a source whose mask has none of the rows

@@ -1,4 +1,4 @@
-"""The optimisers of a training: AdamW, and Muon for the matrices between hidden units."""
+"""The optimisers: AdamW, and Muon for the matrices between hidden units."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the odd polynomial that brings singular values in (0, 1] near 1 in five rounds."""
+"""Coefficients of the odd polynomial that moves singular values in (0, 1] close to 1 in five iterations."""
 
-ROUNDS = 5
+ITERATIONS = 5
 
 MOMENTUM = 0.95
 
-TOGETHER = 2**23
-"""Numbers that are orthogonalised at once, unless one parameter has more."""
+MAX_BATCHED = 2**23
+"""Most elements that are orthogonalised in one batch, unless one parameter has more."""
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """The orthogonal factors of a stack of matrices [n, rows, cols], roughly: singular values of about 0.7 to 1.2.
+    """Approximate orthogonal factors of a stack of matrices [n, rows, cols]: singular values of about 0.7 to 1.2.
 
     Newton-Schulz iteration (Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024). In bf16
     on a GPU; on a CPU, where bf16 is emulated, in fp32.
@@ -29,18 +29,19 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     x = matrices.mT if tall else matrices
     x = x.bfloat16() if x.is_cuda else x.float()
     x = x / (x.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along the orthogonal factor of the momentum, so that every direction of a matrix moves alike.
+    """Steps along the orthogonal factor of the momentum, so that all singular directions get equal updates.
 
-    Of parameters [rows, cols] or stacks of such, [n, rows, cols]. The step is lr * max(1, rows / cols)^(1/2) in
-    the spectral norm, so that one rate fits all widths. torch.optim.Muon does the same one matrix at a time and
-    always in bf16: on a CPU, for the 16 matrices of a 96-wide ViT of 4 blocks, 255 ms a step instead of 21.
+    For parameters [rows, cols] or stacks [n, rows, cols]. The step has a spectral norm of lr * max(1, rows /
+    cols)^(1/2), so that one learning rate fits all widths. torch.optim.Muon does the same, but one matrix at a
+    time and always in bf16: on a CPU, for the 16 matrices of a 96-wide ViT of 4 blocks, 255 instead of 21 ms a
+    step.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> None:
@@ -48,37 +49,37 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step from the gradients that are there."""
+        """One step; parameters without a gradient stay."""
         for group in self.param_groups:
-            lr, kept = group["lr"], 1 - group["lr"] * group["weight_decay"]
-            given: dict[Tensor, Tensor] = {p: p.grad for p in group["params"] if p.grad is not None}
-            for alike in _together(list(given)):
-                rows, cols = alike[0].shape[-2:]
-                ahead = [t.reshape(-1, rows, cols) for t in self._ahead(alike, [given[p] for p in alike])]
-                turned = torch.split(orthogonalised(torch.cat(ahead)), [len(stack) for stack in ahead])
-                torch._foreach_mul_(alike, kept)
-                parts = [part.reshape(parameter.shape) for parameter, part in zip(alike, turned)]
-                torch._foreach_add_(alike, parts, alpha=-lr * max(1, rows / cols) ** 0.5)
+            lr, decay = group["lr"], 1 - group["lr"] * group["weight_decay"]
+            gradients: dict[Tensor, Tensor] = {p: p.grad for p in group["params"] if p.grad is not None}
+            for batch in _batched(list(gradients)):
+                rows, cols = batch[0].shape[-2:]
+                momenta = [t.reshape(-1, rows, cols) for t in self._nesterov(batch, [gradients[p] for p in batch])]
+                factors = torch.split(orthogonalised(torch.cat(momenta)), [len(stack) for stack in momenta])
+                torch._foreach_mul_(batch, decay)
+                updates = [factor.reshape(parameter.shape) for parameter, factor in zip(batch, factors)]
+                torch._foreach_add_(batch, updates, alpha=-lr * max(1, rows / cols) ** 0.5)
 
-    def _ahead(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> Sequence[Tensor]:
-        """Nesterov's momentum; the plain one is kept."""
+    def _nesterov(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> Sequence[Tensor]:
+        """Nesterov momentum; the state keeps the plain momentum."""
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)  # as torch's own optimisers: a call for all of them
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)  # one call for all, as in torch's optimisers
         return torch._foreach_lerp(gradients, momenta, MOMENTUM)
 
 
-def _together(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters whose matrices have one shape, at most TOGETHER numbers at a time: one batched product each."""
+def _batched(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters grouped by the shape of their matrices, at most MAX_BATCHED elements per group."""
     waiting: dict[tuple[int, ...], list[Tensor]] = {}
     for parameter in parameters:
-        alike = waiting.setdefault(tuple(parameter.shape[-2:]), [])
-        if alike and sum(p.numel() for p in alike) + parameter.numel() > TOGETHER:
+        group = waiting.setdefault(tuple(parameter.shape[-2:]), [])
+        if group and sum(p.numel() for p in group) + parameter.numel() > MAX_BATCHED:
             yield waiting.pop(tuple(parameter.shape[-2:]))
-            alike = waiting.setdefault(tuple(parameter.shape[-2:]), [])
-        alike.append(parameter)
+            group = waiting.setdefault(tuple(parameter.shape[-2:]), [])
+        group.append(parameter)
     yield from waiting.values()
 
 
@@ -89,9 +90,9 @@ def optimisers(
     matrix_lr: float,
     weight_decay: float,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for the parameters that are not among the matrices, and Muon for these, where there are any."""
-    turned = {id(matrix) for matrix in matrices}
-    rest = [p for p in parameters if id(p) not in turned]
-    own = [p for p in parameters if id(p) in turned]
+    """Muon for the parameters among `matrices`, and AdamW for the others; without an empty one."""
+    ids = {id(matrix) for matrix in matrices}
+    rest = [p for p in parameters if id(p) not in ids]
+    own = [p for p in parameters if id(p) in ids]
     adam = [torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, fused=True)] if rest else []
     return [*adam, *([Muon(own, matrix_lr, weight_decay)] if own else [])]

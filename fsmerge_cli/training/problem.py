@@ -1,4 +1,4 @@
-"""What every method is given and gives back."""
+"""The input of every method, `Problem`, and its output, `Solution`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fsmerge_cli.data.draw import Images
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.supernet.map_set import MergeMaps
-from fsmerge_cli.training.snapshots import Keeper
+from fsmerge_cli.training.snapshots import Snapshots
 from fsmerge_cli.training.state import Trace
 
 
@@ -32,31 +32,31 @@ class Problem:
     seed: int = 0
     progress: Progress = silent
     world: World = field(default_factory=World)
-    keeper: Keeper = field(default_factory=Keeper)
+    snapshots: Snapshots = field(default_factory=Snapshots)
 
-    def own_images(self, source: int) -> Tensor:
-        """The unlabelled images of one source's task, and those of no task. Raises DataError without any."""
-        asked = [self.images.asked(i, "own") for i in range(len(self.sources))]
-        if not bool(asked[source].any()):
-            bare = ", ".join(own.name for own, mask in zip(self.sources, asked) if not bool(mask.any()))
+    def task_images(self, source: int) -> Tensor:
+        """The unlabelled images of one source's task and the auxiliary images. Raises DataError without any."""
+        masks = [self.images.selected(i, "own") for i in range(len(self.sources))]
+        if not bool(masks[source].any()):
+            missing = ", ".join(own.name for own, mask in zip(self.sources, masks) if not bool(mask.any()))
             raise DataError(
-                f"this method needs unlabelled images of every task, and there are none of {bare}. Give them some "
-                "(data.images_per_task; with data=per_task data.tasks.TASK.images_per_task), or take "
-                "method=fs_merge or method=kd, which ask every source about the images of all tasks."
+                f"this method needs unlabelled images of every task, but there are none of {missing}. Raise "
+                "data.images_per_task (with data=per_task: data.tasks.TASK.images_per_task), or take "
+                "method=fs_merge or method=kd, which run every source on the images of all tasks."
             )
-        return self.images.images[asked[source]]
+        return self.images.images[masks[source]]
 
     def weights(self, device: torch.device | str | None = None) -> list[dict[str, Tensor]]:
-        """One fp32 state dict per source, on `device` (None: the problem's own); nothing is copied on the CPU."""
-        where = self.device if device is None else torch.device(device)
-        return [{n: _to(t, where) for n, t in s.weights.items()} for s in self.sources]
+        """One fp32 state dict per source, on `device` (None: the problem's); not copied on the CPU."""
+        target = self.device if device is None else torch.device(device)
+        return [{n: _to(t, target) for n, t in s.weights.items()} for s in self.sources]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What was folded with which maps, and what came out: all of a merge, or one of several one after the other.
+    """One fold: the sources, the maps and the resulting weights. A sequential merge has several.
 
-    permutations: how each of the sources was reordered before it was folded, by space; empty where none was.
+    permutations: of the units of every source before the fold, by space; empty without reordering.
     """
 
     plan: Plan
@@ -68,13 +68,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Solution:
-    """A merged model: weights of one backbone, one projector U_out [d_i, d'] per source, and how it was found.
+    """A merged model: weights of one backbone, one projector U_out [d_i, d'] per source, and how they were found.
 
-    maps: the maps that fold the sources to these weights, for methods that have them. permutations: how each
-    source was reordered first, by space, where a method does. stages: what was folded, where it is not the sources
-    as they are to these weights: one source after the other, in order; before a release; of reordered sources.
-    facts: numbers worth knowing (condition numbers), by name. released: whether the weights were trained on after
-    the last of the stages. dtype: whose values the weights have, and the heads that are made of them.
+    maps: the maps that fold the sources to these weights, for methods that have them. permutations: of the units
+    of every source before the merge, by space, for methods that reorder. stages: the folds, in order, where `maps`
+    do not fold the unchanged sources to these weights: in a sequential merge, before fine-tuning, and of reordered
+    sources. facts: values to report (condition numbers), by name. finetuned: whether the folded weights were
+    fine-tuned after the last stage. dtype: to which the weights, and the heads made from them, are rounded.
     """
 
     weights: Mapping[str, Tensor]

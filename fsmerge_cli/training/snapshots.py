@@ -1,8 +1,8 @@
-"""The state of a training on disk, so that an interrupted run loses a minute.
+"""The state of a training on disk, so that an interrupted run can be resumed.
 
-Beside the output folder NAME lies `.NAME.state`: run.json says which run it belongs to, and one safetensors file
-per training (a sequential merge has several) holds everything that the next step needs. A file is replaced as a
-whole.
+The folder `.NAME.state` lies next to the output folder NAME. Its run.json identifies the run, and one safetensors
+file per training (a sequential merge has several) holds everything that the next step needs. Files are replaced
+atomically.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from fsmerge_cli.common.progress import Event, Progress
 
 RUN = "run.json"
 
-BESIDE = "beside."
-"""Begins the names of what a training rests on, in the file of its state."""
+CONTEXT = "context."
+"""Prefix of the names of the context tensors in a state file."""
 
 
 @dataclass(frozen=True)
-class Every:
-    """How often the state is written: after so many steps, or after so many seconds."""
+class SaveInterval:
+    """How often the state is saved: every `steps` steps, or every `seconds` seconds."""
 
     steps: int | None = None
     seconds: float | None = None
 
     @classmethod
-    def parse(cls, value: object) -> Every:
+    def parse(cls, value: object) -> SaveInterval:
         """Read 200 (steps), "90s" or "5m". Raises ConfigError."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)", value) if isinstance(value, str) else None
         if found and float(found[1]) > 0:
@@ -56,46 +56,46 @@ class Every:
 
 
 @dataclass
-class Keeper:
-    """The state folder of one run, made when there is something to keep.
+class Snapshots:
+    """The state folder of one run, created with the first snapshot.
 
-    folder None: nothing is kept. content: what has to be equal for the run to be continued, as JSON. writes:
-    whether this process does the writing. resumed: whether something was found that an earlier process had done.
-    beside: what the next trainings rest on (such as an order of units), written with their states.
+    folder None: nothing is saved. content: the options that have to be equal for the run to be resumed, as JSON.
+    writes: whether this process writes. resumed: whether a state of an earlier process was found. context: tensors
+    on which the next trainings depend (such as an order of units), saved with their states.
     """
 
     folder: Path | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
-    every: Every = field(default_factory=lambda: Every(seconds=60.0))
+    every: SaveInterval = field(default_factory=lambda: SaveInterval(seconds=60.0))
     writes: bool = True
     progress: Progress = lambda event: None
     resumed: bool = False
-    beside: Mapping[str, Tensor] = field(default_factory=dict)
-    _stages: int = 0
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+    _trainings: int = 0
 
-    def stage(self) -> Stage:
-        """The next training of the run."""
-        self._stages += 1
-        return Stage(self, self._path(self._stages))
+    def next_training(self) -> Snapshot:
+        """The snapshot of the next training of the run."""
+        self._trainings += 1
+        return Snapshot(self, self._path(self._trainings))
 
-    def found_beside(self) -> dict[str, Tensor]:
-        """What an earlier process wrote beside the state of the training that is next; {} where there is none."""
-        path = self._path(self._stages + 1)
+    def saved_context(self) -> dict[str, Tensor]:
+        """The context that an earlier process saved for the next training; {} where there is none."""
+        path = self._path(self._trainings + 1)
         if path is None or not path.is_file():
             return {}
         try:
             with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if name.startswith(BESIDE)]  # noqa: SIM118
-                return {name.removeprefix(BESIDE): file.get_tensor(name).clone() for name in names}
+                names = [name for name in file.keys() if name.startswith(CONTEXT)]  # noqa: SIM118
+                return {name.removeprefix(CONTEXT): file.get_tensor(name).clone() for name in names}
         except (SafetensorError, OSError):
-            return {}  # as in `Stage.load`
+            return {}  # as in `Snapshot.load`
 
-    def _path(self, stage: int) -> Path | None:
-        return None if self.folder is None else self.folder / f"training{stage}.safetensors"
+    def _path(self, number: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"training{number}.safetensors"
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Inside, an interrupt says how far the run came, where that is on disk."""
+    def report_progress_on_interrupt(self) -> Iterator[None]:
+        """Inside, an interrupt reports the saved progress of the run, where there is any."""
         try:
             yield
         except Interrupted:
@@ -107,29 +107,29 @@ class Keeper:
             raise Interrupted(f"the end: {reached} done") from None
 
     def prepare(self) -> None:
-        """Make the folder and say whose it is."""
+        """Create the folder and write run.json."""
         if self.folder is not None and not (self.folder / RUN).is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            said = json.dumps(self.content, indent=2) + "\n"
-            _replace(self.folder / RUN, lambda path: path.write_text(said))
+            text = json.dumps(self.content, indent=2) + "\n"
+            _replace(self.folder / RUN, lambda path: path.write_text(text))
 
     def discard(self) -> None:
-        """The run is finished: its state is not needed any more."""
+        """Delete the state of a finished run."""
         if self.folder is not None and self.writes:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def state_folder(output: Path) -> Path:
-    """Where the state of a run into `output` lies."""
+    """The folder with the state of a run into `output`."""
     output = output.expanduser().resolve()
     return output.parent / f".{output.name}.state"
 
 
 def check_state(output: Path, content: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-    """See to it that the state of a run into `output` is either there to be continued or gone.
+    """Make sure that the state of a run into `output` is either resumable or deleted.
 
-    The caller holds the lock of `output`. Raises OutputError where an interrupted run is there and neither
-    `resume` nor `overwrite` says what to do with it, ConfigError where it is another run.
+    The caller holds the lock of `output`. Raises OutputError for the state of an interrupted run without `resume`
+    or `overwrite`, ConfigError where that run had other options.
     """
     folder = state_folder(output)
     found = _read(folder / RUN)
@@ -139,88 +139,88 @@ def check_state(output: Path, content: Mapping[str, Any], resume: bool, overwrit
     if found is not None and not overwrite and (reached := progress_of(folder)):
         raise OutputError(
             f"an interrupted run into {output} left its state ({reached}). Pass resume=true to continue it, or "
-            "output.overwrite=true to begin again."
+            "output.overwrite=true to start again."
         )
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def check_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise ConfigError with every key in which the options of an earlier run differ from those of this one."""
+    """Raise ConfigError, with every different key, where the options of an earlier run differ from this run's."""
     different = list(_differences(dict(old), json.loads(json.dumps(new))))
     if different:
         lines = "\n".join(f"  - {line}" for line in different)
         raise ConfigError(
-            f"resume=true: {what} is another one:\n{lines}\n"
-            "Pass the values that it had, choose another output.dir=..., or begin again with resume=false "
+            f"resume=true: {what} has other options:\n{lines}\n"
+            "Pass the same options, choose another output.dir=..., or start again with resume=false "
             "output.overwrite=true."
         )
 
 
 def progress_of(folder: Path) -> str | None:
-    """How far an interrupted run came, in words; None where no training was saved."""
+    """The progress of an interrupted run as text; None where no training was saved."""
     saved = sorted(folder.glob("training*.safetensors"), key=lambda path: (len(path.name), path.name))
     if not saved:
         return None
     with suppress(SafetensorError, OSError, KeyError), safe_open(saved[-1], framework="pt") as file:
-        facts = json.loads(file.metadata()["fsmerge"])
-        return f"step {facts['step']} of {facts['steps']}"
+        metadata = json.loads(file.metadata()["fsmerge"])
+        return f"step {metadata['step']} of {metadata['steps']}"
     return None
 
 
 @dataclass
-class Stage:
-    """The state of one training."""
+class Snapshot:
+    """The saved state of one training."""
 
-    keeper: Keeper
+    snapshots: Snapshots
     path: Path | None
     _last: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> bool:
-        """Whether the state after `step` steps should be written now."""
-        if self.path is None or not self.keeper.writes:
+        """Whether the state after `step` steps should be saved now."""
+        if self.path is None or not self.snapshots.writes:
             return False
-        every = self.keeper.every
+        every = self.snapshots.every
         return step % every.steps == 0 if every.steps else time.monotonic() - self._last >= (every.seconds or 0)
 
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
-        """Replace the state; where the disk is full the run says so, goes on, and the older state stays."""
-        if self.path is None or not self.keeper.writes:
+    def save(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
+        """Replace the state; whether it worked. An error of the disk is reported, and the older state stays."""
+        if self.path is None or not self.snapshots.writes:
             return False
-        beside = {f"{BESIDE}{name}": tensor for name, tensor in self.keeper.beside.items()}
-        everything = {**_random_state(), **beside, **tensors}
+        context = {f"{CONTEXT}{name}": tensor for name, tensor in self.snapshots.context.items()}
+        everything = {**_random_state(), **context, **tensors}
         content = {name: t.detach().cpu().contiguous() for name, t in everything.items()}
-        seen: set[int] = set()  # safetensors takes no storage twice; the others are not copied
+        seen: set[int] = set()  # safetensors refuses shared storage; only repeats are copied
         for name, tensor in content.items():
-            place = tensor.untyped_storage().data_ptr()
-            content[name] = tensor.clone() if place in seen else tensor
-            seen.add(place)
-        metadata = {"fsmerge": json.dumps({**facts, "random": _python_state()})}
+            storage = tensor.untyped_storage().data_ptr()
+            content[name] = tensor.clone() if storage in seen else tensor
+            seen.add(storage)
+        header = {"fsmerge": json.dumps({**metadata, "random": _python_state()})}
         try:
-            self.keeper.prepare()
-            _replace(self.path, lambda path: save_file(content, path, metadata=metadata))
+            self.snapshots.prepare()
+            _replace(self.path, lambda path: save_file(content, path, metadata=header))
         except (OSError, SafetensorError) as error:
             why = str(error).splitlines()[0]
-            self.keeper.progress(Event(f"the state could not be saved ({why}); the run goes on", 1, 1))
+            self.snapshots.progress(Event(f"the training state was not saved ({why}); the run continues", 1, 1))
             return False
         finally:
-            self._last = time.monotonic()  # after the write: a slow disk must not ask for the next one at once
+            self._last = time.monotonic()  # after the write, so that a slow disk is not used all the time
         return True
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The saved tensors and facts, and every random generator as it was; None where there is nothing."""
+        """Restore the random generators; the saved tensors and metadata, None where nothing was saved."""
         if self.path is None or not self.path.is_file():
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                names = [name for name in file.keys() if not name.startswith(BESIDE)]  # noqa: SIM118
+                names = [name for name in file.keys() if not name.startswith(CONTEXT)]  # noqa: SIM118
                 tensors = {name: file.get_tensor(name).clone() for name in names}
-                facts = json.loads(file.metadata()["fsmerge"])
+                metadata = json.loads(file.metadata()["fsmerge"])
         except (SafetensorError, OSError, KeyError, ValueError):
-            return None  # never written by us: files appear whole
-        _restore(tensors, facts.pop("random"))
-        self.keeper.resumed = True
-        return {n: t for n, t in tensors.items() if not n.startswith("random.")}, facts
+            return None  # not written by fsmerge, which writes atomically
+        _restore(tensors, metadata.pop("random"))
+        self.snapshots.resumed = True
+        return {n: t for n, t in tensors.items() if not n.startswith("random.")}, metadata
 
 
 def _random_state() -> dict[str, Tensor]:
@@ -245,15 +245,15 @@ def _restore(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         found = [tensors[name] for name in sorted(tensors) if name.startswith("random.cuda")]
         if len(found) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(found)
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
     name, position, has_gauss, cached = state["numpy"]
     keys = tensors["random.numpy"].numpy().astype(np.uint32)
     np.random.set_state((name, keys, int(position), int(has_gauss), cached))
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Write under a temporary name, bring it to the disk, then take the name: whole or not at all."""
+    """Write atomically: under a temporary name, synced to disk, then renamed."""
     temporary = path.with_suffix(".tmp")
     try:
         write(temporary)
@@ -282,4 +282,4 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
         for i, (a, b) in enumerate(zip(old, new)):
             yield from _differences(a, b, f"{key}.{i}")
     elif old != new:
-        yield f"{key} is {json.dumps(old)} there and {json.dumps(new)} now"
+        yield f"{key} was {json.dumps(old)} and is now {json.dumps(new)}"

@@ -1,4 +1,4 @@
-"""A training between two steps: what it has done, and all that its next step depends on."""
+"""The state of a training between two steps, and the record of a finished one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fsmerge_cli.training.optimizers import optimisers
 class Schedule:
     """steps; batch_size (images); lr at the peak of a linear one-cycle; weight_decay; clip (gradient norm).
 
-    matrix_lr: peak for matrices between hidden units, which Muon trains; None: AdamW trains them like all else.
+    matrix_lr: peak for matrices between hidden units, which Muon trains (None: AdamW trains all parameters).
     """
 
     steps: int
@@ -32,12 +32,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Trace:
-    """What happened in a training.
+    """The record of a training.
 
-    loss: per step. validation: (step, loss) on the validation share. chosen_step: whose weights were kept.
-    start_error: relative squared error of the features before the first step, per source. trainable: how many
-    numbers were trained. part: images computed at once, where memory did not suffice for a batch (0: it did). lr:
-    of the attempt that ended well. halved: how many attempts did not.
+    loss: per step. validation: (step, loss) on the validation share. chosen_step: the step whose weights were
+    kept. start_error: relative squared error of the features before the first step, per source. trainable: number
+    of trainable parameters. images_at_once: size of the parts of a batch that did not fit into memory (0: all
+    batches did). lr: peak learning rate of the successful attempt. restarts: how often the training diverged and
+    was restarted with half the learning rate.
     """
 
     loss: tuple[float, ...] = ()
@@ -45,32 +46,32 @@ class Trace:
     chosen_step: int = 0
     start_error: tuple[float, ...] = ()
     trainable: int = 0
-    part: int = 0
+    images_at_once: int = 0
     lr: float | None = None
-    halved: int = 0
+    restarts: int = 0
 
     def then(self, stage: Trace, start_error: tuple[float, ...]) -> Trace:
-        """Both trainings as one: the other went on from where this one ended.
+        """Both trainings as one; `stage` started from the end of this one.
 
-        lr: of the one that took more attempts, which is what there is to be said about it.
+        lr, restarts: of the training with more restarts.
         """
-        slowed = stage if self.lr is None or stage.halved > self.halved else self
+        restarted = stage if self.lr is None or stage.restarts > self.restarts else self
         return Trace(
             loss=self.loss + stage.loss,
             validation=self.validation + tuple((len(self.loss) + s, e) for s, e in stage.validation),
             chosen_step=len(self.loss) + stage.chosen_step,
             start_error=start_error,
             trainable=self.trainable + stage.trainable,
-            part=max(self.part, stage.part),
-            lr=slowed.lr,
-            halved=slowed.halved,
+            images_at_once=max(self.images_at_once, stage.images_at_once),
+            lr=restarted.lr,
+            restarts=restarted.restarts,
         )
 
 
-class Run:
-    """A training between two steps: all that the next one depends on, but for the frozen sources and the data.
+class TrainingState:
+    """All that the next step depends on, except for the frozen sources and the data.
 
-    part: how many images are computed at once (0: the whole share of the batch).
+    images_at_once: size of the parts in which a batch is computed (0: the whole batch of this process).
     """
 
     def __init__(self, student: Student, schedule: Schedule, matrices: Sequence[nn.Parameter] = ()) -> None:
@@ -92,53 +93,63 @@ class Run:
             for optimiser in self._optimisers
         ]
         self.losses: list[float] = []
-        self.seen: list[tuple[int, float]] = []
+        self.validation: list[tuple[int, float]] = []
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
-        self.start: tuple[float, ...] = ()
-        self.part = 0
+        self.start_error: tuple[float, ...] = ()
+        self.images_at_once = 0
 
     @property
     def rate(self) -> float:
-        """Of the next step; that of AdamW, where it trains anything."""
+        """Learning rate of the next step: that of AdamW, or of Muon where AdamW trains nothing."""
         return float(self._optimisers[0].param_groups[0]["lr"])
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of finished steps."""
         return len(self.losses)
 
     def advance(self) -> None:
-        """Take the step that the gradients ask for."""
+        """Take an optimiser step and a scheduler step, then clear the gradients."""
         for optimiser, cycle in zip(self._optimisers, self._cycles):
             optimiser.step()
             cycle.step()
-        self.forget()
+        self.zero_grad()
 
-    def forget(self) -> None:
-        """Drop the gradients."""
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
 
-    def validated(self, errors: Sequence[float], task_weights: Sequence[float], choosing: bool = True) -> None:
-        """Note the errors on the validation share after the last step, and its weights if they are the best.
+    def record_validation(
+        self, errors: Sequence[float], task_weights: Sequence[float], keep_best: bool = True
+    ) -> None:
+        """Record the errors on the validation share after the last step.
 
-        choosing: among several of them; otherwise the last weights are kept.
+        keep_best: also keep the weights where they are the best so far; otherwise the last weights are kept.
         """
         error = finite(_mean(errors, task_weights), self.step - 1)
-        self.seen.append((self.step, error))
-        if choosing and (self.best is None or error < self.best[0]):
+        self.validation.append((self.step, error))
+        if keep_best and (self.best is None or error < self.best[0]):
             self.best = error, self.step, {n: t.detach().clone() for n, t in self.student.state_dict().items()}
 
     def finish(self) -> Trace:
-        """Leave the student with its best weights."""
+        """Load the best weights into the student; the record of the training."""
         if self.best is not None:
             self.student.load_state_dict(self.best[2])
         chosen = self.best[1] if self.best else self.steps
         trainable = sum(p.numel() for p in self.parameters)
-        return Trace(tuple(self.losses), tuple(self.seen), chosen, self.start, trainable, self.part, self.lr)
+        return Trace(
+            tuple(self.losses),
+            tuple(self.validation),
+            chosen,
+            self.start_error,
+            trainable,
+            self.images_at_once,
+            self.lr,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is a tensor, by name."""
+        """All tensors of the state, by name."""
         found = {f"student.{name}": t for name, t in self.student.state_dict().items()}
         found |= {f"best.{name}": t for name, t in (self.best[2] if self.best else {}).items()}
         for number, optimiser in enumerate(self._optimisers):
@@ -146,15 +157,15 @@ class Run:
                 found |= {f"optimiser.{number}.{index}.{name}": t for name, t in state.items()}
         return found
 
-    def facts(self) -> dict[str, Any]:
-        """Everything else, as JSON."""
+    def metadata(self) -> dict[str, Any]:
+        """The rest of the state, as JSON."""
         rates = [optimiser.param_groups[0]["lr"] for optimiser in self._optimisers]
         best = self.best and list(self.best[:2])
-        names = ("step", "steps", "losses", "seen", "start", "part")
+        names = ("step", "steps", "losses", "validation", "start_error", "images_at_once")
         return {**{n: getattr(self, n) for n in names}, "best": best, "rates": rates}
 
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Be as `tensors` and `facts` say."""
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Load the results of `tensors()` and `metadata()`."""
         parts: dict[str, dict[str, Tensor]] = {"student": {}, "best": {}, "optimiser": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
@@ -166,28 +177,28 @@ class Run:
             states[int(number)].setdefault(int(index), {})[key] = tensor
         for optimiser, state in zip(self._optimisers, states):
             optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        self.losses = list(facts["losses"])
-        self.seen = [(step, error) for step, error in facts["seen"]]
-        self.start, self.part = tuple(facts["start"]), facts["part"]
+        self.losses = list(metadata["losses"])
+        self.validation = [(step, error) for step, error in metadata["validation"]]
+        self.start_error, self.images_at_once = tuple(metadata["start_error"]), metadata["images_at_once"]
         device = next(iter(self.parameters)).device
-        if facts["best"]:
-            self.best = (*facts["best"], {n: t.to(device) for n, t in parts["best"].items()})
-        for optimiser, cycle, rate in zip(self._optimisers, self._cycles, facts["rates"]):
+        if metadata["best"]:
+            self.best = (*metadata["best"], {n: t.to(device) for n, t in parts["best"].items()})
+        for optimiser, cycle, rate in zip(self._optimisers, self._cycles, metadata["rates"]):
             cycle.last_epoch = self.step
             optimiser.param_groups[0]["lr"] = rate
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """Weighted mean of the values that are numbers."""
+    """Weighted mean of the values that are not NaN."""
     finite = [(w * v, w) for v, w in zip(values, weights) if not math.isnan(v)]
     return sum(v for v, _ in finite) / sum(w for _, w in finite) if finite else math.nan
 
 
 def finite(loss: float, step: int) -> float:
-    """The same loss; raises DivergedError where it is not finite."""
+    """Return the loss; raise DivergedError where it is not finite."""
     if not math.isfinite(loss):
         raise DivergedError(
             f"the loss became {loss} at step {step + 1}. Try a third of the learning rate (method.lr=...), "
-            "maps of lower rank, or method.retries=2 to begin again with half of it by itself."
+            "maps of lower rank, or method.retries=2, which restarts with half the learning rate."
         )
     return loss

@@ -1,4 +1,4 @@
-"""What the sources say about the queries: the targets of every method that trains."""
+"""The teachers (frozen sources) and their features: the targets of every method that trains."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.checkpoints.files import tensors_sha256
-from fsmerge_cli.common.cache import feature_folder, stored
+from fsmerge_cli.common.cache import cached_table, feature_folder
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import NO_TASK, Images, Targets
-from fsmerge_cli.data.transfer import Feed, fetched
+from fsmerge_cli.data.transfer import Feed, to_host
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """Features of one source on the images it is compared on.
+    """Target features of one source.
 
-    wanted: [n] (rows that are compared). variance: of the features on the wanted training images, mean over
-    units; it scales the loss of the task, so that a source with large features does not drown the others.
-    read: rows of the images -> features, from wherever they are kept. answer: new images -> features. weight: how
-    much the source counts, 1 on average. head: the source's own, where it has one. foreign: [n] (rows of another
-    task). The masks are in host memory.
+    mask: the images on which the source is compared, [n]. variance: of the features on the training images in the
+    mask, mean over units. It divides the source's loss, so that a source with large features does not dominate.
+    lookup: rows of the images -> features, captured or computed. run: new images -> features. other_task: the
+    images that are known to belong to another task, [n]. weight: of the source's loss, 1 on average. head: of the
+    source, where it has one. The masks are in host memory.
     """
 
-    wanted: Tensor
+    mask: Tensor
     variance: float
-    read: Callable[[Tensor], Tensor]
-    answer: Callable[[Tensor], Tensor]
+    lookup: Callable[[Tensor], Tensor]
+    run: Callable[[Tensor], Tensor]
     other_task: Tensor
     weight: float = 1.0
     head: Head | None = None
 
     def at(self, rows: Tensor) -> Tensor:
-        """Features of the images `rows`, all of them wanted, [len(rows), d_i] in fp32, on the device."""
-        return self.read(rows)
+        """Features of the images `rows`, all inside the mask, [len(rows), d_i] in fp32, on the device."""
+        return self.lookup(rows)
 
 
 def network(source: Source, device: torch.device | str = "cpu") -> nn.Module:
@@ -71,64 +71,64 @@ def capture(
     device: torch.device,
     progress: Progress,
 ) -> tuple[TeacherTargets, ...]:
-    """Each source's features on the images it is compared on: its own task's, or all of them.
+    """Features of every source on the images of its own task, or on all images (`targets`).
 
-    Kept as `hardware.features` says: on disk (memory-mapped and shared by runs; in memory where the cache
-    cannot be written), in memory, or nowhere (live). In batches of `hardware.eval_batch`, in fp32 unless
-    `hardware.precision` is bf16 (auto: fp32, for all else is measured by them). On a GPU the sources are moved
-    one at a time; live, they all stay there.
+    `hardware.features` decides where they are kept: on disk (memory-mapped and shared by runs; in memory where the
+    cache cannot be written), in memory, or nowhere (live: computed in every step). The teachers run in batches of
+    `hardware.eval_batch`, in fp32 unless `hardware.precision` is bf16 (auto is fp32 here: the targets should be
+    exact). On a GPU one source at a time is moved; with live features all of them stay there.
     """
     digests = _digests(images.images) if hardware.features == "disk" else []
-    pixels = cache(lambda: Feed(images.images, device))  # one for all sources, and none where all is found
+    pixels = cache(lambda: Feed(images.images, device))  # shared by all sources; created only if needed
     captured = []
-    masks = [images.asked(i, targets) for i in range(len(sources))]
-    told = _Told(progress, sum(int(mask.sum()) for mask in masks))
-    for index, (source, wanted) in enumerate(zip(sources, masks)):
-        rows = wanted.nonzero().flatten()
-        train = torch.zeros_like(wanted).index_fill(0, images.train, True)[rows].nonzero().flatten()
+    masks = [images.selected(i, targets) for i in range(len(sources))]
+    counter = _CaptureProgress(progress, sum(int(mask.sum()) for mask in masks))
+    for index, (source, mask) in enumerate(zip(sources, masks)):
+        rows = mask.nonzero().flatten()
+        train = torch.zeros_like(mask).index_fill(0, images.train, True)[rows].nonzero().flatten()
         teacher = _Teacher(source, pixels, hardware, device)
         if hardware.features == "live":
-            read: Callable[[Tensor], Tensor] = teacher
-            variance = _variance(told.each(teacher.parts(rows[train])))
+            lookup: Callable[[Tensor], Tensor] = teacher
+            variance = _variance(counter.count(teacher.parts(rows[train])))
         else:
-            table = _table(teacher, rows, digests, told)
-            read = _Kept(Feed(table, device), wanted.cumsum(0) - 1)
+            table = _table(teacher, rows, digests, counter)
+            lookup = _FeatureTable(Feed(table, device), mask.cumsum(0) - 1)
             variance = _variance(table[part] for part in torch.split(train, hardware.eval_batch))
         head = source.head.to(device) if source.head else None
-        asked = _Teacher(source, pixels, hardware, device)  # another one: this one's network is done with
+        live = _Teacher(source, pixels, hardware, device)  # a new one, so that the first network is freed
         other_task = (images.task != index) & (images.task != NO_TASK)
-        captured.append(TeacherTargets(wanted, variance, read, asked.answer, other_task, head=head))
-        told.source(len(rows))
+        captured.append(TeacherTargets(mask, variance, lookup, live.run, other_task, head=head))
+        counter.finish_source(len(rows))
     return tuple(captured)
 
 
-class _Told:
-    """How many of the images that all sources are to see have been seen; kept features count as seen."""
+class _CaptureProgress:
+    """Reports how many images have been captured, over all sources; cached features count too."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self.progress, self._total, self._done, self._before = progress, total, 0, 0
-        self._tell()
+        self._report()
 
-    def each(self, parts: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The same parts, each told once it is there."""
+    def count(self, parts: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Pass the parts through and report each of them."""
         for part in parts:
             self._done += len(part)
-            self._tell()
+            self._report()
             yield part
 
-    def source(self, rows: int) -> None:
-        """One source is through with its `rows`."""
+    def finish_source(self, rows: int) -> None:
+        """Report that all `rows` images of one source are done."""
         self._before += rows
         if self._done != self._before:
             self._done = self._before
-            self._tell()
+            self._report()
 
-    def _tell(self) -> None:
-        self.progress(Event("capture", self._done, self._total, images=1))
+    def _report(self) -> None:
+        self.progress(Event("capture features", self._done, self._total, images=1))
 
 
 class _Teacher:
-    """A frozen source that answers for images; it is only built and moved once it is asked."""
+    """A frozen source as a teacher; its network is built on the device at the first use."""
 
     def __init__(
         self, source: Source, pixels: Callable[[], Feed], hardware: Hardware, device: torch.device
@@ -148,35 +148,35 @@ class _Teacher:
     def __call__(self, rows: Tensor) -> Tensor:
         """Features of the images `rows`, computed now, for use inside a training step."""
         # Tensors of inference mode may not enter a graph.
-        return torch.cat(list(self._run(rows, torch.no_grad)))
+        return torch.cat(list(self._of_rows(rows, torch.no_grad)))
 
-    def answer(self, pixels: Tensor) -> Tensor:
+    def run(self, pixels: Tensor) -> Tensor:
         """Features of new images, computed now, for use inside a training step."""
-        return torch.cat(list(self._through(torch.split(pixels, self._hardware.eval_batch), torch.no_grad)))
+        return torch.cat(list(self._of_batches(torch.split(pixels, self._hardware.eval_batch), torch.no_grad)))
 
     def parts(self, rows: Tensor) -> Iterator[Tensor]:
         """Features of the images `rows` in host memory, in order, a batch at a time."""
-        return fetched(self._run(rows, torch.inference_mode))
+        return to_host(self._of_rows(rows, torch.inference_mode))
 
-    def _run(self, rows: Tensor, mode: Callable[[], AbstractContextManager[None]]) -> Iterator[Tensor]:
+    def _of_rows(self, rows: Tensor, mode: Callable[[], AbstractContextManager[None]]) -> Iterator[Tensor]:
         pixels = self._pixels()
-        return self._through((pixels[part] for part in torch.split(rows, self._hardware.eval_batch)), mode)
+        return self._of_batches((pixels[part] for part in torch.split(rows, self._hardware.eval_batch)), mode)
 
-    def _through(
-        self, parts: Iterable[Tensor], mode: Callable[[], AbstractContextManager[None]]
+    def _of_batches(
+        self, batches: Iterable[Tensor], mode: Callable[[], AbstractContextManager[None]]
     ) -> Iterator[Tensor]:
         network = self._network
-        for batch in parts:
-            # A context of its own: the autocast of a training step must not reach the targets.
+        for batch in batches:
+            # Its own context, so that the autocast of a training step does not apply to the targets.
             with mode(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
                 features = network(batch).float()
             yield features
 
     def key(self, digests: Sequence[bytes]) -> str:
-        """Name for the features of images with these digests: all that they depend on, to the last bit.
+        """Cache key of the features of images with these digests: a hash of all that changes their bits.
 
-        The weights themselves are hashed, for `Source.sha256` is that of the file they once came from: folding,
-        permuting and merging change them.
+        The weights are hashed because `Source.sha256` is the hash of the original file; folding, permuting and
+        merging change the weights.
         """
         cuda = self._device.type == "cuda"
         family = self._source.family
@@ -196,8 +196,8 @@ class _Teacher:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Features in a table; position: row in the table of every image, in host memory as all rows are."""
+class _FeatureTable:
+    """Captured features; position: row of every image in the table, in host memory like all rows."""
 
     table: Feed
     position: Tensor
@@ -206,28 +206,27 @@ class _Kept:
         return self.table[self.position[rows]]
 
 
-def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], told: _Told) -> Tensor:
-    """Features of the images `rows`: memory-mapped where there are digests and a cache, else in memory."""
+def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], counter: _CaptureProgress) -> Tensor:
+    """Features of the images `rows`: memory-mapped with digests and a writable cache, otherwise in memory."""
     shape = len(rows), teacher.width
     if digests and len(rows):
         try:
-            return stored(
-                teacher.key([digests[row] for row in rows.tolist()]), shape, lambda: told.each(teacher.parts(rows))
-            )
-        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            key = teacher.key([digests[row] for row in rows.tolist()])
+            return cached_table(key, shape, lambda: counter.count(teacher.parts(rows)))
+        except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
             why = f"{feature_folder()} cannot be written ({getattr(error, 'strerror', None) or error})"
-            told.progress(
-                Event(f"features stay in memory: {why}; FSMERGE_CACHE=FOLDER takes another folder", 1, 1)
+            counter.progress(
+                Event(f"features are kept in memory: {why}; set FSMERGE_CACHE=FOLDER to use another folder", 1, 1)
             )
     table, start = torch.empty(shape), 0
-    for part in told.each(teacher.parts(rows)):
+    for part in counter.count(teacher.parts(rows)):
         table[start : start + len(part)] = part
         start += len(part)
     return table
 
 
 def _digests(pixels: Tensor) -> list[bytes]:
-    """SHA-256 of every image, its shape included."""
+    """SHA-256 of the pixels and shape of every image."""
     start = hashlib.sha256(f"{tuple(pixels.shape[1:])} {pixels.dtype}".encode())
     found = []
     for image in pixels:
@@ -238,9 +237,9 @@ def _digests(pixels: Tensor) -> list[bytes]:
 
 
 def _variance(parts: Iterable[Tensor]) -> float:
-    """Variance over rows, mean over units, of parts [m, d]: streamed in fp64, each part around its own mean.
+    """Variance over rows, mean over units, of parts [m, d]; streamed in fp64, each part around its own mean.
 
-    1.0 where nothing varies, so that it can be divided by.
+    1.0 for constant features, because the loss is divided by it.
     """
     count, mean, square = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for x in (part.double() for part in parts if len(part)):

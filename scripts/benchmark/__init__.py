@@ -1,1 +1,1 @@
-"""The benchmark: what merges keep of their sources, a line per run (`python -m scripts.benchmark`)."""
+"""The quality benchmark: relative accuracy of merged models, one line per run (`python -m scripts.benchmark`)."""

@@ -1,4 +1,4 @@
-"""The benchmark's picture: per cent of the sources' accuracy against seconds."""
+"""The benchmark's plot: per cent of the sources' accuracy against seconds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ VARIANT = {"color": "0.5", "marker": "x", "label": "a variant (see the tables)"}
 
 
 def picture(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], shown: Sequence[Cell], folder: Path) -> None:
-    """quality.svg with a panel for each of `shown`; a method has the same mark in all of them."""
+    """Write quality.svg with one panel per cell of `shown`; a method has the same marker in all panels."""
     if not shown:
         return
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "quality", "svg.fonttype": "none"})  # the same rows, the same file
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "quality", "svg.fonttype": "none"}
+    )  # the same rows give the same file
     from matplotlib import pyplot as plt
 
     columns = min(3, len(shown))
@@ -39,7 +41,7 @@ def picture(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], shown: Sequence[C
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
-    figure.supxlabel("seconds of the fit, on the device that the tables name", fontsize=10)
+    figure.supxlabel("seconds of the fit, on the device listed in the tables", fontsize=10)
     figure.supylabel("% of the sources", fontsize=10)
     names = [name for name in (*METHODS, VARIANT["label"]) if name in legend]
     figure.legend([legend[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=8)
@@ -55,7 +57,7 @@ def _style(method: str) -> dict[str, str]:
 
 
 def _point(axis: Any, found: Sequence[Row], style: Mapping[str, str]) -> Any:
-    """One method's mark with its interval; hollow, for two of them often lie on each other."""
+    """One method's marker with its interval; hollow, since markers often overlap."""
     low, high = relative_interval(found)
     value, seconds = relative(found), statistics.median(row["seconds"] for row in found)
     around = [[max(0, value - low)], [max(0, high - value)]]

@@ -1,16 +1,16 @@
-r"""The quality benchmark: what a merge keeps of its sources, by images per task and method.
+r"""The quality benchmark: per cent of the sources' accuracy, by images per task and method.
 
-    python -m scripts.benchmark                    # the small matrix (`make quality`), under 30 minutes on 2 cores
-    python -m scripts.benchmark --full               # everything (`make quality-full`), days on 2 cores
+    python -m scripts.benchmark                      # the small matrix (`make quality`), 30 minutes on 2 cores
+    python -m scripts.benchmark --full               # the full matrix (`make quality-full`), days on 2 cores
     python -m scripts.benchmark --groups lower_hebrew --images 50 --methods kd,fs_merge --seeds 0
     python -m scripts.benchmark --results docs/results/ablation --against=everything --groups digits_capitals \
         --methods fs_merge --seeds 0 --label no_mixing method.budget=fast method.mixup=0.0
     python -m scripts.benchmark --device cuda --jobs 8 --groups lower_hebrew --images 16,50     # on a GPU, in fp32
-    python -m scripts.benchmark --table-only         # tables and picture from the rows that are there
+    python -m scripts.benchmark --table-only         # tables and plot from the existing rows
 
-Every run is one line of quality.jsonl in the folder of results (docs/results), added when it is done; a run whose
-line is there is not repeated. Underneath is one `fsmerge merge --multirun ... resume=true` per group and number of
-images, with as many jobs at a time as there are cores to give, so that an interrupted one goes on where it was.
+Every finished run adds one line to quality.jsonl in the results folder (docs/results); runs with a line are not
+repeated. Each group and number of images is one `fsmerge merge --multirun ... resume=true` with --jobs parallel
+jobs, so an interrupted benchmark resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from scripts.benchmark.sources import FOR_TUNING, GROUPS, fingerprints, prepare
 from scripts.benchmark.table import write_results
 
 ROWS = "quality.jsonl"
-"""In the folder of results."""
+"""File name in the results folder."""
 
-ONE_BY_ONE = ("kd", "fs_merge_paper", "fs_merge")
-"""Methods that train; the others are done in seconds and see no augmentation."""
+TRAINED = ("kd", "fs_merge_paper", "fs_merge")
+"""Methods that train; the others take seconds and use no augmentation."""
 
 AUXILIARY = {
     "auxiliary": "{name: glyphs, labels: cyrillic, images_per_task: 1000, train_images: 100}",
     "generated": "{name: generated, images_per_task: 2000, size: 24}",
 }
-"""Without any image of a task: what is asked instead."""
+"""The data that replaces the images of the tasks, by its name in a row."""
 
 SMALL: tuple[Block, ...] = (
     ("digits_mlp_pair", "16", METHODS, (0, 1, 2)),
@@ -54,15 +54,15 @@ SMALL: tuple[Block, ...] = (
 
 
 def full() -> tuple[Block, ...]:
-    """Every group with every number of images; seeds first, so that a part of it is already a table."""
+    """Every group with every number of images; seed by seed, so that a part already gives a complete table."""
     groups = [name for name in GROUPS if name not in FOR_TUNING]
     blocks: list[Block] = []
     for seed in (0, 1, 2):
         for images in ("50", "16", "500", *AUXILIARY):
             for name in groups:
                 if name == "digits_mlp_pair" and images == "auxiliary":
-                    continue  # no other digits to ask about
-                blocks.append((name, images, METHODS if images not in AUXILIARY else ONE_BY_ONE, (seed,)))
+                    continue  # there are no other digits
+                blocks.append((name, images, METHODS if images not in AUXILIARY else TRAINED, (seed,)))
     return tuple(blocks)
 
 
@@ -70,26 +70,30 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--groups", default="", help="comma-separated")
-    parser.add_argument("--images", default="50", help="comma-separated: numbers, unrelated, generated")
+    parser.add_argument("--images", default="50", help="comma-separated: counts per task, auxiliary, generated")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--label", default="", help="name of a variant: with OVERRIDE, beside the plain methods")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one thread")
+    parser.add_argument("--label", default="", help="name of a variant with OVERRIDE; a row of its own")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs, one thread each")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda; in fp32 on both")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of rows and tables")
-    parser.add_argument("--against", default="kd", help="method that the others are compared with in the tables")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the rows and tables")
+    parser.add_argument("--against", default="kd", help="baseline of the differences in the tables")
     parser.add_argument("--table-only", action="store_true")
     parser.add_argument(
         "overrides", nargs="*", metavar="OVERRIDE", help="KEY=VALUE of the configuration, for every run"
     )
     options = parser.parse_args()
     if options.overrides and not options.label:
-        parser.error("rows with an OVERRIDE need a --label=NAME, for they are not the plain method's.")
+        parser.error(
+            "an OVERRIDE needs --label=NAME: its rows must not be mixed with those of the default options."
+        )
     for name in options.groups.split(",") if options.groups else ():
         if name not in GROUPS:
-            parser.error(f"no group is called '{name}': {', '.join(GROUPS)}.")
+            parser.error(f"unknown group '{name}'; available: {', '.join(GROUPS)}.")
     if options.label and (options.label in METHODS or "," in options.methods):
-        parser.error("--label=NAME is the name of one variant: pass --methods=METHOD, and a name of its own.")
+        parser.error(
+            "--label=NAME names one variant of one method: pass --methods=METHOD and a NAME that is not a method."
+        )
     return options
 
 
@@ -103,7 +107,7 @@ def main() -> None:
             blocks = [(group, images, methods, seeds) for group, images in pairs]
         todo = [part for block in blocks for part in missing(block, options)]
         if not todo:
-            sys.stderr.write(f"{options.results / ROWS} has every row; --results=FOLDER measures anew\n")
+            sys.stderr.write(f"{options.results / ROWS} already has every row; --results=FOLDER measures again\n")
         groups = list(dict.fromkeys(part[0] for part in todo))
         folder = prepare(groups)
         for group in groups:  # before anything runs
@@ -114,32 +118,32 @@ def main() -> None:
 
 
 def missing(block: Block, options: argparse.Namespace) -> list[Block]:
-    """What of a block has no line yet: methods that lack the same seeds together."""
+    """The runs of a block that have no line yet; methods with the same missing seeds are grouped."""
     group, images, methods, seeds = block
     cell = [row for row in rows(options.results) if (row["group"], row["images"]) == (group, images)]
     done = {(row["method"], row["seed"]) for row in cell}
-    together: dict[tuple[int, ...], list[str]] = {}
+    methods_by_seeds: dict[tuple[int, ...], list[str]] = {}
     for method in methods:
         todo = tuple(seed for seed in seeds if (options.label or method, seed) not in done)
         if todo:
-            together.setdefault(todo, []).append(method)
-    return [(group, images, tuple(lacking), todo) for todo, lacking in together.items()]
+            methods_by_seeds.setdefault(todo, []).append(method)
+    return [(group, images, tuple(names), todo) for todo, names in methods_by_seeds.items()]
 
 
 def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
-    """Run a block, side by side, and add its lines."""
+    """Run a block with parallel jobs and add its lines."""
     group, images, methods, seeds = block
     names = {method: options.label or method for method in methods}
     shown = "_".join([*names.values(), *map(str, seeds)])
     sweep = Path("outputs/quality") / options.results.name / f"{group}-{images}-{shown}"
     models = group if GROUPS[group] is None else f"quality_{group}"
-    drawn = (
+    sampling = (
         [f"data.images_per_task={images}"]
         if images not in AUXILIARY
         else ["data.images_per_task=0", f"data.auxiliary={AUXILIARY[images]}"]
     )
     command = ["merge", "--multirun", "--quiet", "--config-dir", str(folder), f"+models={models}"]
-    command += [f"method={','.join(methods)}", *drawn, f"seed={','.join(map(str, seeds))}", "resume=true"]
+    command += [f"method={','.join(methods)}", *sampling, f"seed={','.join(map(str, seeds))}", "resume=true"]
     command += ["launcher=joblib", f"hydra.launcher.n_jobs={options.jobs}", "hardware.threads=1"]
     command += [f"hardware.device={options.device}", "hardware.precision=fp32"]
     code = fsmerge([*command, *options.overrides, f"hydra.sweep.dir={sweep}"])
@@ -155,13 +159,13 @@ def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
 
 
 def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """What is kept of one run: its numbers, and which answers were right, packed into bits."""
+    """The line of one run: its metrics and, packed into bits, which test images are classified correctly."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     merged, ensemble = evaluation["rows"]["merged"], evaluation["rows"]["ensemble"]
-    right = load_file(folder / "correct.safetensors")
+    correct = load_file(folder / "correct.safetensors")
     bits = {
         key.removeprefix("task."): base64.b64encode(np.packbits(values.numpy().astype(bool)).tobytes()).decode()
-        for key, values in right.items()
+        for key, values in correct.items()
         if key.startswith("task.")
     }
     return {
@@ -186,31 +190,31 @@ def row(folder: Path, group: str, images: str, name: str, overrides: Sequence[st
 
 
 def _device(name: str) -> str:
-    """What the seconds of a run are of."""
+    """The device that the seconds of a run were measured on."""
     return torch.cuda.get_device_name() if name.startswith("cuda") else "one CPU thread"
 
 
 def rows(results: Path) -> Iterator[Mapping[str, Any]]:
-    """The runs that are done."""
+    """The finished runs."""
     if (results / ROWS).is_file():
         yield from map(json.loads, (results / ROWS).read_text().splitlines())
 
 
 def same_sources(group: str, found: Mapping[str, str], results: Path) -> None:
-    """Refuse to put rows beside rows of the same group that were made of other sources.
+    """Raise SystemExit if rows of the same group were made from different sources.
 
-    found: SHA-256 of every source's weights; {}: not known yet.
+    found: SHA-256 of every source's weights; {} if not known yet.
     """
     for row in rows(results):
         if row["group"] == group and found and row["sources_sha256"] != found:
             raise SystemExit(
-                f"{results / ROWS} has rows of {group} that were made of other sources ({', '.join(found)}): such "
-                "networks depend on the machine that trains them. --results=FOLDER measures all of it anew."
+                f"{results / ROWS} has rows of {group} from different sources ({', '.join(found)}); trained "
+                "weights depend on the machine. --results=FOLDER measures the group again in another folder."
             )
 
 
 def add(found: Mapping[str, Any], results: Path) -> None:
-    """Add one line and say it."""
+    """Add one line and log it."""
     same_sources(found["group"], found["sources_sha256"], results)
     results.mkdir(parents=True, exist_ok=True)
     with (results / ROWS).open("a") as file:

@@ -1,8 +1,8 @@
-"""The groups of sources that the benchmark measures on, written as +models= files.
+"""The groups of sources of the benchmark, written as +models= files.
 
-The transformers of the benchmark lie in docs/results/sources, most in float16: trained again, on another
-processor or with another number of threads, they would be other networks, and new rows could not stand beside
-those that are there. One that is missing is trained from its recipe.
+The weights of the vision transformers are stored in docs/results/sources, most in float16. Training them again on
+another processor or with another number of threads would give different weights, so that new rows could not be
+compared with existing ones. A missing source is trained from its recipe.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import yaml
 from torch import Tensor
 
 from fsmerge_cli.alignment.permutation import blocks
-from fsmerge_cli.checkpoints.dtype import rounded, stored
-from fsmerge_cli.checkpoints.embedded import materialise
+from fsmerge_cli.checkpoints.dtype import rounded, to_dtype
+from fsmerge_cli.checkpoints.embedded import ensure_trained
 from fsmerge_cli.checkpoints.files import file_sha256
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.write import model_config, write_model
@@ -34,22 +34,22 @@ from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import maps_of_spaces
 
 SOURCES = Path(__file__).resolve().parents[2] / "docs/results/sources"
-"""A folder per source, as a merge reads it."""
+"""Contains one folder per source, in the format that `fsmerge merge` reads."""
 
 SEEDS = {
     **{"digits": 1, "capitals": 2, "greek": 3, "cyrillic": 4},
     **{"lower": 11, "hebrew": 12, "armenian": 13, "symbols": 14},
 }
-"""Of each alphabet's source: its start and the order of its training images."""
+"""Per alphabet: seed of the source's initialisation and of the order of its training images."""
 
 
 @dataclass(frozen=True)
 class Group:
     """Sources to be merged.
 
-    alphabets: one task each. width: of the vision transformers. scrambled: the last source is the same function in
-    another basis (heads and hidden units permuted, Q/K and V/O rotated inside every head). parent: of an alphabet
-    whose source all of them are fine-tuned from.
+    alphabets: one task each. width: of the vision transformers. scrambled: the last source is replaced by the same
+    function in another basis (heads and hidden units permuted, Q/K and V/O rotated inside every head). parent: the
+    alphabet whose source is the shared pretrained initialisation of all of them.
     """
 
     alphabets: tuple[str, ...]
@@ -59,7 +59,7 @@ class Group:
 
 
 GROUPS: dict[str, Group | None] = {
-    "digits_mlp_pair": None,  # shipped with the package
+    "digits_mlp_pair": None,  # included in the package
     "lower_hebrew": Group(("lower", "hebrew")),
     "armenian_symbols": Group(("armenian", "symbols")),
     "symbols_lower": Group(("symbols", "lower")),
@@ -74,11 +74,11 @@ GROUPS: dict[str, Group | None] = {
 }
 
 FOR_TUNING = ("digits_capitals", "greek_cyrillic", "four_for_tuning")
-"""Groups of the tuning alphabets, no part of what is reported."""
+"""Groups of the alphabets used for tuning; not reported."""
 
 
 def prepare(names: Sequence[str]) -> Path:
-    """Train what is missing and write one models file per group; returns the folder for `--config-dir`."""
+    """Train missing sources and write one models file per group; returns the folder for `--config-dir`."""
     folder = cache_folder() / "quality"
     (folder / "models").mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -96,29 +96,29 @@ def prepare(names: Sequence[str]) -> Path:
 
 
 def fingerprints(name: str) -> dict[str, str]:
-    """SHA-256 of the weights of a prepared group's sources; {} of one that is trained on first use."""
+    """SHA-256 of the weights of a prepared group's sources; {} for the pair that is trained on first use."""
     group = GROUPS[name]
     if group is None:
         return {}
     text = (cache_folder() / "quality" / "models" / f"quality_{name}.yaml").read_text()
     entries = yaml.safe_load(text)["sources"]
-    return {own["name"]: file_sha256(Path(own["checkpoint"]) / "model.safetensors") for own in entries}
+    return {entry["name"]: file_sha256(Path(entry["checkpoint"]) / "model.safetensors") for entry in entries}
 
 
 def _source(alphabet: str, group: Group) -> SourceSpec:
-    """One source of a group, trained and kept where it is not there yet."""
-    own = _spec(alphabet, group.width)
+    """One source of a group; trained and stored if it is missing."""
+    spec = _spec(alphabet, group.width)
     folder = SOURCES / f"{alphabet}{f'_of_{group.parent}' if group.parent else ''}_{group.width}"
     if not (folder / "model.safetensors").is_file():
         if group.parent is None:
-            _keep(materialise(own, silent), folder)
+            _store(ensure_trained(spec, silent), folder)
         else:
-            _keep(_fine_tuned(alphabet, group), folder)
-    return replace(own, checkpoint=str(folder), labels=None)  # the folder has them
+            _store(_fine_tuned(alphabet, group), folder)
+    return replace(spec, checkpoint=str(folder), labels=None)  # the folder contains the labels
 
 
 def _fine_tuned(alphabet: str, group: Group) -> SourceSpec:
-    """The source of the group's parent, trained further on another alphabet."""
+    """The group's parent source, fine-tuned on another alphabet."""
     parent = _source(group.parent or "", replace(group, parent=None))
     folder = cache_folder() / "quality" / f"{alphabet}_of_{group.parent}_{group.width}"
     finetune(
@@ -132,11 +132,11 @@ def _fine_tuned(alphabet: str, group: Group) -> SourceSpec:
     return replace(_spec(alphabet, group.width), checkpoint=str(folder), labels=None)
 
 
-def _keep(spec: SourceSpec, folder: Path) -> None:
-    """Write a source into `folder` in float16; what is merged is the rounded one."""
+def _store(spec: SourceSpec, folder: Path) -> None:
+    """Write a source into `folder` in float16; merges use the rounded weights."""
     source = load(spec)
     with claim(folder, overwrite=True, finished=None) as temporary:
-        _write(temporary, source, stored(rounded(source.weights, "float16"), "float16"), "float16")
+        _write(temporary, source, to_dtype(rounded(source.weights, "float16"), "float16"), "float16")
 
 
 def _spec(alphabet: str, width: int) -> SourceSpec:
@@ -159,7 +159,7 @@ def _entry(spec: SourceSpec) -> dict[str, Any]:
 
 
 def _scrambled(spec: SourceSpec, folder: Path) -> SourceSpec:
-    """The same function with other weights, kept in `folder`; in float32, so that it stays the same function."""
+    """The same function with other weights, stored in `folder` in float32, so that it is not rounded."""
     if not (folder / "model.safetensors").is_file():
         source = load(spec)
         with claim(folder, overwrite=True, finished=None) as temporary:
@@ -168,47 +168,47 @@ def _scrambled(spec: SourceSpec, folder: Path) -> SourceSpec:
 
 
 def _write(folder: Path, source: Source, weights: Mapping[str, Tensor], dtype: str = "float32") -> None:
-    """A source with `weights` for its own."""
+    """Write a source with its weights replaced by `weights`."""
     head = source.head
     if head is None:
-        raise SystemExit(f"{source.name} has no head")
+        raise SystemExit(f"{source.name} has no classifier head")
     heads = {f"{source.name}.weight": head.weight}
     if head.bias is not None:
         heads[f"{source.name}.bias"] = head.bias
     config, facts = model_config(source.family, source.arch), {"labels": {source.name: list(head.labels)}}
-    write_model(folder, config, weights, stored(heads, dtype), facts)
+    write_model(folder, config, weights, to_dtype(heads, dtype), facts)
 
 
 def scramble(source: Source, random: torch.Generator) -> dict[str, torch.Tensor]:
     """Weights of the same function: rotations inside heads, permutations of heads and of hidden units.
 
-    The residual stream stays as it is, for every source of a group has a basis of its own there anyway.
+    The residual stream is unchanged: every source of a group already has its own basis there.
     """
     plan = compile_plan([source, replace(source, name=f"{source.name} again")])
     merge, unmerge = {}, {}
     matrices = _matrices(plan, random)
     for name, space in plan.spaces.items():
         matrix = matrices.get(name, torch.eye(space.merged, dtype=torch.float64))
-        nothing = torch.zeros_like(matrix).float()
-        merge[name] = [matrix.float(), nothing]
-        unmerge[name] = [matrix.T.float(), nothing]  # orthogonal
-    units = {n: source.weights[n] for n in plan.roles if n in maps_units(plan)}
+        zero = torch.zeros_like(matrix).float()
+        merge[name] = [matrix.float(), zero]
+        unmerge[name] = [matrix.T.float(), zero]  # orthogonal: the transpose is the inverse
+    units = {n: source.weights[n] for n in plan.roles if n in _unit_vectors(plan)}
     maps = maps_of_spaces(plan, merge, unmerge, units)
     return fold(plan, maps, [source.weights, source.weights])
 
 
-def maps_units(plan: Plan) -> set[str]:
-    """Names of per-unit vectors; all of them lie in the residual stream, which is not scrambled."""
+def _unit_vectors(plan: Plan) -> set[str]:
+    """Names of the per-unit vectors; all belong to the residual stream, which is not scrambled."""
     from fsmerge_cli.architectures.ports import Unit
 
     return {name for name, role in plan.roles.items() if isinstance(role, Unit)}
 
 
 def _matrices(plan: Plan, random: torch.Generator) -> dict[str, torch.Tensor]:
-    """One orthogonal matrix per space that is scrambled; a head's Q and K share theirs."""
+    """One orthogonal matrix per scrambled space; Q and K of a head share one."""
     found: dict[str, torch.Tensor] = {}
     orders: dict[str, torch.Tensor] = {}
-    turns: dict[str, torch.Tensor] = {}
+    rotations: dict[str, torch.Tensor] = {}
     for name, space in plan.spaces.items():
         if name == plan.features.space:
             continue
@@ -222,10 +222,10 @@ def _matrices(plan: Plan, random: torch.Generator) -> dict[str, torch.Tensor]:
         order = orders.setdefault(space.order, torch.randperm(heads, generator=random))
         block = name.lstrip("qkv")
         kind = "v" if name.startswith("v") else "qk"
-        if kind + block not in turns:
-            drawn = torch.randn(heads, size, size, generator=random, dtype=torch.float64)
-            turns[kind + block] = torch.linalg.qr(drawn)[0]
+        if kind + block not in rotations:
+            gaussian = torch.randn(heads, size, size, generator=random, dtype=torch.float64)
+            rotations[kind + block] = torch.linalg.qr(gaussian)[0]
         inner = torch.arange(size).expand(heads, size)
         permutation = torch.eye(space.merged, dtype=torch.float64)[blocks(order, inner)]
-        found[name] = permutation @ torch.block_diag(*turns[kind + block])
+        found[name] = permutation @ torch.block_diag(*rotations[kind + block])
     return found

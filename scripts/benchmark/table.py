@@ -1,4 +1,4 @@
-"""Tables and picture of the quality benchmark, from its rows."""
+"""Tables and plot of the quality benchmark, from its rows."""
 
 from __future__ import annotations
 
@@ -7,56 +7,58 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.benchmark.goals import Block, drops, gaps, goals, paragraph
+from scripts.benchmark.goals import Block, goals, missing_rows, paragraph, scrambling_effect
 from scripts.benchmark.intervals import METHODS, Cell, Row, difference, relative, relative_interval, text_of
 from scripts.benchmark.picture import picture
 from scripts.benchmark.sources import FOR_TUNING
 
-WITHOUT = ("auxiliary", "generated")
-"""What is asked about where there is no image of a task; first in every list."""
+WITHOUT_TASK_IMAGES = ("auxiliary", "generated")
+"""Auxiliary data that replaces the images of the tasks; first in every list."""
 
 
 def write_results(rows: Sequence[Row], folder: Path, against: str = "kd", blocks: Sequence[Block] = ()) -> None:
-    """quality.md and quality.svg; differences are to the method `against`. blocks: the whole matrix."""
+    """Write quality.md and quality.svg; differences are to the method `against`. blocks: the full matrix."""
     cells: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row["group"], row["images"]][row["method"]].append(row)
     for cell, methods in cells.items():
         for method, found in methods.items():
             if len({tuple(row["overrides"]) for row in found}) > 1:
-                raise SystemExit(f"{cell}: the rows of {method} were not made with the same options")
+                raise SystemExit(f"{cell}: the rows of {method} were made with different options")
         if len({tuple(row["sources_sha256"].items()) for found in methods.values() for row in found}) > 1:
-            raise SystemExit(f"{cell}: the rows were not made of the same sources")
+            raise SystemExit(f"{cell}: the rows were made from different sources")
     order = sorted(cells, key=_order)
     tuning = any(group in FOR_TUNING for group, _ in cells)
     head = HEAD.format(against=against, tuning=CHOSEN if tuning else HELD_OUT)
     parts = [TITLE, paragraph(head), _versions(rows), PICTURE, *([] if tuning else [goals(cells, order)])]
-    parts += [*(table(cell, cells[cell], against) for cell in order), *drops(cells, order)]
-    parts += [] if tuning else gaps(cells, blocks)
+    parts += [*(table(cell, cells[cell], against) for cell in order), *scrambling_effect(cells, order)]
+    parts += [] if tuning else missing_rows(cells, blocks)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "quality.md").write_text("\n".join(parts))
     picture(cells, [cell for cell in order if any(r["steps"] for m in cells[cell].values() for r in m)], folder)
 
 
-TITLE = "# What a merge keeps\n"
-HEAD = """Per cent of the sources' accuracy (top-1, mean over tasks and seeds; test images in other fonts than
-training images; 95 % interval over test images, and over seeds where there are several; the sources' accuracy
-is taken as it is). `joint`: right answers among the labels of all tasks, softmax per head, plain and
-calibrated, beside the ensemble of all sources. `to {against}`: difference in points of accuracy to the row
-{against} of the same seeds, with its interval, paired image by image. fs_merge and kd have the same questions,
-losses, targets, steps and projectors; the other methods have their own. Without images of the tasks a merge is
-calibrated by its sources' answers to what it was asked, which leaves the ensemble as it is. Seconds are those
-of the fit on the device that the row names, which other runs shared. {tuning} Written by `python
--m scripts.benchmark --table-only --against={against} --results=FOLDER` from the quality.jsonl of this folder."""
-HELD_OUT = """The options were chosen on the alphabets digits, capitals, greek and cyrillic, none of which is
+TITLE = "# Accuracy of merged models\n"
+HEAD = """Per cent of the sources' accuracy: top-1, mean over tasks and seeds. The test images are in other fonts
+than the training images. The 95 % interval is over test images, and over seeds where there are several; the
+sources' accuracy is treated as exact. `joint`: top-1 accuracy among the labels of all tasks (the task is not
+given), with one softmax per head, plain and calibrated; the reference is the ensemble of all sources. `to
+{against}`: paired difference in points of accuracy from the row {against} of the same seeds, with its interval.
+fs_merge and kd use the same training inputs, losses, targets, steps and projectors; the other methods have their
+own. Without images of the tasks, the heads of the merged model are calibrated to the sources' predictions on its
+training images; this leaves the ensemble unchanged. Seconds are those of the fit on the device listed in the row,
+which other runs shared. {tuning} Written by `python -m scripts.benchmark --table-only --against={against}
+--results=FOLDER` from the quality.jsonl of this folder."""
+HELD_OUT = """The options were chosen on the alphabets digits, capitals, greek and cyrillic, which are not
 reported here."""
 PICTURE = "![Per cent of the sources' accuracy against seconds of the fit](quality.svg)\n"
-CHOSEN = "These are the alphabets that options were chosen on."
+CHOSEN = "The options were chosen on these alphabets."
 
 
 def _order(cell: Cell) -> tuple[str, int]:
     group, images = cell
-    return group, WITHOUT.index(images) - len(WITHOUT) if images in WITHOUT else int(images)
+    without = WITHOUT_TASK_IMAGES
+    return group, without.index(images) - len(without) if images in without else int(images)
 
 
 def _place(method: str) -> tuple[int, str]:
@@ -64,16 +66,16 @@ def _place(method: str) -> tuple[int, str]:
 
 
 def _versions(rows: Sequence[Row]) -> str:
-    """Which versions the rows were made with."""
+    """The library versions that the rows were made with."""
     found = {", ".join(f"{name} {version}" for name, version in row["versions"].items()) for row in rows}
     return f"Made with {'; '.join(sorted(found))}.\n"
 
 
 def table(cell: Cell, methods: Mapping[str, Sequence[Row]], against: str) -> str:
-    """One group and number of images."""
+    """The table of one group and number of images."""
     first = next(iter(methods.values()))[0]
     lines = [
-        f"## {cell[0]}, {cell[1]} images per task\n",
+        f"## {cell[0]}, {_data(cell[1])}\n",
         f"Sources {100 * statistics.mean(first['sources'].values()):.1f} %; ensemble joint "
         f"{_ensemble(methods, 'softmax')}, calibrated {_ensemble(methods, 'softmax_calibrated')} %.\n",
         f"| method | seeds | % of the sources | to {against} | joint | calibrated | steps | seconds | on |",
@@ -93,6 +95,11 @@ def table(cell: Cell, methods: Mapping[str, Sequence[Row]], against: str) -> str
     return "\n".join(lines) + "\n"
 
 
+def _data(images: str) -> str:
+    """The training data of a cell, in words."""
+    return f"{images} images per task" if images.isdigit() else f"no images of the tasks, {images} data"
+
+
 def _devices(found: Sequence[Row]) -> str:
     return ", ".join(sorted({row["device"] for row in found}))
 
@@ -103,7 +110,7 @@ def _joint(found: Sequence[Row], protocol: str) -> str:
 
 
 def _ensemble(methods: Mapping[str, Sequence[Row]], protocol: str) -> str:
-    """Joint accuracy of all sources, mean over the seeds: calibration depends on the images that were drawn."""
+    """Joint accuracy of all sources, mean over the seeds: calibration depends on the sampled images."""
     seeds = {row["seed"]: row["ensemble_joint"].get(protocol) for found in methods.values() for row in found}
     values = [value for value in seeds.values() if value is not None]
     return f"{100 * statistics.mean(values):.1f}" if values else "-"

@@ -1,4 +1,4 @@
-"""Measure a written model again, beside its sources, and keep the numbers and the page.
+"""Evaluate a written model and its sources; save the metrics and the report page.
 
 python scripts/examples/evaluate_model.py RUN
 """
@@ -12,6 +12,6 @@ for name, row in found.scores.items():
     for task, score in row.tasks.items():
         low, high = score.interval
         print(f"{name:>10} on {task}: {score.top1:.1%} ({low:.1%} to {high:.1%}) of {score.count}")
-print("joint, among the labels of all tasks:", found.scores["merged"].joint)
+print("joint accuracy, among the labels of all tasks:", found.scores["merged"].joint)
 found.save("measured.json", overwrite=True)
 found.save_report("measured.html", overwrite=True)

@@ -1,4 +1,4 @@
-"""Make two sources from one data set each, merge them, measure the result.
+"""Train two sources on one task each, merge them and evaluate the result.
 
 python scripts/examples/finetune_then_merge.py [STEPS]
 """
@@ -8,7 +8,7 @@ import sys
 from fsmerge_cli import evaluate, finetune, merge
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-ARCH = {"family": "mlp", "input_size": [1, 8, 8], "widths": [64, 64]}  # of a ViT: its timm name
+ARCH = {"family": "mlp", "input_size": [1, 8, 8], "widths": [64, 64]}  # for a ViT: its timm name
 
 for seed, (task, labels) in enumerate({"low": "01234", "high": "56789"}.items(), 1):
     source = finetune(

@@ -1,9 +1,9 @@
-"""Merge two checkpoints that lie on disk, with the images of a folder.
+"""Merge two checkpoint files with the images of a folder.
 
     python scripts/examples/merge_checkpoints.py A B IMAGES [METHOD]
 
-A, B: timm folders, files of weights, merged folders (docs/sources.md). IMAGES: a folder with one folder per task
-in it, called like the checkpoints' files or folders; none of the images needs a label.
+A, B: timm folders, weight files or merged folders (docs/sources.md). IMAGES: a folder with one subfolder per task,
+named like the checkpoint files or folders; the images need no labels.
 """
 
 import sys
@@ -15,7 +15,7 @@ paths, images = [Path(path) for path in sys.argv[1:3]], sys.argv[3]
 method = sys.argv[4] if len(sys.argv) > 4 else "fs_merge"
 models = [{"name": path.stem, "checkpoint": str(path)} for path in paths]
 
-plan = check(models, method)  # raises with every reason why they cannot be merged
+plan = check(models, method)  # raises an error that lists all reasons why they cannot be merged
 print(plan.family.name, plan.tasks)
 
 result = merge(

@@ -1,4 +1,4 @@
-"""Merge torch modules that are in memory; they are read and never changed.
+"""Merge torch modules in memory; the modules are not changed.
 
 python scripts/examples/merge_modules.py
 """
@@ -8,7 +8,7 @@ import torch
 
 from fsmerge_cli import load_source, merge
 
-# Without these options it is the real one.
+# A small network for this example; without these options it is ViT-S.
 SMALL = {
     "img_size": 32,
     "patch_size": 8,
@@ -24,9 +24,9 @@ print(source.family.name, source.labels, sum(t.numel() for t in source.weights.v
 result = merge(
     [
         {"name": "a", "module": a, "labels": ["cat", "dog", "bird"]},
-        {"name": "b", "module": b, "mean": [0.5], "std": [0.5]},  # what b was trained with
+        {"name": "b", "module": b, "mean": [0.5], "std": [0.5]},  # the preprocessing of b
     ],
-    method="average",  # needs no images; pass data=... for the others
+    method="average",  # needs no images; the other methods need data=...
 )
 images = torch.rand(2, 3, 32, 32)  # pixels in 0..1
 features = result.backbone()(images)

@@ -1,9 +1,9 @@
-"""An architecture of one's own: one dict says which space every axis of every tensor lies in.
+"""A custom architecture: one table assigns a space to every axis of every tensor.
 
     python scripts/examples/own_architecture.py [STEPS]
 
 The network: x = embed(pixels), then x = x + fc2(gelu(fc1(norm(x)))) per block, then a norm. To use it on the
-command line, put the file into fsmerge_cli/specs and its Family into SPECS.
+command line, put the file into fsmerge_cli/architectures and its Family into SPECS.
 """
 
 import sys
@@ -33,7 +33,7 @@ class Arch:
 
     @property
     def features(self) -> int:
-        """Width of the features that heads read."""
+        """Width of the features that the classifier heads take."""
         return self.width
 
 
@@ -68,7 +68,7 @@ class ResidualMLP(nn.Module):
         return self.norm(x)
 
 
-# The first port of a tensor is written to, the second one read from; `res` is one space with many ports.
+# A tensor writes to its first port and reads from its second one; `res` is one space with many ports.
 TABLE = Table(
     tensors={
         "embed.weight": ("res@embed", FIXED),
@@ -105,7 +105,7 @@ models = [
     {"name": "low", "arch": ARCH, "labels": list("01234"), "recipe": {**RECIPE, "seed": 1}},
     {"name": "high", "arch": ARCH, "labels": list("56789"), "recipe": {**RECIPE, "seed": 2}},
 ]
-print(check(models).tasks)  # every tensor has its place, every space is written and read
+print(check(models).tasks)  # checks that the table covers every tensor and every space is written and read
 result = merge(models, method={"name": "fs_merge", "steps": STEPS, "targets": "all"}, data="digits")
 print({name: row.mean for name, row in result.scores.items()})
-result.save("outputs/residual-mlp", overwrite=True)  # and the certificates, against a forward that never folds
+result.save("outputs/residual-mlp", overwrite=True)  # also certifies the model against an unfolded reference

@@ -1,8 +1,8 @@
-"""A method of one's own: a frozen dataclass with one verb, `fit(problem) -> Solution`.
+"""A custom method: a frozen dataclass with `fit(problem) -> Solution`.
 
     python scripts/examples/own_method.py
 
-Passed as a value it needs no registration. To call it by name on the command line, put the file into
+An instance can be passed to `merge` without registration. To use it by name on the command line, put the file into
 fsmerge_cli/methods, its class into METHODS and its keys into configs/method/.
 """
 
@@ -26,7 +26,7 @@ class Shrunk(Method):
     scale: float = 0.9
 
     def fit(self, problem: Problem) -> Solution:
-        """Fold the maps of the mean, then scale; nothing here names a layer."""
+        """Fold the maps of the average, then scale; independent of the architecture."""
         weights = problem.weights("cpu")
         maps = start_maps(problem.plan, weights, "diagonal", "average")
         maps.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Load a merged model and ask it.
+"""Load a merged model and predict labels.
 
 python scripts/examples/predict.py RUN [IMAGE]
 """
@@ -16,7 +16,7 @@ prepare = ToPixels(model.arch.input_size, model.preprocessing)  # resize, crop, 
 image = Image.open(sys.argv[2]) if len(sys.argv) > 2 else Image.effect_noise((64, 64), 80)
 pixels = prepare(image)[None]  # [1, C, H, W]
 
-print("any label of any task:", model.predict(pixels))
+print("among the labels of all tasks:", model.predict(pixels))
 for task in model.tasks:
-    share = torch.softmax(model.logits(pixels, task), 1).max().item()
-    print(f"{task}: {model.predict(pixels, task)[0]} ({share:.0%})")
+    probability = torch.softmax(model.logits(pixels, task), 1).max().item()
+    print(f"{task}: {model.predict(pixels, task)[0]} ({probability:.0%})")

@@ -1,1 +1,1 @@
-"""Speed and memory beside distillation, and how they grow; figures are measured, never tested."""
+"""Speed and memory compared with distillation, and how they scale; measured, not tested."""

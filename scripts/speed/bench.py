@@ -1,12 +1,12 @@
-"""Is FS-Merge as fast as distillation? Ratios measured side by side in one run, each with its bar.
+"""Speed and memory of FS-Merge compared with distillation: ratios measured in one run, each with its bar.
 
-    python -m scripts.speed.bench          # everything that this machine can measure (`make bench`)
-    python -m scripts.speed.bench --gpu    # the GPU's rows alone, into the same file; needs the library, no Hydra
-    python -m scripts.speed.bench --quick  # tiny shapes, seconds: shows that the script works, and nothing else
+    python -m scripts.speed.bench          # every row that this machine can measure (`make bench`)
+    python -m scripts.speed.bench --gpu    # only the GPU rows, into the same file; Hydra is not needed
+    python -m scripts.speed.bench --quick  # tiny shapes, seconds: only tests the script
 
-Two things are run in turn, A B A B ...; the figure is the median of A / B over the pairs, without a warm-up of
-each. A step is forward, loss, backward, clipping and AdamW, on the same images and targets for both. Rows that
-this machine cannot measure keep what the file says of them. A missed bar is reported; the exit code is 0.
+Both sides are measured in turn, A B A B ...; the ratio is the median of A / B over the pairs after the warm-up. A
+step is forward, loss, backward, gradient clipping and AdamW, on the same images and targets for both. Rows that
+this machine cannot measure keep their values from the file. A missed bar is reported; the exit code is 0.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from scripts.speed.rows import Row, rows, shrunk
 from scripts.speed.sides import cpu_peak, measure
 
 OUTPUT = Path("docs/bench.json")
-NO_GPU, NOT_ASKED = "unmeasured: no CUDA device", "unmeasured: not asked for"
+NO_GPU, NOT_SELECTED = "unmeasured: no CUDA device", "unmeasured: not selected"
 
 
 def entry(row: Row, found: dict[str, Any] | None) -> dict[str, Any]:
-    """A row as JSON; found None: this machine cannot measure it."""
+    """A row as JSON; found is None if the row was not measured."""
     method, shape = row.first
     trains = row.kind != "help"
     value = found["ratio"]["median"] if found else None
@@ -62,20 +62,20 @@ def entry(row: Row, found: dict[str, Any] | None) -> dict[str, Any]:
         "precision": shape.precision if trains else None,
         "versions": versions(),
         "measured": today() if found else None,
-        "note": "" if found else NO_GPU if row.on_gpu else NOT_ASKED,
+        "note": "" if found else NO_GPU if row.on_gpu else NOT_SELECTED,
         **(found or empty),
     }
 
 
 def verdict(line: dict[str, Any]) -> str:
-    """A row's outcome in words."""
+    """The outcome of a row: met, MISSED, reported, or why it was not measured."""
     if line["ratio"] is None:
         return str(line["note"])
     return {True: "met", False: "MISSED", None: "reported"}[line["met"]]
 
 
 def table(lines: Sequence[dict[str, Any]], quick: bool) -> Table:
-    """The rows for a person."""
+    """The rows as a table for the terminal."""
     title = "ratios, A / B" + (" (--quick: the shapes are not those of the bars)" if quick else "")
     shown = Table("what", "where", "ratio", "min..max", "A, B", "bar", "", title=title)
     for line in lines:
@@ -95,7 +95,7 @@ def table(lines: Sequence[dict[str, Any]], quick: bool) -> Table:
 
 
 def markdown(lines: Sequence[dict[str, Any]]) -> str:
-    """The rows for a page."""
+    """The rows as a Markdown table."""
     made: dict[str, set[str]] = {}
     for line in lines:
         if line["ratio"]:
@@ -113,7 +113,7 @@ def markdown(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def human(value: float, unit: str) -> str:
-    """A figure with its unit."""
+    """A value with its unit."""
     return f"{value / 2**20:.0f} MiB" if unit == "bytes" else f"{value:.3g} {unit}"
 
 
@@ -121,12 +121,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (default: docs/bench.json)")
     parser.add_argument(
-        "--page", type=Path, help="Markdown page whose table is filled (`make bench`: docs/how-cost-grows.md)"
+        "--page", type=Path, help="Markdown page whose table is updated (`make bench`: docs/how-cost-grows.md)"
     )
-    parser.add_argument("--gpu", action="store_true", help="the GPU's rows alone")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes, a repeat or two")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows alone")
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # what a child is asked; see cpu_peak_in_child
+    parser.add_argument("--gpu", action="store_true", help="only the GPU rows")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, one or two repeats")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # arguments of a child process; see cpu_peak_in_child
     return parser.parse_args(argv)
 
 
@@ -138,14 +138,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     every = [shrunk(row) if options.quick else row for row in rows()]
     if unknown := set(options.only or ()) - {row.name for row in every}:
-        raise SystemExit(f"--only: no row {', '.join(sorted(unknown))}. There are {[r.name for r in every]}")
+        raise SystemExit(
+            f"--only: unknown row {', '.join(sorted(unknown))}; available: {', '.join(r.name for r in every)}"
+        )
     before = read_json(options.output) or {"rows": [], "quick": options.quick}
     kept = {line["name"]: line for line in before["rows"] if before["quick"] == options.quick}
     lines = []
     for row in every:
-        asked = row.on_gpu if options.gpu else row.name in (options.only or [row.name])
+        selected = row.on_gpu if options.gpu else row.name in (options.only or [row.name])
         possible = torch.cuda.is_available() or not row.on_gpu
-        if asked and possible:
+        if selected and possible:
             sys.stderr.write(f"{row.name} ...\n")
             lines.append(entry(row, measure(row)))
         else:
@@ -154,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Console(width=None if sys.stdout.isatty() else 160).print(table(lines, options.quick))
     if options.page and not options.quick:
         options.page.write_text(fill(options.page.read_text(), "bench.py", markdown(lines)))
-    print(f"as JSON: {options.output}")
+    print(f"JSON: {options.output}")
     return 0
 
 

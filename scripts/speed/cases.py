@@ -1,7 +1,7 @@
-"""What the measuring scripts share with the library: sources, images, targets and one training step.
+"""Sources, images, targets and one training step for the measuring scripts.
 
-Everything that `bench.py` and `cost.py` call of the library is here, so that they measure what it does and a
-change of it has one place to be followed in. No Hydra.
+All calls of `bench.py` and `cost.py` into the library are here, so that a change of the library needs a change in
+one place. Does not import Hydra.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HEAD = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """k sources of `depth` blocks, `width` units, images of size x size pixels; a batch of images per step."""
+    """k sources of `depth` blocks and `width` units, images of size x size pixels, `batch` images per step."""
 
     k: int = 2
     width: int = 768
@@ -58,7 +58,7 @@ class Shape:
 
 
 class Case:
-    """Sources with random weights, random images and the sources' features of them: the same for every method."""
+    """Sources with random weights, random images and the sources' features; the same for every method."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
@@ -75,7 +75,7 @@ class Case:
         images = Images(pixels, task, rows, rows[:0])
         self.problem = Problem(compile_plan(sources), sources, images, self.hardware, self.device)
         self.frozen_bytes = sum(t.nbytes for s in sources for t in s.weights.values())
-        # What a SuperNet keeps of them: matrices in bf16 where the network runs in bf16, and no norms.
+        # The part that a SuperNet keeps: matrices (bf16 if the network runs in bf16), but no norms.
         narrow = 2 if self.hardware.bf16(self.device) else 4
         roles = self.problem.plan.roles
         kept = [(roles[n], t.numel()) for s in sources for n, t in s.weights.items()]
@@ -90,11 +90,11 @@ class Case:
 
     @cached_property
     def targets(self) -> tuple[TeacherTargets, ...]:
-        """Features of each source on its own images."""
+        """Features of each source on the images of its task."""
         return self.capture("own", self.shape.batch)
 
     def capture(self, targets: Any, batch: int) -> tuple[TeacherTargets, ...]:
-        """The library's teacher pass."""
+        """The library's forward pass of the teachers."""
         return capture(
             self.problem.sources,
             self.problem.images,
@@ -105,13 +105,13 @@ class Case:
         )
 
     def maps(self, structure: Any) -> tuple[nn.Module, Any]:
-        """Maps at their start, and a function that folds them into weights."""
+        """Initial maps, and a function that folds them into weights."""
         plan, weights = self.problem.plan, self.problem.weights("cpu")
         maps = start_maps(plan, weights, structure, "first", self.shape.rank).to(self.device)
         return maps, lambda: fold(plan, maps, weights)
 
     def student(self, method: str) -> Any:
-        """kd; a structure of maps (low_rank, full, ...); or `unfolded`: full maps as the method is published."""
+        """method: kd, a structure of maps (low_rank, full, ...), or `unfolded` (full maps as in the paper)."""
         if method == "kd":
             return StudentNetwork(self.problem, "first", "linear")
         plan, weights = self.problem.plan, self.problem.weights("cpu")
@@ -122,7 +122,7 @@ class Case:
         return SuperNet(plan, maps, weights, self.hardware)
 
     def step(self, method: str) -> Callable[[], None]:
-        """One whole training step, as the library's loop makes it."""
+        """One complete training step, as in the library's training loop."""
         student = self.student(method)
         parameters = [p for p in student.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-3)
@@ -140,7 +140,7 @@ class Case:
         return step
 
     def fold_step(self, structure: str) -> Callable[[], None]:
-        """The fold and its gradient alone, without a network, a loss or an optimiser."""
+        """The fold and its gradient, without network, loss and optimiser."""
         maps, folding = self.maps(structure)
         gradients: list[Tensor] = []
 
@@ -155,7 +155,7 @@ class Case:
         return step
 
     def plain_pass(self, batch: int) -> Callable[[], None]:
-        """What the teacher pass is held against: timm's own modules over the same images, in a plain loop."""
+        """Baseline of the teacher pass: timm's modules on the same images, in a plain loop."""
         from timm.models import create_model
 
         networks = []
@@ -175,7 +175,7 @@ class Case:
 
 
 def random_source(shape: Shape, seed: int) -> Source:
-    """A ViT with timm's initialisation, seen as a source by the library."""
+    """A ViT with timm's initialisation, as a source."""
     config = {
         "model_args": {
             "embed_dim": shape.width,
@@ -192,7 +192,7 @@ def random_source(shape: Shape, seed: int) -> Source:
 
 
 def timed(step: Callable[[], None], device: str) -> float:
-    """Seconds of one call; on a GPU everything that was started is waited for, before and after."""
+    """Seconds of one call; a GPU is synchronised before and after."""
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.synchronize(device)
@@ -203,8 +203,8 @@ def timed(step: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def release() -> None:
-    """Give back what an earlier measurement held."""
+def free_memory() -> None:
+    """Free the memory of an earlier measurement."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

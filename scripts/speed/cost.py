@@ -1,11 +1,11 @@
-"""How the cost of a training step grows: in k, width, depth, rank and images, each with the measured slope.
+"""Cost of a training step as a function of k, width, depth, rank and images, with measured slopes.
 
-    python -m scripts.speed.cost             # fills docs/how-cost-grows.md and docs/cost.json (`make cost`)
-    python -m scripts.speed.cost --quick     # tiny shapes, seconds: shows that the script works, and nothing else
+    python -m scripts.speed.cost             # updates docs/how-cost-grows.md and docs/cost.json (`make cost`)
+    python -m scripts.speed.cost --quick     # tiny shapes, seconds: only tests the script
 
-One quantity is changed at a time, the others stay at the base point. At every point the steps of distillation,
-of FS-Merge with low-rank and with full maps, and the fold alone (with its gradient) are timed in turn; the
-figure is the median. The page's tables are what stands between its two markers.
+One quantity is varied at a time, the others stay at the base point. At every point the steps of distillation and
+of FS-Merge with low-rank and with full maps, and the fold without the network (with its gradient), are timed in
+turn; the tables show the median. They are written between the two markers of the page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.speed.cases import Case, Shape, described, release, timed
+from scripts.speed.cases import Case, Shape, described, free_memory, timed
 from scripts.speed.measure import device_name, fill, linear, read_json, threads, today, versions, write_json
 
 OUTPUT, PAGE = Path("docs/cost.json"), Path("docs/how-cost-grows.md")
@@ -45,21 +45,21 @@ COLUMNS = {
     "kd": "KD step",
     "low_rank": "low-rank step",
     "full": "full-maps step",
-    "fold low_rank": "low-rank fold alone",
-    "fold full": "full fold alone",
+    "fold low_rank": "low-rank fold only",
+    "fold full": "full fold only",
 }
 PATCH = 16
 
 
 def network_flops(shape: Shape) -> float:
-    """Forward and backward of the network: 6 tokens images per weight, the patches' 4, and attention."""
+    """Forward and backward of the network: 6 * tokens * images per weight (4 for patches), and attention."""
     tokens = (shape.size // PATCH) ** 2 + 1
     block = 6 * tokens * 12 * shape.width**2 + 12 * tokens**2 * shape.width
     return shape.batch * (shape.depth * block + 4 * tokens * 3 * PATCH**2 * shape.width)
 
 
 def fold_flops(shape: Shape, structure: str) -> float:
-    """The fold and its gradient; see the page for where the factors come from."""
+    """Forward and backward of the fold; the page derives the factors."""
     d, entry = shape.width, (3 * PATCH**2 + (shape.size // PATCH) ** 2 + 2) * shape.width
     if structure == "low_rank":
         return shape.k * shape.rank * (shape.depth * 480 * d**2 + 10 * entry)
@@ -79,7 +79,7 @@ def expected(shape: Shape) -> dict[str, float]:
 
 
 def measure(shape: Shape, repeats: int) -> dict[str, float]:
-    """Median seconds of every column at one point, taken in turn, after one warm-up of each."""
+    """Median seconds of every column at one point, timed in turn, after one warm-up of each."""
     case = Case(shape)
     steps: dict[str, Callable[[], None]] = {m: case.step(m) for m in ("kd", "low_rank", "full")}
     steps |= {f"fold {structure}": case.fold_step(structure) for structure in ("low_rank", "full")}
@@ -88,7 +88,7 @@ def measure(shape: Shape, repeats: int) -> dict[str, float]:
 
 
 def sweep(base: Shape, axes: dict[str, tuple[int, ...]], repeats: int) -> list[dict[str, Any]]:
-    """Every axis with its points; a shape that several axes share is measured once."""
+    """Every axis with its points; a shape on several axes is measured once."""
     seen: dict[Shape, dict[str, float]] = {}
     found = []
     for axis, values in axes.items():
@@ -98,7 +98,7 @@ def sweep(base: Shape, axes: dict[str, tuple[int, ...]], repeats: int) -> list[d
             if shape not in seen:
                 sys.stderr.write(f"{axis} = {value} ...\n")
                 seen[shape] = measure(shape, repeats)
-                release()
+                free_memory()
             points.append({"value": value, "seconds": seen[shape], "flops": expected(shape)})
         slopes = {name: slope(points, name, getattr(base, axis)) for name in COLUMNS}
         found.append({"axis": axis, "base": getattr(base, axis), "points": points, "slopes": slopes})
@@ -106,10 +106,10 @@ def sweep(base: Shape, axes: dict[str, tuple[int, ...]], repeats: int) -> list[d
 
 
 def slope(points: Sequence[dict[str, Any]], name: str, base: int) -> dict[str, float]:
-    """How seconds (and, beside them, operations) grow along an axis.
+    """Growth of the seconds along an axis, and the exponent expected from the operations.
 
-    exponent: p of seconds ~ value^p, the least-squares slope of the logarithms. marginal: seconds of one unit
-    more, the least-squares slope, as a share of the line's value at the base point.
+    exponent: p in seconds ~ value^p, the least-squares slope of the logarithms. marginal: seconds per additional
+    unit, the least-squares slope, relative to the fitted value at the base point.
     """
     x = [float(point["value"]) for point in points]
     fitted = {}
@@ -126,7 +126,7 @@ def slope(points: Sequence[dict[str, Any]], name: str, base: int) -> dict[str, f
 
 
 def tables(found: dict[str, Any]) -> str:
-    """The measured part of the page, in Markdown."""
+    """The measured part of the page in Markdown."""
     base = found["base"]
     head = (
         f"Base point: {base['text']}, k={base['k']}, rank {base['rank']}, {base['batch']} images per step, "
@@ -138,7 +138,7 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def axis_table(axis: dict[str, Any]) -> str:
-    """Seconds at every value, their ratio to distillation, and the slopes."""
+    """Seconds at every value, ratios to distillation, and slopes."""
     lines = [
         f"| {MEANING[axis['axis']]} | " + " | ".join(COLUMNS.values()) + " | low-rank / KD | full / KD |",
         "|---" * (len(COLUMNS) + 3) + "|",
@@ -161,19 +161,19 @@ def axis_table(axis: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (default: docs/cost.json)")
-    parser.add_argument("--page", type=Path, default=PAGE, help="page to fill (default: docs/how-cost-grows.md)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page to update (default: docs/how-cost-grows.md)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=AXES, help="measure these again, the others stay as they are")
+    parser.add_argument("--only", nargs="+", choices=AXES, help="measure only these axes again")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, one repeat")
     options = parser.parse_args(argv)
     page = options.page.read_text()
-    fill(page, "cost.py", "")  # says what is wrong with the page before minutes are spent
+    fill(page, "cost.py", "")  # reports missing markers before the measurement
     base, axes = (QUICK_BASE, QUICK_AXES) if options.quick else (BASE, AXES)
     repeats, number = (1, 1) if options.quick else (options.repeats, THREADS)
     with threads(number):
         kept = {axis["axis"]: axis for axis in (read_json(options.output) or {"axes": []})["axes"]}
-        asked = {axis: values for axis, values in axes.items() if axis in (options.only or axes)}
-        fresh = {axis["axis"]: axis for axis in sweep(base, asked, repeats)}
+        selected = {axis: values for axis, values in axes.items() if axis in (options.only or axes)}
+        fresh = {axis["axis"]: axis for axis in sweep(base, selected, repeats)}
         measured = [fresh.get(axis) or kept[axis] for axis in axes]
     found = {
         "quick": options.quick,

@@ -1,4 +1,4 @@
-"""Ratios, memory and machine facts for the measuring scripts; nothing here knows the library."""
+"""Ratios, memory and machine information for the measuring scripts; independent of the library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Sense = Literal["at most", "at least"]
 
 
 def met(value: float | None, bar: float | None, sense: Sense = "at most") -> bool | None:
-    """Whether a figure keeps its bar; None where there is no figure or no bar. The bar itself is kept."""
+    """Whether a value meets its bar, inclusive; None without a value or without a bar."""
     if value is None or bar is None:
         return None
     return value <= bar if sense == "at most" else value >= bar
@@ -28,13 +28,16 @@ def met(value: float | None, bar: float | None, sense: Sense = "at most") -> boo
 def interleaved(
     first: Callable[[], float], second: Callable[[], float], repeats: int, warm: int = 1
 ) -> list[tuple[float, float]]:
-    """What A and B say in turn, A B A B ..., without the `warm` first pairs: a slow minute hits both."""
+    """Values of A and B measured in turn, A B A B ..., so that slow periods affect both.
+
+    The first `warm` pairs are discarded.
+    """
     pairs = [(first(), second()) for _ in range(warm + repeats)]
     return pairs[warm:]
 
 
 def ratios(pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    """Pair by pair: min, median and max of A / B, and the median of each."""
+    """Min, median and max of A / B over the pairs, and the median of each side."""
     each = [a / b for a, b in pairs]
     return {
         "repeats": len(pairs),
@@ -44,14 +47,14 @@ def ratios(pairs: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def linear(x: list[float], y: list[float]) -> tuple[float, float]:
-    """Slope and value at zero of the least-squares line."""
+    """Slope and intercept of the least-squares line."""
     slope, start = statistics.linear_regression(x, y)
     return slope, start
 
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """CPU threads of torch; the process is put back afterwards."""
+    """Set torch's number of CPU threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -61,7 +64,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 def child_environment(number: int) -> dict[str, str]:
-    """Variables for a child that is measured: its threads. Its heap is as a user has it."""
+    """Environment of a measured child process: number of threads; heap settings are unchanged."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(number),
@@ -70,18 +73,18 @@ def child_environment(number: int) -> dict[str, str]:
 
 
 def memory(process: int | str = "self") -> dict[str, int]:
-    """VmRSS, VmHWM, RssAnon, RssFile in bytes; empty where the process has gone or the kernel does not say."""
+    """VmRSS, VmHWM, RssAnon, RssFile in bytes; empty if the process has ended or the kernel does not report it."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return {}
     found = dict(line.split(":", 1) for line in lines if ":" in line)
-    wanted = ("VmRSS", "VmHWM", "RssAnon", "RssFile")
-    return {name: int(found[name].split()[0]) * 1024 for name in wanted if name in found}
+    fields = ("VmRSS", "VmHWM", "RssAnon", "RssFile")
+    return {name: int(found[name].split()[0]) * 1024 for name in fields if name in found}
 
 
 def reset_peak() -> bool:
-    """Let VmHWM start again from the present size; False where the kernel does not offer it."""
+    """Reset VmHWM to the current resident size; False if the kernel does not support it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -90,7 +93,7 @@ def reset_peak() -> bool:
 
 
 def device_name(device: str) -> str:
-    """The processor or the GPU, in its maker's words."""
+    """The model name of the processor or the GPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -102,7 +105,7 @@ def device_name(device: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the figures depend on."""
+    """Versions of Python, torch and timm."""
     return {"python": platform.python_version(), "torch": torch.__version__, "timm": version("timm")}
 
 
@@ -112,12 +115,12 @@ def today() -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a file; None where there is none."""
+    """The content of a file; None if it does not exist."""
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON, with its folder."""
+    """Write indented JSON; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -126,6 +129,6 @@ def fill(page: str, name: str, text: str) -> str:
     """The page with `text` between the markers of the script `name`."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     if page.count(begin) != 1 or page.count(end) != 1:
-        raise SystemExit(f"the page needs the lines {begin} and {end} once each.")
+        raise SystemExit(f"the page must contain each of the lines {begin} and {end} exactly once.")
     before, rest = page.split(begin)
     return f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"

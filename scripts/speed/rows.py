@@ -1,4 +1,4 @@
-"""What is compared with what: every ratio with its shapes and its bar."""
+"""The measured ratios, each with its shapes and its bar."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ QUICK = {"width": 64, "depth": 1, "batch": 8, "rank": 2, "size": 32}
 
 @dataclass(frozen=True)
 class Row:
-    """One ratio: `first` over `second`, each a method and its shape; bar None: reported only.
+    """One ratio, `first` over `second`, each a method and its shape. bar None: reported only.
 
-    kind: step (seconds of a training step), memory (peak bytes of a step), teacher (seconds of a pass of all
-    sources; the ratio is of images per second), help (wall time of a whole process). mapped: of memory on a CPU;
-    glibc keeps freed pieces of less than 32 MB in its heap, where holes count as used, and here it may not.
+    kind: step (seconds of a training step), memory (peak bytes of a step), teacher (images per second of a forward
+    pass of all sources), help (wall-clock time of a whole process). mapped (memory on a CPU): large tensors get
+    their own memory maps; otherwise glibc keeps freed blocks below 32 MB in its heap, where fragmentation counts
+    as used.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Row:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it needs one."""
+        """Whether the row needs a GPU."""
         return self.first[1].device != "cpu"
 
 
@@ -66,7 +67,7 @@ def rows() -> list[Row]:
         ),
         Row(
             "memory-cpu-tensors",
-            "the same, every large tensor mapped alone: no holes in the heap",
+            "the same, each large tensor in its own memory map (no heap fragmentation)",
             "memory",
             (low, cpu32),
             (kd, cpu32),
@@ -105,6 +106,6 @@ def rows() -> list[Row]:
 
 
 def shrunk(row: Row) -> Row:
-    """The row at a tiny shape, for which a second thread is only a burden; k, device and precision stay."""
+    """The row at a tiny shape with one thread; k, device and precision are unchanged."""
     first, second = ((method, replace(shape, **QUICK)) for method, shape in (row.first, row.second))
     return replace(row, first=first, second=second, threads=1, repeats=1 if row.kind == "memory" else 2)

@@ -1,11 +1,11 @@
-"""Scale, shown by a run: four ViT-L/16-sized sources merged on two CPU cores in under 16 GB.
+"""Peak memory of merging four ViT-L/16-sized sources on two CPU cores; the bar is 16 GB.
 
     python -m scripts.speed.scale            # about 5 GB of temporary files, several minutes (`make scale`)
-    python -m scripts.speed.scale --small    # tiny sources, seconds: shows that the script works, and nothing else
+    python -m scripts.speed.scale --small    # tiny sources, seconds: only tests the script
 
-Writes random checkpoints in timm's layout and a few random images, runs the real command `fsmerge merge` on them
-as a child with two threads, and samples the child's resident memory until it ends: the peak, and how much of it
-was its own (anonymous) and how much files that the kernel can drop (memory-mapped checkpoints, libraries).
+Writes checkpoints with random weights in timm's layout and a few random images, runs `fsmerge merge` on them in a
+child process with two threads, and samples its resident memory until it ends: the peak, and its anonymous and
+file-backed parts (memory-mapped checkpoints and libraries, which the kernel can drop).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OUTPUT = Path("docs/scale.json")
 BAR_GB = 16.0
 THREADS = 2
 INTERVAL = 0.05
-STDERR = 2  # the child's own table goes beside its progress, not into our report
+STDERR = 2  # the child's table goes to stderr, like its progress
 TASKS = ("a", "b", "c", "d")
 LABELS = ("left", "right")
 LARGE: dict[str, Any] = {"architecture": "vit_large_patch16_224", "model_args": {}, "size": 224}
@@ -49,7 +49,7 @@ IMAGES = {"train": 4, "test": 2}  # per task
 
 
 def write_source(folder: Path, kind: dict[str, Any], seed: int) -> int:
-    """One checkpoint with random weights, as `timm` lays it out; returns how many numbers it holds."""
+    """Write one checkpoint with random weights in timm's layout; returns its number of parameters."""
     from timm.models import create_model
 
     torch.manual_seed(seed)
@@ -67,7 +67,7 @@ def write_source(folder: Path, kind: dict[str, Any], seed: int) -> int:
 
 
 def write_images(root: Path, size: int) -> None:
-    """A few random images per task, in class folders."""
+    """Write a few random images per task, in class folders."""
     random = np.random.default_rng(0)
     for task in TASKS:
         for split, count in IMAGES.items():
@@ -79,7 +79,7 @@ def write_images(root: Path, size: int) -> None:
 
 
 def write_models(folder: Path, checkpoints: Path) -> None:
-    """The YAML that a user with four checkpoints would write: +models=four in a --config-dir of their own."""
+    """Write the YAML of four checkpoints: +models=four in a --config-dir."""
     sources = [
         {"name": task, "checkpoint": str(checkpoints / task), "labels": list(LABELS), "arch": None}
         for task in TASKS
@@ -89,7 +89,7 @@ def write_models(folder: Path, checkpoints: Path) -> None:
 
 
 def command(folder: Path) -> list[str]:
-    """The command that is measured."""
+    """The measured command."""
     script = Path(sys.executable).with_name("fsmerge")
     ours = [str(script)] if script.is_file() else [sys.executable, "-m", "fsmerge_cli"]
     return [
@@ -102,7 +102,7 @@ def command(folder: Path) -> list[str]:
         f"data.images_per_task={IMAGES['train']}",
         "method=fs_merge",
         "method.maps=low_rank",
-        "method.finetune_share=0.0",  # afterwards it is distillation
+        "method.finetune_share=0.0",  # afterwards a step would be one of distillation
         "method.start=first",
         "method.targets=own",
         "method.augment=none",
@@ -119,10 +119,10 @@ def command(folder: Path) -> list[str]:
 
 
 def watched(arguments: Sequence[str], cache: Path, stop_at: float) -> tuple[dict[str, int], float, str]:
-    """Run a child; its peaks in bytes (VmHWM, the largest RssAnon and RssFile), its seconds and how it ended.
+    """Run a child process; returns its peaks in bytes (VmHWM, max RssAnon, max RssFile), seconds and how it ended.
 
-    AnonAtPeak, FileAtPeak: the shares at the moment of the largest resident size that was seen. A child above
-    `stop_at` GB is stopped, before the kernel stops some other process for it.
+    AnonAtPeak, FileAtPeak: the parts at the largest sampled resident size. A child above `stop_at` GB is stopped,
+    before the kernel runs out of memory and kills another process.
     """
     environment = {**child_environment(THREADS), "FSMERGE_CACHE": str(cache)}
     start = time.perf_counter()
@@ -151,14 +151,14 @@ def watched(arguments: Sequence[str], cache: Path, stop_at: float) -> tuple[dict
 
 
 def shown_command(arguments: Sequence[str], folder: Path) -> str:
-    """The command without the places of this machine."""
+    """The command without paths of this machine."""
     return " ".join(["fsmerge", *arguments[arguments.index("merge") :]]).replace(str(folder), "FOLDER")
 
 
 def run(folder: Path, kind: dict[str, Any], stop_at: float) -> dict[str, Any]:
-    """Write everything below `folder`, merge, and return what was seen."""
+    """Write all inputs into `folder`, merge, and return the measurements."""
     for seed, task in enumerate(TASKS):
-        numbers = write_source(folder / "checkpoints" / task, kind, seed)  # one at a time
+        parameters = write_source(folder / "checkpoints" / task, kind, seed)  # one at a time
     write_images(folder / "images", kind["size"])
     write_models(folder / "configs", folder / "checkpoints")
     arguments = command(folder)
@@ -169,7 +169,7 @@ def run(folder: Path, kind: dict[str, Any], stop_at: float) -> dict[str, Any]:
     return {
         "what": f"peak resident memory of merging {len(TASKS)} sources",
         "architecture": kind["architecture"],
-        "parameters_per_source": numbers,
+        "parameters_per_source": parameters,
         "k": len(TASKS),
         "command": shown_command(arguments, folder),
         "peak_gb": gb["VmHWM"],
@@ -189,8 +189,8 @@ def run(folder: Path, kind: dict[str, Any], stop_at: float) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> Table:
-    """What was seen, for a person."""
-    shown = Table("what", "value", title=f"{found['k']} x {found['architecture']} on {found['device']}")
+    """The measurements as a table for the terminal."""
+    shown = Table("quantity", "value", title=f"{found['k']} x {found['architecture']} on {found['device']}")
     shown.add_row("peak resident memory", f"{found['peak_gb']:.2f} GB")
     for moment in ("at_peak_gb", "largest_gb"):
         parts = ", ".join(f"{name} {value:.2f} GB" for name, value in found[moment].items())
@@ -206,8 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (default: docs/scale.json)")
     parser.add_argument("--small", action="store_true", help="tiny sources")
-    parser.add_argument("--folder", type=Path, help="where the temporary files go (default: the system's place)")
-    parser.add_argument("--stop-at", type=float, default=20.0, metavar="GB", help="stop the merge above this")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files (default: the system's)")
+    parser.add_argument(
+        "--stop-at", type=float, default=20.0, metavar="GB", help="stop the merge above this resident size"
+    )
     options = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="fsmerge-scale-", dir=options.folder))
     try:
@@ -216,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(folder)
     write_json(options.output, found)
     Console().print(table(found))
-    print(f"as JSON: {options.output}")
+    print(f"JSON: {options.output}")
     return 0
 
 

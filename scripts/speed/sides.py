@@ -1,4 +1,4 @@
-"""How both sides of a ratio are measured: steps, memory, passes of the teachers, processes."""
+"""Measurement of both sides of a ratio: training steps, memory, teacher forward passes, processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from scripts.speed.cases import Case, Shape, release, timed
+from scripts.speed.cases import Case, Shape, free_memory, timed
 from scripts.speed.measure import (
     child_environment,
     interleaved,
@@ -29,15 +29,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure(row: Row) -> dict[str, Any]:
-    """Figures of one row, by its kind."""
+    """Ratios of one row, measured according to its kind."""
     with threads(row.threads):
-        found = {"step": of_steps, "memory": of_memory, "teacher": of_teacher, "help": of_help}[row.kind](row)
-    release()
+        found = {"step": step_ratio, "memory": memory_ratio, "teacher": teacher_ratio, "help": help_ratio}[
+            row.kind
+        ](row)
+    free_memory()
     return found
 
 
-def of_steps(row: Row) -> dict[str, Any]:
-    """Seconds of a training step against another's, in one process."""
+def step_ratio(row: Row) -> dict[str, Any]:
+    """Seconds of a training step of both sides, in one process."""
     (method, shape), (other, other_shape) = row.first, row.second
     case = Case(shape)
     second_case = case if other_shape == shape else Case(other_shape)
@@ -47,27 +49,27 @@ def of_steps(row: Row) -> dict[str, Any]:
     return {**ratios(pairs), "unit": "s"}
 
 
-def of_memory(row: Row) -> dict[str, Any]:
-    """Peak bytes of a step, without the frozen sources and without what the process held before the case.
+def memory_ratio(row: Row) -> dict[str, Any]:
+    """Peak bytes of a step, without the frozen sources and without the memory allocated before the case.
 
-    On a CPU every figure is of a process of its own; on a GPU the allocator counts.
+    On a CPU every value is measured in a separate process; on a GPU it is reported by the allocator.
     """
-    said: list[dict[str, int]] = []
+    peaks: list[dict[str, int]] = []
 
     def one(side: tuple[str, Shape]) -> float:
-        said.append(gpu_peak(*side) if row.on_gpu else cpu_peak_in_child(*side, row.threads, row.mapped))
-        return float(said[-1]["step"])
+        peaks.append(gpu_peak(*side) if row.on_gpu else cpu_peak_in_child(*side, row.threads, row.mapped))
+        return float(peaks[-1]["step"])
 
     pairs = interleaved(partial(one, row.first), partial(one, row.second), row.repeats, warm=0)
-    frozen, base = said[0]["frozen"], said[0]["before"]
-    note = f"frozen sources apart: {frozen / 2**20:.0f} MiB"
-    note += "" if row.on_gpu else f"; interpreter and libraries apart: {base / 2**20:.0f} MiB"
+    frozen, base = peaks[0]["frozen"], peaks[0]["before"]
+    note = f"excluding frozen sources: {frozen / 2**20:.0f} MiB"
+    note += "" if row.on_gpu else f"; excluding interpreter and libraries: {base / 2**20:.0f} MiB"
     return {**ratios(pairs), "unit": "bytes", "note": note, "frozen_bytes": frozen}
 
 
 def gpu_peak(method: str, shape: Shape) -> dict[str, int]:
-    """The allocator's peak during one step after a warm-up."""
-    release()
+    """The allocator's peak during one step after a warm-up step."""
+    free_memory()
     case = Case(shape)
     step = case.step(method)
     step()
@@ -76,13 +78,13 @@ def gpu_peak(method: str, shape: Shape) -> dict[str, int]:
     step()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated()
-    # A student of distillation holds no sources; the SuperNet has them on the device.
+    # The student of KD does not hold the sources; the SuperNet keeps them on the device.
     held = 0 if method == "kd" else case.held_bytes
     return {"step": peak - held, "frozen": case.frozen_bytes, "before": 0}
 
 
 def cpu_peak_in_child(method: str, shape: Shape, number: int, mapped: bool) -> dict[str, int]:
-    """The same in a fresh process, which prints what it finds."""
+    """`cpu_peak` in a new process, which prints the values as JSON."""
     environment = child_environment(number) | ({"MALLOC_MMAP_THRESHOLD_": str(2**20)} if mapped else {})
     command = [
         *(sys.executable, "-m", "scripts.speed.bench"),
@@ -97,20 +99,22 @@ def cpu_peak_in_child(method: str, shape: Shape, number: int, mapped: bool) -> d
 
 
 def cpu_peak(method: str, shape: Shape, number: int) -> dict[str, int]:
-    """Peak resident memory of one step after a warm-up, in this process, with that number of threads."""
+    """Peak resident memory of one step after a warm-up step, in this process, with `number` threads."""
     torch.set_num_threads(number)
     tiny = Case(replace(shape, **QUICK)).step(method)
-    tiny()  # what it needs of libraries and threads is loaded now, and counted as there before
+    tiny()  # loads libraries and starts threads, so that they count as allocated before
     del tiny
-    release()
+    free_memory()
     before = memory()["VmRSS"]
     case = Case(shape)
-    with case.hardware.session():  # as in a run, with what it sets for the process
+    with case.hardware.session():  # the same process settings as in a run
         step = case.step(method)
         step()
-        release()
+        free_memory()
         if not reset_peak():
-            sys.stderr.write("the peak cannot be reset here: it is the largest since the process began\n")
+            sys.stderr.write(
+                "the kernel cannot reset the peak memory: the value is the peak since the start of the process\n"
+            )
         step()
     return {
         "step": memory()["VmHWM"] - before - case.frozen_bytes,
@@ -119,8 +123,8 @@ def cpu_peak(method: str, shape: Shape, number: int) -> dict[str, int]:
     }
 
 
-def of_teacher(row: Row) -> dict[str, Any]:
-    """A pass of all sources over all images, the library's and a plain loop's, in images per second."""
+def teacher_ratio(row: Row) -> dict[str, Any]:
+    """Images per second of a forward pass of all sources over all images: the library's and a plain loop."""
     shape = row.first[1]
     case, images = Case(shape), shape.k * shape.batch
     plain = case.plain_pass(shape.batch)
@@ -134,8 +138,8 @@ def of_teacher(row: Row) -> dict[str, Any]:
     return {**ratios(interleaved(partial(speed, library), partial(speed, plain), row.repeats)), "unit": "images/s"}
 
 
-def of_help(row: Row) -> dict[str, Any]:
-    """Wall time of whole processes."""
+def help_ratio(row: Row) -> dict[str, Any]:
+    """Wall-clock time of whole processes."""
     script = Path(sys.executable).with_name("fsmerge")
     ours = [str(script)] if script.is_file() else [sys.executable, "-m", "fsmerge_cli"]
 

@@ -1,4 +1,4 @@
-"""start=matched: from the mean of the sources, their units reordered to fit source 1's."""
+"""start=matched: the mean of the sources, with units reordered to match source 1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fsmerge_cli.alignment.matching import match_all, reordered, similarities
 from fsmerge_cli.alignment.permutation import random_permutations
 from fsmerge_cli.alignment.statistics import correlations, places
 from fsmerge_cli.common.errors import ConfigError
-from fsmerge_cli.evaluation.certificates import Proof, _heads, _permuted, _unfolded
+from fsmerge_cli.evaluation.certificates import Certifier, _heads, _permuted, _unfolded
 from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.models.head import Head
@@ -24,7 +24,7 @@ from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.supernet.fold import fold_head
 from fsmerge_cli.training.problem import Solution
-from fsmerge_cli.training.snapshots import Every, Keeper
+from fsmerge_cli.training.snapshots import SaveInterval, Snapshots
 from fsmerge_cli.training.teachers import network
 from tests.support.sources import distilling, folding, mlp_source, random_images
 from tests.support.vits import vit_source
@@ -40,15 +40,17 @@ SOURCES = {
 UNMOVED: dict[str, Any] = {"steps": 2, "lr": 1e-12, "start": "matched"}
 
 
-def headed(source: Source, kept: bool = False) -> Source:
-    """With a head; kept: one that reads merged features through a matrix of its own."""
+def headed(source: Source, projected: bool = False) -> Source:
+    """The source with a head. projected: with a head that has its own projector."""
     random, size = torch.Generator().manual_seed(3), source.arch.features
     weight, projector = torch.randn(4, size, generator=random), torch.randn(size, size, generator=random)
-    return replace(source, head=Head(weight, None, ("a", "b", "c", "d"), kept, True, projector if kept else None))
+    return replace(
+        source, head=Head(weight, None, ("a", "b", "c", "d"), projected, True, projector if projected else None)
+    )
 
 
 def twins(case: str, copies: int = 1) -> Problem:
-    """A source and shuffled copies of it."""
+    """A source and permuted copies of it."""
     source = headed(SOURCES[case]("a", 1))
     plan = compile_plan([source, replace(source, name="twin")])
     orders = [random_permutations(plan, 0, torch.Generator().manual_seed(7 + i)) for i in range(copies)]
@@ -62,25 +64,25 @@ def pair(case: str) -> Problem:
     return Problem(compile_plan(sources), sources, random_images(2, 40, sources[0].arch.input_size))
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("case", SOURCES)
-def test_a_reordered_source_answers_as_before_its_head_included(case: str, kept: bool) -> None:
-    source = headed(SOURCES[case]("a", 1), kept)
+def test_a_reordered_source_has_the_same_logits(case: str, projected: bool) -> None:
+    source = headed(SOURCES[case]("a", 1), projected)
     plan = compile_plan([source, replace(source, name="twin")])
     order = random_permutations(plan, 0, torch.Generator().manual_seed(5))
     other, pixels = reordered(plan, source, order), random_images(1, 9, source.arch.input_size).images
-    z, shuffled = network(source)(pixels), network(other)(pixels)
-    assert not torch.allclose(z, shuffled, atol=1e-2)
+    z, permuted = network(source)(pixels), network(other)(pixels)
+    assert not torch.allclose(z, permuted, atol=1e-2)
     assert source.head is not None
     assert other.head is not None
-    torch.testing.assert_close(other.head(shuffled), source.head(z), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(other.head(permuted), source.head(z), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
     "method", [folding(**UNMOVED), folding(**UNMOVED, maps="low_rank", rank=2), distilling(**UNMOVED)]
 )
 @pytest.mark.parametrize("case", SOURCES)
-def test_shuffled_copies_start_without_an_error(case: str, method: Any) -> None:
+def test_permuted_copies_start_without_an_error(case: str, method: Any) -> None:
     problem = twins(case, copies=2)
     solution = method.fit(problem)
     assert max(solution.trace.start_error) < 1e-6
@@ -92,7 +94,7 @@ def test_shuffled_copies_start_without_an_error(case: str, method: Any) -> None:
 
 
 @pytest.mark.parametrize("case", SOURCES)
-def test_the_start_is_what_activation_matching_makes(case: str) -> None:
+def test_the_start_equals_the_result_of_activation_matching(case: str) -> None:
     problem = pair(case)
     expected = METHODS["activation_matching"]().fit(problem)
     for method in (folding(**UNMOVED), distilling(**UNMOVED)):
@@ -106,52 +108,52 @@ def test_the_start_is_what_activation_matching_makes(case: str) -> None:
         ]
 
 
-def proof_of(problem: Problem, solution: Solution) -> tuple[Proof, Tensor, dict[str, Tensor]]:
-    """What certificates look at: also the merged features in fp64, and the written heads."""
+def certifier_of(problem: Problem, solution: Solution) -> tuple[Certifier, Tensor, dict[str, Tensor]]:
+    """The inputs of certificates, with the merged features in fp64 and the written heads."""
     heads = {s.name: fold_head(s.head, U) for s, U in zip(problem.sources, solution.projectors) if s.head}
-    proof = Proof(problem.plan, problem.sources, solution, heads, problem.images.images[:6])
+    certifier = Certifier(problem.plan, problem.sources, solution, heads, problem.images.images[:6])
     merged = problem.plan.skeleton().double()
     merged.load_state_dict({n: t.double() for n, t in solution.weights.items()}, assign=True)
     tensors = {f"{name}.weight": head.weight for name, head in heads.items()}
-    return proof, merged.eval()(proof.pixels.double()), tensors
+    return certifier, merged.eval()(certifier.pixels.double()), tensors
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("finetune_share", [0.0, 0.5])
-def test_what_is_folded_is_proven_against_the_reordered_sources(finetune_share: float) -> None:
+def test_the_certificates_use_the_reordered_sources(finetune_share: float) -> None:
     problem = pair("class token")
     with torch.enable_grad():
         solution = folding(steps=4, start="matched", finetune_share=finetune_share).fit(problem)
-    proof, features, heads = proof_of(problem, solution)
-    found = [_unfolded(proof, features), _heads(proof, heads, features), _permuted(proof)]
+    certifier, features, heads = certifier_of(problem, solution)
+    found = [_unfolded(certifier, features), _heads(certifier, heads, features), _permuted(certifier)]
     assert [c.error is not None and c.holds for c in found] == [True, True, True]
     (stage,) = solution.stages
     assert all(own[n] is s.weights[n] for own, s in zip(stage.sources, problem.sources) for n in own)
     shifted = tuple({n: p.roll(1) for n, p in own.items()} for own in stage.permutations)
     wrong = replace(solution, stages=(replace(stage, permutations=shifted),))
-    assert not _unfolded(replace(proof, solution=wrong), features).holds
+    assert not _unfolded(replace(certifier, solution=wrong), features).holds
     upside_down = replace(solution, projectors=(solution.projectors[0], solution.projectors[1].flip(0)))
-    assert _unfolded(replace(proof, solution=upside_down), features).holds == (
+    assert _unfolded(replace(certifier, solution=upside_down), features).holds == (
         finetune_share > 0
-    )  # trained on since
+    )  # fine-tuned after the fold
 
 
 @torch.no_grad()
-def test_of_several_merges_every_reordering_is_proven() -> None:
+def test_every_reordering_of_a_sequential_merge_is_certified() -> None:
     problem = twins("mlp, batch norm", copies=2)
     with torch.enable_grad():
         solution = folding(steps=2, start="matched", sequential=True).fit(problem)
-    proof = proof_of(problem, solution)[0]
-    assert _permuted(proof).error is not None
-    assert _permuted(proof).holds
+    certifier = certifier_of(problem, solution)[0]
+    assert _permuted(certifier).error is not None
+    assert _permuted(certifier).holds
     first, *others = solution.stages
     broken = [{**weights, "fc0.weight": weights["fc0.weight"] * torch.nan} for weights in first.sources]
     wrong = replace(solution, stages=(replace(first, sources=broken), *others))
-    assert not _permuted(replace(proof, solution=wrong)).holds
+    assert not _permuted(replace(certifier, solution=wrong)).holds
 
 
 @pytest.mark.parametrize("make", [folding, distilling])
-def test_where_shapes_differ_a_matched_start_is_the_aligned_one(make: Any) -> None:
+def test_with_different_shapes_a_matched_start_equals_an_aligned_one(make: Any) -> None:
     sources = [mlp_source("a", [8, 6], 1), mlp_source("b", [8, 5], 2)]
     problem = Problem(compile_plan(sources), sources, random_images(2, 12))
     one, two = (make(steps=2, start=start).fit(problem) for start in ("matched", "aligned"))
@@ -160,28 +162,28 @@ def test_where_shapes_differ_a_matched_start_is_the_aligned_one(make: Any) -> No
 
 
 @pytest.mark.parametrize("method", [folding(steps=3, start="matched"), distilling(steps=3, start="matched")])
-def test_a_continued_training_keeps_the_order_that_it_began_with(
+def test_a_resumed_training_keeps_its_permutations(
     method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = pair("mlp, batch norm")
 
-    def fitted() -> tuple[Solution, Keeper]:
-        keeper = Keeper(tmp_path / "state", every=Every(steps=1))
-        return method.fit(replace(problem, keeper=keeper)), keeper
+    def fitted() -> tuple[Solution, Snapshots]:
+        snapshots = Snapshots(tmp_path / "state", every=SaveInterval(steps=1))
+        return method.fit(replace(problem, snapshots=snapshots)), snapshots
 
     before, _ = fitted()
     other = [{n: p.flip(0) for n, p in own.items()} for own in before.permutations]
-    monkeypatch.setattr(matching, "matching", lambda problem: other)
-    after, keeper = fitted()
-    assert keeper.resumed
+    monkeypatch.setattr(matching, "match_to_first", lambda problem: other)
+    after, snapshots = fitted()
+    assert snapshots.resumed
     for name, tensor in before.weights.items():
         assert torch.equal(after.weights[name], tensor)
     assert all(torch.equal(a, b) for a, b in zip(after.projectors, before.projectors))
-    anew = method.fit(problem)
-    assert not torch.equal(anew.weights["fc0.weight"], before.weights["fc0.weight"])
+    restarted = method.fit(problem)
+    assert not torch.equal(restarted.weights["fc0.weight"], before.weights["fc0.weight"])
 
 
-def test_three_sources_one_after_the_other_from_matched_starts() -> None:
+def test_a_sequential_merge_from_matched_starts() -> None:
     problem = twins("mlp, batch norm", copies=2)
     solution = folding(**UNMOVED, sequential=True).fit(problem)
     merged = problem.plan.skeleton()
@@ -192,11 +194,11 @@ def test_three_sources_one_after_the_other_from_matched_starts() -> None:
         torch.testing.assert_close(merged.eval()(problem.images.images) @ U.T, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_both_methods_have_it_by_default() -> None:
+def test_it_is_the_default_of_both_methods() -> None:
     assert METHODS["fs_merge"]().start == Distillation().start == "matched"
 
 
-def test_another_word_is_told_which_there_are() -> None:
+def test_an_unknown_start_is_reported_with_the_choices() -> None:
     with pytest.raises(ConfigError) as error:
         merge("digits_mlp_pair", method={"name": "fs_merge", "start": "mached"})
     assert str(error.value) == (
@@ -204,8 +206,8 @@ def test_another_word_is_told_which_there_are() -> None:
     )
 
 
-@pytest.mark.parametrize("at_once", [1, 2**30, None])
-def test_correlations_with_source_1_are_rows_of_all_of_them(at_once: int | None) -> None:
+@pytest.mark.parametrize("max_bytes", [1, 2**30, None])
+def test_correlations_with_source_1_are_rows_of_all_correlations(max_bytes: int | None) -> None:
     problem = pair("class token")
     whole, networks = similarities(problem), [network(source) for source in problem.sources]
     events: list[tuple[int, int]] = []
@@ -217,17 +219,17 @@ def test_correlations_with_source_1_are_rows_of_all_of_them(at_once: int | None)
         torch.device("cpu"),
         lambda event: events.append((event.done, event.total)),
         first=True,
-        at_once=at_once,
+        max_bytes=max_bytes,
     )
     for name, space in problem.plan.spaces.items():
         assert some[name].shape == (space.sources[0], sum(space.sources))
         torch.testing.assert_close(some[name], whole[name][: space.sources[0]])
-    passes = len(places(problem.plan)) if at_once == 1 else 1
+    passes = len(places(problem.plan)) if max_bytes == 1 else 1
     assert events[-1] == (passes * 80, passes * 80)
     assert [done for done, _ in events] == sorted(done for done, _ in events)
 
 
-def test_the_order_found_is_the_one_of_all_correlations() -> None:
+def test_the_permutations_equal_those_from_all_correlations() -> None:
     problem = pair("class token")
-    for own, other in zip(matching.matching(problem), match_all(problem.plan, similarities(problem), 2)):
+    for own, other in zip(matching.match_to_first(problem), match_all(problem.plan, similarities(problem), 2)):
         assert all(torch.equal(own[name], other[name]) for name in problem.plan.spaces)

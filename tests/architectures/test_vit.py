@@ -1,4 +1,4 @@
-"""Every variant of timm's vision transformer goes through the same identities."""
+"""Identities that hold for every variant of timm's vision transformer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.supernet.reference import UnfoldedSuperNet
 from fsmerge_cli.training.teachers import network
 from tests.supernet.test_fold import double, random_maps
-from tests.support.vits import TINY, VARIANTS, shared_out, vit_source
+from tests.support.vits import TINY, VARIANTS, mark_full, vit_source
 
 STRUCTURES = [*MAPS, "heads"]
 
@@ -27,8 +27,8 @@ def images(n: int = 3) -> torch.Tensor:
     return torch.rand(n, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("variant", shared_out(VARIANTS))
-def test_the_specification_knows_every_tensor_and_the_identity_folds_to_the_model(variant: str) -> None:
+@pytest.mark.parametrize("variant", mark_full(VARIANTS))
+def test_the_specification_covers_every_tensor_and_identity_maps_fold_to_the_model(variant: str) -> None:
     source = vit_source(variant, 1)
     plan = compile_plan([source, replace(source, name="twin")])
     weights = [source.weights, source.weights]
@@ -37,7 +37,7 @@ def test_the_specification_knows_every_tensor_and_the_identity_folds_to_the_mode
     assert all(torch.equal(folded[n], source.weights[n]) for n in folded)
 
 
-@pytest.mark.parametrize("variant", shared_out(VARIANTS))
+@pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_with_start_first_the_merged_model_is_source_1(variant: str) -> None:
     sources = [vit_source(variant, 1), vit_source(variant, 2)]
     plan = compile_plan(sources)
@@ -47,7 +47,7 @@ def test_with_start_first_the_merged_model_is_source_1(variant: str) -> None:
         assert torch.equal(supernet(images()), network(sources[0])(images())), structure
 
 
-@pytest.mark.parametrize("variant", shared_out(VARIANTS))
+@pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: str) -> None:
     source = vit_source(variant, 1)
     plan = compile_plan([source, replace(source, name="twin")])
@@ -62,7 +62,7 @@ def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: s
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("variant", shared_out(VARIANTS))
+@pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: str) -> None:
     sources = [vit_source(variant, seed) for seed in (1, 2)]
     plan = compile_plan(sources)
@@ -141,11 +141,11 @@ def test_other_timm_models_are_refused() -> None:
         parse("resnet18", {}, {}, "source 'a': arch")
     assert str(error.value) == (
         "source 'a': arch: resnet18 is a ResNet, not a plain VisionTransformer of timm, and cannot be merged. "
-        "Take a vit_* model, or write a specification for it."
+        "Use a vit_* model, or write a specification for it."
     )
 
 
-def test_every_difference_between_sources_is_named() -> None:
+def test_every_difference_between_sources_is_reported() -> None:
     a = vit_source("class token", 1)
     b = vit_source("LayerScale", 2, reg_tokens=1, depth=1, act_layer="relu", patch_size=8)
     with pytest.raises(MismatchError) as error:
@@ -160,13 +160,13 @@ def test_every_difference_between_sources_is_named() -> None:
     )
 
 
-def test_merged_options_are_timms_own() -> None:
+def test_the_options_of_the_merged_model_are_arguments_of_timm() -> None:
     plan = compile_plan([vit_source("class token", i) for i in (1, 2)], 24, 6)
     assert plan.arch.args == {**TINY, "embed_dim": 24, "num_heads": 6}
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
-def test_a_norm_that_only_one_source_has_is_never_dropped(order: tuple[int, int]) -> None:
+def test_a_norm_that_only_one_source_has_is_refused(order: tuple[int, int]) -> None:
     pair = {1: vit_source("class token", 1), 2: vit_source("embedding norm", 2)}
     with pytest.raises(MismatchError) as error:
         compile_plan([pair[i] for i in order])
@@ -182,7 +182,7 @@ def test_a_model_without_pooling_is_refused() -> None:
     )
 
 
-def test_a_checkpoints_config_fills_in_what_timm_would_take_from_it() -> None:
+def test_options_are_read_from_config_json_as_in_timm() -> None:
     stated = {"input_size": [1, 16, 16], "fixed_input_size": True, "crop_pct": 0.9}
     config = {"model_args": {"patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}, "global_pool": "avg"}
     arch = parse("vit_tiny_patch16_224", {}, {**config, "pretrained_cfg": stated}, "test")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from fsmerge_cli.architectures import SPECS
 from fsmerge_cli.checkpoints import embedded
-from fsmerge_cli.checkpoints.embedded import content_key, materialise
+from fsmerge_cli.checkpoints.embedded import content_key, ensure_trained
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.common.cache import cache_folder
 from fsmerge_cli.common.errors import SourceError, UserError
@@ -38,7 +38,7 @@ SPEC = SourceSpec(
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # nets this small only lose time on more
+    torch.set_num_threads(1)  # more threads are slower for networks this small
     yield
     torch.set_num_threads(before)
 
@@ -66,36 +66,36 @@ def entry() -> Path:
     return cache_folder() / "sources" / content_key(SPEC)
 
 
-def test_a_source_is_trained_once_and_then_found(trainings: list[str]) -> None:
-    first = materialise(SPEC, silent)
+def test_a_source_is_trained_once_and_then_cached(trainings: list[str]) -> None:
+    first = ensure_trained(SPEC, silent)
     assert first == replace(SPEC, checkpoint=str(entry()))
     before = {path.name: path.read_bytes() for path in entry().iterdir()}
     assert set(before) == {"config.json", "model.safetensors", "heads.safetensors", "seal.json"}
-    assert materialise(SPEC, silent) == first
+    assert ensure_trained(SPEC, silent) == first
     assert trainings == ["tiny"]
     assert {path.name: path.read_bytes() for path in entry().iterdir()} == before
 
 
 def test_training_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = Path(str(materialise(SPEC, silent).checkpoint))
+    one = Path(str(ensure_trained(SPEC, silent).checkpoint))
     monkeypatch.setenv("FSMERGE_CACHE", str(tmp_path / "other"))
-    torch.manual_seed(1234)  # the global generator has no say
-    two = Path(str(materialise(SPEC, silent).checkpoint))
+    torch.manual_seed(1234)  # the global generator has no effect
+    two = Path(str(ensure_trained(SPEC, silent).checkpoint))
     assert one != two
     assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}
 
 
-def test_training_leaves_the_global_generator_alone() -> None:
+def test_training_does_not_change_the_global_generator() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    materialise(SPEC, silent)
+    ensure_trained(SPEC, silent)
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_every_step_is_told() -> None:
+def test_every_step_is_reported() -> None:
     events: list[Event] = []
-    materialise(SPEC, events.append)
+    ensure_trained(SPEC, events.append)
     assert [(e.phase, e.done, e.total) for e in events] == [("train source tiny", n, 3) for n in (1, 2, 3)]
     assert all(set(e.values) == {"loss"} for e in events)
 
@@ -132,37 +132,37 @@ def test_the_key_changes_with_the_code_and_with_torch(monkeypatch: pytest.Monkey
     assert content_key(SPEC) == before
 
 
-def test_the_key_ignores_what_is_only_read_afterwards() -> None:
+def test_the_key_ignores_options_that_do_not_affect_training() -> None:
     assert content_key(replace(SPEC, mean=(0.5,), std=(0.5,), head="tiny")) == content_key(SPEC)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "heads.safetensors", "config.json"])
 def test_an_entry_that_was_tampered_with_is_trained_again(name: str, trainings: list[str]) -> None:
-    materialise(SPEC, silent)
+    ensure_trained(SPEC, silent)
     good = (entry() / name).read_bytes()
     (entry() / name).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    materialise(SPEC, silent)
+    ensure_trained(SPEC, silent)
     assert trainings == ["tiny", "tiny"]
     assert (entry() / name).read_bytes() == good
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "heads.safetensors", "config.json", "seal.json"])
 def test_an_entry_with_a_missing_file_is_trained_again(name: str, trainings: list[str]) -> None:
-    materialise(SPEC, silent)
+    ensure_trained(SPEC, silent)
     good = (entry() / name).read_bytes()
     (entry() / name).unlink()
-    materialise(SPEC, silent)
+    ensure_trained(SPEC, silent)
     assert trainings == ["tiny", "tiny"]
     assert (entry() / name).read_bytes() == good
 
 
 @pytest.mark.parametrize("seal", ["", "not json", "[]", "{}", '{"sha256": null}'])
 def test_an_entry_with_a_broken_seal_is_trained_again(seal: str, trainings: list[str]) -> None:
-    materialise(SPEC, silent)
+    ensure_trained(SPEC, silent)
     (entry() / "seal.json").write_text(seal)
-    materialise(SPEC, silent)
+    ensure_trained(SPEC, silent)
     assert trainings == ["tiny", "tiny"]
-    assert materialise(SPEC, silent).checkpoint == str(entry())
+    assert ensure_trained(SPEC, silent).checkpoint == str(entry())
     assert trainings == ["tiny", "tiny"]
 
 
@@ -172,7 +172,7 @@ def test_a_training_that_fails_leaves_no_entry(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(embedded, "fit_classifier", broken)
     with pytest.raises(RuntimeError, match=r"^boom$"):
-        materialise(SPEC, silent)
+        ensure_trained(SPEC, silent)
     assert not entry().exists()
 
 
@@ -187,7 +187,7 @@ def test_two_threads_share_one_training(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(embedded, "fit_classifier", slow)
     found: list[SourceSpec] = []
-    threads = [threading.Thread(target=lambda: found.append(materialise(SPEC, silent))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(ensure_trained(SPEC, silent))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -196,8 +196,8 @@ def test_two_threads_share_one_training(monkeypatch: pytest.MonkeyPatch) -> None
     assert [spec.checkpoint for spec in found] == [str(entry())] * 3
 
 
-def test_an_entry_is_a_source_like_any_other() -> None:
-    source = load(materialise(SPEC, silent))
+def test_a_cache_entry_is_read_as_a_checkpoint() -> None:
+    source = load(ensure_trained(SPEC, silent))
     stored = load_file(entry() / "model.safetensors")
     assert source.weights.keys() == stored.keys()
     assert all(torch.equal(source.weights[name], stored[name]) for name in stored)
@@ -206,22 +206,20 @@ def test_an_entry_is_a_source_like_any_other() -> None:
     assert json.loads((entry() / "config.json").read_text())["architecture"] == "mlp"
 
 
-def test_a_trained_entry_knows_its_task() -> None:
+def test_a_trained_source_classifies_its_task() -> None:
     spec = replace(SPEC, recipe=Recipe("digits", seed=1, steps=200))
-    source = load(materialise(spec, silent))
+    source = load(ensure_trained(spec, silent))
     images = Digits().build("test", Task(spec.name, spec.labels), ToPixels((1, 8, 8)))
     pixels = torch.stack([images[i][0] for i in range(len(images))])
     labels = torch.tensor([images[i][1] for i in range(len(images))])
     assert source.head is not None
-    answers = source.head(network(source)(pixels)).argmax(1)
-    assert (answers == labels).float().mean() > 0.9
+    predictions = source.head(network(source)(pixels)).argmax(1)
+    assert (predictions == labels).float().mean() > 0.9
 
 
-def test_a_source_with_a_checkpoint_or_without_a_recipe_is_left_alone(
-    trainings: list[str], tmp_path: Path
-) -> None:
+def test_a_source_with_a_checkpoint_or_without_a_recipe_is_unchanged(trainings: list[str], tmp_path: Path) -> None:
     for spec in (replace(SPEC, checkpoint="mine"), replace(SPEC, recipe=None)):
-        assert materialise(spec, silent) is spec
+        assert ensure_trained(spec, silent) is spec
     assert trainings == []
     assert not (tmp_path / "cache").exists()
 
@@ -229,13 +227,13 @@ def test_a_source_with_a_checkpoint_or_without_a_recipe_is_left_alone(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"labels": None}, "source 'tiny': a recipe needs arch and labels as well."),
-        ({"arch": None}, "source 'tiny': a recipe needs arch and labels as well."),
+        ({"labels": None}, "source 'tiny': a recipe also needs arch and labels."),
+        ({"arch": None}, "source 'tiny': a recipe also needs arch and labels."),
     ],
 )
 def test_a_recipe_without_arch_or_labels_is_refused(changed: dict[str, None], message: str) -> None:
     with pytest.raises(SourceError) as error:
-        materialise(replace(SPEC, **changed), silent)
+        ensure_trained(replace(SPEC, **changed), silent)
     assert str(error.value) == message
 
 
@@ -258,13 +256,13 @@ def test_a_recipe_without_arch_or_labels_is_refused(changed: dict[str, None], me
         ),
     ],
 )
-def test_what_a_recipe_names_has_to_exist(changed: dict[str, Any], message: str) -> None:
+def test_a_recipe_with_unknown_names_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        materialise(replace(SPEC, **changed), silent)
+        ensure_trained(replace(SPEC, **changed), silent)
     assert str(error.value) == message
 
 
-def test_the_cache_lies_where_the_variable_says_or_with_the_user(
+def test_the_cache_folder_is_that_of_the_variable_or_of_the_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert cache_folder() == tmp_path / "cache"

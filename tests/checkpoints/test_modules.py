@@ -1,4 +1,4 @@
-"""Torch modules from Python as sources, and tables of positions resampled to another image size."""
+"""Torch modules as sources, and position embeddings resampled to another image size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LISTED = [
     pytest.param(name, marks=[] if name in QUICK else [pytest.mark.full])
     for name in VARIANTS
     if "projection" not in VARIANTS[name][1]
-    and name not in ("RMSNorm", "embedding norm")  # which have no such word
+    and name not in ("RMSNorm", "embedding norm")  # which timm cannot build from options
 ]
 
 
@@ -37,7 +37,7 @@ def built(variant: str, seed: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("variant", LISTED)
-def test_a_timm_module_says_its_architecture_itself(variant: str) -> None:
+def test_the_architecture_of_a_timm_module_is_inferred(variant: str) -> None:
     module, pixels = built(variant, 1), torch.rand(3, 2, 8, 8)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     found = load(SourceSpec("a", module=module, labels=("x", "y", "z"), **PLAIN))
@@ -50,7 +50,7 @@ def test_a_timm_module_says_its_architecture_itself(variant: str) -> None:
     assert load(SourceSpec("a", module=built(variant, 2))).sha256 != found.sha256
 
 
-def test_what_a_module_states_of_its_pixels_is_folded_and_said() -> None:
+def test_mean_and_std_of_a_module_are_folded_and_reported() -> None:
     name, _ = VARIANTS["class token"]
     module = random_weights(create_model(name, num_classes=3, **{**TINY, "in_chans": 3}), 1)
     found, pixels = load(SourceSpec("a", module=module)), torch.rand(3, 3, 8, 8)
@@ -59,8 +59,8 @@ def test_what_a_module_states_of_its_pixels_is_folded_and_said() -> None:
         found.head(network(found)(pixels)), module((pixels - 0.5) / 0.5), rtol=1e-4, atol=1e-5
     )
     assert found.notes == (
-        "'a': mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] are those that the module states; where it was trained "
-        "otherwise, pass mean and std",
+        "'a': mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] are taken from the module; if it was trained with "
+        "other values, pass mean and std",
     )
     assert load(SourceSpec("a", module=module, **PLAIN)).notes == ()
 
@@ -69,12 +69,12 @@ CLIPS = [("openai", 5, True), ("openai_ft_in1k", 5, False), ("laion2b_ft_in12k_i
 
 
 @pytest.mark.parametrize(("tag", "stated", "projection"), CLIPS)
-def test_a_clip_tower_has_a_projection_and_one_that_was_fine_tuned_a_classifier(
+def test_a_clip_tower_has_a_projection_and_a_fine_tuned_one_a_classifier(
     tag: str, stated: int, projection: bool
 ) -> None:
     name = "vit_base_patch16_clip_224"
     module = random_weights(create_model(f"{name}.{tag}", num_classes=5, **TINY), 1)
-    module.pretrained_cfg = {**module.pretrained_cfg, "num_classes": stated}  # as it is where nobody asked for 5
+    module.pretrained_cfg = {**module.pretrained_cfg, "num_classes": stated}  # as without num_classes=5
     found, pixels = load(SourceSpec("a", module=module, **PLAIN)), torch.rand(3, 2, 8, 8)
     assert found.arch.projection == projection
     assert (found.head is None) == projection
@@ -82,7 +82,7 @@ def test_a_clip_tower_has_a_projection_and_one_that_was_fine_tuned_a_classifier(
     torch.testing.assert_close(features if found.head is None else found.head(features), module(pixels))
 
 
-def test_another_eps_of_the_norms_is_kept_in_the_source_alone() -> None:
+def test_another_eps_of_the_norms_is_only_kept_in_the_source() -> None:
     module = built("class token", 1)
     for part in module.modules():
         if isinstance(part, nn.LayerNorm):
@@ -95,15 +95,15 @@ def test_another_eps_of_the_norms_is_kept_in_the_source_alone() -> None:
     assert plan.arch.eps is None
 
 
-def test_a_module_with_parts_of_its_own_needs_an_arch() -> None:
+def test_a_modified_module_needs_an_arch() -> None:
     module: Any = built("class token", 1)
     for block in module.blocks:
         block.mlp.act = nn.ReLU()
     with pytest.raises(SourceError) as error:
         load(SourceSpec("a", module=module, **PLAIN))
     assert str(error.value) == (
-        "source 'a': module VisionTransformer: a module that timm calls vit_tiny_patch16_224 has another "
-        "activation than timm builds for that name. Pass its arch as well: {family: vit, name: ..., args: {...}}."
+        "source 'a': module VisionTransformer: this module differs from timm's vit_tiny_patch16_224 in: "
+        "activation. Also pass its arch: {family: vit, name: ..., args: {...}}."
     )
     arch = {"family": "vit", "name": "vit_tiny_patch16_224", "args": {**TINY, "act_layer": "relu"}}
     found, pixels = load(SourceSpec("a", module=module, arch=arch, **PLAIN)), torch.rand(3, 2, 8, 8)
@@ -119,7 +119,7 @@ def test_modules_of_mlps_and_of_torchvision_take_an_arch() -> None:
     with pytest.raises(SourceError) as error:
         load(SourceSpec("a", module=network(source)))
     assert str(error.value) == (
-        "source 'a': module Sequential does not say its architecture. Pass its arch as well, a timm name or "
+        "source 'a': module Sequential does not specify its architecture. Also pass its arch, a timm name or "
         "{'family': ..., ...} (mlp, vit)."
     )
     module, pixels = torchvision_vit(1), torch.rand(2, 3, 8, 8)
@@ -131,7 +131,7 @@ def test_modules_of_mlps_and_of_torchvision_take_an_arch() -> None:
 
 
 @pytest.mark.full
-def test_modules_are_merged_and_named_in_what_is_written(tmp_path: Path) -> None:
+def test_modules_are_merged_and_named_in_the_written_files(tmp_path: Path) -> None:
     entries = [
         {"name": "a", "module": nn.DataParallel(built("class token", 1)), **PLAIN},
         {"name": "b", "module": built("class token", 2), **PLAIN, "labels": ["x", "y", "z"]},
@@ -148,7 +148,7 @@ def test_modules_are_merged_and_named_in_what_is_written(tmp_path: Path) -> None
 def test_a_module_and_a_checkpoint_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         merge([{"name": "a", "module": nn.Linear(1, 1), "checkpoint": "x"}], method="average")
-    assert str(error.value) == "source 'a' has both a checkpoint and a module. Leave one of them out."
+    assert str(error.value) == "source 'a' has both a checkpoint and a module. Remove one of them."
 
 
 # Other image sizes
@@ -161,20 +161,20 @@ def saved(folder: Path, variant: str, seed: int, **options: Any) -> SourceSpec:
 
 
 @pytest.mark.parametrize("variant", ["class token", pytest.param("no_embed_class", marks=pytest.mark.full)])
-def test_positions_are_resampled_by_timm_where_that_is_allowed(variant: str, tmp_path: Path) -> None:
+def test_position_embeddings_are_resampled_by_timm_if_requested(variant: str, tmp_path: Path) -> None:
     small, large = saved(tmp_path / "1", variant, 1), saved(tmp_path / "2", variant, 2, img_size=16)
     with pytest.raises(MismatchError) as error:
         compile_plan([load(small), load(large)])
     assert error.value.reasons[0] == (
         "input_size: 's1' has [2, 8, 8], 's2' has [2, 16, 16]; models.sources.N.input_size=[8, 8] resamples the "
-        "other's positions, which is not exact"
+        "position embeddings of the other, which is not exact"
     )
     found, own = load(replace(large, input_size=8)), load(large)
     compile_plan([load(small), found])
     assert found.arch.input_size == (2, 8, 8)
     assert found.notes == (
-        "'s2': its positions were resampled from 16 x 16 to 8 x 8 pixels, which is not exact: its scores here are "
-        "not those of the checkpoint at its own size",
+        "'s2': its position embeddings were resampled from 16 x 16 to 8 x 8 pixels, which is not exact: its "
+        "scores differ from those at its original size",
     )
     changed = (
         {name for name, tensor in own.weights.items() if not torch.equal(found.weights[name], tensor)}
@@ -182,14 +182,14 @@ def test_positions_are_resampled_by_timm_where_that_is_allowed(variant: str, tmp
         else {"pos_embed"}
     )
     assert changed == {"pos_embed"}
-    theirs = network(own)
-    theirs.set_input_size((8, 8))  # timm's own way
+    reference = network(own)
+    reference.set_input_size((8, 8))  # timm's implementation
     pixels = torch.rand(2, 2, 8, 8)
-    torch.testing.assert_close(network(found)(pixels), theirs(pixels))
+    torch.testing.assert_close(network(found)(pixels), reference(pixels))
     stated = load(replace(large, input_size=(8, 8)), headers=True)
     assert {n: t.shape for n, t in stated.weights.items()} == {n: t.shape for n, t in found.weights.items()}
 
 
-def test_its_own_size_changes_nothing(tmp_path: Path) -> None:
+def test_the_original_image_size_changes_nothing(tmp_path: Path) -> None:
     spec = saved(tmp_path / "1", "class token", 1)
     assert load(replace(spec, input_size=8)).notes == ()

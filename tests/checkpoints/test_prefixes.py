@@ -42,7 +42,7 @@ def same(found: Source, source: Source) -> bool:
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_a_prefix_is_taken_away(prefix: str, source: Source, tmp_path: Path) -> None:
+def test_a_prefix_is_removed(prefix: str, source: Source, tmp_path: Path) -> None:
     weights, weight, bias, arch = parts(source)
     everything = {**weights, "head.weight": weight, "head.bias": bias}
     save_file({f"{prefix}{n}": t for n, t in everything.items()}, tmp_path / "x.safetensors")
@@ -57,7 +57,7 @@ def test_a_prefix_is_taken_away(prefix: str, source: Source, tmp_path: Path) -> 
     ("prefix", "head"),
     [("backbone.", "head"), ("backbone.", "classifier"), ("model.backbone.", "model.fc"), ("vit.", "linear")],
 )
-def test_a_head_beside_a_wrapped_backbone_is_its_head(
+def test_a_head_next_to_a_wrapped_backbone_is_its_head(
     prefix: str, head: str, source: Source, tmp_path: Path
 ) -> None:
     weights, weight, bias, arch = parts(source)
@@ -69,10 +69,10 @@ def test_a_head_beside_a_wrapped_backbone_is_its_head(
     assert found.head.bias is not None
     assert torch.equal(found.head.weight, weight)
     assert torch.equal(found.head.bias, bias)
-    assert found.notes == (f"'a': the weights under '{prefix}' were taken; left out: criterion.weight",)
+    assert found.notes == (f"'a': the weights under '{prefix}' were used; ignored: criterion.weight",)
 
 
-def test_a_head_of_any_name_is_taken_where_it_is_named(tmp_path: Path) -> None:
+def test_a_head_of_any_name_is_used_if_selected(tmp_path: Path) -> None:
     weights, weight, _, arch = parts(mlp_source("a", [6, 5], 3))
     tensors = {f"net.{n}": t for n, t in weights.items()}
     save_file({**tensors, "top.weight": weight}, tmp_path / "x.safetensors")
@@ -83,22 +83,22 @@ def test_a_head_of_any_name_is_taken_where_it_is_named(tmp_path: Path) -> None:
     assert found.head.bias is None
 
 
-@pytest.mark.parametrize("beside", ["fc", "head"])
-def test_a_head_that_is_left_inside_does_not_hide_the_one_beside(
-    beside: str, source: Source, tmp_path: Path
+@pytest.mark.parametrize("outer", ["fc", "head"])
+def test_a_head_inside_the_backbone_does_not_hide_the_one_next_to_it(
+    outer: str, source: Source, tmp_path: Path
 ) -> None:
     weights, weight, bias, arch = parts(source)
     left = {"head.weight": torch.zeros(10, weight.shape[1]), "head.bias": torch.zeros(10)}
     tensors = {f"backbone.{n}": t for n, t in {**weights, **left}.items()}
-    save_file({**tensors, f"{beside}.weight": weight, f"{beside}.bias": bias}, tmp_path / "x.safetensors")
+    save_file({**tensors, f"{outer}.weight": weight, f"{outer}.bias": bias}, tmp_path / "x.safetensors")
     spec = SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "x.safetensors"))
     with pytest.raises(SourceError) as error:
         load(spec)
     assert str(error.value) == (
-        f"source 'a': {tmp_path}/x.safetensors has 2 heads: backbone.head, {beside}. Say which one this task "
-        "uses: models.sources.N.head=NAME"
+        f"source 'a': {tmp_path}/x.safetensors has 2 heads: backbone.head, {outer}. Choose the head of this "
+        "task: models.sources.N.head=NAME"
     )
-    for name, own in ((beside, weight), ("backbone.head", left["head.weight"])):
+    for name, own in ((outer, weight), ("backbone.head", left["head.weight"])):
         found = load(replace(spec, head=name))
         assert same(found, source)
         assert found.head is not None
@@ -109,7 +109,7 @@ def test_a_head_that_is_left_inside_does_not_hide_the_one_beside(
     ("ordinary", "averaged"),
     [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema"), ("net", "ema_net")],
 )
-def test_averaged_weights_are_taken_when_asked_for(ordinary: str, averaged: str, tmp_path: Path) -> None:
+def test_averaged_weights_are_used_if_requested(ordinary: str, averaged: str, tmp_path: Path) -> None:
     plain, ema = mlp_source("a", [6, 5], 3), mlp_source("a", [6, 5], 4)
     content = {ordinary: dict(plain.weights), averaged: dict(ema.weights), "epoch": 3, "optimizer": {"state": {}}}
     torch.save(content, tmp_path / "x.pt")
@@ -117,31 +117,31 @@ def test_averaged_weights_are_taken_when_asked_for(ordinary: str, averaged: str,
     found = load(spec)
     assert same(found, plain)
     assert found.notes == (
-        f"'a': the weights under '{ordinary}.' were taken, the EMA weights under '{averaged}.' were not "
-        "(models.sources.N.ema=true takes them)",
+        f"'a': the weights under '{ordinary}.' were used, the EMA weights under '{averaged}.' were not "
+        "(models.sources.N.ema=true uses them)",
     )
-    for asked, expected in ((True, ema), (False, plain)):
-        chosen = load(SourceSpec(spec.name, arch=spec.arch, checkpoint=spec.checkpoint, ema=asked))
+    for choice, expected in ((True, ema), (False, plain)):
+        chosen = load(SourceSpec(spec.name, arch=spec.arch, checkpoint=spec.checkpoint, ema=choice))
         assert same(chosen, expected)
         assert chosen.notes == ()
 
 
-def test_averaged_weights_alone_are_taken_and_said(tmp_path: Path) -> None:
+def test_averaged_weights_without_others_are_used_and_reported(tmp_path: Path) -> None:
     source = mlp_source("a", [6, 5], 3)
     torch.save({"model_ema": {f"module.{n}": t for n, t in source.weights.items()}}, tmp_path / "x.pt")
     spec = SourceSpec("a", arch=parts(source)[3], checkpoint=str(tmp_path / "x.pt"))
     found = load(spec)
     assert same(found, source)
-    assert found.notes == ("'a': only EMA weights were found, and taken ('model_ema.module.')",)
+    assert found.notes == ("'a': only EMA weights were found, and used ('model_ema.module.')",)
     with pytest.raises(SourceError) as error:
         load(SourceSpec("a", arch=spec.arch, checkpoint=spec.checkpoint, ema=False))
     assert str(error.value) == (
-        f"source 'a': {tmp_path}/x.pt holds no ordinary weights; models were found under 'model_ema.module.'. "
+        f"source 'a': {tmp_path}/x.pt contains no ordinary weights; models were found under 'model_ema.module.'. "
         "Pass models.sources.N.ema=true or null."
     )
 
 
-def test_of_several_models_one_has_to_be_chosen(tmp_path: Path) -> None:
+def test_one_of_several_models_has_to_be_chosen(tmp_path: Path) -> None:
     student, teacher = mlp_source("a", [6, 5], 3), mlp_source("a", [6, 5], 4)
     tensors = {f"student.{n}": t for n, t in student.weights.items()}
     tensors |= {f"teacher.{n}": t for n, t in teacher.weights.items()}
@@ -150,8 +150,8 @@ def test_of_several_models_one_has_to_be_chosen(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as error:
         load(SourceSpec("a", arch=parts(student)[3], checkpoint=str(file)))
     assert str(error.value) == (
-        f"source 'a': {file} holds 2 models, under 'student.', 'teacher.'. "
-        "Say which one to take: models.sources.N.prefix=..."
+        f"source 'a': {file} contains 2 models, under 'student.', 'teacher.'. "
+        "Choose one with models.sources.N.prefix=..."
     )
     for prefix in ("teacher", "teacher."):
         found = load(SourceSpec("a", arch=parts(student)[3], checkpoint=str(file), prefix=prefix))
@@ -164,14 +164,14 @@ def test_of_several_models_one_has_to_be_chosen(tmp_path: Path) -> None:
     )
 
 
-def test_a_copy_inside_the_model_is_left_out(tmp_path: Path) -> None:
+def test_a_copy_inside_the_model_is_ignored(tmp_path: Path) -> None:
     plain, ema = mlp_source("a", [6, 5], 3), mlp_source("a", [6, 5], 4)
     tensors = {f"model.{n}": t for n, t in plain.weights.items()}
     save_file({**tensors, **{f"model.ema.{n}": t for n, t in ema.weights.items()}}, tmp_path / "x.safetensors")
     assert same(load(SourceSpec("a", arch=parts(plain)[3], checkpoint=str(tmp_path / "x.safetensors"))), plain)
 
 
-def test_check_sees_prefixes_and_compares_the_weights_behind_them(tmp_path: Path) -> None:
+def test_check_removes_prefixes_and_compares_the_weights(tmp_path: Path) -> None:
     source = mlp_source("a", [40, 40], 3)
     for name, prefix in (("a", "module."), ("b", "")):
         save_file({f"{prefix}{n}": t for n, t in source.weights.items()}, tmp_path / f"{name}.safetensors")

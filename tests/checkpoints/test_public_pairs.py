@@ -1,4 +1,4 @@
-"""The pairs of public pretrainings, with random stand-ins of the real shapes where the hub would be."""
+"""The model sets of public pretrained weights; random weights of the same shapes replace the hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAIRS = ["vit_b_pair", "vit_l_pair", "clip_vit_b_pair"]
 
 
 @pytest.mark.parametrize("models", PAIRS)
-def test_a_pair_names_public_weights_and_leaves_their_preprocessing_to_timm(models: str) -> None:
+def test_a_pair_lists_public_weights_and_uses_their_preprocessing_in_timm(models: str) -> None:
     for entry in presets.load("models", models)["sources"]:
         name = hub_name(SourceSpec(**entry))
         assert name is not None
@@ -34,7 +34,7 @@ def test_a_pair_names_public_weights_and_leaves_their_preprocessing_to_timm(mode
 
 
 @pytest.mark.parametrize("models", PAIRS)
-def test_without_data_one_sentence_says_what_to_pass(
+def test_missing_data_is_reported_in_one_sentence(
     models: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -46,7 +46,7 @@ def test_without_data_one_sentence_says_what_to_pass(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unreachable_hub_is_one_sentence(
+def test_an_unreachable_hub_is_reported_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unreachable(*args: object, **options: object) -> None:

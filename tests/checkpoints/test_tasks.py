@@ -1,4 +1,4 @@
-"""Merged folders as sources again, label names from files and class folders, and rounded results."""
+"""Merged folders as sources, label names from files and class folders, and rounded results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from timm.models import create_model
 
 from fsmerge_cli import merge
-from fsmerge_cli.checkpoints.dtype import rounded, stored
+from fsmerge_cli.checkpoints.dtype import rounded, to_dtype
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.tasks import read_labels
@@ -39,10 +39,10 @@ def three(tmp_path: Path) -> list[dict[str, Any]]:
     return [saved(tmp_path / name, mlp_source(name, [6, 5], seed)) for seed, name in enumerate("abc")]
 
 
-# Merging merged models again
+# Merging merged models
 
 
-def test_every_task_of_a_merged_folder_is_a_task_again(three: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_every_task_of_a_merged_folder_is_a_source(three: list[dict[str, Any]], tmp_path: Path) -> None:
     first = merge(three[:2], method="average", output=tmp_path / "first")
     entries = [{"name": "ab", "checkpoint": str(tmp_path / "first/merged")}, three[2]]
     assert [(spec.name, spec.head) for spec in source_specs(entries)] == [("a", "a"), ("b", "b"), ("c", None)]
@@ -55,7 +55,7 @@ def test_every_task_of_a_merged_folder_is_a_task_again(three: list[dict[str, Any
     for name, tensor in again.solution.weights.items():
         expected = (2 * first.solution.weights[name] + third.weights[name]) / 3
         torch.testing.assert_close(tensor, expected)
-    assert "'b' and 'a' are tasks of one model: its weights count for each" in again.notes
+    assert "'b' and 'a' are tasks of one model: its weights are counted once per task" in again.notes
     assert "head: b" in (tmp_path / "again/config.yaml").read_text()
 
 
@@ -72,7 +72,7 @@ def test_one_head_can_be_chosen_and_renamed(three: list[dict[str, Any]], tmp_pat
     ("name", "content"),
     [
         ("x.txt", "red\ngreen \n deep blue\n\n"),
-        ("x.txt", "\ufeffred\ngreen\ndeep blue"),  # as some editors begin a file
+        ("x.txt", "\ufeffred\ngreen\ndeep blue"),  # with a byte order mark
         ("x.json", '["red", "green", "deep blue"]'),
         ("x.json", '{"0": "red", "2": "deep blue", "1": "green"}'),
     ],
@@ -85,9 +85,9 @@ def test_labels_from_a_file(name: str, content: str, three: list[dict[str, Any]]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "a\n\nb\n"])
-def test_a_file_without_names_is_refused(content: str, tmp_path: Path) -> None:
+def test_a_label_file_with_missing_names_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text(content)
-    with pytest.raises(ConfigError, match="should hold label names, one per line"):
+    with pytest.raises(ConfigError, match="should contain label names, one per line"):
         read_labels(str(tmp_path / "x.txt"), "here")
 
 
@@ -125,7 +125,7 @@ def test_labels_from_timms_config(key: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_rounded_model_is_what_is_measured_written_and_read_back(
+def test_the_rounded_model_is_evaluated_written_and_read_back(
     dtype: str, three: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     exact = merge(three, method="average")
@@ -144,7 +144,7 @@ def test_a_rounded_model_is_what_is_measured_written_and_read_back(
     assert certificates["reloaded"]["error"] == 0.0
     assert 0 < certificates["rounded"]["error"] < 0.1
     assert json.loads((merged / "config.json").read_text())["torch_dtype"] == dtype
-    assert f"Numbers are stored in `{dtype}`" in (merged / "README.md").read_text()
+    assert f"The weights are stored in `{dtype}`" in (merged / "README.md").read_text()
     assert f"dtype: {dtype}" in (tmp_path / "out/config.yaml").read_text()
     again = load(SourceSpec("a", checkpoint=str(merged), head="a"))
     assert all(torch.equal(again.weights[name], tensor) for name, tensor in result.solution.weights.items())
@@ -154,7 +154,7 @@ def test_float32_rounds_nothing(three: list[dict[str, Any]], tmp_path: Path) -> 
     result = merge(three, method="average", output=tmp_path / "out")
     assert "rounded" not in json.loads((tmp_path / "out/evaluation.json").read_text())["certificates"]
     assert "torch_dtype" not in json.loads((tmp_path / "out/merged/config.json").read_text())
-    assert "Numbers are stored" not in (tmp_path / "out/merged/README.md").read_text()
+    assert "The weights are stored" not in (tmp_path / "out/merged/README.md").read_text()
     with safe_open(tmp_path / "out/merged/model.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("fc0.weight"), result.solution.weights["fc0.weight"])
 
@@ -167,13 +167,13 @@ def test_timm_loads_a_rounded_model_and_gives_the_same_features(tmp_path: Path) 
     assert torch.equal(loaded(pixels), result.backbone()(pixels))
 
 
-def test_a_rounded_file_that_was_changed_is_seen(
+def test_a_changed_rounded_file_is_detected(
     three: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = merge(three, method="average", dtype="float16")
     monkeypatch.setattr(
-        "fsmerge_cli.runs.result.stored",
-        lambda tensors, dtype: {n: t + 0.01 for n, t in stored(tensors, dtype).items()},
+        "fsmerge_cli.runs.result.to_dtype",
+        lambda tensors, dtype: {n: t + 0.01 for n, t in to_dtype(tensors, dtype).items()},
     )
     with pytest.raises(CertificateError) as error:
         result.save(tmp_path / "out")

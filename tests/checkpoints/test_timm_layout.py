@@ -1,4 +1,4 @@
-"""What comes out loads without us: timm reads the folder, and gives the same logits bit for bit."""
+"""Merged folders load without fsmerge: timm reads them and gives bit-identical logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIANTS = ["class token", "pre-norm (CLIP)", "CLIP quick-GELU with projection",
 
 
 def written(folder: Path, variant: str, seed: int, normalize: bool = False) -> dict[str, Any]:
-    """A random source on disk, and the entry that names it."""
+    """Write a random source to disk; returns its entry."""
     source = vit_source(variant, seed)
     assert source.head is not None
     assert source.head.bias is not None
@@ -37,7 +37,7 @@ def written(folder: Path, variant: str, seed: int, normalize: bool = False) -> d
 
 @pytest.mark.full
 @pytest.mark.parametrize(("variant", "normalize"), [*((v, False) for v in VARIANTS), ("class token", True)])
-def test_timm_loads_the_merged_folder_and_the_cards_snippet_gives_our_logits(
+def test_timm_loads_the_merged_folder_and_the_snippet_of_the_card_gives_the_same_logits(
     variant: str, normalize: bool, tmp_path: Path
 ) -> None:
     models = [written(tmp_path / str(seed), variant, seed, normalize) for seed in (1, 2)]
@@ -55,7 +55,7 @@ def test_timm_loads_the_merged_folder_and_the_cards_snippet_gives_our_logits(
         assert "t1.projector" in load_file(merged / "heads.safetensors")
 
 
-def test_a_merged_folder_is_a_source_again(tmp_path: Path) -> None:
+def test_a_merged_folder_is_a_source(tmp_path: Path) -> None:
     models = [written(tmp_path / str(seed), "class token", seed) for seed in (1, 2)]
     result = merge(models, method="average", output=tmp_path / "out")
     again = load(SourceSpec("x", checkpoint=str(tmp_path / "out/merged"), head="t2"))
@@ -69,7 +69,7 @@ def test_a_merged_folder_is_a_source_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["class token", "pre-norm (CLIP)", "no_embed_class"])
-def test_mean_and_deviation_fold_into_the_first_layer(variant: str, tmp_path: Path) -> None:
+def test_mean_and_std_are_folded_into_the_first_layer(variant: str, tmp_path: Path) -> None:
     source = vit_source(variant, 1)
     save_file(source.weights, tmp_path / "model.safetensors")
     arch = {"family": "vit", "name": source.arch.name, "args": source.arch.args}
@@ -77,14 +77,14 @@ def test_mean_and_deviation_fold_into_the_first_layer(variant: str, tmp_path: Pa
     spec = SourceSpec("x", arch=arch, checkpoint=str(tmp_path / "model.safetensors"), mean=mean, std=std)
     folded = load(spec)
     images = torch.rand(4, 2, 8, 8, dtype=torch.float64)
-    plain, ours = (
+    original, with_folded = (
         source.family.build(source.arch).double().eval(),
         source.family.build(source.arch).double().eval(),
     )
-    plain.load_state_dict(source.weights)
-    ours.load_state_dict(folded.weights)
+    original.load_state_dict(source.weights)
+    with_folded.load_state_dict(folded.weights)
     centred = (images - torch.tensor(mean).reshape(2, 1, 1)) / torch.tensor(std).reshape(2, 1, 1)
-    torch.testing.assert_close(ours(images), plain(centred), rtol=1e-5, atol=1e-5)  # weights are fp32
+    torch.testing.assert_close(with_folded(images), original(centred), rtol=1e-5, atol=1e-5)  # weights are fp32
     changed = {n for n in source.weights if not torch.equal(source.weights[n], folded.weights[n])}
     shift = "pos_embed" if variant == "pre-norm (CLIP)" else "patch_embed.proj.bias"
     assert changed == {"patch_embed.proj.weight", shift}
@@ -92,7 +92,7 @@ def test_mean_and_deviation_fold_into_the_first_layer(variant: str, tmp_path: Pa
         assert torch.equal(folded.weights["pos_embed"][:, :1], source.weights["pos_embed"][:, :1])
 
 
-def test_a_timm_checkpoint_with_its_own_head_is_split(tmp_path: Path) -> None:
+def test_a_timm_checkpoint_is_split_into_backbone_and_head(tmp_path: Path) -> None:
     source = vit_source("class token", 1)
     assert source.head is not None
     assert source.head.bias is not None
@@ -107,7 +107,7 @@ def test_a_timm_checkpoint_with_its_own_head_is_split(tmp_path: Path) -> None:
     assert torch.equal(found.head(z), F.linear(z, source.head.weight, source.head.bias))
 
 
-def test_a_merged_model_with_a_projection_is_read_back_as_one(tmp_path: Path) -> None:
+def test_a_merged_model_with_a_projection_is_read_back_with_it(tmp_path: Path) -> None:
     models = [written(tmp_path / str(seed), "CLIP quick-GELU with projection", seed) for seed in (1, 2)]
     result = merge(models, method="average", output=tmp_path / "out")
     again = load(SourceSpec("x", checkpoint=str(tmp_path / "out/merged"), head="t1"))
@@ -116,21 +116,21 @@ def test_a_merged_model_with_a_projection_is_read_back_as_one(tmp_path: Path) ->
     assert again.weights.keys() == result.solution.weights.keys()
 
 
-def test_a_checkpoint_of_another_architecture_than_asked_for_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_architecture_than_given_is_refused(tmp_path: Path) -> None:
     entry = written(tmp_path / "1", "CLIP quick-GELU with projection", 1)
-    asked = SourceSpec("x", arch="vit_base_patch16_clip_224.laion2b", checkpoint=entry["checkpoint"])
+    spec = SourceSpec("x", arch="vit_base_patch16_clip_224.laion2b", checkpoint=entry["checkpoint"])
     with pytest.raises(SourceError) as error:
-        load(asked)
+        load(spec)
     assert str(error.value) == (
-        f"source 'x': {tmp_path}/1 is a vit_base_patch16_clip_quickgelu_224, as its config.json says, but "
-        "models.sources.N.arch asks for vit_base_patch16_clip_224. Pass models.sources.N.arch=null to take the "
-        "checkpoint's."
+        f"source 'x': {tmp_path}/1 is a vit_base_patch16_clip_quickgelu_224 according to its config.json, but "
+        "models.sources.N.arch is vit_base_patch16_clip_224. Pass models.sources.N.arch=null to use the "
+        "architecture of the checkpoint."
     )
 
 
-def test_a_checkpoints_own_mean_wins_over_what_timm_knows(tmp_path: Path) -> None:
+def test_the_mean_of_a_checkpoint_overrides_that_of_timm(tmp_path: Path) -> None:
     entry = written(tmp_path / "1", "pre-norm (CLIP)", 1)
     arch = {**entry["arch"], "name": "vit_base_patch16_clip_224.laion2b"}
     own = load(SourceSpec("x", arch=arch, checkpoint=entry["checkpoint"]))
     source = vit_source("pre-norm (CLIP)", 1)
-    assert all(torch.equal(own.weights[n], t) for n, t in source.weights.items())  # its config says mean 0, std 1
+    assert all(torch.equal(own.weights[n], t) for n, t in source.weights.items())  # its config has mean 0, std 1

@@ -18,16 +18,16 @@ Listing = dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def _good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("good")
+def _valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("valid")
     write_sources(folder)
     return folder
 
 
 @pytest.fixture
-def place(_good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh copy of the good sources, as the working folder."""
-    shutil.copytree(_good, tmp_path, dirs_exist_ok=True)
+def place(_valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh copy of the valid sources, as the working folder."""
+    shutil.copytree(_valid, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -38,7 +38,7 @@ def place(_good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def listing(folder: Path) -> Listing:
-    """Every path below `folder`, with the hash of its bytes."""
+    """Every path below `folder` with the hash of its content."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         if path.is_file()
@@ -48,9 +48,9 @@ def listing(folder: Path) -> Listing:
 
 
 def expected(case: Case, folder: Path) -> re.Pattern[str]:
-    """The whole message; only a library's own words, on one line, are open."""
-    said = case.message.replace("{folder}", str(folder)).replace("{x}", "x" * 300)
-    return re.compile(".+".join(map(re.escape, said.split("{library}"))))
+    """A pattern of the whole message; {library} matches any text on one line."""
+    message = case.message.replace("{folder}", str(folder)).replace("{x}", "x" * 300)
+    return re.compile(".+".join(map(re.escape, message.split("{library}"))))
 
 
 def check(case: Case, folder: Path, before: Listing, code: int, out: str, err: str) -> None:
@@ -58,9 +58,9 @@ def check(case: Case, folder: Path, before: Listing, code: int, out: str, err: s
     assert "Traceback" not in err
     after = listing(folder)
     if case.code:
-        head, _, said = err.partition("fsmerge: error: ")
+        head, _, message = err.partition("fsmerge: error: ")
         assert all(re.fullmatch(r"[a-z ]+: \d+/\d+.*", line) for line in head.splitlines())
-        assert expected(case, folder).fullmatch(said.removesuffix("\n")), said
+        assert expected(case, folder).fullmatch(message.removesuffix("\n")), message
         assert out == ""
         assert after == before
     else:
@@ -73,7 +73,7 @@ def check(case: Case, folder: Path, before: Listing, code: int, out: str, err: s
 @pytest.mark.parametrize(
     "case", [pytest.param(c, id=c.name, marks=[] if c.quick else [pytest.mark.full]) for c in CASES]
 )
-def test_a_bad_input_is_said_in_one_message_and_changes_nothing(
+def test_a_bad_input_gets_one_message_and_changes_no_file(
     case: Case, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -87,7 +87,9 @@ def test_a_bad_input_is_said_in_one_message_and_changes_nothing(
 
 @pytest.mark.full
 @pytest.mark.parametrize("case", [c for c in CASES if c.installed], ids=lambda case: case.name)
-def test_the_installed_command_says_the_same(case: Case, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_installed_command_prints_the_same_message(
+    case: Case, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case.prepare(place, monkeypatch)
     before = listing(place)
     command = Path(sys.executable).with_name("fsmerge")
@@ -96,22 +98,24 @@ def test_the_installed_command_says_the_same(case: Case, place: Path, monkeypatc
     check(case, place, before, ran.returncode, ran.stdout, ran.stderr)
 
 
-def test_the_table_is_large_enough_and_its_names_differ() -> None:
+def test_there_are_at_least_80_cases_with_unique_names() -> None:
     names = [case.name for case in CASES]
     assert len(names) == len(set(names)) >= 80
     assert len([case for case in CASES if case.installed]) >= 10
     assert all(case.message for case in CASES)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 @pytest.mark.parametrize("path", ["a/model.safetensors", "a/config.json", "images/a/0.png"])
-def test_a_file_without_permission_is_named(path: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_without_read_permission_is_reported(
+    path: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / path).chmod(0)
     assert main(shlex.split(KD)) == 2
     assert "Permission denied" in capsys.readouterr().err
 
 
 @pytest.mark.full
-def test_the_good_sources_are_good(place: Path) -> None:
+def test_the_valid_sources_can_be_merged(place: Path) -> None:
     assert main(shlex.split(KD)) == 0
     assert main(shlex.split(VITS.replace("output.dir=out", "output.dir=vits"))) == 0

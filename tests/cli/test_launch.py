@@ -51,7 +51,7 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("group", "key"), [(group, key) for group in REGISTRIES for key in REGISTRIES[group]])
-def test_a_registered_keys_yaml_says_every_field_and_its_default(group: str, key: str) -> None:
+def test_the_yaml_of_a_registered_key_lists_every_field_with_its_default(group: str, key: str) -> None:
     values = yaml.safe_load((CONFIGS / group / f"{key}.yaml").read_text())
     assert values == defaults(REGISTRIES[group][key])
     assert values["name"] == key
@@ -65,7 +65,7 @@ def test_a_registered_key_is_the_name_of_its_module(group: str, key: str) -> Non
 
 
 @pytest.mark.parametrize("group", REGISTRIES)
-def test_a_yaml_beside_the_registered_ones_is_a_preset_of_one_of_them(group: str) -> None:
+def test_every_other_yaml_is_a_preset_of_a_registered_key(group: str) -> None:
     files = sorted((CONFIGS / group).glob("*.yaml"))
     assert {file.stem for file in files} >= set(REGISTRIES[group])
     for file in files:
@@ -74,7 +74,7 @@ def test_a_yaml_beside_the_registered_ones_is_a_preset_of_one_of_them(group: str
         assert set(values) <= known
 
 
-def test_every_hardware_yaml_says_every_field_and_auto_the_defaults() -> None:
+def test_every_hardware_yaml_lists_every_field_and_auto_has_the_defaults() -> None:
     names = {field.name for field in fields(Hardware)}
     files = sorted((CONFIGS / "hardware").glob("*.yaml"))
     assert {file.stem for file in files} == {"auto", "cpu", "gpu", "multi_gpu", "slurm"}
@@ -97,7 +97,7 @@ def test_every_option_composes_instantiates_and_reads_the_same_without_hydra(gro
         assert len({spec.name for spec in specs}) == len(specs) >= 2
         for spec in specs:
             assert spec.arch is not None
-            if isinstance(spec.arch, dict) and "family" in spec.arch:  # else one of timm's names
+            if isinstance(spec.arch, dict) and "family" in spec.arch:  # otherwise a timm name
                 arch = dict(spec.arch)
                 build(SPECS[arch.pop("family")].arch, arch, "arch")
     else:
@@ -107,19 +107,19 @@ def test_every_option_composes_instantiates_and_reads_the_same_without_hydra(gro
 
 
 @pytest.mark.parametrize("name", presets.names("models"))
-def test_models_bring_their_images_along_with_and_without_hydra(name: str) -> None:
+def test_models_set_their_data_set_with_and_without_hydra(name: str) -> None:
     data = presets.default_data(name)
     found = plain(composed(f"+models={name}")).get("data")
     assert found == (None if data is None else presets.load("data", data))
     assert data is not None or not name.startswith("digits_")
 
 
-def test_data_given_beside_models_wins() -> None:
+def test_data_on_the_command_line_overrides_the_data_of_models() -> None:
     assert composed("+models=digits_mlp_pair", "data=folder").data.name == "folder"
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
-def test_a_yaml_begins_with_one_line_that_says_what_it_is(file: Path) -> None:
+def test_a_yaml_begins_with_a_one_line_description(file: Path) -> None:
     first, second = file.read_text().removeprefix("# @package _global_\n").splitlines()[:2]
     assert re.fullmatch(r"# \S.{18,108}\S", first)
     assert not second.startswith("#")
@@ -127,7 +127,7 @@ def test_a_yaml_begins_with_one_line_that_says_what_it_is(file: Path) -> None:
         assert presets.summary(file.parent.name, file.stem) == first[2:]
 
 
-def test_presets_name_the_files_and_nothing_else() -> None:
+def test_presets_list_exactly_the_files() -> None:
     assert all(presets.names(group) for group in presets.GROUPS)
     folders = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir() and not folder.name.startswith("_")}
     assert folders == {*presets.GROUPS, *presets.SWEEPS}
@@ -135,7 +135,7 @@ def test_presets_name_the_files_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, name) for g in presets.SWEEPS for name in presets.names(g)])
-def test_how_jobs_are_started_changes_no_key_of_a_job(group: str, name: str) -> None:
+def test_launchers_and_sweeps_change_no_key_of_a_job(group: str, name: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{PLUGINS[name]}", reason="an extra is not installed")
     before, after = (plain(composed("+models=digits_mlp_pair", *more)) for more in ((), (f"{group}={name}",)))
     assert {key: value for key, value in after.items() if key != "resume"} == {
@@ -187,7 +187,7 @@ def test_the_default_folder_is_named_after_models_method_and_a_hash() -> None:
     assert re.fullmatch(r"outputs/my_own_models-kd-[0-9a-f]{8}", odd)
 
 
-def test_the_hash_ignores_where_the_output_goes_and_the_order_of_keys() -> None:
+def test_the_hash_ignores_the_output_keys_and_the_order_of_keys() -> None:
     keys = plain(composed("+models=digits_mlp_pair", "method=kd"))
     other = {**keys, "output": {"dir": "elsewhere", "overwrite": True}}
     assert default_folder(keys, CHOICES) == default_folder(other, CHOICES)
@@ -205,7 +205,7 @@ def test_the_hash_ignores_where_the_output_goes_and_the_order_of_keys() -> None:
         "++models.sources.1.checkpoint=mine",
     ],
 )
-def test_the_hash_changes_with_everything_that_may_change_the_result(override: str) -> None:
+def test_the_hash_changes_with_every_key_that_may_change_the_result(override: str) -> None:
     common = ["+models=digits_mlp_pair", "method=kd"]
     assert default_folder(plain(composed(*common)), CHOICES) != default_folder(
         plain(composed(*common, override)), CHOICES

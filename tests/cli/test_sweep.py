@@ -1,4 +1,4 @@
-"""Sweeps: what their end writes, side by side in other processes, interrupted and resumed, and Optuna's search."""
+"""Sweeps: summary files, parallel jobs, interruption and resumption, and Optuna's search."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def table(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_sweep_ends_with_a_picture_of_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_ends_with_a_plot_of_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     assert main([*SWEEP, "method=average,slerp"]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out.endswith("\nall runs: sweep/summary.csv   sweep/summary.svg\n")
-    picture = Path("sweep/summary.svg").read_text()
-    assert ">average<" in picture
-    assert ">slerp<" in picture
+    plot = Path("sweep/summary.svg").read_text()
+    assert ">average<" in plot
+    assert ">slerp<" in plot
     assert [Path(row["folder"], "evaluation.json").is_file() for row in table("summary.csv")] == [True, True]
     assert not list(Path("sweep").glob(".*"))
 
@@ -57,14 +57,14 @@ def test_without_matplotlib_a_sweep_ends_with_a_note(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*SWEEP, "method=average", "seed=0,1"]) == 0
     assert capsys.readouterr().out.endswith(
-        "\nnote: no picture of the runs: a plot needs matplotlib. Install it: pip install 'fsmerge[plot]'\n"
+        "\nnote: no plot of the runs: a plot needs matplotlib. Install it: pip install 'fsmerge[plot]'\n"
         "all runs: sweep/summary.csv\n"
     )
 
 
-def test_a_sweep_keeps_and_says_what_it_could_write(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_reports_the_files_that_it_could_not_write(capsys: pytest.CaptureFixture[str]) -> None:
     Path("sweep/jobs").mkdir(parents=True)
-    Path("sweep/summary.csv").mkdir()  # as good as a full disk
+    Path("sweep/summary.csv").mkdir()  # writing the file fails, as on a full disk
     for number, (a, b) in enumerate(((0.5, 0.9), (0.8, 0.8), (0.4, 0.7))):
         scores = {"tasks": {"a": a, "b": b}, "mean": (a + b) / 2, "joint": None, "seconds": 1.0}
         job = {"run": f"method.task_weights.1={number}", "exit_code": 0, "folder": f"gone/{number}", **scores}
@@ -74,15 +74,15 @@ def test_a_sweep_keeps_and_says_what_it_could_write(capsys: pytest.CaptureFixtur
     assert out.count("method.task_weights.1=") == 3
     assert out.endswith(
         "\nnote: sweep/summary.csv could not be written: Is a directory\n"
-        "note: no picture of the runs: gone/0 names no finished run (a folder with evaluation.json). Give folders "
+        "note: no plot of the runs: gone/0 is no finished run (a folder with evaluation.json). Give folders "
         "that `fsmerge merge` or `fsmerge finetune` wrote, a glob of them, or the folder of a sweep.\n"
         "all runs: sweep/pareto.csv\n"
     )
     assert [row["front"] for row in table("pareto.csv")] == ["True", "True", "False"]
 
 
-class Watched:
-    """Which steps of which job's training were done; kills the process, or asks it to stop, in the third job."""
+class RecordedSteps:
+    """Records the training steps of every job; stop: interrupts the process in the third job."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, stop: bool) -> None:
         self.jobs: list[list[int]] = []
@@ -102,18 +102,18 @@ class Watched:
 
 
 @pytest.mark.full
-def test_an_interrupted_sweep_repeats_only_the_job_that_was_broken(
+def test_an_interrupted_sweep_repeats_only_the_interrupted_job(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        broken = Watched(patch, stop=True)
+        interrupted = RecordedSteps(patch, stop=True)
         assert main([*THREE, "hydra.sweep.dir=other"]) == 130
     assert "Continue with\n  fsmerge merge --multirun " in capsys.readouterr().err
     assert len(list(Path("outputs").glob("*/evaluation.json"))) == 2
-    watched = Watched(monkeypatch, stop=False)
+    resumed = RecordedSteps(monkeypatch, stop=False)
     assert main([*THREE, "resume=true"]) == 0, capsys.readouterr().err
-    assert watched.jobs == [list(range(broken.jobs[2][-1] + 1, 21))]
-    assert capsys.readouterr().out.count("finished before: nothing was done") == 2
+    assert resumed.jobs == [list(range(interrupted.jobs[2][-1] + 1, 21))]
+    assert capsys.readouterr().out.count("already finished: nothing was run") == 2
     rows = table("summary.csv")
     assert [row["run"].split()[-2] for row in rows] == ["seed=0", "seed=1", "seed=2"]
     assert all(float(row["mean"]) > 0 for row in rows)
@@ -122,7 +122,7 @@ def test_an_interrupted_sweep_repeats_only_the_job_that_was_broken(
 KILLED = f"""
 import os, signal
 from fsmerge_cli.cli import main
-from fsmerge_cli.terminal import Reporter
+from fsmerge_cli.reporting.terminal import Reporter
 before, seen = Reporter.__call__, []
 def call(reporter, event):
     before(reporter, event)
@@ -136,21 +136,21 @@ main({[*THREE, "checkpoint.every=4"]})
 
 
 @pytest.mark.full
-def test_a_killed_sweep_repeats_only_the_job_that_was_broken(
+def test_a_killed_sweep_repeats_only_the_killed_job(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     ran = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True)
     assert ran.returncode == -signal.SIGKILL, ran.stderr
     assert len(list(Path("outputs").glob("*/evaluation.json"))) == 2
-    watched = Watched(monkeypatch, stop=False)
+    resumed = RecordedSteps(monkeypatch, stop=False)
     assert main([*THREE, "checkpoint.every=4", "resume=true"]) == 0, capsys.readouterr().err
-    assert watched.jobs == [list(range(9, 21))]  # from the last state that was saved
+    assert resumed.jobs == [list(range(9, 21))]  # from the last saved training state
     assert len(table("summary.csv")) == 3
 
 
 @pytest.mark.full
-def test_jobs_side_by_side_give_what_jobs_in_turn_give(
+def test_parallel_jobs_give_the_results_of_sequential_jobs(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
@@ -159,11 +159,11 @@ def test_jobs_side_by_side_give_what_jobs_in_turn_give(
     assert main([*jobs, "launcher=joblib", "hydra.launcher.n_jobs=2"]) == 2
     message = "fsmerge: error: method.steps: should be greater than or equal to 1, got 0.\n"
     assert capfd.readouterr().err.count(message) == 1
-    together = table("summary.csv")
-    assert [row["exit_code"] for row in together] == ["0", "2", "0"]
+    parallel = table("summary.csv")
+    assert [row["exit_code"] for row in parallel] == ["0", "2", "0"]
     assert main([*jobs, "output.overwrite=true"]) == 2
-    for row, alone in zip(together, table("summary.csv")):
-        assert {**row, "seconds": "", "run": ""} == {**alone, "seconds": "", "run": ""}
+    for row, sequential in zip(parallel, table("summary.csv")):
+        assert {**row, "seconds": "", "run": ""} == {**sequential, "seconds": "", "run": ""}
 
 
 # Optuna
@@ -175,7 +175,7 @@ def search(*arguments: str) -> list[str]:
 
 
 @pytest.mark.full
-def test_a_search_draws_the_front_of_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_plots_the_pareto_front_of_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     jobs = search("method=slerp", "method.t=interval(0,1)", "hydra.sweeper.n_trials=5")
     assert main(jobs) == 0, capsys.readouterr().err
     rows = table("pareto.csv")
@@ -184,21 +184,21 @@ def test_a_search_draws_the_front_of_the_tasks(capsys: pytest.CaptureFixture[str
     for row, own in zip(rows, values):
         beaten = any(o[0] >= own[0] and o[1] >= own[1] and o != own for o in values)
         assert row["front"] == str(not beaten)
-    assert "low: right answers, %" in Path("sweep/pareto.svg").read_text()
-    # Optuna was told these very numbers: its own front is ours.
+    assert "low: top-1 accuracy, %" in Path("sweep/pareto.svg").read_text()
+    # Optuna receives the same accuracies, so its Pareto front is the same.
     found = Path("sweep/optimization_results.yaml").read_text()
     for row, own in zip(rows, values):
         assert (str(own[0]) in found and str(own[1]) in found) or row["front"] == "False"
-    # The same command chooses the same jobs, so what is finished is found again.
+    # The same command proposes the same jobs, so the finished runs are reused.
     first = [row["folder"] for row in rows]
     capsys.readouterr()
     assert main(jobs) == 0
-    assert capsys.readouterr().out.count("finished before: nothing was done") == 5
+    assert capsys.readouterr().out.count("already finished: nothing was run") == 5
     assert [row["folder"] for row in table("pareto.csv")] == first
 
 
 @pytest.mark.full
-def test_task_weights_are_searched_over_where_nothing_else_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_task_weights_are_searched_without_another_search_space(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(search("method=average", "hydra.sweeper.n_trials=3")) == 0, capsys.readouterr().err
     weights = []
     for row in table("pareto.csv"):
@@ -210,7 +210,7 @@ def test_task_weights_are_searched_over_where_nothing_else_is(capsys: pytest.Cap
 
 
 @pytest.mark.full
-def test_a_search_for_one_number_maximises_the_mean(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_with_one_direction_maximises_the_mean(capsys: pytest.CaptureFixture[str]) -> None:
     jobs = search("method=slerp", "method.t=range(0,1,0.25)", "hydra.sweeper.n_trials=3")
     assert main([*jobs, "hydra.sweeper.direction=maximize"]) == 0, capsys.readouterr().err
     best = max(float(row["mean"]) for row in table("summary.csv"))
@@ -218,7 +218,7 @@ def test_a_search_for_one_number_maximises_the_mean(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.full
-def test_jobs_of_a_search_that_fail_are_shown_and_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_jobs_of_a_search_are_reported_and_the_search_continues(capsys: pytest.CaptureFixture[str]) -> None:
     jobs = search("method=slerp", "method.t=choice(0.5,2)", "hydra.sweeper.sampler.seed=1")
     assert main([*jobs, "hydra.sweeper.n_trials=4"]) == 2
     codes = [row["exit_code"] for row in table("summary.csv")]
@@ -232,15 +232,15 @@ def test_jobs_of_a_search_that_fail_are_shown_and_it_goes_on(capsys: pytest.Capt
         (
             ["method=slerp"],
             "sweep=optuna: method=slerp has no task weights, so there is nothing to search over. Give a range: "
-            "'method.KEY=interval(0.1,1)' (or choice(...), range(...)), or take method=fs_merge.",
+            "'method.KEY=interval(0.1,1)' (or choice(...), range(...)), or use method=fs_merge.",
         ),
         (
             ["method=slerp", "method.t=choice(2,3)", "hydra.sweeper.direction=maximize"],
-            "no job of this search ended well, so there is no best one. Their errors stand above.",
+            "all jobs of this search failed, so there is no best one. Their errors are shown above.",
         ),
     ],
 )
-def test_a_search_that_cannot_be_is_said(
+def test_an_impossible_search_is_reported(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(search(*arguments, "hydra.sweeper.n_trials=2")) in (1, 2)
@@ -248,7 +248,7 @@ def test_a_search_that_cannot_be_is_said(
 
 
 @pytest.mark.parametrize(("key", "plugin"), [("launcher=joblib", "joblib"), ("sweep=optuna", "optuna")])
-def test_without_the_plugin_the_extra_is_named(
+def test_without_the_plugin_the_message_names_the_extra(
     key: str, plugin: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hydra.core.config_store import ConfigStore
@@ -273,7 +273,7 @@ def test_without_the_plugin_the_extra_is_named(
         (7, None),
     ],
 )
-def test_a_list_may_be_given_place_by_place(given: Any, expected: Any) -> None:
+def test_the_entries_of_a_list_can_be_given_separately(given: Any, expected: Any) -> None:
     assert _listed(given) == (given if expected is None else expected)
     assert rewrite("method.task_weights.0=2") == "++method.task_weights.0=2"
     assert rewrite("method.lr=2") == "method.lr=2"

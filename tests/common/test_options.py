@@ -85,11 +85,11 @@ def test_values_become_a_frozen_instance() -> None:
         ("kd", "small: should be keys and values, got 'kd'."),
     ],
 )
-def test_a_mistake_is_said_with_its_place_and_the_value(values: Any, message: str) -> None:
+def test_a_mistake_is_reported_with_its_key_and_value(values: Any, message: str) -> None:
     assert refused(Small, values) == message
 
 
-def test_every_mistake_is_said_at_once() -> None:
+def test_every_mistake_is_reported_at_once() -> None:
     assert refused(Small, {"szie": 1, "rate": -1, "loud": 1, "x": 1}).splitlines() == [
         "small.size is missing.",
         f"unknown key in small 'szie'. Did you mean 'size'? Available: {KEYS}.",
@@ -99,7 +99,7 @@ def test_every_mistake_is_said_at_once() -> None:
     ]
 
 
-def test_a_mistake_inside_a_list_is_said_with_its_position() -> None:
+def test_a_mistake_inside_a_list_is_reported_with_its_position() -> None:
     assert refused(Small, {"size": 1, "names": ["x", 3, "y", 4]}, "list.1").splitlines() == [
         "list.1.names.1: should be a valid string, got 3.",
         "list.1.names.3: should be a valid string, got 4.",
@@ -123,7 +123,9 @@ RECIPE = "batch_size, data, lr, seed, steps, weight_decay"
         ),
     ],
 )
-def test_a_mistake_inside_a_nested_group_is_said_with_its_whole_path(recipe: dict[str, Any], message: str) -> None:
+def test_a_mistake_inside_a_nested_group_is_reported_with_its_full_key(
+    recipe: dict[str, Any], message: str
+) -> None:
     assert refused(SourceSpec, {"name": "a", "recipe": recipe}, "source") == message
 
 
@@ -142,7 +144,7 @@ def test_a_nested_group_is_built_too() -> None:
         ({"widths": [8, 0]}, "arch.widths.1: should be greater than or equal to 1, got 0."),
     ],
 )
-def test_a_list_of_the_wrong_length_is_said_in_plain_words(changed: dict[str, Any], message: str) -> None:
+def test_a_list_of_the_wrong_length_is_reported(changed: dict[str, Any], message: str) -> None:
     assert refused(MLPArch, {"input_size": [1, 8, 8], "widths": [8], **changed}, "arch") == message
 
 
@@ -152,7 +154,7 @@ class Named:
     size: Positive = 1
 
 
-def test_choose_builds_the_entry_that_name_asks_for() -> None:
+def test_choose_builds_the_entry_of_the_given_name() -> None:
     assert choose({"one": Named}, {"name": "one", "size": 2}, "method") == Named(size=2)
 
 
@@ -166,13 +168,13 @@ def test_choose_builds_the_entry_that_name_asks_for() -> None:
         (3, "method: should be keys and values, got 3."),
     ],
 )
-def test_choose_says_what_there_is(values: Any, message: str) -> None:
+def test_choose_lists_the_available_names(values: Any, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         choose({"two": Named, "one": Named}, values, "method")
     assert str(error.value) == message
 
 
-def test_unknown_names_the_nearest_first_and_then_all() -> None:
+def test_unknown_gives_the_closest_match_and_all_options() -> None:
     assert unknown("thing", "xyz", []) == "unknown thing 'xyz'. Available: none."
     assert (
         unknown("thing", "abd", ["zzz", "abc"]) == "unknown thing 'abd'. Did you mean 'abc'? Available: abc, zzz."
@@ -197,6 +199,6 @@ def test_an_old_key_is_refused_with_its_new_name(old: str, new: str) -> None:
 
 
 def test_an_old_key_is_only_renamed_where_the_new_one_is_known() -> None:
-    """`average` has no mixtures, and a user's own method may call its key as it likes."""
+    """`average` has no mixup, and a user-defined method may have a key of that name."""
     with pytest.raises(ConfigError, match=r"^unknown key in method 'mix'\. Available: "):
         build(Average, {"name": "average", "mix": 0.5}, "method")

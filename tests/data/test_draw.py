@@ -13,8 +13,8 @@ from fsmerge_cli.data.draw import Images, draw
 from fsmerge_cli.data.images.digits import Digits
 
 
-def numbered(size: int, task: int = 0) -> ImageSet:
-    """Image i shows its own number, in two pixels, and its task in a third."""
+def indexed(size: int, task: int = 0) -> ImageSet:
+    """Image i encodes its index in two pixels and its task in a third."""
 
     def read(i: int) -> tuple[Image.Image, int]:
         return Image.fromarray(np.array([[i // 250, i % 250, task]], dtype=np.uint8)), 0
@@ -23,7 +23,7 @@ def numbered(size: int, task: int = 0) -> ImageSet:
 
 
 def blobs(size: int, task: int = 0) -> ImageSet:
-    """Images with something in the middle that a shift moves."""
+    """Images with a square in the centre, which a shift moves."""
 
     def read(i: int) -> tuple[Image.Image, int]:
         pixels = np.zeros((16, 16), dtype=np.uint8)
@@ -33,7 +33,7 @@ def blobs(size: int, task: int = 0) -> ImageSet:
     return ImageSet(size, read, ToPixels((1, 16, 16)), labelled=True)
 
 
-def numbers(images: Images, task: int, rows: torch.Tensor | None = None) -> list[int]:
+def indices(images: Images, task: int, rows: torch.Tensor | None = None) -> list[int]:
     rows = torch.arange(len(images)) if rows is None else rows
     rows = rows[images.task[rows] == task]
     high, low, _ = images.images[rows, 0, 0].mul(255).round().long().unbind(1)
@@ -45,34 +45,34 @@ def config(per_task: int | str, **options: object) -> DataConfig:
 
 
 def both(per_task: int | str, sizes: Sequence[int] = (300, 400), seed: int = 0, **options: object) -> Images:
-    return draw(config(per_task, **options), [numbered(size, i) for i, size in enumerate(sizes)], seed)[0]
+    return draw(config(per_task, **options), [indexed(size, i) for i, size in enumerate(sizes)], seed)[0]
 
 
-def test_a_draw_holds_so_many_different_images_of_every_task() -> None:
+def test_a_sample_has_images_per_task_different_images_of_every_task() -> None:
     images = both(50)
     assert images.images.shape == (100, 1, 1, 3)
     assert images.task.tolist() == [0] * 50 + [1] * 50
     for task, size in enumerate((300, 400)):
-        drawn = numbers(images, task)
-        assert len(set(drawn)) == 50
-        assert all(0 <= n < size for n in drawn)
+        sampled = indices(images, task)
+        assert len(set(sampled)) == 50
+        assert all(0 <= n < size for n in sampled)
 
 
 @pytest.mark.parametrize("task", [0, 1])
-def test_a_smaller_draw_is_part_of_a_larger_one(task: int) -> None:
-    small, middle, large = (numbers(both(n), task) for n in (10, 50, 200))
+def test_a_smaller_sample_is_part_of_a_larger_one(task: int) -> None:
+    small, middle, large = (indices(both(n), task) for n in (10, 50, 200))
     assert small == middle[:10]
     assert middle == large[:50]
 
 
-def test_a_validation_share_is_part_of_a_larger_draws() -> None:
+def test_the_validation_images_are_part_of_those_of_a_larger_sample() -> None:
     small, large = both(50), both(200)
     for task in (0, 1):
-        kept = [numbers(images, task, images.validation) for images in (small, large)]
+        kept = [indices(images, task, images.validation) for images in (small, large)]
         assert kept[0] == kept[1][: len(kept[0])]
 
 
-def test_a_draw_depends_on_the_seed_and_not_on_anything_else() -> None:
+def test_a_sample_depends_only_on_the_seed() -> None:
     torch.manual_seed(1)
     one = both(50, seed=3)
     torch.manual_seed(2)
@@ -80,37 +80,37 @@ def test_a_draw_depends_on_the_seed_and_not_on_anything_else() -> None:
     assert torch.equal(one.images, two.images)
     assert torch.equal(one.train, two.train)
     assert torch.equal(one.validation, two.validation)
-    assert numbers(both(50, seed=4), 0) != numbers(one, 0)
+    assert indices(both(50, seed=4), 0) != indices(one, 0)
 
 
-def test_tasks_of_one_size_are_drawn_differently() -> None:
+def test_tasks_of_the_same_size_have_different_samples() -> None:
     images = both(50, sizes=(300, 300))
-    assert numbers(images, 0) != numbers(images, 1)
+    assert indices(images, 0) != indices(images, 1)
 
 
-def test_fewer_images_than_asked_are_all_taken() -> None:
+def test_fewer_images_than_requested_are_all_taken() -> None:
     images = both(50, sizes=(7, 400))
-    assert sorted(numbers(images, 0)) == list(range(7))
-    assert len(numbers(images, 1)) == 50
+    assert sorted(indices(images, 0)) == list(range(7))
+    assert len(indices(images, 1)) == 50
 
 
 def test_all_takes_every_image_once() -> None:
     images = both("all", sizes=(40, 60))
-    assert sorted(numbers(images, 0)) == list(range(40))
-    assert sorted(numbers(images, 1)) == list(range(60))
+    assert sorted(indices(images, 0)) == list(range(40))
+    assert sorted(indices(images, 1)) == list(range(60))
 
 
 @pytest.mark.parametrize("sets", [0, 2])
-def test_no_images_are_a_normal_case(sets: int) -> None:
-    images, _ = draw(config(0), [numbered(5)] * sets, 0)
+def test_an_empty_sample_is_valid(sets: int) -> None:
+    images, _ = draw(config(0), [indexed(5)] * sets, 0)
     assert len(images) == len(images.task) == len(images.train) == len(images.validation) == 0
 
 
-def test_training_and_validation_share_nothing_and_leave_nothing_out() -> None:
+def test_training_and_validation_are_a_partition() -> None:
     images = both(100, validation=0.2)
     assert sorted([*images.train.tolist(), *images.validation.tolist()]) == list(range(200))
     for task in (0, 1):
-        assert len(numbers(images, task, images.validation)) == 20
+        assert len(indices(images, task, images.validation)) == 20
 
 
 @pytest.mark.parametrize(
@@ -125,26 +125,26 @@ def test_training_and_validation_share_nothing_and_leave_nothing_out() -> None:
         ("all", (32, 32), 3),
     ],
 )
-def test_images_are_kept_for_validation_from_32_per_task_on(
+def test_images_are_held_out_for_validation_from_32_per_task_on(
     per_task: int | str, sizes: tuple[int, int], kept: int
 ) -> None:
     images = both(per_task, sizes)
-    assert len(numbers(images, 0, images.validation)) == kept
+    assert len(indices(images, 0, images.validation)) == kept
     assert len(images.train) == len(images) - len(images.validation)
 
 
-def test_no_share_keeps_none() -> None:
+def test_a_validation_share_of_0_holds_out_no_image() -> None:
     assert len(both(100, validation=0.0).validation) == 0
 
 
-def test_the_largest_share_leaves_an_image_to_train_on() -> None:
+def test_the_largest_validation_share_leaves_a_training_image() -> None:
     images = both(40, validation=0.999)
     for task in (0, 1):
-        assert len(numbers(images, task, images.train)) >= 1
-        assert len(numbers(images, task, images.validation)) >= 1
+        assert len(indices(images, task, images.train)) >= 1
+        assert len(indices(images, task, images.validation)) >= 1
 
 
-def test_views_are_added_on_the_training_side_only() -> None:
+def test_only_training_images_get_views() -> None:
     images, _ = draw(config(40, augment="shift", views=3), [blobs(50), blobs(60, 1)], 0)
     plain, _ = draw(config(40), [blobs(50), blobs(60, 1)], 0)
     kept, trained = 4, 36
@@ -166,7 +166,7 @@ def test_views_are_added_on_the_training_side_only() -> None:
         assert moved.float().mean() > 0.9
 
 
-def test_views_are_the_same_for_the_same_seed_and_larger_draws() -> None:
+def test_views_depend_only_on_the_seed_and_the_image() -> None:
     def views(per_task: int, seed: int, number: int = 2) -> torch.Tensor:
         options = config(per_task, augment="shift", views=number, validation=0.0)
         return draw(options, [blobs(50)], seed)[0].images[per_task:].reshape(per_task, number, -1)
@@ -181,7 +181,7 @@ def test_views_are_the_same_for_the_same_seed_and_larger_draws() -> None:
     assert not torch.equal(views(10, 1), one)
 
 
-def test_test_images_are_never_among_the_queries() -> None:
+def test_test_images_are_never_sampled() -> None:
     tasks = [Task("low", ("0", "1", "2", "3", "4")), Task("high", ("5", "6", "7", "8", "9"))]
     pixels = ToPixels((1, 8, 8))
     train, test = (
@@ -190,7 +190,7 @@ def test_test_images_are_never_among_the_queries() -> None:
     )
     images, _ = draw(config("all"), train, 0)
     assert len(images) == sum(len(own) for own in train)
-    drawn = {image.numpy().tobytes() for image in images.images}
+    sampled = {image.numpy().tobytes() for image in images.images}
     held_out = {own[i][0].numpy().tobytes() for own in test for i in range(len(own))}
     assert len(held_out) == 540
-    assert not drawn & held_out
+    assert not sampled & held_out

@@ -14,8 +14,8 @@ from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.images.digits import Digits
 from fsmerge_cli.data.per_task import PerTask
-from fsmerge_cli.data.sampling import counted, prepared
-from tests.support.bad_inputs import save
+from fsmerge_cli.data.sampling import count_images, prepare_images
+from tests.support.bad_inputs.case import save
 from tests.support.sources import mlp_source
 
 PIXELS = ToPixels((1, 8, 8))
@@ -34,16 +34,16 @@ def test_each_task_has_its_own_data_set(tmp_path: Path) -> None:
     own = {**birds(tmp_path / "mine"), "images_per_task": 4}
     mine = {"birds": own, "numbers": {"name": "digits"}}
     data = PerTask(tasks=mine, images_per_task=40, augment="shift", views=2)
-    tests, images, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    tests, images, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
     assert [len(found) for found in tests.sets if found] == [3, len(Digits().build("test", TASKS[1], PIXELS))]
     assert [int((images.task == task).sum()) for task in (0, 1)] == [4 * 3, 40 * 3]
     assert notes == []
-    assert counted(data, TASKS, lambda: PIXELS)[0] == [12, 120]
+    assert count_images(data, TASKS, lambda: PIXELS)[0] == [12, 120]
     assert data.classes(TASKS[0]) == ("owl", "wren")
     assert data.paths() == {"data.tasks.birds.root": str(tmp_path / "mine")}
 
 
-def test_the_folder_of_a_task_alone_may_lie_below_its_name_or_not(tmp_path: Path) -> None:
+def test_the_root_may_be_the_tasks_own_folder_or_its_parent(tmp_path: Path) -> None:
     birds(tmp_path / "all/birds")
     for root in (tmp_path / "all", tmp_path / "all/birds"):
         data = PerTask(tasks={"birds": {"name": "folder", "root": str(root)}})
@@ -52,16 +52,16 @@ def test_the_folder_of_a_task_alone_may_lie_below_its_name_or_not(tmp_path: Path
         assert len(found) == 9
 
 
-def test_a_task_may_have_test_images_alone(tmp_path: Path) -> None:
+def test_a_task_may_have_only_test_images(tmp_path: Path) -> None:
     own = {**birds(tmp_path), "images_per_task": 0}
     data = PerTask(tasks={"birds": own, "numbers": {"name": "digits"}}, images_per_task=5)
-    tests, images, _ = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    tests, images, _ = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
     assert images.task.tolist() == [1] * 5
     assert all(tests.sets)
 
 
 @pytest.mark.parametrize("targets", ["own", "all"])
-def test_a_merge_goes_through_where_a_task_has_no_training_images(tmp_path: Path, targets: str) -> None:
+def test_a_merge_works_with_a_task_without_training_images(tmp_path: Path, targets: str) -> None:
     own = {**birds(tmp_path / "images"), "images_per_task": 0}
     sources = []
     for seed, task in enumerate(TASKS):
@@ -72,7 +72,7 @@ def test_a_merge_goes_through_where_a_task_has_no_training_images(tmp_path: Path
     method = {"name": "kd", "steps": 2, "targets": targets}
     merge(sources, data=data, method=method, output=tmp_path / "out")
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
-    # Calibrated by the sources: temperatures from the images of one task alone would be for that task.
+    # Temperatures are matched to the sources, as one task has no images to fit them on.
     assert found["rows"]["merged"]["joint_top1"].keys() == {
         "softmax",
         "logits",
@@ -92,13 +92,13 @@ def refused(error: type[Exception], tasks: Any) -> str:
     return str(found.value)
 
 
-def test_wrong_keys_are_said_where_they_stand() -> None:
+def test_wrong_keys_are_reported_with_their_path() -> None:
     assert refused(DataError, {"numbers": {"name": "digits"}}) == (
-        "data=per_task: no data set for task 'birds' in data.tasks. There are: numbers. Pass "
+        "data=per_task: no data set for task 'birds' in data.tasks. Listed: numbers. Pass "
         "data.tasks.birds={name: folder, root: PATH}"
     )
     assert refused(DataError, None).startswith(
-        "data=per_task: no data set for task 'birds' in data.tasks. There are: none."
+        "data=per_task: no data set for task 'birds' in data.tasks. Listed: none."
     )
     assert refused(ConfigError, {"birds": {"name": "foldr"}}).startswith(
         "unknown data.tasks.birds 'foldr'. Did you mean 'folder'? Available: digits, "
@@ -107,10 +107,10 @@ def test_wrong_keys_are_said_where_they_stand() -> None:
         "unknown key in data.tasks.birds 'rot'. Did you mean 'root'? Available: "
     )
     assert refused(ConfigError, {"birds": {"name": "folder", "augment": "shift"}}) == (
-        "data.tasks.birds.augment: this is one for all tasks. Set data.augment instead."
+        "data.tasks.birds.augment: this key holds for all tasks. Set data.augment instead."
     )
     for name in ("none", "generated", "per_task"):
         assert refused(ConfigError, {"birds": {"name": name}}).startswith(
-            f"data.tasks.birds.name={name}: this is no data set of one task. Pass another one, or "
+            f"data.tasks.birds.name={name}: this is not a data set of one task. Pass another one, or "
         )
     assert refused(ConfigError, {"birds": 3}) == "data.tasks: should be a valid dictionary, got 3."

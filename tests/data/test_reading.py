@@ -34,13 +34,13 @@ def folder(root: Path, images: int = 40) -> Folder:
 
 
 def images(config: Folder, split: str) -> ImageSet:
-    built = config.build(split, Task("a", ("x",)), ToPixels((1, 8, 8)))  # type: ignore[arg-type]
-    assert built is not None
-    return built
+    found = config.build(split, Task("a", ("x",)), ToPixels((1, 8, 8)))  # type: ignore[arg-type]
+    assert found is not None
+    return found
 
 
 @pytest.mark.full
-def test_workers_draw_the_same_images_and_views(tmp_path: Path) -> None:
+def test_workers_sample_the_same_images_and_views(tmp_path: Path) -> None:
     config = folder(tmp_path)
     one, three = (draw(config, [images(config, "train")], 0, workers)[0] for workers in (0, 3))
     assert len(one) == 40 + 36 * 2
@@ -49,14 +49,14 @@ def test_workers_draw_the_same_images_and_views(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_bad_image_is_reported_in_the_same_words_from_a_worker(tmp_path: Path, workers: int) -> None:
+def test_an_unreadable_image_gives_the_same_message_with_workers(tmp_path: Path, workers: int) -> None:
     config = folder(tmp_path, images=4)
     for split in ("train", "test"):
         (tmp_path / "a" / split / "x/02.png").write_bytes(b"no image")
     bad = tmp_path / "a/train/x/02.png"
     with pytest.raises(DataError) as error:
         draw(config, [images(config, "train")], 0, workers)
-    expected = f"the image {bad} cannot be read (cannot identify image file '{bad}'). Repair it or take it away."
+    expected = f"the image {bad} cannot be read (cannot identify image file '{bad}'). Repair or remove it."
     assert str(error.value) == expected
     tests = TestSet(("a",), (images(config, "test"),), workers, 2)
     with pytest.raises(DataError) as error:
@@ -65,7 +65,7 @@ def test_a_bad_image_is_reported_in_the_same_words_from_a_worker(tmp_path: Path,
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_the_global_generator_has_no_say_and_is_left_alone(workers: int) -> None:
+def test_reading_neither_uses_nor_changes_the_global_generator(workers: int) -> None:
     before = torch.get_rng_state()
     found = list(read(torch.arange(10), [3, 1, 2], 2, workers))
     assert [part.tolist() for part in found] == [[3, 1], [2]]
@@ -73,7 +73,7 @@ def test_the_global_generator_has_no_say_and_is_left_alone(workers: int) -> None
     assert list(read(torch.arange(10), [], 2, workers)) == []
 
 
-class Deadly:
+class EndsTheWorker:
     def __getitem__(self, index: int) -> torch.Tensor:
         if get_worker_info() is not None:
             os._exit(1)
@@ -81,13 +81,13 @@ class Deadly:
 
 
 @pytest.mark.full
-def test_a_worker_that_dies_is_explained() -> None:
+def test_a_worker_that_dies_is_reported() -> None:
     with pytest.raises(
         DataError,
         match=r"^a process that reads images died \(DataLoader worker .*\)\. It may have had too little memory, "
         r"or shared memory \(/dev/shm\)\. Pass hardware\.workers=0, or fewer workers than now\.$",
     ):
-        list(read(Deadly(), [0, 1], 1, 1))
+        list(read(EndsTheWorker(), [0, 1], 1, 1))
 
 
 def test_labels_of_a_folder_are_known_without_reading(tmp_path: Path) -> None:

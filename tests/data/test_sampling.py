@@ -1,4 +1,4 @@
-"""What a run draws is kept apart from what it is measured on, and what is left out is said."""
+"""Training, validation and test images have no duplicates between them; images that are left out are reported."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.draw import NO_TASK, digest
 from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.data.none import NoImages
-from fsmerge_cli.data.sampling import built, counted, drawn, looked_at, prepared
+from fsmerge_cli.data.sampling import build_sets, count_images, prepare_images, read_test_images, sample_images
 from fsmerge_cli.reporting import summary
-from tests.support.bad_inputs import save
+from tests.support.bad_inputs.case import save
 from tests.support.sources import mlp_source
 
 PIXELS = ToPixels((1, 4, 4))
 TASKS = [Task("a", ("a-0", "a-1", "a-2")), Task("b", ("b-0", "b-1", "b-2"))]
 
 
-def picture(path: Path, number: int) -> None:
-    """An image that no other number gives."""
+def picture(path: Path, seed: int) -> None:
+    """Write an image that is different for every seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (4, 4), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 4), dtype=np.uint8)).save(path)
 
 
 def images(root: Path, train: int = 40, test: int = 6) -> Folder:
@@ -42,77 +42,77 @@ def images(root: Path, train: int = 40, test: int = 6) -> Folder:
     return Folder(root=str(root), images_per_task="all")
 
 
-def marks(pixels: torch.Tensor) -> set[bytes]:
-    return {digest(one) for one in pixels}
+def digests(pixels: torch.Tensor) -> set[bytes]:
+    return {digest(image) for image in pixels}
 
 
-def test_images_that_differ_are_all_kept(tmp_path: Path) -> None:
-    tests, found, notes = prepared(images(tmp_path), TASKS, lambda: PIXELS, seed=0)
+def test_different_images_are_all_kept(tmp_path: Path) -> None:
+    tests, found, notes = prepare_images(images(tmp_path), TASKS, lambda: PIXELS, seed=0)
     assert [len(own) for own in tests.sets if own] == [6, 6]
-    assert len(found) == len(marks(found.images)) == 80
+    assert len(found) == len(digests(found.images)) == 80
     assert notes == []
 
 
-def test_an_image_of_the_test_is_never_drawn_whatever_its_task_and_its_format(tmp_path: Path) -> None:
+def test_duplicates_of_test_images_of_any_task_and_format_are_left_out(tmp_path: Path) -> None:
     data = images(tmp_path)
     picture(tmp_path / "a/train/own.bmp", 503)
     picture(tmp_path / "b/train/others.png", 504)
-    tests, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    tests, found, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
     held_out = {digest(own[i][0]) for own in tests.sets if own for i in range(len(own))}
     assert len(held_out) == 12
-    assert not marks(found.images) & held_out
+    assert not digests(found.images) & held_out
     assert len(found) == 80
     assert notes == [
-        f"task 'a': 1 drawn image left out, identical to one among the test images ({tmp_path}/a/train/own.bmp is "
+        f"task 'a': 1 duplicate of test images left out ({tmp_path}/a/train/own.bmp is identical to "
         f"{tmp_path}/a/test/a-0/003.png)",
-        f"task 'b': 1 drawn image left out, identical to one among the test images ({tmp_path}/b/train/others.png "
-        f"is {tmp_path}/a/test/a-1/004.png)",
+        f"task 'b': 1 duplicate of test images left out ({tmp_path}/b/train/others.png is identical to "
+        f"{tmp_path}/a/test/a-1/004.png)",
     ]
 
 
-def test_an_image_left_out_is_replaced_by_the_next_one(tmp_path: Path) -> None:
+def test_an_image_that_is_left_out_is_replaced_by_the_next_one(tmp_path: Path) -> None:
     data = Folder(root=images(tmp_path).root, images_per_task=20)
-    before = prepared(data, TASKS, lambda: PIXELS, seed=0)[1]
+    before = prepare_images(data, TASKS, lambda: PIXELS, seed=0)[1]
     first = before.images[before.task == 0][3]
-    Image.fromarray(first[0].mul(255).round().byte().numpy()).save(tmp_path / "b/test/b-0/leak.png")
-    _, after, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
-    assert digest(first) not in marks(after.images)
+    Image.fromarray(first[0].mul(255).round().byte().numpy()).save(tmp_path / "b/test/b-0/duplicate.png")
+    _, after, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
+    assert digest(first) not in digests(after.images)
     assert (after.task == 0).sum() == 20
-    assert len(marks(before.images) & marks(after.images)) == 39
+    assert len(digests(before.images) & digests(after.images)) == 39
     assert len(notes) == 1
 
 
 def test_validation_and_training_never_share_an_image(tmp_path: Path) -> None:
-    """Each image is there twice, so that without a rule most of the validation share is trained on."""
+    """Every image has a duplicate, so most validation images would otherwise be trained on too."""
     data = images(tmp_path)
     for task in "ab":
         for path in sorted((tmp_path / task / "train").iterdir()):
             path.with_name(f"again-{path.name}").write_bytes(path.read_bytes())
-    _, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
-    held, trained = marks(found.images[found.validation]), marks(found.images[found.train])
-    assert len(held) >= 8
-    assert not held & trained
-    assert len(held | trained) == 80
+    _, found, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
+    validated, trained = digests(found.images[found.validation]), digests(found.images[found.train])
+    assert len(validated) >= 8
+    assert not validated & trained
+    assert len(validated | trained) == 80
     assert len(notes) == 2
-    assert all(", ...)" in note and "identical to one among the validation images" in note for note in notes)
+    assert all(", ...)" in note and "duplicates of validation images left out" in note for note in notes)
 
 
-def test_tasks_on_the_same_images_train_on_no_validation_image_of_each_other(tmp_path: Path) -> None:
+def test_tasks_with_the_same_images_do_not_train_on_each_others_validation_images(tmp_path: Path) -> None:
     images(tmp_path)
     tasks = [Task("a", TASKS[0].labels), Task("again", TASKS[0].labels)]
     (tmp_path / "again").symlink_to(tmp_path / "a")
-    _, found, _ = prepared(Folder(root=str(tmp_path), images_per_task="all"), tasks, lambda: PIXELS, seed=0)
-    assert not marks(found.images[found.validation]) & marks(found.images[found.train])
+    _, found, _ = prepare_images(Folder(root=str(tmp_path), images_per_task="all"), tasks, lambda: PIXELS, seed=0)
+    assert not digests(found.images[found.validation]) & digests(found.images[found.train])
     assert {*found.task.tolist()} == {0, 1}
 
 
-def test_bad_files_are_left_out_of_both_splits_and_named(tmp_path: Path) -> None:
+def test_skipped_files_are_left_out_of_both_splits_and_reported(tmp_path: Path) -> None:
     images(tmp_path)
     (tmp_path / "a/train/000.png").write_bytes(b"no image")
     (tmp_path / "a/train/.hidden.png").write_bytes(b"no image")
     (tmp_path / "b/test/b-1/004.png").write_bytes(b"")
     data = Folder(root=str(tmp_path), images_per_task="all", bad_files="skip")
-    tests, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    tests, found, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
     assert [len(own) for own in tests.sets if own] == [6, 5]
     assert [own.classes for own in tests.sets if own] == [(0, 0, 1, 1, 2, 2), [0, 0, 1, 2, 2]]
     assert [own.title(3) for own in tests.sets if own] == [
@@ -126,34 +126,34 @@ def test_bad_files_are_left_out_of_both_splits_and_named(tmp_path: Path) -> None
     ]
 
 
-def test_all_bad_test_images_are_named_at_once_where_none_may_be_bad(tmp_path: Path) -> None:
+def test_all_unreadable_test_images_are_reported_in_one_error(tmp_path: Path) -> None:
     data = images(tmp_path, test=12)
     for n in range(12):
         (tmp_path / f"b/test/b-{n % 3}/{n:03}.png").write_bytes(b"")
     with pytest.raises(DataError) as error:
-        looked_at(built(data, "test", TASKS, PIXELS), TASKS)
+        read_test_images(build_sets(data, "test", TASKS, PIXELS), TASKS)
     lines = str(error.value).splitlines()
     assert lines[0] == "12 images cannot be read:"
     assert lines[1].startswith(f"  - the image {tmp_path}/b/test/b-0/000.png cannot be read (")
     assert lines[11:] == ["  - and 2 more"]
 
 
-def test_nothing_but_bad_test_images_are_no_test_images(tmp_path: Path) -> None:
+def test_only_unreadable_test_images_count_as_none(tmp_path: Path) -> None:
     images(tmp_path, test=1)
     (tmp_path / "b/test/b-0/000.png").write_bytes(b"")
     data = Folder(root=str(tmp_path), bad_files="skip")
-    found = looked_at(built(data, "test", TASKS, PIXELS), TASKS)
+    found = read_test_images(build_sets(data, "test", TASKS, PIXELS), TASKS)
     assert [own is None for own in found.sets] == [False, True]
 
 
-# No image of the tasks
+# Auxiliary images
 
 
 def counts(data: DataConfig) -> Any:
-    return counted(data, TASKS, lambda: PIXELS)
+    return count_images(data, TASKS, lambda: PIXELS)
 
 
-def test_what_is_counted_is_what_is_drawn(tmp_path: Path) -> None:
+def test_the_counts_are_those_of_the_sampled_images(tmp_path: Path) -> None:
     folder = images(tmp_path)
     augmented = Folder(
         root=folder.root, images_per_task=10, augment="shift", views=2, auxiliary={"name": "generated"}
@@ -165,7 +165,7 @@ def test_what_is_counted_is_what_is_drawn(tmp_path: Path) -> None:
         (NoImages(images_per_task=7, auxiliary={"name": "glyphs", "labels": "symbols"}), ([0, 0], [0, 0], 7)),
     ):
         assert counts(data) == expected
-        found = prepared(data, TASKS, lambda: PIXELS, seed=0)[1]
+        found = prepare_images(data, TASKS, lambda: PIXELS, seed=0)[1]
         tally = [int((found.task == task).sum()) for task in (0, 1, NO_TASK)]
         assert tally == [*expected[0], expected[2]]
 
@@ -176,24 +176,24 @@ def pair(folder: Path) -> list[dict[str, str]]:
     return [{"name": name, "checkpoint": str(folder / name)} for name in "ab"]
 
 
-def test_a_merge_without_any_image_says_so_everywhere(tmp_path: Path) -> None:
+def test_a_merge_without_task_images_is_reported_everywhere(tmp_path: Path) -> None:
     data = {"name": "none", "images_per_task": 30}
     found = merge(pair(tmp_path), data=data, method={"name": "kd", "steps": 2}, output=tmp_path / "out")
     assert found.notes[:2] == (
-        "30 images belong to no task: generated",
+        "30 auxiliary unlabelled images (generated)",
         "the data set has no test images: nothing was evaluated",
     )
     assert found.cost["images"] == 30
     sentences = (
         "Nothing was evaluated: there were no test images. "
-        "The merge saw no image of its tasks, only generated ones."
+        "The merge used no images of its tasks, only generated images."
     )
     assert " ".join(summary.verdict(found.evaluation())) == sentences
     for file in ("merged/README.md", "report.html"):
         assert sentences in (tmp_path / "out" / file).read_text()
 
 
-def test_labelled_test_images_are_enough_to_evaluate_a_merge_without_images(tmp_path: Path) -> None:
+def test_labelled_test_images_suffice_to_evaluate_a_merge_without_task_images(tmp_path: Path) -> None:
     folder = images(tmp_path / "images", train=0)
     data = {
         "name": "folder",
@@ -203,25 +203,27 @@ def test_labelled_test_images_are_enough_to_evaluate_a_merge_without_images(tmp_
     }
     sources = pair(tmp_path)
     for entry in sources:
-        entry["labels"] = "data"  # of the test folders, as there are no others
+        entry["labels"] = "data"  # those of the test folders, as there are no others
     found = merge(sources, data=data, method={"name": "fs_merge", "steps": 2}, output=tmp_path / "out")
-    assert found.notes == ("40 images belong to no task: generated",)
+    assert found.notes == ("40 auxiliary unlabelled images (generated)",)
     assert found.cost["images"] == 40
     merged = found.scores["merged"]
     assert merged.tasks["a"].count == 6
-    assert summary.verdict(found.evaluation())[-1] == "The merge saw no image of its tasks, only generated ones."
+    assert (
+        summary.verdict(found.evaluation())[-1] == "The merge used no images of its tasks, only generated images."
+    )
 
-    # Calibrated by what the sources say about these images: they are as sure as themselves.
+    # Temperatures are fitted to the predictions of the sources; for the sources themselves they are 1.
     plain = found.scores["ensemble"]
     assert plain.temperatures == {"a": 1.0, "b": 1.0}
     assert plain.joint["softmax"] == plain.joint["softmax_calibrated"]
     assert merged.temperatures.keys() == {"a", "b"}
     again = evaluate(tmp_path / "out", sources=True)
     assert again.scores["merged"].temperatures == pytest.approx(merged.temperatures, rel=1e-4)
-    assert again.notes == ("40 images belong to no task: generated",)
+    assert again.notes == ("40 auxiliary unlabelled images (generated)",)
 
 
-def test_images_of_no_task_beside_those_of_the_tasks_are_told(tmp_path: Path) -> None:
+def test_auxiliary_images_next_to_those_of_the_tasks_are_reported(tmp_path: Path) -> None:
     folder = images(tmp_path / "images")
     data = {
         "name": "folder",
@@ -232,19 +234,19 @@ def test_images_of_no_task_beside_those_of_the_tasks_are_told(tmp_path: Path) ->
     for n in range(3):
         picture(tmp_path / f"more/{n}.png", 5000 + n)
     found = merge(pair(tmp_path), data=data, method="average")
-    assert "3 images belong to no task: unrelated (data=folder)" in found.notes
+    assert "3 auxiliary unlabelled images (data=folder)" in found.notes
     assert found.cost["images"] == 13
     assert (
         summary.verdict(found.evaluation())[-1]
-        == "Beside images of its tasks, the merge saw unrelated ones (data=folder)."
+        == "In addition to images of its tasks, the merge used auxiliary unlabelled images (data=folder)."
     )
 
 
-def test_the_same_test_images_have_one_digest_whatever_else_is_drawn(tmp_path: Path) -> None:
+def test_the_hash_of_the_test_images_does_not_depend_on_the_sample(tmp_path: Path) -> None:
     data = images(tmp_path)
 
     def tests_sha256(data: DataConfig, tasks: list[Task] = TASKS) -> str:
-        return prepared(data, tasks, lambda: PIXELS, seed=0)[0].sha256
+        return prepare_images(data, tasks, lambda: PIXELS, seed=0)[0].sha256
 
     first = tests_sha256(data)
     auxiliary = {"name": "generated", "images_per_task": 5}
@@ -253,7 +255,7 @@ def test_the_same_test_images_have_one_digest_whatever_else_is_drawn(tmp_path: P
     assert tests_sha256(data, TASKS[:1]) != first
     moved = sorted((tmp_path / "a/test").rglob("*.png"))[0]
     content = moved.read_bytes()
-    picture(moved, 9999)  # as many images, one of them another
+    picture(moved, 9999)  # the same number of images, one of them replaced
     assert tests_sha256(data) != first
     moved.write_bytes(content)
     assert tests_sha256(data) == first
@@ -263,12 +265,12 @@ def test_the_same_test_images_have_one_digest_whatever_else_is_drawn(tmp_path: P
     assert tests_sha256(data) != first
 
 
-def test_an_empty_set_of_images_is_a_normal_case(tmp_path: Path) -> None:
+def test_an_empty_sample_is_valid(tmp_path: Path) -> None:
     data = Folder(root=images(tmp_path).root, images_per_task=0)
-    tests, found, notes = prepared(data, TASKS, lambda: PIXELS, seed=0)
+    tests, found, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
     assert len(found) == 0
     assert [isinstance(own, ImageSet) for own in tests.sets] == [True, True]
     assert notes == []
-    assert drawn(NoImages(images_per_task=1), TASKS, PIXELS, looked_at([None, None], TASKS), 0)[
+    assert sample_images(NoImages(images_per_task=1), TASKS, PIXELS, read_test_images([None, None], TASKS), 0)[
         0
     ].task.tolist() == [NO_TASK]

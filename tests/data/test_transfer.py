@@ -4,25 +4,25 @@ import pytest
 import torch
 
 from fsmerge_cli.data import transfer
-from fsmerge_cli.data.transfer import Feed, fetched
+from fsmerge_cli.data.transfer import Feed, to_host
 
 TABLE = torch.arange(24.0).reshape(6, 2, 2)
 ROWS = torch.tensor([5, 0, 0, 3])
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def test_on_the_cpu_a_feed_is_indexing() -> None:
+def test_a_feed_on_the_cpu_is_indexing() -> None:
     feed = Feed(TABLE, torch.device("cpu"))
     assert len(feed) == 6
     assert torch.equal(feed[ROWS], TABLE[ROWS])
 
 
-def test_results_come_back_in_order() -> None:
-    assert [part.item() for part in fetched(torch.tensor(float(i)) for i in range(4))] == [0, 1, 2, 3]
-    assert list(fetched([])) == []
+def test_tensors_are_copied_to_the_host_in_order() -> None:
+    assert [part.item() for part in to_host(torch.tensor(float(i)) for i in range(4))] == [0, 1, 2, 3]
+    assert list(to_host([])) == []
 
 
-def test_a_quarter_of_the_free_memory_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_may_take_a_quarter_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (400, 1000))
     assert transfer.fits(100, torch.device("cuda"))
     assert not transfer.fits(101, torch.device("cuda"))
@@ -40,8 +40,8 @@ def test_a_feed_gives_the_same_rows_on_a_gpu(moved: bool, monkeypatch: pytest.Mo
 
 
 @GPU
-def test_results_of_a_gpu_come_back_in_order() -> None:
+def test_tensors_of_a_gpu_are_copied_to_the_host_in_order() -> None:
     parts = [torch.full((1000, 1000), float(i), device="cuda") for i in range(5)]
-    assert [part.double().mean().item() for part in fetched(part @ part / 1000 for part in parts)] == [
+    assert [part.double().mean().item() for part in to_host(part @ part / 1000 for part in parts)] == [
         i * i for i in range(5)
     ]

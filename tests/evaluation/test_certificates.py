@@ -1,4 +1,4 @@
-"""A model that is not what it should be is never saved."""
+"""A written model that differs from the merged model is not saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import CertificateError
 from fsmerge_cli.data.draw import Images
-from fsmerge_cli.evaluation.certificates import IMAGES, Evaluated, Proof, probe, relative_error
+from fsmerge_cli.evaluation.certificates import IMAGES, Certifier, EvaluatedBatch, probe, relative_error
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import result
@@ -27,7 +27,7 @@ from tests.support.vits import vit_source
 
 
 def written(folder: Path, source: Source) -> dict[str, str]:
-    """The source as a user's checkpoint, and its entry."""
+    """Write the source as a checkpoint; returns its entry in `models.sources`."""
     heads = head_tensors({source.name: source.head} if source.head else {})
     write_model(folder / source.name, model_config(source.family, source.arch), source.weights, *heads)
     return {"name": source.name, "checkpoint": str(folder / source.name)}
@@ -50,12 +50,13 @@ def refused(made: MergeResult, folder: Path) -> tuple[str, ...]:
     kept = folder.with_name(f"{folder.name}.failed")
     assert (kept / "merged/model.safetensors").is_file()
     assert str(error.value).endswith(
-        f"What was written lies in {kept} for inspection. Run it again, and report it if it comes back."
+        f"The written files are kept in {kept} for inspection. Run the command again, and report the bug if it "
+        "recurs."
     )
     return tuple(line.partition(":")[0] for line in error.value.broken)
 
 
-def test_every_certificate_stands_in_the_evaluation_with_its_error(
+def test_all_certificates_and_their_errors_are_in_the_evaluation(
     pair: list[dict[str, str]], tmp_path: Path
 ) -> None:
     merge(pair, method="average", output=tmp_path / "out")
@@ -73,7 +74,7 @@ def test_every_certificate_stands_in_the_evaluation_with_its_error(
     assert not (tmp_path / "out.failed").exists()
 
 
-def test_a_changed_map_is_seen(pair: list[dict[str, str]], tmp_path: Path) -> None:
+def test_a_changed_map_is_detected(pair: list[dict[str, str]], tmp_path: Path) -> None:
     made = merge(pair, method="average")
     maps = made.solution.maps
     assert maps is not None
@@ -82,7 +83,7 @@ def test_a_changed_map_is_seen(pair: list[dict[str, str]], tmp_path: Path) -> No
     assert refused(made, tmp_path / "out") == ("unfolded",)
 
 
-def test_a_changed_readout_is_seen(pair: list[dict[str, str]], tmp_path: Path) -> None:
+def test_a_changed_projector_is_detected(pair: list[dict[str, str]], tmp_path: Path) -> None:
     made = merge(pair, method="average")
     maps = made.solution.maps
     assert maps is not None
@@ -91,7 +92,7 @@ def test_a_changed_readout_is_seen(pair: list[dict[str, str]], tmp_path: Path) -
     assert refused(made, tmp_path / "out") == ("unfolded",)
 
 
-def test_every_stage_of_a_sequential_merge_is_held_against_its_maps(
+def test_every_stage_of_a_sequential_merge_is_compared_with_its_maps(
     make_problem: Callable[..., Problem], tmp_path: Path
 ) -> None:
     sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
@@ -102,8 +103,8 @@ def test_every_stage_of_a_sequential_merge_is_held_against_its_maps(
     heads = {s.name: fold_head(s.head, U) for s, U in zip(sources, solution.projectors) if s.head}
     config = model_config(problem.plan.family, problem.plan.arch)
     write_model(tmp_path, config, solution.weights, *head_tensors(heads))
-    proof = Proof(problem.plan, sources, solution, heads, pixels)
-    found = proof.certify(tmp_path)["unfolded"]
+    certifier = Certifier(problem.plan, sources, solution, heads, pixels)
+    found = certifier.certify(tmp_path)["unfolded"]
     assert found["status"] == "holds"
     assert 0 < found["error"] < found["tolerance"] / 50
     for stage in solution.stages:
@@ -111,11 +112,11 @@ def test_every_stage_of_a_sequential_merge_is_held_against_its_maps(
         before = tensor.clone()
         tensor.mul_(2.0)
         with pytest.raises(CertificateError):
-            proof.certify(tmp_path)
+            certifier.certify(tmp_path)
         tensor.copy_(before)
 
 
-def test_another_architecture_or_other_labels_in_the_files_are_seen(
+def test_other_labels_in_the_files_are_detected(
     pair: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = merge(pair, method="average")
@@ -128,39 +129,41 @@ def test_another_architecture_or_other_labels_in_the_files_are_seen(
     assert refused(made, tmp_path / "out") == ("reloaded",)
 
 
-def test_a_changed_head_is_seen(pair: list[dict[str, str]], tmp_path: Path) -> None:
+def test_a_changed_head_is_detected(pair: list[dict[str, str]], tmp_path: Path) -> None:
     made = merge(pair, method="average")
     next(iter(made.heads.values())).weight[0] += 0.1  # one unit may be zero on all images
     assert refused(made, tmp_path / "out") == ("heads",)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "heads.safetensors"])
-def test_one_changed_byte_of_a_file_is_seen(
+def test_one_changed_byte_of_a_file_is_detected(
     pair: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
-    def spoilt(folder: Path, *rest: object) -> None:
+    def corrupted(folder: Path, *rest: object) -> None:
         write_model(folder, *rest)  # type: ignore[arg-type]
         content = bytearray((folder / file).read_bytes())
         content[-5] ^= 1
         (folder / file).write_bytes(content)
 
     made = merge(pair, method="average")
-    monkeypatch.setattr(result, "write_model", spoilt)
+    monkeypatch.setattr(result, "write_model", corrupted)
     assert "reloaded" in refused(made, tmp_path / "out")
 
 
-def test_other_logits_than_the_model_gives_are_seen(pair: list[dict[str, str]], tmp_path: Path) -> None:
+def test_logits_of_another_model_are_detected(pair: list[dict[str, str]], tmp_path: Path) -> None:
     made = merge(pair, method="average")
-    pixels = made.proof.pixels
+    pixels = made.certifier.pixels
     features = made.backbone()(pixels)
     logits = [head(features).detach() for head in made.heads.values()]
-    replace(made, proof=replace(made.proof, seen=Evaluated(pixels, logits))).save(tmp_path / "right")
+    replace(made, certifier=replace(made.certifier, evaluated=EvaluatedBatch(pixels, logits))).save(
+        tmp_path / "correct"
+    )
     logits[1][3, 0] += 0.1
-    wrong = replace(made, proof=replace(made.proof, seen=Evaluated(pixels, logits)))
+    wrong = replace(made, certifier=replace(made.certifier, evaluated=EvaluatedBatch(pixels, logits)))
     assert refused(wrong, tmp_path / "wrong") == ("evaluated",)
 
 
-def test_an_order_that_tears_heads_apart_is_seen(
+def test_a_permutation_across_attention_heads_is_detected(
     make_problem: Callable[..., object], pair: list[dict[str, str]], tmp_path: Path
 ) -> None:
     made = merge(pair, method="average")
@@ -170,21 +173,21 @@ def test_an_order_that_tears_heads_apart_is_seen(
         if broken:
             orders |= {name: torch.arange(space.merged).roll(1) for name, space in spaces.items()}
         own = replace(made.solution, permutations=(orders, orders))
-        changed = replace(made, solution=own, proof=replace(made.proof, solution=own))
+        changed = replace(made, solution=own, certifier=replace(made.certifier, solution=own))
         if broken and any(space.heads for space in spaces.values()):
             assert refused(changed, tmp_path / "broken") == ("permuted",)
         else:
             changed.save(tmp_path / f"whole{broken}")
 
 
-def test_the_command_says_it_and_exits_with_1(
+def test_the_command_reports_the_failed_certificate_and_exits_with_1(
     pair: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spoilt(folder: Path, config: object, weights: dict[str, torch.Tensor], *rest: object) -> None:
+    def corrupted(folder: Path, config: object, weights: dict[str, torch.Tensor], *rest: object) -> None:
         name = next(iter(weights))
         write_model(folder, config, {**weights, name: weights[name] + 0.1}, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(result, "write_model", spoilt)
+    monkeypatch.setattr(result, "write_model", corrupted)
     models = tmp_path / "configs/models"
     models.mkdir(parents=True)
     (models / "two.yaml").write_text(f"# two\nsources: {json.dumps(pair)}\n")
@@ -192,14 +195,14 @@ def test_the_command_says_it_and_exits_with_1(
     arguments = ["merge", f"--config-dir={tmp_path / 'configs'}", "+models=two", "data=null", "method=average"]
     assert main([*arguments, f"output.dir={out}", "hardware=cpu"]) == 1
     error = capsys.readouterr().err
-    assert "fsmerge: error: the written model is not the one that was made, so it is not saved:\n" in error
+    assert "fsmerge: error: the written model differs from the merged model, so it is not saved:\n" in error
     assert "  - reloaded: tensors, architecture and labels read back from the files = those in memory; " in error
     assert "largest error 0.1" in error
     assert "Traceback" not in error
     assert not out.exists()
 
 
-def test_the_images_are_shared_out_among_the_tasks() -> None:
+def test_the_images_are_split_evenly_among_the_tasks() -> None:
     rows = torch.arange(30)
     images = Images(rows.float().reshape(30, 1, 1, 1), rows % 3, rows, rows[:0])
     picked = probe(images, None, 0)  # type: ignore[arg-type]
@@ -207,7 +210,7 @@ def test_the_images_are_shared_out_among_the_tasks() -> None:
     assert torch.bincount(picked.flatten().long() % 3).tolist() == [6, 6, 4]
 
 
-def test_a_value_that_is_not_finite_is_an_infinite_error() -> None:
+def test_a_non_finite_value_is_an_infinite_error() -> None:
     exact = torch.ones(3)
     assert relative_error(torch.tensor([1.0, torch.nan, 1.0]), exact) == torch.inf
     assert relative_error(torch.tensor([1.0, 1.5, 1.0]), exact) == 0.5

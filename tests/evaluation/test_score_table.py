@@ -1,4 +1,4 @@
-"""On which images, and by what, heads are made comparable."""
+"""Temperature calibration: the images and the targets it uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.draw import NO_TASK, Images
 from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.evaluation.metrics import temperatures
-from fsmerge_cli.evaluation.score_table import Bench
+from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.evaluation.scoring import ensemble_forward
 from tests.data.test_sampling import images, pair, picture
 from tests.support.sources import mlp_source
@@ -29,7 +29,7 @@ SOURCES = [
     mlp_source("b", [8], 3),
 ]
 FACTORS = (3.0, 0.5)
-"""By which a model is surer than the heads of its sources."""
+"""Scales of the merged model's logits relative to those of the sources."""
 
 
 def labelled(root: Path) -> ImageSet:
@@ -38,48 +38,50 @@ def labelled(root: Path) -> ImageSet:
     return found
 
 
-def queries(*task: int) -> Images:
+def unlabelled(*task: int) -> Images:
     pixels = torch.rand(len(task), 1, 4, 4, generator=torch.Generator().manual_seed(0))
     return Images(pixels, torch.tensor(task), torch.arange(len(task)), torch.arange(0))
 
 
-def bench(root: Path, given: Images) -> Bench:
+def scorer(root: Path, given: Images) -> Scorer:
     heads = {source.name: source.head for source in SOURCES}
-    return Bench.of(heads, [labelled(root), None, None], given, Hardware(device="cpu"), CPU, silent)
+    return Scorer.of(heads, [labelled(root), None, None], given, Hardware(device="cpu"), CPU, silent)
 
 
-def surer(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    features, answers = ensemble_forward(SOURCES, CPU)(pixels)
-    return features, [factor * own for factor, own in zip(FACTORS, answers)]
+def scaled(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    features, logits = ensemble_forward(SOURCES, CPU)(pixels)
+    return features, [factor * own for factor, own in zip(FACTORS, logits)]
 
 
 @pytest.mark.parametrize("task", [[NO_TASK] * 9, [0] * 9, [0, 1, NO_TASK] * 3])
-def test_where_a_head_has_no_image_it_is_made_as_sure_as_its_source(tmp_path: Path, task: list[int]) -> None:
-    it = bench(tmp_path, queries(*task))
+def test_if_a_task_has_no_images_temperatures_match_the_confidence_of_the_sources(
+    tmp_path: Path, task: list[int]
+) -> None:
+    it = scorer(tmp_path, unlabelled(*task))
     ensemble, reference = it.sources(SOURCES)
     assert ensemble.temperatures == {"a": 1.0, "b": 1.0}
-    merged, _ = it.row("merged", surer, reference)
+    merged, _ = it.row("merged", scaled, reference)
     assert merged.temperatures == pytest.approx(dict(zip("ab", FACTORS)), rel=1e-3)
     assert merged.joint["softmax_calibrated"] == ensemble.joint["softmax"]
-    alone, _ = it.row("merged", surer)  # no sources beside it
-    assert (alone.temperatures, alone.joint.keys()) == ({}, {"softmax", "logits"})
+    without_sources, _ = it.row("merged", scaled)
+    assert (without_sources.temperatures, without_sources.joint.keys()) == ({}, {"softmax", "logits"})
 
 
-def test_where_all_have_images_these_alone_make_heads_comparable(tmp_path: Path) -> None:
-    it = bench(tmp_path, queries(*[0, 2, NO_TASK, 1] * 5))
+def test_if_every_task_has_images_only_they_set_the_temperatures(tmp_path: Path) -> None:
+    it = scorer(tmp_path, unlabelled(*[0, 2, NO_TASK, 1] * 5))
     ensemble, reference = it.sources(SOURCES)
-    merged, outputs = it.row("merged", surer, reference)
+    merged, outputs = it.row("merged", scaled, reference)
     assert it.images is not None
     own = (it.images.task == 0) | (it.images.task == 2)
-    _, answers = surer(it.images.images[own])
-    expected = temperatures(answers, torch.tensor([0, 1] * 5))
+    _, logits = scaled(it.images.images[own])
+    expected = temperatures(logits, torch.tensor([0, 1] * 5))
     assert list(merged.temperatures.values()) == pytest.approx(expected)
-    assert [len(answer) for answer in outputs.calibrating] == [10, 10]
+    assert [len(own) for own in outputs.calibrating] == [10, 10]
     assert ensemble.temperatures != {"a": 1.0, "b": 1.0}
 
 
 def partly(root: Path, auxiliary: bool) -> dict[str, object]:
-    """Images of a to test on alone, of b to train on too, and perhaps some of no task."""
+    """Test images of a, test and training images of b, and optionally auxiliary unlabelled images."""
     data = images(root / "images", train=8)
     own = {"name": "folder", "root": data.root}
     for n in range(4):
@@ -92,24 +94,26 @@ def partly(root: Path, auxiliary: bool) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])
-def test_an_evaluation_with_the_sources_calibrates_as_the_merge_did(tmp_path: Path, auxiliary: bool) -> None:
+def test_an_evaluation_with_the_sources_finds_the_temperatures_of_the_merge(
+    tmp_path: Path, auxiliary: bool
+) -> None:
     data = partly(tmp_path, auxiliary)
     found = merge(pair(tmp_path), data=data, method="average", output=tmp_path / "out")
     assert found.scores["merged"].temperatures.keys() == {"a", "b"}
     again = evaluate(tmp_path / "out", sources=True)
     assert again.scores["merged"].temperatures == pytest.approx(found.scores["merged"].temperatures, rel=1e-4)
-    lone = evaluate(tmp_path / "out")
-    assert lone.scores["merged"].temperatures == {}
-    assert lone.notes == (
-        "not calibrated: some task has no images. With --sources the sources' answers take their place",
+    without_sources = evaluate(tmp_path / "out")
+    assert without_sources.scores["merged"].temperatures == {}
+    assert without_sources.notes == (
+        "not calibrated: some task has no images. With --sources the predictions of the sources are used instead",
     )
 
 
-def test_an_evaluation_does_without_unrelated_images_that_are_gone(tmp_path: Path) -> None:
+def test_an_evaluation_without_its_auxiliary_images_is_not_calibrated(tmp_path: Path) -> None:
     merge(pair(tmp_path), data=partly(tmp_path, auxiliary=True), method="average", output=tmp_path / "out")
-    (tmp_path / "more").rename(tmp_path / "elsewhere")
+    (tmp_path / "more").rename(tmp_path / "moved")
     with pytest.raises(DataError) as error:
         Folder(root=str(tmp_path / "more")).build("train", Task("", None), ToPixels((1, 4, 4)))
     found = evaluate(tmp_path / "out", sources=True)
     assert found.scores["merged"].temperatures == {}
-    assert found.notes == (f"not calibrated, which takes images beside those for the test: {error.value}",)
+    assert found.notes == (f"not calibrated, which needs images besides the test images: {error.value}",)

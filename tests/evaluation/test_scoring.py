@@ -1,3 +1,5 @@
+"""Scores of small cases that are computed by hand."""
+
 from __future__ import annotations
 
 import math
@@ -12,7 +14,7 @@ from fsmerge_cli.training.teachers import network
 from tests.support.sources import mlp_source
 
 
-def test_scores_against_a_hand_computed_case() -> None:
+def test_scores_equal_those_computed_by_hand() -> None:
     # Two tasks with two and three classes; four images. Logits per head for all images.
     head_a = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, 0.0], [0.0, 0.0]])
     head_b = torch.tensor([[0.0, 0.0, 9.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.0], [4.0, 0.0, 0.0]])
@@ -32,7 +34,7 @@ def test_scores_against_a_hand_computed_case() -> None:
     loss = (math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(1.0))) / 2
     assert found.tasks["a"].loss == pytest.approx(loss)
     assert found.mean == 0.75
-    # Raw logits: image 0 goes to b's third class (9 > 2); the others: wrong class, a's first (5 > 3), right.
+    # Raw logits: image 0 goes to b's third class (9 > 2); the others: wrong class, a's first (5 > 3), correct.
     assert found.joint["logits"] == 0.25
     # Softmax per head: 0 -> b (0.9998 > 0.88), 1 -> a's second class, 2 -> a (0.993 > 0.91), 3 -> b's first.
     assert found.joint["softmax"] == 0.25
@@ -43,7 +45,7 @@ def test_scores_against_a_hand_computed_case() -> None:
     assert found.temperatures == {}
 
 
-def test_headless_tasks_are_scored_on_features_alone() -> None:
+def test_tasks_without_a_classifier_head_have_only_feature_metrics() -> None:
     features = [torch.randn(4, 3), torch.randn(4, 3)]
     task = torch.tensor([0, 0, 1, 1])
     found = score(
@@ -59,7 +61,7 @@ def test_headless_tasks_are_scored_on_features_alone() -> None:
     assert {name: values["error"] for name, values in found.features.items()} == {"a": 0.0, "b": 0.0}
 
 
-def test_temperatures_calibrate_the_joint_answers_alone() -> None:
+def test_temperatures_change_only_the_joint_predictions() -> None:
     head_a, head_b = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[6.0, 0.0], [9.0, 0.0]])
     truth = torch.tensor([0, 1]), torch.tensor([0, 0])
     features = [torch.zeros(2, 1)] * 2
@@ -77,20 +79,20 @@ def test_temperatures_calibrate_the_joint_answers_alone() -> None:
     assert found.tasks == plain.tasks
 
 
-def test_tasks_that_share_labels_may_be_answered_by_either_head() -> None:
-    right = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
+def test_predictions_of_either_head_count_for_tasks_that_share_labels() -> None:
+    correct = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
     wrong = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     truth = torch.tensor([0, 1]), torch.tensor([0, 1])
     features = [torch.zeros(2, 1)] * 2
-    outputs = Outputs([right, wrong], features)
+    outputs = Outputs([correct, wrong], features)
     shared = score(outputs, Outputs([], features), truth, ("a", "b"), [0, 1], [("cat", "dog"), ("cat", "dog")])
-    apart = score(outputs, Outputs([], features), truth, ("a", "b"), [0, 1], [("cat", "dog"), ("ant", "bee")])
+    distinct = score(outputs, Outputs([], features), truth, ("a", "b"), [0, 1], [("cat", "dog"), ("ant", "bee")])
     assert shared.joint == {"softmax": 1.0, "logits": 1.0}
-    assert apart.joint == {"softmax": 0.5, "logits": 0.5}
+    assert distinct.joint == {"softmax": 0.5, "logits": 0.5}
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_the_ensemble_is_every_source_with_its_head(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ensemble_runs_every_source_with_its_head(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "fits", lambda size, device: together)
     sources = [mlp_source("a", [8], 1, norm="batch"), mlp_source("b", [6], 2, classes=None)]
     pixels = torch.rand(5, 1, 4, 4)

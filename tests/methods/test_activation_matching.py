@@ -1,4 +1,4 @@
-"""A permuted copy is found again: by matching, and by every method that merges in an aligned basis."""
+"""Matching recovers the permutation of a permuted copy, and so does every method that aligns the sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.training.teachers import network
 from tests.support.sources import mlp_source, random_images
-from tests.support.vits import VARIANTS, shared_out, vit_source
+from tests.support.vits import VARIANTS, mark_full, vit_source
 
 pytestmark = pytest.mark.full
 
@@ -31,14 +31,14 @@ SHUFFLED_VITS = [
 
 
 def shuffled(source: Source, copies: int = 1) -> tuple[Problem, list[dict[str, torch.Tensor]]]:
-    """A problem of a source and copies of it whose units are shuffled, and the permutations that did it."""
-    plan = compile_plan([source, replace(source, name="twin")])
+    """A problem with a source and copies of it with shuffled units, and the permutations of the copies."""
+    plan = compile_plan([source, replace(source, name="copy")])
     orders = [random_permutations(plan, 0, torch.Generator().manual_seed(7 + i)) for i in range(copies)]
-    twins = [
+    shuffled_copies = [
         replace(source, name=f"copy{i}", weights=permute(plan, source.weights, order))
         for i, order in enumerate(orders)
     ]
-    sources = [source, *twins]
+    sources = [source, *shuffled_copies]
     images = random_images(len(sources), 60, source.arch.input_size)
     return Problem(compile_plan(sources), sources, images), orders
 
@@ -51,7 +51,7 @@ def sources() -> dict[str, Source]:
     }
 
 
-@pytest.mark.parametrize("case", shared_out(sources()))
+@pytest.mark.parametrize("case", mark_full(sources()))
 def test_matching_recovers_the_permutation_heads_included(case: str) -> None:
     problem, (order,) = shuffled(sources()[case])
     found = match_all(problem.plan, similarities(problem), 2)[1]
@@ -61,7 +61,7 @@ def test_matching_recovers_the_permutation_heads_included(case: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["activation_matching", "regmean", "regmean_pp", "zipit", "slerp"])
-@pytest.mark.parametrize("case", shared_out(sources()))
+@pytest.mark.parametrize("case", mark_full(sources()))
 def test_merging_shuffled_copies_returns_the_function(case: str, method: str) -> None:
     problem, _ = shuffled(sources()[case], copies=2)
     options = {"zipit": {"a": 1.0, "b": 0.0}, "slerp": {"align": "activations"}}.get(method, {})
@@ -69,7 +69,7 @@ def test_merging_shuffled_copies_returns_the_function(case: str, method: str) ->
     merged = problem.plan.skeleton()
     merged.load_state_dict(dict(solution.weights), assign=True)
     pixels = problem.images.images
-    norm = "batch" in case and method == "zipit"  # statistics were taken on these few images again
+    norm = "batch" in case and method == "zipit"  # statistics are re-estimated on only these images
     for source, U in zip(problem.sources, solution.projectors):
         expected = network(source)(pixels)
         if norm:
@@ -77,7 +77,7 @@ def test_merging_shuffled_copies_returns_the_function(case: str, method: str) ->
         torch.testing.assert_close(merged(pixels) @ U.T, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_the_way_back_undoes_the_permutation_of_the_features() -> None:
+def test_back_to_sources_undoes_the_permutation_of_the_features() -> None:
     problem, (order,) = shuffled(sources()["mlp"])
     pixels = problem.images.images
     first, copy = (network(s)(pixels) for s in problem.sources)
@@ -87,7 +87,7 @@ def test_the_way_back_undoes_the_permutation_of_the_features() -> None:
     torch.testing.assert_close(first[:, order["h2"]], copy)
 
 
-def test_two_unrelated_networks_get_permutations_that_keep_heads_whole() -> None:
+def test_matching_two_different_networks_keeps_heads_whole() -> None:
     pair = [vit_source("class token", 1), vit_source("class token", 2)]
     problem = Problem(compile_plan(pair), pair, random_images(2, 30, (2, 8, 8)))
     found = match_all(problem.plan, similarities(problem), 2)[1]
@@ -105,7 +105,7 @@ def test_other_widths_are_refused(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         METHODS[name]().fit(Problem(compile_plan(pair), pair, random_images(2, 5)))
     assert str(error.value) == (
-        f"method={name} needs sources of one width and one number of heads, the merged model's. "
+        f"method={name} needs sources with the width and number of heads of the merged model. "
         "Take method=fs_merge or method=kd, which do not."
     )
 
@@ -117,7 +117,7 @@ def test_other_heads_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["activation_matching", "regmean", "regmean_pp", "zipit"])
-def test_no_images_is_said(name: str) -> None:
+def test_missing_images_are_reported(name: str) -> None:
     pair = [mlp_source("a", [8], 1), mlp_source("b", [8], 2)]
     images = replace(random_images(2, 5), images=torch.empty(0))
     with pytest.raises(DataError) as error:

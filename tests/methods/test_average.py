@@ -12,9 +12,9 @@ from tests.support.sources import mlp_source
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_the_average_of_a_model_with_itself_is_that_model(make_problem: Callable[..., Problem], norm: str) -> None:
-    twins = [mlp_source(name, [8, 6], 1, norm=norm) for name in "ab"]
-    solution = Average().fit(make_problem(twins))
-    assert all(torch.equal(solution.weights[n], twins[0].weights[n]) for n in twins[0].weights)
+    copies = [mlp_source(name, [8, 6], 1, norm=norm) for name in "ab"]
+    solution = Average().fit(make_problem(copies))
+    assert all(torch.equal(solution.weights[n], copies[0].weights[n]) for n in copies[0].weights)
     assert all(torch.equal(U, torch.eye(6)) for U in solution.projectors)
 
 

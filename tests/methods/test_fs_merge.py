@@ -19,7 +19,7 @@ Make = Callable[..., Problem]
 @pytest.mark.parametrize("maps", ["diagonal", "low_rank", "full"])
 @pytest.mark.parametrize("targets", ["own", "all"])
 @pytest.mark.parametrize("start", ["first", "average"])
-def test_training_lowers_the_loss_and_the_fold_is_what_was_trained(
+def test_training_lowers_the_loss_and_the_fold_equals_the_trained_supernet(
     make_problem: Make, maps: str, targets: str, start: str
 ) -> None:
     problem = make_problem()
@@ -44,7 +44,7 @@ def test_unequal_widths_and_three_sources(make_problem: Make) -> None:
     assert solution.trace.start_error[0] > 0
 
 
-def test_source_weights_stay_as_they_are(make_problem: Make) -> None:
+def test_source_weights_are_not_changed(make_problem: Make) -> None:
     problem = make_problem()
     before = [{n: t.clone() for n, t in s.weights.items()} for s in problem.sources]
     folding(steps=5).fit(problem)
@@ -52,9 +52,7 @@ def test_source_weights_stay_as_they_are(make_problem: Make) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_gives_the_same_answer_twice_and_leaves_the_global_generator_alone(
-    make_problem: Make, name: str
-) -> None:
+def test_a_method_is_deterministic_and_does_not_use_the_global_generator(make_problem: Make, name: str) -> None:
     method = METHODS[name]()
     if isinstance(method, Trained):
         method = replace(method, steps=5)
@@ -66,18 +64,18 @@ def test_a_method_gives_the_same_answer_twice_and_leaves_the_global_generator_al
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if issubclass(m, Trained)])
-def test_no_images_is_said(make_problem: Make, name: str) -> None:
+def test_missing_images_are_reported(make_problem: Make, name: str) -> None:
     problem = make_problem()
     empty = torch.empty(0, dtype=torch.long)
     with pytest.raises(DataError) as error:
         METHODS[name]().fit(replace(problem, images=type(problem.images)(torch.empty(0), empty, empty, empty)))
     assert str(error.value) == (
         "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
-        "data.auxiliary={name: generated} for images of no task, or method=average, which needs none."
+        "data.auxiliary={name: generated}, or method=average, which needs none."
     )
 
 
-def test_sequential_merging_chains_the_readouts(make_problem: Make) -> None:
+def test_sequential_merging_multiplies_the_projectors(make_problem: Make) -> None:
     sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
     problem = make_problem(sources, per_task=40, held=4)
     solution = folding(steps=150, lr=1e-2, sequential=True, batch_size=16).fit(problem)
@@ -92,13 +90,13 @@ def test_sequential_merging_chains_the_readouts(make_problem: Make) -> None:
     backbone = problem.plan.skeleton()
     backbone.load_state_dict(dict(solution.weights), assign=True)
     for i, (source, U) in enumerate(zip(sources, solution.projectors)):
-        own = problem.own_images(i)
+        own = problem.task_images(i)
         target = network(source)(own)
         error = (backbone(own) @ U.T - target).square().mean()
         unmerged = (network(sources[0])(own) - target).square().mean()
         assert error < (0.5 * unmerged if i else 0.5 * target.var())
 
 
-def test_two_sources_are_the_same_sequentially(make_problem: Make) -> None:
+def test_sequential_merging_of_two_sources_changes_nothing(make_problem: Make) -> None:
     a, b = (folding(steps=5, sequential=s).fit(make_problem()) for s in (False, True))
     assert all(torch.equal(a.weights[n], b.weights[n]) for n in a.weights)

@@ -34,7 +34,7 @@ def test_starts_differ(make_problem: Make) -> None:
     assert not torch.equal(first, fresh)
 
 
-def test_a_random_start_leaves_the_global_generator_alone(make_problem: Make) -> None:
+def test_a_random_start_does_not_change_the_global_generator(make_problem: Make) -> None:
     before = torch.random.get_rng_state()
     StudentNetwork(make_problem(), "random", "linear")
     assert torch.equal(before, torch.random.get_rng_state())
@@ -63,7 +63,7 @@ def test_the_solution_is_the_trained_student(make_problem: Make, projector: str,
     assert (estimate - target)[own].square().mean() < (start - target)[own].square().mean()
 
 
-def test_features_of_another_width_need_a_linear_readout(make_problem: Make) -> None:
+def test_features_of_another_width_need_a_linear_projector(make_problem: Make) -> None:
     problem = make_problem([mlp_source("a", [8, 6], 1), mlp_source("b", [8, 5], 2)])
     with pytest.raises(ConfigError) as error:
         distilling(steps=1, projector="identity").fit(problem)

@@ -42,7 +42,7 @@ def test_scale_0_is_the_mean_weighted_by_the_inputs_energy() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_directions_that_no_input_shows_take_the_mean() -> None:
+def test_directions_without_input_take_the_mean() -> None:
     X = torch.zeros(5, 3, dtype=torch.float64)
     X[:, 0] = 1.0
     weights = [normal(2, 3, seed=3), normal(2, 3, seed=4)]
@@ -70,8 +70,8 @@ def test_streamed_grams_are_those_of_all_rows_at_once(variant: str) -> None:
 @pytest.mark.parametrize("kind", ["mlp", "vit"])
 def test_identical_sources_return_themselves(kind: str) -> None:
     first = mlp_source("a", [8, 6], 1) if kind == "mlp" else vit_source("class token", 1)
-    twins = [first, replace(first, name="b")]
-    problem = Problem(compile_plan(twins), twins, random_images(2, 4, first.arch.input_size))
+    copies = [first, replace(first, name="b")]
+    problem = Problem(compile_plan(copies), copies, random_images(2, 4, first.arch.input_size))
     solution = RegMean(align="none").fit(problem)
     for name, tensor in solution.weights.items():
         torch.testing.assert_close(tensor, first.weights[name], rtol=1e-4, atol=1e-5)
@@ -87,13 +87,13 @@ def test_a_fused_qkv_is_one_solve_equal_to_three() -> None:
 
 
 @pytest.mark.parametrize("method", [RegMean(), RegMeanPlusPlus()])
-def test_a_task_without_images_is_named(method: Regression) -> None:
+def test_a_task_without_images_is_reported(method: Regression) -> None:
     sources = [mlp_source(name, [8, 6], seed) for seed, name in enumerate("abc")]
     images = random_images(3, 4).regroup([None, 1, None])
     with pytest.raises(DataError) as error:
         method.fit(Problem(compile_plan(sources), sources, images))
     assert str(error.value) == (
-        "this method needs unlabelled images of every task, and there are none of a, c. Give them some "
-        "(data.images_per_task; with data=per_task data.tasks.TASK.images_per_task), or take method=fs_merge or "
-        "method=kd, which ask every source about the images of all tasks."
+        "this method needs unlabelled images of every task, but there are none of a, c. Raise "
+        "data.images_per_task (with data=per_task: data.tasks.TASK.images_per_task), or take method=fs_merge or "
+        "method=kd, which run every source on the images of all tasks."
     )

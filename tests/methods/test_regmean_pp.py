@@ -10,7 +10,7 @@ from tests.support.sources import mlp_source, random_images
 from tests.support.vits import vit_source
 
 
-def test_every_layer_is_solved_on_what_the_merged_layers_before_it_produce() -> None:
+def test_every_layer_is_solved_on_the_outputs_of_the_merged_layers_before_it() -> None:
     sources = [mlp_source(n, [8, 6, 5], i, activation="tanh") for i, n in enumerate("ab")]
     images = random_images(2, 20)
     found = RegMeanPlusPlus(align="none", scale=0.7).fit(Problem(compile_plan(sources), sources, images)).weights

@@ -45,7 +45,7 @@ def test_nearly_parallel_and_zero_tensors_are_interpolated_linearly() -> None:
     assert torch.equal(slerp([a, 0 * a], [0.75, 0.25]), torch.tensor([0.75, 0.0, 0.0]))
 
 
-def test_just_below_the_threshold_it_is_spherical() -> None:
+def test_just_below_the_threshold_the_mean_is_spherical() -> None:
     a, angle = torch.tensor([1.0, 0.0]).double(), math.acos(0.9994)
     b = torch.tensor([math.cos(angle), math.sin(angle)]).double()
     middle = slerp([a, b], [0.5, 0.5])
@@ -65,29 +65,31 @@ def test_the_karcher_mean_of_unit_vectors_has_no_mean_tangent() -> None:
     assert float(sum(logs).norm()) < 1e-9
 
 
-def test_opposite_tensors_stop_and_are_named(make_problem: Make) -> None:
+def test_opposite_tensors_are_reported(make_problem: Make) -> None:
     first = mlp_source("a", [8, 8], 1)
     flipped = {n: -t if n == "fc1.weight" else t for n, t in first.weights.items()}
     with pytest.raises(MismatchError) as error:
         Slerp().fit(make_problem([first, replace(first, name="b", weights=flipped)]))
     assert error.value.reasons == (
-        "fc1.weight points in opposite directions in two sources; slerp has no way between them",
+        "fc1.weight points in opposite directions in two sources, which have no unique shortest path",
     )
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_a_model_with_itself_is_that_model(make_problem: Make, norm: str) -> None:
+def test_the_mean_of_a_model_with_itself_is_that_model(make_problem: Make, norm: str) -> None:
     first = mlp_source("a", [8, 8], 1, norm=norm)
     solution = Slerp().fit(make_problem([first, replace(first, name="b"), replace(first, name="c")]))
     for name, tensor in solution.weights.items():
         torch.testing.assert_close(tensor, first.weights[name], rtol=1e-6, atol=1e-7)
 
 
-def test_t_is_for_two_sources(make_problem: Make) -> None:
+def test_t_is_only_for_two_sources(make_problem: Make) -> None:
     sources = [mlp_source(n, [8], i) for i, n in enumerate("abc")]
     with pytest.raises(ConfigError) as error:
         Slerp(t=0.3).fit(make_problem(sources))
-    assert str(error.value) == "method.t=0.3 is for two sources; 3 are merged with equal shares (t=0.5)."
+    assert str(error.value) == (
+        "method.t=0.3 is only for two sources; 3 sources are merged with equal shares (t=0.5)."
+    )
 
 
 def test_directions_that_cancel_out_have_no_mean(make_problem: Make) -> None:
@@ -98,5 +100,5 @@ def test_directions_that_cancel_out_have_no_mean(make_problem: Make) -> None:
     with pytest.raises(MismatchError) as error:
         Slerp().fit(make_problem(sources))
     assert error.value.reasons[-1] == (
-        "fc0.bias points in directions that cancel out; they have no mean on the sphere"
+        "fc0.bias points in directions that cancel out, which have no mean on the sphere"
     )

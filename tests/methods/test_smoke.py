@@ -1,4 +1,4 @@
-"""`make smoke`: every registered method on digits_mlp_pair, and what every result has to hold."""
+"""`make smoke`: every registered method on digits_mlp_pair, and invariants of every result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER_WIDTHS = ["average", "fs_merge", "kd"]
     [("digits_mlp_pair", name) for name in METHODS]
     + [pytest.param("digits_mlp_trio", name, marks=pytest.mark.full) for name in OTHER_WIDTHS],
 )
-def test_a_method_merges_digits_and_the_folder_holds_what_memory_held(
+def test_a_method_merges_digits_and_the_folder_holds_the_model_in_memory(
     models: str, name: str, tmp_path: Path
 ) -> None:
     method = {"name": name, **({"steps": 60} if issubclass(METHODS[name], Trained) else {})}
@@ -54,8 +54,8 @@ def test_the_model_cards_snippet_runs_without_fsmerge(models: str, tmp_path: Pat
     snippet = card.split("```python\n")[1].split("```")[0]
     task = result.plan.tasks[0]
     snippet += "\nfrom safetensors.torch import save_file"
-    snippet += "\nsave_file({'images': images, 'logits': logits.detach()}, 'got')"
+    snippet += "\nsave_file({'images': images, 'logits': logits.detach()}, 'logits.safetensors')"
     blocked = "import sys\nsys.modules['fsmerge_cli'] = None\n"
     subprocess.run([sys.executable, "-c", blocked + snippet], cwd=tmp_path / "out/merged", check=True)
-    got = load_file(tmp_path / "out/merged/got")
-    assert torch.equal(got["logits"], result.heads[task](result.backbone()(got["images"])))
+    written = load_file(tmp_path / "out/merged/logits.safetensors")
+    assert torch.equal(written["logits"], result.heads[task](result.backbone()(written["images"])))

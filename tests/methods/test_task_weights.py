@@ -1,4 +1,4 @@
-"""`method.task_weights`: equal ones are none, only ratios matter, every method that reads them means the same."""
+"""`method.task_weights`: equal weights change nothing, only ratios matter, and all methods use them alike."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def same(a: Solution, b: Solution) -> bool:
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-def test_the_methods_that_read_them() -> None:
+def test_the_methods_with_task_weights() -> None:
     assert set(WEIGHTED) == {"activation_matching", "average", "fs_merge", "kd", "regmean", "regmean_pp"}
     others = [cls for name, cls in METHODS.items() if name not in WEIGHTED]
     assert not any(field.name == "task_weights" for cls in others for field in fields(cls))
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_equal_weights_are_no_weights_bit_for_bit(
+def test_equal_weights_change_nothing_bit_for_bit(
     name: str, options: dict[str, object], make_problem: Make
 ) -> None:
     problem = three(make_problem)
@@ -73,7 +73,7 @@ def test_equal_weights_are_no_weights_bit_for_bit(
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_only_their_ratios_matter(name: str, options: dict[str, object], make_problem: Make) -> None:
+def test_only_ratios_matter(name: str, options: dict[str, object], make_problem: Make) -> None:
     problem = three(make_problem)
     found = fitted(name, problem, (1.0, 2.0, 4.0), **options)
     assert same(found, fitted(name, problem, (8.0, 16.0, 32.0), **options))
@@ -81,7 +81,7 @@ def test_only_their_ratios_matter(name: str, options: dict[str, object], make_pr
     assert not same(found, fitted(name, problem, (1.0, 4.0, 2.0), **options))
 
 
-def test_their_mean_is_one_however_large_they_are() -> None:
+def test_large_weights_are_scaled_to_mean_1() -> None:
     assert Average(task_weights=(1.0, 3.0)).weights_of_tasks(2) == (0.5, 1.5)
     assert Average(task_weights=(1.7e308, 1.7e308)).weights_of_tasks(2) == (1.0, 1.0)
     assert Average().weights_of_tasks(3) == (1.0, 1.0, 1.0)
@@ -120,7 +120,7 @@ def test_the_closed_form_is_weighted_least_squares() -> None:
     assert condition == pytest.approx(float(values[-1] / values[0]), rel=1e-3)
 
 
-def test_directions_that_no_input_shows_take_the_weighted_mean() -> None:
+def test_directions_without_input_take_the_weighted_mean() -> None:
     X = torch.zeros(5, 3, dtype=torch.float64)
     X[:, 0] = 1.0
     matrices = [torch.full((2, 3), value, dtype=torch.float64) for value in (1.0, 5.0)]
@@ -129,10 +129,10 @@ def test_directions_that_no_input_shows_take_the_weighted_mean() -> None:
 
 
 @pytest.mark.parametrize("name", ["regmean", "regmean_pp"])
-def test_regmean_weighs_its_grams_and_its_means(name: str, make_problem: Make) -> None:
+def test_regmean_weights_its_grams_and_its_means(name: str, make_problem: Make) -> None:
     problem = make_problem([mlp_source(n, [8, 6], i) for i, n in enumerate("ab")])
     found = fitted(name, problem, (1.0, 3.0), align="none", scale=0.7).weights
-    pixels = [problem.own_images(i).flatten(1).double() for i in range(2)]
+    pixels = [problem.task_images(i).flatten(1).double() for i in range(2)]
     own = [s.weights["fc0.weight"] for s in problem.sources]
     expected, _ = solve([X.T @ X / len(X) for X in pixels], own, 0.7, (0.5, 1.5))
     torch.testing.assert_close(found["fc0.weight"], expected)
@@ -141,11 +141,11 @@ def test_regmean_weighs_its_grams_and_its_means(name: str, make_problem: Make) -
     torch.testing.assert_close(found["fc1.bias"], 0.25 * biases[0] + 0.75 * biases[1])
 
 
-def test_regmean_pp_feeds_the_weighted_layers(make_problem: Make) -> None:
+def test_regmean_pp_uses_the_outputs_of_the_weighted_layers(make_problem: Make) -> None:
     problem = make_problem([mlp_source(n, [8, 6], i, activation="tanh") for i, n in enumerate("ab")])
     found = RegMeanPlusPlus(align="none", task_weights=(1.0, 3.0)).fit(problem).weights
     inputs = [
-        torch.tanh(problem.own_images(i).flatten(1) @ found["fc0.weight"].T + found["fc0.bias"]) for i in (0, 1)
+        torch.tanh(problem.task_images(i).flatten(1) @ found["fc0.weight"].T + found["fc0.bias"]) for i in (0, 1)
     ]
     grams = [X.double().T @ X.double() / len(X) for X in inputs]
     expected, _ = solve(grams, [s.weights["fc1.weight"] for s in problem.sources], 0.9, (0.5, 1.5))
@@ -173,21 +173,21 @@ def test_the_gradient_is_the_weighted_sum_of_the_tasks(make_problem: Make) -> No
 
 
 @pytest.mark.parametrize("method", [FSMerge, Distillation])
-def test_a_task_that_counts_more_is_learned_better(method: type[Trained], make_problem: Make) -> None:
+def test_a_task_with_a_larger_weight_has_a_smaller_error(method: type[Trained], make_problem: Make) -> None:
     problem = make_problem(per_task=40, held=8)
     errors = {}
     for weights in ((1.0, 20.0), (20.0, 1.0)):
         solution = method(steps=80, lr=1e-2, task_weights=weights).fit(problem)
         backbone = problem.plan.skeleton()
         backbone.load_state_dict(dict(solution.weights), assign=True)
-        own = problem.own_images(1)
+        own = problem.task_images(1)
         target = problem.plan.skeleton()
         target.load_state_dict(dict(problem.sources[1].weights), assign=True)
         errors[weights] = (backbone(own) @ solution.projectors[1].T - target(own)).square().mean().item()
     assert errors[1.0, 20.0] < 0.9 * errors[20.0, 1.0]
 
 
-def test_the_best_step_is_that_of_the_weighted_validation(make_problem: Make) -> None:
+def test_the_best_step_has_the_lowest_weighted_validation_loss(make_problem: Make) -> None:
     problem = make_problem(per_task=40, held=8)
     targets = capture(problem.sources, problem.images, "own", Hardware(features="memory"), CPU, silent)
     weighted = [replace(own, weight=w) for own, w in zip(targets, (0.5, 1.5))]
@@ -201,25 +201,25 @@ def test_the_best_step_is_that_of_the_weighted_validation(make_problem: Make) ->
     assert error.item() == pytest.approx(min(e for _, e in solution.trace.validation), rel=1e-5)
 
 
-def test_one_after_the_other_the_result_counts_as_its_tasks_do_on_average(
+def test_an_intermediate_result_has_the_mean_weight_of_its_tasks(
     make_problem: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     train = FSMerge.train
 
-    def noted(self: FSMerge, *args: Any, **options: Any) -> object:
+    def recorded(self: FSMerge, *args: Any, **options: Any) -> object:
         seen.append(self.weights_of_tasks(2))
         return train(self, *args, **options)
 
-    monkeypatch.setattr(FSMerge, "train", noted)
+    monkeypatch.setattr(FSMerge, "train", recorded)
     folding(steps=1, sequential=True, task_weights=(1.0, 3.0, 4.0)).fit(three(make_problem))
     assert seen == [pytest.approx((0.5, 1.5)), pytest.approx((2 / 3, 4 / 3))]
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0), ()])
-def test_another_number_of_them_is_refused_before_anything_is_read(weights: tuple[float, ...]) -> None:
+def test_a_wrong_number_of_weights_is_refused_before_anything_is_read(weights: tuple[float, ...]) -> None:
     message = (
-        f"method.task_weights has {len(weights)} numbers, but there are 2 sources. Give one positive number per "
+        f"method.task_weights has {len(weights)} values, but there are 2 sources. Give one positive number per "
         "source, in the order of models.sources, or null."
     )
     entries = [{"name": name, "checkpoint": "nowhere"} for name in "ab"]
@@ -238,7 +238,7 @@ def test_another_number_of_them_is_refused_before_anything_is_read(weights: tupl
         ("2", "method.task_weights: should be a valid tuple, got 2."),
     ],
 )
-def test_what_is_no_weight_is_said(
+def test_an_invalid_weight_is_reported(
     given: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -248,7 +248,7 @@ def test_what_is_no_weight_is_said(
 
 
 @pytest.mark.parametrize("weights", [None, (2.0, 2.0), (1.0, 9.0)])
-def test_the_row_called_average_is_the_plain_one(weights: tuple[float, ...] | None) -> None:
+def test_the_row_average_has_equal_weights(weights: tuple[float, ...] | None) -> None:
     result = merge("digits_mlp_pair", method=Average(task_weights=weights))
     plain = merge("digits_mlp_pair", method="average").scores["merged"]
     assert result.scores["average"] == plain

@@ -13,7 +13,7 @@ from tests.support.vits import vit_source
 
 
 def zip_reference(S: torch.Tensor, k: int, a: float, b: float) -> list[set[int]]:
-    """The algorithm as the paper states it, with sets, no bookkeeping."""
+    """The algorithm as stated in the paper, with sets and without bookkeeping."""
     total = len(S)
     n = total // k
     budget = [int((total - n) / k * b)] * k
@@ -25,7 +25,7 @@ def zip_reference(S: torch.Tensor, k: int, a: float, b: float) -> list[set[int]]
         if pair[0] // n == pair[1] // n and spent[pair[0] // n]:
             similar[pair] = -float("inf")
     while len(clusters) > n:
-        if max(similar.values()) == -float("inf"):  # every pair left shares a source: the budgets give way
+        if max(similar.values()) == -float("inf"):  # all pairs left are within a source: ignore the budgets
             similar = {pair: float(S[pair]) for pair in similar}
         p, q = max(similar, key=lambda pair: (similar[pair], -pair[0], -pair[1]))
         clusters[p] |= clusters.pop(q)
@@ -47,7 +47,7 @@ def zip_reference(S: torch.Tensor, k: int, a: float, b: float) -> list[set[int]]
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("a", [0.3, 1.0])
 @pytest.mark.parametrize("b", [0.25, 0.5, 1.0])
-def test_fast_clustering_equals_the_plain_statement(k: int, a: float, b: float) -> None:
+def test_fast_clustering_equals_the_reference(k: int, a: float, b: float) -> None:
     for seed in range(5):
         x = torch.randn(50, 8 * k, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         S = torch.corrcoef(x.T)
@@ -59,7 +59,7 @@ def test_fast_clustering_equals_the_plain_statement(k: int, a: float, b: float) 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize("b", [0.0, 0.25])
-def test_matrices_average_clusters_and_read_them_whole(k: int, b: float) -> None:
+def test_maps_average_clusters_and_copy_the_mean(k: int, b: float) -> None:
     for seed in range(10):
         x = torch.randn(50, 6 * k, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         merge, unmerge = zip_units(torch.corrcoef(x.T), k, 0.3, b)
@@ -86,7 +86,7 @@ def test_heads_are_never_mixed() -> None:
     assert all(order == found[0] for found in orders.values() for order in found)
 
 
-def test_running_statistics_are_taken_on_the_images_again() -> None:
+def test_running_statistics_are_reestimated() -> None:
     pair = [mlp_source(n, [8, 6], i, norm="batch") for i, n in enumerate("ab")]
     problem = Problem(compile_plan(pair), pair, random_images(2, 30))
     solution = ZipIt().fit(problem)
@@ -99,7 +99,7 @@ def test_running_statistics_are_taken_on_the_images_again() -> None:
     torch.testing.assert_close(weights["norm0.running_var"], first.var(0))
 
 
-def test_without_alignment_heads_of_one_number_are_zipped() -> None:
+def test_without_alignment_heads_with_the_same_index_are_merged() -> None:
     pair = [vit_source("class token", 1), vit_source("class token", 2)]
     problem = Problem(compile_plan(pair), pair, random_images(2, 30, (2, 8, 8)))
     maps = ZipIt(align="none").fit(problem).maps

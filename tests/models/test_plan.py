@@ -19,7 +19,7 @@ def reasons(*sources: object, **options: object) -> tuple[str, ...]:
     return error.value.reasons
 
 
-def test_the_plan_holds_spaces_ports_and_tasks() -> None:
+def test_a_plan_has_spaces_ports_and_tasks() -> None:
     plan = compile_plan([mlp_source("a", [8, 6], 1), mlp_source("b", [5, 7], 2)], (4, 3))
     assert plan.spaces == {"h0": Space("h0", 4, (8, 5)), "h1": Space("h1", 3, (6, 7))}
     assert [str(p) for p in plan.writes] == ["h0@fc0", "h1@fc1"]
@@ -36,7 +36,7 @@ def test_one_width_scales_all_layers() -> None:
     assert compile_plan(sources).arch.widths == (8, 4)
 
 
-def test_every_mismatch_is_said_at_once() -> None:
+def test_all_mismatches_are_reported_at_once() -> None:
     first = mlp_source("a", [8, 6], 1)
     broken = dict(mlp_source("b", [8, 6], 2, activation="gelu", norm="batch").weights)
     broken["fc0.weight"] = broken["fc0.weight"].T
@@ -48,13 +48,13 @@ def test_every_mismatch_is_said_at_once() -> None:
     third = mlp_source("c", [8, 6, 4], 3)
     third = replace(third, head=replace(third.head, labels=("x",)))
     assert reasons(first, second, third) == (
-        "the task name 'a' is used 2 times; give each source a name of its own",
+        "the task name 'a' is used 2 times; give each source a unique name",
         "activation: 'a' has relu, 'a' has gelu",
         "norm: 'a' has none, 'a' has batch",
         "depth: 'a' has 2, 'c' has 3",
-        "'a' misses the tensors fc1.weight",
+        "'a' lacks the tensors fc1.weight",
         "'a' has unknown tensors extra",
-        "'a' has other shapes than its arch says: fc0.weight is [16, 8], should be [8, 16] "
+        "'a' has shapes that do not match its arch: fc0.weight is [16, 8], should be [8, 16] "
         "(it is transposed), "
         "fc1.bias is [2], should be [6]",
         "the head of 'a' is [3, 9], should be [classes, 6]",
@@ -75,11 +75,11 @@ def test_many_differing_tensors_are_counted() -> None:
     broken = mlp_source("b", [8, 8, 8], 1)
     broken = replace(broken, weights={})
     assert reasons(mlp_source("a", [8, 8, 8], 2), broken) == (
-        "'b' misses the tensors fc0.weight, fc0.bias, fc1.weight and 3 more",
+        "'b' lacks the tensors fc0.weight, fc0.bias, fc1.weight and 3 more",
     )
 
 
-def test_one_source_is_not_a_merge() -> None:
+def test_a_single_source_is_refused() -> None:
     assert reasons(mlp_source("a", [8], 1)) == (
         "a merge needs at least two sources, got 1. Add one to models.sources",
     )

@@ -1,4 +1,4 @@
-"""The report page in a real browser (`make test-browser`): what a person would see, in every way of looking."""
+"""The report page in a real browser (`make test-browser`): layout, contrast, requests and printing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from tests.support.pages import CASES
 
 pytestmark = pytest.mark.browser
 
-WAYS = {"light": {}, "dark": {"dark": True}, "narrow": {"width": 400}, "narrow dark": {"width": 400, "dark": True}}
-# Every piece of visible text with less than 4.5 : 1 against what it stands on (WCAG 2.2, AA).
-FAINT = """
+VIEWS = {
+    "light": {},
+    "dark": {"dark": True},
+    "narrow": {"width": 400},
+    "narrow dark": {"width": 400, "dark": True},
+}
+# Visible texts with a contrast below 4.5 : 1 (WCAG 2.2, AA).
+LOW_CONTRAST = """
 (() => {
   const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const rgba = colour => {
@@ -45,15 +50,15 @@ FAINT = """
   return found;
 })()
 """
-# Short words of our own that stand in more than one line.
-BROKEN = """
+# Short labels that wrap onto several lines.
+WRAPPED = """
 [...document.querySelectorAll(".pictures dt, .bar .value, .small thead bdi, .up, .across")].filter(e => {
   const range = document.createRange();
   range.selectNodeContents(e);
   return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1;
 }).map(e => e.textContent)
 """
-WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +69,28 @@ def browser() -> Iterator[Page]:
         yield shown
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", CASES)
-def test_a_page_is_quiet_fits_and_can_be_read(browser: Page, name: str, way: str, tmp_path: Path) -> None:
+def test_a_page_logs_nothing_fits_its_window_and_has_enough_contrast(
+    browser: Page, name: str, view: str, tmp_path: Path
+) -> None:
     path = tmp_path / "report.html"
     path.write_text(page(*CASES[name]), encoding="utf-8")
-    browser.open(path, **WAYS[way])  # type: ignore[arg-type]
+    browser.open(path, **VIEWS[view])  # type: ignore[arg-type]
     browser.screenshot(tmp_path / "page.png")
-    assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == ("dark" in way)
-    assert browser.evaluate(WIDER) == 0
-    assert browser.evaluate(FAINT) == []
-    assert browser.evaluate(BROKEN) == []
+    assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == ("dark" in view)
+    assert browser.evaluate(OVERFLOW) == 0
+    assert browser.evaluate(LOW_CONTRAST) == []
+    assert browser.evaluate(WRAPPED) == []
     assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert browser.evaluate("document.scripts.length") == 0
-    assert browser.said == []
+    assert browser.console == []
     assert browser.requests == [path.absolute().as_uri()]
 
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_a_page_prints_in_light_colours_with_every_option(
+def test_a_page_prints_in_light_colours_with_all_options(
     browser: Page, name: str, dark: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "report.html"
@@ -95,35 +102,35 @@ def test_a_page_prints_in_light_colours_with_every_option(
     try:
         assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert browser.evaluate("document.querySelector('.config pre').checkVisibility()")
-        assert browser.evaluate(WIDER) == 0
+        assert browser.evaluate(OVERFLOW) == 0
         browser.screenshot(tmp_path / "print.png")
     finally:
         browser.call("Emulation.setEmulatedMedia", media="")
-    assert browser.said == []
+    assert browser.console == []
 
 
-def test_what_a_run_wrote(browser: Page, tmp_path: Path) -> None:
+def test_the_page_of_a_run(browser: Page, tmp_path: Path) -> None:
     merge("digits_mlp_pair", method={"name": "fs_merge", "steps": 30}, output=tmp_path / "out")
     browser.open(tmp_path / "out/report.html")
     browser.screenshot(tmp_path / "page.png")
     assert browser.evaluate("document.querySelectorAll('.bar').length") == 14
     assert browser.evaluate("document.images.length") == 12
-    assert browser.evaluate(FAINT) == []
-    assert browser.said == []
+    assert browser.evaluate(LOW_CONTRAST) == []
+    assert browser.console == []
     assert len(browser.requests) == 1
 
 
-def test_these_tests_would_notice(browser: Page, tmp_path: Path) -> None:
+def test_defects_are_detected(browser: Page, tmp_path: Path) -> None:
     text = page(*CASES["plain"])
     bad = '<script>console.log(1)</script><p style="color:#999;background:#fff;width:3000px">faint</p>'
     bad += '<div class="pictures"><dt style="width:1em">bro ken</dt></div>'
     (tmp_path / "bad.html").write_text(text.replace("</main>", f"{bad}</main>"))
     browser.open(tmp_path / "bad.html")
-    assert "violates the following Content Security Policy" in "".join(browser.said)
-    assert browser.evaluate(FAINT) == ["faint: 2.85"]
-    assert browser.evaluate(BROKEN) == ["bro ken"]
-    assert browser.evaluate(WIDER) > 0
-    (tmp_path / "asks.html").write_text("<!doctype html><img src=http://127.0.0.1:9/x>")
-    browser.open(tmp_path / "asks.html")
+    assert "violates the following Content Security Policy" in "".join(browser.console)
+    assert browser.evaluate(LOW_CONTRAST) == ["faint: 2.85"]
+    assert browser.evaluate(WRAPPED) == ["bro ken"]
+    assert browser.evaluate(OVERFLOW) > 0
+    (tmp_path / "request.html").write_text("<!doctype html><img src=http://127.0.0.1:9/x>")
+    browser.open(tmp_path / "request.html")
     assert browser.requests[1:] == ["http://127.0.0.1:9/x"]
-    assert "ERR_" in "".join(browser.said)
+    assert "ERR_" in "".join(browser.console)

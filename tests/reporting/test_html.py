@@ -1,4 +1,4 @@
-"""report.html and the model card: what they say, and that names stay text. In a browser: test_browser."""
+"""report.html and the model card: content and escaping. In a browser: test_browser."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.pages import CASES, HOSTILE, evaluation, examples
 from tests.support.sources import mlp_source
 
 
-class Read(HTMLParser):
-    """What a browser would make of a page: elements with attributes, and all text."""
+class Parsed(HTMLParser):
+    """A parsed page: its elements with attributes, and all text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -42,55 +42,55 @@ class Read(HTMLParser):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_cases_are_of_the_published_form(name: str) -> None:
-    schema.validate(CASES[name][0])
+def test_the_cases_match_the_schema(name: str) -> None:
+    schema.typed(CASES[name][0])
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_page_runs_nothing_and_asks_for_nothing(name: str) -> None:
-    read = Read(page(*CASES[name]))
-    tags = {tag for tag, _ in read.elements}
+def test_a_page_has_no_scripts_and_loads_no_resources(name: str) -> None:
+    parsed = Parsed(page(*CASES[name]))
+    tags = {tag for tag, _ in parsed.elements}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "a", "video", "audio"}
-    for tag, attributes in read.elements:
+    for tag, attributes in parsed.elements:
         assert not [key for key in attributes if key.startswith("on") or key in ("href", "srcset", "action")]
         if "src" in attributes:
             assert tag == "img"
             assert (attributes["src"] or "").startswith("data:image/png;base64,")
             assert attributes["alt"]
-    (policy,) = (a["content"] for _, a in read.elements if a.get("http-equiv") == "Content-Security-Policy")
+    (policy,) = (a["content"] for _, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy == (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     )
 
 
-def test_names_are_text_and_control_characters_are_seen() -> None:
+def test_names_are_escaped_and_control_characters_are_shown() -> None:
     text = page(*CASES["hostile"])
-    read = Read(text)
+    parsed = Parsed(text)
     for name in HOSTILE:
-        assert read.text.count(printable(name)) >= 5
+        assert parsed.text.count(printable(name)) >= 5
     assert "\u202e" not in text
     assert "\x1b" not in text
-    assert "{{ 7 * 7 }}" in read.text  # a name is no template
-    names = [tag for tag, _ in read.elements if tag == "img"]
+    assert "{{ 7 * 7 }}" in parsed.text  # names are not rendered as templates
+    names = [tag for tag, _ in parsed.elements if tag == "img"]
     assert len(names) == 6 * len(HOSTILE)
 
 
-def test_a_page_says_what_evaluation_json_says() -> None:
-    read = Read(page(*CASES["plain"]))
-    assert "The merged model answers 86.5\xa0% of the test images right" in read.text
-    bars = [a["aria-label"] for tag, a in read.elements if tag == "svg"]
+def test_a_page_has_the_content_of_evaluation_json() -> None:
+    parsed = Parsed(page(*CASES["plain"]))
+    assert "The merged model has a top-1 accuracy of 86.5\xa0% (mean over its tasks)" in parsed.text
+    bars = [a["aria-label"] for tag, a in parsed.elements if tag == "svg"]
     assert bars[:4] == ["source: 95.0 %", "ensemble: 95.0 %", "plain average: 30.5 %", "merged: 86.5 %"]
     for table in (summary.scores, summary.details, summary.losses, summary.similarity, summary.cost):
         found = table(CASES["plain"][0])
         assert found
         for row in found.rows:
             for cell in row:
-                assert cell in read.text
-    assert "fsmerge merge +models=pair" in read.text
+                assert cell in parsed.text
+    assert "fsmerge merge +models=pair" in parsed.text
 
 
 @pytest.mark.parametrize(
-    ("name", "there", "absent"),
+    ("name", "present", "absent"),
     [
         ("plain", {"scores", "details", "training", "similarity", "confusion", "mistakes", "examples"}, set()),
         ("unlabelled", {"details", "confusion", "examples", "training"}, {"scores", "mistakes"}),
@@ -98,35 +98,35 @@ def test_a_page_says_what_evaluation_json_says() -> None:
         ("nothing", {"cost", "origin"}, {"scores", "details", "training", "similarity", "confusion", "examples"}),
     ],
 )
-def test_there_is_a_section_for_what_there_is(name: str, there: set[str], absent: set[str]) -> None:
-    found = {a.get("id") for tag, a in Read(page(*CASES[name])).elements if tag == "section"}
-    assert there <= found
+def test_a_page_has_only_sections_with_content(name: str, present: set[str], absent: set[str]) -> None:
+    found = {a.get("id") for tag, a in Parsed(page(*CASES[name])).elements if tag == "section"}
+    assert present <= found
     assert not absent & found
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("evaluated", "The model answers 75.0 % of the test images right."),
+        ("evaluated", "The model has a top-1 accuracy of 75.0 %."),
         ("nothing", "Nothing was evaluated: there were no test images."),
         (
             "unlabelled",
-            "The merged model gives the answer of its source on 85.0 % of the test images. They have no labels, "
-            "so nobody knows which answers are right.",
+            "The merged model and its source predict the same label on 85.0 % of the test images. The images have "
+            "no labels, so the accuracy is not known.",
         ),
     ],
 )
-def test_the_first_sentence_where_something_is_missing(name: str, sentence: str) -> None:
+def test_the_verdict_if_labels_or_images_are_missing(name: str, sentence: str) -> None:
     assert summary.verdict(CASES[name][0]) == [sentence]
 
 
-def test_numbers_that_are_none_or_not_finite_are_a_dash() -> None:
+def test_missing_and_non_finite_values_are_a_dash() -> None:
     content: dict[str, Any] = evaluation()
     content["similarity"]["low"]["blocks.1"] = {"cka": None, "cosine": float("nan"), "error": float("inf")}
     content["training"]["curve"][3]["loss"] = float("nan")
     content["rows"]["merged"]["mean_relative"] = None
     text = page(content)
-    assert "nan" not in Read(text).text.lower()
+    assert "nan" not in Parsed(text).text.lower()
     assert "- / - / -" in text
     heat = charts.similarity_map(content)
     assert heat
@@ -134,7 +134,7 @@ def test_numbers_that_are_none_or_not_finite_are_a_dash() -> None:
 
 
 @pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [-1.0, 2.0], [1e-9, 1.0], [3.0, 3.0001], [1.0, 1e12]])
-def test_a_curve_stays_in_its_frame(values: list[float]) -> None:
+def test_a_curve_stays_inside_its_plot(values: list[float]) -> None:
     content = evaluation(steps=0)
     content["training"]["curve"] = [{"step": i + 1, "loss": v} for i, v in enumerate(values)]
     plot = charts.loss_plot(content)
@@ -146,7 +146,7 @@ def test_a_curve_stays_in_its_frame(values: list[float]) -> None:
     assert 2 <= len(plot.across) <= 12 or len(values) == 1
 
 
-def test_a_curve_is_thinned_to_means_and_keeps_every_step_of_a_short_one() -> None:
+def test_a_long_curve_is_averaged_and_a_short_one_keeps_every_step() -> None:
     losses = [float(i) for i in range(1201)]
     found = curve(losses)
     assert len(found) == 401 <= CURVE
@@ -156,7 +156,7 @@ def test_a_curve_is_thinned_to_means_and_keeps_every_step_of_a_short_one() -> No
     assert curve([]) == []
 
 
-def test_an_image_is_a_png_of_the_same_pixels() -> None:
+def test_an_example_image_is_a_png_of_the_same_pixels() -> None:
     for example in examples(("large", "small"))[::6]:
         uri = data_uri(example.pixels)
         image = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
@@ -168,14 +168,14 @@ def test_an_image_is_a_png_of_the_same_pixels() -> None:
             assert (image.mode, image.size) == ("RGB", (round(LARGEST * 180 / 224), LARGEST))
 
 
-def test_squares_take_the_text_colour_with_more_contrast() -> None:
+def test_cells_take_the_text_colour_with_more_contrast() -> None:
     assert not charts.Cell(0.7, "", "").strong
     assert charts.Cell(0.75, "", "").strong
     assert not charts.Cell(None, "", "").strong
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_card_has_the_same_tables_and_names_are_text(name: str) -> None:
+def test_the_card_has_the_same_tables_and_names_are_escaped(name: str) -> None:
     content = CASES[name][0]
     sources = [mlp_source(f"t{i}", [4], i) for i in range(2)]
     card = model_card(compile_plan(sources), {}, content, "seed: 0\n")
@@ -188,10 +188,10 @@ def test_the_card_has_the_same_tables_and_names_are_text(name: str) -> None:
         summary.certificates(content),
     ):
         assert table is None or markdown(table) in card
-    for task, own in content["answers"].items():
+    for task, own in content["predictions"].items():
         assert not own["pairs"] or f"**{escaped(task)}**\n\n{markdown(summary.mistakes(content, task))}" in card
     assert "/far/" not in card
-    shown = Read(MarkdownIt("commonmark").enable("table").render(card))  # rich brings it along
+    shown = Parsed(MarkdownIt("commonmark").enable("table").render(card))  # a dependency of rich
     assert not {"script", "img", "a", "style", "title"} & {tag for tag, _ in shown.elements}
     for name in content["tasks"]:
         assert shown.text.count(printable(name)) >= 1
@@ -206,25 +206,25 @@ def test_a_run_writes_the_page(method: str, tmp_path: Path) -> None:
     text = (tmp_path / "out/report.html").read_text()
     certificates = {name: {"what": "", "status": "not applicable"} for name in ("reloaded", "heads")}
     content = result.evaluation(certificates)
-    read = Read(text)
-    assert [tag for tag, _ in read.elements].count("img") == 12
-    assert f"{100 * content['rows']['merged']['mean_top1']:.1f}" in read.text
-    assert ("plain average" in read.text) == (method != "average")  # else it is the merged model
+    parsed = Parsed(text)
+    assert [tag for tag, _ in parsed.elements].count("img") == 12
+    assert f"{100 * content['rows']['merged']['mean_top1']:.1f}" in parsed.text
+    assert ("plain average" in parsed.text) == (method != "average")  # otherwise it is the merged model itself
     pixels = result.measured.examples[0].pixels
     assert (pixels.shape, pixels.dtype) == ((1, 8, 8), torch.uint8)
     assert data_uri(pixels) in text
 
 
-def test_a_page_of_an_evaluation_says_nothing_of_what_a_merge_saw() -> None:
+def test_a_page_of_an_evaluation_does_not_describe_the_images_of_a_merge() -> None:
     merged = page(evaluation())
-    assert "On test images that the merge never saw." in merged
-    assert "all that the merge saw, in order" in merged
+    assert "On test images that the merge did not use, in per cent" in merged
+    assert "all that the merge used, in order" in merged
     auxiliary = {"name": "folder", "auxiliary": {"name": "generated"}}
     content = {**evaluation(), "certificates": {}, "config": {"data": auxiliary}}
     text = page(content)
-    assert "On the test images of this evaluation." in text
+    assert "On the test images of this evaluation, in per cent" in text
     assert "all that the temperatures were fitted on, in order" in text
     assert "2" * 64 in text
-    assert "the merge saw" not in text
+    assert "the merge used" not in text
     none = page({**content, "cost": {**content["cost"], "images": 0}})
     assert "1" * 64 not in none

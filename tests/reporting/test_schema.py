@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from fsmerge_cli.common.errors import FsmergeError
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.reporting import schema
-from fsmerge_cli.runs.result import SCHEMA_VERSION
 from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.full
@@ -33,7 +34,7 @@ def evaluation(tmp_path: Path, name: str) -> dict[str, Any]:
 def test_every_method_writes_the_published_form(tmp_path: Path, name: str) -> None:
     found = evaluation(tmp_path, name)
     jsonschema.Draft202012Validator(json.loads(schema.text())).validate(found)
-    assert found["schema_version"] == SCHEMA_VERSION
+    assert found["schema_version"] == schema.VERSION
     assert found["similarity"].keys() == set(found["tasks"])
     assert list(found["similarity"]["low"]) == ["act0", "act1"]
     merged = found["rows"]["merged"]
@@ -41,12 +42,29 @@ def test_every_method_writes_the_published_form(tmp_path: Path, name: str) -> No
     assert found["rows"]["low"]["tasks"]["low"]["relative"] == 1.0
 
 
+def objects(node: Any) -> Iterator[dict[str, Any]]:
+    """Every object of fixed keys in a JSON schema."""
+    if isinstance(node, dict):
+        if "properties" in node:
+            yield node
+        for child in node.values():
+            yield from objects(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from objects(child)
+
+
 def test_the_schema_is_a_schema_and_leaves_nothing_open() -> None:
     content = json.loads(schema.text())
     jsonschema.Draft202012Validator.check_schema(content)
-    assert content["properties"]["schema_version"] == {"const": SCHEMA_VERSION}
-    assert content["additionalProperties"] is False
-    assert set(content["required"]) == set(content["properties"])
+    assert content["properties"]["schema_version"]["const"] == schema.VERSION
+    protocols = {"Joint", "ChosenTasks"}  # a model with one head has none
+    found = list(objects(content))
+    assert len(found) > 12
+    for own in found:
+        assert own["additionalProperties"] is False
+        if own["title"] not in protocols:
+            assert set(own["required"]) == set(own["properties"])
 
 
 def test_the_documents_hold_the_same_schema() -> None:
@@ -55,17 +73,25 @@ def test_the_documents_hold_the_same_schema() -> None:
 
 def test_what_is_not_of_that_form_is_not_written(tmp_path: Path) -> None:
     found = evaluation(tmp_path, "average")
-    schema.validate(found)
     broken = copy.deepcopy(found)
     broken["rows"]["merged"]["mean_top1"] = 1.5
     broken["surprise"] = 1
     with pytest.raises(FsmergeError) as error:
-        schema.validate(broken)
+        schema.typed(broken)
     assert str(error.value).splitlines() == [
         "evaluation.json would not have its published form, please report it:",
-        "  - : Additional properties are not allowed ('surprise' was unexpected)",
-        "  - rows.merged.mean_top1: 1.5 is greater than the maximum of 1",
+        "  - rows.merged.mean_top1: Input should be less than or equal to 1",
+        "  - surprise: Extra inputs are not permitted",
     ]
+    with pytest.raises(FsmergeError, match="finite"):
+        schema.typed({**found, "facts": {"condition": math.nan}})
+
+
+def test_a_file_is_read_back_as_a_typed_value(tmp_path: Path) -> None:
+    found = evaluation(tmp_path, "average")
+    value = schema.EvaluationFile.model_validate_json((tmp_path / "out/evaluation.json").read_text())
+    assert value.rows["merged"].tasks["low"].top1 == found["rows"]["merged"]["tasks"]["low"]["top1"]
+    assert json.loads(value.model_dump_json(exclude_unset=True)) == found
 
 
 def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Finished runs side by side."""
+"""`fsmerge compare`: paired differences, intervals, order and labels of finished runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fsmerge_cli.runs.compare import RunEntry, bound, difference, interval, labe
 PAIR = ["merge", "+models=digits_mlp_pair", "hardware=cpu"]
 
 
-def entry(folder: str, right: dict[str, list[int]], tests: str | None = "1", **options: object) -> RunEntry:
+def entry(folder: str, correct: dict[str, list[int]], tests: str | None = "1", **options: object) -> RunEntry:
     evaluation = {
         "config": {"method": options, "data": {"name": "x"}},
         "tasks": ["a", "b"],
         "provenance": {"tests_sha256": tests},
     }
-    answers = {f"task.{task}": torch.tensor(values, dtype=torch.uint8) for task, values in right.items()}
-    return RunEntry(Path(folder), evaluation, {"mean": 0.5, "seconds": 1.0}, answers)
+    predictions = {f"task.{task}": torch.tensor(values, dtype=torch.uint8) for task, values in correct.items()}
+    return RunEntry(Path(folder), evaluation, {"mean": 0.5, "seconds": 1.0}, predictions)
 
 
 def test_a_difference_is_paired_and_its_interval_is_that_of_the_mean_of_task_means() -> None:
@@ -39,24 +39,24 @@ def test_a_difference_is_paired_and_its_interval_is_that_of_the_mean_of_task_mea
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
-def test_other_test_images_are_not_compared() -> None:
+def test_runs_with_different_test_images_are_not_compared() -> None:
     first = entry("one", {"a": [1, 1], "b": [1, 0]})
     assert difference(entry("two", {"a": [1], "b": [1, 0]}), first) is None
     assert difference(entry("two", {"a": [1, 1], "c": [1, 0]}), first) is None
     assert difference(entry("two", {}), entry("one", {})) is None
-    assert difference(entry("two", {"a": [1, 1], "b": [1, 0]}, tests="2"), first) is None  # as many, but others
-    old = entry("two", {"a": [1, 1], "b": [1, 0]}, tests=None)  # of a version that did not say which
+    assert difference(entry("two", {"a": [1, 1], "b": [1, 0]}, tests="2"), first) is None  # others
+    old = entry("two", {"a": [1, 1], "b": [1, 0]}, tests=None)  # of a version that did not record them
     assert difference(old, old) is None
 
 
-def test_a_difference_is_to_the_first_run_of_the_same_tasks() -> None:
+def test_a_difference_is_to_the_first_run_on_the_same_tasks() -> None:
     runs = [entry("x", {"a": [1, 1]}), entry("y", {"a": [1, 0], "b": [1]}), entry("z", {"a": [0, 0], "b": [1]})]
     found = paired(runs)
     assert found[:2] == [None, None]
     assert found[2] == difference(runs[2], runs[1])
 
 
-def test_the_best_run_comes_first_whatever_better_means() -> None:
+def test_the_best_run_comes_first_for_every_metric() -> None:
     a, b, c = (entry(name, {}) for name in "abc")
     a = RunEntry(a.folder, a.evaluation, {"mean": 0.2, "seconds": 3.0}, {})
     c = RunEntry(c.folder, c.evaluation, {"mean": None, "seconds": 2.0}, {})
@@ -113,7 +113,7 @@ def test_runs_of_the_command_in_one_table(
     [
         (
             ["nowhere*"],
-            "nowhere* names no finished run (a folder with evaluation.json). Give folders that `fsmerge merge` "
+            "nowhere* is no finished run (a folder with evaluation.json). Give folders that `fsmerge merge` "
             "or `fsmerge finetune` wrote, a glob of them, or the folder of a sweep.",
         ),
         (["old", "--plot", "x.gif"], "--plot x.gif: give a file that ends in .svg, .png, .pdf."),
@@ -121,7 +121,7 @@ def test_runs_of_the_command_in_one_table(
         (["old"], "old: evaluation.json is not that of a run of this version (KeyError('rows'))."),
     ],
 )
-def test_what_cannot_be_compared_is_said(
+def test_runs_that_cannot_be_compared_are_reported(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -139,35 +139,35 @@ def scored(folder: str, mean: float, seconds: float, ensemble: float) -> RunEntr
     row = {"mean_top1": mean, "mean_relative": None, "joint_top1": {}, "tasks": {}}
     rows = {"merged": row, "ensemble": {**row, "mean_top1": ensemble}}
     evaluation = {"rows": rows, "method": "kd", "config": {}}
-    right = {"task.a": torch.tensor([1, 1, 1, 0] * 9), "task.b": torch.tensor([1, 0] * 9)}
-    return RunEntry(Path(folder), evaluation, {"mean": mean, "seconds": seconds}, right)
+    correct = {"task.a": torch.tensor([1, 1, 1, 0] * 9), "task.b": torch.tensor([1, 0] * 9)}
+    return RunEntry(Path(folder), evaluation, {"mean": mean, "seconds": seconds}, correct)
 
 
-def test_a_point_of_the_picture_has_the_interval_of_the_mean_of_task_means() -> None:
+def test_a_point_of_the_plot_has_the_interval_of_the_mean_of_task_means() -> None:
     run = scored("x", 0.625, 2.0, 0.9)
     (point,) = points([run], ["method=kd seed=1"], "mean")
     assert (point.label, point.method, point.x, point.y) == ("seed=1", "kd", 2.0, 0.625)
     error = (0.75 * 0.25 / 36 + 0.5 * 0.5 / 18) ** 0.5 / 2
     assert point.low == pytest.approx(0.625 - 1.959963984540054 * error)
     assert point.high == pytest.approx(0.625 + 1.959963984540054 * error)
-    assert points([scored("x", 0.625, 0.0, 0.9)], ["x"], "mean") == []  # no place on a logarithmic axis
+    assert points([scored("x", 0.625, 0.0, 0.9)], ["x"], "mean") == []  # 0 s is not on a logarithmic axis
     assert interval(run, "joint") is None
 
 
-@pytest.mark.parametrize("right", [540, 17, 0])
-def test_an_accuracy_has_the_interval_that_the_report_has(right: int) -> None:
-    answers = torch.tensor([1] * right + [0] * (540 - right), dtype=torch.uint8)
-    metrics = {"top1.a": right / 540, "joint_logits": right / 540, "mean": right / 540}
-    run = RunEntry(Path("x"), {}, metrics, {"task.a": answers, "joint.logits": answers})
+@pytest.mark.parametrize("correct", [540, 17, 0])
+def test_an_accuracy_has_the_interval_of_the_report(correct: int) -> None:
+    predictions = torch.tensor([1] * correct + [0] * (540 - correct), dtype=torch.uint8)
+    metrics = {"top1.a": correct / 540, "joint_logits": correct / 540, "mean": correct / 540}
+    run = RunEntry(Path("x"), {}, metrics, {"task.a": predictions, "joint.logits": predictions})
     for metric in metrics:
-        assert interval(run, metric) == wilson(right, 540)
+        assert interval(run, metric) == wilson(correct, 540)
 
 
-def test_the_ensemble_is_drawn_where_it_is_the_same_of_all_runs() -> None:
+def test_the_ensemble_is_plotted_where_it_is_the_same_in_all_runs() -> None:
     assert bound([scored("x", 0.5, 1.0, 0.9), scored("y", 0.6, 1.0, 0.9)], "mean") == 0.9
     assert bound([scored("x", 0.5, 1.0, 0.9), scored("y", 0.6, 1.0, 0.8)], "mean") is None
 
 
-def test_less_loss_is_better() -> None:
+def test_lower_loss_is_better() -> None:
     a, b = (RunEntry(Path(name), {}, {"loss.x": value}, {}) for name, value in (("a", 2.0), ("b", 1.0)))
     assert [run.folder.name for run in ordered([a, b], "loss.x")] == ["b", "a"]

@@ -24,7 +24,7 @@ FILES = ("merged/model.safetensors", "merged/heads.safetensors", "merged/config.
 
 
 def content(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The bytes of the files, and evaluation.json without what a clock or a place may change."""
+    """The bytes of the files, and evaluation.json without what time and place may change."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     seconds = evaluation.pop("cost")["seconds"]
     assert set(seconds) == {"sources", "data", "fit", "evaluate", "certify"}
@@ -33,14 +33,14 @@ def content(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", RUNS)
-def test_the_same_command_gives_the_same_bytes_here_and_elsewhere(
+def test_the_same_command_gives_the_same_bytes_in_any_folder(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
     for number, place in enumerate(("here", "here", "far/away")):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(tmp_path / place)
-        torch.manual_seed(number)  # the global generator has no say
+        torch.manual_seed(number)  # the global generator must not matter
         assert main([*COMMON, *RUNS[method], f"output.dir=out{number}"]) == 0
         found.append(content(tmp_path / place / f"out{number}"))
     assert found[0] == found[1] == found[2]
@@ -76,7 +76,7 @@ def test_loader_workers_change_nothing(tmp_path: Path) -> None:
         out = tmp_path / str(workers)
         assert main([*COMMON, *RUNS["kd"], f"hardware.workers={workers}", f"output.dir={out}"]) == 0
         files, evaluation = content(out)
-        files.pop("config.yaml")  # says how many there were
+        files.pop("config.yaml")  # states their number
         evaluation.pop("config")
         found.append((files, evaluation))
     assert found[0] == found[1]

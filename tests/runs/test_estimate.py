@@ -1,4 +1,4 @@
-"""What a merge is said to cost before it is run: numbers trained, operations, memory."""
+"""Cost estimates of a merge: trainable parameters, operations, memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize("structure", ["diagonal", "low_rank", "full", "heads"])
-def test_trained_numbers_are_those_of_the_maps(structure: Any) -> None:
+def test_trainable_parameters_are_those_of_the_maps(structure: Any) -> None:
     sources = [vit_source("class token", seed) for seed in (1, 2)]
     plan = compile_plan(sources)
     maps = start_maps(plan, [s.weights for s in sources], structure, "first", 3)
@@ -37,11 +37,13 @@ def test_the_operations_of_an_mlp_are_two_per_weight() -> None:
     plan = compile_plan([mlp_source("a", [8, 6], 1), mlp_source("b", [8, 6], 2)])
     network = estimate.measure(plan)
     assert network.operations == 2 * (16 * 8 + 8 * 6)
-    assert network.numbers == 16 * 8 + 8 + 8 * 6 + 6
+    assert network.parameters == 16 * 8 + 8 + 8 * 6 + 6
     assert network.widest == 4 * (16 + 16)
 
 
-def test_a_matched_start_costs_reordered_copies_and_a_pass_of_all_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matched_start_costs_permuted_copies_and_a_forward_pass_of_all_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sources = [mlp_source(name, [8, 6], seed) for seed, name in enumerate("abc")]
     plan, work = compile_plan(sources), estimate.Workload(train=(50, 50, 50), test=())
     network = estimate.measure(plan)
@@ -54,19 +56,19 @@ def test_a_matched_start_costs_reordered_copies_and_a_pass_of_all_sources(monkey
     def operations(method: FSMerge) -> float:
         return estimate.operations(plan, method, work, network)
 
-    assert memory(matched) - memory(average) == 2 * 4 * network.numbers
+    assert memory(matched) - memory(average) == 2 * 4 * network.parameters
     assert operations(matched) - operations(average) == 3 * 150 * network.operations
-    assert not estimate.reorders(compile_plan(sources, (4, 4)), matched, 150)
+    assert not estimate.permutes_sources(compile_plan(sources, (4, 4)), matched, 150)
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_memory_of_the_statistics_holds_what_they_return(first: bool) -> None:
+def test_the_memory_of_the_statistics_includes_their_result(first: bool) -> None:
     sources = [vit_source("class token", seed) for seed in (1, 2, 3)]
     plan = compile_plan(sources)
     found = similarities(Problem(plan, sources, random_images(3, 4, (2, 8, 8))), first=first)
-    told = estimate._statistics(plan, whole=not first)
-    assert sum(matrix.nbytes for matrix in found.values()) < told
-    assert told == (1 if first else 3) * estimate._statistics(plan, whole=False)
+    estimated = estimate._statistics(plan, whole=not first)
+    assert sum(matrix.nbytes for matrix in found.values()) < estimated
+    assert estimated == (1 if first else 3) * estimate._statistics(plan, whole=False)
 
 
 @pytest.mark.parametrize("method", ["average", "kd"])
@@ -74,7 +76,7 @@ def test_memory_is_within_30_per_cent_of_a_run(method: str, tmp_path: Path) -> N
     options = ["+models=digits_mlp_pair", "hardware=cpu", f"method={method}"]
     code = (
         "import sys, torch\nfrom fsmerge_cli.cli import main\ncode = main(sys.argv[1:])\n"
-        "from fsmerge_cli.hardware import peak_memory\n"
+        "from fsmerge_cli.common.hardware import peak_memory\n"
         "sys.stderr.write(f'peak {peak_memory(torch.device(\"cpu\"))}')\nsys.exit(code)"
     )
 

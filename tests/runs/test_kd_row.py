@@ -1,4 +1,4 @@
-"""`evaluation.kd=true`: distillation with the method's budget as one more row, and nothing else changed."""
+"""`evaluation.kd=true`: one more row, distillation at equal budget, and no other change."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ SHORT = {"steps": 12, "batch_size": 16, "lr": 0.003, "targets": "all"}
 DATA = {"name": "digits", "images_per_task": 40}
 
 
-def stated(folder: Path) -> dict[str, Any]:
+def read_evaluation(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return found
 
 
-def test_the_budget_is_every_option_that_all_trained_methods_have() -> None:
+def test_the_budget_is_all_options_shared_by_trained_methods() -> None:
     method = FSMerge(steps=7, batch_size=5, lr=0.1, targets="all", task_weights=(1.0, 2.0), width=9, retries=1)
     student = at_equal_budget(method, 2)
-    shared = [f.name for f in fields(Trained) if f.name not in ("name", "lr")]  # each has a rate of its own
+    shared = [f.name for f in fields(Trained) if f.name not in ("name", "lr")]  # lr differs
     assert student.lr is None
     assert {"steps", "batch_size", "augment", "weight_decay", "clip", "targets", "task_weights", "width"} <= set(
         shared
@@ -54,7 +54,7 @@ def test_every_stage_of_a_sequential_merge_counts(k: int, sequential: bool, step
     assert at_equal_budget(FSMerge(steps=10, sequential=sequential), k).steps == steps
 
 
-def test_a_method_without_training_gives_its_sizes_alone() -> None:
+def test_a_method_without_training_only_sets_sizes_and_task_weights() -> None:
     assert at_equal_budget(Average(width=8, task_weights=(1.0, 3.0)), 2) == Distillation(
         width=8, task_weights=(1.0, 3.0)
     )
@@ -62,15 +62,15 @@ def test_a_method_without_training_gives_its_sizes_alone() -> None:
     assert all(isinstance(at_equal_budget(cls(), 3), Distillation) for cls in METHODS.values())
 
 
-def test_the_row_is_that_of_a_run_of_its_own_and_the_others_stay(tmp_path: Path) -> None:
+def test_the_row_equals_that_of_a_separate_run_and_other_rows_do_not_change(tmp_path: Path) -> None:
     events: list[Event] = []
     method = {"name": "fs_merge", **SHORT}
     merge("digits_mlp_pair", method=method, data=DATA, output=tmp_path / "both", kd=True, progress=events.append)
     merge("digits_mlp_pair", method=method, data=DATA, output=tmp_path / "without")
-    merge("digits_mlp_pair", method={"name": "kd", **SHORT}, data=DATA, output=tmp_path / "alone")
-    both, without, alone = (stated(tmp_path / name) for name in ("both", "without", "alone"))
+    merge("digits_mlp_pair", method={"name": "kd", **SHORT}, data=DATA, output=tmp_path / "separate")
+    both, without, separate = (read_evaluation(tmp_path / name) for name in ("both", "without", "separate"))
     assert list(both["rows"]) == ["low", "high", "ensemble", "average", "kd", "merged"]
-    assert both["rows"]["kd"] == alone["rows"]["merged"]
+    assert both["rows"]["kd"] == separate["rows"]["merged"]
     assert {name: row for name, row in both["rows"].items() if name != "kd"} == without["rows"]
     for file in ("model", "heads"):
         weights = [load_file(tmp_path / run / f"merged/{file}.safetensors") for run in ("both", "without")]
@@ -81,14 +81,14 @@ def test_the_row_is_that_of_a_run_of_its_own_and_the_others_stay(tmp_path: Path)
     assert both["training"] == without["training"]
     assert both["config"]["evaluation"] == {"kd": True}
     assert both["notes"] == [
-        "the row kd is 12 steps of distillation with the method's budget; their seconds are part of this run's, "
-        "and the peak of memory is that of both trainings"
+        "the row kd is distillation with 12 steps (the method's budget); its seconds are part of this run's, "
+        "and the peak memory is that of both trainings"
     ]
     assert [e.done for e in events if e.phase == "kd: train"] == list(range(1, 13))
     assert "distillation, same budget" in (tmp_path / "both/merged/README.md").read_text()
 
 
-def test_distillation_itself_is_not_trained_twice() -> None:
+def test_method_kd_is_not_trained_twice() -> None:
     events: list[Event] = []
     result = merge("digits_mlp_pair", method={"name": "kd", **SHORT}, data=DATA, kd=True, progress=events.append)
     assert result.scores["kd"] is result.scores["merged"]
@@ -98,13 +98,13 @@ def test_distillation_itself_is_not_trained_twice() -> None:
     assert [str(cell) for cell in shown] == ["low (source)", "high (source)", "ensemble", "average", "merged"]
 
 
-def test_distillation_itself_is_measured_once_with_the_numbers_that_are_written() -> None:
+def test_method_kd_is_evaluated_once_with_the_written_weights() -> None:
     result = merge("digits_mlp_pair", method={"name": "kd", **SHORT}, data=DATA, kd=True, dtype="bfloat16")
     assert result.scores["kd"] is result.scores["merged"]
 
 
 class StopError(Exception):
-    """As sudden as a kill, but in this process."""
+    """Stops a run like a kill, but in this process."""
 
 
 @pytest.mark.full
@@ -139,13 +139,13 @@ def test_a_resumed_run_gives_the_same_bytes(
     merge(models, **options, kd=True, output=tmp_path / "cut", resume=True)
     for file in ("merged/model.safetensors", "merged/heads.safetensors", "correct.safetensors"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    cut, whole = (stated(tmp_path / run) for run in ("cut", "whole"))
-    for part in ("rows", "training", "notes", "similarity", "answers"):
+    cut, whole = (read_evaluation(tmp_path / run) for run in ("cut", "whole"))
+    for part in ("rows", "training", "notes", "similarity", "predictions"):
         assert cut[part] == whole[part]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]  # the state is gone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]  # the saved state is removed
 
 
-def test_without_images_there_is_no_student() -> None:
+def test_the_row_needs_images() -> None:
     entries = [{"name": name, "checkpoint": "nowhere"} for name in "ab"]
     with pytest.raises(DataError) as error:
         merge(entries, method="average", kd=True)
@@ -159,13 +159,13 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.chdir(tmp_path)
     common = ["+models=digits_mlp_pair", "hardware=cpu", "method.steps=3", "data.images_per_task=40"]
     assert main(["merge", *common, "evaluation.kd=true", "output.dir=run"]) == 0
-    said = capsys.readouterr()
-    assert "kd: train: 3/3" in said.err
-    assert [line for line in said.out.splitlines() if line.split()[1:2] == ["kd"]]
+    printed = capsys.readouterr()
+    assert "kd: train: 3/3" in printed.err
+    assert [line for line in printed.out.splitlines() if line.split()[1:2] == ["kd"]]
     assert main(["merge", *common, "evaluation.kd=true", "output.dir=run", "resume=true"]) == 0
-    assert "finished before: nothing was done" in capsys.readouterr().out
+    assert "already finished: nothing was run" in capsys.readouterr().out
     assert main(["merge", *common, "output.dir=run", "resume=true"]) == 2
-    assert "  - evaluation.kd is true there and false now\n" in capsys.readouterr().err
+    assert "  - evaluation.kd was true and is now false\n" in capsys.readouterr().err
     assert main(["merge", *common, "evaluation.kd=yes"]) == 2
     assert capsys.readouterr().err == "fsmerge: error: evaluation.kd: should be a valid boolean, got 'yes'.\n"
     monkeypatch.setattr("fsmerge_cli.runs.estimate.throughput", lambda device: 1e9)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fsmerge_cli import merge
-from fsmerge_cli.checkpoints.embedded import named_labels
+from fsmerge_cli.checkpoints.embedded import with_label_set
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.atomic import write_json
@@ -26,14 +26,14 @@ def entry(folder: Path, seed: int, preprocessing: Preprocessing) -> dict[str, st
     return {"name": f"t{seed}", "checkpoint": str(folder / str(seed))}
 
 
-def test_preprocessing_that_cannot_be_folded_is_source_1s_and_the_difference_is_said(tmp_path: Path) -> None:
+def test_preprocessing_that_cannot_be_folded_is_that_of_source_1_and_differences_are_noted(tmp_path: Path) -> None:
     first = entry(tmp_path, 1, Preprocessing("bicubic", 0.9, "center"))
     second = entry(tmp_path, 2, Preprocessing("bilinear", 1.0, "center"))
     result = merge([first, second], method="average")
     assert result.preprocessing == Preprocessing("bicubic", 0.9, "center")
     assert result.notes == (
         "no data: nothing was evaluated",
-        "images are prepared as for 't1'; 't2' was trained with interpolation bilinear instead of bicubic, "
+        "images are preprocessed as for 't1'; 't2' was trained with interpolation bilinear instead of bicubic, "
         "crop_pct 1.0 instead of 0.9",
     )
     assert merge([first, {**first, "name": "twin"}], method="average").notes == (
@@ -42,7 +42,7 @@ def test_preprocessing_that_cannot_be_folded_is_source_1s_and_the_difference_is_
     )
 
 
-def test_the_written_config_states_the_preprocessing(tmp_path: Path) -> None:
+def test_the_written_config_contains_the_preprocessing(tmp_path: Path) -> None:
     pair = [entry(tmp_path, seed, Preprocessing("bilinear", 0.8, "center")) for seed in (1, 2)]
     merge(pair, method="average", output=tmp_path / "out")
     stated = json.loads((tmp_path / "out/merged/config.json").read_text())
@@ -63,20 +63,20 @@ def test_the_written_config_states_the_preprocessing(tmp_path: Path) -> None:
 def test_any_pairing_of_alphabets_by_override(models: str) -> None:
     for given in presets.load("models", models)["sources"]:
         for alphabet, characters in ALPHABETS.items():
-            assert named_labels(SourceSpec(**{**given, "labels": alphabet})).labels == tuple(characters)
+            assert with_label_set(SourceSpec(**{**given, "labels": alphabet})).labels == tuple(characters)
 
 
-def test_an_unknown_alphabet_names_the_others() -> None:
+def test_an_unknown_alphabet_is_reported_with_all_names() -> None:
     given = presets.load("models", "glyphs_vit_pair")["sources"][0]
     with pytest.raises(ConfigError) as error:
-        named_labels(SourceSpec(**{**given, "labels": "grek"}))
+        with_label_set(SourceSpec(**{**given, "labels": "grek"}))
     assert str(error.value) == (
         "source 'digits': unknown label set 'grek'. Did you mean 'greek'? Available: armenian, capitals, "
         "cyrillic, digits, greek, hebrew, lower, symbols."
     )
 
 
-def test_sources_may_differ_in_width_and_the_error_of_the_start_is_said(tmp_path: Path) -> None:
+def test_sources_may_differ_in_width_and_the_initial_error_is_noted(tmp_path: Path) -> None:
     models = []
     for name, widths in (("low", [10, 8]), ("high", [12, 9])):
         source = mlp_source(name, widths, len(models), classes=5, input_size=(1, 8, 8))
@@ -92,6 +92,6 @@ def test_sources_may_differ_in_width_and_the_error_of_the_start_is_said(tmp_path
     start = result.solution.trace.start_error
     assert start[0] > 0
     assert result.notes == (
-        "widths or heads differ, so no start is exact; relative feature error of the one that was taken: "
+        "widths or heads differ, so the initial model reproduces no source; its relative feature error: "
         f"low {start[0]:.3f}, high {start[1]:.3f}",
     )

@@ -1,4 +1,4 @@
-"""The measuring scripts run and write what they should; what the figures are is not for a test."""
+"""The measuring scripts run and write their tables; the measured values are not tested."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def script(name: str) -> ModuleType:
         (7.7, None, "at most", None),
     ],
 )
-def test_a_bar_is_kept_up_to_the_bar_itself(
+def test_a_bar_is_met_up_to_and_including_its_value(
     value: float | None, bar: float | None, sense: str, kept: bool | None
 ) -> None:
     assert script("measure").met(value, bar, sense) is kept
@@ -53,7 +53,7 @@ def test_the_bench_measures_every_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, sides, output = script("bench"), script("sides"), tmp_path / "bench.json"
-    peak = cache(sides.cpu_peak_in_child)  # a process takes seconds to start: one per method is enough here
+    peak = cache(sides.cpu_peak_in_child)  # starting a process takes seconds: one per method is enough here
     monkeypatch.setattr(sides, "cpu_peak_in_child", lambda *side: peak(*side[:-1], True))
     threads = torch.get_num_threads()
     assert bench.main(["--quick", "--output", str(output)]) == 0
@@ -70,13 +70,15 @@ def test_the_bench_measures_every_row(
             continue
         ratio = line["ratio"]
         assert ratio["min"] <= ratio["median"] <= ratio["max"]
-        assert ratio["min"] > 0 or line["kind"] == "memory"  # of shapes so small, the sources are most of it
+        assert (
+            ratio["min"] > 0 or line["kind"] == "memory"
+        )  # at this size most of the memory is that of the sources
         assert (line["met"] is None) == (line["bar"] is None)
     assert all(line["ratio"] for line in lines if not line["first"].get("device", "cpu").startswith("cuda"))
     assert "quick: the shapes are not those of the bars" in " ".join(capsys.readouterr().out.split())
 
 
-def test_rows_that_are_not_measured_keep_what_the_file_says(tmp_path: Path) -> None:
+def test_rows_that_are_not_measured_keep_the_values_of_the_file(tmp_path: Path) -> None:
     bench, output = script("bench"), tmp_path / "bench.json"
     kept = bench.entry(bench.rows()[2], None) | {"ratio": {"min": 1.0, "median": 1.01, "max": 1.1}, "met": True}
     kept |= {"unit": "s", "medians": [1.0, 1.0], "repeats": 20, "note": ""}
@@ -85,8 +87,8 @@ def test_rows_that_are_not_measured_keep_what_the_file_says(tmp_path: Path) -> N
     lines = {line["name"]: line for line in json.loads(output.read_text())["rows"]}
     assert lines["step-low-rank-gpu"] == kept
     assert lines["help"]["ratio"]
-    assert lines["teacher-cpu"]["note"] == "unmeasured: not asked for"
-    with pytest.raises(SystemExit, match="--only: no row speed"):
+    assert lines["teacher-cpu"]["note"] == "unmeasured: not selected"
+    with pytest.raises(SystemExit, match="--only: unknown row speed; available: step-low-rank-cpu, "):
         bench.main(["--only", "speed", "--output", str(output)])
 
 
@@ -95,7 +97,7 @@ def test_the_cost_page_is_filled_between_its_markers(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs/how-cost-grows.md").read_text()
     page.write_text(text)
     assert cost.main(["--quick", "--output", str(output), "--page", str(page)]) == 0
-    # What an earlier run wrote is replaced, and nothing else.
+    # Only the tables of an earlier run are replaced.
     assert cost.fill(page.read_text(), "cost.py", "") == cost.fill(text, "cost.py", "")
     filled = page.read_text()
     assert filled.split("<!-- cost.py: begin -->")[0] == text.split("<!-- cost.py: begin -->")[0]
@@ -106,13 +108,13 @@ def test_the_cost_page_is_filled_between_its_markers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("structure", ["low_rank", "full"])
-def test_the_operations_of_a_fold_are_those_the_page_states(structure: str) -> None:
+def test_the_operations_of_a_fold_match_the_page(structure: str) -> None:
     cases, cost = script("cases"), script("cost")
     counted, stated = [], []
     for depth in (1, 2):
         shape = cases.Shape(width=256, depth=depth, rank=8, batch=2, size=32)
         step = cases.Case(shape).fold_step(structure)
-        step()  # makes the gradients that it starts from
+        step()  # creates the initial gradients
         with FlopCounterMode(display=False) as counter:
             step()
         counted.append(counter.get_total_flops())
@@ -131,5 +133,5 @@ def test_scale_runs_the_real_command_and_reports(tmp_path: Path, capsys: pytest.
     assert set(found["seconds"]) == {"sources", "data", "fit", "evaluate", "certify", "whole process"}
     assert found["command"].startswith("fsmerge merge --config-dir=FOLDER/configs +models=four data=folder ")
     assert str(tmp_path) not in output.read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["scale.json"]  # nothing is left behind
+    assert [path.name for path in tmp_path.iterdir()] == ["scale.json"]  # no temporary files remain
     assert "<= 16 GB: met" in capsys.readouterr().out

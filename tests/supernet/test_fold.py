@@ -1,4 +1,4 @@
-"""The identities that everything rests on, and the folded form against the slow unfolded truth."""
+"""Identities of the fold, and the folded SuperNet compared with the unfolded reference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CASES = {
 
 def build(case: str) -> tuple[Plan, list[Source]]:
     options = dict(CASES[case])
-    options.setdefault("activation", "tanh")  # ReLU units can be dead, and then a gradient is zero by right
+    options.setdefault("activation", "tanh")  # dead ReLU units would have a zero gradient
     widths, width = options.pop("widths"), options.pop("width", None)
     sources = [mlp_source(f"s{i}", w, seed=i, **options) for i, w in enumerate(widths)]
     return compile_plan(sources, width), sources
@@ -71,14 +71,14 @@ def test_folded_equals_unfolded_outputs_and_gradients(case: str, structure: str)
     assert all(g.abs().max() > 0 for name, g in gradients[0].items() if "unit:" not in name)
 
 
-def test_the_unfolded_form_takes_another_precision() -> None:
+def test_the_unfolded_reference_in_another_precision() -> None:
     plan, sources = build("k=2")
     maps, weights = random_maps(plan, sources, "full").float(), [s.weights for s in sources]
     images = torch.rand(5, 1, 4, 4)
-    single, truth = UnfoldedSuperNet(plan, maps, weights, torch.float32), UnfoldedSuperNet(plan, maps, weights)
+    single, reference = UnfoldedSuperNet(plan, maps, weights, torch.float32), UnfoldedSuperNet(plan, maps, weights)
     estimate = single.project(single(images), 1)
-    assert (estimate.dtype, truth(images).dtype) == (torch.float32, torch.float64)
-    torch.testing.assert_close(estimate.double(), truth.project(truth(images), 1), rtol=1e-4, atol=1e-5)
+    assert (estimate.dtype, reference(images).dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(estimate.double(), reference.project(reference(images), 1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["k=2", "no bias", "batch norm"])
@@ -95,7 +95,7 @@ def test_fold_of_one_source_with_identity_maps_is_that_source(case: str) -> None
 @pytest.mark.parametrize("structure", MAPS)
 @pytest.mark.parametrize("case", ["k=2", "k=3", "no bias", "unequal widths", "four layers, gelu", "batch norm"])
 def test_with_start_first_the_merged_model_is_source_1(case: str, structure: str) -> None:
-    plan, sources = build(case)  # the merged width is source 1's own in these cases
+    plan, sources = build(case)  # the merged model has the width of source 1 in these cases
     weights = [s.weights for s in sources]
     supernet = SuperNet(plan, start_maps(plan, weights, structure, "first", rank=2), weights)
     images = torch.rand(7, 1, 4, 4)
@@ -104,7 +104,7 @@ def test_with_start_first_the_merged_model_is_source_1(case: str, structure: str
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_a_wider_merged_model_still_starts_as_source_1(norm: str) -> None:
+def test_a_wider_merged_model_starts_as_source_1(norm: str) -> None:
     sources = [mlp_source("a", [8, 6], 1, norm=norm), mlp_source("b", [8, 6], 2, norm=norm)]
     plan = compile_plan(sources, (11, 9))
     weights = [s.weights for s in sources]
@@ -113,7 +113,7 @@ def test_a_wider_merged_model_still_starts_as_source_1(norm: str) -> None:
     torch.testing.assert_close(supernet.project(supernet(images), 0), network(sources[0])(images))
 
 
-def test_the_fold_does_not_touch_its_inputs() -> None:
+def test_the_fold_does_not_change_its_inputs() -> None:
     plan, sources = build("batch norm")
     weights = [s.weights for s in sources]
     before = [{n: t.clone() for n, t in w.items()} for w in weights]

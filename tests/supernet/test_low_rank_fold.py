@@ -1,4 +1,4 @@
-"""The fold that never forms M or U, against the one that does."""
+"""The low-rank fold compared with a fold of dense M and U."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fsmerge_cli.supernet.low_rank_fold import fold_thin, scaled_sum
+from fsmerge_cli.supernet.low_rank_fold import fold_low_rank, scaled_sum
 from fsmerge_cli.supernet.maps import MAPS, Map
 
 KINDS = ("diagonal", "low_rank")
@@ -52,10 +52,12 @@ def dense(stacks: Sequence[torch.Tensor], merge: Sequence[Map], unmerge: Sequenc
 @pytest.mark.parametrize("unmerge_kind", KINDS)
 @pytest.mark.parametrize("merge_kind", KINDS)
 @pytest.mark.parametrize("name", SIZES)
-def test_value_and_gradients_are_those_of_the_dense_product(name: str, merge_kind: str, unmerge_kind: str) -> None:
+def test_value_and_gradients_equal_those_of_the_dense_product(
+    name: str, merge_kind: str, unmerge_kind: str
+) -> None:
     stacks, merge, unmerge = case(name, merge_kind, unmerge_kind)
     leaves = [t for m in [*merge, *unmerge] for t in m.tensors().values()]
-    values = [f(stacks, merge, unmerge) for f in (fold_thin, dense)]
+    values = [f(stacks, merge, unmerge) for f in (fold_low_rank, dense)]
     torch.testing.assert_close(values[0], values[1])
     weight = torch.randn_like(values[0])
     gradients = [torch.autograd.grad((v * weight).sum(), leaves) for v in values]
@@ -70,7 +72,7 @@ def test_the_elementwise_part_passes_gradcheck() -> None:
 
 
 class _Shapes(TorchDispatchMode):
-    """Notes the shape of everything that is computed."""
+    """Records the shapes of all computed tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,16 +86,16 @@ class _Shapes(TorchDispatchMode):
         return result
 
 
-def test_no_map_is_ever_a_dense_matrix() -> None:
+def test_no_map_is_formed_as_a_dense_matrix() -> None:
     stacks = [torch.randn(1, 11, 7, dtype=torch.float64) for _ in range(2)]
     merge = [random_map("low_rank", 1, 11, 11) for _ in range(2)]
     unmerge = [random_map("low_rank", 1, 7, 7) for _ in range(2)]
     seen = {}
-    for function in (fold_thin, dense):
+    for function in (fold_low_rank, dense):
         with _Shapes() as shapes:
             function(stacks, merge, unmerge).sum().backward()
         seen[function] = shapes.seen & {(11, 11), (7, 7)}
-    assert seen == {fold_thin: set(), dense: {(11, 11), (7, 7)}}
+    assert seen == {fold_low_rank: set(), dense: {(11, 11), (7, 7)}}
 
 
 def test_bf16_autocast_folds_in_bf16_and_keeps_fp32_gradients() -> None:
@@ -101,9 +103,9 @@ def test_bf16_autocast_folds_in_bf16_and_keeps_fp32_gradients() -> None:
     merge, unmerge = (
         [m.each(lambda t: t.detach().float().requires_grad_()) for m in ms] for ms in (merge, unmerge)
     )
-    exact = fold_thin([W.float() for W in stacks], merge, unmerge)
+    exact = fold_low_rank([W.float() for W in stacks], merge, unmerge)
     with torch.autocast("cpu", torch.bfloat16):
-        folded = fold_thin([W.bfloat16() for W in stacks], merge, unmerge)
+        folded = fold_low_rank([W.bfloat16() for W in stacks], merge, unmerge)
     assert folded.dtype == torch.bfloat16
     assert (folded.float() - exact).abs().max() < 0.03 * exact.abs().max()
     folded.float().sum().backward()

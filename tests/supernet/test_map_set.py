@@ -33,13 +33,13 @@ def test_left_right_and_forward_are_products_with_one_matrix(name: str, rows: in
 
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 @pytest.mark.parametrize("name", MAPS)
-def test_a_stack_of_maps_is_each_map_on_its_own(name: str, rows: int, cols: int) -> None:
+def test_a_stack_of_maps_equals_its_single_maps(name: str, rows: int, cols: int) -> None:
     stack = randomised(name, rows, cols, 3)
     W, V = torch.randn(3, cols, 2, dtype=torch.float64), torch.randn(3, 5, rows, dtype=torch.float64)
     for i in range(3):
-        alone = stack.each(lambda tensor, i=i: tensor[i])
-        torch.testing.assert_close(stack.left(W)[i], alone.left(W[i]))
-        torch.testing.assert_close(stack.right(V)[i], alone.right(V[i]))
+        single = stack.each(lambda tensor, i=i: tensor[i])
+        torch.testing.assert_close(stack.left(W)[i], single.left(W[i]))
+        torch.testing.assert_close(stack.right(V)[i], single.right(V[i]))
 
 
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
@@ -54,14 +54,14 @@ def test_every_structure_starts_as_the_scaled_identity_exactly(
 
 @pytest.mark.parametrize("name", MAPS)
 def test_a_map_can_leave_its_start_in_one_step(name: str) -> None:
-    # A low-rank product with both factors at zero could not.
+    # A low-rank product with two zero factors could not.
     map_ = MAPS[name].start(4, 4, 0.0, 2, torch.Generator().manual_seed(0))
     map_ = map_.each(torch.Tensor.requires_grad_)
     map_.left(torch.randn(4, 3)).sum().backward()
     assert any(t.grad is not None and t.grad.abs().max() > 0 for t in map_.tensors().values())
 
 
-def test_starts_differ_by_structure_of_the_merge_only() -> None:
+def test_starts_differ_only_in_the_merge_maps() -> None:
     sources = [mlp_source("a", [4, 6], 1), mlp_source("b", [4, 6], 2)]
     plan = compile_plan(sources)
     maps = {s: start_maps(plan, [x.weights for x in sources], "full", s) for s in ("first", "average")}
@@ -78,7 +78,7 @@ def test_starts_differ_by_structure_of_the_merge_only() -> None:
         )
 
 
-def test_rank_counts_at_the_width_of_the_features() -> None:
+def test_the_rank_scales_with_the_width_of_the_space() -> None:
     sources = [mlp_source("a", [12, 4], 1), mlp_source("b", [12, 4], 2)]
     plan = compile_plan(sources)
     maps = start_maps(plan, [s.weights for s in sources], "low_rank", "first", rank=2)
@@ -109,11 +109,11 @@ def test_head_blocks_are_products_with_blocks_then_mixing() -> None:
     torch.testing.assert_close(map_(x), x @ T.T)
 
 
-def test_head_maps_need_one_number_of_heads() -> None:
+def test_head_maps_of_different_numbers_of_heads_are_refused() -> None:
     sources = [vit_source("class token", 1), vit_source("class token", 2, num_heads=4)]
     with pytest.raises(ConfigError) as error:
         start_maps(compile_plan(sources), [s.weights for s in sources], "heads", "first")
     assert str(error.value) == (
-        "method.maps=heads needs sources with one width and one number of heads, the merged model's. "
+        "method.maps=heads needs sources with the width and number of heads of the merged model. "
         "Take method.maps=low_rank or full."
     )

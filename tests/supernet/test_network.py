@@ -1,4 +1,4 @@
-"""The SuperNet's ways to fold: one tensor at a time, stacked by kind, and inside activation checkpoints."""
+"""The ways of the SuperNet to fold: single tensors, stacked by kind, and inside activation checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.kd import StudentNetwork
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source
-from fsmerge_cli.supernet.fold import Folder, fold
+from fsmerge_cli.supernet.fold import PreparedFold, fold
 from fsmerge_cli.supernet.groups import group
 from fsmerge_cli.supernet.map_set import start_maps
 from fsmerge_cli.supernet.network import SuperNet
@@ -23,7 +23,7 @@ from fsmerge_cli.supernet.student import Student
 from fsmerge_cli.training.teachers import network
 from tests.supernet.test_fold import random_maps
 from tests.support.sources import mlp_source
-from tests.support.vits import VARIANTS, shared_out, vit_source
+from tests.support.vits import VARIANTS, mark_full, vit_source
 
 
 def pair(variant: str, **options: int) -> tuple[Plan, list[Source]]:
@@ -48,19 +48,19 @@ def step(student: Student) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("structure", ["low_rank", "full", "heads"])
-@pytest.mark.parametrize("variant", shared_out(VARIANTS))
-def test_a_batched_fold_is_the_fold_tensor_by_tensor(variant: str, structure: str) -> None:
+@pytest.mark.parametrize("variant", mark_full(VARIANTS))
+def test_a_batched_fold_equals_the_fold_of_single_tensors(variant: str, structure: str) -> None:
     plan, sources = pair(variant)
     maps = random_maps(plan, sources, structure)
     weights = [double(s) for s in sources]
-    folder = Folder(plan, weights, "cpu", batched=True)
-    folded = folder(maps.open(), maps.units())
+    prepared = PreparedFold(plan, weights, "cpu", batched=True)
+    folded = prepared(maps.stacked(), maps.units())
     expected = fold(plan, maps, weights)
     assert folded.keys() == expected.keys()
     torch.testing.assert_close(folded, expected)
 
 
-def test_tensors_of_one_kind_are_one_group_and_their_maps_one_stack() -> None:
+def test_tensors_of_one_kind_form_one_group_and_their_maps_one_stack() -> None:
     plan, sources = pair("class token", depth=5)
     weights = [s.weights for s in sources]
     sizes = [len(g.names) for g in group(plan, weights)]
@@ -69,23 +69,23 @@ def test_tensors_of_one_kind_are_one_group_and_their_maps_one_stack() -> None:
     # Per source: M of embedding, qkv, proj, fc1, fc2; U of qkv, proj, fc1, fc2 and of the features; three fields.
     assert len([n for n, _ in maps.named_parameters() if "unit:" not in n]) <= 2 * 3 * (7 + 5)
     for found in group(plan, weights):
-        picked = maps.open().pick("M", found.writes, 1)
-        alone = [maps.write(port, 1).tensors() for port in found.writes]
-        for name, tensor in picked.tensors().items():
-            assert torch.equal(tensor, torch.stack([one[name] for one in alone]))
+        selected = maps.stacked().select("M", found.writes, 1)
+        single = [maps.write(port, 1).tensors() for port in found.writes]
+        for name, tensor in selected.tensors().items():
+            assert torch.equal(tensor, torch.stack([one[name] for one in single]))
 
 
-def test_maps_that_do_not_lie_side_by_side_are_still_found() -> None:
+def test_maps_that_are_not_adjacent_in_their_stack_can_be_selected() -> None:
     sources = [mlp_source(f"s{i}", [6, 6, 6], i) for i in range(2)]
     plan = compile_plan(sources)
     maps = random_maps(plan, sources, "full")
     ports = plan.writes[::-1]
-    picked = maps.open().pick("M", ports, 0).tensors()["matrix"]
-    assert torch.equal(picked, torch.stack([maps.write(port, 0).dense() for port in ports]))
+    selected = maps.stacked().select("M", ports, 0).tensors()["matrix"]
+    assert torch.equal(selected, torch.stack([maps.write(port, 0).dense() for port in ports]))
 
 
 @pytest.mark.parametrize("structure", ["low_rank", "full", "heads"])
-@pytest.mark.parametrize("variant", shared_out(VARIANTS))
+@pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_checkpointing_changes_neither_features_nor_gradients(variant: str, structure: str) -> None:
     plan, sources = pair(variant)
     maps, weights = random_maps(plan, sources, structure), [double(s) for s in sources]
@@ -95,7 +95,7 @@ def test_checkpointing_changes_neither_features_nor_gradients(variant: str, stru
     torch.testing.assert_close(again, plain)
 
 
-def test_two_passes_before_one_backward_pass_keep_their_own_weights() -> None:
+def test_two_forward_passes_before_one_backward_pass_have_the_same_gradients() -> None:
     plan, sources = pair("class token")
     weights = [double(s) for s in sources]
     gradients = []
@@ -107,8 +107,8 @@ def test_two_passes_before_one_backward_pass_keep_their_own_weights() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_a_functional_call_around_a_checkpoint_would_lie() -> None:
-    """Why fold and swap happen inside: the other way round the gradients are those of other weights."""
+def test_a_functional_call_around_a_checkpoint_has_wrong_gradients() -> None:
+    """The reason to fold and swap inside the checkpoint: outside, the gradients are those of other weights."""
     plan, sources = pair("class token")
     maps, weights = random_maps(plan, sources, "low_rank"), [double(s) for s in sources]
     expected = step(SuperNet(plan, maps, weights))
@@ -127,7 +127,7 @@ def test_a_functional_call_around_a_checkpoint_would_lie() -> None:
     assert not all(torch.allclose(g, expected[1][n]) for n, g in found.items())
 
 
-def test_kd_with_checkpointing_has_the_gradients_and_names_without(make_problem: Callable[..., Problem]) -> None:
+def test_kd_has_the_same_gradients_and_names_with_checkpointing(make_problem: Callable[..., Problem]) -> None:
     sources = [vit_source("class token", seed) for seed in (1, 2)]
     results = []
     for checkpointing in (False, True):
@@ -138,22 +138,22 @@ def test_kd_with_checkpointing_has_the_gradients_and_names_without(make_problem:
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
+def test_checkpointing_saves_less_for_the_backward_pass() -> None:
     plan, sources = pair("class token", depth=6, embed_dim=48)
     maps = start_maps(plan, [s.weights for s in sources], "low_rank", "first", 2)
-    kept = {}
+    saved = {}
     for checkpointing in (False, True):
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t):
             SuperNet(plan, maps, [s.weights for s in sources], Hardware(checkpointing=checkpointing))(
                 images().float()
             )
-        kept[checkpointing] = sum(sizes)
-    assert kept[True] < kept[False] / 4
+        saved[checkpointing] = sum(sizes)
+    assert saved[True] < saved[False] / 4
 
 
 class _Operations(TorchDispatchMode):
-    """Notes the name of every operation."""
+    """Records the name of every operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class _Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_attention_is_fused_with_folded_weights_too() -> None:
+def test_attention_stays_fused_with_folded_weights() -> None:
     plan, sources = pair("class token")
     maps = start_maps(plan, [s.weights for s in sources], "low_rank", "first", 2)
     for hardware in (Hardware(), Hardware(checkpointing=True)):

@@ -1,4 +1,4 @@
-"""A real browser for tests: Debian's headless Chromium, spoken to through its DevTools pipe."""
+"""A real browser for tests: Debian's headless Chromium, controlled through its DevTools pipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless=new",
-    "--no-sandbox",  # the pages are ours, and containers have no user namespaces
+    "--no-sandbox",  # the pages are trusted, and containers have no user namespaces
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--no-first-run",
@@ -30,12 +30,12 @@ TIMEOUT = 60.0
 
 
 def program() -> str | None:
-    """Where the browser is, if there is one."""
+    """Path of the browser; None if it is not installed."""
     return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
 
 
 class Page:
-    """One page: everything that it logged or asked for is kept."""
+    """One page; its log entries and requests are recorded."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing = reading, writing
@@ -49,22 +49,22 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command and its result."""
+        """Run one DevTools command and return its result."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._writing, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                result: dict[str, Any] = answer["result"]
+            reply = self._next()
+            if reply.get("id") == self._number:
+                assert "error" not in reply, reply
+                result: dict[str, Any] = reply["result"]
                 return result
-            self.events.append(answer)
+            self.events.append(reply)
 
     def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Show a file and wait until it is loaded."""
+        """Open a file and wait until it is loaded."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -75,40 +75,40 @@ class Page:
             self.events.append(self._next())
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression; ours, not the page's, so its policy does not forbid it."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        """The value of a JavaScript expression, which the page's Content-Security-Policy does not restrict."""
+        reply = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in reply, reply
+        return reply["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
-        """The page from top to bottom as PNG."""
+        """Save the whole page as PNG."""
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def pdf(self, path: Path) -> None:
-        """The page as it prints on A4."""
+        """Save the page as it prints on A4."""
         paper = {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": False, "preferCSSPageSize": True}
         path.write_bytes(base64.b64decode(self.call("Page.printToPDF", **paper)["data"]))
 
     @property
-    def said(self) -> list[str]:
-        """Everything on the console, of any level, refused requests and exceptions among it."""
-        heard = {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"}
-        return [json.dumps(event["params"]) for event in self.events if event.get("method") in heard]
+    def console(self) -> list[str]:
+        """All console entries of any level, including blocked requests and exceptions."""
+        methods = {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"}
+        return [json.dumps(event["params"]) for event in self.events if event.get("method") in methods]
 
     @property
     def requests(self) -> list[str]:
-        """Addresses that were asked for, the page itself among them; pictures inside it are none."""
-        asked = [
+        """Requested URLs including the page itself; `data:` URIs do not count."""
+        requested = [
             e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"
         ]
-        return [url for url in asked if not url.startswith("data:")]
+        return [url for url in requested if not url.startswith("data:")]
 
     def _next(self) -> dict[str, Any]:
         end = time.monotonic() + TIMEOUT
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._reading], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"the browser said nothing for {TIMEOUT:.0f} s"
+            assert ready, f"no message from the browser for {TIMEOUT:.0f} s"
             part = os.read(self._reading, 1 << 20)
             assert part, "the browser ended"
             self._rest += part
@@ -119,24 +119,24 @@ class Page:
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[Page]:
-    """Inside, a running browser with its profile in `folder`."""
+    """A running browser with its profile in `folder`."""
     name = program()
     assert name, "no Chromium found"
-    (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
-    # Chromium reads commands from descriptor 3 and answers on 4.
-    command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+    (child_in, parent_out), (parent_in, child_out) = os.pipe(), os.pipe()
+    # Chromium reads commands from descriptor 3 and replies on 4.
+    command = f'exec "$0" "$@" 3<&{child_in} 4>&{child_out}'
     arguments = [name, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
     with (folder / "stderr").open("wb") as log:
         process = subprocess.Popen(
-            ["bash", "-c", command, *arguments], pass_fds=(theirs_in, theirs_out), stdout=log, stderr=log
+            ["bash", "-c", command, *arguments], pass_fds=(child_in, child_out), stdout=log, stderr=log
         )
-    os.close(theirs_in)
-    os.close(theirs_out)
+    os.close(child_in)
+    os.close(child_out)
     try:
-        yield Page(ours_in, ours_out)
+        yield Page(parent_in, parent_out)
     finally:
-        os.close(ours_out)  # a closed pipe ends it
-        os.close(ours_in)
+        os.close(parent_out)  # closing the pipe ends the browser
+        os.close(parent_in)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

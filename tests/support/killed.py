@@ -1,8 +1,9 @@
-"""A run that kills itself, without any chance to clean up, at a moment that the caller names.
+"""A run that kills itself with SIGKILL, without cleaning up, at a given event.
 
     python -m tests.support.killed OUTPUT METHOD PHASE MOMENT
 
-PHASE: capture, train, saving (a state, half written), fold, evaluate, writing. MOMENT: which of its events.
+PHASE: capture, train, saving (a state, half written), fold, evaluate, writing. MOMENT: index of the event
+in the phase.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DATA = {"name": "digits", "images_per_task": 40}
 
 
 def options(method: str) -> dict[str, Any]:
-    """What is run, here and by the test that resumes it."""
+    """The options of the run, shared with the test that resumes it."""
     return {
         "models": "digits_mlp_pair",
         "method": {"name": method, "steps": STEPS, "batch_size": 16},

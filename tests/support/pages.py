@@ -1,4 +1,4 @@
-"""Contents of evaluation.json as a report page has to show them, made up: no run is needed."""
+"""Made-up contents of evaluation.json and example images for the report page; no run is needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fsmerge_cli.evaluation.metrics import interval
-from fsmerge_cli.evaluation.predictions import Answer, Example
+from fsmerge_cli.evaluation.predictions import Example, Prediction
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -22,12 +22,12 @@ HOSTILE = (
 CERTIFICATE = {"what": "a = b", "status": "holds", "error": 1e-7, "tolerance": 1e-3}
 
 
-def task_score(right: int, count: int = 200, own: float = 0.95) -> dict[str, Any]:
-    share = right / count
+def task_score(correct: int, count: int = 200, own: float = 0.95) -> dict[str, Any]:
+    share = correct / count
     return {
         "count": count,
         "top1": share,
-        "interval": list(interval(right, count)),
+        "interval": list(interval(correct, count)),
         "top5": None,
         "loss": 0.3,
         "calibration_error": 0.02,
@@ -35,26 +35,26 @@ def task_score(right: int, count: int = 200, own: float = 0.95) -> dict[str, Any
     }
 
 
-def row(tasks: Sequence[str], right: int, *, alone: bool = False, labelled: bool = True) -> dict[str, Any]:
+def row(tasks: Sequence[str], correct: int, *, single: bool = False, labelled: bool = True) -> dict[str, Any]:
     share = 1 / len(tasks)
     chosen = {task: {other: round(100 * share) + 20 * (other == task) for other in tasks} for task in tasks}
     return {
-        "tasks": {task: task_score(right) for task in tasks} if labelled else {},
-        "mean_top1": right / 200 if labelled else None,
-        "mean_relative": right / 190 if labelled else None,
-        "joint_top1": {} if alone or not labelled else {"softmax": right / 300, "logits": right / 310},
-        "temperatures": {} if alone else dict.fromkeys(tasks, 1.0),
+        "tasks": {task: task_score(correct) for task in tasks} if labelled else {},
+        "mean_top1": correct / 200 if labelled else None,
+        "mean_relative": correct / 190 if labelled else None,
+        "joint_top1": {} if single or not labelled else {"softmax": correct / 300, "logits": correct / 310},
+        "temperatures": {} if single else dict.fromkeys(tasks, 1.0),
         "feature_error": dict.fromkeys(tasks, 0.1),
         "feature_cosine": dict.fromkeys(tasks, None),
         "feature_cka": dict.fromkeys(tasks, 0.9),
-        "chosen_tasks": {} if alone else {"softmax": chosen, "logits": chosen},
+        "chosen_tasks": {} if single else {"softmax": chosen, "logits": chosen},
     }
 
 
 def rows(tasks: Sequence[str], labelled: bool = True) -> dict[str, Any]:
-    alone = {task: row([task], 190, alone=True, labelled=labelled) for task in tasks}
+    sources = {task: row([task], 190, single=True, labelled=labelled) for task in tasks}
     others = {"ensemble": 190, "average": 61, "merged": 173}
-    return alone | {name: row(tasks, right, labelled=labelled) for name, right in others.items()}
+    return sources | {name: row(tasks, correct, labelled=labelled) for name, correct in others.items()}
 
 
 def evaluation(
@@ -66,23 +66,23 @@ def evaluation(
     layers: int = 4,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Of the published form."""
-    likeness = {"cka": 0.9, "cosine": None, "error": None}
+    """Content that the schema accepts."""
+    similarity = {"cka": 0.9, "cosine": None, "error": None}
     depth = [f"blocks.{i}" for i in range(layers)]
     labels = [*HOSTILE, "a", "b", "c", "d", "e"]
-    pairs = [{"label": x, "answer": y, "count": 3, "source": 1} for x, y in itertools.pairwise(labels)]
+    pairs = [{"label": x, "prediction": y, "count": 3, "source": 1} for x, y in itertools.pairwise(labels)]
     return {
-        "schema_version": 3,
+        "schema_version": 4,
         "method": "fs_merge",
         "tasks": list(tasks),
         "rows": rows(tasks, labelled) if tested else {},
         "similarity": {
-            task: {name: {**likeness, "cka": (i + n) % 11 / 10} for i, name in enumerate(depth)}
+            task: {name: {**similarity, "cka": (i + n) % 11 / 10} for i, name in enumerate(depth)}
             for n, task in enumerate(tasks)
         }
         if tested
         else {},
-        "answers": {
+        "predictions": {
             task: {"images": 200, "same_as_source": 170, "pairs": pairs if labelled else []} for task in tasks
         }
         if tested
@@ -122,7 +122,7 @@ def evaluation(
 
 
 def examples(tasks: Sequence[str], labels: Sequence[str] = HOSTILE) -> list[Example]:
-    """Grey and colour, small and large, with and without a label."""
+    """Example images: grey and colour, small and large, with and without a label."""
     random = torch.Generator().manual_seed(0)
     found = []
     for index, task in enumerate(tasks):
@@ -130,22 +130,25 @@ def examples(tasks: Sequence[str], labels: Sequence[str] = HOSTILE) -> list[Exam
         for n in range(6):
             pixels = torch.randint(0, 256, size, generator=random, dtype=torch.uint8)
             truth = labels[n % len(labels)] if n < 5 else None
-            answers = Answer(labels[n % len(labels)], 0.9), Answer(labels[(n + n % 2) % len(labels)], 0.4)
-            found.append(Example(task, pixels, truth, *answers, ("other", "x") if n == 2 else None))
+            predictions = (
+                Prediction(labels[n % len(labels)], 0.9),
+                Prediction(labels[(n + n % 2) % len(labels)], 0.4),
+            )
+            found.append(Example(task, pixels, truth, *predictions, ("other", "x") if n == 2 else None))
     return found
 
 
 def evaluated() -> dict[str, Any]:
-    """Of `fsmerge evaluate`: one task of a model made elsewhere, and nothing that only a merge can say."""
+    """Content of `fsmerge evaluate`: one task of a third-party model, without the parts of a merge."""
     content = evaluation(("pets",), steps=0)
-    merged = row(("pets",), 150, alone=True)
+    merged = row(("pets",), 150, single=True)
     merged["tasks"]["pets"]["relative"] = merged["mean_relative"] = None
     merged |= {name: {} for name in ("feature_error", "feature_cosine", "feature_cka")}
     return content | {
         "method": "unknown",
         "rows": {"merged": merged},
         "similarity": {},
-        "answers": {},
+        "predictions": {},
         "certificates": {},
         "facts": {},
     }

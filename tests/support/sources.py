@@ -1,19 +1,24 @@
-"""Small random sources and images, and the methods reduced to their plain form."""
+"""Small random sources and images, and the methods in their simplest form."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fsmerge_cli.architectures import SPECS
 from fsmerge_cli.architectures.mlp import MLPArch
-from fsmerge_cli.data.draw import Images
+from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.progress import silent
+from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.training.problem import Problem
+from fsmerge_cli.training.teachers import TeacherTargets, capture
 
 
 def mlp_source(
@@ -27,7 +32,7 @@ def mlp_source(
     classes: int | None = 3,
     input_size: tuple[int, int, int] = (1, 4, 4),
 ) -> Source:
-    """A random MLP; BatchNorm statistics and affine are random too, so that nothing cancels by accident."""
+    """A random MLP; BatchNorm statistics and affine are random too, so that errors cannot cancel by accident."""
     family = SPECS["mlp"]
     arch = MLPArch(input_size, tuple(widths), activation, norm, bias)
     with torch.random.fork_rng(devices=[]):
@@ -58,6 +63,22 @@ def random_images(
     )
 
 
+def with_heads(problem: Problem) -> Problem:
+    """The problem with a random head of three classes on every source."""
+    random = torch.Generator().manual_seed(0)
+    sources = [
+        replace(s, head=Head(torch.randn(3, s.arch.features, generator=random), None, ("a", "b", "c")))
+        for s in problem.sources
+    ]
+    return replace(problem, sources=sources)
+
+
+def capture_in_memory(problem: Problem, targets: Targets = "all") -> tuple[TeacherTargets, ...]:
+    """The targets of all sources, on the CPU."""
+    hardware = Hardware(features="memory")
+    return capture(problem.sources, problem.images, targets, hardware, torch.device("cpu"), silent)
+
+
 PLAIN: dict[str, Any] = {
     **{
         "targets": "own",
@@ -70,14 +91,14 @@ PLAIN: dict[str, Any] = {
     },
     "optimizer": "adamw",
 }
-"""Features alone, of the images as they are."""
+"""Only the feature loss, without augmentation."""
 
 
 def folding(**options: Any) -> FSMerge:
-    """FS-Merge on the features alone, with the maps to the end."""
+    """FS-Merge with only the feature loss and without fine-tuning."""
     return FSMerge(**{**PLAIN, "finetune_share": 0.0, **options})
 
 
 def distilling(**options: Any) -> Distillation:
-    """Distillation on the features alone."""
+    """Distillation with only the feature loss."""
     return Distillation(**{**PLAIN, **options})

@@ -1,18 +1,32 @@
-"""Small models of other libraries, their every tensor random, and the merged form that they should have."""
+"""Small third-party models with random values in every tensor, and their reference computations."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-SIZES = {"width": 12, "depth": 2, "heads": 3, "hidden": 20, "image": 8, "patch": 4}
+from fsmerge_cli.checkpoints.load import load
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.source_spec import SourceSpec
+
+TINY = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
+"""timm's arguments for the models here."""
+
+PIXELS: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
+"""Options of an entry whose model expects pixels in 0..1."""
+
+
+def vit_arch(ratio: float = 20 / 12) -> dict[str, Any]:
+    """`arch` of the models here; ratio: of the hidden layer to the width."""
+    return {"family": "vit", "name": "vit_base_patch16_224", "args": {**TINY, "mlp_ratio": ratio}}
 
 
 def random_weights(module: nn.Module, seed: int, scale: float = 0.3) -> nn.Module:
-    """Norms, tokens and tables too, so that nothing cancels by accident."""
+    """Randomise all parameters, including norms, tokens and position embeddings, so that nothing cancels."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.named_parameters():
@@ -22,10 +36,17 @@ def random_weights(module: nn.Module, seed: int, scale: float = 0.3) -> nn.Modul
 
 
 def torchvision_vit(seed: int, classes: int = 5) -> nn.Module:
+    """A ViT of torchvision with random weights."""
     from torchvision.models import VisionTransformer
 
     module = VisionTransformer(8, 4, 2, 3, 12, 20, num_classes=classes)
     return random_weights(module, seed)
+
+
+def torchvision_source(folder: Path) -> Source:
+    """A ViT of torchvision, written to `folder` and loaded."""
+    torch.save(torchvision_vit(1).state_dict(), folder / "tv.pt")
+    return load(SourceSpec("tv", arch=vit_arch(), checkpoint=str(folder / "tv.pt"), **PIXELS))
 
 
 def hugging_face(seed: int, head: bool = True, **options: Any) -> Any:
@@ -67,7 +88,7 @@ def clip_tower(seed: int, prefix: str = "visual.", width: int = 12, out: int = 5
 
 
 def clip_features(state: dict[str, Tensor], pixels: Tensor, heads: int = 3) -> Tensor:
-    """The tower's own computation, written down from its names with torch's attention module."""
+    """Reference features [n, out] of a CLIP tower, computed with torch's attention module."""
     w = {n.removeprefix("visual."): t for n, t in state.items()}
     width = w["class_embedding"].shape[0]
 

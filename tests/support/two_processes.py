@@ -1,4 +1,4 @@
-"""What two gloo processes run for test_distributed: a method on a small problem, its result kept by rank 0."""
+"""The program of the two gloo processes of test_distributed: methods on small problems."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fsmerge_cli.models.plan import compile_plan
 from tests.support.sources import distilling, folding, mlp_source, random_images
 from tests.support.vits import vit_source
 
-# With 3 or 4 images a batch, steps come in which one process, or both, have no image of a task.
+# With 3 or 4 images per batch, some steps have no image of a task on one or both processes.
 TRAINED: dict[str, Trained] = {
     "fs_merge own": folding(steps=30, batch_size=3, maps="full"),
     "fs_merge all": folding(steps=30, batch_size=5, maps="low_rank", rank=2, targets="all"),
@@ -35,7 +35,7 @@ TRAINED: dict[str, Trained] = {
 
 
 def problem(name: str, world: World) -> Problem:
-    """The problem of one case; images are held back, so that the best step has to be the same on all."""
+    """The problem of one case; with a validation share, so that all processes have to keep the same step."""
     if name.startswith("vit"):
         sources = [vit_source("class token", seed) for seed in (1, 2)]
     else:
@@ -49,20 +49,22 @@ def fitted(name: str, world: World) -> dict[str, Any]:
     solution = TRAINED[name].fit(problem(name, world))
     projectors = {f"U{i}": U for i, U in enumerate(solution.projectors)}
     trace = solution.trace
-    numbers = torch.tensor([*trace.loss, *(error for _, error in trace.validation), *trace.start_error])
-    return {**solution.weights, **projectors, "trace": numbers, "chosen": torch.tensor(trace.chosen_step)}
+    values = torch.tensor([*trace.loss, *(error for _, error in trace.validation), *trace.start_error])
+    return {**solution.weights, **projectors, "trace": values, "chosen": torch.tensor(trace.chosen_step)}
 
 
 def work(rank: int, port: int, folder: str) -> None:
-    """All cases on one of two processes, then errors of one process alone."""
+    """Run all cases on one of two processes, then raise errors on only one process."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     with join(True) as world:
         found = {name: fitted(name, world) for name in TRAINED}
         torch.save(found, Path(folder) / f"{rank}.pt")
-        said = [failed(world, error, at) for at in (0, 1) for error in (ConfigError("no"), RuntimeError("boom"))]
-        (Path(folder) / f"{rank}.txt").write_text("\n".join(said))
-    # The same processes, joined a second time, by the command line.
+        messages = [
+            failed(world, error, at) for at in (0, 1) for error in (ConfigError("no"), RuntimeError("boom"))
+        ]
+        (Path(folder) / f"{rank}.txt").write_text("\n".join(messages))
+    # The same processes, joined a second time by the command line.
     with redirect_stderr(io.StringIO()) as err:
         hardware = ["hardware=cpu", "hardware.distributed=true"]
         code = main(["merge", "+models=digits_mlp_pair", *hardware, f"output.dir={folder}/0.pt"])
@@ -70,11 +72,11 @@ def work(rank: int, port: int, folder: str) -> None:
 
 
 def failed(world: World, error: Exception, at: int) -> str:
-    """What this process is told of an error that process `at` alone meets."""
+    """The error that this process raises after an error on process `at` only."""
     try:
-        with world.together():
+        with world.synchronized():
             if world.rank == at:
                 raise error
-    except Exception as told:
-        return f"{type(told).__name__}: {told}"
+    except Exception as raised:
+        return f"{type(raised).__name__}: {raised}"
     return "nothing"

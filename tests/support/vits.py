@@ -40,17 +40,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one deep block, other heads": ("vit_small_patch16_224", {"depth": 1, "num_heads": 2, "mlp_ratio": 1.5}),
 }
 
-
 QUICK = {"class token", "q/k norm"}
+"""Variants in `make quick`."""
 
 
-def shared_out(names: Iterable[str]) -> list[ParameterSet]:
-    """A few ViT variants (and all that is no ViT) for `make quick`, the others for `make test` alone."""
+def mark_full(names: Iterable[str]) -> list[ParameterSet]:
+    """The cases `names`; ViT variants other than QUICK are marked `full` and only run in `make test`."""
     return [pytest.param(n, marks=[pytest.mark.full] if n in set(VARIANTS) - QUICK else []) for n in names]
 
 
 def vit_source(variant: str, seed: int, classes: int = 3, **options: Any) -> Source:
-    """A random vision transformer whose every tensor is random, norms and tokens included."""
+    """A vision transformer with random values in every tensor, including norms and tokens."""
     name, extra = VARIANTS[variant]
     args = {**TINY, **extra, **options}
     projection = args.pop("projection", None)

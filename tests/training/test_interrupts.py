@@ -1,4 +1,4 @@
-"""A user stops a training: it finishes its step, saves its state and can be continued."""
+"""A user stops a training: it finishes its step, saves its state and can be resumed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from fsmerge_cli.common.errors import Interrupted
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods import METHODS, Problem
-from fsmerge_cli.training.interrupts import listening
-from fsmerge_cli.training.snapshots import Keeper
+from fsmerge_cli.training.interrupts import catch_signals
+from fsmerge_cli.training.snapshots import Snapshots
 from tests.support.sources import mlp_source
 from tests.training.test_snapshots import fit
 
@@ -31,12 +31,12 @@ def test_a_signal_finishes_the_step_and_saves_it(
         if event.phase == "train" and event.done == 7:
             os.kill(os.getpid(), number)
 
-    problem = replace(problem, progress=progress, keeper=Keeper(tmp_path))
+    problem = replace(problem, progress=progress, snapshots=Snapshots(tmp_path))
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(Interrupted) as stop:
+    with pytest.raises(Interrupted) as error:
         METHODS["kd"](steps=24, batch_size=16).fit(problem)
-    assert str(stop.value) == "interrupted at step 8 of 24"  # the signal came after step 7 was counted
-    assert stop.value.exit_code == 128 + number
+    assert str(error.value) == "interrupted at step 8 of 24"  # the signal came after step 7 was counted
+    assert error.value.exit_code == 128 + number
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     resumed = fit(make_problem, "kd", tmp_path)
     assert resumed.trace == expected.trace
@@ -44,9 +44,9 @@ def test_a_signal_finishes_the_step_and_saves_it(
 
 
 def test_the_second_signal_stops_at_once() -> None:
-    with listening() as asked:
+    with catch_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert asked.signal == signal.SIGINT
+        assert stop.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -54,8 +54,8 @@ def test_the_second_signal_stops_at_once() -> None:
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with listening() as asked:
+        with catch_signals() as stop:
             os.kill(os.getpid(), signal.SIGINT)
-            assert asked.signal is None
+            assert stop.signal is None
     finally:
         signal.signal(signal.SIGINT, before)

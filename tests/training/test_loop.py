@@ -17,7 +17,7 @@ from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.training.batches import Order
 from fsmerge_cli.training.loop import train
 from fsmerge_cli.training.objective import Batch, objective
-from fsmerge_cli.training.snapshots import Keeper, Stage
+from fsmerge_cli.training.snapshots import Snapshot, Snapshots
 from fsmerge_cli.training.state import Schedule, Trace
 from fsmerge_cli.training.teachers import capture
 from tests.support.sources import folding
@@ -33,14 +33,14 @@ def start(problem: Problem, targets: str = "own") -> tuple[SuperNet, tuple]:
     return supernet, capture(problem.sources, problem.images, targets, Hardware(eval_batch=5), CPU, silent)
 
 
-def test_every_pass_takes_every_image_once() -> None:
+def test_every_epoch_takes_every_image_once() -> None:
     order = Order(torch.arange(10, 17), batch_size=3, seed=0)
-    drawn = torch.cat([order.batch(step) for step in range(7)])
-    for number in range(3):
-        assert sorted(drawn[7 * number : 7 * number + 7].tolist()) == list(range(10, 17))
+    rows = torch.cat([order.batch(step) for step in range(7)])
+    for epoch in range(3):
+        assert sorted(rows[7 * epoch : 7 * epoch + 7].tolist()) == list(range(10, 17))
 
 
-def test_a_step_depends_on_seed_and_number_alone() -> None:
+def test_the_images_of_a_step_depend_only_on_seed_and_step() -> None:
     rows = torch.arange(50)
     forward = [Order(rows, 8, 3).batch(step) for step in range(20)]
     late = Order(rows, 8, 3)
@@ -54,7 +54,7 @@ def test_fewer_images_than_the_batch_are_all_taken(batch: int) -> None:
 
 
 @pytest.mark.parametrize("targets", ["own", "all"])
-def test_the_objective_is_the_written_formula(make_problem: Make, targets: str) -> None:
+def test_the_objective_is_the_documented_formula(make_problem: Make, targets: str) -> None:
     problem = make_problem()
     supernet, captured = start(problem, targets)
     rows = torch.tensor([0, 3, 13, 20, 23])
@@ -62,9 +62,9 @@ def test_the_objective_is_the_written_formula(make_problem: Make, targets: str) 
     expected = 0.0
     for i, own in enumerate(captured):
         use = [j for j, row in enumerate(rows) if targets == "all" or problem.images.task[row] == i]
-        seen = own.at(own.wanted.nonzero().flatten())
-        spread = ((seen - seen.mean(0)) ** 2).mean().item()
-        errors = [(supernet.project(z[j], i) - own.at(rows[j : j + 1])).square().mean() / spread for j in use]
+        features = own.at(own.mask.nonzero().flatten())
+        variance = ((features - features.mean(0)) ** 2).mean().item()
+        errors = [(supernet.project(z[j], i) - own.at(rows[j : j + 1])).square().mean() / variance for j in use]
         expected += sum(errors) / len(errors) / 2
     found = objective(supernet, Batch.of(problem.images.images, captured, rows), captured)
     torch.testing.assert_close(found, expected)
@@ -79,11 +79,11 @@ def test_training_lowers_the_loss_and_reports_every_step(make_problem: Make) -> 
     assert len(trace.loss) == 60
     assert [e.done for e in events if e.phase == "train"] == list(range(1, 61))
     assert sum(trace.loss[-5:]) < 0.5 * sum(trace.loss[:5])
-    assert trace.start_error[0] == pytest.approx(0, abs=1e-10)  # another order of the same sums
+    assert trace.start_error[0] == pytest.approx(0, abs=1e-10)  # up to the order of summation
     assert trace.trainable == sum(p.numel() for p in supernet.parameters())
 
 
-def test_without_a_validation_share_the_last_step_is_kept(make_problem: Make) -> None:
+def test_without_a_validation_share_the_last_weights_are_kept(make_problem: Make) -> None:
     problem = make_problem(per_task=12)
     supernet, captured = start(problem)
     trace = train(supernet, problem.images, captured, Schedule(7, 8, 1e-3, 0.0, 1.0), Hardware(), CPU, 0, silent)
@@ -91,7 +91,7 @@ def test_without_a_validation_share_the_last_step_is_kept(make_problem: Make) ->
     assert trace.validation == ()
 
 
-def test_the_best_step_on_the_validation_share_is_kept(make_problem: Make) -> None:
+def test_the_best_weights_on_the_validation_share_are_kept(make_problem: Make) -> None:
     problem = make_problem(per_task=12, held=4)
     schedule = Schedule(steps=200, batch_size=8, lr=0.05, weight_decay=0.0, clip=1.0)  # long enough to overfit
     supernet, captured = start(problem)
@@ -116,14 +116,14 @@ def test_validation_images_are_never_trained_on(make_problem: Make) -> None:
     assert losses[0] == losses[1]
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice(make_problem: Make) -> None:
+def test_a_loss_that_is_not_finite_is_reported_with_advice(make_problem: Make) -> None:
     problem = make_problem()
     with pytest.raises(TrainingError) as error:
         folding(steps=50, lr=1e30, clip=1e30).fit(problem)
     assert str(error.value).startswith("the loss became ")
     assert str(error.value).endswith(
-        ". Try a third of the learning rate (method.lr=...), maps of lower rank, or method.retries=2 to begin "
-        "again with half of it by itself."
+        ". Try a third of the learning rate (method.lr=...), maps of lower rank, or method.retries=2, which "
+        "restarts with half the learning rate."
     )
 
 
@@ -136,22 +136,26 @@ def test_bf16_is_close_to_fp32(make_problem: Make) -> None:
     assert losses["bf16"][-1] == pytest.approx(losses["fp32"][-1], rel=0.05)
 
 
-def test_one_step_is_a_normal_case(make_problem: Make) -> None:
+def test_a_training_of_one_step(make_problem: Make) -> None:
     assert len(folding(steps=1).fit(make_problem()).trace.loss) == 1
 
 
-def test_of_two_trainings_the_rate_that_is_told_is_that_of_the_one_that_was_halved() -> None:
-    plain, slowed = Trace(loss=(1.0,), lr=1e-3), Trace(loss=(1.0,), lr=5e-3, halved=1)
-    for trace in (plain.then(slowed, ()), slowed.then(plain, ()), Trace().then(plain, ()).then(slowed, ())):
-        assert (trace.lr, trace.halved) == (5e-3, 1)
+def test_joined_traces_report_the_learning_rate_of_the_restarted_training() -> None:
+    plain, restarted = Trace(loss=(1.0,), lr=1e-3), Trace(loss=(1.0,), lr=5e-3, restarts=1)
+    for trace in (
+        plain.then(restarted, ()),
+        restarted.then(plain, ()),
+        Trace().then(plain, ()).then(restarted, ()),
+    ):
+        assert (trace.lr, trace.restarts) == (5e-3, 1)
     assert Trace().then(plain, ()).lr == 1e-3
 
 
-def test_memory_that_does_not_suffice_means_parts_of_a_batch_and_the_same_weights(
+def test_a_batch_that_does_not_fit_into_memory_is_computed_in_parts_with_the_same_weights(
     make_problem: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fit(make_problem, "kd", None)
-    assert whole.trace.part == 0
+    assert whole.trace.images_at_once == 0
     from fsmerge_cli.methods.kd import StudentNetwork
 
     forward = StudentNetwork.forward
@@ -163,7 +167,7 @@ def test_memory_that_does_not_suffice_means_parts_of_a_batch_and_the_same_weight
 
     monkeypatch.setattr(StudentNetwork, "forward", small)
     parts = fit(make_problem, "kd", None)
-    assert parts.trace.part == 4  # 16, 8, 4
+    assert parts.trace.images_at_once == 4  # 16, 8, 4
     for name, tensor in whole.weights.items():
         torch.testing.assert_close(parts.weights[name], tensor, rtol=1e-4, atol=1e-6)
     monkeypatch.setattr(StudentNetwork, "forward", lambda self, images: 1 / 0)
@@ -171,7 +175,7 @@ def test_memory_that_does_not_suffice_means_parts_of_a_batch_and_the_same_weight
         fit(make_problem, "kd", None)
 
 
-def test_memory_for_not_even_one_image_is_said(make_problem: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_for_one_image_is_reported(make_problem: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from fsmerge_cli.methods.kd import StudentNetwork
 
     forward = StudentNetwork.forward
@@ -185,22 +189,20 @@ def test_memory_for_not_even_one_image_is_said(make_problem: Make, monkeypatch: 
     with pytest.raises(TrainingError) as error:
         fit(make_problem, "kd", None)
     assert str(error.value) == (
-        "out of memory with 1 images at a time. Pass a smaller method.batch_size, hardware.checkpointing=true, or "
+        "out of memory with 1 image at a time. Pass a smaller method.batch_size, hardware.checkpointing=true, or "
         "method.maps=low_rank."
     )
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_and_advice(
-    make_problem: Make, tmp_path: Path
-) -> None:
+def test_a_diverged_training_keeps_the_last_finite_state(make_problem: Make, tmp_path: Path) -> None:
     with pytest.raises(DivergedError) as error:
         fit(make_problem, "kd", tmp_path, lr=1e30, clip=1e30, steps=30)
     assert str(error.value).endswith(
-        "Try a third of the learning rate (method.lr=...), maps of lower rank, or method.retries=2 to begin again "
-        "with half of it by itself."
+        "Try a third of the learning rate (method.lr=...), maps of lower rank, or method.retries=2, which "
+        "restarts with half the learning rate."
     )
     for file in tmp_path.glob("training*"):
-        tensors, _ = Stage(Keeper(tmp_path), file).load() or ({}, {})
+        tensors, _ = Snapshot(Snapshots(tmp_path), file).load() or ({}, {})
         assert all(bool(t.isfinite().all()) for n, t in tensors.items() if n.startswith("student."))
 
 

@@ -1,4 +1,4 @@
-"""Muon against exact orthogonal factors and torch's own, and what it is given."""
+"""Muon compared with exact orthogonal factors and torch.optim.Muon, and the parameters it trains."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fsmerge_cli.supernet.map_set import start_maps
 from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.training.optimizers import Muon, optimisers, orthogonalised
 from fsmerge_cli.training.problem import Problem
-from fsmerge_cli.training.state import Run, Schedule
+from fsmerge_cli.training.state import Schedule, TrainingState
 from tests.support.sources import distilling, folding
 
 Make = Callable[..., Problem]
 
 
-def drawn(*shape: int) -> Tensor:
+def gaussian(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9)])
-def test_directions_stay_and_lengths_become_alike(shape: tuple[int, int]) -> None:
-    matrix = drawn(*shape)
+def test_singular_vectors_stay_and_singular_values_become_similar(shape: tuple[int, int]) -> None:
+    matrix = gaussian(*shape)
     P, s, Qh = torch.linalg.svd(matrix, full_matrices=False)
     inside = P.T @ orthogonalised(matrix[None])[0] @ Qh.T
     lengths = inside.diagonal()
@@ -36,36 +36,36 @@ def test_directions_stay_and_lengths_become_alike(shape: tuple[int, int]) -> Non
     assert lengths.max() < 1.3
 
 
-def test_of_a_stack_every_matrix_is_its_own() -> None:
-    stack = drawn(3, 5, 8) * torch.tensor([1e-4, 1.0, 1e3])[:, None, None]
-    for alone, together in zip(stack, orthogonalised(stack)):
-        torch.testing.assert_close(together, orthogonalised(alone[None])[0])
+def test_every_matrix_of_a_stack_is_orthogonalised_independently() -> None:
+    stack = gaussian(3, 5, 8) * torch.tensor([1e-4, 1.0, 1e3])[:, None, None]
+    for single, stacked in zip(stack, orthogonalised(stack)):
+        torch.testing.assert_close(stacked, orthogonalised(single[None])[0])
     assert not orthogonalised(torch.zeros(1, 3, 3)).any()
 
 
-def test_it_takes_the_steps_of_torchs_own() -> None:
+def test_it_takes_the_steps_of_torch_optim_muon() -> None:
     shapes = [(6, 6), (12, 4), (4, 12), (6, 6)]
-    ours, theirs = ([nn.Parameter(drawn(*shape)) for shape in shapes] for _ in range(2))
-    own = Muon(ours, 0.02, weight_decay=0.1)
-    other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original")
+    params, reference = ([nn.Parameter(gaussian(*shape)) for shape in shapes] for _ in range(2))
+    own = Muon(params, 0.02, weight_decay=0.1)
+    other = torch.optim.Muon(reference, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original")
     for step in range(4):
-        for pair in zip(ours, theirs):
+        for pair in zip(params, reference):
             for parameter in pair:
-                parameter.grad = drawn(*parameter.shape) + step
+                parameter.grad = gaussian(*parameter.shape) + step
         own.step()
         other.step()
-    for one, two in zip(ours, theirs):
-        torch.testing.assert_close(one, two, atol=4e-3, rtol=0)  # theirs are computed in bf16
-        assert not torch.allclose(one, drawn(*one.shape), atol=2e-2)
+    for one, two in zip(params, reference):
+        torch.testing.assert_close(one, two, atol=4e-3, rtol=0)  # torch computes in bf16
+        assert not torch.allclose(one, gaussian(*one.shape), atol=2e-2)
 
 
-def test_stacks_and_pieces_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    pieces = [nn.Parameter(drawn(4, 3) + i) for i in range(5)]
+def test_stacks_and_single_matrices_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [nn.Parameter(gaussian(4, 3) + i) for i in range(5)]
     stack = nn.Parameter(torch.stack([p.detach().clone() for p in pieces]))
     few = [nn.Parameter(p.detach().clone()) for p in pieces]
     for parameters in ([stack], pieces, few):
         if parameters is few:
-            monkeypatch.setattr("fsmerge_cli.training.optimizers.TOGETHER", 24)  # two of them
+            monkeypatch.setattr("fsmerge_cli.training.optimizers.MAX_BATCHED", 24)  # two of them
         for parameter in parameters:
             parameter.grad = parameter.detach().sin()
         Muon(parameters, 0.1).step()
@@ -74,14 +74,14 @@ def test_stacks_and_pieces_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_parameter_without_a_gradient_stays() -> None:
-    still, moved = nn.Parameter(drawn(3, 3)), nn.Parameter(drawn(3, 3))
-    moved.grad = drawn(3, 3)
+    still, moved = nn.Parameter(gaussian(3, 3)), nn.Parameter(gaussian(3, 3))
+    moved.grad = gaussian(3, 3)
     Muon([still, moved], 0.1, weight_decay=0.5).step()
-    assert torch.equal(still, drawn(3, 3))
-    assert not torch.equal(moved, drawn(3, 3))
+    assert torch.equal(still, gaussian(3, 3))
+    assert not torch.equal(moved, gaussian(3, 3))
 
 
-def test_matrices_are_what_muon_is_given(make_problem: Make) -> None:
+def test_muon_trains_the_matrices_between_hidden_units(make_problem: Make) -> None:
     problem = make_problem()
     k = len(problem.sources)
     weights, eye = problem.weights(), torch.eye(problem.plan.arch.features)
@@ -90,65 +90,65 @@ def test_matrices_are_what_muon_is_given(make_problem: Make) -> None:
         id(p) for n, p in student.network.named_parameters() if p.ndim == 2
     }
 
-    for structure, held in (("full", {"matrix"}), ("low_rank", {"A", "B"}), ("diagonal", set())):
+    for structure, fields in (("full", {"matrix"}), ("low_rank", {"A", "B"}), ("diagonal", set())):
         net = SuperNet(problem.plan, start_maps(problem.plan, weights, structure, "first", 2), weights)
-        given = {id(p) for p in net.matrices()}
-        names = [n.rsplit(".", 1)[-1] for n, p in net.named_parameters() if id(p) in given]
-        assert set(names) == held
+        matrices = {id(p) for p in net.matrices()}
+        names = [n.rsplit(".", 1)[-1] for n, p in net.named_parameters() if id(p) in matrices]
+        assert set(names) == fields
         projectors = [
-            n for n, p in net.named_parameters() if n.endswith(tuple(held or "?")) and id(p) not in given
+            n for n, p in net.named_parameters() if n.endswith(tuple(fields or "?")) and id(p) not in matrices
         ]
-        assert len(projectors) == len(held) * k  # U_out of every source
+        assert len(projectors) == len(fields) * k  # U_out of every source
         first, *others = optimisers(list(net.parameters()), net.matrices(), 0.1, 0.2, 0.0)
         assert isinstance(first, torch.optim.AdamW)
-        assert [type(other) for other in others] == ([Muon] if held else [])
+        assert [type(other) for other in others] == ([Muon] if fields else [])
         assert sum(len(o.param_groups[0]["params"]) for o in (first, *others)) == len(list(net.parameters()))
 
 
-def test_both_optimisers_follow_one_cycle() -> None:
+def test_both_optimisers_follow_the_one_cycle_schedule() -> None:
     network = nn.Linear(4, 4)
-    run = Run(network, Schedule(10, 4, 0.1, 0.0, 1.0, 0.4), [network.weight])  # type: ignore[arg-type]
+    state = TrainingState(network, Schedule(10, 4, 0.1, 0.0, 1.0, 0.4), [network.weight])  # type: ignore[arg-type]
     seen = []
     for _ in range(10):
         network(torch.ones(2, 4)).sum().backward()
-        seen.append([optimiser.param_groups[0]["lr"] for optimiser in run._optimisers])
-        run.advance()
+        seen.append([optimiser.param_groups[0]["lr"] for optimiser in state._optimisers])
+        state.advance()
     assert max(one for one, _ in seen) == pytest.approx(0.1)
     for one, two in seen:
         assert two == pytest.approx(4 * one)
-    alone = Run(network, Schedule(10, 4, 0.1, 0.0, 1.0), [])  # type: ignore[arg-type]
-    assert [type(optimiser) for optimiser in alone._optimisers] == [torch.optim.AdamW]
+    adam_only = TrainingState(network, Schedule(10, 4, 0.1, 0.0, 1.0), [])  # type: ignore[arg-type]
+    assert [type(optimiser) for optimiser in adam_only._optimisers] == [torch.optim.AdamW]
 
 
 @pytest.mark.parametrize("kind", [folding, distilling])
-def test_it_learns_faster(make_problem: Make, kind: Callable[..., Trained]) -> None:
+def test_muon_learns_faster_than_adamw(make_problem: Make, kind: Callable[..., Trained]) -> None:
     problem = make_problem()
     slow = kind(steps=60).fit(problem).trace.loss[-1]
     fast = kind(steps=60, optimizer="muon", matrix_lr=0.02).fit(problem).trace.loss[-1]
     assert fast < 0.8 * slow
 
 
-def test_a_state_holds_both_optimisers() -> None:
-    def begin() -> tuple[nn.Linear, Run]:
+def test_a_saved_state_contains_both_optimisers() -> None:
+    def begin() -> tuple[nn.Linear, TrainingState]:
         torch.manual_seed(0)
         network = nn.Linear(4, 4)
-        return network, Run(network, Schedule(6, 4, 0.1, 0.0, 1.0, 0.1), [network.weight])  # type: ignore[arg-type]
+        return network, TrainingState(network, Schedule(6, 4, 0.1, 0.0, 1.0, 0.1), [network.weight])  # type: ignore[arg-type]
 
-    def go(network: nn.Linear, run: Run, steps: int) -> None:
+    def go(network: nn.Linear, state: TrainingState, steps: int) -> None:
         for _ in range(steps):
             loss = network(torch.eye(4)).square().sum()
             loss.backward()
-            run.losses.append(loss.item())
-            run.advance()
+            state.losses.append(loss.item())
+            state.advance()
 
-    whole, run = begin()
-    go(whole, run, 6)
+    whole, state = begin()
+    go(whole, state, 6)
     half, first = begin()
     go(half, first, 3)
-    tensors, facts = {n: t.clone() for n, t in first.tensors().items()}, first.facts()
+    tensors, metadata = {n: t.clone() for n, t in first.tensors().items()}, first.metadata()
     other, second = begin()
-    second.restore(tensors, facts)
+    second.restore(tensors, metadata)
     go(other, second, 3)
     assert torch.equal(whole.weight, other.weight)
     assert torch.equal(whole.bias, other.bias)
-    assert run.losses == second.losses
+    assert state.losses == second.losses

@@ -1,4 +1,4 @@
-"""Interrupt anything, lose a minute: a resumed run ends with the bytes of an uninterrupted one."""
+"""Saving and resuming: a resumed run ends with the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fsmerge_cli.common.errors import ConfigError, OutputError
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods import METHODS, Problem, Solution
 from fsmerge_cli.training import snapshots
-from fsmerge_cli.training.snapshots import Every, Keeper, Stage, check_state, state_folder
+from fsmerge_cli.training.snapshots import SaveInterval, Snapshot, Snapshots, check_state, state_folder
 from tests.support import killed
 from tests.support.paths import REPOSITORY
 from tests.support.sources import mlp_source
@@ -36,7 +36,7 @@ METHOD_OPTIONS = {
 
 
 class StopError(Exception):
-    """As sudden as a kill, but in this process."""
+    """Ends a training like a kill, but inside this process."""
 
 
 def fit(
@@ -46,7 +46,7 @@ def fit(
     stop_after: int | None = None,
     **options: Any,
 ) -> Solution:
-    """A short training of three sources; stops by force after some steps, counted over all trainings."""
+    """A short training of three sources; raises StopError after `stop_after` steps over all trainings."""
     done = 0
 
     def progress(event: Event) -> None:
@@ -57,7 +57,9 @@ def fit(
 
     sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
     problem = make_problem(sources, per_task=20, held=8)
-    problem = replace(problem, progress=progress, keeper=Keeper(folder, every=Every(steps=5), progress=progress))
+    problem = replace(
+        problem, progress=progress, snapshots=Snapshots(folder, every=SaveInterval(steps=5), progress=progress)
+    )
     settings = {"steps": 24, "batch_size": 16, **METHOD_OPTIONS[name], **options}
     return METHODS[name.split()[0]](**settings).fit(problem)
 
@@ -81,7 +83,7 @@ def test_a_resumed_training_ends_with_the_same_bytes(
     assert all(torch.equal(a, b) for a, b in zip(resumed.projectors, expected.projectors))
 
 
-def test_what_was_done_is_not_done_again(make_problem: Callable[..., Problem], tmp_path: Path) -> None:
+def test_finished_steps_are_not_repeated(make_problem: Callable[..., Problem], tmp_path: Path) -> None:
     with pytest.raises(StopError):
         fit(make_problem, "kd", tmp_path, stop_after=13)
     with pytest.raises(StopError):  # steps 11 and 12 were not saved
@@ -90,24 +92,26 @@ def test_what_was_done_is_not_done_again(make_problem: Callable[..., Problem], t
     fit(make_problem, "kd", tmp_path, stop_after=1)  # a finished training takes no step
 
 
-def test_every_random_generator_is_as_it_was(tmp_path: Path) -> None:
-    stage = Stage(Keeper(tmp_path), tmp_path / "training1.safetensors")
-    np.random.standard_normal()  # leaves one number in the generator's hand
+def test_all_random_generators_are_restored(tmp_path: Path) -> None:
+    stage = Snapshot(Snapshots(tmp_path), tmp_path / "training1.safetensors")
+    np.random.standard_normal()  # the generator caches a second value
     assert stage.save({"a": torch.ones(2)}, {"step": 1})
-    drawn = [torch.rand(3).tolist(), np.random.standard_normal(3).tolist(), random.random()]
+    expected = [torch.rand(3).tolist(), np.random.standard_normal(3).tolist(), random.random()]
     loaded = stage.load()
     assert loaded is not None
-    tensors, facts = loaded
-    assert drawn == [torch.rand(3).tolist(), np.random.standard_normal(3).tolist(), random.random()]
-    assert facts == {"step": 1}
+    tensors, metadata = loaded
+    assert expected == [torch.rand(3).tolist(), np.random.standard_normal(3).tolist(), random.random()]
+    assert metadata == {"step": 1}
     assert list(tensors) == ["a"]
 
 
-def test_a_disk_that_fills_up_stops_nothing_and_keeps_the_older_state(
+def test_a_full_disk_is_reported_and_the_older_state_is_kept(
     make_problem: Callable[..., Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    stage = Stage(Keeper(tmp_path, progress=lambda e: said.append(e.phase)), tmp_path / "training1.safetensors")
+    phases: list[str] = []
+    stage = Snapshot(
+        Snapshots(tmp_path, progress=lambda e: phases.append(e.phase)), tmp_path / "training1.safetensors"
+    )
     assert stage.save({"a": torch.ones(2)}, {"step": 1})
     before = (tmp_path / "training1.safetensors").read_bytes()
 
@@ -117,52 +121,52 @@ def test_a_disk_that_fills_up_stops_nothing_and_keeps_the_older_state(
 
     monkeypatch.setattr(snapshots, "save_file", full)
     assert not stage.save({"a": torch.zeros(2)}, {"step": 2})
-    assert said == ["the state could not be saved ([Errno 28] No space left on device); the run goes on"]
+    assert phases == ["the training state was not saved ([Errno 28] No space left on device); the run continues"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "training1.safetensors"]
     assert (tmp_path / "training1.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(200, Every(steps=200)), ("90s", Every(seconds=90)), ("1.5m", Every(seconds=90))],
+    [(200, SaveInterval(steps=200)), ("90s", SaveInterval(seconds=90)), ("1.5m", SaveInterval(seconds=90))],
 )
-def test_intervals(value: int | str, expected: Every) -> None:
-    assert Every.parse(value) == expected
+def test_intervals(value: int | str, expected: SaveInterval) -> None:
+    assert SaveInterval.parse(value) == expected
 
 
 @pytest.mark.parametrize("value", [0, -3, True, "60", "0s", "s", "1h", None, 1.5])
 def test_wrong_intervals(value: object) -> None:
     with pytest.raises(ConfigError) as error:
-        Every.parse(value)
+        SaveInterval.parse(value)
     assert str(error.value) == (
         f"checkpoint.every={value!r}: give a number of steps (200), or seconds or minutes with their unit "
         "(60s, 5m)."
     )
 
 
-def test_a_state_is_only_continued_by_its_own_run(tmp_path: Path) -> None:
+def test_a_state_is_resumed_only_with_the_same_options(tmp_path: Path) -> None:
     out = tmp_path / "out"
     content = {"method": {"name": "kd", "lr": 0.1}, "seed": 0, "sha256": ["a", "b"]}
     check_state(out, content, resume=True, overwrite=False)
     folder = state_folder(out)
     assert folder == tmp_path / ".out.state"
-    assert not folder.exists()  # nothing was done yet
-    assert Keeper(folder, content).stage().save({}, {"step": 40, "steps": 100})
+    assert not folder.exists()  # created by the first save
+    assert Snapshots(folder, content).next_training().save({}, {"step": 40, "steps": 100})
     check_state(out, content, resume=True, overwrite=False)
     with pytest.raises(ConfigError) as other:
         check_state(out, {**content, "method": {"name": "kd", "lr": 0.2}, "sha256": ["a", "c"]}, True, False)
     assert str(other.value) == (
-        f"resume=true: the interrupted run into {out} is another one:\n"
-        "  - method.lr is 0.1 there and 0.2 now\n"
-        '  - sha256.1 is "b" there and "c" now\n'
-        "Pass the values that it had, choose another output.dir=..., or begin again with resume=false "
+        f"resume=true: the interrupted run into {out} has other options:\n"
+        "  - method.lr was 0.1 and is now 0.2\n"
+        '  - sha256.1 was "b" and is now "c"\n'
+        "Pass the same options, choose another output.dir=..., or start again with resume=false "
         "output.overwrite=true."
     )
     with pytest.raises(OutputError) as occupied:
         check_state(out, content, resume=False, overwrite=False)
     assert str(occupied.value) == (
         f"an interrupted run into {out} left its state (step 40 of 100). Pass resume=true to continue it, or "
-        "output.overwrite=true to begin again."
+        "output.overwrite=true to start again."
     )
     assert (folder / "training1.safetensors").exists()
     check_state(out, content, resume=False, overwrite=True)
@@ -170,7 +174,7 @@ def test_a_state_is_only_continued_by_its_own_run(tmp_path: Path) -> None:
 
 
 def comparable(folder: Path) -> dict[str, Any]:
-    """All that a run wrote, without what says when and how long."""
+    """The files of a run, without times and costs."""
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")
     }
@@ -200,7 +204,7 @@ def kill_and_resume(tmp_path: Path, uninterrupted: dict[str, Any], phase: str, m
     steps = sum(event.phase == "train" and bool(event.values) for event in events)
     if phase in ("evaluate", "writing"):
         assert steps == 0
-    elif phase == "fold":  # what comes after it is the release
+    elif phase == "fold":  # only the fine-tuning phase remains
         assert steps == round(0.95 * killed.STEPS)
     elif phase != "capture":
         assert steps < killed.STEPS or moment < 7
@@ -216,13 +220,15 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(25))
-def test_killed_again_and_again(tmp_path: Path, uninterrupted: dict[str, Any], number: int) -> None:
+def test_a_run_killed_at_a_random_moment_is_resumed_to_the_same_bytes(
+    tmp_path: Path, uninterrupted: dict[str, Any], number: int
+) -> None:
     phase = list(PHASES)[number % len(PHASES)]
     kill_and_resume(tmp_path, uninterrupted, phase, random.Random(number).randrange(PHASES[phase]))
 
 
 @pytest.mark.full
-def test_ctrl_c_saves_and_prints_the_command_that_resumes(
+def test_ctrl_c_saves_and_prints_the_command_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from fsmerge_cli.reporting import terminal
@@ -239,17 +245,17 @@ def test_ctrl_c_saves_and_prints_the_command_that_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(terminal.Reporter, "__call__", press)
         assert main(arguments) == 130
-    said = capsys.readouterr().err
-    assert said.endswith(
-        "fsmerge: interrupted at step 10 of 30; what was done is saved. Continue with\n"
+    printed = capsys.readouterr().err
+    assert printed.endswith(
+        "fsmerge: interrupted at step 10 of 30; the training state is saved. Continue with\n"
         f"  fsmerge merge +models=digits_mlp_pair method=kd method.steps=30 'output.dir={out}' resume=true\n"
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in printed
     assert not out.exists()
     assert main(arguments) == 2
     assert "left its state (step 10 of 30). Pass resume=true to continue it" in capsys.readouterr().err
     assert main([*arguments, "method.lr=0.01", "resume=true"]) == 2
-    assert "  - method.lr is null there and 0.01 now\n" in capsys.readouterr().err
+    assert "  - method.lr was null and is now 0.01\n" in capsys.readouterr().err
     assert main([*arguments, "resume=true"]) == 0
     assert not state_folder(out).exists()
     plain = tmp_path / "plain"
@@ -257,6 +263,6 @@ def test_ctrl_c_saves_and_prints_the_command_that_resumes(
     assert comparable(out) == comparable(plain)
     capsys.readouterr()
     assert main([*arguments, "resume=true"]) == 0
-    assert "finished before: nothing was done\n" in capsys.readouterr().out
+    assert "already finished: nothing was run\n" in capsys.readouterr().out
     assert main([*arguments, "resume=true", "seed=3"]) == 2
-    assert "is another one:\n  - seed is 0 there and 3 now\n" in capsys.readouterr().err
+    assert "has other options:\n  - seed was 0 and is now 3\n" in capsys.readouterr().err

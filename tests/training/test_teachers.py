@@ -22,7 +22,7 @@ from tests.support.vits import vit_source
 
 CPU = torch.device("cpu")
 Make = Callable[..., Problem]
-BATCH = 5  # divides nothing here
+BATCH = 5  # divides none of the sizes here
 
 
 @pytest.fixture(autouse=True)
@@ -43,29 +43,31 @@ KINDS: dict[str, Callable[[int], Source]] = {
 
 @pytest.mark.parametrize("targets", ["own", "all"])
 @pytest.mark.parametrize("kind", ["mlp", pytest.param("vit", marks=pytest.mark.full)])
-def test_kept_anywhere_the_features_are_the_networks(make_problem: Make, kind: str, targets: Targets) -> None:
+def test_features_on_disk_in_memory_and_live_equal_those_of_the_network(
+    make_problem: Make, kind: str, targets: Targets
+) -> None:
     problem = make_problem([KINDS[kind](seed) for seed in (1, 2)], held=3)
     disk, again, memory, live = (
         captured(problem, targets, features=kept) for kept in ("disk", "disk", "memory", "live")
     )
     for i, source in enumerate(problem.sources):
         own = problem.images.task == i
-        wanted = own | (targets == "all")
-        rows = wanted.nonzero().flatten().flip(0)
+        mask = own | (targets == "all")
+        rows = mask.nonzero().flatten().flip(0)
         expected = network(source)(problem.images.images[rows])
         torch.testing.assert_close(memory[i].at(rows), expected)
         assert torch.equal(disk[i].at(rows), memory[i].at(rows))
         assert torch.equal(again[i].at(rows), memory[i].at(rows))
         torch.testing.assert_close(live[i].at(rows), memory[i].at(rows))
-        train = problem.images.train[wanted[problem.images.train]]
-        spread = memory[i].at(train).double().var(0, correction=0).mean().item()
-        assert memory[i].variance == disk[i].variance == again[i].variance == pytest.approx(spread, rel=1e-12)
-        assert live[i].variance == pytest.approx(spread, rel=1e-5)
-        assert all(torch.equal(kept[i].wanted, wanted) for kept in (disk, memory, live))
+        train = problem.images.train[mask[problem.images.train]]
+        variance = memory[i].at(train).double().var(0, correction=0).mean().item()
+        assert memory[i].variance == disk[i].variance == again[i].variance == pytest.approx(variance, rel=1e-12)
+        assert live[i].variance == pytest.approx(variance, rel=1e-5)
+        assert all(torch.equal(kept[i].mask, mask) for kept in (disk, memory, live))
 
 
 @pytest.mark.parametrize("method", [folding(steps=6), distilling(steps=6)], ids=["fs_merge", "kd"])
-def test_a_training_reads_the_same_targets_from_anywhere(make_problem: Make, method: Any) -> None:
+def test_a_training_is_the_same_with_features_on_disk_in_memory_and_live(make_problem: Make, method: Any) -> None:
     problem = make_problem()
     loss = {
         kept: method.fit(replace(problem, hardware=Hardware("cpu", features=kept))).trace.loss
@@ -75,7 +77,7 @@ def test_a_training_reads_the_same_targets_from_anywhere(make_problem: Make, met
     assert loss["live"] == pytest.approx(loss["memory"], rel=1e-4)
 
 
-def test_a_second_run_asks_no_teacher(make_problem: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_does_not_run_the_teachers(make_problem: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem()
     first = captured(problem)
     monkeypatch.setattr(teachers, "network", None)
@@ -102,7 +104,7 @@ CHANGED: dict[str, Callable[[Problem], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", CHANGED)
-def test_other_features_have_another_name(make_problem: Make, what: str) -> None:
+def test_other_features_have_another_cache_key(make_problem: Make, what: str) -> None:
     problem = make_problem()
     captured(problem, "all")
     names = set(feature_folder().iterdir())
@@ -114,15 +116,17 @@ def test_other_features_have_another_name(make_problem: Make, what: str) -> None
 
 
 @pytest.mark.parametrize("options", [{"eval_batch": 7}, {"precision": "bf16"}])
-def test_what_may_change_the_last_bit_is_part_of_the_name(make_problem: Make, options: dict[str, Any]) -> None:
+def test_options_that_change_the_last_bit_are_part_of_the_cache_key(
+    make_problem: Make, options: dict[str, Any]
+) -> None:
     problem = make_problem()
     captured(problem)
     captured(problem, **options)
     assert len(list(feature_folder().iterdir())) == 4
 
 
-def test_an_images_neighbours_are_not_part_of_its_task(make_problem: Make) -> None:
-    """The same images of a task give the same entry, whatever other tasks there are."""
+def test_the_cache_key_does_not_depend_on_other_tasks(make_problem: Make) -> None:
+    """The same images of a task have the same cache entry, whatever the other tasks are."""
     problem = make_problem()
     captured(problem)
     names = set(feature_folder().iterdir())
@@ -144,7 +148,7 @@ def test_targets_are_fp32_unless_the_precision_is_bf16(make_problem: Make, kept:
     assert 0 < (found["bf16"] - found["fp32"]).abs().max() < 0.05
 
 
-def test_one_source_at_a_time_is_built(make_problem: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_network_exists_at_a_time(make_problem: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[nn.Module]] = []
 
     def build(source: Source, device: torch.device) -> nn.Module:
@@ -158,7 +162,7 @@ def test_one_source_at_a_time_is_built(make_problem: Make, monkeypatch: pytest.M
     assert len(alive) == 3
 
 
-def test_without_a_cache_the_features_stay_in_memory(
+def test_without_a_writable_cache_the_features_are_kept_in_memory(
     make_problem: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -167,17 +171,17 @@ def test_without_a_cache_the_features_stay_in_memory(
     problem = make_problem(progress=events.append)
     rows = torch.arange(12)
     assert torch.equal(captured(problem)[0].at(rows), captured(problem, features="memory")[0].at(rows))
-    said = {event.phase for event in events} - {"capture"}
-    assert said == {
-        f"features stay in memory: {tmp_path}/file/features cannot be written (Not a directory); "
-        "FSMERGE_CACHE=FOLDER takes another folder"
+    phases = {event.phase for event in events} - {"capture features"}
+    assert phases == {
+        f"features are kept in memory: {tmp_path}/file/features cannot be written (Not a directory); "
+        "set FSMERGE_CACHE=FOLDER to use another folder"
     }
 
 
 @pytest.mark.parametrize("kept", ["disk", "memory", "live"])
-def test_a_task_without_images_is_a_normal_case(make_problem: Make, kept: str) -> None:
+def test_a_task_without_images(make_problem: Make, kept: str) -> None:
     problem = make_problem()
     problem = replace(problem, images=problem.images.regroup([0, None]), progress=silent)
     empty = captured(problem, features=kept)[1]
-    assert not empty.wanted.any()
+    assert not empty.mask.any()
     assert empty.variance == 1.0

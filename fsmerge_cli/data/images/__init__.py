@@ -1,1 +1,1 @@
-"""Images: data sets, decoding, augmentation."""
+"""Image data sets and augmentation."""

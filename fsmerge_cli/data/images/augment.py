@@ -1,4 +1,4 @@
-"""More questions from few images: augmentation and mixtures, on pixels in 0..1."""
+"""Augmentation and mixing of images, on pixels in 0..1."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from fsmerge_cli.data.images.strong import SHIFT, strong
 
 Augment = Literal["none", "shift", "paper", "strong"]
 
-TOGETHER = 8
-"""Images that share one draw of torchvision's transforms where every step draws anew: a call each is slow."""
+SHARED_BY = 8
+"""Images per call of a torchvision transform in `new_views`; they share parameters, as one call each is slow."""
 
 
 def augmentation(name: Augment, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    """The transform called `name`, on pixels in 0..1 [..., C, H, W] of `size`.
+    """The augmentation `name`, on pixels in 0..1 [..., C, H, W] of `size`; uses torch's global generator.
 
-    It draws from torch's global generator.
-
-    shift: translations. paper: crop, flip and one of grey, solarise and blur, as FS-Merge's authors train (arXiv
-    2410.01483). strong: rotation, scale, shear, translation, contrast, brightness, blur and noise, each
-    image's own.
+    shift: translations. paper: crop, flip and one of greyscale, solarisation and blur, as in FS-Merge (arXiv
+    2410.01483). strong: rotation, scale, shear, translation, contrast, brightness, blur and noise, sampled
+    independently for each image.
     """
     if name == "none":
         return _same
@@ -37,22 +35,22 @@ def augmentation(name: Augment, size: tuple[int, int]) -> Callable[[Tensor], Ten
 
 @cache
 def _transforms(name: Literal["shift", "paper"], size: tuple[int, int]) -> Any:
-    from torchvision.transforms import v2  # slow to import, so only where it is used
+    from torchvision.transforms import v2  # slow to import
 
     if name == "shift":
         return v2.RandomAffine(degrees=0, translate=(SHIFT, SHIFT))
-    # Three of the same probability, as in DeiT III (arXiv 2204.07118).
+    # One of three with equal probability, as in DeiT III (arXiv 2204.07118).
     one = [v2.Lambda(_grey), v2.RandomSolarize(0.5, p=1.0), v2.GaussianBlur(3, sigma=(0.1, 2.0))]
     crop = v2.RandomCrop(size, padding=4, padding_mode="reflect")
     return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandomChoice(one)])
 
 
-def renewed(pixels: Tensor, augment: Augment, mixup: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """The images of one step's batch, augmented and mixed anew [n, C, H, W]; depends on (seed, step) alone.
+def new_views(pixels: Tensor, augment: Augment, mixup: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """New augmented and mixed views of one step's batch [n, C, H, W]; they depend only on (seed, step).
 
-    Also which image of the batch is mixed into each [n] (itself: none), in host memory.
+    Also the index of the image mixed into each one [n] (its own index: none), in host memory.
 
-    mix: share of the images that become a mixture with another one of the batch, of which they keep at least half.
+    mixup: share of the images that are mixed with another one of the batch; each keeps at least half of itself.
     """
     if augment != "none":
         height, width = pixels.shape[-2:]
@@ -60,26 +58,26 @@ def renewed(pixels: Tensor, augment: Augment, mixup: float, seed: int, step: int
         devices = [pixels.device] if pixels.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derive(seed, "augment", step))
-            together = len(pixels) if augment == "strong" else TOGETHER
-            pixels = torch.cat([transform(part) for part in torch.split(pixels, together)])
+            size = len(pixels) if augment == "strong" else SHARED_BY
+            pixels = torch.cat([transform(part) for part in torch.split(pixels, size)])
     if mixup:
         return mixed(pixels, mixup, generator(seed, "mix", step))
     return pixels, torch.arange(len(pixels))
 
 
 def mixed(pixels: Tensor, share: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A share of the images mixed with others of the batch [n, C, H, W], and with which [n].
+    """A share of the images mixed with others of the batch [n, C, H, W], and the indices of these [n].
 
-    Every one keeps half of itself or more. One half of them as a weighted mean (mixup, arXiv 1710.09412), the
-    other with a rectangle of the other image (CutMix, arXiv 1905.04899). The sources are asked what they make of
-    it: there are no labels to be mixed.
+    Every image keeps at least half of itself. Half of the mixtures are weighted means (mixup, arXiv 1710.09412),
+    the others contain a rectangle of the other image (CutMix, arXiv 1905.04899). No labels are mixed: the sources
+    are run on the mixed image.
     """
     n, _, height, width = pixels.shape
     other = torch.randperm(n, generator=random)
     kind, part = torch.rand(n, generator=random), torch.rand(n, generator=random) / 2
     centre = torch.rand(n, 2, generator=random)
     rows, columns = torch.arange(height), torch.arange(width)
-    side = part.sqrt()  # of the rectangle, as a share of the image's: so much is taken from the other image
+    side = part.sqrt()  # of the rectangle, relative to the image; its area is the share of the other image
     inside = [
         ((axis[None] + 0.5) / length - c[:, None]).abs() * 2 <= side[:, None]
         for axis, length, c in zip((rows, columns), (height, width), centre.T)
@@ -97,5 +95,5 @@ def _same(pixels: Tensor) -> Tensor:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """Mean over the channels, as many channels as before."""
+    """Mean over the channels, repeated to the same number of channels."""
     return pixels.mean(-3, keepdim=True).expand_as(pixels)

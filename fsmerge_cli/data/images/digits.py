@@ -1,4 +1,4 @@
-"""scikit-learn's scanned digits (UCI, 1797 images of 8 x 8 grey pixels), split once for everybody."""
+"""scikit-learn's scanned digits (UCI, 1797 images of 8 x 8 grey pixels), with a fixed split."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True, config=FORBID)
 class Digits(DataConfig):
-    """The digits whose names ("0" ... "9") are among a task's labels."""
+    """Images of the digits ("0" ... "9") among a task's labels."""
 
     name: Literal["digits"] = "digits"
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet:
-        """Images of one split; 30 % of every class are test images and never seen by anything that trains."""
+        """Images of one split; 30 % of every class are test images, never used in training."""
         if task.labels is None or not set(task.labels) <= {str(digit) for digit in range(10)}:
             raise DataError(
                 f"data=digits: the labels of task '{task.name}' are {list(task.labels or ())}, "
-                "this data set has '0' to '9'. Pass models.sources.N.labels=[...] or another data=..."
+                "and the data set has '0' to '9'. Pass models.sources.N.labels=[...] or another data=..."
             )
         images, digits = _load()[split]
         keep = np.flatnonzero(np.isin(digits, [int(label) for label in task.labels]))

@@ -1,9 +1,9 @@
 """Images in folders: class folders, or flat folders of unlabelled images, one folder per task.
 
 ROOT/TASK/train/...          images for the merge: class folders or flat
-ROOT/TASK/test/...           images for the evaluation: class folders, or flat (then on features alone)
-ROOT/TASK/...                no train/ and test/: class folders are split by file name, flat images
-                             all go to the merge and nothing is evaluated on labels
+ROOT/TASK/test/...           images for the evaluation: class folders, or flat (then only features are compared)
+ROOT/TASK/...                without train/ and test/: class folders are split by file name; flat images
+                             are all used for the merge, and no accuracy is measured
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", 
 class Folder(DataConfig):
     """One folder per task below `root`.
 
-    root: folder that holds one folder per task, called like the task. test_share: part of each class kept
-    for the evaluation where a task's folder has no test/ of its own. bad_files: what becomes of images that cannot
-    be read: refuse (the run, naming them) or skip (named in its notes). class_folders: where folders below are
-    classes: both, test (those in train/ are not, its images have no labels) or none (images in folders of any
-    depth, without labels).
+    root: folder with one folder per task, named after the task. test_share: share of each class held out for the
+    evaluation if a task's folder has no train/ and test/. bad_files: what happens with images that cannot be read:
+    refuse (an error that lists them) or skip (the notes list them). class_folders: where subfolders are classes:
+    both, test (only in test/; images in train/ have no labels) or none (images in folders of any depth, without
+    labels).
     """
 
     name: Literal["folder"] = "folder"
@@ -44,7 +44,7 @@ class Folder(DataConfig):
     class_folders: Literal["both", "test", "none"] = "both"
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
-        """The images of one task; None where there are no labelled test images."""
+        """The images of one task; None if there are no test images."""
         folder = self._folder(task)
         own = folder / split
         if own.is_dir():
@@ -55,7 +55,7 @@ class Folder(DataConfig):
             own = folder
             found = _files(folder, task, self._classified("train"))
             files = [f for f in found if self._belongs(split, f[1], f[0], folder)]
-        if split == "test":  # without labels, test images still tell how well features are kept
+        if split == "test":  # unlabelled test images still serve to compare features
             files = [(path, label) for path, label in files if label >= 0] or files
             if not files:
                 return None
@@ -65,9 +65,15 @@ class Folder(DataConfig):
                 f"Put images there ({', '.join(sorted(SUFFIXES))}), flat or in class folders."
             )
         classes = tuple(label for _, label in files)
-        labelled, lenient = all(c >= 0 for c in classes), self.bad_files == "skip"
+        labelled, skip_unreadable = all(c >= 0 for c in classes), self.bad_files == "skip"
         return ImageSet(
-            len(files), partial(_read, files), transform, labelled, classes, lenient, called=partial(_path, files)
+            len(files),
+            partial(_read, files),
+            transform,
+            labelled,
+            classes,
+            skip_unreadable,
+            title_of=partial(_path, files),
         )
 
     def paths(self) -> Mapping[str, str]:
@@ -75,7 +81,7 @@ class Folder(DataConfig):
         return {} if self.root is None else {"data.root": self.root}
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
-        """Class folders, sorted, as torchvision's ImageFolder numbers them; of train/, else of test/."""
+        """Class folders of train/, else of test/, in sorted order as in torchvision's ImageFolder."""
         folder = self._folder(task)
         splits: tuple[Split, ...] = ("train", "test")
         own = next((folder / s for s in splits if self._classified(s) and (folder / s).is_dir()), folder)
@@ -84,7 +90,7 @@ class Folder(DataConfig):
         return tuple(sorted(p.name for p in own.iterdir() if p.is_dir() and _images(p))) or None
 
     def _classified(self, split: Split) -> bool:
-        """Whether folders are classes there; without train/ and test/ as in train/."""
+        """Whether subfolders of a split are classes."""
         return self.class_folders == "both" or self.class_folders == split
 
     def _folder(self, task: Task) -> Path:
@@ -92,15 +98,15 @@ class Folder(DataConfig):
             raise DataError("data=folder needs data.root=PATH, a folder with one folder per task in it.")
         try:
             root = Path(self.root).expanduser()
-            there = root.is_dir()
+            exists = root.is_dir()
         except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~ of an unknown user
             raise DataError(
                 f"data.root={self.root[:200]!r} cannot be used ({reason(error)}). Pass another path."
             ) from None
-        if not there:
-            raise DataError(f"data.root={root}: there is no such folder.")
+        if not exists:
+            raise DataError(f"data.root={root}: no such folder.")
         folder = root / task.name
-        if not folder.is_dir() and task.alone:
+        if not folder.is_dir() and task.own_data:
             return root
         if not folder.is_dir():
             found = sorted(p.name for p in root.iterdir() if p.is_dir())
@@ -111,7 +117,7 @@ class Folder(DataConfig):
         return folder
 
     def _belongs(self, split: Split, label: int, path: Path, folder: Path) -> bool:
-        """Whether an image of an unsplit folder belongs to `split`; decided by its name, so it never moves."""
+        """Whether an image of a folder without train/ and test/ belongs to `split`, by a hash of its name."""
         if label < 0:
             return split == "train"
         held_out = zlib.crc32(path.relative_to(folder).as_posix().encode()) / 2**32 < self.test_share
@@ -119,7 +125,7 @@ class Folder(DataConfig):
 
 
 def _files(folder: Path, task: Task, classified: bool) -> list[tuple[Path, int]]:
-    """Every image below `folder` with its class index (-1: none), in a stable order."""
+    """Every image below `folder` with its class index (-1: none), in sorted order."""
     if not classified:
         return [(path, -1) for path in _images(folder)]
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and _images(p))
@@ -127,13 +133,13 @@ def _files(folder: Path, task: Task, classified: bool) -> list[tuple[Path, int]]
     if not classes:
         return flat
     labels = list(task.labels or [])
-    strangers = [name for name in classes if name not in labels]
-    if strangers and task.labels is not None:
+    unknown = [name for name in classes if name not in labels]
+    if unknown and task.labels is not None:
         raise DataError(
-            f"data=folder: the class folders {', '.join(strangers)} in {folder} are not labels of task "
+            f"data=folder: the class folders {', '.join(unknown)} in {folder} are not labels of task "
             f"'{task.name}' ({', '.join(labels)}). Rename the folders, pass models.sources.N.labels=[...] "
-            "(labels=data: the folders' names, sorted), or data.class_folders=none (test: only those in test/ are "
-            "classes) to use images without labels."
+            "(labels=data: the folders' names, sorted), or data.class_folders=none (test: only folders in test/ "
+            "are classes) to use images without labels."
         )
     index = {label: i for i, label in enumerate(labels)}
     return flat + [(path, index.get(name, -1)) for name in classes for path in _images(folder / name)]
@@ -144,7 +150,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    """Hidden files are none: systems leave their own beside images."""
+    """By suffix; hidden files are ignored, as operating systems put their own next to images."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
@@ -163,5 +169,5 @@ def _open(path: Path) -> Image.Image:
             with Image.open(path) as image:
                 image.load()
                 return image
-    except Exception as error:  # every decoder raises its own for a file that lies
-        raise DataError(f"the image {path} cannot be read ({error}). Repair it or take it away.") from None
+    except Exception as error:  # decoders raise various errors for malformed files
+        raise DataError(f"the image {path} cannot be read ({error}). Repair or remove it.") from None

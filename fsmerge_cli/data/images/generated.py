@@ -1,8 +1,8 @@
-"""Images drawn from nothing but a seed: strokes, shapes and soft textures, for merging without any image at hand.
+"""Images generated from a seed: strokes, shapes and soft textures, for merging without any images.
 
-Networks answer such questions in much the way they answer photographs or characters; what a generator needs is
-edges, junctions, curves and shades at many scales, not meaning (compare Learning to See by Looking at Noise, arXiv
-2106.05963, where such images train features).
+Teachers can be run on such images much as on photographs or characters: the images need edges, junctions, curves
+and shades at many scales, not meaning (compare Learning to See by Looking at Noise, arXiv 2106.05963, where such
+images train features).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 
 OVERSAMPLING = 2
-"""Shapes are drawn this much larger than the image and then shrunk, for soft edges."""
+"""Shapes are drawn larger than the image by this factor and then shrunk, for soft edges."""
 
 MOST = 5
 """Largest number of strokes and shapes in an image."""
@@ -32,20 +32,20 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, config=FORBID)
 class Generated(DataConfig):
-    """Drawn images that belong to no task: every source is asked about each, and nothing is evaluated on them.
+    """Generated auxiliary images: every source is a teacher on each of them, and nothing is evaluated on them.
 
-    images_per_task: how many there are for all tasks together. size: width and height in pixels before they are
-    brought to the size that the sources read.
+    images_per_task: number of images, for all tasks together. size: width and height in pixels, before resizing to
+    the input size of the sources.
     """
 
-    taskless: ClassVar[bool] = True
+    auxiliary_only: ClassVar[bool] = True
 
     name: Literal["generated"] = "generated"
     images_per_task: Positive = 2000
     size: Positive = 64
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
-        """Training images alone; `task` changes nothing."""
+        """Training images, the same for every `task`; None for the test split."""
         if split == "test":
             return None
         return ImageSet(self.images_per_task, partial(_read, self.size), transform, labelled=False)
@@ -70,7 +70,7 @@ def _draw(size: int, random: np.random.Generator) -> Image.Image:
 
 
 def _paper(side: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """A soft texture between two shades, RGB [side, side, 3]."""
+    """The background: a soft texture between two shades, RGB [side, side, 3]."""
     cells = int(random.integers(2, 7))
     coarse = Image.fromarray(random.integers(0, 256, (cells, cells)).astype(np.uint8))
     soft = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
@@ -80,7 +80,7 @@ def _paper(side: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
 
 
 def _ink(paper: npt.NDArray[np.uint8], contrast: float, random: np.random.Generator) -> tuple[int, ...]:
-    """A colour that differs from the paper, brighter where there is room for it."""
+    """A colour that differs from the background at that point, brighter if the contrast allows."""
     towards = 255.0 if (contrast > 0) == (paper.mean() < 160) else 0.0
     colour = paper + abs(contrast) * (towards - paper) + random.uniform(-30, 30, 3)
     return tuple(int(value) for value in colour.clip(0, 255))

@@ -1,7 +1,7 @@
 """Drawn characters of eight alphabets, in the fonts that matplotlib ships: many tasks without a download.
 
-An image is a pure function of its character, its split, its number and its size, so that it is the same in every
-task that the character belongs to, whatever is asked before it. Train and test share neither seeds nor fonts.
+An image is a pure function of its character, its split, its index and its size, so that it is the same in every
+task with that character and in any order of access. Train and test share neither seeds nor fonts.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ ALPHABETS: dict[str, str] = {
     "digits": "0123456789",
     "capitals": "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
     "lower": "abcdefghijklmnopqrstuvwxyz",
-    # Capitals only where neither the Latin nor the lower-case letter looks alike.
+    # Only those capitals that look like neither a Latin nor a lower-case letter.
     "greek": "αβγδεζηθικλμνξοπρστυφχψωΓΔΛΞΣΩ",
-    # Capitals, because the italics of the lower case are other letters' shapes.
+    # Capitals, because lower-case italics look like other letters.
     "cyrillic": "АБВГДЕЁЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ",
-    # No final forms: some differ from another letter in nothing but length.
+    # No final forms: some differ from another letter only in length.
     "hebrew": "אבגדהוזחטיכלמנסעפצקרשת",
-    # Without the hyun, which is only written in digraphs and differs from the lyun in little but length.
+    # Without hyun, which occurs only in digraphs and differs from lyun mainly in length.
     "armenian": "աբգդեզէըթժիլխծկհձղճմյնշոչպջռսվտրցփքօֆ",
-    # None that YAML, Hydra or a file name would read as something else.
+    # None with a special meaning in YAML, Hydra or file names.
     "symbols": "±×÷≠≤≥≈∞√∑∫∂∇∈∪∩⊂∀∃←→↑↓↔§¶€£¥†",  # noqa: RUF001
 }
-"""Alphabet -> its characters in order; no character is in two of them."""
+"""Alphabet -> its characters in order; the alphabets are disjoint."""
 
 TRAIN_FONTS = (
     "DejaVuSans",
@@ -61,14 +61,14 @@ TRAIN_FONTS = (
     "cmtt10",
 )
 TEST_FONTS = ("DejaVuSans-Oblique", "DejaVuSansMono-Bold", "DejaVuSerif-Italic", "STIXGeneralBol", "cmss10")
-"""File names of text fonts. The others that matplotlib ships have pieces of formulas or private encodings."""
+"""File names of text fonts; matplotlib's other fonts hold parts of formulas or have private encodings."""
 
 SEED = 0
 TYPICAL, LARGEST = 0.7, 0.88
-"""Longer side of an alphabet's median character, and of any, as shares of the image before the random scale."""
+"""Longer side of an alphabet's median and largest character, relative to the image, before the random scale."""
 
 OVERSAMPLING = 2
-"""Characters are drawn this much larger than the image and then turned and shrunk in one step."""
+"""Characters are drawn larger than the image by this factor, then rotated and shrunk in one step."""
 
 TRIAL = 48
 """Point size at which the characters of a font are measured."""
@@ -77,23 +77,23 @@ TURN, SHEAR, SHIFT = 5.0, 0.08, 0.025
 """Largest rotation in degrees, shear, and translation as a share of the image."""
 
 SCALE, ASPECT = 0.06, 0.04
-"""Largest relative change of the size, and of width against height."""
+"""Largest relative change of the size, and of the ratio of width to height."""
 
 CONTRAST = (0.45, 1.0)
-"""Difference between ink and paper in grey levels of 0..1; the ink is the brighter one."""
+"""Difference between foreground and background in grey levels of 0..1; the foreground is brighter."""
 
 TILT, NOISE = 0.1, (0.01, 0.06)
-"""Largest change of the paper from one border to the other; standard deviation of the noise per pixel."""
+"""Largest change of the background from border to border; range of the standard deviation of pixel noise."""
 
 Size = Annotated[int, Field(strict=True, ge=12)]
 
 
 @dataclass(frozen=True, config=FORBID)
 class Glyphs(DataConfig):
-    """The characters of ALPHABETS that are a task's labels, from one alphabet or from several.
+    """Images of the characters of ALPHABETS that are a task's labels, from one alphabet or several.
 
-    train_images, test_images: images per class in each split. size: width and height of an image in pixels,
-    from 12 on, under which characters cannot be told apart.
+    train_images, test_images: images per class in each split. size: width and height of an image in pixels, at
+    least 12: in smaller images, characters cannot be distinguished.
     """
 
     name: Literal["glyphs"] = "glyphs"
@@ -122,15 +122,15 @@ def _read(
 
 
 def _known(task: Task) -> tuple[str, ...]:
-    """The labels of `task`, or DataError where it has none or one is not a character of the alphabets."""
+    """The labels of `task`; DataError if it has none, or one is not a character of the alphabets."""
     labels = task.labels or ()
-    strangers = [label for label in labels if label not in _alphabet_of()]
-    if labels and not strangers:
+    unknown = [label for label in labels if label not in _alphabet_of()]
+    if labels and not unknown:
         return labels
     wrong = (
-        f"the labels {', '.join(map(repr, strangers))} of task '{task.name}' are in none of its alphabets"
-        if strangers
-        else f"task '{task.name}' has no labels, which say what to draw"
+        f"the labels {', '.join(map(repr, unknown))} of task '{task.name}' are in none of its alphabets"
+        if unknown
+        else f"task '{task.name}' has no labels, so there is nothing to draw"
     )
     raise DataError(
         f"data=glyphs: {wrong}. The alphabets are {', '.join(f'{n} ({c})' for n, c in ALPHABETS.items())}. "
@@ -184,14 +184,14 @@ def _covered(path: Path) -> frozenset[int]:
 
 @cache
 def _points(path: Path, alphabet: str, size: int) -> float:
-    """The point size at which the median character of `alphabet` fills TYPICAL of a stencil."""
+    """The point size at which the median character of `alphabet` fills the share TYPICAL of a stencil."""
     longer = statistics.median(max(_ink(path, character, TRIAL).size) for character in ALPHABETS[alphabet])
     return TRIAL * TYPICAL * OVERSAMPLING * size / longer
 
 
 @cache
 def _stencil(path: Path, character: str, size: int) -> Image.Image:
-    """The character in white on black, in the middle, OVERSAMPLING times larger than the image."""
+    """The character in white on black, centred, OVERSAMPLING times larger than the image."""
     side = OVERSAMPLING * size
     points = _points(path, _alphabet_of()[character], size)
     ink = _ink(path, character, round(points))
@@ -204,7 +204,7 @@ def _stencil(path: Path, character: str, size: int) -> Image.Image:
 
 
 def _ink(path: Path, character: str, points: int) -> Image.Image:
-    """The character in white on black, cropped to what is drawn (a font's own boxes reach to the baseline)."""
+    """The character in white on black, cropped to its pixels (a font's own boxes extend to the baseline)."""
     page = Image.new("L", (3 * points, 3 * points))
     ImageDraw.Draw(page).text((points, 2 * points), character, 255, _open(path, points), anchor="ls")
     return page.crop(page.getbbox())
@@ -212,12 +212,12 @@ def _ink(path: Path, character: str, points: int) -> Image.Image:
 
 @cache
 def _open(path: Path, points: int) -> ImageFont.FreeTypeFont:
-    """Basic layout: the other engine is not in every build of Pillow, and single characters need none."""
+    """The font in basic layout: Raqm is not in every build of Pillow, and single characters do not need it."""
     return ImageFont.truetype(path, points, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _draw(character: str, fonts: tuple[Path, ...], split: Split, copy: int, size: int) -> Image.Image:
-    """One image; the fonts take turns, so that every class sees each of them equally often."""
+    """One image; fonts alternate with `copy`, so that every class has each font equally often."""
     random = np.random.default_rng(derive(SEED, "glyphs", split, character, copy))
     stencil = _stencil(fonts[copy % len(fonts)], character, size)
     place = _affine(random.uniform(-1, 1, 6).tolist(), size)
@@ -226,7 +226,7 @@ def _draw(character: str, fonts: tuple[Path, ...], split: Split, copy: int, size
 
 
 def _affine(random: list[float], size: int) -> tuple[float, ...]:
-    """Coefficients that take a pixel of the image to its place in the stencil, from six numbers in -1..1."""
+    """Coefficients of the affine map from image to stencil coordinates, from six random values in -1..1."""
     turn, shear, scale, aspect, right, down = random
     angle = math.radians(TURN * turn)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -240,7 +240,7 @@ def _affine(random: list[float], size: int) -> tuple[float, ...]:
 
 
 def _shade(ink: npt.NDArray[np.floating], random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Ink of 0..1 on a paper of random brightness and slope, with noise, in grey levels of 0..255."""
+    """A character in 0..1 on a background of random brightness and slope, with noise, in grey levels 0..255."""
     contrast = random.uniform(*CONTRAST)
     paper = random.uniform(0, 1 - contrast)
     slope = np.linspace(-0.5, 0.5, len(ink), dtype=np.float32)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Text
-from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, numbered
+from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
 from fsmerge_cli.data.matching import of_task
 
 
@@ -23,9 +23,9 @@ class HuggingFace(DataConfig):
     """One data set for `datasets.load_dataset`, or a folder that `save_to_disk` wrote.
 
     path: a folder (of images in class folders, of Parquet files, or written by save_to_disk), or a name on the
-    hub, which is downloaded once; `{task}` in it is the task's name. config_name: which of its configurations.
-    image_column, label_column: null takes the only one of that kind (for labels `label` first). train_split,
-    test_split: names of the splits; test_split null: nothing is evaluated.
+    hub, which is downloaded once; `{task}` stands for the task's name. config_name: a configuration of the data
+    set. image_column, label_column: null takes the only column of that type (for labels, `label` first).
+    train_split, test_split: names of the splits; test_split null: nothing is evaluated.
     """
 
     name: Literal["hf"] = "hf"
@@ -41,18 +41,18 @@ class HuggingFace(DataConfig):
         return {} if self.path is None else {"data.path": self.path}
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
-        """Names of the label column, where it has some."""
+        """Class names of the label column; None if it has none."""
         found = self._open(self.train_split, task.name)
         column = self._label_column(found)
         names = None if column is None else getattr(found.features[column], "names", None)
         return tuple(names) if names else None
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
-        """The images of a split; those of them that have a label of the task, where there are labels."""
-        wanted = self.train_split if split == "train" else self.test_split
-        if wanted is None:
+        """The images of a split; with a label column, only those with a label of the task."""
+        split_name = self.train_split if split == "train" else self.test_split
+        if split_name is None:
             return None
-        found = self._open(wanted, task.name)
+        found = self._open(split_name, task.name)
         image, label = self._image_column(found), self._label_column(found)
         where = f"data=hf: {self.path}"
         rows, places = [*range(len(found))], [-1] * len(found)
@@ -61,9 +61,9 @@ class HuggingFace(DataConfig):
             names = getattr(found.features[label], "names", None)
             rows, places, notes = of_task(task, list(found[label]), names, where)
         labelled = all(place >= 0 for place in places)
-        called = partial(numbered, rows, f"{self.path} {wanted}")
+        title_of = partial(row_title, rows, f"{self.path} {split_name}")
         read = partial(_read, _images(found, image), image, rows, places, where)
-        return ImageSet(len(rows), read, transform, labelled, places, notes=notes, called=called)
+        return ImageSet(len(rows), read, transform, labelled, places, notes=notes, title_of=title_of)
 
     def _open(self, split: str, task: str) -> Any:
         if self.path is None:
@@ -72,11 +72,11 @@ class HuggingFace(DataConfig):
         with _library() as datasets:
             try:
                 found = _load(datasets, path, self.config_name)
-            except Exception as error:  # the library raises whatever its readers raise
+            except Exception as error:  # its readers raise errors of many types
                 local = Path(path).expanduser().exists()
-                hint = "Pass another data.path=PATH" if local else "Without a network, pass a path"
-                said = first_line(error)
-                raise DataError(f"data=hf: {path} cannot be loaded ({said}). {hint}.") from None
+                hint = "Pass another data.path=PATH" if local else "Without network access, pass a local path"
+                cause = first_line(error)
+                raise DataError(f"data=hf: {path} cannot be loaded ({cause}). {hint}.") from None
         splits = {str(name): own for name, own in found.items()}
         if split not in splits:
             which = "train_split" if split == self.train_split else "test_split"
@@ -89,7 +89,7 @@ class HuggingFace(DataConfig):
         columns = [name for name, feature in found.features.items() if type(feature).__name__ == "Image"]
         if len(columns) != 1:
             raise ConfigError(
-                f"data.image_column: {self.path} has {len(columns)} columns of images. Name one of its columns: "
+                f"data.image_column: {self.path} has {len(columns)} image columns. Pass one of its columns: "
                 f"{', '.join(found.column_names)}."
             )
         return str(columns[0])
@@ -100,7 +100,7 @@ class HuggingFace(DataConfig):
         columns = [name for name, feature in found.features.items() if type(feature).__name__ == "ClassLabel"]
         if len(columns) > 1 and "label" not in columns:
             raise ConfigError(
-                f"data.label_column: {self.path} has several columns of labels. Name one: {', '.join(columns)}."
+                f"data.label_column: {self.path} has several label columns. Pass one of: {', '.join(columns)}."
             )
         return "label" if "label" in found.column_names else (str(columns[0]) if columns else None)
 
@@ -112,7 +112,7 @@ class HuggingFace(DataConfig):
 
 @contextmanager
 def _library() -> Iterator[Any]:
-    """The library, silent: what is shown is not its to decide."""
+    """Hugging Face's datasets, with its progress bars and log messages turned off."""
     try:
         import datasets
     except ImportError:
@@ -130,7 +130,7 @@ def _library() -> Iterator[Any]:
 
 
 def _load(datasets: Any, path: str, config_name: str | None) -> Mapping[str, Any]:
-    """All splits by name; a folder of one split, as save_to_disk writes it, is `train`."""
+    """All splits by name; a folder that save_to_disk wrote for one split is `train`."""
     folder = Path(path).expanduser()
     if (folder / "dataset_dict.json").is_file():
         return dict(datasets.load_from_disk(str(folder)))
@@ -140,7 +140,7 @@ def _load(datasets: Any, path: str, config_name: str | None) -> Mapping[str, Any
 
 
 def _images(found: Any, column: str) -> Any:
-    """The column of images alone, also where paths or bytes are not declared as images."""
+    """Only the image column; paths or bytes are cast to images."""
     import datasets
 
     found = found.select_columns([column])
@@ -154,7 +154,7 @@ def _read(
     try:
         image = found[rows[i]][column]
         image.load()
-    except Exception as error:  # decoders raise their own for a file that lies
-        said = first_line(error)
-        raise DataError(f"{where}: image {rows[i]} cannot be read ({said}). Repair it or take it away.") from None
+    except Exception as error:  # decoders raise various errors for malformed files
+        cause = first_line(error)
+        raise DataError(f"{where}: image {rows[i]} cannot be read ({cause}). Repair or remove it.") from None
     return image, places[i]

@@ -1,4 +1,4 @@
-"""Images that lie in a file as one array: .npz, .npy, .safetensors or .pt."""
+"""Images stored as one array in a file: .npz, .npy, .safetensors or .pt."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth")
 
 @dataclass(frozen=True, config=FORBID)
 class Tensors(DataConfig):
-    """Arrays of images [n, C, H, W], [n, H, W, C] or [n, H, W]: bytes, or numbers from 0 to 1.
+    """Arrays of images [n, C, H, W], [n, H, W, C] or [n, H, W]: uint8, or floats in 0..1.
 
-    train, test: files; `{task}` in them is the task's name; null: there are none. images_key, labels_key: names in
-    the file; labels (class numbers or names, [n]) may be missing. layout: of the images, where their shape does
-    not tell. Numbers from 0 to 1 are kept with 8 bits.
+    train, test: files; `{task}` stands for the task's name; null: no such images. images_key, labels_key: names of
+    the arrays in a file; labels (class indices or names, [n]) may be missing. layout: of the images, if the shape
+    is ambiguous. Floats in 0..1 are rounded to 8 bits.
     """
 
     name: Literal["tensors"] = "tensors"
@@ -42,12 +42,12 @@ class Tensors(DataConfig):
     layout: Layout = "auto"
 
     def paths(self) -> Mapping[str, str]:
-        """Both files."""
+        """The training and the test file."""
         found = {"data.train": self.train, "data.test": self.test}
         return {key: path for key, path in found.items() if path is not None}
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
-        """Label names in the training file, else in the test file, sorted."""
+        """Sorted label names of the training file, else of the test file; None if labels are indices."""
         for split in ("train", "test"):
             path = self._path("train" if split == "train" else "test", task.name)
             labels = None if path is None else self._content(path)[1]
@@ -56,14 +56,14 @@ class Tensors(DataConfig):
         return None
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
-        """The images of one file; those of them that have a label of the task, where there are labels."""
+        """The images of one file; if it has labels, only those with a label of the task."""
         path = self._path(split, task.name)
         if path is None and split == "test":
             return None
         if path is None:
             raise DataError(
-                "data=tensors needs data.train=PATH (.npz, .npy, .safetensors or .pt; {task} in it is the task's "
-                "name), or data.images_per_task=0."
+                "data=tensors needs data.train=PATH (.npz, .npy, .safetensors or .pt; {task} stands for the "
+                "task's name), or data.images_per_task=0."
             )
         images, labels = self._content(path)
         if not len(images):
@@ -73,15 +73,15 @@ class Tensors(DataConfig):
         if labels is not None:
             rows, places, notes = of_task(task, labels, None, str(path))
         labelled = all(place >= 0 for place in places)
-        read, called = partial(_read, images, rows, places), partial(_called, rows, str(path))
-        return ImageSet(len(rows), read, transform, labelled, places, notes=notes, called=called)
+        read, title_of = partial(_read, images, rows, places), partial(_title, rows, str(path))
+        return ImageSet(len(rows), read, transform, labelled, places, notes=notes, title_of=title_of)
 
     def _path(self, split: Split, task: str) -> Path | None:
         path = self.train if split == "train" else self.test
         return None if path is None else Path(path.replace("{task}", task)).expanduser()
 
     def _content(self, path: Path) -> tuple[Any, list[int] | list[str] | None]:
-        """Images as an array [n, H, W] or [n, H, W, C] of bytes, and labels [n], if there are any."""
+        """Images as a uint8 array [n, H, W] or [n, H, W, C], and labels [n], if the file has any."""
         arrays = _load(path)
         name = next(iter(arrays)) if len(arrays) == 1 else self.images_key
         if name not in arrays:
@@ -89,20 +89,20 @@ class Tensors(DataConfig):
                 f"{path} has no array '{name}'. It holds {', '.join(sorted(arrays)) or 'nothing'}: pass "
                 "data.images_key=NAME."
             )
-        images = _bytes(_channels_last(arrays[name], self.layout, path), path)
+        images = _uint8(_channels_last(arrays[name], self.layout, path), path)
         labels = arrays.get(self.labels_key) if self.labels_key != name else None
         if labels is None:
             return images, None
         if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
             raise DataError(
-                f"{path}: '{self.labels_key}' should be {len(images)} class numbers or names, one per image, and "
+                f"{path}: '{self.labels_key}' should be {len(images)} class indices or names, one per image, and "
                 f"is {labels.dtype} {list(labels.shape)}. Pass data.labels_key=NAME, or another file."
             )
         return images, labels.tolist()
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Arrays by name; no file runs code."""
+    """Arrays by name; loading a file never runs code."""
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: should be one of {', '.join(SUFFIXES)}. {ANOTHER}")
     try:
@@ -112,9 +112,8 @@ def _load(path: Path) -> dict[str, Any]:
         elif isinstance(found, list | tuple):
             found = dict(zip(("images", "labels"), found))
         return {str(name): _array(value) for name, value in dict(found).items() if not isinstance(value, str)}
-    except Exception as error:  # every format has its own for a file that lies
-        said = first_line(error)
-        raise DataError(f"{path} cannot be read ({said}). {ANOTHER}") from None
+    except Exception as error:  # readers raise various errors for malformed files
+        raise DataError(f"{path} cannot be read ({first_line(error)}). {ANOTHER}") from None
 
 
 def _read_file(path: Path) -> Any:
@@ -148,25 +147,25 @@ def _channels_last(images: Any, layout: Layout, path: Path) -> Any:
             "data.layout=nhwc."
         )
     if not first and not last:
-        wanted = "" if layout == "auto" else f" with data.layout={layout}"
+        where = "" if layout == "auto" else f" with data.layout={layout}"
         raise DataError(
-            f"{path}: images should be [n, C, H, W], [n, H, W, C] or [n, H, W], with 1 or 3 channels{wanted}, and "
-            f"are {shape}. Bring them into that shape."
+            f"{path}: images should be [n, C, H, W], [n, H, W, C] or [n, H, W], with 1 or 3 channels{where}, and "
+            f"are {shape}. Reshape them."
         )
     images = np.moveaxis(images, 1, -1) if first else images
     return images[..., 0] if images.shape[-1] == 1 else images
 
 
-def _bytes(images: Any, path: Path) -> Any:
+def _uint8(images: Any, path: Path) -> Any:
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind != "f":
-        raise DataError(f"{path}: images should be bytes (uint8) or numbers from 0 to 1, and are {images.dtype}.")
+        raise DataError(f"{path}: images should be uint8 or floats in 0..1, and are {images.dtype}.")
     low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 1.0)
     if not (low >= 0 and high <= 1):
         raise DataError(
-            f"{path}: images should be bytes (uint8) or numbers from 0 to 1, and reach from {low:g} to {high:g}. "
-            "Save the pixels as they were before any normalisation (divided by 255)."
+            f"{path}: images should be uint8 or floats in 0..1, and range from {low:g} to {high:g}. "
+            "Save the pixels without normalisation, divided by 255."
         )
     return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
 
@@ -175,5 +174,5 @@ def _read(images: Any, rows: Sequence[int], places: Sequence[int], i: int) -> tu
     return Image.fromarray(np.ascontiguousarray(images[rows[i]])), places[i]
 
 
-def _called(rows: Sequence[int], path: str, i: int) -> str:
+def _title(rows: Sequence[int], path: str, i: int) -> str:
     return f"{path} [{rows[i]}]"

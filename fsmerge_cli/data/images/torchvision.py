@@ -1,4 +1,4 @@
-"""Any image-classification data set of torchvision, by the name of its class."""
+"""Any image-classification data set of torchvision, by its class name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Share, Text
-from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, numbered
+from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
 from fsmerge_cli.data.matching import of_task
 
 SPLITS: dict[str, tuple[str, str]] = {
@@ -26,23 +26,23 @@ SPLITS: dict[str, tuple[str, str]] = {
     "OxfordIIITPet": ("trainval", "test"),
     "Places365": ("train-standard", "val"),
 }
-"""What these classes call the images to train on and those with labels for the test; others say train and test."""
+"""Names of the training split and the labelled test split of these classes; in others they are train and test."""
 
 UNFIT = ("VisionDataset", "DatasetFolder", "LSUN", "LSUNClass")
-"""No data sets of their own; and LSUN, which unpickles a file in the working directory (its cache)."""
+"""Base classes, and LSUN, which unpickles a cache file in the working directory."""
 
-OURS = ("transform", "target_transform", "transforms", "download", "loader")
-"""Arguments that are not the user's."""
+RESERVED = ("transform", "target_transform", "transforms", "download", "loader")
+"""Arguments that cannot be set with data.args."""
 
 
 @dataclass(frozen=True, config=FORBID)
 class TorchVision(DataConfig):
-    """One of the classes in torchvision.datasets, from files on disk.
+    """A class of torchvision.datasets, from files on disk.
 
-    dataset: the class (MNIST, GTSRB, ImageFolder, ...). root: its folder; `{task}` in it is the task's name.
-    args: further arguments of the class. train_args, test_args: those that choose a split, where `train=` or
-    `split=` are not enough. download: whether torchvision may download what is not there. test_share: part that is
-    kept for the evaluation where the class has no splits.
+    dataset: the class (MNIST, GTSRB, ImageFolder, ...). root: its folder; `{task}` stands for the task's name.
+    args: further arguments of the class. train_args, test_args: arguments that select a split, if `train=` or
+    `split=` is not enough. download: whether torchvision may download missing files. test_share: share held out
+    for the evaluation if the class has no splits.
     """
 
     name: Literal["torchvision"] = "torchvision"
@@ -64,23 +64,23 @@ class TorchVision(DataConfig):
         return None if found is None else tuple(found)
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
-        """The images of a split that have a label of the task."""
+        """The images of a split that have a label of the task; None if there are none to evaluate on."""
         found, where = self._open(split, task.name), f"data=torchvision: {self.dataset}"
         classes = _classes(found, where) if task.labels is not None else [0] * len(found)
         rows, places, notes = of_task(task, classes, _names(found), where)
         if self._arguments("train", task.name) == self._arguments("test", task.name):
-            kept = [i for i, row in enumerate(rows) if _held(row, self.test_share) == (split == "test")]
+            kept = [i for i, row in enumerate(rows) if _is_held_out(row, self.test_share) == (split == "test")]
             rows, places = [rows[i] for i in kept], [places[i] for i in kept]
             if split == "test" and (not rows or task.labels is None):
                 return None
         read = partial(_read, found, rows, places, where)
-        called = partial(numbered, rows, f"{self.dataset} {split}")
+        title_of = partial(row_title, rows, f"{self.dataset} {split}")
         return ImageSet(
-            len(rows), read, transform, all(place >= 0 for place in places), places, notes=notes, called=called
+            len(rows), read, transform, all(place >= 0 for place in places), places, notes=notes, title_of=title_of
         )
 
     def _class(self) -> Any:
-        from torchvision import datasets  # slow to import, so only where it is used
+        from torchvision import datasets  # slow to import
 
         names = [name for name in datasets.__all__ if name not in UNFIT]
         if self.dataset is None:
@@ -90,17 +90,17 @@ class TorchVision(DataConfig):
         return getattr(datasets, self.dataset)
 
     def _arguments(self, split: Split, task: str) -> dict[str, Any]:
-        """What the class is called with; the same for both splits where it has none."""
+        """Arguments of the class; the same for both splits if it has no splits."""
         known = _parameters(self._class())
         own = self.train_args if split == "train" else self.test_args
         given = {**(self.args or {}), **(own or {})}
-        wrong = [name for name in given if name not in known or name in OURS]
+        wrong = [name for name in given if name not in known or name in RESERVED]
         if wrong:
-            there = [name for name in known if name not in OURS]
-            raise ConfigError(f"data.args: {unknown(f'argument of {self.dataset}', wrong[0], there)}")
+            available = [name for name in known if name not in RESERVED]
+            raise ConfigError(f"data.args: {unknown(f'argument of {self.dataset}', wrong[0], available)}")
         if "root" in known and "root" not in given:
             if self.root is None:
-                raise DataError(f"data=torchvision needs data.root=PATH, the folder that {self.dataset} lies in.")
+                raise DataError(f"data=torchvision needs data.root=PATH, the folder of {self.dataset}.")
             given["root"] = self.root
         if "root" in given:
             given["root"] = str(Path(str(given["root"]).replace("{task}", task)).expanduser())
@@ -111,7 +111,7 @@ class TorchVision(DataConfig):
         if "download" in known:
             given["download"] = self.download
         elif self.download:
-            raise ConfigError(f"data.download=true: torchvision cannot download {self.dataset}. Leave it out.")
+            raise ConfigError(f"data.download=true: torchvision cannot download {self.dataset}. Remove this key.")
         return given
 
     def _open(self, split: Split, task: str) -> Any:
@@ -119,7 +119,7 @@ class TorchVision(DataConfig):
         try:
             found = self._class()(**arguments)
             len(found)
-        except Exception as error:  # every class raises its own
+        except Exception as error:  # the classes raise errors of many types
             shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             hint = "" if self.download or "download" not in arguments else ", or data.download=true"
             raise DataError(
@@ -130,7 +130,7 @@ class TorchVision(DataConfig):
 
 
 def _parameters(cls: Any) -> list[str]:
-    """Arguments of a class, those that it hands on to its parents included."""
+    """Argument names of a class, including those passed on to its parents."""
     found: dict[str, None] = {}
     for parent in inspect.getmro(cls):
         if "__init__" not in vars(parent):
@@ -144,7 +144,7 @@ def _parameters(cls: Any) -> list[str]:
 
 
 def _names(found: Any) -> Sequence[str] | None:
-    """What the classes are called; of several names for one (ImageNet) the first."""
+    """Class names, the first one if a class has several (ImageNet); None if there are none."""
     names = getattr(found, "classes", None)
     if not isinstance(names, list | tuple) or not names:
         return None
@@ -152,7 +152,7 @@ def _names(found: Any) -> Sequence[str] | None:
 
 
 def _classes(found: Any, where: str) -> list[int]:
-    """Class of every image; without reading images, where the class of the data set says them in a known way."""
+    """Class index of every image; without reading the images if the data set lists them in a known attribute."""
     for name in ("targets", "labels", "_labels", "samples", "_samples"):
         values = getattr(found, name, None)
         if values is None or not hasattr(values, "__len__") or len(values) != len(found):
@@ -169,22 +169,22 @@ def _target(value: Any, where: str) -> int:
         return int(value)
     except (TypeError, ValueError):
         raise DataError(
-            f"{where} gives no class numbers ({type(value).__name__}), so it is not for classification. "
-            "Pass another data.dataset=NAME, or data.args={...} that make it so."
+            f"{where} has no class indices ({type(value).__name__}), so it is not a classification data set. "
+            "Pass another data.dataset=NAME, or data.args={...} that select class labels."
         ) from None
 
 
-def _held(row: int, share: float) -> bool:
-    """Whether an image is kept for the test; decided by its number, so that it never moves."""
+def _is_held_out(row: int, share: float) -> bool:
+    """Whether an image is held out for the test, by a hash of its index."""
     return zlib.crc32(str(row).encode()) / 2**32 < share
 
 
 def _item(found: Any, index: int, where: str) -> tuple[Any, Any]:
     try:
         image, target = found[index]
-    except Exception as error:  # decoders raise their own for a file that lies
+    except Exception as error:  # decoders raise various errors for malformed files
         raise DataError(
-            f"{where}: image {index} cannot be read ({first_line(error)}). Repair it or take it away."
+            f"{where}: image {index} cannot be read ({first_line(error)}). Repair or remove it."
         ) from None
     return image, target
 
@@ -192,5 +192,7 @@ def _item(found: Any, index: int, where: str) -> tuple[Any, Any]:
 def _read(found: Any, rows: Sequence[int], places: Sequence[int], where: str, i: int) -> tuple[Image.Image, int]:
     image, _ = _item(found, rows[i], where)
     if not isinstance(image, Image.Image):
-        raise DataError(f"{where} gives {type(image).__name__} and no images. Pass another data.dataset=NAME.")
+        raise DataError(
+            f"{where} returns {type(image).__name__} instead of images. Pass another data.dataset=NAME."
+        )
     return image, places[i]

@@ -21,7 +21,7 @@ ALL = tuple(str(digit) for digit in range(10))
 
 @pytest.fixture(scope="module")
 def known() -> dict[bytes, int]:
-    """Which digit each image shows, by its pixels; no two of the 1797 are alike."""
+    """The digit of each image, by its pixels; the 1797 images are all different."""
     bunch = load_digits()
     images = torch.tensor(bunch.images / 16).mul(255).round().to(torch.uint8)
     known = {image.numpy().tobytes(): int(digit) for image, digit in zip(images, bunch.target)}
@@ -49,7 +49,7 @@ def test_images_are_pixels_in_0_to_1_with_a_label_of_the_task(split: str) -> Non
 
 
 @pytest.mark.parametrize("labels", [("0", "1", "2", "3", "4"), ("7", "3"), ("9",)])
-def test_a_class_index_is_the_place_in_the_tasks_labels(labels: tuple[str, ...], known: dict[bytes, int]) -> None:
+def test_a_class_index_is_an_index_of_the_tasks_labels(labels: tuple[str, ...], known: dict[bytes, int]) -> None:
     for split in ("train", "test"):
         images = build(split, *labels)
         assert len(images)
@@ -58,7 +58,7 @@ def test_a_class_index_is_the_place_in_the_tasks_labels(labels: tuple[str, ...],
             assert labels[label] == str(known[content(pixels)])
 
 
-def test_train_and_test_share_no_image_and_leave_none_out(known: dict[bytes, int]) -> None:
+def test_train_and_test_are_a_partition_of_the_images(known: dict[bytes, int]) -> None:
     parts = {}
     for split in ("train", "test"):
         images = build(split, *ALL)
@@ -68,21 +68,21 @@ def test_train_and_test_share_no_image_and_leave_none_out(known: dict[bytes, int
     assert parts["train"] | parts["test"] == set(known)
 
 
-def test_thirty_per_cent_of_every_class_are_test_images(known: dict[bytes, int]) -> None:
+def test_30_per_cent_of_every_class_are_test_images(known: dict[bytes, int]) -> None:
     images = build("test", *ALL)
     test = Counter(images[i][1] for i in range(len(images)))
     total = Counter(known.values())
     assert all(abs(test[digit] - 0.3 * total[digit]) <= 1 for digit in range(10))
 
 
-def test_the_split_is_the_same_whatever_the_task() -> None:
+def test_the_split_does_not_depend_on_the_task() -> None:
     one = build("test", "3", "4")
     other = build("test", *ALL)
     inside = {content(other[i][0]) for i in range(len(other))}
     assert all(content(one[i][0]) in inside for i in range(len(one)))
 
 
-def test_images_come_in_the_size_and_channels_that_the_sources_read() -> None:
+def test_images_have_the_input_size_of_the_sources() -> None:
     images = Digits().build("test", Task("task", ("1",)), ToPixels((3, 16, 12)))
     pixels, _ = images[0]
     assert pixels.shape == (3, 16, 12)
@@ -90,7 +90,7 @@ def test_images_come_in_the_size_and_channels_that_the_sources_read() -> None:
     assert torch.equal(pixels[0], pixels[2])
 
 
-def test_images_can_be_read_by_another_process() -> None:
+def test_an_image_set_can_be_pickled() -> None:
     images = build("test", "1", "2")
     again = pickle.loads(pickle.dumps(images))
     assert len(again) == len(images)
@@ -99,16 +99,16 @@ def test_images_can_be_read_by_another_process() -> None:
 
 
 @pytest.mark.parametrize(("labels", "shown"), [(("1", "ten"), "['1', 'ten']"), (("10",), "['10']"), (None, "[]")])
-def test_labels_that_are_no_digits_are_refused(labels: tuple[str, ...] | None, shown: str) -> None:
+def test_labels_other_than_digits_are_refused(labels: tuple[str, ...] | None, shown: str) -> None:
     with pytest.raises(DataError) as error:
         Digits().build("train", Task("birds", labels), PIXELS)
     assert str(error.value) == (
-        f"data=digits: the labels of task 'birds' are {shown}, this data set has '0' to '9'. "
+        f"data=digits: the labels of task 'birds' are {shown}, and the data set has '0' to '9'. "
         "Pass models.sources.N.labels=[...] or another data=..."
     )
 
 
-def test_a_missing_scikit_learn_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scikit_learn_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     module._load.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError) as error:

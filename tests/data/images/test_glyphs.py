@@ -42,11 +42,11 @@ def test_classes_are_balanced_and_every_character_is_drawn(alphabet: str) -> Non
         assert (first.flatten(1).std(1) > 0.02).all()
         flat = first.flatten(1) - first.flatten(1).mean(1, keepdim=True)
         flat /= flat.norm(dim=1, keepdim=True)
-        alike = flat @ flat.T - 2 * torch.eye(len(flat))
-        assert alike.max() < 0.99  # no two characters are one picture
+        cosine = flat @ flat.T - 2 * torch.eye(len(flat))
+        assert cosine.max() < 0.99  # no two characters look the same
 
 
-def test_an_image_is_the_same_whatever_was_asked_before() -> None:
+def test_an_image_does_not_depend_on_the_order_of_access() -> None:
     one, two = (Glyphs().build("train", task("greek"), PIXELS) for _ in range(2))
     forward = [one[i][0] for i in (0, 5, 77)]
     backward = [two[i][0] for i in (77, 5, 0)][::-1]
@@ -78,10 +78,10 @@ def test_the_size_is_an_option() -> None:
     ("labels", "wrong"),
     [
         (("0", "ten"), "the labels 'ten' of task 'x' are in none of its alphabets"),
-        (None, "task 'x' has no labels, which say what to draw"),
+        (None, "task 'x' has no labels, so there is nothing to draw"),
     ],
 )
-def test_labels_that_cannot_be_drawn_are_named(labels: tuple[str, ...] | None, wrong: str) -> None:
+def test_labels_that_cannot_be_drawn_are_reported(labels: tuple[str, ...] | None, wrong: str) -> None:
     with pytest.raises(DataError) as error:
         Glyphs().build("train", Task("x", labels), PIXELS)
     listed = ", ".join(f"{name} ({characters})" for name, characters in ALPHABETS.items())

@@ -36,7 +36,7 @@ def values(images: ImageSet | None) -> list[tuple[int, int]]:
 
 
 def tables(**options: Any) -> Any:
-    """Two splits of six and three images; classes owl, wren, eel in turn."""
+    """Two splits of six and three images; the classes owl, wren, eel alternate."""
     import datasets
 
     names = datasets.ClassLabel(names=["owl", "wren", "eel"])
@@ -57,7 +57,7 @@ def build(path: Path, split: str = "train", task: Task = TASK, **options: object
     return HuggingFace(path=str(path), **options).build(split, task, PIXELS)  # type: ignore[arg-type]
 
 
-def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
+def test_a_folder_written_by_save_to_disk(tmp_path: Path) -> None:
     tables().save_to_disk(str(tmp_path / "saved"))
     train = build(tmp_path / "saved")
     assert values(train) == [(1, 1), (2, 0), (4, 1), (5, 0)]
@@ -67,11 +67,11 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
     assert train.notes == ()
     assert train.title(2) == f"{tmp_path}/saved train 3"
     assert HuggingFace(path=str(tmp_path / "saved")).classes(TASK) == ("owl", "wren", "eel")
-    tables()["train"].save_to_disk(str(tmp_path / "alone"))
-    assert len(values(build(tmp_path / "alone"))) == 4
+    tables()["train"].save_to_disk(str(tmp_path / "one_split"))
+    assert len(values(build(tmp_path / "one_split"))) == 4
 
 
-def test_a_folder_of_parquet_files_whose_path_names_the_task(tmp_path: Path) -> None:
+def test_a_folder_of_parquet_files_with_the_task_in_its_path(tmp_path: Path) -> None:
     for split, table in tables().items():
         (tmp_path / "birds").mkdir(exist_ok=True)
         table.to_parquet(str(tmp_path / f"birds/{split}-0.parquet"))
@@ -89,7 +89,7 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert sorted(values(build(tmp_path / "images", "test"))) == [(101, 0), (102, 1), (103, 0), (104, 1)]
 
 
-def test_images_without_labels_and_a_bad_one(tmp_path: Path) -> None:
+def test_images_without_labels_and_an_unreadable_one(tmp_path: Path) -> None:
     import datasets
 
     paths = [str(tmp_path / f"{n}.png") for n in range(2)]
@@ -100,7 +100,7 @@ def test_images_without_labels_and_a_bad_one(tmp_path: Path) -> None:
     assert found is not None
     assert not found.labelled
     assert found[0][1] == -1
-    with pytest.raises(DataError, match=r"^data=hf: .*/saved: image 1 cannot be read \(.*\)\. Repair it or take"):
+    with pytest.raises(DataError, match=r"^data=hf: .*/saved: image 1 cannot be read \(.*\)\. Repair or"):
         found[1]
 
 
@@ -110,7 +110,7 @@ def refused(path: Path | str, **options: object) -> str:
     return str(error.value)
 
 
-def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
+def test_unknown_splits_and_columns_are_refused(tmp_path: Path) -> None:
     import datasets
 
     tables(picture=datasets.ClassLabel(names=["x"])).save_to_disk(str(tmp_path / "saved"))
@@ -126,16 +126,16 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     )
     datasets.Dataset.from_dict({"a": [1], "b": [2]}).save_to_disk(str(tmp_path / "numbers"))
     assert refused(tmp_path / "numbers") == (
-        f"data.image_column: {tmp_path}/numbers has 0 columns of images. Name one of its columns: a, b."
+        f"data.image_column: {tmp_path}/numbers has 0 image columns. Pass one of its columns: a, b."
     )
     (tmp_path / "empty").mkdir()
     assert refused(tmp_path / "empty").startswith(f"data=hf: {tmp_path}/empty cannot be loaded (")
 
 
-def test_the_hub_out_of_reach_and_a_missing_library_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refused("nobody/nothing")
-    assert said.startswith("data=hf: nobody/nothing cannot be loaded (")
-    assert said.endswith("). Without a network, pass a path.")
+def test_an_unreachable_hub_and_a_missing_library_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refused("nobody/nothing")
+    assert message.startswith("data=hf: nobody/nothing cannot be loaded (")
+    assert message.endswith("). Without network access, pass a local path.")
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:

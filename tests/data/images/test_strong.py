@@ -1,4 +1,4 @@
-"""The batched augmentation: one image at a time by hand, torchvision's affine map, and its limits."""
+"""The batched augmentation, compared with torchvision's affine map and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Only = Callable[..., None]
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Only:
-    """Leave nothing of the augmentation but what is given."""
+    """Turn off all parts of the augmentation except the given ones."""
 
     def leave(**values: object) -> None:
         for name, value in (QUIET | values).items():
@@ -35,29 +35,29 @@ def pictures(n: int = 6, height: int = 12, width: int = 16) -> Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def drawn(pixels: Tensor, seed: int = 0) -> Tensor:
+def augmented(pixels: Tensor, seed: int = 0) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return strong(pixels)
 
 
-def test_of_nothing_nothing_changes(only: Only) -> None:
+def test_without_any_part_nothing_changes(only: Only) -> None:
     only()
-    torch.testing.assert_close(drawn(pictures()), pictures(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(drawn(pictures()[0]), pictures()[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(augmented(pictures()), pictures(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(augmented(pictures()[0]), pictures()[0], atol=1e-5, rtol=0)
 
 
-def test_every_image_is_changed_in_its_own_way_and_alike_with_the_same_seed() -> None:
+def test_images_are_changed_independently_and_reproducibly() -> None:
     same = pictures(1).expand(8, -1, -1, -1)
-    after = drawn(same)
-    assert torch.equal(after, drawn(same))
-    assert not torch.equal(after, drawn(same, 1))
+    after = augmented(same)
+    assert torch.equal(after, augmented(same))
+    assert not torch.equal(after, augmented(same, 1))
     assert all(not torch.allclose(after[i], after[j]) for i in range(8) for j in range(i))
     assert 0 <= after.min() <= after.max() <= 1
 
 
-def test_the_affine_map_is_torchvisions(only: Only, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A smooth picture that fades out, so that what lies beyond the border does not matter."""
+def test_the_affine_map_equals_torchvisions(only: Only, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smooth image that fades out at the border, so that the padding does not matter."""
     only(TURN=0.2, SHEAR=0.2, SHIFT=0.1, SCALE=(0.8, 1.25))
     y, x = torch.linspace(-1, 1, 40)[:, None], torch.linspace(-1, 1, 60)[None]
     picture = (torch.exp(-8 * ((x - 0.1) ** 2 + (y + 0.1) ** 2)) * (1 + 0.5 * torch.sin(6 * x + 3 * y)))[None] / 2
@@ -78,25 +78,25 @@ def test_the_affine_map_is_torchvisions(only: Only, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(found, expected, atol=0.01, rtol=0)
 
 
-def test_light_blur_and_noise_are_what_they_are_called(only: Only) -> None:
+def test_brightness_contrast_blur_and_noise(only: Only) -> None:
     before = pictures(200)
     only(BRIGHTNESS=(0.5, 0.5))
-    torch.testing.assert_close(drawn(before), before / 2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(augmented(before), before / 2, atol=1e-5, rtol=0)
     only(CONTRAST=(0.5, 0.5))
     middle = before.mean((1, 2, 3), keepdim=True)
-    torch.testing.assert_close(drawn(before), (before + middle) / 2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(augmented(before), (before + middle) / 2, atol=1e-5, rtol=0)
     only(BLURRED=1.0, WIDTH=(0.8, 0.8))
     expected = tv.gaussian_blur(before, [3, 3], [0.8, 0.8])
-    torch.testing.assert_close(drawn(before)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(augmented(before)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=1e-5, rtol=0)
     only(BLURRED=0.25)
-    blurred = (drawn(before) - before).abs().amax((1, 2, 3)) > 1e-4
+    blurred = (augmented(before) - before).abs().amax((1, 2, 3)) > 1e-4
     assert 0.15 < blurred.double().mean() < 0.35
     only(NOISE=0.1)
-    spread = (drawn(before / 10 + 0.45) - before / 10 - 0.45).std((1, 2, 3))
+    spread = (augmented(before / 10 + 0.45) - before / 10 - 0.45).std((1, 2, 3))
     assert 0.09 < spread.max() < 0.11
     assert 0.04 < spread.mean() < 0.06
 
 
 @pytest.mark.parametrize("size", [(1, 9), (9, 1), (2, 2)])
-def test_thin_pictures_are_pictures_too(size: tuple[int, int]) -> None:
-    assert drawn(torch.rand(3, 1, *size)).shape == (3, 1, *size)
+def test_images_of_one_row_or_column_keep_their_shape(size: tuple[int, int]) -> None:
+    assert augmented(torch.rand(3, 1, *size)).shape == (3, 1, *size)

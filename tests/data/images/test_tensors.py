@@ -43,7 +43,7 @@ def same(found: ImageSet, expected: np.ndarray[Any, Any] = COLOURS) -> bool:
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".pth"])
-def test_every_kind_of_file_gives_its_images_and_labels(suffix: str, tmp_path: Path) -> None:
+def test_images_and_labels_of_every_file_type(suffix: str, tmp_path: Path) -> None:
     save(tmp_path / f"a{suffix}", images=COLOURS, labels=np.array(LABELS))
     found = build(tmp_path / f"a{suffix}")
     assert same(found)
@@ -61,18 +61,18 @@ def test_every_kind_of_file_gives_its_images_and_labels(suffix: str, tmp_path: P
         lambda images: (images.astype(np.float32) / 255).transpose(0, 3, 1, 2),
     ],
 )
-def test_layouts_and_types_give_the_same_pixels(change: Callable[[Any], Any], tmp_path: Path) -> None:
+def test_every_layout_and_dtype_gives_the_same_pixels(change: Callable[[Any], Any], tmp_path: Path) -> None:
     save(tmp_path / "a.npz", images=change(COLOURS))
     assert same(build(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 6), (5, 1, 4, 6), (5, 4, 6, 1)])
-def test_grey_images_with_and_without_an_axis_for_it(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_grey_images_with_and_without_a_channel_axis(shape: tuple[int, ...], tmp_path: Path) -> None:
     save(tmp_path / "a.npy", images=COLOURS[..., 0].reshape(shape))
     assert same(build(tmp_path / "a.npy"), COLOURS[..., :1].repeat(3, -1))
 
 
-def test_a_bare_tensor_or_a_pair_is_enough(tmp_path: Path) -> None:
+def test_files_of_one_tensor_or_of_a_pair(tmp_path: Path) -> None:
     torch.save(torch.from_numpy(COLOURS), tmp_path / "a.pt")
     found = build(tmp_path / "a.pt")
     assert same(found)
@@ -81,7 +81,7 @@ def test_a_bare_tensor_or_a_pair_is_enough(tmp_path: Path) -> None:
     assert build(tmp_path / "b.pt").classes == LABELS
 
 
-def test_labels_may_be_names_of_which_a_task_takes_its_own(tmp_path: Path) -> None:
+def test_labels_by_name_select_the_images_of_a_task(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=COLOURS, labels=np.array(["dog", "Cat", "eel", "hen", "dog"]))
     found = build(tmp_path / "a.npz")
     assert [found[i][1] for i in range(4)] == [1, 0, 2, 1]
@@ -89,7 +89,7 @@ def test_labels_may_be_names_of_which_a_task_takes_its_own(tmp_path: Path) -> No
     assert Tensors(test=str(tmp_path / "a.npz")).classes(TASK) == ("Cat", "dog", "eel", "hen")
 
 
-def test_one_file_per_task_by_its_name_and_none_for_the_test(tmp_path: Path) -> None:
+def test_one_file_per_task_and_no_test_file(tmp_path: Path) -> None:
     save(tmp_path / "pets.npz", images=COLOURS)
     data = Tensors(train=str(tmp_path / "{task}.npz"))
     assert data.build("test", TASK, PIXELS) is None
@@ -115,21 +115,21 @@ def refused(path: Path, **options: object) -> str:
         (
             {"images": np.zeros((5, 4, 4, 4), np.uint8)},
             "FILE: images should be [n, C, H, W], [n, H, W, C] or [n, H, W], with 1 or 3 channels, and are "
-            "[5, 4, 4, 4]. Bring them into that shape.",
+            "[5, 4, 4, 4]. Reshape them.",
         ),
         (
             {"images": COLOURS.astype(np.float32)},
-            "FILE: images should be bytes (uint8) or numbers from 0 to 1, and reach from 0 to 255. Save the "
-            "pixels as they were before any normalisation (divided by 255).",
+            "FILE: images should be uint8 or floats in 0..1, and range from 0 to 255. Save the "
+            "pixels without normalisation, divided by 255.",
         ),
         (
             {"images": COLOURS.astype(np.float32) * np.nan},
-            "FILE: images should be bytes (uint8) or numbers from 0 to 1, and reach from nan to nan. Save the "
-            "pixels as they were before any normalisation (divided by 255).",
+            "FILE: images should be uint8 or floats in 0..1, and range from nan to nan. Save the "
+            "pixels without normalisation, divided by 255.",
         ),
         (
             {"images": COLOURS.astype(np.int64)},
-            "FILE: images should be bytes (uint8) or numbers from 0 to 1, and are int64.",
+            "FILE: images should be uint8 or floats in 0..1, and are int64.",
         ),
         (
             {"x": COLOURS, "y": np.array(LABELS)},
@@ -137,25 +137,23 @@ def refused(path: Path, **options: object) -> str:
         ),
         (
             {"images": COLOURS, "labels": np.eye(5)},
-            "FILE: 'labels' should be 5 class numbers or names, one per image, and is float64 [5, 5]. Pass "
+            "FILE: 'labels' should be 5 class indices or names, one per image, and is float64 [5, 5]. Pass "
             "data.labels_key=NAME, or another file.",
         ),
         (
             {"images": COLOURS, "labels": np.array([0, 1, 2, 3, 4])},
-            "FILE: task 'pets' has 3 labels, of which cat, dog, hen are none of its 5 classes without names. Pass "
-            "models.sources.N.labels=[...] or another data=...",
+            "FILE: task 'pets' has 3 labels, of which cat, dog, hen do not match any of the 5 classes without "
+            "names. Pass models.sources.N.labels=[...] or another data=...",
         ),
         ({"images": COLOURS[:0]}, "FILE holds no images. Pass another data.train=PATH."),
     ],
 )
-def test_arrays_that_are_no_images_are_refused_with_advice(
-    arrays: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_invalid_arrays_are_refused_with_advice(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     save(tmp_path / "a.npz", **arrays)
     assert refused(tmp_path / "a.npz") == message
 
 
-def test_the_layout_can_be_said(tmp_path: Path) -> None:
+def test_the_layout_is_an_option(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 6, 3), dtype=np.uint8)
     save(tmp_path / "a.npz", images=images)
     last, first = (build(tmp_path / "a.npz", layout=layout).read(0)[0] for layout in ("nhwc", "nchw"))
@@ -163,7 +161,7 @@ def test_the_layout_can_be_said(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(first), images[0].transpose(1, 2, 0))
 
 
-def test_files_that_lie_are_refused_and_run_no_code(tmp_path: Path) -> None:
+def test_malformed_files_are_refused_and_run_no_code(tmp_path: Path) -> None:
     for suffix in (".npz", ".npy", ".safetensors", ".pt"):
         (tmp_path / f"a{suffix}").write_bytes(b"no tensors")
         assert refused(tmp_path / f"a{suffix}").startswith("FILE cannot be read (")

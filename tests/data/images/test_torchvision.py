@@ -27,7 +27,7 @@ def values(images: ImageSet | None) -> list[tuple[int, int]]:
 
 
 def mnist(root: Path) -> Path:
-    """MNIST's own files: image i of the training has the value i and is of class i mod 10; tests begin at 100."""
+    """Files in MNIST's format: training image i has value i + 1 and class i mod 10; test values start at 100."""
     folder = root / "MNIST/raw"
     folder.mkdir(parents=True)
     for kind, count, first in (("train", 20, 1), ("t10k", 10, 100)):
@@ -40,7 +40,7 @@ def mnist(root: Path) -> Path:
 
 
 def gtsrb(root: Path) -> Path:
-    """GTSRB's own layout: folders of .ppm per class for the training, one folder and a table for the test."""
+    """Files in GTSRB's layout: a folder of .ppm files per training class, one folder and a table for the test."""
     training, test = root / "gtsrb/GTSRB/Training", root / "gtsrb/GTSRB/Final_Test/Images"
     test.mkdir(parents=True)
     for number in range(3):
@@ -67,19 +67,19 @@ def refused(chosen: TorchVision, task: Task = DIGITS) -> str:
     return str(error.value)
 
 
-def test_mnist_in_its_own_files(tmp_path: Path) -> None:
+def test_mnist_files(tmp_path: Path) -> None:
     chosen = data("MNIST", mnist(tmp_path))
     train, test = (chosen.build(split, DIGITS, PIXELS) for split in ("train", "test"))
     assert values(train) == [(i + 1, i % 10) for i in range(20)]
     assert values(test) == [(100 + i, i) for i in range(10)]
     assert train is not None
-    assert train.notes == ("task 'digits': its labels are taken as numbers of classes: 0 is '0 - zero'",)
+    assert train.notes == ("task 'digits': its labels are taken as class indices: 0 is '0 - zero'",)
     assert train.title(3) == "MNIST train 3"
     assert values(pickle.loads(pickle.dumps(train)))[:2] == [(1, 0), (2, 1)]
     assert chosen.classes(DIGITS)[:2] == ("0 - zero", "1 - one")  # type: ignore[index]
 
 
-def test_a_task_has_the_images_of_its_labels_by_name_or_number(tmp_path: Path) -> None:
+def test_labels_select_the_images_of_a_task_by_name_or_index(tmp_path: Path) -> None:
     chosen = data("MNIST", mnist(tmp_path))
     assert values(chosen.build("test", Task("high", ("7", "5")), PIXELS)) == [(105, 1), (107, 0)]
     named = chosen.build("test", Task("high", ("7 - SEVEN", "5_-_five")), PIXELS)
@@ -88,14 +88,14 @@ def test_a_task_has_the_images_of_its_labels_by_name_or_number(tmp_path: Path) -
     assert named.notes == ()
 
 
-def test_a_task_without_labels_has_every_image_and_no_label(tmp_path: Path) -> None:
+def test_a_task_without_labels_has_every_image_unlabelled(tmp_path: Path) -> None:
     found = data("MNIST", mnist(tmp_path)).build("train", Task("any", None), PIXELS)
     assert values(found) == [(i + 1, -1) for i in range(20)]
     assert found is not None
     assert not found.labelled
 
 
-def test_gtsrb_in_its_own_layout_whose_classes_have_no_names(tmp_path: Path) -> None:
+def test_gtsrb_files_without_class_names(tmp_path: Path) -> None:
     chosen = data("GTSRB", gtsrb(tmp_path))
     signs = Task("signs", ("20 km/h", "30 km/h", "50 km/h"))
     train, test = (chosen.build(split, signs, PIXELS) for split in ("train", "test"))
@@ -108,7 +108,7 @@ def test_gtsrb_in_its_own_layout_whose_classes_have_no_names(tmp_path: Path) -> 
     assert chosen.classes(signs) is None
 
 
-def test_image_folders_by_two_folders_or_split_once_and_for_all(tmp_path: Path) -> None:
+def test_image_folder_with_two_folders_or_a_fixed_split(tmp_path: Path) -> None:
     for split, first in (("train", 1), ("test", 101)):
         for n in range(40):
             path = tmp_path / "birds" / split / ("owl" if n % 2 else "wren") / f"{n:02}.png"
@@ -138,7 +138,7 @@ def test_arguments_reach_the_class() -> None:
     assert {label for _, label in values(train)} <= {0, 1, 2}
 
 
-def test_what_is_not_there_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.MNIST.download", lambda self: pytest.fail("a download"))
     assert refused(data("MNIST", tmp_path)) == (
         f"data=torchvision: MNIST(root='{tmp_path}', train=True, download=False) cannot be opened (Dataset not "
@@ -147,14 +147,15 @@ def test_what_is_not_there_is_not_downloaded(tmp_path: Path, monkeypatch: pytest
     )
 
 
-def test_other_numbers_are_other_classes(tmp_path: Path) -> None:
+def test_numeric_class_names_are_not_indices(tmp_path: Path) -> None:
     for name in ("5", "6"):
         (tmp_path / name).mkdir()
         Image.new("L", (4, 4), int(name)).save(tmp_path / name / "0.png")
     chosen = data("ImageFolder", tmp_path, test_share=0.0)
     assert values(chosen.build("train", Task("x", ("6", "5")), PIXELS)) == [(5, 1), (6, 0)]
     assert refused(chosen, Task("x", ("0", "1"))).startswith(
-        "data=torchvision: ImageFolder: task 'x' has 2 labels, of which 0, 1 are none of its 2 classes (5, 6)."
+        "data=torchvision: ImageFolder: task 'x' has 2 labels, of which 0, 1 do not match any of the 2 classes "
+        "(5, 6)."
     )
 
 
@@ -164,7 +165,7 @@ def test_other_numbers_are_other_classes(tmp_path: Path) -> None:
         (TorchVision(), "data=torchvision needs data.dataset=NAME, a class of torchvision.datasets (MNIST)."),
         (
             data("MNIST", None),
-            "data=torchvision needs data.root=PATH, the folder that MNIST lies in.",
+            "data=torchvision needs data.root=PATH, the folder of MNIST.",
         ),
         (
             data("MNIST", Path("x"), args={"trian": True}),
@@ -172,7 +173,7 @@ def test_other_numbers_are_other_classes(tmp_path: Path) -> None:
         ),
         (
             data("ImageFolder", Path("x"), download=True),
-            "data.download=true: torchvision cannot download ImageFolder. Leave it out.",
+            "data.download=true: torchvision cannot download ImageFolder. Remove this key.",
         ),
         (
             data("ImageFolder", Path("nowhere")),
@@ -181,24 +182,27 @@ def test_other_numbers_are_other_classes(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_opened_is_explained(chosen: TorchVision, message: str) -> None:
+def test_data_sets_that_cannot_be_opened_are_reported(chosen: TorchVision, message: str) -> None:
     assert refused(chosen) == message
 
 
 def test_an_unknown_class_and_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
-    said = refused(data("MNITS", tmp_path))
-    assert said.startswith("data.dataset: unknown torchvision data set 'MNITS'. Did you mean 'MNIST'? Available: ")
+    message = refused(data("MNITS", tmp_path))
+    assert message.startswith(
+        "data.dataset: unknown torchvision data set 'MNITS'. Did you mean 'MNIST'? Available: "
+    )
     for name in ("LSUN", "LSUNClass"):  # which unpickle a file in the working directory
-        said = refused(TorchVision(dataset=name, root=str(tmp_path)))
-        assert said.startswith(f"data.dataset: unknown torchvision data set '{name}'.")
+        message = refused(TorchVision(dataset=name, root=str(tmp_path)))
+        assert message.startswith(f"data.dataset: unknown torchvision data set '{name}'.")
     chosen = data("MNIST", mnist(tmp_path))
     assert refused(chosen, Task("pets", ("cat", "dog"))) == (
-        "data=torchvision: MNIST: task 'pets' has 2 labels, of which cat, dog are none of its 10 classes (0 - "
-        "zero, 1 - one, 2 - two, 3 - three, 4 - four, ...). Pass models.sources.N.labels=[...] or another data=..."
+        "data=torchvision: MNIST: task 'pets' has 2 labels, of which cat, dog do not match any of the 10 classes "
+        "(0 - zero, 1 - one, 2 - two, 3 - three, 4 - four, ...). Pass models.sources.N.labels=[...] or "
+        "another data=..."
     )
 
 
-def test_targets_that_are_no_classes_and_files_that_lie_are_refused(tmp_path: Path) -> None:
+def test_malformed_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "train/owl/0.png"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no image")
@@ -209,7 +213,7 @@ def test_targets_that_are_no_classes_and_files_that_lie_are_refused(tmp_path: Pa
         images[0]
     head, tail = (
         "data=torchvision: ImageFolder: image 0 cannot be read (cannot identify ",
-        "Repair it or take it away.",
+        "Repair or remove it.",
     )
     assert str(error.value).startswith(head)
     assert str(error.value).endswith(tail)

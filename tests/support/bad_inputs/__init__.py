@@ -1,4 +1,4 @@
-"""Every bad input that we know of, and what the command says to it."""
+"""All known bad inputs and the message of the command for each."""
 
 from tests.support.bad_inputs.architectures import MISMATCHES
 from tests.support.bad_inputs.case import KD, VITS, Case, write_sources

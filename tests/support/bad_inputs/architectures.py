@@ -16,7 +16,7 @@ from tests.support.vits import vit_source
 
 MISMATCHES = [
     Case(
-        "another depth",
+        "a different depth",
         AVERAGE,
         2,
         (
@@ -28,7 +28,7 @@ MISMATCHES = [
         lambda f, p: save(f / "b", mlp_source("b", [8, 8, 8], 1)),
     ),
     Case(
-        "another activation",
+        "a different activation",
         AVERAGE,
         2,
         (
@@ -40,7 +40,7 @@ MISMATCHES = [
         lambda f, p: save(f / "b", mlp_source("b", [8, 8], 1, activation="gelu")),
     ),
     Case(
-        "another norm",
+        "a different norm",
         AVERAGE,
         2,
         (
@@ -52,7 +52,7 @@ MISMATCHES = [
         lambda f, p: save(f / "b", mlp_source("b", [8, 8], 1, norm="batch")),
     ),
     Case(
-        "another image size",
+        "a different image size",
         AVERAGE,
         2,
         (
@@ -64,7 +64,7 @@ MISMATCHES = [
         lambda f, p: save(f / "b", mlp_source("b", [8, 8], 1, input_size=(1, 5, 5))),
     ),
     Case(
-        "another family",
+        "a different family",
         two(second="name:w,checkpoint:w") + " method=average",
         2,
         (
@@ -75,17 +75,17 @@ MISMATCHES = [
         ),
     ),
     Case(
-        "another width where the method takes none",
+        "a different width where the method needs one width",
         two() + " method=slerp data=folder data.root=images",
         2,
         (
-            "method=slerp needs sources of one width and one number of heads, the merged model's. Take "
+            "method=slerp needs sources with the width and number of heads of the merged model. Take "
             "method=fs_merge or method=kd, which do not."
         ),
         lambda f, p: save(f / "b", mlp_source("b", [6, 6], 1)),
     ),
     Case(
-        "another patch size",
+        "a different patch size",
         VITS,
         2,
         (
@@ -98,13 +98,13 @@ MISMATCHES = [
         lambda f, p: save(f / "w", replace(vit_source("class token", 1, in_chans=1, patch_size=2), name="w")),
     ),
     Case(
-        "another image size of a transformer",
+        "a different image size of a transformer",
         VITS,
         2,
         (
             "these sources cannot be merged, for 2 reasons:\n"
             "  - input_size: 'v' has [1, 8, 8], 'w' has [1, 16, 16]; models.sources.N.input_size=[8, 8] resamples "
-            "the other's positions, which is not exact\n"
+            "the position embeddings of the other, which is not exact\n"
             "  - positions: 'v' has 5, 'w' has 17\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
@@ -112,7 +112,7 @@ MISMATCHES = [
         lambda f, p: save(f / "w", replace(vit_source("class token", 1, in_chans=1, img_size=16), name="w")),
     ),
     Case(
-        "another depth of a transformer",
+        "a different depth of a transformer",
         VITS,
         2,
         (
@@ -124,7 +124,7 @@ MISMATCHES = [
         lambda f, p: save(f / "w", replace(vit_source("class token", 1, in_chans=1, depth=3), name="w")),
     ),
     Case(
-        "another activation of a transformer",
+        "a different activation of a transformer",
         VITS,
         2,
         (

@@ -1,8 +1,8 @@
-"""Every bad input that we know of, and what the command says to it.
+"""The case of a bad input and the functions that prepare one.
 
 A case is prepared in an empty folder that holds two MLPs, `a` and `b` (4 x 4 grey pixels, 8 and 8 units, 3
 classes), two vision transformers `v` and `w`, and images/a, images/b. In a message, `{folder}` is that folder,
-`{library}` what a library says in its own words, which change from version to version, and `{x}` 300 times x.
+`{library}` the message of a library, which differs between versions, and `{x}` 300 times the letter x.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Prepare = Callable[[Path, pytest.MonkeyPatch], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One row: what is typed, how it ends, what is said.
+    """One case: the command line, its exit code and its message.
 
-    message: all of standard error (code 2), or every `note:` on standard output (code 0). prepare: makes the input
-    bad. installed: also run through the installed command.
+    message: all of standard error (code 2), or every `note:` on standard output (code 0). prepare: makes the
+    input bad. installed: also run with the installed command. quick: run in `make quick` too.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Case:
 
 
 def write_sources(folder: Path) -> None:
-    """The good sources and images that every case starts from."""
+    """The valid sources and images that every case starts from."""
     for seed, name in enumerate(("a", "b")):
         save(folder / name, mlp_source(name, [8, 8], seed))
         (folder / "images" / name).mkdir(parents=True)
@@ -68,7 +68,7 @@ def save(folder: Path, source: Source) -> None:
     write_model(folder, model_config(source.family, source.arch), source.weights, *stored)
 
 
-# What makes an input bad
+# Functions that make an input bad
 
 
 def tensors(path: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Prepare:
@@ -81,7 +81,7 @@ def tensors(path: str, change: Callable[[dict[str, torch.Tensor]], object]) -> P
 
 
 def prefixed(*prefixes: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    """The same tensors once under each prefix, as trainers and wrappers save them."""
+    """The same tensors once under each prefix, as training frameworks and wrappers save them."""
 
     def change(content: dict[str, torch.Tensor]) -> None:
         own = {f"{prefix}{name}": tensor.clone() for prefix in prefixes for name, tensor in content.items()}
@@ -135,7 +135,7 @@ def both(*steps: Prepare) -> Prepare:
 
 
 def header(content: bytes, size: int | None = None, rest: bytes = b"") -> Prepare:
-    """A safetensors file with this header, or one that says that it has this size."""
+    """A safetensors file with this header; size: the stated header size, where it is wrong."""
     length = len(content) if size is None else size
     return put("a/model.safetensors", length.to_bytes(8, "little") + content + rest)
 
@@ -159,7 +159,7 @@ class Trap:
 
 
 def fails(target: str, error: BaseException) -> Prepare:
-    """The system says no at this place."""
+    """The function `target` raises `error`."""
 
     def refuse(*args: object, **options: object) -> None:
         raise error
@@ -168,7 +168,7 @@ def fails(target: str, error: BaseException) -> Prepare:
 
 
 def folder_fails(error: OSError) -> Prepare:
-    """The unfinished folder of the output cannot be made."""
+    """The temporary folder of the output cannot be created."""
     real = Path.mkdir
 
     def mkdir(path: Path, *args: Any, **options: Any) -> None:
@@ -202,7 +202,7 @@ def missing(module: str) -> Prepare:
 def locked(folder: Path, patch: pytest.MonkeyPatch) -> None:
     lock = FileLock(folder / ".out.lock")
     lock.acquire()
-    patch.setattr(Case, "held", lock, raising=False)  # lets go when the case is over
+    patch.setattr(Case, "held", lock, raising=False)  # released at the end of the case
 
 
 def head_of(classes: int, width: int = 8) -> Prepare:
@@ -231,7 +231,7 @@ def animated(path: Path) -> None:
 
 
 def bomb(path: Path) -> None:
-    """A PNG of a few bytes that says it is 30000 x 30000 pixels."""
+    """A PNG of a few bytes whose header states 30000 x 30000 pixels."""
     Image.new("L", (4, 4)).save(path)
     content = bytearray(path.read_bytes())
     content[16:24] = (30000).to_bytes(4, "big") * 2
@@ -243,7 +243,7 @@ def sixteen(path: Path) -> None:
     Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16)).save(path)
 
 
-# The calls
+# The command lines
 
 
 def two(first: str = "name:a,checkpoint:a", second: str = "name:b,checkpoint:b") -> str:

@@ -1,4 +1,4 @@
-"""Architectures that nobody can build, and what a config.json may hold instead of one."""
+"""Invalid architectures and invalid config.json files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIGS = [
         AVERAGE,
         2,
         (
-            "source 'a': a says no architecture. Put a config.json beside the weights or pass "
+            "source 'a': a does not specify its architecture. Put a config.json next to the weights or pass "
             "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (mlp, vit)."
         ),
         remove("a/config.json"),
@@ -41,7 +41,7 @@ CONFIGS = [
         2,
         (
             "source 'a': a: arch: resnet18 is a model of timm.models.resnet, not a plain VisionTransformer "
-            "of timm, and cannot be merged. Take a vit_* model, or write a specification for it."
+            "of timm, and cannot be merged. Use a vit_* model, or write a specification for it."
         ),
         config("a", architecture="resnet18", model_args={}),
     ),
@@ -50,8 +50,8 @@ CONFIGS = [
         two("name:v,checkpoint:v,arch:vit_small_patch16_224", "name:w,checkpoint:w") + " method=average",
         2,
         (
-            "source 'v': v is a vit_tiny_patch16_224, as its config.json says, but models.sources.N.arch "
-            "asks for vit_small_patch16_224. Pass models.sources.N.arch=null to take the checkpoint's."
+            "source 'v': v is a vit_tiny_patch16_224 according to its config.json, but models.sources.N.arch "
+            "is vit_small_patch16_224. Pass models.sources.N.arch=null to use the architecture of the checkpoint."
         ),
     ),
     Case(
@@ -66,7 +66,7 @@ CONFIGS = [
         2,
         (
             "source 'a': a: arch: input_size [1, 4, 4] and widths [4611686018427387904, 4611686018427387904] "
-            "are too large for a tensor. Pass those that the weights have."
+            "are too large for a tensor. Pass the sizes of the weights."
         ),
         config("a", model_args__widths=[2**62, 2**62]),
     ),
@@ -78,7 +78,7 @@ CONFIGS = [
         config("a", model_args__widths="wide"),
     ),
     Case(
-        "an option that timm does not know",
+        "an option that is unknown to timm",
         VITS,
         2,
         (
@@ -93,13 +93,13 @@ CONFIGS = [
         VITS,
         2,
         (
-            "source 'v': v: arch: checkpoint_path is no option of an architecture. Weights come from "
-            "models.sources.N.checkpoint alone; take the key out of the arguments."
+            "source 'v': v: arch: checkpoint_path is not an architecture option. Weights are only read from "
+            "models.sources.N.checkpoint; remove the key from the arguments."
         ),
         config("v", model_args__checkpoint_path="evil.pt"),
     ),
     Case(
-        "an embedding that its heads do not divide",
+        "a width that is no multiple of the number of heads",
         VITS,
         2,
         (
@@ -110,7 +110,7 @@ CONFIGS = [
         config("v", model_args__num_heads=5),
     ),
     Case(
-        "config.json is no JSON",
+        "config.json is not JSON",
         AVERAGE,
         2,
         "source 'a': a: config.json is not valid JSON ({library}).",
@@ -121,18 +121,18 @@ CONFIGS = [
         "config.json is a list",
         AVERAGE,
         2,
-        "source 'a': a: config.json should hold an object, it holds list.",
+        "source 'a': a: config.json should contain an object, it contains list.",
         put("a/config.json", "[]"),
     ),
     Case(
-        "config.json is no text",
+        "config.json is not text",
         AVERAGE,
         2,
         "source 'a': a: config.json is not valid JSON ({library}).",
         put("a/config.json", b"\xff\xfe"),
     ),
     Case(
-        "config.json nested without end",
+        "config.json nested 100000 levels deep",
         AVERAGE,
         2,
         "source 'a': a: config.json is not valid JSON ({library}).",
@@ -171,7 +171,7 @@ CONFIGS = [
         config("a", pretrained_cfg__mean=[10**400]),
     ),
     Case(
-        "a deviation of zero",
+        "a std of zero",
         AVERAGE,
         2,
         "source 'a': a: mean [0.0] and std [0.0] need 1 value each, std none of them 0.",
@@ -195,7 +195,7 @@ CONFIGS = [
         config("a", pretrained_cfg__interpolation="cubist", pretrained_cfg__crop_pct=None),
     ),
     Case(
-        "a crop of nothing",
+        "a crop share near zero",
         AVERAGE,
         2,
         "source 'a': a: crop_pct in config.json should be from 0.1 to 1, it is 1e-09.",

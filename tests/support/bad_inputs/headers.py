@@ -1,4 +1,4 @@
-"""Files that are damaged, or no checkpoint at all."""
+"""Files that are damaged or are not checkpoints."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ HEADERS = [
         header(b"{}", size=2**27),
     ),
     Case(
-        "header is no JSON",
+        "header is not JSON",
         AVERAGE,
         2,
         "source 'a': a cannot be read: {library}. Copy or download the file again.",
@@ -74,7 +74,7 @@ HEADERS = [
         header(b"[]"),
     ),
     Case(
-        "header is no text",
+        "header is not text",
         AVERAGE,
         2,
         "source 'a': a cannot be read: {library}. Copy or download the file again.",

@@ -21,23 +21,25 @@ HEADS = [
         f"{two('name:a,checkpoint:a,labels:[x]')} method=average",
         2,
         (
-            "source 'a': labels are given, but a has 2 heads with labels of their own: a, z. Take "
-            "models.sources.0.labels away, or choose one with models.sources.0.head=NAME"
+            "source 'a': labels are given, but a has 2 heads with their own labels: a, z. Remove "
+            "models.sources.0.labels, or choose one head with models.sources.0.head=NAME"
         ),
         tensors("a/heads.safetensors", lambda t: t.update({"z.weight": torch.zeros(3, 8)})),
     ),
     Case(
-        "a head that cannot name a task",
+        "a head whose name is not a valid task name",
         AVERAGE,
         2,
         (
-            "the task name '../z' cannot be used: it names a folder and a head. Pass models.sources.N.name=... of "
-            "1 to 80 printable characters, without / and \\, no dot first, no space at an end."
+            "the task name '../z' cannot be used: it becomes part of file and tensor names. Pass "
+            "models.sources.N.name=... of "
+            "1 to 80 printable characters, without / and \\, not starting with a dot, "
+            "without spaces at either end."
         ),
         tensors("a/heads.safetensors", lambda t: t.update({"../z.weight": torch.zeros(3, 8)})),
     ),
     Case(
-        "a file of labels that is not there",
+        "a missing file of labels",
         f"{two('name:a,checkpoint:a,labels:names.txt')} method=average",
         2,
         (
@@ -46,37 +48,37 @@ HEADS = [
         ),
     ),
     Case(
-        "a file of labels that holds something else",
+        "a file of labels with other content",
         f"{two('name:a,checkpoint:a,labels:names.json')} method=average",
         2,
         (
-            "source 'a': names.json should hold label names, one per line (.txt) or as a list (.json), none of "
+            "source 'a': names.json should contain label names, one per line (.txt) or as a list (.json), none of "
             "them empty."
         ),
         put("names.json", "[1, 2, 3]"),
     ),
     Case(
-        "labels of a data set that is not there",
+        "labels of a missing data set",
         f"{two('name:a,checkpoint:a,labels:data')} method=average",
         2,
         (
-            "source 'a': labels=data takes the names of class folders, and there is no data set. Pass data=folder "
+            "source 'a': labels=data uses the names of class folders, but no data set is given. Pass data=folder "
             "with class folders, or a list: models.sources.N.labels=[...]"
         ),
     ),
     Case(
-        "a type of numbers that is none",
+        "an unknown data type",
         f"{AVERAGE} output.dtype=float8",
         2,
         "unknown output.dtype 'float8'. Did you mean 'float32'? Available: bfloat16, float16, float32.",
     ),
     Case(
-        "numbers that float16 does not have",
+        "values beyond the range of float16",
         f"{AVERAGE} output.dtype=float16",
         2,
         (
-            "output.dtype=float16 cannot hold fc1.bias, whose largest number is 1e+06. Take output.dtype=bfloat16 "
-            "or float32."
+            "output.dtype=float16 cannot represent fc1.bias, whose largest absolute value is 1e+06. Use "
+            "output.dtype=bfloat16 or float32."
         ),
         tensors("a/model.safetensors", lambda t: t["fc1.bias"].fill_(2e6)),
     ),
@@ -146,7 +148,7 @@ HEADS_OF_CHECKPOINTS = [
         ),
     ),
     Case(
-        "a head that is not there",
+        "an unknown head",
         two("name:a,checkpoint:a,head:other") + " method=average",
         2,
         "source 'a': a: unknown head 'other'. Available: a.",
@@ -155,7 +157,7 @@ HEADS_OF_CHECKPOINTS = [
         "two heads and none is chosen: each is a task",
         AVERAGE,
         0,
-        f"{NOT_EVALUATED}\n'z' and 'a' are tasks of one model: its weights count for each",
+        f"{NOT_EVALUATED}\n'z' and 'a' are tasks of one model: its weights are counted once per task",
         tensors("a/heads.safetensors", lambda t: t.update({"z.weight": torch.zeros(3, 8)})),
     ),
     Case(
@@ -178,7 +180,7 @@ HEADS_OF_CHECKPOINTS = [
         2,
         (
             "these sources cannot be merged, for 1 reason:\n"
-            "  - 'a' misses the tensors fc1.bias\n"
+            "  - 'a' lacks the tensors fc1.bias\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
         ),

@@ -25,10 +25,10 @@ from tests.support.bad_inputs.case import (
 
 IMAGES = [
     Case(
-        "no folder of images",
+        "a missing image folder",
         KD + " data.root=nowhere",
         2,
-        "data.root=nowhere: there is no such folder.",
+        "data.root=nowhere: no such folder.",
         installed=True,
     ),
     Case(
@@ -38,7 +38,7 @@ IMAGES = [
         "data=folder needs data.root=PATH, a folder with one folder per task in it.",
     ),
     Case(
-        "a root of nobody's",
+        "a root in the home folder of an unknown user",
         KD + " 'data.root=\"~nobody-of-that-name\"'",
         2,
         (
@@ -65,13 +65,13 @@ IMAGES = [
         quick=True,
     ),
     Case(
-        "class folders that are no labels",
+        "class folders that are not labels",
         KD,
         2,
         (
             "data=folder: the class folders cat in images/a are not labels of task 'a' (a-0, a-1, a-2). "
             "Rename the folders, pass models.sources.N.labels=[...] (labels=data: the folders' names, sorted), or "
-            "data.class_folders=none (test: only those in test/ are classes) to use images without labels."
+            "data.class_folders=none (test: only folders in test/ are classes) to use images without labels."
         ),
         both(make("images/a/cat"), images(lambda path: Image.new("L", (4, 4)).save(path), ("a/cat/0.png",))),
     ),
@@ -79,14 +79,14 @@ IMAGES = [
         "an image that is text",
         KD,
         2,
-        "the image images/a/1.png cannot be read ({library}). Repair it or take it away.",
+        "the image images/a/1.png cannot be read ({library}). Repair or remove it.",
         put("images/a/1.png", "not an image"),
     ),
     Case(
-        "an image of no bytes",
+        "an empty image file",
         KD,
         2,
-        "the image images/a/1.png cannot be read ({library}). Repair it or take it away.",
+        "the image images/a/1.png cannot be read ({library}). Repair or remove it.",
         put("images/a/1.png", b""),
     ),
     Case(
@@ -106,9 +106,9 @@ IMAGES = [
         2,
         (
             "3 images cannot be read:\n"
-            "  - the image images/a/1.png cannot be read ({library}). Repair it or take it away.\n"
-            "  - the image images/a/2.png cannot be read ({library}). Repair it or take it away.\n"
-            "  - the image images/b/0.png cannot be read ({library}). Repair it or take it away."
+            "  - the image images/a/1.png cannot be read ({library}). Repair or remove it.\n"
+            "  - the image images/a/2.png cannot be read ({library}). Repair or remove it.\n"
+            "  - the image images/b/0.png cannot be read ({library}). Repair or remove it."
         ),
         both(put("images/a/1.png", ""), both(put("images/a/2.png", "x"), put("images/b/0.png", b""))),
     ),
@@ -117,7 +117,7 @@ IMAGES = [
         KD.replace("data=folder data.root", "data=per_task data.tasks.a.name=folder data.tasks.a.root"),
         2,
         (
-            "data=per_task: no data set for task 'b' in data.tasks. There are: a. Pass "
+            "data=per_task: no data set for task 'b' in data.tasks. Listed: a. Pass "
             "data.tasks.b={name: folder, root: PATH}"
         ),
         installed=True,
@@ -132,24 +132,24 @@ IMAGES = [
         ),
     ),
     Case(
-        "tensors of floats that are no pixels",
+        "float arrays outside the pixel range",
         KD.replace("data=folder data.root=images", "data=tensors data.train={task}.npy"),
         2,
         (
-            "a.npy: images should be bytes (uint8) or numbers from 0 to 1, and reach from -1 to -1. Save the "
-            "pixels as they were before any normalisation (divided by 255)."
+            "a.npy: images should be uint8 or floats in 0..1, and range from -1 to -1. Save the "
+            "pixels without normalisation, divided by 255."
         ),
         lambda f, p: np.save(f / "a.npy", -np.ones((4, 4, 4), np.float32)),
     ),
     Case(
-        "tensors behind a pickle that runs code",
+        "arrays in a pickle that runs code",
         KD.replace("data=folder data.root=images", "data=tensors data.train={task}.pt"),
         2,
         "a.pt cannot be read ({library}). Pass another data.train=PATH, data.test=PATH.",
         lambda f, p: (f / "a.pt").write_bytes(pickle.dumps({"images": Trap()})),
     ),
     Case(
-        "a data set that torchvision does not have here",
+        "a torchvision data set that is not downloaded",
         KD.replace("data=folder data.root=images", "data=torchvision data.dataset=MNIST data.root=images"),
         2,
         (
@@ -158,25 +158,25 @@ IMAGES = [
         ),
     ),
     Case(
-        "a folder of the datasets library with nothing in it",
+        "a folder without a Hugging Face data set",
         KD.replace("data=folder data.root=images", "data=hf data.path=a"),
         2,
         "data=hf: a cannot be loaded ({library}). Pass another data.path=PATH.",
     ),
     Case(
-        "auxiliary data of a kind that is not there",
+        "an unknown auxiliary data set",
         KD + " data.auxiliary.name=generatd",
         2,
         f"unknown data.auxiliary 'generatd'. Did you mean 'generated'? Available: {DATA}.",
     ),
     Case(
-        "no image of any task, and nothing to be evaluated on",
+        "no images of the tasks, and no evaluation",
         KD.replace("data=folder data.root=images data.images_per_task=3", "data=none data.images_per_task=4"),
         0,
-        "4 images belong to no task: generated\nthe data set has no test images: nothing was evaluated",
+        "4 auxiliary unlabelled images (generated)\nthe data set has no test images: nothing was evaluated",
     ),
     Case(
-        "a word that says nothing about bad files",
+        "an unknown value of bad_files",
         KD + " data.bad_files=ignore",
         2,
         "data.bad_files: should be 'refuse' or 'skip', got 'ignore'.",
@@ -185,31 +185,31 @@ IMAGES = [
         "an image cut off",
         KD,
         2,
-        "the image images/a/1.png cannot be read ({library}). Repair it or take it away.",
+        "the image images/a/1.png cannot be read ({library}). Repair or remove it.",
         cut("images/a/1.png", 40),
     ),
     Case(
         "an image that claims 900 million pixels",
         KD,
         2,
-        "the image images/a/0.png cannot be read ({library}). Repair it or take it away.",
+        "the image images/a/0.png cannot be read ({library}). Repair or remove it.",
         images(bomb),
     ),
     Case(
         "a broken chunk in an image",
         KD,
         2,
-        "the image images/a/0.png cannot be read ({library}). Repair it or take it away.",
+        "the image images/a/0.png cannot be read ({library}). Repair or remove it.",
         images(lambda path: path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDAX"))),
     ),
     Case(
-        "a text file that is called an image folder",
+        "a text file as data.root",
         KD + " data.root=a/config.json",
         2,
-        "data.root=a/config.json: there is no such folder.",
+        "data.root=a/config.json: no such folder.",
     ),
     Case(
-        "colour where the sources read grey",
+        "colour images for grey-scale sources",
         KD,
         0,
         "the data set has no test images: nothing was evaluated",
@@ -262,7 +262,7 @@ IMAGES = [
         "the data set has no test images: nothing was evaluated",
     ),
     Case(
-        "fewer images than asked for",
+        "fewer images than requested",
         KD + " data.images_per_task=50",
         0,
         (

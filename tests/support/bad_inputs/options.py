@@ -1,4 +1,4 @@
-"""Keys and values that do not fit."""
+"""Invalid keys and values."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ OPTIONS = [
         "merge method=average",
         2,
         (
-            "no models given. Say which with +models=NAME; there are:\n"
+            "no models given. Choose them with +models=NAME. Available:\n"
             "models\n"
-            "  +models=clip_vit_b_pair     Two CLIP image towers of ViT-B/16 (LAION-2B, DataComp-XL) with "
+            "  +models=clip_vit_b_pair     Two CLIP ViT-B/16 image encoders (LAION-2B, DataComp-XL) with "
             "their projections, from timm's hub\n"
-            "  +models=digits_mlp_pair     Two 64-wide MLPs, other seeds, on digits 0-4 and 5-9 "
-            "(scikit-learn's scans); trained on first use in seconds\n"
+            "  +models=digits_mlp_pair     Two 64-wide MLPs, different seeds, on scikit-learn's digits 0-4 "
+            "and 5-9; trained on first use in seconds\n"
             "  +models=digits_mlp_trio     Three MLPs of different widths, with BatchNorm, on digits 0-2, "
             "3-5 and 6-9; trained on first use in seconds\n"
-            "  +models=glyphs_vit_pair     Two 4-block, 96-wide ViTs, other seeds, on drawn digits and "
+            "  +models=glyphs_vit_pair     Two 4-block, 96-wide ViTs, different seeds, on drawn digits and "
             "capitals; trained on first use in minutes\n"
-            "  +models=glyphs_vit_quad     Four 4-block, 96-wide ViTs, other seeds, on drawn digits, "
-            "capitals, Greek and Cyrillic; trained on first use\n"
-            "  +models=vit_b_pair          Two public pretrainings of ViT-B/16 with ImageNet heads, from "
-            "timm's hub (or checkpoints of your own)\n"
-            "  +models=vit_l_pair          Two public pretrainings of ViT-L/16, one with an ImageNet head, "
-            "one headless, from timm's hub"
+            "  +models=glyphs_vit_quad     Four 4-block, 96-wide ViTs, different seeds, on drawn digits, "
+            "capitals, Greek and Cyrillic letters\n"
+            "  +models=vit_b_pair          Two public ViT-B/16 with ImageNet heads, pretrained differently, "
+            "from timm's hub (or your own checkpoints)\n"
+            "  +models=vit_l_pair          Two public ViT-L/16, one with an ImageNet head, one without a "
+            "classifier head, from timm's hub"
         ),
     ),
     Case(
@@ -86,9 +86,9 @@ OPTIONS = [
         2,
         "cannot read 'seed'. Write KEY=VALUE; quote a value with spaces or symbols: 'KEY=\"a, b\"'.",
     ),
-    Case("a seed that is no number", AVERAGE + " seed=one", 2, "seed: should be a valid integer, got 'one'."),
+    Case("a seed that is not a number", AVERAGE + " seed=one", 2, "seed: should be a valid integer, got 'one'."),
     Case("a seed below zero", AVERAGE + " seed=-1", 2, "seed: should be greater than or equal to 0, got -1."),
-    Case("a seed of many digits is fine", AVERAGE + f" seed={10**40}", 0, NOT_EVALUATED),
+    Case("a seed of many digits is accepted", AVERAGE + f" seed={10**40}", 0, NOT_EVALUATED),
     Case(
         "steps of the wrong type", KD + " method.steps=3.5", 2, "method.steps: should be a valid integer, got 3.5."
     ),
@@ -107,7 +107,7 @@ OPTIONS = [
         ("checkpoint.every='5h': give a number of steps (200), or seconds or minutes with their unit (60s, 5m)."),
     ),
     Case(
-        "more workers than a machine has",
+        "too many workers",
         AVERAGE + " hardware.workers=100000",
         2,
         "hardware.workers: should be less than or equal to 256, got 100000.",
@@ -116,7 +116,7 @@ OPTIONS = [
         "an unknown device",
         AVERAGE + " hardware.device=tpu",
         2,
-        "hardware.device='tpu': give auto, cpu, cuda or cuda:N.",
+        "hardware.device='tpu': use auto, cpu, cuda or cuda:N.",
     ),
     Case(
         "CUDA where there is none",
@@ -135,7 +135,7 @@ OPTIONS = [
         ("method.rank=9 is above the width of the merged model (8). Take a rank below it, or method.maps=full."),
     ),
     Case(
-        "a width that heads do not divide",
+        "a width that is no multiple of the number of heads",
         VITS + " method.width=13",
         2,
         "method.width=13 cannot be divided into 3 heads. Pass method.heads=... that divides it.",
@@ -147,7 +147,7 @@ OPTIONS = [
         "method.heads: an MLP has no attention heads. Leave method.heads at null.",
     ),
     Case(
-        "a method that needs images, and none",
+        "a method that needs images, without a data set",
         two() + " method=kd",
         2,
         (
@@ -156,18 +156,18 @@ OPTIONS = [
         ),
     ),
     Case(
-        "no images asked for",
+        "zero images per task",
         KD + " data.images_per_task=0",
         2,
         (
             "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
-            "data.auxiliary={name: generated} for images of no task, or method=average, which needs none."
+            "data.auxiliary={name: generated}, or method=average, which needs none."
         ),
     ),
     Case(
-        "an interpolation that leads nowhere",
+        "an interpolation of an unknown key",
         AVERAGE + " 'seed=${nothing}'",
         2,
-        ("seed: Interpolation key 'nothing' not found. Name a key that is there in ${...}, or give a value."),
+        ("seed: Interpolation key 'nothing' not found. Use an existing key in ${...}, or give a value."),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Files and folders that are not there, or cannot be read or written."""
+"""Files and folders that are missing or cannot be read or written."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PATHS = [
         installed=True,
     ),
     Case(
-        "a folder where a file is meant",
+        "a folder in place of a file",
         AVERAGE,
         2,
         "source 'a': a: there is no file model.safetensors. Check the path of the checkpoint.",
         both(remove("a/model.safetensors"), make("a/model.safetensors")),
     ),
     Case(
-        "a file where a folder is meant",
+        "a file in place of a folder",
         two("name:a,checkpoint:a/config.json") + " method=average",
         2,
         (
@@ -51,7 +51,7 @@ PATHS = [
         make("empty"),
     ),
     Case(
-        "a link that leads nowhere",
+        "a broken link",
         two("name:a,checkpoint:link.safetensors") + " method=average",
         2,
         "source 'a': link.safetensors does not exist. Check models.sources.N.checkpoint.",
@@ -77,7 +77,7 @@ PATHS = [
         ),
     ),
     Case(
-        "a home folder of nobody",
+        "a home folder of an unknown user",
         two('name:a,checkpoint:"~nobody-of-that-name/m"') + " method=average",
         2,
         (
@@ -86,7 +86,7 @@ PATHS = [
         ),
     ),
     Case(
-        "a path with a zero byte",
+        "a path with a null byte",
         two('name:a,checkpoint:"a\x00b"') + " method=average",
         2,
         "source 'a': a\\x00b does not exist. Check models.sources.N.checkpoint.",
@@ -110,7 +110,7 @@ PATHS = [
         "an output that is a source",
         two() + " method=average output.dir=a",
         2,
-        ("{folder}/a holds other files (no evaluation.json), so it is left alone. Choose another output.dir=..."),
+        ("{folder}/a contains files but no evaluation.json, so it is not replaced. Choose another output.dir=..."),
     ),
     Case(
         "an output that holds a source and would be replaced",
@@ -128,7 +128,7 @@ PATHS = [
         ),
     ),
     Case(
-        "an output of nobody's",
+        "an output in the home folder of an unknown user",
         two() + " method=average 'output.dir=\"~nobody-of-that-name/m\"'",
         2,
         ("cannot write ~nobody-of-that-name/m: Could not determine home directory. Choose another output.dir=..."),
@@ -200,11 +200,11 @@ PATHS = [
         put("out/evaluation.json", "{}"),
     ),
     Case(
-        "a folder of somebody else",
+        "a folder with other files",
         AVERAGE,
         2,
         (
-            "{folder}/out holds other files (no evaluation.json), so it is left alone. Choose another "
+            "{folder}/out contains files but no evaluation.json, so it is not replaced. Choose another "
             "output.dir=..."
         ),
         put("out/thesis.tex", ""),

@@ -1,4 +1,4 @@
-"""Legacy files, which could run code."""
+"""Pickled checkpoints, which could run code."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PICKLES = [
         LEGACY,
         2,
         (
-            "source 'a': a/model.pt is damaged, or not a pickle of plain weights, which may run code and is "
-            "not opened. Download it again, or convert it once, where you trust it, with "
+            "source 'a': a/model.pt is damaged, or contains more than plain weights and may run code, so it is "
+            "not opened. Download it again, or if you trust it, convert it once with "
             "safetensors.torch.save_file(state_dict, 'model.safetensors')."
         ),
         put("a/model.pt", pickle.dumps(Trap())),
@@ -38,8 +38,8 @@ PICKLES = [
         LEGACY,
         2,
         (
-            "source 'a': a/model.pt is damaged, or not a pickle of plain weights, which may run code and is "
-            "not opened. Download it again, or convert it once, where you trust it, with "
+            "source 'a': a/model.pt is damaged, or contains more than plain weights and may run code, so it is "
+            "not opened. Download it again, or if you trust it, convert it once with "
             "safetensors.torch.save_file(state_dict, 'model.safetensors')."
         ),
         legacy(lambda t: {**t, "fc0.bias": Trap()}),
@@ -50,8 +50,8 @@ PICKLES = [
         LEGACY,
         2,
         (
-            "source 'a': a/model.pt is damaged, or not a pickle of plain weights, which may run code and is "
-            "not opened. Download it again, or convert it once, where you trust it, with "
+            "source 'a': a/model.pt is damaged, or contains more than plain weights and may run code, so it is "
+            "not opened. Download it again, or if you trust it, convert it once with "
             "safetensors.torch.save_file(state_dict, 'model.safetensors')."
         ),
         legacy(lambda t: torch.nn.Linear(2, 2)),
@@ -61,8 +61,8 @@ PICKLES = [
         LEGACY,
         2,
         (
-            "source 'a': a/model.pt is damaged, or not a pickle of plain weights, which may run code and is "
-            "not opened. Download it again, or convert it once, where you trust it, with "
+            "source 'a': a/model.pt is damaged, or contains more than plain weights and may run code, so it is "
+            "not opened. Download it again, or if you trust it, convert it once with "
             "safetensors.torch.save_file(state_dict, 'model.safetensors')."
         ),
         both(legacy(lambda t: t), cut("a/model.pt", 900)),
@@ -72,8 +72,8 @@ PICKLES = [
         LEGACY,
         2,
         (
-            "source 'a': a/model.pt is damaged, or not a pickle of plain weights, which may run code and is "
-            "not opened. Download it again, or convert it once, where you trust it, with "
+            "source 'a': a/model.pt is damaged, or contains more than plain weights and may run code, so it is "
+            "not opened. Download it again, or if you trust it, convert it once with "
             "safetensors.torch.save_file(state_dict, 'model.safetensors')."
         ),
         put("a/model.pt", b""),
@@ -83,8 +83,8 @@ PICKLES = [
         LEGACY,
         2,
         (
-            "source 'a': a/model.pt holds no state dict (tensors by name); convert it once, where you trust "
-            "it, with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+            "source 'a': a/model.pt contains no state dict (tensors by name); if you trust it, convert it once "
+            "with safetensors.torch.save_file(state_dict, 'model.safetensors')."
         ),
         legacy(lambda t: {"epoch": 3}),
     ),
@@ -93,8 +93,8 @@ PICKLES = [
         LEGACY,
         2,
         (
-            "source 'a': a/model.pt holds no state dict (tensors by name); convert it once, where you trust "
-            "it, with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+            "source 'a': a/model.pt contains no state dict (tensors by name); if you trust it, convert it once "
+            "with safetensors.torch.save_file(state_dict, 'model.safetensors')."
         ),
         legacy(lambda t: list(t.values())),
     ),
@@ -103,20 +103,20 @@ PICKLES = [
         LEGACY,
         2,
         (
-            "source 'a': a/model.pt holds no state dict (tensors by name); convert it once, where you trust "
-            "it, with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+            "source 'a': a/model.pt contains no state dict (tensors by name); if you trust it, convert it once "
+            "with safetensors.torch.save_file(state_dict, 'model.safetensors')."
         ),
         legacy(lambda t: {**t, "fc1.bias": t["fc1.bias"].to_sparse()}),
     ),
     Case(
-        "plain weights in a legacy file are fine",
+        "plain weights in a legacy file are accepted",
         LEGACY,
         0,
         NOT_EVALUATED,
         legacy(lambda t: {"state_dict": t, "epoch": 3}),
     ),
     Case(
-        "weights of numpy",
+        "NumPy arrays as weights",
         two("name:a,checkpoint:a/model.npz") + " method=average",
         2,
         (
@@ -126,7 +126,7 @@ PICKLES = [
         put("a/model.npz", b"PK"),
     ),
     Case(
-        "a folder with a pickle alone",
+        "a folder with only a pickle",
         AVERAGE,
         2,
         "source 'a': a: there is no file model.safetensors. Check the path of the checkpoint.",

@@ -1,4 +1,4 @@
-"""What a configuration must not do, and lists of sources that cannot be merged."""
+"""Configurations that are refused, and lists of sources that cannot be merged."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from tests.support.bad_inputs.case import (
 
 SOURCES = [
     Case(
-        "a class to be called, in the method",
+        "a class to instantiate, in the method",
         AVERAGE + " +method._target_=os.system",
         2,
         (
-            "method._target_='os.system': a configuration of fsmerge names no Python to be called. Choose by "
-            "name (`fsmerge list` shows the names) and take the key away."
+            "method._target_='os.system': a configuration cannot call Python code. Remove the key and choose by "
+            "name (`fsmerge list` shows the names)."
         ),
         quick=True,
     ),
     Case(
-        "a class to be called, in the data",
+        "a class to instantiate, in the data",
         KD + " +data._target_=os.system",
         2,
         (
-            "data._target_='os.system': a configuration of fsmerge names no Python to be called. Choose by "
-            "name (`fsmerge list` shows the names) and take the key away."
+            "data._target_='os.system': a configuration cannot call Python code. Remove the key and choose by "
+            "name (`fsmerge list` shows the names)."
         ),
     ),
     Case(
-        "a class to be called, in the hardware",
+        "a class to instantiate, in the hardware",
         AVERAGE + " +hardware._target_=os.system",
         2,
         (
-            "hardware._target_='os.system': a configuration of fsmerge names no Python to be called. Choose "
-            "by name (`fsmerge list` shows the names) and take the key away."
+            "hardware._target_='os.system': a configuration cannot call Python code. Remove the key and choose by "
+            "name (`fsmerge list` shows the names)."
         ),
     ),
     Case(
-        "a class to be called, in the output",
+        "a class to instantiate, in the output",
         AVERAGE + " +output._target_=os.system",
         2,
         (
-            "output._target_='os.system': a configuration of fsmerge names no Python to be called. Choose by "
-            "name (`fsmerge list` shows the names) and take the key away."
+            "output._target_='os.system': a configuration cannot call Python code. Remove the key and choose by "
+            "name (`fsmerge list` shows the names)."
         ),
     ),
     Case(
-        "a class to be called, at the top",
+        "a class to instantiate, at the top",
         AVERAGE + " +_target_=os.system",
         2,
         (
@@ -61,33 +61,33 @@ SOURCES = [
         ),
     ),
     Case(
-        "a class to be called, in an architecture",
+        "a class to instantiate, in an architecture",
         two(
             "name:v,checkpoint:v,arch:{family:vit,name:vit_tiny_patch16_224,args:{norm_layer:{_target_:os.system}}}"
         )
         + " method=average",
         2,
         (
-            "models.sources.0.arch.args.norm_layer._target_='os.system': a configuration of fsmerge names no "
-            "Python to be called. Choose by name (`fsmerge list` shows the names) and take the key away."
+            "models.sources.0.arch.args.norm_layer._target_='os.system': a configuration cannot call Python code. "
+            "Remove the key and choose by name (`fsmerge list` shows the names)."
         ),
     ),
     Case(
-        "a class to be called, in a recipe",
+        "a class to instantiate, in a recipe",
         two("name:a,recipe:{_target_:os.system,data:digits,seed:0}") + " method=average",
         2,
         (
-            "models.sources.0.recipe._target_='os.system': a configuration of fsmerge names no Python to be "
-            "called. Choose by name (`fsmerge list` shows the names) and take the key away."
+            "models.sources.0.recipe._target_='os.system': a configuration cannot call Python code. Remove the "
+            "key and choose by name (`fsmerge list` shows the names)."
         ),
     ),
     Case(
-        "a class to be called, in config.json",
+        "a class to instantiate, in config.json",
         AVERAGE,
         2,
         (
-            "source 'a': a: arch._target_='os.system': a configuration of fsmerge names no Python to be "
-            "called. Choose by name (`fsmerge list` shows the names) and take the key away."
+            "source 'a': a: arch._target_='os.system': a configuration cannot call Python code. Remove the key "
+            "and choose by name (`fsmerge list` shows the names)."
         ),
         config("a", model_args___target_="os.system"),
     ),
@@ -95,7 +95,7 @@ SOURCES = [
         "a key that is a number",
         AVERAGE + " '+method.x={1:2,a:3}'",
         2,
-        "method.x.1: the key 1 is not a text. Quote it, or take it away.",
+        "method.x.1: the key 1 is not a string. Quote it or remove it.",
     ),
     Case(
         "one source only",
@@ -109,7 +109,7 @@ SOURCES = [
         ),
     ),
     Case(
-        "no source at all",
+        "no sources",
         "merge 'models.sources=[]' method=average output.dir=out",
         2,
         (
@@ -131,13 +131,13 @@ SOURCES = [
         2,
         (
             "these sources cannot be merged, for 1 reason:\n"
-            "  - the task name 'a' is used 2 times; give each source a name of its own\n"
+            "  - the task name 'a' is used 2 times; give each source a unique name\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
         ),
     ),
     Case(
-        "a task called like a row",
+        "a task named like a row of the score table",
         two(second="name:merged,checkpoint:b") + " method=average",
         2,
         (
@@ -154,54 +154,56 @@ SOURCES = [
         "models.sources.1.name is missing.",
     ),
     Case(
-        "a task of an empty name",
+        "an empty task name",
         two(second="name:'',checkpoint:b").replace("''", '""') + " method=average",
         2,
         (
-            "the task name '' cannot be used: it names a folder and a head. Pass models.sources.N.name=... "
-            "of 1 to 80 printable characters, without / and \\, no dot first, no space at an end."
+            "the task name '' cannot be used: it becomes part of file and tensor names. Pass "
+            "models.sources.N.name=... "
+            "of 1 to 80 printable characters, without / and \\, not starting with a "
+            "dot, without spaces at either end."
         ),
     ),
     Case(
-        "a task that climbs out of its folder",
+        "a task name with a path to a parent folder",
         two(second="name:../../b,checkpoint:b") + " method=average",
         2,
         (
-            "the task name '../../b' cannot be used: it names a folder and a head. Pass "
-            "models.sources.N.name=... of 1 to 80 printable characters, without / and \\, no dot first, "
-            "no space at an end."
+            "the task name '../../b' cannot be used: it becomes part of file and tensor names. Pass "
+            "models.sources.N.name=... of 1 to 80 printable characters, without / and \\, not starting with a "
+            "dot, without spaces at either end."
         ),
         quick=True,
     ),
     Case(
-        "a task that would clear the terminal",
+        "a task name with terminal control characters",
         two(second='name:"\x1b[2J",checkpoint:b') + " method=average",
         2,
         (
-            "the task name '\\x1b[2J' cannot be used: it names a folder and a head. Pass "
-            "models.sources.N.name=... of 1 to 80 printable characters, without / and \\, no dot first, "
-            "no space at an end."
+            "the task name '\\x1b[2J' cannot be used: it becomes part of file and tensor names. Pass "
+            "models.sources.N.name=... of 1 to 80 printable characters, without / and \\, not starting with a "
+            "dot, without spaces at either end."
         ),
     ),
     Case(
-        "a task with a name too long",
+        "a task name that is too long",
         two(second=f"name:{'n' * 300},checkpoint:b") + " method=average",
         2,
         (
             "the task name "
             "'nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"
-            "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn' cannot be used: it names a "
-            "folder and a head. Pass models.sources.N.name=... of 1 to 80 printable characters, without / "
-            "and \\, no dot first, no space at an end."
+            "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn' cannot be used: it becomes "
+            "part of file and tensor names. Pass models.sources.N.name=... of 1 to 80 printable characters, "
+            "without / and \\, not starting with a dot, without spaces at either end."
         ),
     ),
     Case(
-        "labels of a recipe that is not there",
+        "a label set without a recipe",
         two("name:a,checkpoint:a,labels:low") + " method=average",
         2,
         (
-            "source 'a': labels=low names a label set, but only a source with a recipe has some. Give a "
-            "list, a file (.txt, .json) or `data`: models.sources.N.labels=[...]"
+            "source 'a': labels=low names a label set, but only a source with a recipe has label sets. "
+            "Pass a list, a file (.txt, .json) or `data`: models.sources.N.labels=[...]"
         ),
     ),
     Case(
@@ -212,11 +214,11 @@ SOURCES = [
         missing("sklearn.datasets"),
     ),
     Case(
-        "a cluster's hardware without a cluster",
+        "hardware=slurm without a cluster",
         AVERAGE + " hardware=slurm",
         2,
         (
-            "hardware.distributed=true: this process was started alone. Start N of them with\n"
+            "hardware.distributed=true: only one process was started. Start N processes with\n"
             "  torchrun --nproc-per-node=N -m fsmerge_cli merge ... hardware=multi_gpu\n"
             "or let a cluster start them: fsmerge merge --multirun ... hardware=slurm"
         ),

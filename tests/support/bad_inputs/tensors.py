@@ -17,23 +17,23 @@ from tests.support.bad_inputs.case import (
 
 TENSORS = [
     Case(
-        "whole numbers as weights",
+        "integer weights",
         AVERAGE,
         2,
         (
             "source 'a': a: fc1.weight is of type int8; weights are fp32, fp16, bf16 or fp64. Quantised "
-            "models cannot be merged: pass the model that it was made from."
+            "models cannot be merged: pass the original model."
         ),
         tensors("a/model.safetensors", lambda t: t.update({"fc1.weight": t["fc1.weight"].to(torch.int8)})),
         quick=True,
     ),
     Case(
-        "truth values as weights",
+        "boolean weights",
         AVERAGE,
         2,
         (
             "source 'a': a: fc1.bias is of type bool; weights are fp32, fp16, bf16 or fp64. Quantised models "
-            "cannot be merged: pass the model that it was made from."
+            "cannot be merged: pass the original model."
         ),
         tensors("a/model.safetensors", lambda t: t.update({"fc1.bias": t["fc1.bias"] > 0})),
     ),
@@ -43,22 +43,22 @@ TENSORS = [
         2,
         (
             "source 'a': a: fc1.bias is of type complex64; weights are fp32, fp16, bf16 or fp64. Quantised "
-            "models cannot be merged: pass the model that it was made from."
+            "models cannot be merged: pass the original model."
         ),
         tensors("a/model.safetensors", lambda t: t.update({"fc1.bias": t["fc1.bias"].to(torch.complex64)})),
     ),
     Case(
-        "a head of whole numbers",
+        "a head with integer weights",
         AVERAGE,
         2,
         (
             "source 'a': a: a.bias is of type int64; weights are fp32, fp16, bf16 or fp64. Quantised models "
-            "cannot be merged: pass the model that it was made from."
+            "cannot be merged: pass the original model."
         ),
         tensors("a/heads.safetensors", lambda t: t.update({"a.bias": t["a.bias"].long()})),
     ),
     Case(
-        "half precision is fine",
+        "half precision is accepted",
         AVERAGE,
         0,
         NOT_EVALUATED,
@@ -68,7 +68,7 @@ TENSORS = [
         "NaN in the weights",
         AVERAGE,
         2,
-        "source 'a': a: fc1.weight holds values that are not finite. Train or download the model again.",
+        "source 'a': a: fc1.weight contains values that are not finite. Train or download the model again.",
         tensors("a/model.safetensors", lambda t: t["fc1.weight"].fill_(NAN)),
         installed=True,
     ),
@@ -76,21 +76,21 @@ TENSORS = [
         "infinity in the weights",
         AVERAGE,
         2,
-        "source 'b': b: fc0.bias holds values that are not finite. Train or download the model again.",
+        "source 'b': b: fc0.bias contains values that are not finite. Train or download the model again.",
         tensors("b/model.safetensors", lambda t: t["fc0.bias"].fill_(-INF)),
     ),
     Case(
-        "fp64 beyond fp32",
+        "fp64 values outside the range of fp32",
         AVERAGE,
         2,
-        "source 'a': a: fc0.bias holds values that are not finite. Train or download the model again.",
+        "source 'a': a: fc0.bias contains values that are not finite. Train or download the model again.",
         tensors("a/model.safetensors", lambda t: t.update({"fc0.bias": t["fc0.bias"].double().fill_(1e300)})),
     ),
     Case(
         "NaN in a head",
         AVERAGE,
         2,
-        "source 'a': a: a.bias holds values that are not finite. Train or download the model again.",
+        "source 'a': a: a.bias contains values that are not finite. Train or download the model again.",
         tensors("a/heads.safetensors", lambda t: t["a.bias"].fill_(NAN)),
     ),
     Case(
@@ -99,7 +99,7 @@ TENSORS = [
         2,
         (
             "these sources cannot be merged, for 1 reason:\n"
-            "  - 'a' misses the tensors fc1.bias\n"
+            "  - 'a' lacks the tensors fc1.bias\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
         ),
@@ -111,14 +111,14 @@ TENSORS = [
         2,
         (
             "these sources cannot be merged, for 1 reason:\n"
-            "  - 'a' misses the tensors fc0.weight, fc0.bias, fc1.weight and 1 more\n"
+            "  - 'a' lacks the tensors fc0.weight, fc0.bias, fc1.weight and 1 more\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
         ),
         tensors("a/model.safetensors", lambda t: t.clear()),
     ),
     Case(
-        "a tensor too many",
+        "an extra tensor",
         AVERAGE,
         2,
         (
@@ -130,7 +130,7 @@ TENSORS = [
         tensors("a/model.safetensors", lambda t: t.update(extra=torch.zeros(2))),
     ),
     Case(
-        "a name that would clear the terminal",
+        "a tensor name with terminal control characters",
         AVERAGE,
         2,
         (
@@ -146,36 +146,36 @@ TENSORS = [
         AVERAGE,
         2,
         (
-            "source 'a': a holds 2 models, under 'student.', 'teacher.'. Say which one to take: "
+            "source 'a': a contains 2 models, under 'student.', 'teacher.'. Choose one with "
             "models.sources.N.prefix=..."
         ),
         tensors("a/model.safetensors", prefixed("student.", "teacher.")),
         installed=True,
     ),
     Case(
-        "a prefix that is not there",
+        "an unknown prefix",
         f"{two('name:a,checkpoint:a,prefix:techer')} method=average",
         2,
         "source 'a': a: unknown prefix 'techer'. Did you mean 'teacher'? Available: student, teacher.",
         tensors("a/model.safetensors", prefixed("student.", "teacher.")),
     ),
     Case(
-        "no averaged weights",
+        "no EMA weights",
         f"{two('name:a,checkpoint:a,ema:true')} method=average",
         2,
         (
-            "source 'a': a holds no EMA weights; models were found under 'module.'. Pass "
+            "source 'a': a contains no EMA weights; models were found under 'module.'. Pass "
             "models.sources.N.ema=false or null."
         ),
         tensors("a/model.safetensors", prefixed("module.")),
     ),
     Case(
-        "averaged weights that were not asked for",
+        "EMA weights that were not selected",
         AVERAGE,
         0,
         (
-            f"{NOT_EVALUATED}\n'a': the weights under 'model.' were taken, the EMA weights under 'model_ema.' "
-            "were not (models.sources.N.ema=true takes them)"
+            f"{NOT_EVALUATED}\n'a': the weights under 'model.' were used, the EMA weights under 'model_ema.' "
+            "were not (models.sources.N.ema=true uses them)"
         ),
         tensors("a/model.safetensors", prefixed("model.", "model_ema.")),
     ),
@@ -184,9 +184,10 @@ TENSORS = [
         AVERAGE,
         2,
         (
-            "source 'a': a holds Hugging Face's DeiT, which cannot be read. Of other libraries fsmerge reads "
-            "torchvision's VisionTransformer, Hugging Face's ViTModel and ViTForImageClassification, and CLIP "
-            "vision towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
+            "source 'a': a contains Hugging Face's DeiT, which is not supported. Supported formats of other "
+            "libraries are torchvision's VisionTransformer, Hugging Face's ViTModel and "
+            "ViTForImageClassification, and the CLIP vision towers of OpenAI and "
+            "open_clip. Load the model into timm, and save its state_dict."
         ),
         tensors(
             "a/model.safetensors", lambda t: t.update({"embeddings.distillation_token": torch.zeros(1, 1, 8)})
@@ -197,8 +198,8 @@ TENSORS = [
         f"{two('name:a,module:timm.VisionTransformer')} method=average",
         2,
         (
-            "source 'a': module is for Python, where it takes a torch module, not 'timm.VisionTransformer'. Pass "
-            "a path: models.sources.N.checkpoint=..."
+            "source 'a': module has to be a torch module, passed from Python, not 'timm.VisionTransformer'. "
+            "Pass a path: models.sources.N.checkpoint=..."
         ),
     ),
 ]
@@ -206,18 +207,18 @@ TENSORS = [
 
 SHAPES = [
     Case(
-        "another input size for an MLP",
+        "a different input size for an MLP",
         f"{two('name:a,checkpoint:a,input_size:8')} method=average",
         2,
-        "source 'a': a: mlp reads images of [4, 4] alone. Take models.sources.N.input_size away.",
+        "source 'a': a: mlp only accepts images of size [4, 4]. Remove models.sources.N.input_size.",
     ),
     Case(
-        "an input size between two patches",
+        "an input size that is no multiple of the patch size",
         f"{two('name:v,checkpoint:v,input_size:10', 'name:w,checkpoint:w')} method=average",
         2,
         (
-            "source 'v': v: input_size [10, 10] is no multiple of the patch size [4, 4]. Pass "
-            "models.sources.N.input_size that is."
+            "source 'v': v: input_size [10, 10] is not a multiple of the patch size [4, 4]. Pass a "
+            "multiple: models.sources.N.input_size=..."
         ),
     ),
     Case(
@@ -226,7 +227,7 @@ SHAPES = [
         2,
         (
             "these sources cannot be merged, for 1 reason:\n"
-            "  - 'a' has other shapes than its arch says: fc0.weight is [16, 8], should be [8, 16] (it is "
+            "  - 'a' has shapes that do not match its arch: fc0.weight is [16, 8], should be [8, 16] (it is "
             "transposed)\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
@@ -241,19 +242,19 @@ SHAPES = [
         2,
         (
             "these sources cannot be merged, for 1 reason:\n"
-            "  - 'a' has other shapes than its arch says: fc0.weight is [0, 16], should be [8, 16]\n"
+            "  - 'a' has shapes that do not match its arch: fc0.weight is [0, 16], should be [8, 16]\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
         ),
         tensors("a/model.safetensors", lambda t: t.update({"fc0.weight": torch.zeros(0, 16)})),
     ),
     Case(
-        "a scalar where a vector is meant",
+        "a scalar in place of a vector",
         AVERAGE,
         2,
         (
             "these sources cannot be merged, for 1 reason:\n"
-            "  - 'a' has other shapes than its arch says: fc0.bias is [], should be [8]\n"
+            "  - 'a' has shapes that do not match its arch: fc0.bias is [], should be [8]\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
         ),

@@ -1,0 +1,80 @@
+"""The previous result and the temporary folders after failed and killed runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fsmerge_cli.common.atomic import FINISHED, claim
+from tests.support.output_folders import finish, refusing, tree
+
+
+def test_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    stale = tmp_path / ".run.99999999.tmp"
+    (stale / "merged").mkdir(parents=True)
+    (stale / "merged/half").write_text("half")
+    (tmp_path / ".run.lock").write_text("")
+    finish(tmp_path / "run")
+    assert tree(tmp_path) == {"run": None, f"run/{FINISHED}": "{}"}
+
+
+@pytest.mark.parametrize("name", ["run.2", "run.old", "run[1]", "run"])
+def test_the_temporary_folder_of_a_similar_name_is_kept(name: str, tmp_path: Path) -> None:
+    with claim(tmp_path / name, overwrite=False) as temporary:
+        (temporary / FINISHED).write_text("neighbour")
+        finish(tmp_path / ("run" if name != "run" else "run.2"), "mine")
+        assert (temporary / FINISHED).is_file()
+    assert (tmp_path / name / FINISHED).read_text() == "neighbour"
+
+
+def test_files_of_a_killed_run_are_removed_where_the_name_has_brackets(tmp_path: Path) -> None:
+    (tmp_path / ".run[1].99999999.tmp").mkdir()
+    finish(tmp_path / "run[1]")
+    assert tree(tmp_path) == {"run[1]": None, f"run[1]/{FINISHED}": "{}"}
+
+
+def test_the_old_result_survives_a_run_that_fails(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    finish(folder, "old")
+
+    def fail() -> None:
+        with claim(folder, overwrite=True) as temporary:
+            (temporary / FINISHED).write_text("half")
+            assert (folder / FINISHED).read_text() == "old"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert tree(tmp_path) == {"run": None, f"run/{FINISHED}": "old"}
+
+
+def test_the_old_result_survives_a_failure_of_the_last_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    finish(folder, "old")
+    rename = Path.rename
+
+    def full(path: Path, target: Path) -> Path:
+        if Path(target) == folder and (path / FINISHED).read_text() == "new":
+            raise OSError(28, "No space left on device", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with refusing(f"cannot write {folder}: No space left on device. Choose another output.dir=..."):
+        finish(folder, "new", overwrite=True)
+    assert tree(tmp_path) == {"run": None, f"run/{FINISHED}": "old"}
+
+
+def test_the_old_result_survives_a_kill_between_the_two_renames(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    finish(folder, "old")
+    folder.rename(tmp_path / ".run.old.tmp")  # moved aside by a killed run
+    (tmp_path / ".run.99999999.tmp").mkdir()
+    with refusing(
+        f"{folder} holds a finished run. Pass output.overwrite=true to replace it, "
+        "or choose another output.dir=..."
+    ):
+        finish(folder, "new")
+    assert tree(tmp_path) == {"run": None, f"run/{FINISHED}": "old"}
