@@ -48,7 +48,7 @@ test-browser: $(READY)  ## the report page in a real browser (Debian: apt instal
 wheel-test: $(READY)  ## build the wheel and run the installed command from an empty folder
 	$(BIN)/python -m pytest tests/test_wheel.py
 
-table: $(READY)  ## the digits table of the README (about five minutes)
+table: $(READY)  ## the digits table of docs/results/index.md (about five minutes)
 	$(BIN)/python scripts/digits_table.py
 
 bench: $(READY)  ## speed and memory beside distillation, each with its bar (under 15 minutes; docs/bench.json)

@@ -40,6 +40,7 @@ from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.runs.finetune import finetune
 from fsmerge_cli.runs.request import chosen_data, chosen_hardware, request
+from scripts import examples_page
 from tests.support.doc_blocks import (
     BLOCKS,
     LANGUAGES,
@@ -233,9 +234,14 @@ def test_links_between_pages_have_targets() -> None:
 
 
 def test_the_pages_are_reached_from_the_readme() -> None:
+    """All but the front page of the site, which the README is to readers of the repository."""
     text = (REPOSITORY / "README.md").read_text()
-    pages = {name_of(page) for page in PAGES if page.parent.name == "docs"}
+    pages = {name_of(page) for page in PAGES if page.parent.name == "docs"} - {"docs/index.md"}
     assert {page for page in pages if f"]({page})" not in text} == set()
+
+
+def test_the_examples_page_is_current() -> None:
+    assert examples_page.PAGE.read_text() == examples_page.page(), "stale: make reference"
 
 
 def reference() -> ModuleType:

@@ -12,7 +12,7 @@ from fsmerge_cli.common.errors import ConfigError, unknown
 HELP = """usage: fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
 
 Merges the source models of +models=NAME into one model, evaluates it and writes a folder with
-merged/ (the model, loadable without fsmerge), report.html, evaluation.json, launch.yaml and
+merged/ (the model, loadable without fsmerge), report.html, evaluation.json, config.yaml and
 run.log. `fsmerge list` shows all names.
 
 groups:

@@ -48,8 +48,8 @@ Versions: {versions}. Device: {device}. Seed: {seed}.
 {options}
 """
 TITLES = {
-    "Metrics by task": "The merged model. '% equal to source': images on which merged model and source predict the "
-    "same label. Feature error (relative to the variance), cosine and CKA compare the features that each head "
+    "Metrics by task": "The merged model. '% equal to source': images on which merged model and source predict "
+    "the same label. Feature error (relative to the variance), cosine and CKA compare the features that each head "
     "receives with those of the source.",
     "Training": "The loss is the squared error of the features, relative to the variance of the sources' "
     "features, plus the terms on the heads' predictions weighted by `method.logit_weight` and "

@@ -99,7 +99,7 @@ CONFIGS = [
         config("v", model_args__checkpoint_path="evil.pt"),
     ),
     Case(
-        "a width that is no multiple of the number of heads",
+        "a number of heads that does not divide the width",
         VITS,
         2,
         (
