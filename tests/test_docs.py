@@ -36,6 +36,7 @@ from fsmerge_cli.cli import COMMANDS, main
 from fsmerge_cli.cli.composing import composed, config_dir_of
 from fsmerge_cli.cli.merge_command import composed as merge_overrides
 from fsmerge_cli.common.options import build
+from fsmerge_cli.data import DATASETS
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.runs.finetune import finetune
@@ -205,7 +206,7 @@ def runnable(page: Path, slow: bool) -> list[Block]:
 
 def run_all(page: Path, slow: bool, patch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "__main__", "images": torch.rand(2, 1, 8, 8)}
-    with mock.patch.dict(SPECS), mock.patch.dict(METHODS):  # a page may register an architecture or a method
+    with mock.patch.dict(SPECS), mock.patch.dict(METHODS), mock.patch.dict(DATASETS):  # a page may add to them
         for block in runnable(page, slow):
             run(block, names, patch)
 

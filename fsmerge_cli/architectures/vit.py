@@ -120,6 +120,8 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
         ) from None
     if type(model) is not VisionTransformer:
         raise _other(where, name, f"a {type(model).__name__}")
+    if arch.projection and not hasattr(model.head, "out_features"):
+        raise SourceError(f"{where}: a projection needs its width: num_classes of 1 or more, in config.json.")
     return replace(arch, name=name)
 
 

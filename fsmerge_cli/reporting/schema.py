@@ -117,9 +117,7 @@ class CurvePoint(_Model):
 class Training(_Model):
     """The course of a training; empty for methods without one."""
 
-    start_error: dict[str, float | None] = Field(
-        description="relative feature error before step 1, by task"
-    )
+    start_error: dict[str, float | None] = Field(description="relative feature error before step 1, by task")
     curve: list[CurvePoint] = Field(max_length=500, description="training loss: the mean since the point before")
     final_loss: float | None
     validation: list[CurvePoint] = Field(description="loss on the validation images")

@@ -136,6 +136,13 @@ def test_a_variant_that_cannot_be_merged_is_refused_by_name(name: str, reason: s
     assert f"'a' has {reason}" in error.value.reasons
 
 
+def test_a_projection_without_a_width_is_refused() -> None:
+    options = {"name": "vit_base_patch16_clip_224", "args": {"num_classes": 0}, "projection": True}
+    with pytest.raises(SourceError) as error:
+        parse("vit", options, {}, "v")
+    assert str(error.value) == "v: a projection needs its width: num_classes of 1 or more, in config.json."
+
+
 def test_other_timm_models_are_refused() -> None:
     with pytest.raises(SourceError) as error:
         parse("resnet18", {}, {}, "source 'a': arch")
