@@ -8,8 +8,6 @@ atomically.
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
 import shutil
 import time
@@ -19,14 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, Interrupted, OutputError
 from fsmerge_cli.common.progress import Event, Progress
+from fsmerge_cli.training.state_file import (
+    RANDOM,
+    damaged,
+    random_tensors,
+    random_values,
+    read_state,
+    replace_file,
+    restore_random,
+    write_state,
+)
 
 RUN = "run.json"
 
@@ -79,16 +84,15 @@ class Snapshots:
         return Snapshot(self, self._path(self._trainings))
 
     def saved_context(self) -> dict[str, Tensor]:
-        """The context that an earlier process saved for the next training; {} where there is none."""
+        """The context that an earlier process saved for the next training; {} where there is none.
+
+        Raises OutputError for a damaged file.
+        """
         path = self._path(self._trainings + 1)
         if path is None or not path.is_file():
             return {}
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if name.startswith(CONTEXT)]  # noqa: SIM118
-                return {name.removeprefix(CONTEXT): file.get_tensor(name).clone() for name in names}
-        except (SafetensorError, OSError):
-            return {}  # as in `Snapshot.load`
+        found, _ = read_state(path, lambda name: name.startswith(CONTEXT))
+        return {name.removeprefix(CONTEXT): tensor for name, tensor in found.items()}
 
     def _path(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"training{number}.safetensors"
@@ -111,7 +115,7 @@ class Snapshots:
         if self.folder is not None and not (self.folder / RUN).is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self.content, indent=2) + "\n"
-            _replace(self.folder / RUN, lambda path: path.write_text(text))
+            replace_file(self.folder / RUN, lambda path: path.write_text(text))
 
     def discard(self) -> None:
         """Delete the state of a finished run."""
@@ -129,14 +133,16 @@ def check_state(output: Path, content: Mapping[str, Any], resume: bool, overwrit
     """Make sure that the state of a run into `output` is either resumable or deleted.
 
     The caller holds the lock of `output`. Raises OutputError for the state of an interrupted run without `resume`
-    or `overwrite`, ConfigError where that run had other options.
+    or `overwrite`, or whose run.json is damaged; ConfigError where that run had other options.
     """
     folder = state_folder(output)
     found = _read(folder / RUN)
+    if found is None and resume and any(folder.glob("training*.safetensors")):
+        raise damaged(folder / RUN, "it cannot be read")
     if found is not None and resume:
         check_same(f"the interrupted run into {output}", found, content)
         return
-    if found is not None and not overwrite and (reached := progress_of(folder)):
+    if not overwrite and (reached := progress_of(folder)):
         raise OutputError(
             f"an interrupted run into {output} left its state ({reached}). Pass resume=true to continue it, or "
             "output.overwrite=true to start again."
@@ -188,17 +194,16 @@ class Snapshot:
         if self.path is None or not self.snapshots.writes:
             return False
         context = {f"{CONTEXT}{name}": tensor for name, tensor in self.snapshots.context.items()}
-        everything = {**_random_state(), **context, **tensors}
+        everything = {**random_tensors(), **context, **tensors}
         content = {name: t.detach().cpu().contiguous() for name, t in everything.items()}
         seen: set[int] = set()  # safetensors refuses shared storage; only repeats are copied
         for name, tensor in content.items():
             storage = tensor.untyped_storage().data_ptr()
             content[name] = tensor.clone() if storage in seen else tensor
             seen.add(storage)
-        header = {"fsmerge": json.dumps({**metadata, "random": _python_state()})}
         try:
             self.snapshots.prepare()
-            _replace(self.path, lambda path: save_file(content, path, metadata=header))
+            write_state(self.path, content, {**metadata, "random": random_values()})
         except (OSError, SafetensorError) as error:
             why = str(error).splitlines()[0]
             self.snapshots.progress(Event(f"the training state was not saved ({why}); the run continues", 1, 1))
@@ -208,61 +213,16 @@ class Snapshot:
         return True
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Restore the random generators; the saved tensors and metadata, None where nothing was saved."""
+        """Restore the random generators; the saved tensors and metadata, None where nothing was saved.
+
+        Raises OutputError for a damaged file.
+        """
         if self.path is None or not self.path.is_file():
             return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                names = [name for name in file.keys() if not name.startswith(CONTEXT)]  # noqa: SIM118
-                tensors = {name: file.get_tensor(name).clone() for name in names}
-                metadata = json.loads(file.metadata()["fsmerge"])
-        except (SafetensorError, OSError, KeyError, ValueError):
-            return None  # not written by fsmerge, which writes atomically
-        _restore(tensors, metadata.pop("random"))
+        tensors, metadata = read_state(self.path, lambda name: not name.startswith(CONTEXT))
+        restore_random(tensors, metadata.pop("random"))
         self.snapshots.resumed = True
-        return {n: t for n, t in tensors.items() if not n.startswith("random.")}, metadata
-
-
-def _random_state() -> dict[str, Tensor]:
-    states = {"random.torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"random.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return {**states, "random.numpy": torch.from_numpy(_numpy_state()[1].astype(np.int64))}
-
-
-def _python_state() -> dict[str, Any]:
-    numpy = _numpy_state()
-    return {"python": random.getstate(), "numpy": [numpy[0], *map(float, numpy[2:])]}
-
-
-def _numpy_state() -> tuple[Any, ...]:
-    return tuple(np.random.get_state(legacy=True))
-
-
-def _restore(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(tensors["random.torch"])
-    if torch.cuda.is_available():
-        found = [tensors[name] for name in sorted(tensors) if name.startswith("random.cuda")]
-        if len(found) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(found)
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, position, has_gauss, cached = state["numpy"]
-    keys = tensors["random.numpy"].numpy().astype(np.uint32)
-    np.random.set_state((name, keys, int(position), int(has_gauss), cached))
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write atomically: under a temporary name, synced to disk, then renamed."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        return {n: t for n, t in tensors.items() if not n.startswith(RANDOM)}, metadata
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -78,6 +78,10 @@ class TrainingState:
         self.student = student
         self.steps, self.lr = schedule.steps, schedule.lr
         self.parameters = [p for p in student.parameters() if p.requires_grad]
+        # A snapshot is contiguous. A fused optimiser pairs elements by their place in memory, so the moments of a
+        # restored state would meet other elements of a parameter with other strides.
+        for parameter in self.parameters:
+            parameter.data = parameter.data.contiguous()
         rate = schedule.matrix_lr
         self._optimisers = optimisers(
             self.parameters, matrices if rate else (), schedule.lr, rate or 0.0, schedule.weight_decay

@@ -21,7 +21,7 @@ from fsmerge_cli import merge
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods import fs_merge
 from fsmerge_cli.runs import result
-from fsmerge_cli.training import snapshots
+from fsmerge_cli.training import state_file
 
 STEPS = 60
 DATA = {"name": "digits", "images_per_task": 40}
@@ -69,9 +69,9 @@ def main(output: str, method: str, phase: str, moment: int) -> None:
             path.write_bytes(content[: len(content) // 2])
         count()
 
-    write = snapshots.save_file
+    write = state_file.save_file
     if phase == "saving":
-        snapshots.save_file = half  # type: ignore[assignment]
+        state_file.save_file = half  # type: ignore[assignment]
     if phase == "fold":
         fs_merge.fold = dying(fs_merge.fold)
     if phase == "writing":

@@ -22,16 +22,23 @@ from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, OutputError
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods import METHODS, Problem, Solution
-from fsmerge_cli.training import snapshots
+from fsmerge_cli.training import state_file
 from fsmerge_cli.training.snapshots import SaveInterval, Snapshot, Snapshots, check_state, state_folder
 from tests.support import killed
 from tests.support.paths import REPOSITORY
 from tests.support.sources import mlp_source
+from tests.support.vits import vit_source
 
 METHOD_OPTIONS = {
     "kd": {},
     "fs_merge": {"maps": "low_rank", "rank": 2},
+    "fs_merge full": {"maps": "full"},
+    "fs_merge heads": {"maps": "heads", "rank": 2},
     "fs_merge sequential": {"sequential": True},
+}
+SOURCES = {
+    "mlp": lambda: [mlp_source(f"s{i}", [8, 6], i) for i in range(3)],
+    "vit": lambda: [vit_source("class token", i) for i in range(3)],
 }
 
 
@@ -44,6 +51,7 @@ def fit(
     name: str,
     folder: Path | None,
     stop_after: int | None = None,
+    kind: str = "mlp",
     **options: Any,
 ) -> Solution:
     """A short training of three sources; raises StopError after `stop_after` steps over all trainings."""
@@ -55,8 +63,7 @@ def fit(
         if done == stop_after:
             raise StopError
 
-    sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
-    problem = make_problem(sources, per_task=20, held=8)
+    problem = make_problem(SOURCES[kind](), per_task=20, held=8)
     problem = replace(
         problem, progress=progress, snapshots=Snapshots(folder, every=SaveInterval(steps=5), progress=progress)
     )
@@ -64,19 +71,29 @@ def fit(
     return METHODS[name.split()[0]](**settings).fit(problem)
 
 
+PHASES_OF = {"kd": (3, 13), "fs_merge sequential": (3, 24, 37)}
+"""Steps after which a training is stopped; sequential: in the first part, at its end, in the second part."""
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("name", "stop_after"),
-    [(name, step) for name in METHOD_OPTIONS for step in (3, 5, 13)]
-    + [("fs_merge sequential", step) for step in (24, 37)],  # the end of the first training, inside the second
+    ("kind", "name", "stop_after"),
+    [
+        (kind, name, step)
+        for kind in SOURCES
+        for name in METHOD_OPTIONS
+        for step in PHASES_OF.get(name, (5, 13, 22))
+    ],
 )
 def test_a_resumed_training_ends_with_the_same_bytes(
-    make_problem: Callable[..., Problem], tmp_path: Path, name: str, stop_after: int
+    make_problem: Callable[..., Problem], tmp_path: Path, kind: str, name: str, stop_after: int
 ) -> None:
-    expected = fit(make_problem, name, None)
+    """In every phase: with maps, and in the fine-tuning of the folded weights."""
+    options = {} if name == "kd" else {"finetune_share": 0.5}
+    expected = fit(make_problem, name, None, kind=kind, **options)
     with pytest.raises(StopError):
-        fit(make_problem, name, tmp_path, stop_after)
-    resumed = fit(make_problem, name, tmp_path)
+        fit(make_problem, name, tmp_path, stop_after, kind, **options)
+    resumed = fit(make_problem, name, tmp_path, kind=kind, **options)
     assert resumed.trace == expected.trace
     for name_, tensor in expected.weights.items():
         assert torch.equal(resumed.weights[name_], tensor), name_
@@ -119,7 +136,7 @@ def test_a_full_disk_is_reported_and_the_older_state_is_kept(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(snapshots, "save_file", full)
+    monkeypatch.setattr(state_file, "save_file", full)
     assert not stage.save({"a": torch.zeros(2)}, {"step": 2})
     assert phases == ["the training state was not saved ([Errno 28] No space left on device); the run continues"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "training1.safetensors"]
