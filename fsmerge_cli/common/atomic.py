@@ -18,6 +18,9 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import CertificateError, OutputError, reason
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 FINISHED = "evaluation.json"
 """A folder that contains this file is a finished run written by fsmerge."""
 
@@ -125,8 +128,9 @@ def replace_file(path: Path, key: str) -> Iterator[Path]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors by name as safetensors."""
+    """Write tensors by name as safetensors, with the permissions of every other written file."""
     save_file(_plain(tensors), path, metadata=None if metadata is None else dict(metadata))
+    path.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner can read
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.write import model_config, write_model
-from fsmerge_cli.common.atomic import write_json
+from fsmerge_cli.common.atomic import write_json, write_tensors, write_text
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
 from tests.support.sources import mlp_source
@@ -57,3 +57,9 @@ def test_json_is_strict_and_readable(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^Out of range float values are not JSON compliant"):
         write_json(tmp_path / "b.json", {"loss": float("nan")})
     assert not (tmp_path / "b.json").exists()
+
+
+def test_weights_have_the_permissions_of_other_files(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "text")
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "a.txt").stat().st_mode

@@ -8,7 +8,6 @@ ROOT/TASK/...                without train/ and test/: class folders are split b
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from torch import Tensor
 from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.options import FORBID, Share, Text
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
+from fsmerge_cli.data.images.decode import open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
@@ -164,10 +164,6 @@ def _read(files: Sequence[tuple[Path, int]], i: int) -> tuple[Image.Image, int]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return image
+        return open_image(path)
     except Exception as error:  # decoders raise various errors for malformed files
         raise DataError(f"the image {path} cannot be read ({error}). Repair or remove it.") from None

@@ -15,6 +15,7 @@ from torch import Tensor
 from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Text
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
+from fsmerge_cli.data.images.decode import raster_only
 from fsmerge_cli.data.matching import of_task
 
 
@@ -152,8 +153,9 @@ def _read(
     found: Any, column: str, rows: Sequence[int], places: Sequence[int], where: str, i: int
 ) -> tuple[Image.Image, int]:
     try:
-        image = found[rows[i]][column]
-        image.load()
+        with raster_only():
+            image = found[rows[i]][column]
+            image.load()
     except Exception as error:  # decoders raise various errors for malformed files
         cause = first_line(error)
         raise DataError(f"{where}: image {rows[i]} cannot be read ({cause}). Repair or remove it.") from None

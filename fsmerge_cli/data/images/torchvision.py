@@ -16,6 +16,7 @@ from torch import Tensor
 from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Share, Text
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
+from fsmerge_cli.data.images.decode import raster_only
 from fsmerge_cli.data.matching import of_task
 
 SPLITS: dict[str, tuple[str, str]] = {
@@ -181,7 +182,8 @@ def _is_held_out(row: int, share: float) -> bool:
 
 def _item(found: Any, index: int, where: str) -> tuple[Any, Any]:
     try:
-        image, target = found[index]
+        with raster_only():
+            image, target = found[index]
     except Exception as error:  # decoders raise various errors for malformed files
         raise DataError(
             f"{where}: image {index} cannot be read ({first_line(error)}). Repair or remove it."
