@@ -27,9 +27,9 @@ def fold_normalisation(
     resampling.
     """
     channels = arch.input_size[0]
-    if not all(len(values) in (1, channels) for values in (mean, std)) or 0.0 in std:
+    if not all(len(values) in (1, channels) for values in (mean, std)) or min(std) <= 0:
         count = "1 value" if channels == 1 else f"1 or {channels} values"
-        raise SourceError(f"{where}: mean {list(mean)} and std {list(std)} need {count} each, std none of them 0.")
+        raise SourceError(f"{where}: mean {list(mean)} and std {list(std)} need {count} each, every std above 0.")
     name = f"{family.entry}.weight"
     if name not in weights or (set(mean) == {0.0} and set(std) == {1.0}):
         return dict(weights)

@@ -7,7 +7,16 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.common.options import FORBID, Count, Flag, NonNegativeFloat, Positive, PositiveFloat, Text
+from fsmerge_cli.common.options import (
+    FORBID,
+    Count,
+    FiniteFloat,
+    Flag,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Text,
+)
 
 LONGEST_NAME = 80
 """Maximal number of characters of a task name, which is part of file names."""
@@ -52,8 +61,8 @@ class SourceSpec:
     checkpoint: Text | None = None
     head: Text | None = None
     labels: Text | tuple[Text, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[FiniteFloat, ...] | None = None
+    std: tuple[FiniteFloat, ...] | None = None
     normalize: Flag | None = None
     recipe: Recipe | None = None
     prefix: Text | None = None

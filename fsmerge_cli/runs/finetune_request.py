@@ -17,7 +17,7 @@ from fsmerge_cli.checkpoints.tasks import DATA, FILES, with_label_names
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError, unknown
 from fsmerge_cli.common.hardware import Hardware
-from fsmerge_cli.common.options import FORBID, Count, Flag, Positive, Text, build, choose
+from fsmerge_cli.common.options import FORBID, Count, FiniteFloat, Flag, Positive, Text, build, choose
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.models.source import Source
@@ -44,8 +44,8 @@ class FinetuneStart:
     checkpoint: Text | None = None
     start: Literal["pretrained", "random"] = "pretrained"
     labels: Text | tuple[Text, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[FiniteFloat, ...] | None = None
+    std: tuple[FiniteFloat, ...] | None = None
     prefix: Text | None = None
     ema: Flag | None = None
     input_size: Positive | tuple[Positive, Positive] | None = None

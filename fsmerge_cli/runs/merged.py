@@ -19,7 +19,7 @@ from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.tasks import with_label_names
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
-from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, build
+from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text, build
 from fsmerge_cli.data import DataConfig
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import Preprocessing
@@ -40,8 +40,8 @@ class Reading:
     arch: Text | dict[str, Any] | None = None
     head: Text | None = None
     labels: Text | tuple[Text, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[FiniteFloat, ...] | None = None
+    std: tuple[FiniteFloat, ...] | None = None
     normalize: Flag | None = None
     prefix: Text | None = None
     ema: Flag | None = None
