@@ -88,7 +88,7 @@ def check_known(words: list[str], where: str) -> None:
         assert words[1] in COMMANDS or words[1].startswith("--"), f"{where}: {words}"
     elif words[0] == "make":
         assert recipe(words[1]) is not None, f"{where}: no target {words[1]}"
-    elif words[0] == "pip":
+    elif words[0] in ("pip", "uv"):
         project = (REPOSITORY / "pyproject.toml").read_text()
         for extra in re.findall(r"\[([\w,]+)\]", words[-1]):
             assert all(f"\n{name} = [" in project for name in extra.split(",")), f"{where}: {extra}"

@@ -218,12 +218,12 @@ def test_a_run_writes_the_page(method: str, tmp_path: Path) -> None:
 def test_a_page_of_an_evaluation_does_not_describe_the_images_of_a_merge() -> None:
     merged = page(evaluation())
     assert "On test images that the merge did not use, in per cent" in merged
-    assert "all that the merge used, in order" in merged
+    assert "all images of the merge, in order" in merged
     auxiliary = {"name": "folder", "auxiliary": {"name": "generated"}}
     content = {**evaluation(), "certificates": {}, "config": {"data": auxiliary}}
     text = page(content)
     assert "On the test images of this evaluation, in per cent" in text
-    assert "all that the temperatures were fitted on, in order" in text
+    assert "all images for the temperatures, in order" in text
     assert "2" * 64 in text
     assert "the merge used" not in text
     none = page({**content, "cost": {**content["cost"], "images": 0}})
