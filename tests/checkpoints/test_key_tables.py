@@ -24,6 +24,7 @@ from tests.support.third_party import (
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("prefix", ["", "module.", "state_dict.model."])
 def test_a_vit_of_torchvision_gives_the_same_logits(prefix: str, tmp_path: Path) -> None:
     module, pixels = torchvision_vit(1), torch.rand(3, 3, 8, 8)

@@ -46,6 +46,7 @@ def test_missing_data_is_reported_in_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_an_unreachable_hub_is_reported_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

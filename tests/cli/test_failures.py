@@ -13,6 +13,7 @@ from tests.support.command import PAIR, Command
 BUG = "fsmerge: this is a bug in fsmerge; please report it with the lines above\n"
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_trained")
 @pytest.mark.parametrize("validated", [False, True])
 def test_a_loss_that_is_not_finite_exits_with_1_and_advice(

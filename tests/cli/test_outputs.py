@@ -38,6 +38,7 @@ def test_models_with_and_without_plus_are_the_same_run(fsmerge: Command, tmp_pat
     assert weights[0] == weights[1]
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_trained")
 def test_a_finished_folder_is_only_replaced_with_overwrite(fsmerge: Command, tmp_path: Path) -> None:
     run = ["merge", PAIR, "method=average", "output.dir=out"]

@@ -18,6 +18,7 @@ def summary(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_trained")
 def test_a_sweep_ends_with_one_table_of_all_runs(fsmerge: Command, tmp_path: Path) -> None:
     arguments = ["method=fs_merge,kd", "seed=0,1", "method.steps=5"]
@@ -96,6 +97,7 @@ def test_a_second_sweep_into_the_same_folder_lists_only_its_own_runs(fsmerge: Co
     assert [row["run"].rsplit(" ", 1)[1] for row in summary(tmp_path / "sweep")] == ["seed=3", "seed=4"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("methods", ["average,kd", "kd,average"])
 def test_a_key_that_one_choice_of_a_sweep_does_not_have_is_reported(methods: str, fsmerge: Command) -> None:
     ran = fsmerge("merge", "--multirun", PAIR, f"method={methods}", "method.steps=5")

@@ -153,6 +153,7 @@ def counts(data: DataConfig) -> Any:
     return count_images(data, TASKS, lambda: PIXELS)
 
 
+@pytest.mark.full
 def test_the_counts_are_those_of_the_sampled_images(tmp_path: Path) -> None:
     folder = images(tmp_path)
     augmented = Folder(

@@ -75,6 +75,7 @@ def test_missing_images_are_reported(make_problem: Make, name: str) -> None:
     )
 
 
+@pytest.mark.full
 def test_sequential_merging_multiplies_the_projectors(make_problem: Make) -> None:
     sources = [mlp_source(f"s{i}", [8, 6], i) for i in range(3)]
     problem = make_problem(sources, per_task=40, held=4)

@@ -199,6 +199,7 @@ def test_the_card_has_the_same_tables_and_names_are_escaped(name: str) -> None:
     assert set(widths) <= {2, 3, 4, 5, 10, len(content["tasks"]) + 1, len(content["tasks"]) + 4}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["average", "fs_merge"])
 def test_a_run_writes_the_page(method: str, tmp_path: Path) -> None:
     options = {"name": method, **({"steps": 3} if method == "fs_merge" else {})}

@@ -21,6 +21,7 @@ def test_the_front_has_the_entries_that_no_other_one_dominates() -> None:
     assert front([(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.0)]) == [True] * 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("suffix", plots.SUFFIXES)
 def test_a_plot_has_the_format_of_its_suffix_and_is_deterministic(suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")

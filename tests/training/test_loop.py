@@ -151,6 +151,7 @@ def test_joined_traces_report_the_learning_rate_of_the_restarted_training() -> N
     assert Trace().then(plain, ()).lr == 1e-3
 
 
+@pytest.mark.full
 def test_a_batch_that_does_not_fit_into_memory_is_computed_in_parts_with_the_same_weights(
     make_problem: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +207,7 @@ def test_a_diverged_training_keeps_the_last_finite_state(make_problem: Make, tmp
         assert all(bool(t.isfinite().all()) for n, t in tensors.items() if n.startswith("student."))
 
 
+@pytest.mark.full
 def test_retries_halve_the_learning_rate(make_problem: Make, tmp_path: Path) -> None:
     made = fit(make_problem, "kd", tmp_path, lr=1e-3, retries=3)
     assert made.trace.lr == 1e-3

@@ -65,6 +65,7 @@ def test_png_files_give_the_same_scores_as_the_embedded_digits(
     assert min(merged) > 0.55
 
 
+@pytest.mark.full
 def test_flat_unlabelled_images_suffice_for_a_merge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
