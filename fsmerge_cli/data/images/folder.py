@@ -8,8 +8,11 @@ ROOT/TASK/...                without train/ and test/: class folders are split b
 
 from __future__ import annotations
 
+import os
+import unicodedata
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,7 +26,27 @@ from fsmerge_cli.common.options import FORBID, Share, Text
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.decode import open_image
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+DOCUMENTS = frozenset(
+    {
+        ".csv",
+        ".db",
+        ".html",
+        ".ini",
+        ".ipynb",
+        ".json",
+        ".log",
+        ".md",
+        ".pdf",
+        ".py",
+        ".tsv",
+        ".txt",
+        ".xml",
+        ".yaml",
+    }
+)
+"""Suffixes of files that may lie beside images and need no mention."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -73,6 +96,7 @@ class Folder(DataConfig):
             labelled,
             classes,
             skip_unreadable,
+            notes=_notes(own, task.name),
             title_of=partial(_path, files),
         )
 
@@ -87,7 +111,7 @@ class Folder(DataConfig):
         own = next((folder / s for s in splits if self._classified(s) and (folder / s).is_dir()), folder)
         if own == folder and not self._classified("train"):
             return None
-        return tuple(sorted(p.name for p in own.iterdir() if p.is_dir() and _images(p))) or None
+        return tuple(_class_folders(own)) or None
 
     def _classified(self, split: Split) -> bool:
         """Whether subfolders of a split are classes."""
@@ -128,11 +152,11 @@ def _files(folder: Path, task: Task, classified: bool) -> list[tuple[Path, int]]
     """Every image below `folder` with its class index (-1: none), in sorted order."""
     if not classified:
         return [(path, -1) for path in _images(folder)]
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and _images(p))
+    classes = _class_folders(folder)
     flat = [(path, -1) for path in sorted(folder.iterdir()) if _is_image(path)]
     if not classes:
         return flat
-    labels = list(task.labels or [])
+    labels = [_normal(label) for label in task.labels or ()]
     unknown = [name for name in classes if name not in labels]
     if unknown and task.labels is not None:
         raise DataError(
@@ -142,16 +166,72 @@ def _files(folder: Path, task: Task, classified: bool) -> list[tuple[Path, int]]
             "are classes) to use images without labels."
         )
     index = {label: i for i, label in enumerate(labels)}
-    return flat + [(path, index.get(name, -1)) for name in classes for path in _images(folder / name)]
+    return flat + [(path, index.get(name, -1)) for name, own in classes.items() for path in _images(own)]
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Class folders by name, sorted. Raises DataError for one with only files of other formats."""
+    found = {_normal(p.name): p for p in sorted(folder.iterdir()) if p.is_dir() and not _is_ignored(p.name)}
+    kept = {name: path for name, path in found.items() if _images(path)}
+    for name, path in found.items():
+        if name not in kept and (others := _other_files(path)):
+            raise DataError(
+                f"data=folder: the class folder {path} has no image that can be read, only {others}. "
+                f"Convert them to one of {', '.join(sorted(SUFFIXES))}, or remove the folder."
+            )
+    return kept
+
+
+def _normal(name: str) -> str:
+    """A name in Unicode normal form C: file systems and editors write the same letters in different forms."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_ignored(name: str) -> bool:
+    """Hidden files, and the folder in which macOS keeps its own files in archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below `folder` that is not ignored. Links to folders are followed, each folder once."""
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"data=folder: {error.filename} cannot be read ({reason(error)}). Change its permissions.")
+
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _is_ignored(name))
+        yield from (Path(place) / name for name in files if not _is_ignored(name))
 
 
 def _images(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if _is_image(path)]
+    return sorted(path for path in _walk(folder) if _is_image(path))
+
+
+def _other_files(folder: Path) -> str:
+    """Files that are neither images by their suffix nor documents, counted by suffix; "" where there are none."""
+    known = SUFFIXES | DOCUMENTS
+    counts = Counter(s or "no suffix" for path in _walk(folder) if (s := path.suffix.lower()) not in known)
+    return ", ".join(f"{count} x {suffix}" for suffix, count in sorted(counts.items()))
+
+
+def _notes(folder: Path, task: str) -> tuple[str, ...]:
+    """The files that were not used because of their suffixes."""
+    found = _other_files(folder)
+    return (
+        (f"task '{task}': files in {folder} without the suffix of an image were not used: {found}",)
+        if found
+        else ()
+    )
 
 
 def _is_image(path: Path) -> bool:
-    """By suffix; hidden files are ignored, as operating systems put their own next to images."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not _is_ignored(path.name) and path.is_file()
 
 
 def _path(files: Sequence[tuple[Path, int]], i: int) -> str:

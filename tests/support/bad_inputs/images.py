@@ -58,7 +58,7 @@ IMAGES = [
         KD,
         2,
         (
-            "data=folder: no images for task 'a' in images/a. Put images there (.bmp, .gif, .jpeg, .jpg, "
+            "data=folder: no images for task 'a' in images/a. Put images there (.bmp, .gif, .jfif, .jpeg, .jpg, "
             ".pgm, .png, .ppm, .tif, .tiff, .webp), flat or in class folders."
         ),
         only("a", 0),
