@@ -28,8 +28,8 @@ from fsmerge_cli.training.state_file import (
     random_tensors,
     random_values,
     read_state,
-    replace_file,
     restore_random,
+    write_atomically,
     write_state,
 )
 
@@ -115,7 +115,7 @@ class Snapshots:
         if self.folder is not None and not (self.folder / RUN).is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self.content, indent=2) + "\n"
-            replace_file(self.folder / RUN, lambda path: path.write_text(text))
+            write_atomically(self.folder / RUN, lambda path: path.write_text(text))
 
     def discard(self) -> None:
         """Delete the state of a finished run."""

@@ -31,7 +31,7 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     text = json.dumps(metadata)
     digests = json.dumps({name: _digest(tensor) for name, tensor in tensors.items()})
     header = {"fsmerge": text, "digests": digests, "sha256": _sha256(text, digests)}
-    replace_file(path, lambda temporary: save_file(dict(tensors), temporary, metadata=header))
+    write_atomically(path, lambda temporary: save_file(dict(tensors), temporary, metadata=header))
 
 
 def read_state(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -106,7 +106,7 @@ def restore_random(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> N
     np.random.set_state((name, keys, int(position), int(has_gauss), cached))
 
 
-def replace_file(path: Path, write: Any) -> None:
+def write_atomically(path: Path, write: Any) -> None:
     """Write atomically: under a temporary name, synced to disk, then renamed."""
     temporary = path.with_suffix(".tmp")
     try:
