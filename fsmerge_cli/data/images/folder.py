@@ -193,8 +193,11 @@ def _is_ignored(name: str) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` that is not ignored. Links to folders are followed, each folder once."""
-    seen: set[str] = set()
+    """Every file below `folder` that is not ignored. Links to folders are followed, each folder once.
+
+    A link to a folder above leads to other classes and is not followed.
+    """
+    seen = {os.path.realpath(parent) for parent in folder.absolute().parents}
 
     def refuse(error: OSError) -> None:
         raise DataError(f"data=folder: {error.filename} cannot be read ({reason(error)}). Change its permissions.")
