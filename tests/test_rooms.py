@@ -122,7 +122,11 @@ def test_no_import_comes_back_to_where_it_began() -> None:
 
 def test_a_test_is_found_by_the_path_of_its_file() -> None:
     """Every folder of tests is a room, or is listed here with what it is for."""
-    apart = {"support": "what tests share", "scripts": "tests of scripts/"}
+    apart = {
+        "support": "what tests share",
+        "scripts": "tests of scripts/",
+        "faults": "one module per kind of fault that must not be silent, across rooms",
+    }
     folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
     assert folders - set(apart) == set(ROOMS) - {"__init__"}
 
