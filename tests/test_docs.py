@@ -121,7 +121,7 @@ def check_keys(words: list[str]) -> None:
         chosen_data(keys["data"])
         chosen_hardware(keys["hardware"])
     elif command == "evaluate":
-        composed("evaluate", overrides, None)
+        composed("evaluate", [override for override in overrides if override != "data=from_run"], None)
 
 
 def first(word: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,18 +20,23 @@ HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] 
 
 Evaluates a model without changing it. MODEL is a folder written by `fsmerge merge`, its merged/
 folder, a timm folder, or a checkpoint file. Tasks and labels are read from heads.safetensors, or
-from the classifier in the checkpoint. Without data=NAME, the test images of the merge are used.
+from the classifier in the checkpoint.
 
-  --sources    also evaluate the sources of the merge and their ensemble. Where a task has no
-               training images, the joint accuracy is calibrated on the sources' predictions
+  --sources    also evaluate the sources of the merge and their ensemble: reads the checkpoints that
+               the run's config.yaml names. Where a task has no training images, the joint accuracy
+               is calibrated on the sources' predictions
   --json       print the whole evaluation as JSON (format: fsmerge schema)
   -q, --quiet  print only errors; output files are still written
 
 keys:
   data=NAME                    digits, folder, generated, glyphs, hf, none, per_task, tensors,
                                torchvision; its training images calibrate the joint accuracy
+  data=from_run                the data of the merge, as the run's config.yaml names them. Somebody
+                               else's config.yaml may name any folder or a download, so it is not
+                               followed unless you say this
   hardware=NAME                auto (default), cpu, gpu
-  seed=0                       random seed of the training images (default: the seed of the merge)
+  seed=0                       random seed of the training images (default: 0; with data=from_run
+                               the seed of the merge)
   tasks=[a,b]                  evaluate only these tasks of the model
   output.file=FILE             write the evaluation as JSON
   output.report=FILE           write the evaluation as an HTML page
@@ -46,7 +52,7 @@ keys:
   --config-dir FOLDER          your own folder with data/*.yaml, ... (trusted like code)
 
 examples:
-  fsmerge evaluate outputs/demo
+  fsmerge evaluate outputs/demo data=from_run
   fsmerge evaluate outputs/demo data=folder data.root=images/ --sources
   fsmerge evaluate other/model.safetensors model.arch=vit_base_patch16_224 model.task=pets \\
       model.labels=[cat,dog] data=folder data.root=images/ output.file=pets.json
@@ -82,6 +88,7 @@ class EvaluateKeys:
 def run(arguments: list[str]) -> int:
     """Compose the configuration, evaluate the model, print the tables and write the requested files."""
     folder, overrides, search = _split(arguments)
+    from_run, overrides = _from_run(overrides)
     keys = composed("evaluate", overrides, search)
     options = build(EvaluateKeys, keys, "")
     output = build(Output, options.output, "output")
@@ -90,9 +97,11 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.common.atomic import check_file
     from fsmerge_cli.reporting import tables, terminal
     from fsmerge_cli.runs.evaluate import evaluate
+    from fsmerge_cli.runs.from_run import FROM_RUN
     from fsmerge_cli.runs.merged import load_merged
 
-    model = load_merged(folder, options.model, options.data)
+    data = FROM_RUN if from_run else options.data
+    model = load_merged(folder, options.model, data)
     files = {"file": output.file, "report": output.report, "logits": output.logits}
     for what, file in files.items():
         if file is not None:
@@ -101,7 +110,7 @@ def run(arguments: list[str]) -> int:
     with terminal.Reporter(terminal.console(stderr=True, quiet=quiet)) as progress:
         found = evaluate(
             model,
-            data=options.data,
+            data=data,
             hardware=options.hardware,
             seed=options.seed,
             tasks=options.tasks,
@@ -128,6 +137,18 @@ def run(arguments: list[str]) -> int:
     paths = [f"model: {model.folder}", *(f"{what}: {file}" for what, file in written.items())]
     console.print(Line("   ".join(paths)), soft_wrap=True)
     return 0
+
+
+def _from_run(overrides: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether data=from_run is among the overrides, and the others. Raises ConfigError for other keys of data."""
+    rest = [override for override in overrides if override.lstrip("+") != "data=from_run"]
+    own = [override for override in rest if re.match(r"[+~]*data\b", override)]
+    if len(rest) < len(overrides) and own:
+        raise ConfigError(
+            f"data=from_run takes the data as the run names them, so {own[0]} cannot be given as well. Leave one "
+            "of them out."
+        )
+    return len(rest) < len(overrides), rest
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str], str | None]:

@@ -175,15 +175,32 @@ def _runs_in(path: Path) -> list[Path]:
     if (path / FINISHED).is_file():
         return [path]
     records = sorted(path.glob("jobs/*.json")) or sorted(path.glob("*/jobs/*.json"))
-    jobs = [json.loads(record.read_text()) for record in records]
-    swept = [Path(job["folder"]) for job in jobs if (Path(job.get("folder") or "-") / FINISHED).is_file()]
+    swept = [folder for record in records if (folder := _recorded(record)) is not None]
     inside = sorted(child.parent for child in path.glob(f"*/{FINISHED}")) if path.is_dir() else []
     return swept or inside
 
 
+def _recorded(record: Path) -> Path | None:
+    """The folder of a recorded job; None where it holds no run.
+
+    A record may come from somebody else and name any folder: OutputError where the run there has other scores.
+    """
+    job = json.loads(record.read_text(encoding="utf-8"))
+    folder = Path(job.get("folder") or "-")
+    if not (folder / FINISHED).is_file():
+        return None
+    metrics = _read(folder).metrics
+    if any(metrics[name] != job.get(name) for name in ("mean", "joint", "seconds")):
+        raise OutputError(
+            f"{record} names the run {folder}, but that run has other scores or seconds: it was replaced, or "
+            "the sweep was made elsewhere. Give the folders of the runs instead."
+        )
+    return folder
+
+
 def _read(folder: Path) -> RunEntry:
     try:
-        evaluation = json.loads((folder / FINISHED).read_text())
+        evaluation = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
         file = folder / CORRECT
         correct = load_file(file) if file.is_file() else {}
         metrics = _metrics(evaluation)

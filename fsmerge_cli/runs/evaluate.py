@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.common.atomic import check_file, replace_file, write_json, write_tensors, write_text
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
-from fsmerge_cli.common.progress import Progress, silent
+from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
 from fsmerge_cli.data.base import ToPixels
@@ -24,13 +23,21 @@ from fsmerge_cli.data.sampling import TestImages, build_sets, no_images, read_te
 from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by_task
 from fsmerge_cli.evaluation.score_table import Scorer, single_task_rows
 from fsmerge_cli.evaluation.scoring import Outputs, Score, merged_forward
+from fsmerge_cli.methods import METHODS
 from fsmerge_cli.reporting.html import page
 from fsmerge_cli.reporting.schema import typed
-from fsmerge_cli.runs.merged import Merged, Reading, load_merged, reworded_for_model, run_folder
-from fsmerge_cli.runs.request import chosen_data, chosen_hardware, source_specs
+from fsmerge_cli.runs.from_run import (
+    FROM_RUN,
+    Data,
+    described,
+    described_sources,
+    group,
+    required_data,
+    run_options,
+)
+from fsmerge_cli.runs.merged import Merged, Reading, load_merged, reworded_for_model
+from fsmerge_cli.runs.request import chosen_hardware, source_specs
 from fsmerge_cli.runs.result import document, images_sha256, versions
-
-Data = str | Mapping[str, Any] | DataConfig
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,12 @@ def evaluate(
     """Evaluate a written model: accuracy per task, and joint accuracy (task not given, labels of all tasks).
 
     folder: of a run, its merged/, a timm folder, a checkpoint file, or a model from `load_merged`. data: as in
-    `merge` (None: the data of the run). The test images are evaluated; on training images, sampled with `seed`
-    (None: that of the run), the temperatures of the calibrated predictions are fitted, where there are any. tasks:
-    which tasks of the model (None: all). reading: what the files of a third-party model do not state. sources:
-    whether to evaluate the sources of the run and their ensemble as well; where a task has no images, their
-    predictions on the other images serve to fit the temperatures.
+    `merge`, or `from_run` for the data set that the run's config.yaml names, which is not followed unasked: the
+    folder may come from somebody else. The test images are evaluated; on training images, sampled with `seed`
+    (None: 0, with `from_run` that of the run), the temperatures of the calibrated predictions are fitted, where
+    there are any. tasks: which tasks of the model (None: all). reading: what the files of a third-party model do
+    not state. sources: whether to read and evaluate the sources that config.yaml names and their ensemble as well;
+    where a task has no images, their predictions on the other images serve to fit the temperatures.
 
     Raises SourceError where there is no model, ConfigError where a key is wrong, DataError where images or labels
     do not fit.
@@ -114,15 +122,13 @@ def evaluate(
     with clock.phase("sources"):
         model = folder if isinstance(folder, Merged) else load_merged(folder, reading, data)
         model = model if tasks is None else model.only(tuple(tasks))
-    run = _run_options(model.folder)
-    images, seed = chosen_data(run.get("data") if data is None else data), _seed(seed, run)
+    run = run_options(model.folder)
+    seed = _seed(seed, run if data == FROM_RUN else {})
     if not model.tasks:
         raise ConfigError("tasks=[] leaves nothing to evaluate. List one or more tasks, or pass null for all.")
-    if images is None:
-        raise DataError(
-            f"no data: {model.folder} is in no run's folder with a data set. Pass data=NAME (data.root=PATH for "
-            "your own folder)."
-        )
+    images = required_data(model.folder, data)
+    if data == FROM_RUN:
+        progress(Event(f"data={FROM_RUN}: {described(images)}", 1, 1))
     notes = [*model.notes]
     with machine.session() as device:
         with clock.phase("data"):
@@ -179,10 +185,11 @@ def evaluate(
         "hardware": asdict(machine),
         "seed": seed,
     }
-    method = str((run.get("method") or {}).get("name", "unknown"))
+    method = str(group(run, "method").get("name"))
     return Reevaluation(
-        model, rows, predictions, outputs, scorer.truth, method, cost, provenance, options, tuple(notes), shown
-    )
+        model, rows, predictions, outputs, scorer.truth, method if method in METHODS else "unknown",
+        cost, provenance, options, tuple(notes), shown,
+    )  # fmt: skip
 
 
 def _seed(given: int | None, run: Mapping[str, Any]) -> int:
@@ -190,21 +197,6 @@ def _seed(given: int | None, run: Mapping[str, Any]) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigError(f"seed: should be a whole number from 0 on, got {value!r}.")
     return value
-
-
-def _run_options(path: Path) -> dict[str, Any]:
-    """The options of the run that wrote the model; empty for a third-party model."""
-    folder = run_folder(path)
-    if folder is None:
-        return {}
-    try:
-        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{folder / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}). Move {folder / 'merged'} "
-            "into another folder, and pass data=..."
-        ) from None
-    return found if isinstance(found, dict) else {}
 
 
 def _tests(model: Merged, data: DataConfig, workers: int, progress: Progress) -> TestImages:
@@ -271,7 +263,7 @@ def _build_set(model: Merged, data: DataConfig, split: Any, task: Task, pixels: 
 
 def _sources(model: Merged, run: Mapping[str, Any], progress: Progress) -> list[Any]:
     """The sources of the run that belong to the model's tasks, in their order."""
-    entries = (run.get("models") or {}).get("sources")
+    entries = group(run, "models").get("sources")
     if not entries:
         raise ConfigError(
             f"--sources: {model.folder} is in no run's folder (config.yaml), so its sources are unknown. "
@@ -281,7 +273,9 @@ def _sources(model: Merged, run: Mapping[str, Any], progress: Progress) -> list[
     missing = [name for name in model.tasks if name not in specs]
     if missing:
         raise ConfigError(f"--sources: the run's config.yaml has no source for {', '.join(missing)}.")
-    found = load_all([specs[name] for name in model.tasks], progress)
+    chosen = [specs[name] for name in model.tasks]
+    progress(Event(f"--sources: {described_sources(chosen)}", 1, 1))
+    found = load_all(chosen, progress)
     without_head = [source.name for source in found if source.head is None]
     if without_head:
         raise SourceError(f"--sources: {', '.join(without_head)} has no head. Leave out --sources.")

@@ -17,14 +17,12 @@ from fsmerge_cli.checkpoints.heads import choose_head, listed_heads, stated_labe
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.tasks import with_label_names
-from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
 from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text, build
-from fsmerge_cli.data import DataConfig
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.models.source_spec import SourceSpec
-from fsmerge_cli.runs.request import chosen_data
+from fsmerge_cli.runs.from_run import Data, given_data
 from fsmerge_cli.training.teachers import network
 
 
@@ -103,20 +101,20 @@ class Merged:
 def load_merged(
     folder: str | Path,
     reading: Reading | Mapping[str, Any] | None = None,
-    data: str | Mapping[str, Any] | DataConfig | None = None,
+    data: Data | None = None,
 ) -> Merged:
     """The model in a folder that `merge` wrote (or in its merged/), in a timm folder or in a checkpoint file.
 
     reading: what the files do not state; see :class:`Reading`. data: the data set whose class folders
-    `labels=data` takes. The model is not changed, and no code in it is run. Raises SourceError where it cannot be
-    read or has no head, ConfigError where a key is wrong.
+    `labels=data` takes (`from_run`: the one that the run's config.yaml names). The model is not changed, and no
+    code in it is run. Raises SourceError where it cannot be read or has no head, ConfigError where a key is wrong.
     """
     given = reading if isinstance(reading, Reading) else build(Reading, reading or {}, "model")
     path = model_path(folder)
     task = given.task or "model"
     options = {name: value for name, value in asdict(given).items() if name != "task"}
     try:
-        spec = with_label_names(SourceSpec(task, checkpoint=str(path), **options), chosen_data(data))
+        spec = with_label_names(SourceSpec(task, checkpoint=str(path), **options), given_data(path, data))
         found = open_checkpoint(spec)
         names = listed_heads(*found.heads)
         if names and (given.labels or given.task or given.head):
@@ -159,13 +157,6 @@ def model_path(folder: str | Path) -> Path:
             "`fsmerge merge` wrote, its merged/, a timm folder, or a checkpoint file."
         )
     return path
-
-
-def run_folder(path: Path) -> Path | None:
-    """The folder of the run that wrote the model; None for a third-party model."""
-    if path.name == "merged" and (path.parent / "config.yaml").is_file():
-        return path.parent
-    return path if all((path / name).is_file() for name in ("config.yaml", FINISHED)) else None
 
 
 def reworded_for_model(text: str, task: str) -> str:

@@ -7,7 +7,8 @@ import sys
 
 from fsmerge_cli import evaluate
 
-found = evaluate(sys.argv[1], sources=True)  # data="folder" or {"name": "folder", "root": ...} for other images
+# "from_run": the data of the merge; {"name": "folder", "root": ...} for other images
+found = evaluate(sys.argv[1], data="from_run", sources=True)
 for name, row in found.scores.items():
     for task, score in row.tasks.items():
         low, high = score.interval

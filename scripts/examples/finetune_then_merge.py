@@ -28,5 +28,5 @@ merge(
     output="outputs/both",
     overwrite=True,
 )
-found = evaluate("outputs/both", sources=True)
+found = evaluate("outputs/both", data="digits", sources=True)
 print({name: row.mean for name, row in found.scores.items()})

@@ -219,7 +219,7 @@ def test_labelled_test_images_suffice_to_evaluate_a_merge_without_task_images(tm
     assert plain.temperatures == {"a": 1.0, "b": 1.0}
     assert plain.joint["softmax"] == plain.joint["softmax_calibrated"]
     assert merged.temperatures.keys() == {"a", "b"}
-    again = evaluate(tmp_path / "out", sources=True)
+    again = evaluate(tmp_path / "out", data="from_run", sources=True)
     assert again.scores["merged"].temperatures == pytest.approx(merged.temperatures, rel=1e-4)
     assert again.notes == ("40 auxiliary unlabelled images (generated)",)
 

@@ -100,9 +100,9 @@ def test_an_evaluation_with_the_sources_finds_the_temperatures_of_the_merge(
     data = partly(tmp_path, auxiliary)
     found = merge(pair(tmp_path), data=data, method="average", output=tmp_path / "out")
     assert found.scores["merged"].temperatures.keys() == {"a", "b"}
-    again = evaluate(tmp_path / "out", sources=True)
+    again = evaluate(tmp_path / "out", data="from_run", sources=True)
     assert again.scores["merged"].temperatures == pytest.approx(found.scores["merged"].temperatures, rel=1e-4)
-    without_sources = evaluate(tmp_path / "out")
+    without_sources = evaluate(tmp_path / "out", data="from_run")
     assert without_sources.scores["merged"].temperatures == {}
     assert without_sources.notes == (
         "not calibrated: some task has no images. With --sources the predictions of the sources are used instead",
@@ -114,6 +114,6 @@ def test_an_evaluation_without_its_auxiliary_images_is_not_calibrated(tmp_path: 
     (tmp_path / "more").rename(tmp_path / "moved")
     with pytest.raises(DataError) as error:
         Folder(root=str(tmp_path / "more")).build("train", Task("", None), ToPixels((1, 4, 4)))
-    found = evaluate(tmp_path / "out", sources=True)
+    found = evaluate(tmp_path / "out", data="from_run", sources=True)
     assert found.scores["merged"].temperatures == {}
     assert found.notes == (f"not calibrated, which needs images besides the test images: {error.value}",)

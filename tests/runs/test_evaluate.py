@@ -28,7 +28,7 @@ pytestmark = pytest.mark.full
 
 def test_a_run_on_its_own_data_gives_its_scores_and_is_not_changed(digits_run: Path) -> None:
     before = file_bytes(digits_run)
-    found = evaluate(digits_run, hardware="cpu", sources=True).evaluation()
+    found = evaluate(digits_run, data="from_run", hardware="cpu", sources=True).evaluation()
     jsonschema.Draft202012Validator(json.loads(schema.text())).validate(found)
     old = rows_of(digits_run)
     assert list(found["rows"]) == ["low", "high", "ensemble", "merged"]
@@ -53,7 +53,7 @@ def test_heads_without_label_names_get_none(tmp_path: Path) -> None:
         sources.append({"name": name, "checkpoint": str(tmp_path / name)})
     merge(sources, method="average", data=data, output=tmp_path / "run")
     old = rows_of(tmp_path / "run")["merged"]["joint_top1"]
-    assert evaluate(tmp_path / "run").evaluation()["rows"]["merged"]["joint_top1"] == old
+    assert evaluate(tmp_path / "run", data="from_run").evaluation()["rows"]["merged"]["joint_top1"] == old
     assert load_merged(tmp_path / "run").labels == dict.fromkeys("ab", tuple("01234"))
     # The merged model as a source again: its heads have class names only when the user gives them.
     again = [{"name": n, "head": n, "checkpoint": str(tmp_path / "run/merged")} for n in "ab"]
@@ -65,7 +65,7 @@ def test_heads_without_label_names_get_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["", "merged"])
 def test_the_folder_and_its_model_are_the_same(digits_run: Path, part: str) -> None:
-    found = evaluate(digits_run / part, hardware="cpu").evaluation()
+    found = evaluate(digits_run / part, data="from_run", hardware="cpu").evaluation()
     assert found["rows"].keys() == {"merged"}
     assert found["rows"]["merged"]["tasks"]["low"]["relative"] is None
     assert found["rows"]["merged"]["joint_top1"] == rows_of(digits_run)["merged"]["joint_top1"]
@@ -73,7 +73,7 @@ def test_the_folder_and_its_model_are_the_same(digits_run: Path, part: str) -> N
 
 
 def test_saved_logits_recomputed_with_scikit_learn_and_torchmetrics(digits_run: Path, tmp_path: Path) -> None:
-    found = evaluate(digits_run, hardware="cpu")
+    found = evaluate(digits_run, data="from_run", hardware="cpu")
     found.save_logits(tmp_path / "logits.safetensors")
     saved = load_file(tmp_path / "logits.safetensors")
     labels = found.model.labels
@@ -112,7 +112,7 @@ def test_top_5_recomputed_with_scikit_learn(tmp_path: Path) -> None:
 
 
 def test_selected_tasks(digits_run: Path) -> None:
-    found = evaluate(digits_run, tasks=["high"]).evaluation()
+    found = evaluate(digits_run, data="from_run", tasks=["high"]).evaluation()
     row = found["rows"]["merged"]
     assert (found["tasks"], row["joint_top1"], row["temperatures"]) == (["high"], {}, {})
     assert row["tasks"]["high"]["top1"] == rows_of(digits_run)["merged"]["tasks"]["high"]["top1"]
@@ -151,8 +151,8 @@ def test_the_default_seed_is_that_of_the_run(digits_run: Path, tmp_path: Path) -
             (moved / name).write_bytes(content)
     options = yaml.safe_load((moved / "config.yaml").read_text())
     (moved / "config.yaml").write_text(yaml.safe_dump({**options, "seed": 7}))
-    given = evaluate(digits_run, seed=7).evaluation()
-    assert given["rows"] == evaluate(moved).evaluation()["rows"]
+    given = evaluate(digits_run, data="from_run", seed=7).evaluation()
+    assert given["rows"] == evaluate(moved, data="from_run").evaluation()["rows"]
     assert given["provenance"]["seed"] == 7
     assert given["rows"]["merged"]["temperatures"] != rows_of(digits_run)["merged"]["temperatures"]
 
@@ -174,12 +174,12 @@ def test_a_loaded_model_predicts_as_the_merged_one(digits_run: Path) -> None:
     with pytest.raises(ConfigError) as error:
         found.logits(images, "hgh")
     assert str(error.value) == "unknown task 'hgh'. Did you mean 'high'? Available: high, low."
-    assert evaluate(found, data="digits").scores == evaluate(digits_run).scores
+    assert evaluate(found, data="digits").scores == evaluate(digits_run, data="from_run").scores
     assert not any(p.requires_grad for p in found.backbone.parameters())
 
 
 def test_files_are_written_atomically_outside_the_model(digits_run: Path, tmp_path: Path) -> None:
-    found = evaluate(digits_run)
+    found = evaluate(digits_run, data="from_run")
     before = file_bytes(digits_run)
     saves = {found.save: "output.file", found.save_report: "output.report", found.save_logits: "output.logits"}
     for save, key in saves.items():

@@ -41,7 +41,7 @@ def test_the_command_shows_the_tables_and_writes_the_requested_files(
 ) -> None:
     before = file_bytes(digits_run)
     files = ["output.file=e.json", "output.logits=l.safetensors", "output.report=r.html"]
-    code, out, err = command(str(digits_run), "--sources", *files)
+    code, out, err = command(str(digits_run), "data=from_run", "--sources", *files)
     assert code == 0
     assert err.splitlines()[-1].startswith("evaluate merged: 540/540 ")
     low = rows_of(digits_run)["merged"]["tasks"]["low"]
@@ -58,7 +58,9 @@ def test_the_command_shows_the_tables_and_writes_the_requested_files(
     assert f"{100 * low['top1']:.1f}" in shown
     content = json.loads((tmp_path / "e.json").read_text())
     assert content["rows"]["merged"]["tasks"]["low"] == low
-    assert content["provenance"]["command"] == (f"fsmerge evaluate {digits_run} --sources {' '.join(files)}")
+    assert content["provenance"]["command"] == (
+        f"fsmerge evaluate {digits_run} data=from_run --sources {' '.join(files)}"
+    )
     assert file_bytes(digits_run) == before
 
 

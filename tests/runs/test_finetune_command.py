@@ -56,7 +56,7 @@ def test_two_sources_are_trained_and_merged_by_command(
     models = "+models.sources=[{name:digits,checkpoint:digits},{name:capitals,checkpoint:capitals}]"
     code, out, err = fsmerge("merge", models, *shared[1:], "method=fs_merge", "method.steps=5", "output.dir=both")
     assert code == 0, err
-    code, out, _ = fsmerge("evaluate", "both", "--json", "--sources")
+    code, out, _ = fsmerge("evaluate", "both", "data=from_run", "--json", "--sources")
     found = json.loads(out)
     for task in ("digits", "capitals"):
         own = json.loads((tmp_path / task / "evaluation.json").read_text())

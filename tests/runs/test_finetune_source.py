@@ -49,7 +49,9 @@ def test_the_folder_is_a_source_and_loads_in_timm(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = F.linear(backbone(pixels), head["low.weight"], head["low.bias"])
     torch.testing.assert_close(load_merged(tmp_path / "low").logits(pixels, "low"), logits)
-    assert evaluate(tmp_path / "low", hardware=CPU).scores["merged"].mean == done.scores["low"].mean
+    assert (
+        evaluate(tmp_path / "low", data="from_run", hardware=CPU).scores["merged"].mean == done.scores["low"].mean
+    )
     card = (tmp_path / "low/README.md").read_text()
     assert "| low \\(source\\) | " in card
     assert "- {name: low, checkpoint: low}" in card
