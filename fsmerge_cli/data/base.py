@@ -19,6 +19,7 @@ from torch import Tensor
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.options import FORBID, Count, Positive, Share
 from fsmerge_cli.data.images.augment import Augment
+from fsmerge_cli.data.images.eight_bit import upright_8_bit
 from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
 
 Split = Literal["train", "test"]
@@ -103,11 +104,12 @@ class ToPixels:
             )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Convert to grey or RGB, resize and crop by the preprocessing of source 1, scale to 0..1."""
+        """Convert to 8 bits, to grey or RGB, resize and crop by the preprocessing of source 1, scale to 0..1.
+
+        Transparency is dropped. Raises DataError if the range of the pixels is not known.
+        """
         channels, height, width = self.input_size
-        if image.mode.startswith("I"):  # 16 bits, which PIL would clip instead of scaling
-            image = Image.fromarray(np.rint(np.asarray(image, dtype=np.float32) / 257).astype(np.uint8))
-        image = image.convert("L" if channels == 1 else "RGB")
+        image = upright_8_bit(image).convert("L" if channels == 1 else "RGB")
         if image.size != (width, height) or self.preprocessing.crop_pct != 1.0:
             image = self._resize(image, height, width)
         pixels = np.asarray(image, dtype=np.float32) / 255.0

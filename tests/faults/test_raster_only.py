@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import EpsImagePlugin, Image
 
 from fsmerge_cli.common.errors import DataError
-from fsmerge_cli.data import DataConfig, Task
+from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.images.decode import FORMATS, open_image, raster_only
-from fsmerge_cli.data.images.folder import SUFFIXES, Folder
-from fsmerge_cli.data.images.hf import HuggingFace
-from fsmerge_cli.data.images.torchvision import TorchVision
+from fsmerge_cli.data.images.folder import SUFFIXES
+from tests.support.image_sets import EVERY, Opened
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
-
-
-def folder(root: Path) -> DataConfig:
-    return Folder(root=str(root))
-
-
-def torchvision(root: Path) -> DataConfig:
-    own = {"root": str(root / "t/train")}
-    return TorchVision(dataset="ImageFolder", train_args=own, test_args=own)
-
-
-def hf(root: Path) -> DataConfig:
-    return HuggingFace(path=str(root / "t/train"))
 
 
 @pytest.fixture
@@ -39,10 +24,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return calls
 
 
-@pytest.mark.parametrize("kind", [folder, torchvision, hf], ids=lambda kind: kind.__name__)
-def test_postscript_is_not_opened(
-    kind: Callable[[Path], DataConfig], tmp_path: Path, started: list[object]
-) -> None:
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_postscript_is_not_opened(kind: Opened, tmp_path: Path, started: list[object]) -> None:
     for label in ("cat", "dog"):
         (tmp_path / "t/train" / label).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / f"t/train/{label}/0.png")
@@ -79,3 +62,11 @@ def test_postscript_would_be_opened_otherwise(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot identify image file"):
         open_image(path)
     assert format_of(path) == "EPS"  # afterwards nothing is changed for the process
+
+
+def test_no_other_code_opens_an_image() -> None:
+    """Programs, examples and pages of the documentation open files only through `open_image`."""
+    root = Path(__file__).resolve().parents[2]
+    kinds = ("fsmerge_cli/**/*.py", "scripts/**/*.py", "docs/**/*.md", "*.md")
+    found = [path for kind in kinds for path in root.glob(kind) if "Image.open(" in path.read_text()]
+    assert found == []

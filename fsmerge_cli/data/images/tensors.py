@@ -17,6 +17,7 @@ from fsmerge_cli.common.errors import DataError, first_line
 from fsmerge_cli.common.options import FORBID, Text
 from fsmerge_cli.common.safe_pickle import plain_values
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
+from fsmerge_cli.data.images.eight_bit import as_uint8
 from fsmerge_cli.data.matching import of_task
 
 Layout = Literal["auto", "nchw", "nhwc"]
@@ -27,11 +28,11 @@ SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth")
 
 @dataclass(frozen=True, config=FORBID)
 class Tensors(DataConfig):
-    """Arrays of images [n, C, H, W], [n, H, W, C] or [n, H, W]: uint8, or floats in 0..1.
+    """Arrays of images [n, C, H, W], [n, H, W, C] or [n, H, W]: uint8, uint16, bool, or floats in 0..1.
 
     train, test: files; `{task}` stands for the task's name; null: no such images. images_key, labels_key: names of
     the arrays in a file; labels (class indices or names, [n]) may be missing. layout: of the images, if the shape
-    is ambiguous. Floats in 0..1 are rounded to 8 bits.
+    is ambiguous. All images are rounded to 8 bits.
     """
 
     name: Literal["tensors"] = "tensors"
@@ -157,17 +158,10 @@ def _channels_last(images: Any, layout: Layout, path: Path) -> Any:
 
 
 def _uint8(images: Any, path: Path) -> Any:
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype.kind != "f":
-        raise DataError(f"{path}: images should be uint8 or floats in 0..1, and are {images.dtype}.")
-    low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 1.0)
-    if not (low >= 0 and high <= 1):
-        raise DataError(
-            f"{path}: images should be uint8 or floats in 0..1, and range from {low:g} to {high:g}. "
-            "Save the pixels without normalisation, divided by 255."
-        )
-    return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
+    try:
+        return as_uint8(images)
+    except DataError as error:
+        raise DataError(f"{path}: images {error}.") from None
 
 
 def _read(images: Any, rows: Sequence[int], places: Sequence[int], i: int) -> tuple[Image.Image, int]:

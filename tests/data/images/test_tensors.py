@@ -119,17 +119,18 @@ def refused(path: Path, **options: object) -> str:
         ),
         (
             {"images": COLOURS.astype(np.float32)},
-            "FILE: images should be uint8 or floats in 0..1, and range from 0 to 255. Save the "
+            "FILE: images should be uint8, uint16 or bool, or floats in 0..1, and range from 0 to 255. Save the "
             "pixels without normalisation, divided by 255.",
         ),
         (
             {"images": COLOURS.astype(np.float32) * np.nan},
-            "FILE: images should be uint8 or floats in 0..1, and range from nan to nan. Save the "
-            "pixels without normalisation, divided by 255.",
+            "FILE: images should be uint8, uint16 or bool, or floats in 0..1, and range from nan to nan. Save "
+            "the pixels without normalisation, divided by 255.",
         ),
         (
             {"images": COLOURS.astype(np.int64)},
-            "FILE: images should be uint8 or floats in 0..1, and are int64.",
+            "FILE: images should be uint8, uint16 or bool, or floats in 0..1, and are int64, whose range is not "
+            "known. Save them as uint8 if they range over 0..255.",
         ),
         (
             {"x": COLOURS, "y": np.array(LABELS)},
