@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fsmerge_cli.checkpoints.embedded import ensure_trained
-from fsmerge_cli.checkpoints.load import load
+from fsmerge_cli.checkpoints.load import check_weights, load
 from fsmerge_cli.checkpoints.tasks import tasks
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import build
@@ -29,7 +29,8 @@ def load_source(
     with a recipe is trained if it is not in the cache. The backbone of the result reads pixels in 0..1: mean and
     std are folded into its weights. The checkpoint is not changed and no code in it is run.
 
-    Raises SourceError if it cannot be read, ConfigError if a key is wrong or the folder holds several tasks.
+    Raises SourceError if it cannot be read or its tensors do not match its architecture, ConfigError if a key is
+    wrong or the folder holds several tasks.
     """
     given: dict[str, Any] = {"name": "source"}
     if isinstance(source, SourceSpec):
@@ -46,7 +47,9 @@ def load_source(
             f"{given['checkpoint']} has {len(found)} heads: {', '.join(spec.name for spec in found)}. Choose one "
             "with load_source(..., head=NAME); load_merged reads all of them."
         )
-    return load(ensure_trained(found[0], progress))
+    loaded = load(ensure_trained(found[0], progress))
+    check_weights(loaded)
+    return loaded
 
 
 def load_all(specs: Sequence[SourceSpec], progress: Progress) -> list[Source]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from fsmerge_cli.checkpoints.files import as_float32
+from fsmerge_cli.checkpoints.head_modules import HeadModule, read_head
 from fsmerge_cli.common.errors import SourceError, unknown
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
+
+Heads = Mapping[str, Mapping[str, Tensor]]
+"""Name of a head -> name inside the head (`weight`, `0.bias`) -> tensor."""
 
 
 def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -19,42 +26,76 @@ def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str
     for name, head in heads.items():
         parts = {"weight": head.weight, "bias": head.bias, "projector": head.projector}
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
-    facts = {"labels": {name: list(head.labels) for name, head in heads.items()}}
-    kinds = {
+    facts: dict[str, Any] = {"labels": {name: list(head.labels) for name, head in heads.items()}}
+    kinds: dict[str, Any] = {
         "normalize": [name for name, head in heads.items() if head.normalize],
         "numbered": [name for name, head in heads.items() if not head.named],
+        "layer_norm": {name: head.layer_norm for name, head in heads.items() if head.layer_norm is not None},
     }
     return tensors, {**facts, **{kind: names for kind, names in kinds.items() if names}}
 
 
-def head_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the heads among `NAME.weight`, `NAME.bias`, ..., sorted."""
-    return sorted(name.removesuffix(".weight") for name in tensors if name.endswith(".weight"))
+PARTS = ("weight", "bias", "projector")
+"""The tensors of a linear head in heads.safetensors."""
+
+
+def file_heads(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str) -> Heads:
+    """The heads in heads.safetensors in fp32. Raises SourceError for values that are not finite and real."""
+    return heads_by_name(as_float32(tensors, where), metadata)
+
+
+def heads_by_name(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Heads:
+    """The heads in heads.safetensors: name -> name inside the head -> tensor.
+
+    The metadata list the names. Otherwise a name ends before the last part, and several numbered modules under one
+    name (`NAME.0`, `NAME.1`) are the layers of one head.
+    """
+    known = sorted(_stored_facts(metadata)["labels"], key=len, reverse=True)
+    places = {name: re.split(PLACE, name)[0] for name in tensors}
+    numbered: dict[str, set[str]] = {}
+    for place in places.values():
+        numbered.setdefault(re.sub(r"(\.\d+)+$", "", place), set()).add(place)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        stem = re.sub(r"(\.\d+)+$", "", places[name])
+        own = next((k for k in known if name.startswith(f"{k}.")), None)
+        own = own or (stem if len(numbered[stem]) > 1 else places[name])
+        found.setdefault(own, {})[name.removeprefix(f"{own}.")] = tensor
+    return found
+
+
+PLACE = r"(?:^|\.)(?:parametrizations\.weight\.)?[^.]*$"
+"""The last part of a tensor's name, after the name of its module."""
 
 
 def listed_heads(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
     """Names of the heads in heads.safetensors, in the order of the metadata if it lists them, else sorted."""
-    names, stated = head_names(tensors), list(_stored_facts(metadata)["labels"])
+    names, stated = sorted(heads_by_name(tensors, metadata)), list(_stored_facts(metadata)["labels"])
     return stated if sorted(stated) == names else names
 
 
 def choose_head(
     spec: SourceSpec,
-    stored: Mapping[str, Tensor],
+    stored: Heads,
     metadata: Mapping[str, str],
-    stated: tuple[str, ...],
+    config: Mapping[str, Any],
     where: str,
-) -> Head | None:
-    """The head that an entry selects, or the only one; None if there is none. Raises SourceError.
+) -> tuple[Head | None, str, tuple[str, ...]]:
+    """The head that an entry selects, or the only one (None: there is none); its name; notes. Raises SourceError.
 
-    stored: tensors by `NAME.weight|bias|projector`; metadata: of heads.safetensors. stated: labels in config.json,
-    used if neither the entry nor the metadata has labels and there is one for every class.
+    stored: see `heads_by_name`; metadata: of heads.safetensors. The labels in config.json are used if neither the
+    entry nor the metadata has labels and there is one for every class.
     """
     facts = _stored_facts(metadata)
-    names = head_names(stored)
+    names = sorted(stored)
+    if "" in names:
+        raise SourceError(
+            f"{where}: heads.safetensors holds {', '.join(sorted(stored['']))} without the name of a head. Call "
+            "its tensors TASK.weight and TASK.bias."
+        )
     chosen = spec.head or (names[0] if len(names) == 1 else None)
     if not names and spec.head is None:
-        return None
+        return None, "", ()
     if chosen is None:
         raise SourceError(
             f"{where} has {len(names)} heads: {', '.join(names)}. "
@@ -62,17 +103,87 @@ def choose_head(
         )
     if chosen not in names:
         raise SourceError(f"{where}: {unknown('head', chosen, names)}")
-    weight = stored[f"{chosen}.weight"]
-    if not weight.ndim:
-        raise SourceError(f"{where}: {chosen}.weight is a scalar, not a classifier [classes, features].")
+    _refuse_other_targets(config, where)
+    found = _linear(spec, stored[chosen], chosen, where)
+    weight, bias = found.weight, found.bias
     given = (spec.labels,) if isinstance(spec.labels, str) else spec.labels
+    stated, known = stated_labels(config), tuple(facts["labels"].get(chosen, ()))
+    one_logit = weight.ndim == 2 and len(weight) == 1
+    if one_logit:
+        _refuse_one_name(given or known or stated, chosen, where)
+        weight, bias = _two_logits(weight, bias)
     fitting = stated if len(stated) == len(weight) else ()
-    known = tuple(facts["labels"].get(chosen, ()))
     names_given = given or (() if chosen in facts["numbered"] else known) or fitting
     classes = names_given or known or tuple(str(c) for c in range(len(weight)))
     unit = chosen in facts["normalize"] if spec.normalize is None else spec.normalize
-    projector = stored.get(f"{chosen}.projector")
-    return Head(weight, stored.get(f"{chosen}.bias"), classes, unit, bool(names_given), projector)
+    layer_norm = facts["layer_norm"].get(chosen) if found.layer_norm is None else found.layer_norm
+    if unit and layer_norm is not None:
+        raise SourceError(
+            f"{where}: the head '{chosen}' starts with a LayerNorm, and normalize=true would scale its features "
+            "to unit length before. Remove models.sources.N.normalize."
+        )
+    notes = found.notes
+    if one_logit:
+        low, high = (*classes, "?", "?")[:2]
+        notes += (f"its head has one logit, read as two classes: '{high}' above 0, '{low}' at 0 and below",)
+    head = Head(weight, bias, classes, unit, bool(names_given), stored[chosen].get("projector"), layer_norm)
+    return head, chosen, tuple(f"'{spec.name}': {note}" for note in notes)
+
+
+def _linear(spec: SourceSpec, tensors: Mapping[str, Tensor], name: str, where: str) -> HeadModule:
+    """The tensors of a head as one linear layer."""
+    module = _module(spec.module, tensors, name)
+    if set(tensors) <= set(PARTS) and "weight" in tensors and module is None:
+        weight = tensors["weight"]
+        if not weight.ndim:
+            raise SourceError(f"{where}: {name}.weight is a scalar, not a classifier [classes, features].")
+        return HeadModule(weight, tensors.get("bias"))
+    return read_head(tensors, name, where, module)
+
+
+def _module(source: Any, tensors: Mapping[str, Tensor], name: str) -> nn.Module | None:
+    """The module of a head inside the user's torch module (None: not found, or the source is a file)."""
+    if source is None:
+        return None
+    shapes = {part: tensor.shape for part, tensor in tensors.items()}
+    last = name.rpartition(".")[2]
+    for path, part in source.named_modules():
+        own = {n: t.shape for n, t in part.state_dict().items()} if path.rpartition(".")[2] == last else {}
+        if own and own == shapes:
+            return part  # type: ignore[no-any-return]
+    return None
+
+
+def _two_logits(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """[0, z] for the logit z: softmax is sigmoid(z), and the largest logit is the threshold at 0."""
+    if bias is not None and bias.shape == (1,):
+        bias = torch.cat([torch.zeros_like(bias), bias])
+    return torch.cat([torch.zeros_like(weight), weight]), bias
+
+
+def _refuse_one_name(names: tuple[str, ...], head: str, where: str) -> None:
+    if len(names) == 1:
+        raise SourceError(
+            f"{where}: the head '{head}' has one logit, which decides between two classes, and there is one name, "
+            f"'{names[0]}'. Pass both: models.sources.N.labels=[NAME_BELOW_0,NAME_ABOVE_0]"
+        )
+
+
+TARGETS = {
+    "multi_label_classification": "several labels per image (multi-label)",
+    "regression": "a number per image (regression)",
+}
+"""Hugging Face's `problem_type` of models that are not supported."""
+
+
+def _refuse_other_targets(config: Mapping[str, Any], where: str) -> None:
+    kind = config.get("problem_type")
+    if isinstance(kind, str) and kind in TARGETS:
+        raise SourceError(
+            f"{where} predicts {TARGETS[kind]}: problem_type in config.json is '{kind}'. fsmerge evaluates and "
+            "distils one label per image, the one of the largest logit. Pass a model trained for that, or remove "
+            "its head from the file to merge it without one."
+        )
 
 
 def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,6 +208,7 @@ def _stored_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
         stored = json.loads(metadata.get("fsmerge", "{}"))
         labels = {str(name): [str(x) for x in entry] for name, entry in stored.get("labels", {}).items()}
         kinds = {kind: [str(name) for name in stored.get(kind, [])] for kind in ("normalize", "numbered")}
-        return {"labels": labels, **kinds}
+        norms = {str(name): float(eps) for name, eps in stored.get("layer_norm", {}).items()}
+        return {"labels": labels, **kinds, "layer_norm": norms}
     except (ValueError, RecursionError, AttributeError, TypeError):
-        return {"labels": {}, "normalize": [], "numbered": []}
+        return {"labels": {}, "normalize": [], "numbered": [], "layer_norm": {}}

@@ -23,13 +23,12 @@ class Layout:
     """The tensor names of one library.
 
     title: its name in messages. anchor: the tensor by which it is recognised, without any prefix.
-    keys: pattern of a name -> timm's name. dropped: patterns of tensors that do not affect the features.
+    keys: pattern of a name -> timm's name.
     """
 
     title: str
     anchor: str
     keys: Mapping[str, str]
-    dropped: tuple[str, ...] = ()
 
 
 TORCHVISION = Layout(
@@ -45,7 +44,7 @@ TORCHVISION = Layout(
         rf"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.{WB}": r"blocks.\1.mlp.fc1.\2",
         rf"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.{WB}": r"blocks.\1.mlp.fc2.\2",
         rf"encoder\.ln\.{WB}": r"norm.\1",
-        rf"heads\.head\.{WB}": r"head.\1",
+        r"heads\.(?:head\.)?(.*)": r"head.\1",
     },
 )
 
@@ -67,7 +66,6 @@ TRANSFORMERS = Layout(
         rf"{_LAYER}\.(?:output\.dense|mlp\.fc2)\.{WB}": r"blocks.\1.mlp.fc2.\2",
         rf"layernorm\.{WB}": r"norm.\1",
     },
-    dropped=(r"pooler\..*", r"embeddings\.mask_token"),
 )
 CLIP = Layout(title="a CLIP vision tower", anchor="class_embedding", keys={})  # converted by timm
 
@@ -110,7 +108,9 @@ def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: s
 
 def _has_classifier(tensors: Mapping[str, Tensor], prefix: str) -> bool:
     """Whether there is a classifier next to a trunk: not in open_clip, but in a user's own wrapper."""
-    return any(f"{prefix}{head}.weight" in tensors for head in HEADS)
+    projection = (f"{prefix}head.proj.", f"{prefix}head.mlp.")  # open_clip's own
+    starts = tuple(f"{prefix}{head}." for head in HEADS)
+    return any(name.startswith(starts) and not name.startswith(projection) for name in tensors)
 
 
 def _refuse(where: str, title: str) -> SourceError:

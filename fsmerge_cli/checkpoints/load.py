@@ -11,11 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.architectures import Family
+from fsmerge_cli.checkpoints.accounting import listed, refuse_beside, without_effect
 from fsmerge_cli.checkpoints.files import as_float32, float_list
-from fsmerge_cli.checkpoints.heads import choose_head, stated_labels
+from fsmerge_cli.checkpoints.heads import choose_head, file_heads
 from fsmerge_cli.checkpoints.open import Checkpoint, interpret, open_checkpoint
 from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
+from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.plan import head_reasons
 from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -34,14 +38,26 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     where = found.where
     family, arch, config, read = interpret(spec, found)
     notes = read.notes
-    tensors = as_float32(read.tensors, where)
-    inside = family.head(arch)
-    own = {n: t for n, t in tensors.items() if inside is not None and n.startswith(f"{inside}.")}
-    backbone = {n: t for n, t in tensors.items() if n not in own}
-    if read.heads:  # next to the backbone, whose own head may remain from pretraining and have the same name
-        own = {f"{read.prefix}{n}": t for n, t in own.items()}
-    stored = {} if skip_head else as_float32(found.heads[0] or {**own, **read.heads}, where)
-    head = None if skip_head else choose_head(spec, stored, found.heads[1], stated_labels(config), where)
+    backbone, inside, unused = _split(spec, family, arch, read, where)
+    notes += tuple(
+        f"'{spec.name}': not used, without effect on the features: {listed(unused)}" for _ in unused[:1]
+    )
+    backbone, head = as_float32(backbone, where), None
+    if not skip_head:
+        head, more = _head(spec, found, config, read, inside)
+        notes += more
+    elif unread := _names(inside, read):
+        notes += (f"'{spec.name}': the head of the checkpoint is not used: {listed(unread)}",)
+    pooler = [name for name in backbone if name.startswith("pooler.")]
+    if pooler:  # of Hugging Face: a further layer, whose output a head may read instead of the features
+        if head is not None and not found.heads[0]:  # those in heads.safetensors read the features
+            raise SourceError(
+                f"{where}: there is a head and a pooler ({listed(pooler)}), and whether the head reads the pooler "
+                "is not in the file. Remove pooler.* from the file if the head reads the class token; otherwise "
+                "train another head: fsmerge finetune model.checkpoint=... training.steps=0"
+            )
+        backbone = {name: tensor for name, tensor in backbone.items() if name not in pooler}
+        notes += (f"'{spec.name}': the features are those before the pooler, which is not used: {listed(pooler)}",)
     mean, std = normalisation(spec, config, where)
     weights = fold_normalisation(family, arch, backbone, mean, std, where)
     how = Preprocessing.of(config.get("pretrained_cfg") or {}, where)
@@ -61,14 +77,51 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes)
 
 
-def check_weights(source: Source, refuse_extra: bool = True) -> None:
-    """Raise SourceError if weights of the architecture are missing or have wrong shapes.
+def _split(
+    spec: SourceSpec, family: Family, arch: Any, read: Translation, where: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """The tensors of the backbone (also unknown ones), those of its own head, and names of no effect."""
+    known, place = family.skeleton(arch).state_dict(), family.head(arch)
+    own = {n: t for n, t in read.tensors.items() if place is not None and n.startswith(f"{place}.")}
+    further = [n for n in read.tensors if n not in own and n not in known]
+    unused = without_effect(further, spec, where)
+    without_effect(read.rest, spec, where)
+    return {n: t for n, t in read.tensors.items() if n not in own and n not in unused}, own, unused
 
-    refuse_extra: also raise it if there are tensors that the architecture does not have.
-    """
+
+def _head(
+    spec: SourceSpec, found: Checkpoint, config: Mapping[str, Any], read: Translation, inside: Mapping[str, Tensor]
+) -> tuple[Head | None, tuple[str, ...]]:
+    """The head of an entry: of heads.safetensors, next to the backbone, or inside it; and notes."""
+    where, (tensors, metadata) = found.where, found.heads
+    if tensors:
+        notes: tuple[str, ...] = ()
+        if unread := _names(inside, read):
+            notes = (f"'{spec.name}': the heads are those in heads.safetensors; not used: {listed(unread)}",)
+        head, _, more = choose_head(spec, file_heads(tensors, metadata, where), metadata, config, where)
+        return head, (*notes, *more)
+    # A head that the backbone has kept from pretraining may have the same name as the one next to it.
+    within = {name.partition(".")[2]: tensor for name, tensor in inside.items()}
+    kept = f"{read.prefix}{next(iter(inside)).partition('.')[0]}" if inside and read.heads else "head"
+    stored = {**({kept: within} if inside else {}), **read.heads}
+    stored = {name: as_float32(parts, where) for name, parts in stored.items()}
+    head, chosen, notes = choose_head(spec, stored, {}, config, where)
+    if head is not None and read.heads:
+        others = {f"{n}.{part}": t for n, parts in stored.items() for part, t in parts.items() if n != chosen}
+        refuse_beside({**others, **read.beside}, head, chosen, where)
+    return head, notes
+
+
+def _names(inside: Mapping[str, Tensor], read: Translation) -> list[str]:
+    """Names of all tensors of heads that are not in heads.safetensors."""
+    return [*inside, *(f"{name}.{part}" for name, parts in read.heads.items() for part in parts)]
+
+
+def check_weights(source: Source) -> None:
+    """Raise SourceError if tensors are missing, unknown or of a wrong shape, in the backbone or in the head."""
     names = source.family.skeleton(source.arch).state_dict()
     missing = [name for name in names if name not in source.weights]
-    extra = [name for name in source.weights if name not in names] if refuse_extra else []
+    extra = [name for name in source.weights if name not in names]
     wrong = [n for n, t in names.items() if n in source.weights and source.weights[n].shape != t.shape]
     for what, found in (("lacks", missing), ("has unknown tensors", extra), ("has wrong shapes", wrong)):
         if found:
@@ -77,6 +130,8 @@ def check_weights(source: Source, refuse_extra: bool = True) -> None:
                 f"{source.origin} does not match its architecture: it {what}: {few}. "
                 "Check its config.json, or pass model.arch=..."
             )
+    for reason in head_reasons(source):
+        raise SourceError(f"{source.origin} does not match its architecture: {reason}. Check the head and labels.")
 
 
 def _resample(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -131,10 +131,11 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     if layout is None:
         own = strip(found.tensors, f"{family.entry}.weight", where, *selection)
         notes = (*(f"'{spec.name}': {note}" for note in own.notes), *ignored_notes(own, spec.name))
-        return family, arch, config, Translation(own.tensors, own.heads, {}, notes, prefix=own.prefix)
+        parts = own.prefix, own.beside, own.rest
+        return family, arch, config, Translation(own.tensors, own.heads, {}, notes, (), None, *parts)
     tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
     notes = (*read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
-    return family, arch, config, Translation(tensors, read.heads, stated, notes, prefix=read.prefix)
+    return family, arch, config, replace(read, tensors=tensors, config=stated, notes=notes, guess=(), clip=None)
 
 
 def stored_names(spec: SourceSpec, found: Checkpoint) -> dict[str, str]:

@@ -13,8 +13,8 @@ from fsmerge_cli.common.errors import SourceError, unknown
 EMA = re.compile(r"(^|[._])ema([._]|$)")
 """A prefix of exponentially averaged weights: model_ema., state_dict_ema., ema.module., ..."""
 
-HEADS = ("head", "classifier", "fc", "linear", "head.fc", "heads.head")
-"""Names of a linear classifier next to a wrapped backbone."""
+HEADS = ("head", "classifier", "fc", "linear", "heads")
+"""Names of a classifier next to a wrapped backbone."""
 
 MAX_LISTED = 3
 """How many ignored tensors a note lists."""
@@ -22,14 +22,16 @@ MAX_LISTED = 3
 
 @dataclass(frozen=True)
 class Stripped:
-    """The tensors of one model without their prefix, heads next to it (`NAME.weight`), and ignored tensors.
+    """The tensors of one model without their prefix, heads next to it, and ignored tensors.
 
-    prefix: that was removed. rest: all other tensors, except those of other copies of the model.
+    prefix: that was removed. heads: name of the head -> name inside it -> tensor. beside: what else is in the
+    module that contains these heads. rest: all other tensors, except those of other copies of the model.
     """
 
     prefix: str
     tensors: Mapping[str, Tensor]
-    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
     rest: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -58,10 +60,11 @@ def strip(
     mine = {n: t for n, t in tensors.items() if n.startswith(prefix) and not n.startswith(inner)}
     own = {n.removeprefix(prefix): t for n, t in mine.items()}
     outside = {n: t for n, t in tensors.items() if n not in mine and not n.startswith((*inner, *copies))}
-    heads = _heads(outside, prefix, head)
-    taken = {id(t) for t in heads.values()}
-    rest = {n: t for n, t in outside.items() if id(t) not in taken}
-    return Stripped(prefix, own, heads, rest, notes)
+    scope, heads = _heads(outside, prefix, head)
+    taken = {f"{scope}{name}.{part}" for name, parts in heads.items() for part in parts}
+    rest = {n: t for n, t in outside.items() if n not in taken}
+    beside = {n: t for n, t in rest.items() if heads and n.startswith(scope)}
+    return Stripped(prefix, own, heads, beside, rest, notes)
 
 
 def ignored_notes(found: Stripped, name: str) -> list[str]:
@@ -107,18 +110,22 @@ def _choose(found: list[str], where: str, chosen: str | None, ema: bool | None) 
     return prefix, (f"only EMA weights were found, and used ('{prefix}')",) if ema is None and averaged else ()
 
 
-def _heads(outside: Mapping[str, Tensor], prefix: str, head: str | None) -> dict[str, Tensor]:
-    """Linear classifiers next to a wrapped model: those of the nearest enclosing scope that has any."""
+def _heads(
+    outside: Mapping[str, Tensor], prefix: str, head: str | None
+) -> tuple[str, dict[str, dict[str, Tensor]]]:
+    """The heads next to a wrapped model: those in the nearest enclosing scope that has any; and that scope."""
     parts = prefix.rstrip(".").split(".")
+    names = dict.fromkeys((*([head] if head else ()), *HEADS))
     for depth in range(len(parts) - 1, -1, -1):
         scope = "".join(f"{part}." for part in parts[:depth])
-        names = [n for n in dict.fromkeys((*([head] if head else ()), *HEADS)) if f"{scope}{n}.weight" in outside]
-        linear = [n for n in names if outside[f"{scope}{n}.weight"].ndim == 2]
-        if linear:
-            return {
-                f"{n}.{part}": outside[f"{scope}{n}.{part}"]
-                for n in linear
-                for part in ("weight", "bias")
-                if f"{scope}{n}.{part}" in outside
-            }
-    return {}
+        found: dict[str, dict[str, Tensor]] = {}
+        taken: set[str] = set()
+        for name in names:
+            start = f"{scope}{name}."
+            own = {n: t for n, t in outside.items() if n.startswith(start) and n not in taken}
+            taken |= set(own)
+            if own:
+                found[name] = {n.removeprefix(start): t for n, t in own.items()}
+        if found:
+            return scope, found
+    return "", {}

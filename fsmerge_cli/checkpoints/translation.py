@@ -47,17 +47,19 @@ TIMM_EPS = 1e-6
 class Translation:
     """The tensors of a file under timm's names, its heads, and keys of config.json inferred from the format.
 
-    guess: a note on a normalisation that the file does not state. clip: the tensors of a CLIP tower, which are
-    translated once the architecture is known (None: not a CLIP tower). prefix: of the model in the file.
+    heads, beside, rest, prefix: as in `Stripped`. guess: a note on a normalisation that the file does not state.
+    clip: the tensors of a CLIP tower, which are translated once the architecture is known (None: no CLIP tower).
     """
 
     tensors: Mapping[str, Tensor]
-    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     guess: tuple[str, ...] = ()
     clip: Mapping[str, Tensor] | None = None
     prefix: str = ""
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    rest: Mapping[str, Tensor] = field(default_factory=dict)
 
     def under(self, model: Any, where: str) -> dict[str, Tensor]:
         """The tensors for `model` (an instance without weights). Raises SourceError if its sizes differ."""
@@ -102,7 +104,8 @@ def translate(
     if eps is not None and eps != TIMM_EPS:
         notes += (f"'{name}': its norms have eps={eps:g}, those of the merged model have timm's {TIMM_EPS:g}",)
     guess = tuple(f"'{name}': {text}" for text in guess)
-    return Translation(named, found.heads, stated, notes, guess, prefix=found.prefix)
+    own = found.prefix, found.beside, found.rest
+    return Translation(named, found.heads, stated, notes, guess, None, *own)
 
 
 def _joined(pieces: Sequence[Tensor], target: str, where: str) -> Tensor:
@@ -123,8 +126,6 @@ def _renamed(
     named: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if any(re.fullmatch(pattern, name) for pattern in layout.dropped):
-            continue
         matches = ((re.fullmatch(pattern, name), target) for pattern, target in layout.keys.items())
         own = next((match.expand(target) for match, target in matches if match), name)
         target, _, part = own.partition("#")
@@ -226,7 +227,8 @@ def _tower(
         stated |= {"projection": True, "num_classes": projection.shape[1]}
     if found.prefix and not found.prefix.endswith("visual."):
         notes = (*notes, *ignored_notes(found, name))
-    return Translation({}, found.heads, stated, notes, clip=found.tensors)
+    own = found.prefix, found.beside, found.rest
+    return Translation({}, found.heads, stated, notes, (), found.tensors, *own)
 
 
 def _clip(tensors: Mapping[str, Tensor], model: Any, where: str) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from fsmerge_cli.common.errors import DataError
@@ -12,6 +12,9 @@ from fsmerge_cli.data.base import Task
 
 MAX_LISTED = 5
 """Largest number of classes listed in a message."""
+
+ONE_LABEL = "Several labels per image (multi-label) are not supported: one class index or name per image. "
+"""Part of the messages about data sets with a list or a row of labels per image."""
 
 
 def of_task(
@@ -107,8 +110,8 @@ def _class_index(found: Any, where: str) -> int:
         return operator.index(int(found) if isinstance(found, float) and found.is_integer() else found)
     except TypeError:
         raise DataError(
-            f"{where}: a label should be a class index or a class name, and one is {str(found)[:99]!r}. Pass "
-            "another column or file of labels."
+            f"{where}: a label should be a class index or a class name, and one is {str(found)[:99]!r}. "
+            f"{ONE_LABEL if isinstance(found, Collection) else ''}Pass another column or file of labels."
         ) from None
 
 

@@ -160,10 +160,10 @@ def _loads(certifier: Certifier, folder: Path) -> bool:
     names: list[str | None] = list(certifier.heads) or [None]
     for name in names:
         found = load(SourceSpec(name or "merged", checkpoint=str(folder), head=name), headers=True)
-        labels = certifier.heads[name].labels if name else None
+        head = certifier.heads[name] if name else None
         family = certifier.plan.family
         same = found.family is family and family.config(found.arch) == family.config(certifier.plan.arch)
-        if not same or found.labels != labels:
+        if not same or (found.head and found.head.stated) != (head and head.stated):
             return False
     return True
 

@@ -81,7 +81,7 @@ def compile_plan(
         if kind not in known:
             known[kind] = _shapes(source.family, source.arch)
         reasons += _tensor_reasons(source, known[kind])
-        reasons += _head_reasons(source)
+        reasons += head_reasons(source)
     if reasons:
         raise MismatchError(reasons)
     family, arch = sources[0].family, sources[0].family.resize(sources[0].arch, width, heads)
@@ -207,7 +207,8 @@ def duplicate_notes(sources: Sequence[Source]) -> list[str]:
     return notes
 
 
-def _head_reasons(source: Source) -> Iterable[str]:
+def head_reasons(source: Source) -> Iterable[str]:
+    """Reasons why the head of a source does not fit its features or its labels."""
     head = source.head
     if head is None:
         return

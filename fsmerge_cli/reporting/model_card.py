@@ -149,10 +149,22 @@ def head_lines(heads: Mapping[str, Head]) -> str:
         lines += [
             f"projector = torch.nn.Linear({head.projector.shape[1]}, {width}, bias=False)  # U_out",
             f'projector.load_state_dict({{"weight": heads[{quoted(f"{name}.projector")}]}})',
-            "classifier, normalize = head, torch.nn.functional.normalize",
-            "head = lambda z: classifier(normalize(projector(z), dim=-1))",
+            *_normalised(head, width),
         ]
     return "\n".join(lines)
+
+
+def _normalised(head: Head, width: int) -> list[str]:
+    """The last lines of a head that normalises the projected features."""
+    if head.layer_norm is not None:
+        return [
+            "classifier, layer_norm = head, torch.nn.functional.layer_norm",
+            f"head = lambda z: classifier(layer_norm(projector(z), ({width},), eps={head.layer_norm!r}))",
+        ]
+    return [
+        "classifier, normalize = head, torch.nn.functional.normalize",
+        "head = lambda z: classifier(normalize(projector(z), dim=-1))",
+    ]
 
 
 def quoted(text: str) -> str:

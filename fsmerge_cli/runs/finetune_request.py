@@ -193,14 +193,12 @@ def load_start(requested: FinetuneRequest) -> Source:
     if requested.start.start == "pretrained":
         try:
             source = assemble(spec, open_checkpoint(spec), skip_head=True)
+            check_weights(source)
         except SourceError as error:
             raise SourceError(str(error).replace("models.sources.N.", "model.")) from None
-        check_weights(source, refuse_extra=False)
-        names = source.family.skeleton(source.arch).state_dict()
         return replace(
             source,
             arch=source.family.resize(source.arch, None, None),  # with timm's default eps, as in a merged model
-            weights={name: source.weights[name] for name in names},
             notes=tuple(note.replace("the merged model", "the trained model") for note in source.notes),
         )
     family, arch = architecture(spec, {}, where)

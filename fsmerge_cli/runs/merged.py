@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
-from fsmerge_cli.checkpoints.files import as_float32, readable
-from fsmerge_cli.checkpoints.heads import choose_head, listed_heads, stated_labels
+from fsmerge_cli.checkpoints.files import readable
+from fsmerge_cli.checkpoints.heads import choose_head, file_heads, listed_heads
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.tasks import with_label_names
@@ -123,12 +123,15 @@ def load_merged(
                 "model.task, model.head and model.labels; tasks=[...] selects tasks."
             )
         first = assemble(spec, found, skip_head=bool(names))
-        stored, labels = as_float32(found.heads[0], found.where), stated_labels(found.config)
-        heads = {
-            name: choose_head(replace(spec, head=name), stored, found.heads[1], labels, found.where)
-            for name in names
-        } or {task: first.head}
+        notes, heads = first.notes, {task: first.head}
         check_weights(first)
+        if names:
+            stored, metadata = file_heads(*found.heads, found.where), found.heads[1]
+            read = [choose_head(replace(spec, head=n), stored, metadata, found.config, found.where) for n in names]
+            heads = {name: head for name, (head, _, _) in zip(names, read)}
+            notes += tuple(note for _, _, own in read for note in own)
+            for name, head in heads.items():
+                check_weights(replace(first, name=name, head=head))
         return Merged(
             path,
             found.sha256,
@@ -137,7 +140,7 @@ def load_merged(
             first.preprocessing,
             network(first),
             {name: _checked(head, name, path) for name, head in heads.items()},
-            tuple(reworded_for_model(note.removeprefix(f"'{task}': "), task) for note in first.notes),
+            tuple(reworded_for_model(note.removeprefix(f"'{task}': "), task) for note in notes),
         )
     except UserError as error:
         raise type(error)(reworded_for_model(str(error), task)) from None

@@ -99,12 +99,12 @@ def fold_group(found: Group, stacks: Sequence[Tensor], stacked: StackedMaps) -> 
 def fold_head(head: Head, projector: Tensor) -> Head:
     """The head on merged features: W' = W U_out, bias unchanged (projector U_out is [d_i, d']).
 
-    A head that normalises its input to unit length cannot absorb U_out; it keeps it as an extra linear layer.
+    A head that normalises its input cannot absorb U_out; it keeps it as an extra linear layer.
     """
     combined = (
         projector if head.projector is None else (head.projector.double() @ projector.double()).to(projector.dtype)
     )
-    if head.normalize:
+    if not head.absorbs_projector:
         return replace(head, projector=combined)
     product = head.weight.double() @ combined.double()
     return replace(head, weight=product.to(head.weight.dtype), projector=None)

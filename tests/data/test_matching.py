@@ -61,7 +61,8 @@ def test_an_image_without_a_label_does_not_belong_to_the_task() -> None:
 def test_labels_that_are_not_class_indices_are_refused(label: object) -> None:
     with pytest.raises(DataError) as error:
         matched(("owl", "wren"), [0, label])
+    many = "Several labels per image (multi-label) are not supported: one class index or name per image. "
     assert str(error.value) == (
-        f"here: a label should be a class index or a class name, and one is {str(label)!r}. Pass another "
-        "column or file of labels."
+        f"here: a label should be a class index or a class name, and one is {str(label)!r}. "
+        f"{many if isinstance(label, list | dict) else ''}Pass another column or file of labels."
     )

@@ -18,7 +18,7 @@ from fsmerge_cli.common.options import FORBID, Text
 from fsmerge_cli.common.safe_pickle import plain_values
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.eight_bit import as_uint8
-from fsmerge_cli.data.matching import of_task
+from fsmerge_cli.data.matching import ONE_LABEL, of_task
 
 Layout = Literal["auto", "nchw", "nhwc"]
 
@@ -95,9 +95,10 @@ class Tensors(DataConfig):
         if labels is None:
             return images, None
         if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
+            several = ONE_LABEL if labels.ndim == 2 and labels.shape[1] > 1 else ""
             raise DataError(
                 f"{path}: '{self.labels_key}' should be {len(images)} class indices or names, one per image, and "
-                f"is {labels.dtype} {list(labels.shape)}. Pass data.labels_key=NAME, or another file."
+                f"is {labels.dtype} {list(labels.shape)}. {several}Pass data.labels_key=NAME, or another file."
             )
         return images, labels.tolist()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -167,11 +168,12 @@ def _classes(found: Any, where: str) -> list[int]:
 
 def _target(value: Any, where: str) -> int:
     try:
-        return int(value)
-    except (TypeError, ValueError):
+        return operator.index(value)
+    except TypeError:
         raise DataError(
-            f"{where} has no class indices ({type(value).__name__}), so it is not a classification data set. "
-            "Pass another data.dataset=NAME, or data.args={...} that select class labels."
+            f"{where} has no class indices ({type(value).__name__}), so it is not a classification data "
+            "set with one label per image. Pass another data.dataset=NAME, or data.args={...} that select class "
+            "labels."
         ) from None
 
 

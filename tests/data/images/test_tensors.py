@@ -138,7 +138,8 @@ def refused(path: Path, **options: object) -> str:
         ),
         (
             {"images": COLOURS, "labels": np.eye(5)},
-            "FILE: 'labels' should be 5 class indices or names, one per image, and is float64 [5, 5]. Pass "
+            "FILE: 'labels' should be 5 class indices or names, one per image, and is float64 [5, 5]. Several "
+            "labels per image (multi-label) are not supported: one class index or name per image. Pass "
             "data.labels_key=NAME, or another file.",
         ),
         (

@@ -1,0 +1,94 @@
+"""Every tensor of a checkpoint is used, or cannot matter and is listed in a note, or is a reason to refuse it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.source_spec import SourceSpec
+
+MAX_LISTED = 3
+"""How many tensors a note or a message lists."""
+
+TRAINING = (
+    r"(criterion|loss\w*|\w+_loss|(\w+_)?(metrics?|acc|accuracy|ema)|ema_\w+|optimi[sz]er\w*|(lr_)?scheduler)"
+)
+"""Names of modules that only a training uses."""
+
+HARMLESS = re.compile(
+    rf"(^|.*\.){TRAINING}(\..*|$)"
+    r"|(^|.*\.)decoder_(embed|pos_embed|blocks|norm|pred)(\..*|$)"  # of a masked autoencoder
+    r"|(^|.*\.)(mask_token|position_ids|relative_position_index|attn_mask|num_batches_tracked)"
+    r"|(^|.*\.)(total_ops|total_params|n_averaged|epoch|(global_)?step|queue|queue_ptr)"
+)
+"""Tensors that do not affect the logits in evaluation: of a training, of a decoder, and constants."""
+
+TEXT = re.compile(
+    r"(^|.*\.)((text\w*|transformer|token_embedding|ln_final)\..*|positional_embedding|text_projection|logit_\w+)"
+)
+"""Tensors of the text tower next to a CLIP vision tower, which is recognised by its `token_embedding.weight`."""
+
+PIXELS = re.compile(r"(^|.*[._])(?<!running_)(mean|std)")
+"""Buffers of mean and std in a model that normalises its own input."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of the names, and how many there are besides."""
+    found = sorted(names)
+    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+    return ", ".join(found[:MAX_LISTED]) + more
+
+
+def without_effect(names: Iterable[str], spec: SourceSpec, where: str) -> list[str]:
+    """Those of the unused tensors that cannot matter. Raises SourceError for a mean or std that is not given.
+
+    The values of such buffers are not used: whether they belong to pixels in 0..1 or 0..255 is not in the file.
+    """
+    unused = [*names]
+    pixels = [name for name in unused if PIXELS.fullmatch(name) and not HARMLESS.fullmatch(name)]
+    if pixels and (spec.mean is None or spec.std is None):
+        raise SourceError(
+            f"{where}: the model normalises its own input ({listed(pixels)}). Pass the same values for pixels in "
+            "0..1: models.sources.N.mean=[...] and std=[...]."
+        )
+    return [name for name in unused if HARMLESS.fullmatch(name) or name in pixels]
+
+
+def refuse_beside(beside: Mapping[str, Tensor], head: Head, name: str, where: str) -> None:
+    """Raise SourceError if tensors next to a chosen head may act before or after it.
+
+    beside: all further tensors of the module that contains the head. What acts before the head ends with its
+    number of units, what acts after it starts with its classes; a single number may scale both.
+    """
+    if head.weight.ndim != 2:
+        return  # compile_plan reports it
+    text = any(n.endswith("token_embedding.weight") for n in beside)
+    left = {n: t for n, t in beside.items() if not HARMLESS.fullmatch(n) and not (text and TEXT.fullmatch(n))}
+    modules: dict[str, list[tuple[int, ...]]] = {}
+    for path, tensor in left.items():
+        modules.setdefault(path.rpartition(".")[0], []).append(tuple(tensor.shape))
+    rows, width = head.weight.shape
+    classes = {rows, 1} if rows == 2 else {rows}  # two rows may stand for one logit
+    found = [
+        path
+        for path in left
+        if _may_act(modules[path.rpartition(".")[0]], tuple(left[path].shape), classes, width)
+    ]
+    if found:
+        raise SourceError(
+            f"{where}: next to the head '{name}' are tensors that may act between the features and the logits: "
+            f"{listed(found)}. Save only the backbone and the head if they do not; if they do, train one linear "
+            "head instead (`fsmerge finetune model.checkpoint=... training.steps=0`)."
+        )
+
+
+def _may_act(module: list[tuple[int, ...]], shape: tuple[int, ...], classes: set[int], width: int) -> bool:
+    """Whether a tensor may transform features or logits; biases count only in a module without a matrix."""
+    matrices = [own for own in module if len(own) > 1]
+    if len(shape) > 1:
+        return shape[0] == width or shape[1] in classes or set(shape) == {1}
+    return not matrices and (not shape or shape[0] in {1, width, *classes})
