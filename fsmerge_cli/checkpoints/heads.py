@@ -126,6 +126,7 @@ def choose_head(
     if one_logit:
         low, high = (*classes, "?", "?")[:2]
         notes += (f"its head has one logit, read as two classes: '{high}' above 0, '{low}' at 0 and below",)
+    notes += _label_notes(given, (() if chosen in facts["numbered"] else known) or stated, len(weight))
     head = Head(weight, bias, classes, unit, bool(names_given), stored[chosen].get("projector"), layer_norm)
     return head, chosen, tuple(f"'{spec.name}': {note}" for note in notes)
 
@@ -184,6 +185,23 @@ def _refuse_other_targets(config: Mapping[str, Any], where: str) -> None:
             "distils one label per image, the one of the largest logit. Pass a model trained for that, or remove "
             "its head from the file to merge it without one."
         )
+
+
+def _label_notes(given: tuple[str, ...] | None, listed: tuple[str, ...], rows: int) -> tuple[str, ...]:
+    """Notes where the given labels contradict those that the files list, or where the latter cannot be used."""
+    if not given:
+        unfit = listed and len(listed) != rows
+        what = f"its files list {len(listed)} class names, but its head has {rows} rows, so they are not used"
+        return (what,) if unfit else ()
+    different = [row for row, pair in enumerate(zip(given, listed)) if pair[0] != pair[1]]
+    if not different or len(given) != len(listed):
+        return ()
+    what = "the same names in another order" if sorted(given) == sorted(listed) else "other names"
+    row = different[0]
+    return (
+        f"its files list {what} than the given labels, which are used: row {row} is '{given[row]}', in its files "
+        f"'{listed[row]}'",
+    )
 
 
 def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:

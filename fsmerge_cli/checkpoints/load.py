@@ -69,10 +69,13 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     size = spec.input_size
     if size is not None and (target := (size, size) if isinstance(size, int) else size) != arch.input_size[1:]:
         old = arch.input_size[1:]
-        arch, weights = _resample(family, arch, weights, target, where)
+        own, (arch, weights) = weights, _resample(family, arch, weights, target, where)
+        # A vision transformer without position embeddings has nothing to resample.
+        positions = any(own.get(name) is not tensor for name, tensor in weights.items())
+        what = "position embeddings were resampled" if positions else "input size was changed"
         notes += (
-            f"'{spec.name}': its position embeddings were resampled from {old[0]} x {old[1]} to {target[0]} x "
-            f"{target[1]} pixels, which is not exact: its scores differ from those at its original size",
+            f"'{spec.name}': its {what} from {old[0]} x {old[1]} to {target[0]} x {target[1]} pixels, which is "
+            "not exact: its scores differ from those at its original size",
         )
     return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes)
 

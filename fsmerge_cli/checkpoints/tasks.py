@@ -13,13 +13,17 @@ from fsmerge_cli.checkpoints.heads import listed_heads
 from fsmerge_cli.common.errors import ConfigError, SourceError, reason
 from fsmerge_cli.common.options import build
 from fsmerge_cli.data import DataConfig, Task
+from fsmerge_cli.data.matching import by_number
 from fsmerge_cli.models.source_spec import SourceSpec
 
 FILES = (".txt", ".json")
 """Suffixes of files with label names."""
 
 DATA = "data"
-"""Value of `labels` that selects the names of the class folders."""
+"""Value of `labels` that selects the names of the class folders, in the order of the data set (sorted as text)."""
+
+DATA_NUMERIC = "data_numeric"
+"""The same, with names that are numbers sorted as numbers."""
 
 
 def tasks(spec: SourceSpec, number: int, data: DataConfig | None = None) -> list[SourceSpec]:
@@ -56,7 +60,7 @@ def with_label_names(spec: SourceSpec, data: DataConfig | None = None) -> Source
     """The same source with its labels as a list. Raises ConfigError, DataError."""
     if not isinstance(spec.labels, str):
         return spec
-    if spec.labels == DATA:
+    if spec.labels in (DATA, DATA_NUMERIC):
         return replace(spec, labels=_of_data(spec, data))
     if Path(spec.labels).suffix.lower() in FILES:
         return replace(spec, labels=read_labels(spec.labels, f"source '{spec.name}'"))
@@ -67,11 +71,34 @@ def _of_data(spec: SourceSpec, data: DataConfig | None) -> tuple[str, ...]:
     found = data.classes(Task(spec.name, None)) if data is not None else None
     if not found:
         raise ConfigError(
-            f"source '{spec.name}': labels=data uses the names of class folders, but "
+            f"source '{spec.name}': labels={spec.labels} uses the names of class folders, but "
             + ("no data set is given." if data is None else f"data={data.name} has none for this task.")
             + " Pass data=folder with class folders, or a list: models.sources.N.labels=[...]"
         )
-    return found
+    if spec.labels == DATA:
+        return found
+    if words := [name for name in found if not name.isdecimal()]:
+        raise ConfigError(
+            f"source '{spec.name}': labels={DATA_NUMERIC} sorts class names that are numbers, but '{words[0]}' is "
+            f"none. Pass models.sources.N.labels={DATA} to sort them as text, or a list: "
+            "models.sources.N.labels=[...]"
+        )
+    return tuple(by_number(found))
+
+
+def order_note(given: SourceSpec, labels: Sequence[str]) -> str | None:
+    """A note where the order of the labels is a guess: that of a data set. given: the entry as written."""
+    if given.labels not in (DATA, DATA_NUMERIC):
+        return None
+    few = ", ".join(f"{row}: '{name}'" for row, name in enumerate(labels[:3])) + (", ..." if labels[3:] else "")
+    note = (
+        f"'{given.name}': the rows of its head are taken to be the classes of the data set in their order ({few})"
+    )
+    other, key = (by_number(labels), DATA_NUMERIC) if given.labels == DATA else (sorted(labels), DATA)
+    if [*labels] == other or not all(label.isdecimal() for label in labels):
+        return note
+    as_what = "numbers" if key == DATA_NUMERIC else "text, as torchvision's ImageFolder does"
+    return f"{note}. If it was trained with them sorted as {as_what}, pass models.sources.N.labels={key}"
 
 
 def read_labels(text: str, where: str) -> tuple[str, ...]:

@@ -96,6 +96,7 @@ def translate(
     elif "architecture" not in config:
         if not has_arch:
             stated |= _architecture(layout, named, config, where)
+            notes += tuple(f"'{name}': {text}" for text in _guesses(stated["model_args"], config))
         elif layout is TRANSFORMERS and "layer_norm_eps" in config:
             stated["eps"] = _eps(config, where)
     stated["pretrained_cfg"], guess = _pixels(layout, config)
@@ -173,6 +174,18 @@ def _architecture(
     if ACTIVATIONS[act]:
         args["act_layer"] = ACTIVATIONS[act]
     return {"architecture": BASE, "model_args": args, "eps": _eps(config, where)}
+
+
+def _guesses(args: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Notes on the options of the architecture that neither the file nor its config.json states."""
+    size = " x ".join(map(str, args["img_size"])) if isinstance(args["img_size"], list) else args["img_size"]
+    found = {
+        "num_attention_heads": f"{args['num_heads']} attention heads are assumed, as in the published models of "
+        f"width {args['embed_dim']}",
+        "image_size": f"square images of {size} pixels are assumed, from the number of its position embeddings",
+    }
+    advice = "if that is wrong, pass models.sources.N.arch={family: vit, ...}"
+    return [f"{text}; {advice}" for key, text in found.items() if not config.get(key)]
 
 
 def _eps(config: Mapping[str, Any], where: str) -> float:

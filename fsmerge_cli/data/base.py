@@ -20,6 +20,7 @@ from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.options import FORBID, Count, Positive, Share
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.data.images.eight_bit import upright_8_bit
+from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
 
 Split = Literal["train", "test"]
@@ -32,11 +33,19 @@ class Task:
     """A task as data sets see it: its name and the labels of its head, in order (None: no head).
 
     own_data: whether the data set holds only this task; its folder then needs no subfolder named after the task.
+    named: whether the labels are names of classes; otherwise they are only the numbers of the head's rows, and
+    matching them to classes is a guess.
     """
 
     name: str
     labels: tuple[str, ...] | None
     own_data: bool = False
+    named: bool = True
+
+    @classmethod
+    def of(cls, name: str, head: Head | None) -> Task:
+        """The task of a source or a model with this head."""
+        return cls(name, None) if head is None else cls(name, head.labels, named=head.named)
 
 
 @plain_dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Match the labels of a task to the classes of a data set."""
+"""Match the labels of a task to the classes of a data set; whatever is not an equal name is noted."""
 
 from __future__ import annotations
 
 import operator
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ def of_task(
 
     classes: class of every image, as an index or a name (-1 or None: no class); names: the name of every class
     index (None: unknown). Labels are matched by name, else as class indices, else, if there are as many labels as
-    classes, by their order; the last two add a note. Without labels of the task or of the images, every image is
-    kept, unlabelled. where: the prefix of messages. Raises DataError.
+    classes, by their order. A match of names that are not equal, and every other match, adds a note. Without
+    labels of the task or of the images, every image is kept, unlabelled. where: the prefix of messages. Raises
+    DataError.
     """
     if task.labels is None:
         return [*range(len(classes))], [-1] * len(classes), ()
@@ -37,8 +39,7 @@ def of_task(
         indices = [_class_index(one, where) for one in classes]
         if all(i < 0 for i in indices):
             return [*range(len(classes))], [-1] * len(classes), ()
-    count = len(names) if names else max(indices, default=-1) + 1
-    place, notes = _places(task.name, task.labels, names, count, where)
+    place, notes = _places(task, task.labels, names, sorted({i for i in indices if i >= 0}), where)
     rows = [row for row, i in enumerate(indices) if i in place]
     if not rows:
         raise DataError(
@@ -48,38 +49,124 @@ def of_task(
     return rows, [place[indices[row]] for row in rows], notes
 
 
+def of_folders(task: Task, folders: Sequence[str]) -> tuple[list[int | None], tuple[str, ...]]:
+    """The index of each class folder's label in the task, None where it has not exactly one; notes."""
+    labels = task.labels or ()
+    exact = {*folders} & {*labels}
+    found = [
+        own if name in exact else tuple(row for row in own if labels[row] not in exact)
+        for name, own in zip(folders, _by_name(folders, labels))
+    ]
+    uses = Counter(found)
+    rows = [own[0] if len(own) == 1 and uses[own] == 1 else None for own in found]
+    pairs = [(labels[row], name) for row, name in zip(rows, folders) if row is not None]
+    return rows, _notes_of_names(task, pairs, [])
+
+
 def _places(
-    task: str, labels: Sequence[str], names: Sequence[str] | None, count: int, where: str
+    task: Task, labels: Sequence[str], names: Sequence[str] | None, seen: Sequence[int], where: str
 ) -> tuple[dict[int, int], tuple[str, ...]]:
-    """Class index -> index of its label in the task, and notes."""
+    """Class index -> index of its label in the task, and notes. seen: the class indices that images have."""
+    count = len(names) if names else max(seen, default=-1) + 1
     found = _by_name(labels, names or ())
-    if all(found):
-        return {own[0]: place for place, own in enumerate(_single(found, task, labels, where))}, ()
+    if names and all(found):
+        place = {own[0]: place for place, own in enumerate(_single(found, task.name, labels, where))}
+        pairs = [(labels[row], names[index]) for index, row in place.items()]
+        return place, _notes_of_names(task, pairs, [names[i] for i in seen if i not in place])
     numeric = all(label.isdecimal() for label in labels)
     # Where the class names are numbers too, a label that is none of them must not be taken as an index.
     named_by_numbers = numeric and all(name.isdecimal() for name in names or ("",))
     if numeric and not named_by_numbers and all(int(label) < count for label in labels):
-        if [*labels] == [str(number) for number in range(len(labels))] and names is None:
-            return {number: number for number in range(len(labels))}, ()
-        example = "" if names is None else f": {labels[0]} is '{names[int(labels[0])]}'"
-        note = f"task '{task}': its labels are taken as class indices{example}"
-        return {int(label): place for place, label in enumerate(labels)}, (note,)
+        return _indices(task, labels, names, seen, where)
     # If the classes have no names, the last ones may have no image.
     if (len(labels) == count and not named_by_numbers) or (names is None and len(labels) > count):
         first = "class 0" if names is None else f"'{names[0]}'"
-        note = f"task '{task}': its labels are matched to the classes by their order: '{labels[0]}' is {first}"
-        return {number: number for number in range(count)}, (note,)
+        rows = {number: number for number in range(count)}
+        if names is None and [*labels] == [str(row) for row in range(len(labels))]:
+            return rows, ()  # the index of a class is the row of the head, and the last rows have no image
+        note = (
+            f"task '{task.name}': its labels are matched to the classes by their order: '{labels[0]}' is {first}"
+        )
+        return rows, (note,)
     missing = [label for label, own in zip(labels, found) if not own]
     classes = f"{count} classes" + (f" ({_listed(names)})" if names else " without names")
     raise DataError(
-        f"{where}: task '{task}' has {len(labels)} labels, of which {_listed(missing)} "
+        f"{where}: task '{task.name}' has {len(labels)} labels, of which {_listed(missing)} "
         f"{'does' if len(missing) == 1 else 'do'} not match any of the {classes}. Pass "
         "models.sources.N.labels=[...] or another data=..."
     )
 
 
+def _indices(
+    task: Task, labels: Sequence[str], names: Sequence[str] | None, seen: Sequence[int], where: str
+) -> tuple[dict[int, int], tuple[str, ...]]:
+    """The labels as class indices. Raises DataError where the classes seem to be numbered from 1."""
+    place = {int(label): row for row, label in enumerate(labels)}
+    rows = [*labels] == [str(row) for row in range(len(labels))]
+    if rows and names is None and [*seen] == [*range(1, len(labels) + 1)]:
+        raise DataError(
+            f"{where}: the classes of task '{task.name}' are numbered from 1 to {len(labels)}, the rows of its "
+            f"head from 0 to {len(labels) - 1}. Number the classes from 0, or pass "
+            f"models.sources.N.labels=['1',...,'{len(labels)}']."
+        )
+    notes = []
+    if names is not None:
+        notes.append(
+            f"task '{task.name}': its labels are taken as class indices: {labels[0]} is '{names[int(labels[0])]}'"
+        )
+    elif not rows:
+        notes.append(f"task '{task.name}': its labels are taken as class indices")
+    if not task.named:
+        notes += _left_out(task, [str(i) if names is None else names[i] for i in seen if i not in place])
+    return place, tuple(notes)
+
+
+def _notes_of_names(task: Task, pairs: Sequence[tuple[str, str]], others: Sequence[str]) -> tuple[str, ...]:
+    """Notes on labels that are matched to class names.
+
+    pairs: label and class name of each match; others: class names that no label matches.
+    """
+    notes = []
+    if loose := [(label, name) for label, name in pairs if label != name]:
+        few = ", ".join(f"'{label}' is '{name}'" for label, name in loose[:MAX_LISTED])
+        notes.append(
+            f"task '{task.name}': {len(loose)} of its labels are matched to class names that are spelled "
+            f"differently: {few}{', ...' if len(loose) > MAX_LISTED else ''}"
+        )
+    names = [name for _, name in pairs]
+    if not task.named:
+        if sorted(names) != (ordered := by_number(names)):
+            notes.append(
+                f"task '{task.name}': its head has no class names, so the class named '{ordered[-1]}' is taken as "
+                f"row {int(ordered[-1])} of the head. If it was trained with the names sorted as text "
+                f"({_listed(sorted(names))}), as torchvision's ImageFolder does, pass models.sources.N.labels=data"
+            )
+        notes += _left_out(task, others)
+    return tuple(notes)
+
+
+def _left_out(task: Task, classes: Sequence[str]) -> list[str]:
+    if not classes:
+        return []
+    what = f"class{'es' if len(classes) > 1 else ''} {_listed(classes)}"
+    return [
+        f"task '{task.name}': its head has no class names and {len(task.labels or ())} rows; the images of {what} "
+        "are left out"
+    ]
+
+
+def by_number(names: Sequence[str]) -> list[str]:
+    """Names sorted as numbers, if all of them are numbers; else as text.
+
+    >>> by_number(["10", "9", "0"]), by_number(["b", "10", "9"])
+    (['0', '9', '10'], ['10', '9', 'b'])
+    """
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names)
+
+
 def _by_name(labels: Sequence[str], names: Sequence[str]) -> list[tuple[int, ...]]:
-    """The classes that match each label: by exact name, else ignoring case and underscores."""
+    """The classes that match each label: by exact name, else ignoring case, underscores, spaces, leading zeros."""
     if [*labels] == [*names]:  # also if two classes have the same name, such as ImageNet's "crane"
         return [(number,) for number in range(len(names))]
     exact: dict[str, tuple[int, ...]] = {}
@@ -116,7 +203,9 @@ def _class_index(found: Any, where: str) -> int:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ").strip().casefold()
+    """A name as names are compared: "Snow_Leopard" and "snow leopard" are the same, so are "01" and "1"."""
+    plain = " ".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split())
+    return str(int(plain)) if plain.isdecimal() else plain
 
 
 def _listed(names: Sequence[str]) -> str:

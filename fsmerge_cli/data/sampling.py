@@ -63,6 +63,7 @@ def read_test_images(
         if own is None:
             kept.append(None)
             continue
+        notes += own.notes
         unreadable: set[int] = set()
         content_hash = sha256()
         for part in read_valid(own, range(len(own)), READ_BATCH, workers):
@@ -99,7 +100,7 @@ def prepare_images(
     transform = pixels()
     tests = read_test_images(build_sets(data, "test", tasks, transform), tasks, workers, progress)
     images, notes = sample_images(data, tasks, transform, tests, seed, workers, progress)
-    return tests, images, [*notes, *tests.notes]
+    return tests, images, [*dict.fromkeys([*notes, *tests.notes])]
 
 
 def sample_images(
@@ -114,7 +115,7 @@ def sample_images(
     """The images that a merge may use, without duplicates of test images, and notes. Raises DataError."""
     sets = build_sets(data, "train", tasks, transform)
     others = auxiliary_images(data, transform)
-    notes = [note for own in [*sets, *tests.sets] if own for note in own.notes]
+    notes = [note for own in sets if own for note in own.notes]
     if others is not None:
         kind = "generated" if others[1].name in ("generated", "none") else f"data={others[1].name}"
         notes.append(f"{others[1].count(len(others[0]))} auxiliary unlabelled images ({kind})")

@@ -46,13 +46,14 @@ class SourceSpec:
     checkpoint: a folder (config.json + model.safetensors [+ heads.safetensors]) or a file of weights; null with a
     timm name uses the hub's weights. head: name of the head inside the checkpoint; null uses the only one (in a
     merged folder: all, each as a separate task). labels: class names in the order of the head's rows; or a file of
-    them (.txt, one per line, or .json), `data` for the names of the class folders, or the name of a label set of
-    the recipe's data set; null uses those of the checkpoint. mean, std: per channel, of the normalisation that the
-    source was trained with (pixels in 0..1); null uses the checkpoint's. normalize: whether the head is applied to
-    features of unit length (as in CLIP); null uses the checkpoint's. recipe: how to train the source if there is
-    no checkpoint. prefix: of the tensors in a file that contains several models. ema: true uses exponentially
-    averaged weights, false ordinary ones, null ordinary ones if there are any. input_size: height and width
-    (pixels; one number for a square) to which the position embeddings are resampled, which is not exact; null
+    them (.txt, one per line, or .json), `data` for the names of the class folders sorted as text, `data_numeric`
+    for those sorted as numbers, or the name of a label set of the recipe's data set; null uses those of the
+    checkpoint. mean, std: per channel, of the normalisation that the source was trained with (pixels in 0..1);
+    null uses the checkpoint's. normalize: whether the head is applied to features of unit length (as in CLIP);
+    null uses the checkpoint's. recipe: how to train the source if there is no checkpoint. prefix: of the tensors
+    in a file that contains several models. ema: true uses exponentially averaged weights, false ordinary ones,
+    null ordinary ones if there are any. input_size: height and width (pixels; one number for a square) to which
+    the position embeddings are resampled, which is not exact; null
     keeps the source's own. module: only in Python, a torch module instead of a checkpoint; it is never changed.
     """
 

@@ -189,7 +189,7 @@ def _estimated_cost(
     """Estimated peak memory in bytes, estimated seconds, and notes on what could not be estimated."""
     device = requested.hardware.resolve()
     try:
-        tasks = [Task(source.name, source.labels) for source in sources]
+        tasks = [Task.of(source.name, source.head) for source in sources]
         train, test, auxiliary = count_images(requested.data, tasks, partial(ToPixels, sources[0].arch.input_size))
     except DataError as error:
         return None, None, (f"no estimate without the images: {error}",)

@@ -250,7 +250,7 @@ def _calibration_images(
 
 
 def _tasks_and_transform(model: Merged) -> tuple[list[Task], ToPixels]:
-    tasks = [Task(name, model.heads[name].labels) for name in model.tasks]
+    tasks = [Task.of(name, model.heads[name]) for name in model.tasks]
     return tasks, ToPixels(model.arch.input_size, model.preprocessing)
 
 

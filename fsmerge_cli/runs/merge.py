@@ -138,7 +138,7 @@ def _problem(
     with world.synchronized():
         plan = compile_plan(sources, requested.method.width, requested.method.heads)
         with clock.phase("data"):
-            tasks = [Task(source.name, source.labels) for source in sources]
+            tasks = [Task.of(source.name, source.head) for source in sources]
             pixels = partial(ToPixels, sources[0].arch.input_size, sources[0].preprocessing)
             seed, workers = requested.run.seed, requested.hardware.workers
             tests, images, notes = prepare_images(requested.data, tasks, pixels, seed, workers, progress)
@@ -194,7 +194,13 @@ def _result(
     if requested.data is not None and not evaluation.rows:
         reason = "the data set has no test images" if problem.world.main else "only process 0 evaluates"
         notes = [*notes, f"{reason}: nothing was evaluated"]
-    notes = [*notes, *_start_notes(plan, solution), *source_notes(sources), *duplicate_notes(sources)]
+    notes = [
+        *notes,
+        *_start_notes(plan, solution),
+        *requested.notes,
+        *source_notes(sources),
+        *duplicate_notes(sources),
+    ]
     trace = solution.trace
     if trace.restarts:
         notes.append(f"the loss was not finite, and the training was restarted with lr={trace.lr:g}")

@@ -16,7 +16,7 @@ from fsmerge_cli.checkpoints.files import readable
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads, listed_heads
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
-from fsmerge_cli.checkpoints.tasks import with_label_names
+from fsmerge_cli.checkpoints.tasks import order_note, with_label_names
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
 from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text, build
 from fsmerge_cli.models.head import Head
@@ -114,7 +114,9 @@ def load_merged(
     task = given.task or "model"
     options = {name: value for name, value in asdict(given).items() if name != "task"}
     try:
-        spec = with_label_names(SourceSpec(task, checkpoint=str(path), **options), given_data(path, data))
+        entry = SourceSpec(task, checkpoint=str(path), **options)
+        spec = with_label_names(entry, given_data(path, data))
+        guess = order_note(entry, spec.labels) if isinstance(spec.labels, tuple) else None
         found = open_checkpoint(spec)
         names = listed_heads(*found.heads)
         if names and (given.labels or given.task or given.head):
@@ -140,7 +142,10 @@ def load_merged(
             first.preprocessing,
             network(first),
             {name: _checked(head, name, path) for name, head in heads.items()},
-            tuple(reworded_for_model(note.removeprefix(f"'{task}': "), task) for note in notes),
+            tuple(
+                reworded_for_model(note.removeprefix(f"'{task}': "), task)
+                for note in (*([guess] if guess else []), *notes)
+            ),
         )
     except UserError as error:
         raise type(error)(reworded_for_model(str(error), task)) from None

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass as checked
 
 from fsmerge_cli.checkpoints.dtype import DTYPES, Dtype
-from fsmerge_cli.checkpoints.tasks import tasks
+from fsmerge_cli.checkpoints.tasks import order_note, tasks
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.atomic import resolved
 from fsmerge_cli.common.errors import ConfigError, DataError, OutputError, unknown
@@ -45,13 +45,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Request:
-    """The sources to load, the images (None: none), the method, the hardware and the top-level settings."""
+    """The sources to load, the images (None: none), the method, the hardware and the top-level settings.
+
+    notes: guesses about the labels.
+    """
 
     sources: Sequence[SourceSpec]
     data: DataConfig | None
     method: Method
     hardware: Hardware
     run: Run
+    notes: tuple[str, ...] = ()
 
     def inputs(self) -> dict[str, str | None]:
         """The paths that are read, by what they hold."""
@@ -85,7 +89,8 @@ def request(
 ) -> Request:
     """Read every preset and validate every value. Raises UserError."""
     images = _data(models, data)
-    specs = source_specs(models, images)
+    entries = _entries(models)
+    specs = _tasks(entries, images)
     chosen, machine = chosen_method(method), chosen_hardware(hardware)
     if dtype not in DTYPES:
         raise ConfigError(unknown("output.dtype", str(dtype), DTYPES))
@@ -104,7 +109,9 @@ def request(
             "evaluation.kd=true trains a student, which needs unlabelled images, and no data set is given. Pass "
             f"data=NAME ({', '.join(sorted(DATASETS))}), or evaluation.kd=false."
         )
-    return Request(specs, images, chosen, machine, run)
+    labels = {spec.name: spec.labels for spec in specs if isinstance(spec.labels, tuple)}
+    notes = [order_note(entry, labels[entry.name]) for entry in entries if entry.name in labels]
+    return Request(specs, images, chosen, machine, run, tuple(note for note in notes if note))
 
 
 def check_inputs_outside(inputs: Mapping[str, str | None], output: Path, overwrite: bool) -> None:
@@ -123,14 +130,22 @@ def check_inputs_outside(inputs: Mapping[str, str | None], output: Path, overwri
 
 def source_specs(models: Models, images: DataConfig | None = None) -> list[SourceSpec]:
     """The sources of a shipped set or of a list, one per task. Raises ConfigError."""
-    entries: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
-    if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
-        raise ConfigError(f"models.sources: should be a list of sources, got {entries!r}.")
-    specs = [
+    return _tasks(_entries(models), images)
+
+
+def _tasks(entries: Sequence[SourceSpec], images: DataConfig | None) -> list[SourceSpec]:
+    return [task for i, entry in enumerate(entries) for task in tasks(entry, i, images)]
+
+
+def _entries(models: Models) -> list[SourceSpec]:
+    """The entries of `models.sources` as written."""
+    found: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
+    if isinstance(found, str | Mapping) or not isinstance(found, Sequence):
+        raise ConfigError(f"models.sources: should be a list of sources, got {found!r}.")
+    return [
         entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}")
-        for i, entry in enumerate(entries)
+        for i, entry in enumerate(found)
     ]
-    return [task for i, spec in enumerate(specs) for task in tasks(spec, i, images)]
 
 
 def _data(models: Models, data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:

@@ -24,7 +24,11 @@ def test_names_that_differ_only_in_case_are_different_classes() -> None:
 
 def test_case_and_underscores_are_ignored_if_unambiguous() -> None:
     names = ["snow leopard", "Cat", "cat"]
-    assert matched(("Snow_Leopard", "cat"), [0, 1, 2], names) == ([0, 2], [0, 1], ())
+    note = (
+        "task 'a': 1 of its labels are matched to class names that are spelled differently: 'Snow_Leopard' is "
+        "'snow leopard'"
+    )
+    assert matched(("Snow_Leopard", "cat"), [0, 1, 2], names) == ([0, 2], [0, 1], (note,))
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,12 @@ def test_labelled_test_images_suffice_to_evaluate_a_merge_without_task_images(tm
     for entry in sources:
         entry["labels"] = "data"  # those of the test folders, as there are no others
     found = merge(sources, data=data, method={"name": "fs_merge", "steps": 2}, output=tmp_path / "out")
-    assert found.notes == ("40 auxiliary unlabelled images (generated)",)
+    guesses = tuple(
+        f"'{task}': the rows of its head are taken to be the classes of the data set in their order (0: "
+        f"'{task}-0', 1: '{task}-1', 2: '{task}-2')"
+        for task in "ab"
+    )
+    assert found.notes == ("40 auxiliary unlabelled images (generated)", *guesses)
     assert found.cost["images"] == 40
     merged = found.scores["merged"]
     assert merged.tasks["a"].count == 6

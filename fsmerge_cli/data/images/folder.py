@@ -13,6 +13,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.options import FORBID, Share, Text
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.decode import open_image
+from fsmerge_cli.data.matching import of_folders
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
@@ -70,13 +72,14 @@ class Folder(DataConfig):
         """The images of one task; None if there are no test images."""
         folder = self._folder(task)
         own = folder / split
+        notes: tuple[str, ...] = ()
         if own.is_dir():
-            files = _files(own, task, self._classified(split))
+            files, notes = _files(own, task, self._classified(split))
         elif (folder / "train").is_dir() or (folder / "test").is_dir():
             files = []
         else:
             own = folder
-            found = _files(folder, task, self._classified("train"))
+            found, notes = _files(folder, task, self._classified("train"))
             files = [f for f in found if self._belongs(split, f[1], f[0], folder)]
         if split == "test":  # unlabelled test images still serve to compare features
             files = [(path, label) for path, label in files if label >= 0] or files
@@ -96,7 +99,7 @@ class Folder(DataConfig):
             labelled,
             classes,
             skip_unreadable,
-            notes=_notes(own, task.name),
+            notes=(*_notes(own, task.name), *notes),
             title_of=partial(_path, files),
         )
 
@@ -148,25 +151,25 @@ class Folder(DataConfig):
         return held_out == (split == "test")
 
 
-def _files(folder: Path, task: Task, classified: bool) -> list[tuple[Path, int]]:
-    """Every image below `folder` with its class index (-1: none), in sorted order."""
+def _files(folder: Path, task: Task, classified: bool) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+    """Every image below `folder` with its class index (-1: none), in sorted order, and notes."""
     if not classified:
-        return [(path, -1) for path in _images(folder)]
+        return [(path, -1) for path in _images(folder)], ()
     classes = _class_folders(folder)
     flat = [(path, -1) for path in sorted(folder.iterdir()) if _is_image(path)]
-    if not classes:
-        return flat
-    labels = [_normal(label) for label in task.labels or ()]
-    unknown = [name for name in classes if name not in labels]
-    if unknown and task.labels is not None:
+    if not classes or task.labels is None:
+        return flat + [(path, -1) for own in classes.values() for path in _images(own)], ()
+    labels = tuple(_normal(label) for label in task.labels)
+    rows, notes = of_folders(replace(task, labels=labels), [*classes])
+    if unknown := [name for name, row in zip(classes, rows) if row is None]:
         raise DataError(
             f"data=folder: the class folders {', '.join(unknown)} in {folder} are not labels of task "
             f"'{task.name}' ({', '.join(labels)}). Rename the folders, pass models.sources.N.labels=[...] "
             "(labels=data: the folders' names, sorted), or data.class_folders=none (test: only folders in test/ "
             "are classes) to use images without labels."
         )
-    index = {label: i for i, label in enumerate(labels)}
-    return flat + [(path, index.get(name, -1)) for name, own in classes.items() for path in _images(own)]
+    found = zip(classes.values(), rows)
+    return flat + [(path, -1 if row is None else row) for own, row in found for path in _images(own)], notes
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:

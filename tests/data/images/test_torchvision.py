@@ -85,7 +85,10 @@ def test_labels_select_the_images_of_a_task_by_name_or_index(tmp_path: Path) -> 
     named = chosen.build("test", Task("high", ("7 - SEVEN", "5_-_five")), PIXELS)
     assert values(named) == [(105, 1), (107, 0)]
     assert named is not None
-    assert named.notes == ()
+    assert named.notes == (
+        "task 'high': 2 of its labels are matched to class names that are spelled differently: '7 - SEVEN' is "
+        "'7 - seven', '5_-_five' is '5 - five'",
+    )
 
 
 def test_a_task_without_labels_has_every_image_unlabelled(tmp_path: Path) -> None:
