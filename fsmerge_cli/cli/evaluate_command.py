@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.cli.composing import composed, config_dir_of
 from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build
 
 HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--json] [--quiet]
@@ -129,9 +130,11 @@ def run(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
         return 0
     console = terminal.console(quiet=quiet)
+    for warning in warnings_in(evaluation["notes"]):
+        console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
     console.print(tables.score_table(evaluation))
     console.print(tables.task_table(evaluation))
-    for note in evaluation["notes"]:
+    for note in notes_in(evaluation["notes"]):
         console.print(Line(f"note: {note}"))
     written = {"evaluation" if what == "file" else what: file for what, file in files.items() if file}
     paths = [f"model: {model.folder}", *(f"{what}: {file}" for what, file in written.items())]

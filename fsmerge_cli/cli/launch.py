@@ -27,6 +27,7 @@ from fsmerge_cli.cli.run_dirs import default_folder, finished
 from fsmerge_cli.cli.sweep import codes, is_sweep, parallel_jobs, record_job
 from fsmerge_cli.common.distributed import is_main, outcome, process_rank
 from fsmerge_cli.common.errors import ConfigError, MismatchError, unknown
+from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, build, refuse_code
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.reporting import tables, terminal
@@ -272,9 +273,11 @@ def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
 
 def _show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = None) -> None:
     console = page or terminal.console()
+    for warning in warnings_in(evaluation["notes"]):
+        console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
     if evaluation["rows"]:
         console.print(tables.score_table(evaluation))
-    for note in evaluation["notes"]:
+    for note in notes_in(evaluation["notes"]):
         console.print(Line(f"note: {note}"))
     console.print(Line(tables.summary_line(evaluation)))
     console.print(Line(f"merged model: {folder}/merged   scores: {folder}/evaluation.json"), soft_wrap=True)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.checkpoints.dtype import rounded_head
+from fsmerge_cli.checkpoints.stated import Stated
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Progress
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.evaluation.certificates import IMAGES, EvaluatedBatch
 from fsmerge_cli.evaluation.metrics import matched_temperatures, temperatures
+from fsmerge_cli.evaluation.plausibility import implausible
 from fsmerge_cli.evaluation.predictions import Example, Heads, examples, predictions_by_task
 from fsmerge_cli.evaluation.scoring import (
     Forward,
@@ -42,7 +44,7 @@ class Evaluation:
     """Rows by name, and the merged model's similarity to the sources by task and layer.
 
     evaluated: a few images with all logits. predictions: by task, see `predictions_by_task`. examples: images for
-    the report page.
+    the report page. warnings: on sources whose accuracy is not plausible.
     """
 
     rows: Mapping[str, Score] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Evaluation:
     evaluated: EvaluatedBatch | None = None
     predictions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     examples: Sequence[Example] = ()
+    warnings: Sequence[str] = ()
 
 
 def evaluate(
@@ -58,8 +61,12 @@ def evaluate(
     sets: Sequence[ImageSet | None],
     method: Method,
     extra_rows: Mapping[str, Solution] | None = None,
+    stated: Mapping[str, Stated] | None = None,
 ) -> Evaluation:
-    """Scores of the sources, the plain average, `extra_rows` and the solution; empty without test images."""
+    """Scores of the sources, the plain average, `extra_rows` and the solution; empty without test images.
+
+    stated: by task, the accuracy that the files of its source state.
+    """
     if not any(sets):
         return Evaluation()
     heads = {source.name: source.head for source in problem.sources}
@@ -81,6 +88,7 @@ def evaluate(
         _evaluated_batch(sets, outputs),
         predictions_by_task(*given),
         examples(sets, *given, problem.seed),
+        scorer.warnings(reference, stated or {}),
     )
 
 
@@ -146,6 +154,18 @@ class Scorer:
         """Score one model. reference: outputs of the sources (None: they are not available)."""
         outputs = self._outputs(name, forward)
         return self._score(outputs, reference), outputs
+
+    def warnings(self, outputs: Outputs, stated: Mapping[str, Stated]) -> list[str]:
+        """Warnings on the heads whose accuracy is not plausible. stated: accuracies by task, where known."""
+        found = []
+        heads = self.heads
+        for name, index, labels, logits in zip(heads.tasks, heads.index, heads.labels, outputs.logits):
+            own = (self.truth[0] == index) & (self.truth[1] >= 0)
+            if logits.shape[1] == len(labels):
+                found.append(
+                    implausible(name, logits[own].argmax(1), self.truth[1][own], labels, stated.get(name))
+                )
+        return [warning for warning in found if warning]
 
     def _outputs(self, name: str, forward: Forward) -> Outputs:
         found = self.tests.predict(forward, self.device, self.progress, name)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fsmerge_cli.common.errors import printable
+from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.evaluation.predictions import Example
 from fsmerge_cli.reporting import charts, summary
 
@@ -40,6 +41,8 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str
             evaluation=evaluation,
             summary=summary,
             verdict=summary.verdict(evaluation),
+            warnings=warnings_in(evaluation["notes"]),
+            notes=notes_in(evaluation["notes"]),
             panels=charts.panels(evaluation),
             plot=charts.loss_plot(evaluation),
             similarity_map=charts.similarity_map(evaluation),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsmerge_cli.common.errors import printable
+from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.reporting import summary
@@ -19,7 +20,7 @@ One backbone of the size of one source, merged by `{method}` from {k} sources, w
 ({tasks}). Input: pixels in 0..1, {input}, without further normalisation.{rounding}
 
 {verdict}
-
+{warnings}
 ## Scores
 
 {table}
@@ -80,6 +81,7 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         input=f"{channels} x {height} x {width}",
         rounding=_rounding(evaluation["config"]),
         verdict=" ".join(summary.verdict(evaluation)),
+        warnings="".join(f"\n**Warning:** {escaped(text)}\n" for text in warnings_in(evaluation["notes"])),
         table=markdown(scores) if scores else "There were no labelled test images.",
         sections=_sections(evaluation),
         snippet=fenced(plan.family.snippet(plan.arch, head_lines(heads)), "python"),
@@ -114,8 +116,8 @@ def _sections(evaluation: Mapping[str, Any]) -> str:
         "Certificates": {"": summary.certificates(evaluation)},
     }
     parts = []
-    if evaluation["notes"]:
-        parts.append("## Notes\n\n" + "\n".join(f"- {escaped(note)}" for note in evaluation["notes"]))
+    if notes := notes_in(evaluation["notes"]):
+        parts.append("## Notes\n\n" + "\n".join(f"- {escaped(note)}" for note in notes))
     for title, description in TITLES.items():
         own = {name: table for name, table in tables[title].items() if table}
         if own:

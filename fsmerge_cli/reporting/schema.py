@@ -207,7 +207,9 @@ class EvaluationFile(_Model):
         description="comparisons of the written files with independent computations"
     )
     facts: dict[str, int | float] = Field(description="figures of the method itself, such as condition numbers")
-    notes: list[str]
+    notes: list[str] = Field(
+        description="for the user; those that begin with `warning: ` are shown above the scores"
+    )
     cost: Cost
     provenance: Provenance
     config: dict[str, Any] = Field(description="every option of the run, resolved")

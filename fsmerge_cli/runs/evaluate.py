@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.checkpoints.api import load_all
+from fsmerge_cli.checkpoints.stated import stated_accuracy
 from fsmerge_cli.common.atomic import check_file, replace_file, write_json, write_tensors, write_text
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
@@ -33,6 +34,7 @@ from fsmerge_cli.runs.from_run import (
     described_sources,
     group,
     required_data,
+    run_folder,
     run_options,
 )
 from fsmerge_cli.runs.merged import Merged, Reading, load_merged, reworded_for_model
@@ -147,12 +149,16 @@ def evaluate(
                 originals = _sources(model, run, progress)
             with clock.phase("evaluate sources"):
                 ensemble, reference = scorer.sources(originals)
+                notes = [*scorer.warnings(reference, {}), *notes]
             rows = {**single_task_rows(ensemble, model.tasks), "ensemble": ensemble}
         with clock.phase("evaluate"):
             heads = [head.to(device) for head in model.heads.values()]
             forward = merged_forward(model.backbone.to(device), (), heads)
             rows["merged"], outputs = scorer.row("merged", forward, reference)
         model.backbone.to("cpu")
+        stated = {name: stated_accuracy(model.folder, name) for name in model.tasks}
+        found = scorer.warnings(outputs, {name: own for name, own in stated.items() if own})
+        notes = [*dict.fromkeys([*found, *notes])]
     predictions: dict[str, dict[str, Any]] = {}
     shown: tuple[Example, ...] = ()
     if reference:
@@ -186,6 +192,8 @@ def evaluate(
         "seed": seed,
     }
     method = str(group(run, "method").get("name"))
+    if run_folder(model.folder) is None:  # no entry of models.sources, but keys of this command
+        notes = [reworded_for_model(note, "") for note in notes]
     return Reevaluation(
         model, rows, predictions, outputs, scorer.truth, method if method in METHODS else "unknown",
         cost, provenance, options, tuple(notes), shown,

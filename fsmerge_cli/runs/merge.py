@@ -16,6 +16,7 @@ from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.checkpoints.dtype import rounded, rounded_head
 from fsmerge_cli.checkpoints.headers import read_headers
 from fsmerge_cli.checkpoints.load import source_notes
+from fsmerge_cli.checkpoints.stated import stated_accuracies
 from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.distributed import World, join
 from fsmerge_cli.common.hardware import Hardware, peak_memory
@@ -186,7 +187,12 @@ def _result(
         extra_rows = {name: solution if other is exact else other for name, other in extra_rows.items()}
     with clock.phase("evaluate"):
         evaluation = evaluate(
-            problem, solution, tests.sets if problem.world.main else [], requested.method, extra_rows
+            problem,
+            solution,
+            tests.sets if problem.world.main else [],
+            requested.method,
+            extra_rows,
+            stated_accuracies(requested.sources),
         )
     heads = _heads(sources, solution)
     pixels = probe(problem.images, plan, problem.seed)
@@ -195,6 +201,7 @@ def _result(
         reason = "the data set has no test images" if problem.world.main else "only process 0 evaluates"
         notes = [*notes, f"{reason}: nothing was evaluated"]
     notes = [
+        *evaluation.warnings,
         *notes,
         *_start_notes(plan, solution),
         *requested.notes,
