@@ -19,7 +19,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from fsmerge_cli.cli import evaluate_command, finetune_command
-from fsmerge_cli.cli.launch import Checkpoint, Evaluation, Output
+from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.data import DATASETS

@@ -102,7 +102,7 @@ def run(arguments: list[str]) -> int:
 
 def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[str, Any], Path, bool]:
     """The evaluation of a run, its folder, and whether the run was already finished."""
-    from fsmerge_cli.cli.launch import Checkpoint
+    from fsmerge_cli.cli.keys import Checkpoint
     from fsmerge_cli.common.progress import Event
     from fsmerge_cli.reporting import terminal
     from fsmerge_cli.reporting.logs import RunLog

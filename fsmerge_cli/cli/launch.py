@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +17,25 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text as Line
 
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
-from fsmerge_cli.cli.run_dirs import default_folder, finished
+from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, folder_of, keys_of
+from fsmerge_cli.cli.run_dirs import finished
+from fsmerge_cli.cli.showing import run_check, show
 from fsmerge_cli.cli.sweep import codes, is_sweep, parallel_jobs, record_job
 from fsmerge_cli.common.distributed import is_main, outcome, process_rank
-from fsmerge_cli.common.errors import ConfigError, MismatchError, unknown
-from fsmerge_cli.common.notes import notes_in, warnings_in
-from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, build, refuse_code
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.options import build
 from fsmerge_cli.common.progress import Event, Progress, silent
-from fsmerge_cli.reporting import tables, terminal
+from fsmerge_cli.reporting import terminal
 from fsmerge_cli.reporting.logs import RunLog
 
-TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "evaluation", "output")
 LAUNCH_OVERRIDES = ("hydra.", "launcher=", "sweep=")
 """Overrides that only set how the jobs of a sweep are started."""
 
 CONFIGS = "pkg://fsmerge_cli.configs"
-
-
-@dataclass(frozen=True, config=FORBID)
-class Checkpoint:
-    """every: how often the training state is saved: 60s, 5m, or a number of steps."""
-
-    every: Positive | Text = "60s"
-
-
-@dataclass(frozen=True, config=FORBID)
-class Output:
-    """The output of a run.
-
-    dir: output folder (null: named after models, method and a hash). overwrite: replace a finished run. dtype: of
-    the written weights: float32, float16 or bfloat16. tensorboard: also write TensorBoard event files.
-    """
-
-    dir: Text | None = None
-    overwrite: Flag = False
-    dtype: Text = "float32"
-    tensorboard: Flag = False
-
-
-@dataclass(frozen=True, config=FORBID)
-class Evaluation:
-    """kd: also train a distillation baseline with the budget of the method."""
-
-    kd: Flag = False
 
 
 _checking: list[bool] = []
@@ -133,23 +103,23 @@ def _entry(config: DictConfig) -> Any:
             "mean": row["mean_top1"],
             "joint": row["joint_top1"].get("softmax"),
             "seconds": sum(evaluation["cost"]["seconds"].values()),
-            "folder": str(_folder(_keys(config))),
+            "folder": str(folder_of(keys_of(config))),
         }
     )
 
 
 def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Call `merge` with one composed configuration; print and return the evaluation."""
-    keys = _keys(config)
+    keys = keys_of(config)
     output = build(Output, keys["output"], "output")
     checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
     evaluation_of = build(Evaluation, keys["evaluation"], "evaluation")
-    folder = _folder(keys)
+    folder = folder_of(keys)
     from fsmerge_cli.runs.merge import merge  # imports torch
 
     if keys["resume"] is True and (found := finished(keys, folder)) is not None:
         if is_main():
-            _show(found, folder)
+            show(found, folder)
             terminal.console().print(Line("already finished: nothing was run"))
         return found
     command = shlex.join(["fsmerge", "merge", *overrides])
@@ -174,7 +144,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
         log.finish(_final_text(evaluation, folder), evaluation)
     if not parallel_jobs():  # the tables of parallel jobs would be interleaved
-        _show(evaluation, folder)
+        show(evaluation, folder)
     return evaluation
 
 
@@ -202,86 +172,9 @@ def _progress(
 def _final_text(evaluation: Mapping[str, Any], folder: Path) -> str:
     """The tables printed at the end of a run, as text for its log."""
     page = Console(file=io.StringIO(), width=120, force_terminal=False, no_color=True)
-    _show(evaluation, folder, page)
+    show(evaluation, folder, page)
     text: str = page.file.getvalue()  # type: ignore[attr-defined]
     return text
-
-
-def _folder(keys: Mapping[str, Any]) -> Path:
-    """The output folder of a composed configuration."""
-    return Path(keys["output"]["dir"] or default_folder(keys, HydraConfig.get().runtime.choices))
-
-
-def _keys(config: DictConfig) -> dict[str, Any]:
-    """The composed configuration as plain values; ConfigError for keys that are unknown or missing."""
-    try:
-        values = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:  # an interpolation of an unknown key
-        message = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"{error.full_key}: {message}. Use an existing key in ${{...}}, or give a value."
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError("the configuration is not a mapping.")
-    keys = {str(key): value for key, value in values.items()}
-    if isinstance(keys.get("method"), dict):
-        keys["method"] = {name: _listed(value) for name, value in keys["method"].items()}
-    problems = [unknown("key", key, TOP) for key in keys if key not in TOP]
-    problems += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
-    if "sources" not in (keys.get("models", {"sources": 0})):
-        problems.append("models.sources is missing.")
-    if problems:
-        raise ConfigError("\n".join(problems))
-    refuse_code(keys, "")
-    return keys
-
-
-def _listed(value: Any) -> Any:
-    """A list whose entries were given separately (method.task_weights.0=1) as one list."""
-    entries = {str(key): entry for key, entry in value.items()} if isinstance(value, dict) else {}
-    if not entries or set(entries) != {str(i) for i in range(len(entries))}:
-        return value
-    return [entries[str(i)] for i in range(len(entries))]
-
-
-def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
-    """Print what the merge of one composed configuration would do; MismatchError after the table."""
-    keys = _keys(config)
-    from fsmerge_cli.runs.check import inspect  # imports torch
-    from fsmerge_cli.runs.request import request
-
-    merge_request = request(
-        keys["models"]["sources"],
-        keys["method"],
-        keys.get("data"),
-        keys["hardware"],
-        keys["seed"],
-        overwrite=False,
-        kd=build(Evaluation, keys["evaluation"], "evaluation").kd,
-    )
-    inspection = inspect(merge_request, headers_only)
-    if as_json:
-        sys.stdout.write(json.dumps(asdict(inspection), indent=2) + "\n")
-    else:
-        console = terminal.console()
-        console.print(tables.source_table(asdict(inspection)))
-        for line in tables.check_lines(asdict(inspection)):
-            console.print(Line(line), soft_wrap=True)
-    if inspection.reasons:
-        raise MismatchError(inspection.reasons)
-
-
-def _show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = None) -> None:
-    console = page or terminal.console()
-    for warning in warnings_in(evaluation["notes"]):
-        console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
-    if evaluation["rows"]:
-        console.print(tables.score_table(evaluation))
-    for note in notes_in(evaluation["notes"]):
-        console.print(Line(f"note: {note}"))
-    console.print(Line(tables.summary_line(evaluation)))
-    console.print(Line(f"merged model: {folder}/merged   scores: {folder}/evaluation.json"), soft_wrap=True)
-    console.print(Line(f"report: {folder}/report.html"), soft_wrap=True)
 
 
 @contextmanager

@@ -61,7 +61,11 @@ def test_published_sizes_of_torchvision_need_no_arch(tmp_path: Path) -> None:
     torch.testing.assert_close(found.head(network(found)(pixels)), expected, rtol=1e-3, atol=1e-3)
     assert found.arch.args["num_heads"] == 12
     assert found.preprocessing.crop_pct == 0.875
+    advice = "if that is wrong, pass models.sources.N.arch={family: vit, ...}"
     assert found.notes == (
+        f"'a': 12 attention heads are assumed, as in the published models of width 768; {advice}",
+        "'a': square images of 224 x 224 pixels are assumed, from the number of its position embeddings; "
+        + advice,
         "'a': mean and std are assumed to be those of torchvision's public weights; if it was trained with other "
         "values, pass models.sources.N.mean=[...] and std=[...]",
     )

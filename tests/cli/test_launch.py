@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsmerge_cli import merge
 from fsmerge_cli.architectures import SPECS
-from fsmerge_cli.cli.launch import TOP, Evaluation, Output
+from fsmerge_cli.cli.keys import TOP, Evaluation, Output
 from fsmerge_cli.cli.run_dirs import default_folder
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.hardware import Hardware

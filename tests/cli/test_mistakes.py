@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fsmerge_cli.architectures import SPECS
 from fsmerge_cli.cli import COMMANDS
-from fsmerge_cli.cli.launch import TOP
+from fsmerge_cli.cli.keys import TOP
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.data import DATASETS

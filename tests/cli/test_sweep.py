@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from fsmerge_cli.cli import main
-from fsmerge_cli.cli.launch import _listed
+from fsmerge_cli.cli.keys import _listed
 from fsmerge_cli.cli.merge_command import rewrite
 from fsmerge_cli.cli.sweep import SweepSummary
 from fsmerge_cli.common.progress import Event

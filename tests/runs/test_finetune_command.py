@@ -97,7 +97,7 @@ def test_the_yaml_lists_every_field_with_its_default() -> None:
 
     from fsmerge_cli.cli.composing import composed
     from fsmerge_cli.cli.finetune_command import TOP, Output
-    from fsmerge_cli.cli.launch import Checkpoint
+    from fsmerge_cli.cli.keys import Checkpoint
 
     keys = composed("finetune", [], None)
     assert set(keys) == set(TOP)

@@ -1,0 +1,83 @@
+"""The keys of a composed merge, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.cli.run_dirs import default_folder
+from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, refuse_code
+
+TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "evaluation", "output")
+
+
+@dataclass(frozen=True, config=FORBID)
+class Checkpoint:
+    """every: how often the training state is saved: 60s, 5m, or a number of steps."""
+
+    every: Positive | Text = "60s"
+
+
+@dataclass(frozen=True, config=FORBID)
+class Output:
+    """The output of a run.
+
+    dir: output folder (null: named after models, method and a hash). overwrite: replace a finished run. dtype: of
+    the written weights: float32, float16 or bfloat16. tensorboard: also write TensorBoard event files.
+    """
+
+    dir: Text | None = None
+    overwrite: Flag = False
+    dtype: Text = "float32"
+    tensorboard: Flag = False
+
+
+@dataclass(frozen=True, config=FORBID)
+class Evaluation:
+    """kd: also train a distillation baseline with the budget of the method."""
+
+    kd: Flag = False
+
+
+def folder_of(keys: Mapping[str, Any]) -> Path:
+    """The output folder of a composed configuration."""
+    return Path(keys["output"]["dir"] or default_folder(keys, HydraConfig.get().runtime.choices))
+
+
+def keys_of(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain values; ConfigError for keys that are unknown or missing."""
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:  # an interpolation of an unknown key
+        message = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{error.full_key}: {message}. Use an existing key in ${{...}}, or give a value."
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError("the configuration is not a mapping.")
+    keys = {str(key): value for key, value in values.items()}
+    if isinstance(keys.get("method"), dict):
+        keys["method"] = {name: _listed(value) for name, value in keys["method"].items()}
+    problems = [unknown("key", key, TOP) for key in keys if key not in TOP]
+    problems += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
+    if "sources" not in (keys.get("models", {"sources": 0})):
+        problems.append("models.sources is missing.")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    refuse_code(keys, "")
+    return keys
+
+
+def _listed(value: Any) -> Any:
+    """A list whose entries were given separately (method.task_weights.0=1) as one list."""
+    entries = {str(key): entry for key, entry in value.items()} if isinstance(value, dict) else {}
+    if not entries or set(entries) != {str(i) for i in range(len(entries))}:
+        return value
+    return [entries[str(i)] for i in range(len(entries))]
