@@ -70,14 +70,10 @@ def refuse_beside(beside: Mapping[str, Tensor], head: Head, name: str, where: st
     left = {n: t for n, t in beside.items() if not HARMLESS.fullmatch(n) and not (text and TEXT.fullmatch(n))}
     modules: dict[str, list[tuple[int, ...]]] = {}
     for path, tensor in left.items():
-        modules.setdefault(path.rpartition(".")[0], []).append(tuple(tensor.shape))
+        modules.setdefault(path.rpartition(".")[0], []).append(_axes(tensor))
     rows, width = head.weight.shape
     classes = {rows, 1} if rows == 2 else {rows}  # two rows may stand for one logit
-    found = [
-        path
-        for path in left
-        if _may_act(modules[path.rpartition(".")[0]], tuple(left[path].shape), classes, width)
-    ]
+    found = [p for p, t in left.items() if _may_act(modules[p.rpartition(".")[0]], t, classes, width)]
     if found:
         raise SourceError(
             f"{where}: next to the head '{name}' are tensors that may act between the features and the logits: "
@@ -86,9 +82,14 @@ def refuse_beside(beside: Mapping[str, Tensor], head: Head, name: str, where: st
         )
 
 
-def _may_act(module: list[tuple[int, ...]], shape: tuple[int, ...], classes: set[int], width: int) -> bool:
+def _axes(tensor: Tensor) -> tuple[int, ...]:
+    """The shape without axes of size 1, such as those of tokens [1, 1, d]."""
+    return tuple(size for size in tensor.shape if size != 1)
+
+
+def _may_act(module: list[tuple[int, ...]], tensor: Tensor, classes: set[int], width: int) -> bool:
     """Whether a tensor may transform features or logits; biases count only in a module without a matrix."""
-    matrices = [own for own in module if len(own) > 1]
-    if len(shape) > 1:
-        return shape[0] == width or shape[1] in classes or set(shape) == {1}
-    return not matrices and (not shape or shape[0] in {1, width, *classes})
+    axes = _axes(tensor)
+    if len(axes) > 1:
+        return axes[0] == width or axes[1] in classes
+    return not any(len(own) > 1 for own in module) and (not axes or axes[0] in {width, *classes})

@@ -197,6 +197,8 @@ def _unseen(layers: Sequence[_Layer], name: str, where: str, module: nn.Module |
     """
     if module is not None:
         for place, part in module.named_modules():
+            if "parametrizations" in place.split("."):
+                continue  # its tensors are read as those of a weight norm, or refused
             if not any(part.children()) and not part.state_dict() and not isinstance(part, NO_EFFECT):
                 raise _refused(name, where, f"it contains {type(part).__name__}", [_full(name, place)])
         return ()

@@ -107,12 +107,17 @@ def _head(
     within = {name.partition(".")[2]: tensor for name, tensor in inside.items()}
     kept = f"{read.prefix}{next(iter(inside)).partition('.')[0]}" if inside and read.heads else "head"
     stored = {**({kept: within} if inside else {}), **read.heads}
-    stored = {name: as_float32(parts, where) for name, parts in stored.items()}
+    stored = {name: _as_float32(parts, name, where) for name, parts in stored.items()}
     head, chosen, notes = choose_head(spec, stored, {}, config, where)
     if head is not None and read.heads:
         others = {f"{n}.{part}": t for n, parts in stored.items() for part, t in parts.items() if n != chosen}
         refuse_beside({**others, **read.beside}, head, chosen, where)
     return head, notes
+
+
+def _as_float32(parts: Mapping[str, Tensor], head: str, where: str) -> dict[str, Tensor]:
+    whole = as_float32({f"{head}.{part}": tensor for part, tensor in parts.items()}, where)
+    return {name.removeprefix(f"{head}."): tensor for name, tensor in whole.items()}
 
 
 def _names(inside: Mapping[str, Tensor], read: Translation) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fsmerge_cli.architectures import SPECS, Family, resolve
 from fsmerge_cli.checkpoints.files import (
@@ -77,7 +78,13 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
 def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint:
     """A torch module as a checkpoint; its tensors are read and never changed."""
     where = f"source '{spec.name}': module {type(module).__name__}"
-    tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    state: Mapping[str, Any] = module.state_dict()
+    if unfit := [n for n, t in state.items() if not isinstance(t, Tensor) or t.is_quantized or is_lazy(t)]:
+        raise SourceError(
+            f"{where}: {unfit[0]} is no ordinary tensor (quantised, or of a lazy module that has not been run). "
+            "Pass the original module, after one forward pass."
+        )
+    tensors = {name: tensor.detach() for name, tensor in state.items()}
     digest = "" if headers else tensors_sha256(tensors)
     tensors = {n: t.to("meta") if headers else t.cpu() for n, t in tensors.items()}
     stated: Any = getattr(module, "config", None)  # Hugging Face's

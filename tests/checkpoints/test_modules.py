@@ -193,3 +193,21 @@ def test_position_embeddings_are_resampled_by_timm_if_requested(variant: str, tm
 def test_the_original_image_size_changes_nothing(tmp_path: Path) -> None:
     spec = saved(tmp_path / "1", "class token", 1)
     assert load(replace(spec, input_size=8)).notes == ()
+
+
+class Packed(nn.Module):
+    """A module with a state that is no tensor, as quantised ones have."""
+
+    def get_extra_state(self) -> object:
+        """Any value."""
+        return torch.qint8
+
+
+@pytest.mark.parametrize(("head", "name"), [(nn.LazyLinear(3), "weight"), (Packed(), "_extra_state")])
+def test_a_module_without_ordinary_tensors_is_refused(head: nn.Module, name: str) -> None:
+    with pytest.raises(SourceError) as error:
+        load(SourceSpec("a", module=nn.ModuleDict({"head": head})))
+    assert str(error.value) == (
+        f"source 'a': module ModuleDict: head.{name} is no ordinary tensor (quantised, or of a lazy module that has "
+        "not been run). Pass the original module, after one forward pass."
+    )

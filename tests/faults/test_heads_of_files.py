@@ -254,6 +254,7 @@ def test_the_head_of_a_module_is_read_by_its_layers() -> None:
         (nn.Sequential(nn.Dropout(), linear()), None),
         (nn.Sequential(nn.BatchNorm1d(D, eps=0.5), nn.Dropout(), linear()), None),
         (nn.Sequential(nn.LayerNorm(D, eps=0.5), linear()), None),
+        (weight_norm(False), None),
         (nn.Sequential(nn.ReLU(), linear()), "it contains ReLU (head.0)"),
         (nn.Sequential(nn.BatchNorm1d(D), nn.GELU(), linear()), "it contains GELU (head.1)"),
         (Cosine(scale=False), "it is a Cosine, not a Linear (head)"),

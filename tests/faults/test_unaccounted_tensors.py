@@ -119,6 +119,9 @@ BESIDE = (
         ({"net.confusion.weight": torch.ones(3, C)}, "net.confusion.weight"),
         ({"net.prior": torch.ones(C)}, "net.prior"),
         ({"net.gate.gamma": torch.ones(D)}, "net.gate.gamma"),
+        ({"net.pool.query": torch.ones(1, 1, D)}, "net.pool.query"),
+        ({"net.neck.weight": torch.ones(D, 7, 3)}, "net.neck.weight"),
+        ({"net.scale": torch.ones(1, 1)}, "net.scale"),
     ],
 )
 def test_a_tensor_next_to_the_head_that_may_matter_is_refused(
