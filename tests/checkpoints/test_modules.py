@@ -208,6 +208,6 @@ def test_a_module_without_ordinary_tensors_is_refused(head: nn.Module, name: str
     with pytest.raises(SourceError) as error:
         load(SourceSpec("a", module=nn.ModuleDict({"head": head})))
     assert str(error.value) == (
-        f"source 'a': module ModuleDict: head.{name} is no ordinary tensor (quantised, or of a lazy module that has "
-        "not been run). Pass the original module, after one forward pass."
+        f"source 'a': module ModuleDict: head.{name} is no ordinary tensor (quantised, or of a lazy module that "
+        "has not been run). Pass the original module, after one forward pass."
     )
