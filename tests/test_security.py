@@ -20,7 +20,8 @@ from fsmerge_cli.checkpoints.embedded import content_key
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config
 from fsmerge_cli.cli import main
-from fsmerge_cli.common.errors import ConfigError, DataError, OutputError, describe, printable
+from fsmerge_cli.common.errors import ConfigError, DataError, OutputError, describe
+from fsmerge_cli.common.shown import printable
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import Recipe, SourceSpec
 from fsmerge_cli.runs.request import request

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
 
@@ -40,7 +41,7 @@ def listed(names: Iterable[str]) -> str:
     """The first of the names, and how many there are besides."""
     found = sorted(names)
     more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
-    return ", ".join(found[:MAX_LISTED]) + more
+    return ", ".join(map(shown, found[:MAX_LISTED])) + more
 
 
 def without_effect(names: Iterable[str], spec: SourceSpec, where: str) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import SourceError, first_line, reason
 from fsmerge_cli.common.safe_pickle import read_pickled
+from fsmerge_cli.common.shown import shown
 
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 """Data types of weights. fp8 and fp4 are not among them: their scales are stored in other tensors."""
@@ -64,7 +65,7 @@ def read_tensors(path: Path, where: str, headers: bool = False) -> tuple[dict[st
             read = _header if headers else _tensor
             return {name: read(file, name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except Exception as error:  # safetensors, torch and the system raise different errors for corrupt files
-        raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
+        raise SourceError(f"{where} cannot be read: {shown(error)}. Copy or download the file again.") from None
 
 
 def _tensor(file: Any, name: str) -> Tensor:
@@ -109,7 +110,7 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
     except OSError as error:
         raise SourceError(f"{where}: {name} cannot be read ({error.strerror}). Check its permissions.") from None
     except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and very deep nesting
-        raise SourceError(f"{where}: {name} is not valid JSON ({error}).") from None
+        raise SourceError(f"{where}: {name} is not valid JSON ({shown(error)}).") from None
     if not isinstance(config, dict):
         raise SourceError(f"{where}: {name} should contain an object, it contains {type(config).__name__}.")
     for key in ("model_args", "pretrained_cfg"):

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.shown import shown
 
 EPS = 1e-5
 """eps of torch's BatchNorm and LayerNorm, which is not among the tensors of a file."""
@@ -88,7 +89,7 @@ def read_head(tensors: Mapping[str, Tensor], name: str, where: str, module: nn.M
 
 
 def _refused(name: str, where: str, why: str, names: Sequence[str]) -> SourceError:
-    few = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    few = ", ".join(map(shown, names[:4])) + (", ..." if len(names) > 4 else "")
     return SourceError(f"{where}: the head '{name}' is not a linear classifier: {why} ({few}). {REMEDY}")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fsmerge_cli.checkpoints.files import as_float32
 from fsmerge_cli.checkpoints.head_modules import HeadModule, read_head
 from fsmerge_cli.common.errors import SourceError, unknown
+from fsmerge_cli.common.shown import listed
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
 
@@ -98,7 +99,7 @@ def choose_head(
         return None, "", ()
     if chosen is None:
         raise SourceError(
-            f"{where} has {len(names)} heads: {', '.join(names)}. "
+            f"{where} has {len(names)} heads: {listed(names)}. "
             "Choose the head of this task: models.sources.N.head=NAME"
         )
     if chosen not in names:

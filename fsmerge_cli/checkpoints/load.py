@@ -18,6 +18,7 @@ from fsmerge_cli.checkpoints.open import Checkpoint, interpret, open_checkpoint
 from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import head_reasons
 from fsmerge_cli.models.preprocessing import Preprocessing
@@ -133,7 +134,7 @@ def check_weights(source: Source) -> None:
     wrong = [n for n, t in names.items() if n in source.weights and source.weights[n].shape != t.shape]
     for what, found in (("lacks", missing), ("has unknown tensors", extra), ("has wrong shapes", wrong)):
         if found:
-            few = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+            few = ", ".join(map(shown, found[:3])) + (", ..." if len(found) > 3 else "")
             raise SourceError(
                 f"{source.origin} does not match its architecture: it {what}: {few}. "
                 "Check its config.json, or pass model.arch=..."

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fsmerge_cli.common.errors import SourceError, unknown
+from fsmerge_cli.common.shown import listed
 
 EMA = re.compile(r"(^|[._])ema([._]|$)")
 """A prefix of exponentially averaged weights: model_ema., state_dict_ema., ema.module., ..."""
@@ -73,9 +74,7 @@ def ignored_notes(found: Stripped, name: str) -> list[str]:
     if not rest:
         return []
     more = f" and {len(rest) - MAX_LISTED} more" if len(rest) > MAX_LISTED else ""
-    return [
-        f"'{name}': the weights under '{found.prefix}' were used; ignored: {', '.join(rest[:MAX_LISTED])}{more}"
-    ]
+    return [f"'{name}': the weights under '{found.prefix}' were used; ignored: {listed(rest[:MAX_LISTED])}{more}"]
 
 
 def _choose(found: list[str], where: str, chosen: str | None, ema: bool | None) -> tuple[str, tuple[str, ...]]:

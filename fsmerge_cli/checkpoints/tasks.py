@@ -12,6 +12,7 @@ from fsmerge_cli.checkpoints.files import model_in, read_tensors
 from fsmerge_cli.checkpoints.heads import listed_heads
 from fsmerge_cli.common.errors import ConfigError, SourceError, reason
 from fsmerge_cli.common.options import build
+from fsmerge_cli.common.shown import listed
 from fsmerge_cli.data import DataConfig, Task
 from fsmerge_cli.data.matching import by_number
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -38,7 +39,7 @@ def tasks(spec: SourceSpec, number: int, data: DataConfig | None = None) -> list
     if spec.labels is not None:
         raise ConfigError(
             f"source '{spec.name}': labels are given, but {spec.checkpoint} has {len(names)} heads with their own "
-            f"labels: {', '.join(names)}. Remove models.sources.{number}.labels, or choose one head with "
+            f"labels: {listed(names)}. Remove models.sources.{number}.labels, or choose one head with "
             f"models.sources.{number}.head=NAME"
         )
     plain = {field.name: getattr(spec, field.name) for field in fields(spec)}

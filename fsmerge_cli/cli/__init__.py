@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -10,6 +11,7 @@ from importlib import import_module
 from fsmerge_cli import __version__
 from fsmerge_cli.common.distributed import is_main, outcome
 from fsmerge_cli.common.errors import ConfigError, Interrupted, unknown
+from fsmerge_cli.common.shown import printable, shown
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
@@ -50,6 +52,9 @@ environment variables:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if argv is None else [*argv]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows escapes, not an error
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(arguments)
     except SystemExit as error:  # Hydra's argument parser has printed the error
@@ -58,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         kept = [argument for argument in arguments if not argument.startswith("resume=")]
         command = shlex.join(["fsmerge", *kept, "resume=true"])
         if is_main():
-            sys.stderr.write(f"fsmerge: {stop}; the training state is saved. Continue with\n  {command}\n")
+            text = f"fsmerge: {stop}; the training state is saved. Continue with\n  {shown(command)}\n"
+            sys.stderr.write(printable(text))
         return stop.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("fsmerge: interrupted\n")

@@ -127,7 +127,7 @@ def run(arguments: list[str]) -> int:
         found.save_logits(output.logits, output.overwrite)
     evaluation = found.evaluation()
     if "--json" in arguments:
-        sys.stdout.write(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(evaluation, indent=2) + "\n")
         return 0
     console = terminal.console(quiet=quiet)
     for warning in warnings_in(evaluation["notes"]):

@@ -94,7 +94,7 @@ def run(arguments: list[str]) -> int:
     quiet = bool({"-q", "--quiet"} & {*arguments})
     evaluation, folder, already_done = _finetune(keys, shlex.join(["fsmerge", "finetune", *arguments]), quiet)
     if "--json" in arguments:
-        sys.stdout.write(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(evaluation, indent=2) + "\n")
     elif not quiet:
         _show(evaluation, folder, already_done)
     return 0

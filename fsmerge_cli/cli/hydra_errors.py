@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, unknown, unknown_key
+from fsmerge_cli.common.shown import shown
 
 PLUGINS = {
     "hydra/launcher=joblib": ("Hydra's joblib launcher", "launcher=joblib"),
@@ -39,7 +40,7 @@ def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -
         return ConfigError(unknown(group or "configuration", name, error.options or []))
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"cannot read '{error.override}'. Write KEY=VALUE; quote a value with spaces or symbols: "
+            f"cannot read '{shown(error.override)}'. Write KEY=VALUE; quote a value with spaces or symbols: "
             "'KEY=\"a, b\"'."
         )
     unknown_keys = _unknown_keys(arguments, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shlex
@@ -17,7 +16,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from rich.text import Text as Line
 
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
@@ -29,6 +27,7 @@ from fsmerge_cli.common.distributed import is_main, outcome, process_rank
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.common.shown import printable
 from fsmerge_cli.reporting import terminal
 from fsmerge_cli.reporting.logs import RunLog
 
@@ -92,7 +91,7 @@ def _entry(config: DictConfig) -> Any:
     except Exception as error:
         text, code = outcome(error)
         notes = [note for note in getattr(error, "__notes__", []) if text and note not in text]
-        sys.stderr.write(text + "".join(f"fsmerge: {note}\n" for note in notes))
+        sys.stderr.write(text + "".join(f"fsmerge: {printable(note)}\n" for note in notes))
         return record_job({"run": label, "exit_code": code, "error": str(error)})
     row = evaluation["rows"].get("merged", {"tasks": {}, "mean_top1": None, "joint_top1": {}})
     return record_job(
@@ -141,7 +140,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         )
         if log is None:
             return result.evaluation()
-        evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+        evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         log.finish(_final_text(evaluation, folder), evaluation)
     if not parallel_jobs():  # the tables of parallel jobs would be interleaved
         show(evaluation, folder)
@@ -171,10 +170,7 @@ def _progress(
 
 def _final_text(evaluation: Mapping[str, Any], folder: Path) -> str:
     """The tables printed at the end of a run, as text for its log."""
-    page = Console(file=io.StringIO(), width=120, force_terminal=False, no_color=True)
-    show(evaluation, folder, page)
-    text: str = page.file.getvalue()  # type: ignore[attr-defined]
-    return text
+    return terminal.text_of(lambda page: show(evaluation, folder, page))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
 import logging
@@ -22,6 +21,7 @@ from rich.text import Text as Line
 
 from fsmerge_cli.common.distributed import is_main
 from fsmerge_cli.common.errors import ConfigError, FsmergeError
+from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.reporting import tables, terminal
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _objectives(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
             "task labelled test images, or set one `maximize` per task that has them: "
             "hydra.sweeper.direction=[maximize,...]"
         )
-        sys.stderr.write(f"fsmerge: error: {error}\n")
+        sys.stderr.write(f"fsmerge: error: {printable(error)}\n")
         codes[-1] = ConfigError.exit_code
         return {**row, "exit_code": ConfigError.exit_code, "error": error}, None
     return row, values if several else values[0]
@@ -134,7 +134,8 @@ class SweepSummary(Callback):
         if not codes:  # the jobs ran in other processes
             codes.extend(job["exit_code"] for job in jobs)
             for job in jobs if not parallel_jobs(config) else []:
-                sys.stderr.write(f"{job['run']}\nfsmerge: error: {job['error']}\n" if job["exit_code"] else "")
+                if job["exit_code"]:
+                    sys.stderr.write(f"{shown(job['run'])}\nfsmerge: error: {printable(job['error'])}\n")
         searched = _optuna(config) or any(WEIGHTS in job["run"] for job in jobs)
         console = terminal.console()
         console.print(tables.sweep_table(jobs))  # first, because writing files may fail
@@ -174,7 +175,7 @@ def _summary(jobs: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path
     rows = [[job["run"], job["exit_code"], *(job.get("tasks", {}).get(task) for task in tasks)] for job in jobs]
     ends = [[job.get(key) for key in ("mean", "joint", "seconds", "folder")] for job in jobs]
     header = ["run", "exit_code", *tasks, "mean", "joint", "seconds", "folder"]
-    _write_csv(path, [header, *([*row, *end] for row, end in zip(rows, ends))])
+    tables.write_cells(path, [header, *([*row, *end] for row, end in zip(rows, ends))])
 
 
 def _front(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) -> None:
@@ -182,7 +183,7 @@ def _front(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) 
 
     values = [[job["tasks"][task] for task in tasks] for job in done]
     rows = [[job["run"], *own, kept, job["folder"]] for job, own, kept in zip(done, values, plots.front(values))]
-    _write_csv(path, [["run", *tasks, "front", "folder"], *rows])
+    tables.write_cells(path, [["run", *tasks, "front", "folder"], *rows])
 
 
 def _front_plot(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) -> None:
@@ -210,11 +211,6 @@ def _runs(done: Sequence[Mapping[str, Any]]) -> list[RunEntry]:
 
 def _names(done: Sequence[Mapping[str, Any]]) -> list[str]:
     return [_short(label) for label in tables.distinct([job["run"] for job in done])]
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
 
 
 def _short(label: str) -> str:

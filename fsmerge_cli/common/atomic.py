@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fsmerge_cli.common.errors import CertificateError, OutputError, reason
+from fsmerge_cli.common.shown import json_text
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -135,7 +135,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented, strictly valid JSON (no NaN)."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
 
 
 def write_text(path: Path, text: str) -> None:

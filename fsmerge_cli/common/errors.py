@@ -22,6 +22,8 @@ import os
 import traceback
 from collections.abc import Iterable
 
+from fsmerge_cli.common.shown import listed, printable, shown
+
 
 class FsmergeError(Exception):
     """Base of all errors that fsmerge raises on purpose."""
@@ -48,7 +50,7 @@ class MismatchError(UserError):
 
     def __init__(self, reasons: Iterable[str]) -> None:
         self.reasons = tuple(reasons)
-        lines = "\n".join(f"  - {reason}" for reason in self.reasons)
+        lines = "\n".join(f"  - {shown(reason)}" for reason in self.reasons)
         count = f"{len(self.reasons)} reason{'s' if len(self.reasons) > 1 else ''}"
         super().__init__(
             f"these sources cannot be merged, for {count}:\n{lines}\n"
@@ -85,7 +87,7 @@ class CertificateError(FsmergeError):
 
     def __init__(self, broken: Iterable[str], kept: str = "") -> None:
         self.broken = tuple(broken)
-        lines = "\n".join(f"  - {certificate}" for certificate in self.broken)
+        lines = "\n".join(f"  - {shown(certificate)}" for certificate in self.broken)
         where = f" The written files are kept in {kept} for inspection." if kept else ""
         super().__init__(
             f"the written model differs from the merged model, so it is not saved:\n{lines}\n"
@@ -97,33 +99,27 @@ class CertificateError(FsmergeError):
 def describe(error: Exception) -> tuple[str, int]:
     """The text for standard error and the exit code; a traceback only for bugs (or with FSMERGE_DEBUG=1)."""
     known = isinstance(error, FsmergeError)
-    shown = not known or os.environ.get("FSMERGE_DEBUG") == "1"
-    trace = "".join(traceback.format_exception(error)) if shown else ""
+    traced = not known or os.environ.get("FSMERGE_DEBUG") == "1"
+    trace = printable("".join(traceback.format_exception(error))) if traced else ""
     if isinstance(error, FsmergeError):
         return f"{trace}fsmerge: error: {printable(str(error))}\n", error.exit_code
     if isinstance(error, MemoryError) and str(error):  # of one process among several: each reports its own
-        return f"fsmerge: error: {error}\n", 1
+        return f"fsmerge: error: {printable(str(error))}\n", 1
     return f"{trace}fsmerge: this is a bug in fsmerge; please report it with the lines above\n", 1
 
 
 def reason(error: Exception) -> str:
-    """The system's error text without its number, as part of a sentence."""
-    return str(getattr(error, "strerror", None) or error).strip().rstrip(".")
+    """The system's or a library's error text without its number, as part of a sentence."""
+    return shown(_text(error))
 
 
 def first_line(error: Exception) -> str:
     """The first line of another library's error message, or the error's type where the message is empty."""
-    return next(iter(reason(error).splitlines()), type(error).__name__)
+    return shown(next(iter(_text(error).splitlines()), type(error).__name__))
 
 
-def printable(text: str) -> str:
-    r"""`text` with control characters as escapes: names from a file must not control the terminal.
-
-    >>> printable("fc0" + chr(27) + "[2J")
-    'fc0\\x1b[2J'
-    """
-    kept = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-    return "".join(kept)
+def _text(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).strip().rstrip(".")
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> str:
@@ -132,10 +128,10 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> str:
     >>> unknown("method", "fs_merg", ["average", "fs_merge"])
     "unknown method 'fs_merg'. Did you mean 'fs_merge'? Available: average, fs_merge."
     """
-    listed = sorted(options)
-    near = difflib.get_close_matches(name, listed, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"unknown {kind} '{name}'.{hint} Available: {', '.join(listed) or 'none'}."
+    available = sorted(options)
+    near = difflib.get_close_matches(name, available, n=1, cutoff=0.5)
+    hint = f" Did you mean '{shown(near[0])}'?" if near else ""
+    return f"unknown {kind} '{shown(name)}'.{hint} Available: {listed(available)}."
 
 
 RENAMED = {
@@ -157,8 +153,8 @@ def unknown_key(place: str, name: str, options: Iterable[str]) -> str:
     >>> unknown_key("method", "mix", ["mixup", "steps"])
     'method.mix is now called method.mixup. Write method.mixup=...'
     """
-    listed = list(options)
-    if (new := RENAMED.get(name)) in listed:
+    available = list(options)
+    if (new := RENAMED.get(name)) in available:
         prefix = f"{place}." if place else ""
         return f"{prefix}{name} is now called {prefix}{new}. Write {prefix}{new}=..."
-    return unknown(f"key in {place}" if place else "key", name, listed)
+    return unknown(f"key in {place}" if place else "key", name, available)

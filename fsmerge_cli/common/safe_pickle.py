@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.shown import shown
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SAFE = (2, 10)
@@ -37,7 +38,7 @@ def read_pickled(path: Path, where: str) -> dict[str, Tensor]:
     try:
         content = dict(_flat(plain_values(path)))  # RecursionError where a dict contains itself
     except OSError as error:
-        raise SourceError(f"{where} cannot be read: {error}. Copy or download the file again.") from None
+        raise SourceError(f"{where} cannot be read: {shown(error)}. Copy or download the file again.") from None
     except Exception:  # a file may raise anything in the unpickler; its code is not run
         if _is_torchscript(path):
             raise SourceError(

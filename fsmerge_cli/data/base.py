@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.options import FORBID, Count, Positive, Share
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.data.images.eight_bit import upright_8_bit
 from fsmerge_cli.models.head import Head
@@ -86,7 +87,7 @@ class ImageSet:
 
     def title(self, index: int) -> str:
         """The name of an image in messages."""
-        return self.title_of(index) if self.title_of else f"number {index}"
+        return shown(self.title_of(index)) if self.title_of else f"number {index}"
 
 
 def _at_row(function: Callable[[int], T], rows: Sequence[int], index: int) -> T:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.shown import listed
 from fsmerge_cli.data.base import Task
 
 MAX_LISTED = 5
@@ -209,4 +210,4 @@ def _plain(name: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
+    return listed(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")

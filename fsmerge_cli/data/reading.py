@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import default_collate as stacked
 
 from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.shown import shown
 
 T = TypeVar("T", covariant=True)
 
@@ -96,7 +97,7 @@ def combined_error(errors: Sequence[DataError]) -> DataError:
     """One error that lists up to MAX_LISTED of `errors`."""
     if len(errors) == 1:
         return errors[0]
-    lines = "\n".join(f"  - {error}" for error in errors[:MAX_LISTED])
+    lines = "\n".join(f"  - {shown(error)}" for error in errors[:MAX_LISTED])
     more = f"\n  - and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
     return DataError(f"{len(errors)} images cannot be read:\n{lines}{more}")
 

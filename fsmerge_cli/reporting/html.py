@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from fsmerge_cli.common.errors import printable
 from fsmerge_cli.common.notes import notes_in, warnings_in
+from fsmerge_cli.common.shown import printable
 from fsmerge_cli.evaluation.predictions import Example
 from fsmerge_cli.reporting import charts, summary
 
@@ -31,10 +31,10 @@ FEW_LAYERS, FEW_TASKS = 16, 4
 def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str:
     """The content of evaluation.json, and example images with their predictions, as one HTML page.
 
-    All names are escaped. The page loads no resources and runs no scripts, enforced by its
+    All names and control characters are escaped. The page loads no resources and runs no scripts, enforced by its
     Content-Security-Policy.
     """
-    return (
+    return printable(
         _environment()
         .get_template("report.html.j2")
         .render(
@@ -81,11 +81,6 @@ def data_uri(pixels: Tensor) -> str:
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    def shown(value: Any) -> Any:
-        """Replace control characters by escapes; autoescaping handles HTML."""
-        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     templates = files(__package__) / "templates"
     return Environment(
@@ -94,5 +89,4 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=shown,
     )

@@ -20,6 +20,7 @@ from typing import Any
 from fsmerge_cli.common.atomic import resolved
 from fsmerge_cli.common.errors import ConfigError, UserError
 from fsmerge_cli.common.progress import Event
+from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.reporting.terminal import Phases
 
 LOG = "run.log"
@@ -110,12 +111,20 @@ class RunLog:
                 parent.rmdir()
 
 
+class SafeFormatter(logging.Formatter):
+    """Escapes control characters; further lines of a message are indented, so that none looks like an entry."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message and its traceback, if there is one."""
+        return printable(super().format(record)).replace("\n", "\n    ")
+
+
 class _BufferedHandler(logging.Handler):
     """Buffers its lines until the file is opened."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self.setFormatter(SafeFormatter("%(asctime)s %(levelname)-7s %(message)s"))
         self.opened = False
         self._waiting: list[str] = []
         self._file: Any = None
@@ -190,7 +199,7 @@ class _Board:
 
             self._writer = SummaryWriter(log_dir=str(self._folder))
         for tag, value in values.items():
-            self._writer.add_scalar(tag.replace(" ", "_"), value, step)
+            self._writer.add_scalar(shown(tag).replace(" ", "_"), value, step)
 
     def close(self) -> None:
         """Flush and close the event file."""

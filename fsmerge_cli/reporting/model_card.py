@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fsmerge_cli.common.errors import printable
 from fsmerge_cli.common.notes import notes_in, warnings_in
+from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.reporting import summary
@@ -73,19 +73,19 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
     provenance = evaluation["provenance"]
     channels, height, width = plan.arch.input_size
     scores = summary.scores(evaluation)
-    return CARD.format(
+    card = CARD.format(
         family=plan.family.name,
         method=evaluation["method"],
         k=len(plan.tasks),
         tasks=", ".join(map(escaped, plan.tasks)),
         input=f"{channels} x {height} x {width}",
         rounding=_rounding(evaluation["config"]),
-        verdict=" ".join(summary.verdict(evaluation)),
+        verdict=escaped(" ".join(summary.verdict(evaluation))),
         warnings="".join(f"\n**Warning:** {escaped(text)}\n" for text in warnings_in(evaluation["notes"])),
         table=markdown(scores) if scores else "There were no labelled test images.",
         sections=_sections(evaluation),
         snippet=fenced(plan.family.snippet(plan.arch, head_lines(heads)), "python"),
-        command=fenced(printable(provenance["command"]), "sh"),
+        command=fenced(provenance["command"], "sh"),
         sources="\n".join(f"| {escaped(s['name'])} | `{s['sha256']}` |" for s in provenance["sources"]),
         images=provenance["images_sha256"],
         versions=escaped(summary.versions(evaluation)),
@@ -93,6 +93,7 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         seed=provenance["seed"],
         options=fenced(options, "yaml"),
     )
+    return printable(card)
 
 
 def _rounding(options: Mapping[str, Any]) -> str:
@@ -144,7 +145,7 @@ def head_lines(heads: Mapping[str, Head]) -> str:
     bias = f', "bias": heads[{quoted(f"{name}.bias")}]' if head.bias is not None else ""
     no_bias = "" if head.bias is not None else ", bias=False"
     lines = [
-        f"head = torch.nn.Linear({width}, {classes}{no_bias})  # the task {name}",
+        f"head = torch.nn.Linear({width}, {classes}{no_bias})  # the task {shown(name)}",
         f'head.load_state_dict({{"weight": heads[{quoted(f"{name}.weight")}]{bias}}})',
     ]
     if head.projector is not None:  # a head that normalises its input cannot absorb its projector
@@ -175,12 +176,13 @@ def quoted(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""`text` escaped for Markdown: no markup, link, table cell or new line.
+    r"""`text` escaped for Markdown: no markup, formula, link (also of a bare address), table cell or new line.
 
     >>> escaped("a|b<script>")
     'a\\|b\\<script\\>'
     """
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", printable(text).replace("\n", " "))
+    plain = printable(text.replace("\n", " "))
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$@]|:(?=//)|(?<=[wW])\.)", r"\\\1", plain)
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.errors import ConfigError, OutputError, reason
+from fsmerge_cli.common.shown import shown
 
 SUFFIXES = (".svg", ".png", ".pdf")
 OFFSETS = tuple((dx, dy) for dy in (6, -6, 14, -14, 22, -22, 38, -38) for dx in (8, -8, 0) if dx or abs(dy) > 6)
@@ -60,7 +61,7 @@ def plot_cost(path: Path, points: Sequence[Point], title: str, bound: float | No
     best = {p.label for p in points if not any(q.x <= p.x and q.y >= p.y and q != p for q in points)}
     _label(figure, axis, [p for p in points if len(points) <= LABELLED or p.label in best])
     axis.set_xlabel("seconds (whole run, logarithmic)")
-    axis.set_ylabel(f"{title}, %")
+    axis.set_ylabel(shown(f"{title}, %"), parse_math=False)
     _save(figure, path)
 
 
@@ -79,8 +80,8 @@ def plot_front(path: Path, tasks: Sequence[str], runs: Sequence[tuple[str, str, 
         _scatter(axis, points)
         axis.margins(0.15)
         _label(figure, axis, front if len(points) > LABELLED else points)
-        axis.set_xlabel(f"{tasks[a]}: top-1 accuracy, %")
-        axis.set_ylabel(f"{tasks[b]}: top-1 accuracy, %")
+        axis.set_xlabel(shown(f"{tasks[a]}: top-1 accuracy, %"), parse_math=False)
+        axis.set_ylabel(shown(f"{tasks[b]}: top-1 accuracy, %"), parse_math=False)
     _save(figure, path)
 
 
@@ -102,8 +103,8 @@ def _pyplot() -> Any:
         from matplotlib import figure, rcParams
     except ImportError:
         raise ConfigError("a plot needs matplotlib. Install it: pip install 'fsmerge[plot]'") from None
-    # Text stays text, and output is deterministic.
-    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fsmerge"})
+    # Text stays text (also where the user's settings pass all text to LaTeX), and output is deterministic.
+    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fsmerge", "text.usetex": False})
     return figure
 
 
@@ -130,9 +131,10 @@ def _scatter(axis: Any, points: Sequence[Point]) -> None:
             if p.low is not None and p.high is not None:
                 axis.plot([p.x, p.x], [100 * p.low, 100 * p.high], color=color, linewidth=1, alpha=0.6, zorder=2)
         style = {"s": 36, "color": color, "marker": "os^Dv"[i // 10 % 5], "edgecolor": "white", "zorder": 3}
-        axis.scatter([p.x for p in own], [100 * p.y for p in own], label=method, **style)
+        axis.scatter([p.x for p in own], [100 * p.y for p in own], label=shown(method), **style)
     if len(methods) > 1 and any(p.label != p.method for p in points):
-        axis.legend(fontsize=8, loc="lower right", framealpha=0.8)
+        for text in axis.legend(fontsize=8, loc="lower right", framealpha=0.8).get_texts():
+            text.set_parse_math(False)
 
 
 def _widened(axis: Any, points: Sequence[Point]) -> None:
@@ -160,8 +162,8 @@ def _label(figure: Any, axis: Any, points: Sequence[Point]) -> None:
         best, least = None, float("inf")
         for dx, dy in OFFSETS:
             text = axis.annotate(
-                textwrap.fill(point.label, WIDE), (point.x, 100 * point.y), xytext=(dx, dy),
-                textcoords="offset points", fontsize=8,
+                textwrap.fill(shown(point.label), WIDE), (point.x, 100 * point.y), xytext=(dx, dy),
+                textcoords="offset points", fontsize=8, parse_math=False,
                 ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center",
                 arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5} if abs(dy) > 14 else None,
             )  # fmt: skip

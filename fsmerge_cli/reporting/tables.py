@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
-from rich.text import Text
 
 from fsmerge_cli.common.errors import OutputError
+from fsmerge_cli.common.shown import cell
+from fsmerge_cli.reporting.terminal import line
 
 JOINT = "the task is not given: the prediction is the best label over all tasks"
 """What joint accuracy means; as `summary.JOINT`, which cannot be imported without torch."""
@@ -23,15 +24,15 @@ def score_table(evaluation: Mapping[str, Any]) -> Table:
 
     tasks = evaluation["tasks"]
     method = "" if evaluation["method"] == "unknown" else f" ({evaluation['method']})"
-    table = Table(title=f"Top-1 accuracy on test images, %{method}", title_justify="left")
+    table = Table(title=line(f"Top-1 accuracy on test images, %{method}"), title_justify="left")
     table.add_column("model", no_wrap=True)
     for name in [*tasks, "mean", "joint", "joint (logits)"]:
-        table.add_column(Text(name), justify="right")
+        table.add_column(line(name), justify="right")
     for name, row in shown_rows(evaluation).items():
         cells = [row["tasks"].get(task, {}).get("top1") for task in tasks]
         cells += [row["mean_top1"], row["joint_top1"].get("softmax"), row["joint_top1"].get("logits")]
         label = f"{name} (source)" if name in tasks else _row_name(evaluation, name)
-        table.add_row(Text(label), *map(per_cent, cells), style="bold" if name == "merged" else None)
+        table.add_row(line(label), *map(per_cent, cells), style="bold" if name == "merged" else None)
     return table
 
 
@@ -39,7 +40,7 @@ def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
     """One row of evaluation.json by task: interval, top-5 accuracy, loss and calibration error."""
     from fsmerge_cli.reporting.summary import PROTOCOLS
 
-    table = Table(title=f"{_row_name(evaluation, name)}, by task", title_justify="left")
+    table = Table(title=line(f"{_row_name(evaluation, name)}, by task"), title_justify="left")
     table.add_column("task", no_wrap=True)
     for title in ("images", "top-1 %", "95 % interval", "top-5 %", "loss", "calibration error %"):
         table.add_column(title, justify="right")
@@ -48,7 +49,7 @@ def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
         low, high = found["interval"]
         cells = [str(found["count"]), per_cent(found["top1"]), f"{per_cent(low)} - {per_cent(high)}"]
         cells += [per_cent(found["top5"]), f"{found['loss']:.3f}", per_cent(found["calibration_error"])]
-        table.add_row(Text(task), *cells)
+        table.add_row(line(task), *cells)
     joint = row["joint_top1"]
     if joint:
         shares = [f"{words} {per_cent(joint[name])}" for name, words in PROTOCOLS.items() if name in joint]
@@ -79,13 +80,13 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="All runs, top-1 accuracy of the merged model on test images, %", title_justify="left")
     table.add_column("run", overflow="fold")
     for name in [*tasks, "mean", "joint", "seconds"]:
-        table.add_column(Text(name), justify="right")
+        table.add_column(line(name), justify="right")
     for job, label in zip(jobs, distinct([job["run"] for job in jobs])):
         if job["exit_code"]:
-            table.add_row(Text(label), *["-"] * (len(tasks) + 2), Text(f"failed ({job['exit_code']})"))
+            table.add_row(line(label), *["-"] * (len(tasks) + 2), line(f"failed ({job['exit_code']})"))
         else:
             cells = [*(job["tasks"].get(task) for task in tasks), job["mean"], job["joint"]]
-            table.add_row(Text(label), *map(per_cent, cells), f"{job['seconds']:.1f}")
+            table.add_row(line(label), *map(per_cent, cells), f"{job['seconds']:.1f}")
     return _explained(table, [job.get("joint") for job in jobs])
 
 
@@ -123,11 +124,11 @@ def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean") -> Tabl
     tasks = [name for name in names if name.startswith("top1.")]
     columns = ["run", *tasks, *(n for n in names if n in (*SHOWN, sort) and n not in tasks)]
     for name in columns:
-        title = Text(name.removeprefix("top1.").replace("_", " "))
+        title = line(name.removeprefix("top1.").replace("_", " "))
         wide = {"justify": "left", "min_width": 16} if name == "run" else {"justify": "right"}
         table.add_column(title, overflow="fold", **wide)
     for row in rows:
-        table.add_row(*(Text(_compare_cell(row, name)) for name in columns))
+        table.add_row(*(line(_compare_cell(row, name)) for name in columns))
     return _explained(table, [row.get("joint") for row in rows])
 
 
@@ -150,12 +151,16 @@ def _compare_cell(row: Mapping[str, Any], name: str) -> str:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the rows as CSV with a header of all their columns. Raises OutputError."""
     try:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-            writer.writeheader()
-            writer.writerows(rows)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        write_cells(path, [names, *([row.get(name) for name in names] for row in rows)])
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}. Choose another --csv FILE.") from None
+
+
+def write_cells(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """Write cells as CSV. Text is quoted, and neutral where a spreadsheet would take it for a formula."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, quoting=csv.QUOTE_NONNUMERIC).writerows([cell(value) for value in row] for row in rows)
 
 
 COLUMNS = ("width", "depth", "heads", "patch", "classes")
@@ -174,7 +179,7 @@ def source_table(inspection: Mapping[str, Any]) -> Table:
         mean, std = (sum(values) / len(values) for values in (row["mean"], row["std"]))
         norm = "none" if (mean, std) == (0.0, 1.0) else f"{mean:.2f}/{std:.2f}"
         cells = [row["name"], row["architecture"], *("-" if value is None else str(value) for value in sizes)]
-        table.add_row(*map(Text, [*cells, norm, row["dtype"], f"{row['parameters'] / 1e6:,.2f}M", size]))
+        table.add_row(*map(line, [*cells, norm, row["dtype"], f"{row['parameters'] / 1e6:,.2f}M", size]))
     return table
 
 

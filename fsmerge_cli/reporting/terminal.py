@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,9 +21,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
 from fsmerge_cli.common.progress import Event
+from fsmerge_cli.common.shown import printable, shown
 
 QUIET = "FSMERGE_QUIET"
 """Set to 1 by --quiet, so that the processes of a sweep's jobs inherit it."""
@@ -30,13 +34,41 @@ EVERY = 30.0
 """Seconds between two lines of one phase if there are no progress bars."""
 
 
+def line(text: str) -> Text:
+    """`text` on one line, without markup and control characters, for a line or a cell of a table."""
+    return Text(shown(text))
+
+
+class SafeConsole(Console):
+    """A console on which names and messages of others are only text: no markup, no control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does, but every text is one line."""
+        super().print(*(line(str(o)) if isinstance(o, str | Text) else o for o in objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """As rich does; what is no control sequence of rich itself is escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def text_of(show: Callable[[Console], None]) -> str:
+    """What `show` prints on a console, as plain text."""
+    file = io.StringIO()
+    show(SafeConsole(file=file, width=120, force_terminal=False, no_color=True))
+    return file.getvalue()
+
+
 def console(stderr: bool = False, quiet: bool = False) -> Console:
     """Standard output, or standard error; without output if `quiet` is true or --quiet was given.
 
     No control characters if it is not a terminal, with NO_COLOR, or on a dumb terminal.
     """
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in ("dumb", "unknown")
-    return Console(
+    return SafeConsole(
         stderr=stderr,
         quiet=quiet or os.environ.get(QUIET) == "1",
         force_terminal=False if plain else None,
@@ -94,7 +126,7 @@ class Reporter:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._bars = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
             TextColumn("{task.description:<24}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
@@ -123,12 +155,12 @@ class Reporter:
         phase, new = self._phases(event)
         now = self._phases.clock()
         if new and event.done == event.total == 1:  # a note, without progress
-            self._console.print(Text(event.phase), soft_wrap=True)
+            self._console.print(line(event.phase), soft_wrap=True)
         elif self._live:
             if new and event.phase in self._tasks:
                 self._bars.remove_task(self._tasks.pop(event.phase))
             if new:
-                task = self._bars.add_task(event.phase, total=event.total, completed=event.done, note="")
+                task = self._bars.add_task(shown(event.phase), total=event.total, completed=event.done, note="")
                 self._tasks[event.phase] = task
             self._bars.update(self._tasks[event.phase], completed=event.done, note=phase.note(now))
         elif event.done == event.total:
@@ -139,5 +171,5 @@ class Reporter:
             self._print(event, f"{phase.note(now)}  {'' if left is None else f'{left:.0f} s left'}".strip())
 
     def _print(self, event: Event, note: str) -> None:
-        line = f"{event.phase}: {event.done}/{event.total} {note}"
-        self._console.print(Text(line.rstrip()), soft_wrap=True)
+        text = f"{event.phase}: {event.done}/{event.total} {note}"
+        self._console.print(line(text.rstrip()), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
-from fsmerge_cli.common.errors import CertificateError, printable
+from fsmerge_cli.common.errors import CertificateError
+from fsmerge_cli.common.shown import printable
 from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.source import Source
@@ -125,7 +127,8 @@ class Finetuned:
         heads = {source.name: head} if head else {}
         channels, height, width = source.arch.input_size
         table = summary.scores(evaluation)
-        return CARD.format(
+        entry = json.dumps({"name": source.name, "checkpoint": final.name}, ensure_ascii=False)
+        card = CARD.format(
             task=escaped(source.name),
             arch=escaped(str(config["architecture"])),
             classes=len(source.labels or ()),
@@ -135,8 +138,8 @@ class Finetuned:
             if table
             else "There were no labelled test images.",
             snippet=fenced(source.family.snippet(source.arch, head_lines(heads)), "python"),
-            entry=fenced(f"sources:\n  - {{name: {source.name}, checkpoint: {final.name}}}\n  - ...", "yaml"),
-            command=fenced(printable(provenance["command"]), "sh"),
+            entry=fenced(f"sources:\n  - {entry}\n  - ...", "yaml"),
+            command=fenced(provenance["command"], "sh"),
             origin=escaped(source.origin),
             sha256=source.sha256,
             versions=escaped(summary.versions(evaluation)),
@@ -144,3 +147,4 @@ class Finetuned:
             seed=provenance["seed"],
             options=fenced(options, "yaml"),
         )
+        return printable(card)

@@ -19,6 +19,7 @@ from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.tasks import order_note, with_label_names
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
 from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text, build
+from fsmerge_cli.common.shown import listed
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -121,7 +122,7 @@ def load_merged(
         names = listed_heads(*found.heads)
         if names and (given.labels or given.task or given.head):
             raise SourceError(
-                f"{path} lists its tasks and labels in heads.safetensors ({', '.join(names)}). Leave out "
+                f"{path} lists its tasks and labels in heads.safetensors ({listed(names)}). Leave out "
                 "model.task, model.head and model.labels; tasks=[...] selects tasks."
             )
         first = assemble(spec, found, skip_head=bool(names))

@@ -19,6 +19,7 @@ from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
 from fsmerge_cli.common.progress import Event
+from fsmerge_cli.common.shown import well_formed
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.evaluation.certificates import Certifier
 from fsmerge_cli.evaluation.predictions import write_correct
@@ -135,7 +136,7 @@ def document(
     found: what was measured, with its scores, cost, provenance, options and notes. more: similarity, predictions,
     certificates and facts, each empty by default.
     """
-    return {
+    content = {
         "schema_version": VERSION,
         "method": method,
         "tasks": list(tasks),
@@ -150,6 +151,7 @@ def document(
         "provenance": dict(found.provenance),
         "config": plain_values(found.options),
     }
+    return dict(well_formed(content))
 
 
 def course(trace: Trace, start_error: Mapping[str, Any]) -> dict[str, Any]:

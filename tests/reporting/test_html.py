@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from fsmerge_cli import merge
-from fsmerge_cli.common.errors import printable
+from fsmerge_cli.common.shown import printable
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.reporting import charts, schema, summary
 from fsmerge_cli.reporting.html import LARGEST, data_uri, page

@@ -54,7 +54,7 @@ def test_the_folder_is_a_source_and_loads_in_timm(tmp_path: Path) -> None:
     )
     card = (tmp_path / "low/README.md").read_text()
     assert "| low \\(source\\) | " in card
-    assert "- {name: low, checkpoint: low}" in card
+    assert '- {"name": "low", "checkpoint": "low"}' in card
     found = json.loads((tmp_path / "low/evaluation.json").read_text())
     assert found == json.loads(json.dumps(done.evaluation()))
     assert found["method"] == "finetune"

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.options import FORBID, Share, Text
+from fsmerge_cli.common.shown import listed, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.decode import open_image
 from fsmerge_cli.data.matching import of_folders
@@ -139,7 +140,7 @@ class Folder(DataConfig):
             found = sorted(p.name for p in root.iterdir() if p.is_dir())
             raise DataError(
                 f"data=folder: no folder for task '{task.name}' in {root}. "
-                f"Found: {', '.join(found) or 'no folders'}. Name one folder after each task."
+                f"Found: {listed(found, 'no folders')}. Name one folder after each task."
             )
         return folder
 
@@ -163,8 +164,8 @@ def _files(folder: Path, task: Task, classified: bool) -> tuple[list[tuple[Path,
     rows, notes = of_folders(replace(task, labels=labels), [*classes])
     if unknown := [name for name, row in zip(classes, rows) if row is None]:
         raise DataError(
-            f"data=folder: the class folders {', '.join(unknown)} in {folder} are not labels of task "
-            f"'{task.name}' ({', '.join(labels)}). Rename the folders, pass models.sources.N.labels=[...] "
+            f"data=folder: the class folders {listed(unknown)} in {shown(folder)} are not labels of task "
+            f"'{task.name}' ({listed(labels)}). Rename the folders, pass models.sources.N.labels=[...] "
             "(labels=data: the folders' names, sorted), or data.class_folders=none (test: only folders in test/ "
             "are classes) to use images without labels."
         )
@@ -179,7 +180,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     for name, path in found.items():
         if name not in kept and (others := _other_files(path)):
             raise DataError(
-                f"data=folder: the class folder {path} has no image that can be read, only {others}. "
+                f"data=folder: the class folder {shown(path)} has no image that can be read, only {others}. "
                 f"Convert them to one of {', '.join(sorted(SUFFIXES))}, or remove the folder."
             )
     return kept
@@ -203,7 +204,9 @@ def _walk(folder: Path) -> Iterator[Path]:
     seen = {os.path.realpath(parent) for parent in folder.absolute().parents}
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"data=folder: {error.filename} cannot be read ({reason(error)}). Change its permissions.")
+        raise DataError(
+            f"data=folder: {shown(error.filename)} cannot be read ({reason(error)}). Change its permissions."
+        )
 
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
@@ -223,14 +226,14 @@ def _other_files(folder: Path) -> str:
     """Files that are neither images by their suffix nor documents, counted by suffix; "" where there are none."""
     known = SUFFIXES | DOCUMENTS
     counts = Counter(s or "no suffix" for path in _walk(folder) if (s := path.suffix.lower()) not in known)
-    return ", ".join(f"{count} x {suffix}" for suffix, count in sorted(counts.items()))
+    return ", ".join(f"{count} x {shown(suffix)}" for suffix, count in sorted(counts.items()))
 
 
 def _notes(folder: Path, task: str) -> tuple[str, ...]:
     """The files that were not used because of their suffixes."""
     found = _other_files(folder)
     return (
-        (f"task '{task}': files in {folder} without the suffix of an image were not used: {found}",)
+        (f"task '{task}': files in {shown(folder)} without the suffix of an image were not used: {found}",)
         if found
         else ()
     )
@@ -241,7 +244,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _path(files: Sequence[tuple[Path, int]], i: int) -> str:
-    return str(files[i][0])
+    return shown(files[i][0])
 
 
 def _read(files: Sequence[tuple[Path, int]], i: int) -> tuple[Image.Image, int]:
@@ -252,4 +255,4 @@ def _open(path: Path) -> Image.Image:
     try:
         return open_image(path)
     except Exception as error:  # decoders raise various errors for malformed files
-        raise DataError(f"the image {path} cannot be read ({error}). Repair or remove it.") from None
+        raise DataError(f"the image {shown(path)} cannot be read ({shown(error)}). Repair or remove it.") from None

@@ -16,6 +16,7 @@ from torch import Tensor
 from fsmerge_cli.common.errors import DataError, first_line
 from fsmerge_cli.common.options import FORBID, Text
 from fsmerge_cli.common.safe_pickle import plain_values
+from fsmerge_cli.common.shown import listed
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.eight_bit import as_uint8
 from fsmerge_cli.data.matching import ONE_LABEL, of_task
@@ -87,7 +88,7 @@ class Tensors(DataConfig):
         name = next(iter(arrays)) if len(arrays) == 1 else self.images_key
         if name not in arrays:
             raise DataError(
-                f"{path} has no array '{name}'. It holds {', '.join(sorted(arrays)) or 'nothing'}: pass "
+                f"{path} has no array '{name}'. It holds {listed(sorted(arrays), 'nothing')}: pass "
                 "data.images_key=NAME."
             )
         images = _uint8(_channels_last(arrays[name], self.layout, path), path)
