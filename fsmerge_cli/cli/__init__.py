@@ -41,7 +41,8 @@ examples:
   fsmerge merge +models=digits_mlp_pair method=kd output.dir=outputs/by-distillation
 
 exit codes:
-  0 success; 1 the run failed; 2 invalid input (the message states the cause); 130 interrupted
+  0 success; 1 the run failed, or its result fails --strict or --fail-under;
+  2 invalid input (the message states the cause); 130 interrupted
 
 environment variables:
   FSMERGE_DEBUG=1        show the traceback of every error

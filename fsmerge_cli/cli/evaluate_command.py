@@ -13,11 +13,13 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.cli.composing import composed, config_dir_of
+from fsmerge_cli.cli.gate import gate_of
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build
 
-HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--json] [--quiet]
+HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--strict] [--json]
+                        [--fail-under=PERCENT] [--quiet]
 
 Evaluates a model without changing it. MODEL is a folder written by `fsmerge merge`, its merged/
 folder, a timm folder, or a checkpoint file. Tasks and labels are read from heads.safetensors, or
@@ -26,6 +28,11 @@ from the classifier in the checkpoint.
   --sources    also evaluate the sources of the merge and their ensemble: reads the checkpoints that
                the run's config.yaml names. Where a task has no training images, the joint accuracy
                is calibrated on the sources' predictions
+  --strict     exit code 1 where there is a warning: the model (with --sources, a source) is at
+               chance, far below the accuracy that its folder states, or has its classes in
+               another order
+  --fail-under=PERCENT
+               exit code 1 where the model has a lower top-1 accuracy on a task
   --json       print the whole evaluation as JSON (format: fsmerge schema)
   -q, --quiet  print only errors; output files are still written
 
@@ -88,6 +95,7 @@ class EvaluateKeys:
 
 def run(arguments: list[str]) -> int:
     """Compose the configuration, evaluate the model, print the tables and write the requested files."""
+    arguments, gate = gate_of(arguments)
     folder, overrides, search = _split(arguments)
     from_run, overrides = _from_run(overrides)
     keys = composed("evaluate", overrides, search)
@@ -126,8 +134,10 @@ def run(arguments: list[str]) -> int:
     if output.logits is not None:
         found.save_logits(output.logits, output.overwrite)
     evaluation = found.evaluation()
+    top1 = {name: own["top1"] for name, own in evaluation["rows"]["merged"]["tasks"].items()}
     if "--json" in arguments:
         sys.stdout.write(json.dumps(evaluation, indent=2) + "\n")
+        gate.require("the model", evaluation["notes"], top1)
         return 0
     console = terminal.console(quiet=quiet)
     for warning in warnings_in(evaluation["notes"]):
@@ -139,6 +149,7 @@ def run(arguments: list[str]) -> int:
     written = {"evaluation" if what == "file" else what: file for what, file in files.items() if file}
     paths = [f"model: {model.folder}", *(f"{what}: {file}" for what, file in written.items())]
     console.print(Line("   ".join(paths)), soft_wrap=True)
+    gate.require("the model", evaluation["notes"], top1)
     return 0
 
 

@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text as Line
 
+from fsmerge_cli.cli.gate import Gate
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, folder_of, keys_of
 from fsmerge_cli.cli.run_dirs import finished
-from fsmerge_cli.cli.showing import run_check, show
+from fsmerge_cli.cli.showing import Checking, run_check, show
 from fsmerge_cli.cli.sweep import codes, is_sweep, parallel_jobs, record_job
 from fsmerge_cli.common.distributed import is_main, outcome, process_rank
 from fsmerge_cli.common.errors import ConfigError
@@ -37,17 +38,29 @@ LAUNCH_OVERRIDES = ("hydra.", "launcher=", "sweep=")
 CONFIGS = "pkg://fsmerge_cli.configs"
 
 
-_checking: list[bool] = []
-"""[headers_only, as_json] where the jobs of this process are `fsmerge check`; empty for a merge."""
+_checking: list[Checking] = []
+"""The options where the jobs of this process are `fsmerge check`; empty for a merge."""
+
+_gates: list[Gate] = []
+"""What has to hold for the result of a merge; empty: nothing."""
 
 
-def check(arguments: Sequence[str], headers_only: bool, as_json: bool, quiet: bool = False) -> int:
+def check(arguments: Sequence[str], checking: Checking, quiet: bool = False) -> int:
     """Let Hydra compose `arguments` and inspect the merge; returns the exit code."""
-    _checking[:] = [headers_only, as_json]
+    _checking[:] = [checking]
     try:
         return launch(arguments, quiet)
     finally:
         _checking.clear()
+
+
+def merge_with(gate: Gate, arguments: Sequence[str], quiet: bool = False) -> int:
+    """Let Hydra compose `arguments` and merge; exit code 1 where the result fails the gate."""
+    _gates[:] = [gate]
+    try:
+        return launch(arguments, quiet)
+    finally:
+        _gates.clear()
 
 
 def launch(arguments: Sequence[str], quiet: bool = False) -> int:
@@ -83,9 +96,14 @@ def _entry(config: DictConfig) -> Any:
         if is_sweep() and is_main():
             terminal.console(stderr=True).print(Line(label), style="bold", soft_wrap=True)
         if _checking:
-            run_check(config, *_checking)
+            run_check(config, _checking[0])
             return record_job({"run": label, "exit_code": 0})
         evaluation = run_job(config, overrides)
+        for gate in _gates:
+            if is_main():
+                tasks = evaluation["rows"].get("merged", {}).get("tasks", {})
+                top1 = {name: own["top1"] for name, own in tasks.items()}
+                gate.require("the merged model", evaluation["notes"], top1)
         if is_sweep() and parallel_jobs() and is_main():
             terminal.console(stderr=True).print(Line(f"done: {label}"), soft_wrap=True)
     except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,38 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text as Line
 
-from fsmerge_cli.cli.keys import Evaluation, keys_of
+from fsmerge_cli.cli.gate import Gate
+from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, keys_of
+from fsmerge_cli.cli.run_dirs import finished
 from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import build
+from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.reporting import tables, terminal
 
 
-def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
-    """Print what the merge of one composed configuration would do; MismatchError after the table."""
+@dataclass(frozen=True)
+class Checking:
+    """Options of `fsmerge check`."""
+
+    headers_only: bool
+    as_json: bool
+    gate: Gate
+
+
+def run_check(config: DictConfig, checking: Checking) -> None:
+    """Print what the merge of one composed configuration would do.
+
+    Raises MismatchError after the table; FsmergeError where the gate fails.
+    """
     keys = keys_of(config)
+    given = build(Output, keys["output"], "output")
+    checkpoint = build(Checkpoint, keys["checkpoint"], "checkpoint")
+    evaluation = build(Evaluation, keys["evaluation"], "evaluation")
+    folder = None if given.dir is None else Path(given.dir)
+    if folder is not None and keys["resume"] is True and finished(keys, folder) is not None:
+        terminal.console().print(Line("already finished: a merge with resume=true would run nothing"))
+        return
     from fsmerge_cli.runs.check import inspect  # imports torch
     from fsmerge_cli.runs.request import request
 
@@ -32,19 +54,28 @@ def run_check(config: DictConfig, headers_only: bool, as_json: bool) -> None:
         keys.get("data"),
         keys["hardware"],
         keys["seed"],
-        overwrite=False,
-        kd=build(Evaluation, keys["evaluation"], "evaluation").kd,
+        overwrite=given.overwrite,
+        resume=keys["resume"],
+        every=checkpoint.every,
+        kd=evaluation.kd,
+        dtype=given.dtype,
     )
-    inspection = inspect(merge_request, headers_only)
-    if as_json:
+    stderr = terminal.console(stderr=True)
+    with terminal.Reporter(stderr) as reporter:
+        progress: Progress = reporter if stderr.is_terminal else silent
+        inspection = inspect(merge_request, checking.headers_only, folder, bool(checking.gate), progress)
+    if checking.as_json:
         sys.stdout.write(json.dumps(asdict(inspection), indent=2) + "\n")
     else:
         console = terminal.console()
+        for warning in warnings_in(inspection.notes):
+            console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
         console.print(tables.source_table(asdict(inspection)))
         for line in tables.check_lines(asdict(inspection)):
             console.print(Line(line), soft_wrap=True)
     if inspection.reasons:
         raise MismatchError(inspection.reasons)
+    checking.gate.require("the source", inspection.notes, inspection.top1)
 
 
 def show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = None) -> None:

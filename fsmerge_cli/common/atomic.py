@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -54,6 +55,22 @@ def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Ite
             raise CertificateError(error.broken, str(kept)) from None
         with output_errors(folder):
             _publish(temporary, folder)
+
+
+def check_claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> None:
+    """Raise OutputError where `claim` would, as far as that can be found without writing anything."""
+    with output_errors(folder):
+        folder = resolved(folder)
+        above = next(parent for parent in folder.parents if parent.exists())
+        if not above.is_dir():
+            raise NotADirectoryError
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "", str(above))
+        lock = folder.parent / f".{folder.name}.lock"
+        if lock.is_file():
+            with FileLock(lock, timeout=0):
+                pass
+        _check_free(folder, overwrite, finished)
 
 
 @contextmanager

@@ -128,19 +128,21 @@ def sample_images(
 
 def count_images(
     data: DataConfig | None, tasks: Sequence[Task], pixels: Callable[[], Transform]
-) -> tuple[list[int], list[int], int]:
-    """Number of sampled images (views included) per task, of test images per task, and of auxiliary images.
+) -> tuple[list[int], list[int], int, tuple[str, ...]]:
+    """Number of sampled images (views included) per task, of test images per task, of auxiliary images; notes.
 
     No image is read.
     """
     if data is None:
-        return [], [], 0
+        return [], [], 0, ()
     transform = pixels()
     sets, others = build_sets(data, "train", tasks, transform), auxiliary_images(data, transform)
     counts = [data.of(task.name).count(len(own)) if own else 0 for task, own in zip(tasks, sets)]
     count, other = (others[1].count(len(others[0])), others[1]) if others else (0, data)
-    tests = [len(own) if own else 0 for own in build_sets(data, "test", tasks, transform)]
-    return [n * _views(data) for n in counts], tests, count * _views(other)
+    tests = build_sets(data, "test", tasks, transform)
+    notes = tuple(dict.fromkeys(note for own in [*sets, *tests] if own for note in own.notes))
+    sizes = [len(own) if own else 0 for own in tests]
+    return [n * _views(data) for n in counts], sizes, count * _views(other), notes
 
 
 def no_images() -> Images:

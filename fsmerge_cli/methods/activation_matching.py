@@ -26,10 +26,14 @@ class ActivationMatching(Weighted):
 
     name: Literal["activation_matching"] = "activation_matching"
 
-    def fit(self, problem: Problem) -> Solution:
-        """Match, permute, average; the projectors undo the permutation of the features."""
+    def check(self, problem: Problem) -> None:
+        """Raise UserError where widths differ or there are no images."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
+
+    def fit(self, problem: Problem) -> Solution:
+        """Match, permute, average; the projectors undo the permutation of the features."""
+        self.check(problem)
         matched = aligned(problem, "activations")
         weights = Average(task_weights=self.task_weights).fit(matched.problem).weights
         return Solution(weights, matched.back, permutations=matched.permutations)

@@ -45,6 +45,9 @@ class Method(ABC):
     width: Positive | tuple[Positive, ...] | None = None
     heads: Positive | None = None
 
+    def check(self, problem: Problem) -> None:  # noqa: B027  # most problems suit every method
+        """Raise UserError where the method does not apply to the problem, before anything is computed."""
+
     @abstractmethod
     def fit(self, problem: Problem) -> Solution:
         """Solve the problem; deterministic in `problem.seed`."""
@@ -158,13 +161,17 @@ class Trained(Weighted, ABC):
         """Steps of one training, by `budget`."""
         return max(1, round(self.steps * BUDGETS[self.budget]))
 
-    def prepare(self, problem: Problem) -> Prepared:
-        """Run the teachers on the images and their fixed copies. Raises DataError where there are no images."""
+    def check(self, problem: Problem) -> None:
+        """Raise DataError where there are no images."""
         if len(problem.images) == 0:
             raise DataError(
                 "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
                 "data.auxiliary={name: generated}, or method=average, which needs none."
             )
+
+    def prepare(self, problem: Problem) -> Prepared:
+        """Run the teachers on the images and their fixed copies. Raises DataError where there are no images."""
+        Trained.check(self, problem)
         images = self.view_options.copies(problem.images, problem.seed)
         targets = capture(
             problem.sources,

@@ -16,7 +16,7 @@ from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.supernet.fold import fold
-from fsmerge_cli.supernet.map_set import start_maps
+from fsmerge_cli.supernet.map_set import check_maps, start_maps
 from fsmerge_cli.supernet.maps import Structure
 from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.training.loop import Phase
@@ -52,8 +52,14 @@ class FSMerge(Trained):
         """Training steps of a whole run with `k` sources; a sequential merge trains k - 1 stages."""
         return self.total_steps * (k - 1 if self.sequential else 1)
 
+    def check(self, problem: Problem) -> None:
+        """Raise UserError where there are no images, or where the maps do not fit the sources."""
+        super().check(problem)
+        check_maps(problem.plan, self.maps, self.rank)
+
     def fit(self, problem: Problem) -> Solution:
         """Train the SuperNet in its folded form, fold it, and fine-tune the folded weights."""
+        self.check(problem)
         if self.sequential and len(problem.sources) > 2:
             return self._fit_sequentially(problem)
         if self.start == "matched":

@@ -44,8 +44,21 @@ class Distillation(Trained):
     start: Literal["matched", "average", "first", "aligned", "random"] = "matched"
     projector: Literal["linear", "identity"] = "linear"
 
+    def check(self, problem: Problem) -> None:
+        """Raise UserError where there are no images, or where projector=identity does not fit the widths."""
+        super().check(problem)
+        space = problem.plan.spaces[problem.plan.features.space]
+        pairs = zip(problem.sources, space.sources)
+        different = [source.name for source, width in pairs if width != space.merged]
+        if self.projector == "identity" and different:
+            raise ConfigError(
+                f"method.projector=identity needs features of one width, but {', '.join(different)} differ "
+                "from the merged model. Pass method.projector=linear."
+            )
+
     def fit(self, problem: Problem) -> Solution:
         """Train the student and return its weights."""
+        self.check(problem)
         if self.start == "matched":
             return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched))
         weights = self.weights_of_tasks(len(problem.sources))
@@ -132,14 +145,7 @@ class StudentNetwork(PlainStudent):
         maps.requires_grad_(False)
         initial = _random_weights(problem) if start == "random" else fold(plan, maps, weights)
         matrices = [maps.read(plan.features, i).dense() for i in range(len(weights))]
-        if projector == "identity":
-            different = [s.name for s, m in zip(problem.sources, matrices) if m.shape[0] != m.shape[1]]
-            if different:
-                raise ConfigError(
-                    f"method.projector=identity needs features of one width, but {', '.join(different)} differ "
-                    "from the merged model. Pass method.projector=linear."
-                )
-        elif start == "aligned":
+        if start == "aligned" and projector != "identity":
             fitted = unmerging_start(problem, features_only=True)
             matrices = [fitted.get((plan.features, i), m).to(problem.device) for i, m in enumerate(matrices)]
         super().__init__(problem, initial, matrices, fixed=projector == "identity")

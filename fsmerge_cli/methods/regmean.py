@@ -42,10 +42,15 @@ class RegMean(Regression):
 
     name: Literal["regmean"] = "regmean"
 
-    def fit(self, problem: Problem) -> Solution:
-        """Align the sources, accumulate the Gram matrices, solve layer by layer."""
+    def check(self, problem: Problem) -> None:
+        """Raise UserError where widths differ or a task has no images."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
+        problem.require_task_images()
+
+    def fit(self, problem: Problem) -> Solution:
+        """Align the sources, accumulate the Gram matrices, solve layer by layer."""
+        self.check(problem)
         matched = aligned(problem, self.align)
         problem = matched.problem
         weights, modules = problem.weights(), linear_modules(problem.plan)

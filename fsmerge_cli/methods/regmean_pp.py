@@ -29,10 +29,15 @@ class RegMeanPlusPlus(Regression):
 
     name: Literal["regmean_pp"] = "regmean_pp"
 
-    def fit(self, problem: Problem) -> Solution:
-        """Average the embeddings, then solve each stage on the outputs of the merged stages before it."""
+    def check(self, problem: Problem) -> None:
+        """Raise UserError where widths differ or a task has no images."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
+        problem.require_task_images()
+
+    def fit(self, problem: Problem) -> Solution:
+        """Average the embeddings, then solve each stage on the outputs of the merged stages before it."""
+        self.check(problem)
         matched = aligned(problem, self.align)
         problem = matched.problem
         weights, modules = problem.weights(), linear_modules(problem.plan)

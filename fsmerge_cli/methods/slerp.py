@@ -36,8 +36,8 @@ class Slerp(Method):
     t: Annotated[float, Field(ge=0, le=1)] = 0.5
     align: Literal["none", "activations"] = "none"
 
-    def fit(self, problem: Problem) -> Solution:
-        """Interpolate every tensor. Raises MismatchError that lists the tensors without a spherical mean."""
+    def check(self, problem: Problem) -> None:
+        """Raise UserError where the widths differ, `t` does not apply, or there are no images to align with."""
         require_one_width(problem.plan, self.name)
         k = len(problem.sources)
         if k != 2 and self.t != 0.5:
@@ -46,6 +46,11 @@ class Slerp(Method):
             )
         if self.align != "none":
             require_images(problem, f"{self.name} method.align={self.align}")
+
+    def fit(self, problem: Problem) -> Solution:
+        """Interpolate every tensor. Raises MismatchError that lists the tensors without a spherical mean."""
+        self.check(problem)
+        k = len(problem.sources)
         matched = aligned(problem, self.align)
         problem = matched.problem
         shares = [1 - self.t, self.t] if k == 2 else [1 / k] * k

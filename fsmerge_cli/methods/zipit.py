@@ -46,10 +46,14 @@ class ZipIt(Method):
     b: Annotated[float, Field(ge=0, le=1)] = 0.125
     align: Literal["none", "activations"] = "activations"
 
-    def fit(self, problem: Problem) -> Solution:
-        """Cluster the units of every space, fold, and re-estimate running statistics."""
+    def check(self, problem: Problem) -> None:
+        """Raise UserError where widths differ or there are no images."""
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
+
+    def fit(self, problem: Problem) -> Solution:
+        """Cluster the units of every space, fold, and re-estimate running statistics."""
+        self.check(problem)
         plan, weights = problem.plan, problem.weights()
         similar = similarities(problem)
         matched = self._heads(problem, similar)

@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from fsmerge_cli.common.errors import OutputError
+from fsmerge_cli.common.notes import notes_in
 from fsmerge_cli.common.shown import cell
 from fsmerge_cli.reporting.terminal import line
 
@@ -202,7 +203,10 @@ def check_lines(inspection: Mapping[str, Any]) -> list[str]:
         estimates.append(f"about {duration(inspection['seconds'])} of computation")
     if estimates:
         lines.append(f"estimate for method={inspection['method']}: {', '.join(estimates)}")
-    return [*lines, *(f"note: {note}" for note in inspection["notes"])]
+    if inspection["top1"]:
+        measured = ", ".join(f"{name} {per_cent(share)} %" for name, share in inspection["top1"].items())
+        lines.append(f"top-1 accuracy of the sources on their test images: {measured}")
+    return [*lines, *(f"note: {note}" for note in notes_in(inspection["notes"]))]
 
 
 def duration(seconds: float) -> str:

@@ -1,31 +1,37 @@
-"""`fsmerge check`: an inspection of a merge before anything is loaded, trained or written."""
+"""`fsmerge check`: an inspection of a merge before anything is trained or written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers, weights_path
-from fsmerge_cli.checkpoints.load import normalisation
+from fsmerge_cli.checkpoints.load import load, normalisation, source_notes
 from fsmerge_cli.checkpoints.open import interpret
+from fsmerge_cli.checkpoints.stated import stated_accuracies
 from fsmerge_cli.checkpoints.weight_cosine import weight_similarity
+from fsmerge_cli.common.atomic import check_claim
+from fsmerge_cli.common.distributed import checked_rank
 from fsmerge_cli.common.errors import DataError, MismatchError
 from fsmerge_cli.common.hardware import Hardware
-from fsmerge_cli.common.progress import silent
+from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.sampling import count_images
-from fsmerge_cli.methods import METHODS, Method
-from fsmerge_cli.methods.kd import at_equal_budget
-from fsmerge_cli.models.plan import Plan, compile_plan
+from fsmerge_cli.data.sampling import TestImages, count_images
+from fsmerge_cli.evaluation.score_table import Scorer
+from fsmerge_cli.methods import METHODS, Method, Problem
+from fsmerge_cli.models.plan import Plan, compile_plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import estimate
-from fsmerge_cli.runs.request import Models, Request, chosen_method, source_specs
+from fsmerge_cli.runs.merge import methods_of, problem_of, state_content
+from fsmerge_cli.runs.request import Models, Request, check_inputs_outside, chosen_method, source_specs
+from fsmerge_cli.training.snapshots import usable_state
 
 SHARED_INITIALISATION, DIFFERENT_INITIALISATION = 0.8, 0.2
 """Cosine to source 1's weights: from the first value averaging should work, up to the second it should fail."""
@@ -74,7 +80,8 @@ class Inspection:
     with source 1's (None: not computed); verdict: its interpretation. methods: all methods, with the reasons
     against them. recommended, why: the method to start with, as command-line arguments, and the reason. method:
     the requested one; memory: its peak on the CPU in bytes; seconds: estimated time of the run. notes: what could
-    not be determined, and notes on the sources.
+    not be determined, and notes on the sources. top1: accuracy of every source on its labelled test images, a
+    share, by task; empty where it was not asked for, or where there are none.
     """
 
     rows: tuple[SourceRow, ...]
@@ -88,6 +95,7 @@ class Inspection:
     memory: int | None
     seconds: float | None
     notes: tuple[str, ...]
+    top1: Mapping[str, float] = field(default_factory=dict)
 
 
 def check(models: Models, method: str | Mapping[str, Any] | Method = "average") -> Plan:
@@ -97,12 +105,24 @@ def check(models: Models, method: str | Mapping[str, Any] | Method = "average") 
     return compile_plan(sources, chosen.width, chosen.heads)
 
 
-def inspect(requested: Request, headers_only: bool = False) -> Inspection:
+def inspect(
+    requested: Request,
+    headers_only: bool = False,
+    output: Path | None = None,
+    measure: bool = False,
+    progress: Progress = silent,
+) -> Inspection:
     """Inspect the sources of a request, and estimate the cost of its method.
 
-    Reads headers, and at most 1 MB of weights per source unless `headers_only`; writes nothing. Raises SourceError
-    where a header cannot be read, ConfigError where the method's options do not fit the sources.
+    Makes every refusal that `merge` makes before it trains, by the same functions in the same order: reads the
+    weights and the images too, unless `headers_only`. Nothing is trained, downloaded or written: a source that is
+    trained on first use is represented by its architecture. output: the folder of the merge, which is checked as
+    well. measure: evaluate every source on its labelled test images. Raises UserError as `merge` does, except for
+    mismatches of the headers, which are returned.
     """
+    if output is not None:
+        check_inputs_outside(requested.inputs(), output, requested.run.overwrite)
+    checked_rank(requested.hardware.distributed)
     opened = read_headers(requested.sources)
     sources = [own.source for own in opened]
     rows = tuple(_source_row(own) for own in opened)
@@ -110,11 +130,29 @@ def inspect(requested: Request, headers_only: bool = False) -> Inspection:
         plan = compile_plan(sources, requested.method.width, requested.method.heads)
     except MismatchError as error:
         return Inspection(rows, error.reasons, None, None, (), None, None, requested.method.name, None, None, ())
+    notes: list[str] = []
+    top1: Mapping[str, float] = {}
+    with requested.hardware.session() as device:
+        if output is not None:
+            check_claim(output, requested.run.overwrite)
+        if not headers_only:
+            sources = [load(own.spec) if _has_weights(own) else own.source for own in opened]
+            problem, tests, notes = problem_of(requested, sources, device, progress)
+            notes = notes if requested.data else []  # without data: that nothing was evaluated
+            for method in methods_of(requested):
+                method.check(problem)
+            if output is not None:
+                content = None if any(map(_is_meta, sources)) else state_content(requested, problem)
+                usable_state(output, content, requested.run.resume, requested.run.overwrite)
+            if measure:
+                top1, found = _measured(requested, problem, tests)
+                notes = [*found, *notes]
     cosines = None if headers_only else weight_similarity(opened, plan)
     methods = tuple(Applicable(name, _reason_against(name, plan, requested)) for name in sorted(METHODS))
     recommended, why = _recommend(plan, cosines, requested)
-    memory, seconds, notes = _estimated_cost(requested, plan, sources)
-    notes = (*(note for source in sources for note in source.notes), *notes)
+    memory, seconds, more = _estimated_cost(requested, plan, sources)
+    ready = [source for source in sources if not _is_meta(source)]
+    notes += [*requested.notes, *source_notes(sources), *duplicate_notes(ready), *more]
     return Inspection(
         rows=rows,
         reasons=(),
@@ -126,8 +164,34 @@ def inspect(requested: Request, headers_only: bool = False) -> Inspection:
         method=requested.method.name,
         memory=memory,
         seconds=seconds,
-        notes=notes,
+        notes=tuple(dict.fromkeys(notes)),
+        top1=top1,
     )
+
+
+def _has_weights(own: SourceHeaders) -> bool:
+    """Whether the weights of a source are on disk or in memory; otherwise a merge trains or downloads them."""
+    return own.spec.checkpoint is not None or own.spec.module is not None
+
+
+def _is_meta(source: Source) -> bool:
+    """Whether only the shapes of a source's weights are known."""
+    return any(tensor.is_meta for tensor in source.weights.values())
+
+
+def _measured(requested: Request, problem: Problem, tests: TestImages) -> tuple[dict[str, float], list[str]]:
+    """Top-1 accuracy, a share, of every source on its labelled test images; warnings and notes."""
+    if missing := [source.name for source in problem.sources if _is_meta(source)]:
+        return {}, [f"the accuracy of the sources was not compared: the weights of {missing[0]} are not here yet"]
+    labelled = [own for own in tests.sets if own]
+    if labelled:
+        heads = {source.name: source.head for source in problem.sources}
+        scorer = Scorer.of(heads, tests.sets, None, problem.hardware, problem.device, problem.progress)
+        score, outputs = scorer.sources(problem.sources)
+        if score.tasks:
+            found = {name: own.top1 for name, own in score.tasks.items()}
+            return found, scorer.warnings(outputs, stated_accuracies(requested.sources))
+    return {}, ["the accuracy of the sources was not compared: there are no labelled test images"]
 
 
 def _source_row(own: SourceHeaders) -> SourceRow:
@@ -190,19 +254,21 @@ def _estimated_cost(
     device = requested.hardware.resolve()
     try:
         tasks = [Task.of(source.name, source.head) for source in sources]
-        train, test, auxiliary = count_images(requested.data, tasks, partial(ToPixels, sources[0].arch.input_size))
-    except DataError as error:
+        train, test, auxiliary, more = count_images(
+            requested.data, tasks, partial(ToPixels, sources[0].arch.input_size)
+        )
+    except DataError as error:  # only without reading images: a merge refuses it
         return None, None, (f"no estimate without the images: {error}",)
     work = estimate.Workload(tuple(train), tuple(test), auxiliary)
     network = estimate.measure(plan)
     sizes = [sum(4 * t.numel() for t in s.weights.values()) for s in sources]
     rate = _rate(requested.hardware, device)
-    methods = [requested.method, *([at_equal_budget(requested.method, len(sources))] if requested.run.kd else [])]
+    methods = methods_of(requested)
     seconds = sum(estimate.operations(plan, method, work, network) for method in methods) / rate
     if device.type != "cpu":
-        return None, seconds, ("peak memory is estimated only for the CPU",)
+        return None, seconds, (*more, "peak memory is estimated only for the CPU")
     peaks = [estimate.peak_memory(plan, sizes, method, requested.hardware, work, network) for method in methods]
-    return max(peaks), seconds, ()
+    return max(peaks), seconds, more
 
 
 def _rate(hardware: Hardware, device: torch.device) -> float:

@@ -94,6 +94,8 @@ def merge(
                 if output is not None and world.main:
                     folder = stack.enter_context(claim(Path(output), requested.run.overwrite))
             problem, tests, notes = _problem(requested, device, progress, world, clock)
+            for method in methods_of(requested):
+                method.check(problem)
             if output is not None:
                 snapshots = _snapshots(requested, problem, Path(output))
                 stack.enter_context(snapshots.report_progress_on_interrupt())
@@ -111,14 +113,24 @@ def merge(
     return result
 
 
-def _snapshots(requested: Request, problem: Problem, output: Path) -> Snapshots:
-    """Where the state of this run is saved; it is only valid for these options, sources and images."""
-    world = problem.world
-    content = {
+def methods_of(requested: Request) -> list[Method]:
+    """The methods that a run fits: the requested one, and distillation for a row of the evaluation."""
+    more = [at_equal_budget(requested.method, len(requested.sources))] if requested.run.kd else []
+    return [requested.method, *more]
+
+
+def state_content(requested: Request, problem: Problem) -> dict[str, Any]:
+    """What a saved state is valid for: these options, sources and images."""
+    return {
         **requested.options(),
         "sha256": [source.sha256 for source in problem.sources],
         "images": images_sha256(problem.images),
     }
+
+
+def _snapshots(requested: Request, problem: Problem, output: Path) -> Snapshots:
+    """Where the state of this run is saved."""
+    world, content = problem.world, state_content(requested, problem)
     with world.synchronized():  # rank 0 removes an old state, the others only read
         if world.main:
             check_state(output, content, requested.run.resume, requested.run.overwrite)
@@ -136,14 +148,21 @@ def _problem(
             with world.synchronized():
                 if turn:
                     sources = load_all(requested.sources, progress)
-    with world.synchronized():
-        plan = compile_plan(sources, requested.method.width, requested.method.heads)
-        with clock.phase("data"):
-            tasks = [Task.of(source.name, source.head) for source in sources]
-            pixels = partial(ToPixels, sources[0].arch.input_size, sources[0].preprocessing)
-            seed, workers = requested.run.seed, requested.hardware.workers
-            tests, images, notes = prepare_images(requested.data, tasks, pixels, seed, workers, progress)
-    return Problem(plan, sources, images, requested.hardware, device, seed, progress, world), tests, notes
+    with world.synchronized(), clock.phase("data"):
+        problem, tests, notes = problem_of(requested, sources, device, progress)
+    return replace(problem, world=world), tests, notes
+
+
+def problem_of(
+    requested: Request, sources: Sequence[Source], device: torch.device, progress: Progress
+) -> tuple[Problem, TestImages, list[str]]:
+    """The problem of loaded sources, with all images read; the test images; notes about the images."""
+    plan = compile_plan(sources, requested.method.width, requested.method.heads)
+    tasks = [Task.of(source.name, source.head) for source in sources]
+    pixels = partial(ToPixels, sources[0].arch.input_size, sources[0].preprocessing)
+    seed, workers = requested.run.seed, requested.hardware.workers
+    tests, images, notes = prepare_images(requested.data, tasks, pixels, seed, workers, progress)
+    return Problem(plan, sources, images, requested.hardware, device, seed, progress), tests, notes
 
 
 def _extra_rows(

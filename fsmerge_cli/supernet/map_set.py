@@ -147,12 +147,7 @@ def start_maps(
     """
     k = len(weights)
     task_weights = task_weights or (1.0,) * k
-    _check_heads(plan, structure)
-    if structure in ("low_rank", "heads") and rank > plan.arch.features:
-        raise ConfigError(
-            f"method.rank={rank} is above the width of the merged model ({plan.arch.features}). "
-            f"Take a rank below it, or method.maps=full."
-        )
+    check_maps(plan, structure, rank)
 
     def make(side: Side, port: Port, source: int) -> Map:
         space = plan.spaces[port.space]
@@ -210,8 +205,8 @@ def _stacks(plan: Plan, weights: Sequence[Mapping[str, Tensor]]) -> list[list[Ke
     return stacks
 
 
-def _check_heads(plan: Plan, structure: Structure) -> None:
-    """Raise ConfigError for `heads` maps of sources that differ in the number or size of their heads."""
+def check_maps(plan: Plan, structure: Structure, rank: int) -> None:
+    """Raise ConfigError for a rank above the width, and for `heads` maps of sources whose heads differ."""
     spaces = [space for space in plan.spaces.values() if space.heads]
     if structure == "heads" and any(
         {(s.merged, s.heads[0])} != set(zip(s.sources, s.heads[1])) for s in spaces if s.heads
@@ -219,6 +214,11 @@ def _check_heads(plan: Plan, structure: Structure) -> None:
         raise ConfigError(
             "method.maps=heads needs sources with the width and number of heads of the merged model. "
             "Take method.maps=low_rank or full."
+        )
+    if structure in ("low_rank", "heads") and rank > plan.arch.features:
+        raise ConfigError(
+            f"method.rank={rank} is above the width of the merged model ({plan.arch.features}). "
+            f"Take a rank below it, or method.maps=full."
         )
 
 

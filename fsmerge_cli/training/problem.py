@@ -36,15 +36,20 @@ class Problem:
 
     def task_images(self, source: int) -> Tensor:
         """The unlabelled images of one source's task and the auxiliary images. Raises DataError without any."""
+        mask = self.images.selected(source, "own")
+        if not bool(mask.any()):
+            self.require_task_images()
+        return self.images.images[mask]
+
+    def require_task_images(self) -> None:
+        """Raise DataError where some task has no unlabelled images and there are no auxiliary images."""
         masks = [self.images.selected(i, "own") for i in range(len(self.sources))]
-        if not bool(masks[source].any()):
-            missing = ", ".join(own.name for own, mask in zip(self.sources, masks) if not bool(mask.any()))
+        if missing := ", ".join(own.name for own, mask in zip(self.sources, masks) if not bool(mask.any())):
             raise DataError(
                 f"this method needs unlabelled images of every task, but there are none of {missing}. Raise "
                 "data.images_per_task (with data=per_task: data.tasks.TASK.images_per_task), or take "
                 "method=fs_merge or method=kd, which run every source on the images of all tasks."
             )
-        return self.images.images[masks[source]]
 
     def weights(self, device: torch.device | str | None = None) -> list[dict[str, Tensor]]:
         """One fp32 state dict per source, on `device` (None: the problem's); not copied on the CPU."""

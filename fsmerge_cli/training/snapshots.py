@@ -136,19 +136,26 @@ def check_state(output: Path, content: Mapping[str, Any], resume: bool, overwrit
     or `overwrite`, or whose run.json is damaged; ConfigError where that run had other options.
     """
     folder = state_folder(output)
+    if not usable_state(output, content, resume, overwrite) and folder.exists():
+        shutil.rmtree(folder)
+
+
+def usable_state(output: Path, content: Mapping[str, Any] | None, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a state to resume. Raises as `check_state`; changes nothing. content None: not compared."""
+    folder = state_folder(output)
     found = _read(folder / RUN)
     if found is None and resume and any(folder.glob("training*.safetensors")):
         raise damaged(folder / RUN, "it cannot be read")
     if found is not None and resume:
-        check_same(f"the interrupted run into {output}", found, content)
-        return
+        if content is not None:
+            check_same(f"the interrupted run into {output}", found, content)
+        return True
     if not overwrite and (reached := progress_of(folder)):
         raise OutputError(
             f"an interrupted run into {output} left its state ({reached}). Pass resume=true to continue it, or "
             "output.overwrite=true to start again."
         )
-    if folder.exists():
-        shutil.rmtree(folder)
+    return False
 
 
 def check_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
