@@ -168,8 +168,8 @@ def test_a_source_far_below_its_stated_accuracy(shown: Shown, twelve: Path) -> N
     (twelve / "m/eval_results.json").write_text('{"eval_accuracy": 0.975}')
     order = SIXTH.partition("). ")[2]
     assert shown("check", "--strict")[2] == (
-        "fsmerge: error: --strict: 'm' is right on 16.7 % of 72 test images (9.8 % to 26.9 %), far below the 97.5 % "
-        f"in m/eval_results.json. {order}\n"
+        "fsmerge: error: --strict: 'm' is right on 16.7 % of 72 test images (9.8 % to 26.9 %), far below the "
+        f"97.5 % in m/eval_results.json. {order}\n"
     )
 
 

@@ -136,7 +136,7 @@ IMAGES = [
         KD.replace("data=folder data.root=images", "data=tensors data.train={task}.npy"),
         2,
         (
-            "a.npy: images should be uint8 or floats in 0..1, and range from -1 to -1. Save the "
+            "a.npy: images should be uint8, uint16 or bool, or floats in 0..1, and range from -1 to -1. Save the "
             "pixels without normalisation, divided by 255."
         ),
         lambda f, p: np.save(f / "a.npy", -np.ones((4, 4, 4), np.float32)),
