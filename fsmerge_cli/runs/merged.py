@@ -127,6 +127,7 @@ def load_merged(
             )
         first = assemble(spec, found, skip_head=bool(names))
         notes, heads = first.notes, {task: first.head}
+        checked = {name: _checked(head, name, path) for name, head in heads.items()}
         check_weights(first)
         if names:
             stored, metadata = file_heads(*found.heads, found.where), found.heads[1]
@@ -142,7 +143,7 @@ def load_merged(
             first.arch,
             first.preprocessing,
             network(first),
-            {name: _checked(head, name, path) for name, head in heads.items()},
+            checked,
             tuple(
                 reworded_for_model(note.removeprefix(f"'{task}': "), task)
                 for note in (*([guess] if guess else []), *notes)

@@ -18,6 +18,7 @@ from fsmerge_cli import evaluate, load_merged, merge
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.errors import ConfigError, OutputError
+from fsmerge_cli.common.notes import notes_in
 from fsmerge_cli.data.images.folder import SUFFIXES, Folder
 from fsmerge_cli.reporting import schema
 from tests.support.evaluations import file_bytes, rows_of, write_random_images
@@ -132,7 +133,7 @@ def test_without_training_images_there_is_no_calibration(digits_run: Path, tmp_p
     assert row["joint_top1"].keys() == {"softmax", "logits"}
     assert row["temperatures"] == {}
     assert [row["tasks"][name]["count"] for name in tasks] == [12, 8]
-    assert found.notes == (
+    assert tuple(notes_in(found.notes)) == (
         "not calibrated, which needs images besides the test images: data=folder: no images for task 'low' in "
         f"{tmp_path}/images/low/train. Put images there ({', '.join(sorted(SUFFIXES))}), "
         "flat or in class folders.",
