@@ -127,7 +127,9 @@ def load_merged(
             )
         first = assemble(spec, found, skip_head=bool(names))
         notes, heads = first.notes, {task: first.head}
-        checked = {name: _checked(head, name, path) for name, head in heads.items()}
+        for name, head in heads.items():
+            if head is not None:  # before the weights, whose check knows no key for the labels
+                _checked(head, name, path)
         check_weights(first)
         if names:
             stored, metadata = file_heads(*found.heads, found.where), found.heads[1]
@@ -143,7 +145,7 @@ def load_merged(
             first.arch,
             first.preprocessing,
             network(first),
-            checked,
+            {name: _checked(head, name, path) for name, head in heads.items()},
             tuple(
                 reworded_for_model(note.removeprefix(f"'{task}': "), task)
                 for note in (*([guess] if guess else []), *notes)
