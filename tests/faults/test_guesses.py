@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.stated import Stated
 from fsmerge_cli.evaluation.plausibility import CAUSES, implausible
+from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.evaluate import Reevaluation, evaluate
+from tests.evaluation.test_certificates import written
 from tests.support.exact import write_classes, write_classifier
+from tests.support.vits import vit_source
 
 NUMBERS = [str(number) for number in range(12)]
 TEXT = sorted(NUMBERS)
@@ -212,3 +216,16 @@ def test_an_accuracy_is_compared_with_chance_or_with_the_stated_one(name: str) -
     labels = tuple("abcdefgh"[: len(right)])
     found = implausible("m", *predictions(right, of), labels, stated)
     assert found == (None if expected is None else f"warning: 'm' is right on {expected}. {CAUSES}")
+
+
+@pytest.mark.parametrize(
+    ("variant", "what"),
+    [("class token", "position embeddings were resampled"), ("no positions", "input size was changed")],
+)
+def test_only_what_was_resampled_is_called_so(variant: str, what: str, tmp_path: Path) -> None:
+    entry = written(tmp_path, vit_source(variant, 1))
+    found = load(SourceSpec(entry["name"], checkpoint=entry["checkpoint"], input_size=16))
+    assert found.notes == (
+        f"'s1': its {what} from 8 x 8 to 16 x 16 pixels, which is not exact: its scores differ from those at its "
+        "original size",
+    )
