@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fsmerge_cli.checkpoints.formats import kind_of
 from fsmerge_cli.common.errors import SourceError, first_line, reason
 from fsmerge_cli.common.safe_pickle import read_pickled
 from fsmerge_cli.common.shown import shown
@@ -51,15 +52,14 @@ DTYPES = {
 
 
 def read_tensors(path: Path, where: str, headers: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors or legacy file. Raises SourceError if it cannot be read.
+    """All tensors and the metadata of a safetensors or legacy file, whatever its suffix.
 
-    headers: read only names, shapes and types, as tensors on the `meta` device.
+    headers: read only names, shapes and types, as tensors on the `meta` device. Raises SourceError if the file
+    cannot be read; its format is recognised by its first bytes (`formats`).
     """
-    if path.suffix != ".safetensors":
+    if kind_of(path, where) == "pickle":
         found = read_pickled(path, where)
         return {n: t.to("meta") for n, t in found.items()} if headers else found, {}
-    if not path.is_file():
-        raise SourceError(f"{where}: there is no file {path.name}. Check the path of the checkpoint.")
     try:
         with safe_open(path, framework="pt") as file:
             read = _header if headers else _tensor
@@ -79,23 +79,6 @@ def _header(file: Any, name: str) -> Tensor:
     if dtype is None:  # a rare type, which torch itself resolves
         return torch.empty_like(_tensor(file, name), device="meta")
     return torch.empty(stated.get_shape(), dtype=dtype, device="meta")
-
-
-FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of the file of weights in a folder; the first that exists is read."""
-
-
-def weights_file(path: Path) -> Path:
-    """The file of weights of a checkpoint: the file itself, or one of FILES in its folder (default: the first)."""
-    if not path.is_dir():
-        return path
-    return next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
-
-
-def model_in(path: Path) -> Path:
-    """The folder merged/ of a run's folder; any other path is returned unchanged."""
-    merged = path / "merged"
-    return merged if (merged / FILES[0]).is_file() and not weights_file(path).is_file() else path
 
 
 def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, Any]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fsmerge_cli.checkpoints.embedded import cached_folder, is_embedded
-from fsmerge_cli.checkpoints.files import model_in, weights_file
 from fsmerge_cli.checkpoints.load import assemble
 from fsmerge_cli.checkpoints.open import Checkpoint, expected_checkpoint, open_checkpoint
 from fsmerge_cli.common.errors import SourceError
@@ -53,10 +51,3 @@ def _open(spec: SourceSpec) -> SourceHeaders:
             return SourceHeaders(kept, found, assemble(kept, found))
     found = expected_checkpoint(spec)
     return SourceHeaders(spec, found, assemble(spec, found))
-
-
-def weights_path(spec: SourceSpec) -> Path | None:
-    """The file of weights of an entry; None if it has no checkpoint."""
-    if spec.checkpoint is None:
-        return None
-    return weights_file(model_in(Path(spec.checkpoint).expanduser()))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fsmerge_cli.checkpoints.prefixes import HEADS
 from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.shown import shown
 
 PARTS = ("q", "k", "v")
 """In a table, a target that ends with `#q`, `#k` or `#v` is that third of one tensor."""
@@ -88,11 +89,32 @@ REFUSED = {
 """Formats that are recognised but not supported: title -> pattern of a tensor that only this format has."""
 
 
+ADAPTER = (
+    "an adapter of PEFT (LoRA or similar), not the weights of a whole model",
+    "Merge it into its model once: peft's PeftModel.from_pretrained(model, FOLDER).merge_and_unload() returns the "
+    "model, whose save_pretrained or state_dict() gives the weights.",
+)
+"""What a PEFT adapter is, and the remedy."""
+
+NOT_WHOLE = (
+    (r"(^|\.)(lora|hada|lokr|ia3|oft|boft|vera|randlora)_\w+|\.(base_layer|modules_to_save)\.", *ADAPTER),
+    (
+        r"(^|\.)_?flat_param(_\d+)?$",
+        "flat parameters of FSDP, whose shapes the file does not have",
+        "Save the whole state dict: FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT).",
+    ),
+)
+"""Tensors from which the model cannot be read: pattern of a name, what they are, and the remedy."""
+
+
 def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> Layout | None:
     """The layout of these names; None for timm's and fsmerge's. Raises SourceError for a format in REFUSED."""
     kind = config.get("model_type")
     if isinstance(kind, str) and kind != "vit" and "architecture" not in config:
         raise _refuse(where, f"a model of Hugging Face transformers of the type '{kind}'")
+    for pattern, title, remedy in NOT_WHOLE:
+        if found := [name for name in tensors if re.search(pattern, name)]:
+            raise SourceError(f"{where} contains {title} ({shown(found[0])}). {remedy}")
     for title, pattern in REFUSED.items():
         if any(re.search(pattern, name) for name in tensors):
             raise _refuse(where, title)

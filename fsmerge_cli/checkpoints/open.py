@@ -12,19 +12,17 @@ from torch.nn.parameter import is_lazy
 
 from fsmerge_cli.architectures import SPECS, Family, resolve
 from fsmerge_cli.checkpoints.files import (
-    file_sha256,
     hub_config,
-    model_in,
     read_config,
     read_hub,
     read_tensors,
     readable,
     tensors_sha256,
-    weights_file,
 )
 from fsmerge_cli.checkpoints.key_tables import recognise
-from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip
-from fsmerge_cli.checkpoints.translation import Translation, translate
+from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
+from fsmerge_cli.checkpoints.translation import Translation, of_timm, translate
+from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
 from fsmerge_cli.common.errors import SourceError, unknown
 from fsmerge_cli.models.source_spec import SourceSpec
 
@@ -33,8 +31,9 @@ from fsmerge_cli.models.source_spec import SourceSpec
 class Checkpoint:
     """The content of an entry's files: tensors, heads (tensors and metadata), config.json.
 
-    where: location for messages. origin: path, hub name or module. sha256: of the file of weights; empty if only
-    its header was read.
+    where: location for messages. origin: path, hub name or module. sha256: of the files of weights; empty if only
+    their headers were read. weights: these files (None: there are none). notes: what the user should know about
+    the choice of files.
     """
 
     where: str
@@ -43,6 +42,8 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     heads: tuple[Mapping[str, Tensor], Mapping[str, str]] = ({}, {})
+    weights: Weights | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
@@ -64,15 +65,19 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
     path = model_in(readable(spec.checkpoint, f"source '{spec.name}'"))
     where = f"source '{spec.name}': {path}"
     config = read_config(path, where)
-    file = weights_file(path)
-    tensors, _ = read_tensors(file, where, headers)
-    digest = "" if headers else file_sha256(file)
+    weights = locate(path, where)
+    beside = f"{where}: heads.safetensors"
+    if path.is_dir() and weights.files[0].name not in NAMES and weights.index is None:  # the only file of weights
+        where = f"{where}/{weights.files[0].name}"
+    tensors = weights.read(where, headers)
     heads: tuple[dict[str, Tensor], dict[str, str]] = {}, {}
     if path.is_dir() and (path / "heads.safetensors").is_file():
-        heads = read_tensors(path / "heads.safetensors", where, headers)
+        heads = read_tensors(path / "heads.safetensors", beside, headers)
     if "model_type" in config:  # Hugging Face's
         config = {**config, "preprocessor": read_config(path, where, "preprocessor_config.json")}
-    return Checkpoint(where, str(path), digest, config, tensors, heads)
+    digest = "" if headers else weights.sha256()
+    notes = weights.notes(spec.name)
+    return Checkpoint(where, str(path), digest, config, tensors, heads, weights, notes)
 
 
 def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint:
@@ -119,12 +124,13 @@ def expected_checkpoint(spec: SourceSpec) -> Checkpoint:
 def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[str, Any], Translation]:
     """Family, options, completed config.json, and tensors under fsmerge's names. Raises SourceError."""
     where, config, hub = found.where, dict(found.config), hub_name(spec)
-    layout = recognise(found.tensors, config, where)
+    stored = without_wrappers(found.tensors)
+    layout = recognise(stored, config, where)
     selection = spec.prefix, spec.ema, spec.head
     stated: Mapping[str, Any] = {}
     if layout is not None:
         has_arch = spec.arch is not None
-        read = translate(layout, found.tensors, config, where, spec.name, selection, has_arch)
+        read = translate(layout, stored, config, where, spec.name, selection, has_arch)
         stated = read.config
     if not config.get("pretrained_cfg"):
         config["pretrained_cfg"] = (hub_config(hub) if hub else {}) or stated.get("pretrained_cfg") or {}
@@ -136,12 +142,13 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     if spec.module is not None and not _fits(config["pretrained_cfg"], arch.input_size[0]):
         config["pretrained_cfg"] = {}
     if layout is None:
-        own = strip(found.tensors, f"{family.entry}.weight", where, *selection)
+        own = strip(stored, f"{family.entry}.weight", where, *selection)
+        tensors = of_timm(own.tensors) if family.name == "vit" else own.tensors
         notes = (*(f"'{spec.name}': {note}" for note in own.notes), *ignored_notes(own, spec.name))
         parts = own.prefix, own.beside, own.rest
-        return family, arch, config, Translation(own.tensors, own.heads, {}, notes, (), None, *parts)
+        return family, arch, config, Translation(tensors, own.heads, {}, (*found.notes, *notes), (), None, *parts)
     tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
-    notes = (*read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
+    notes = (*found.notes, *read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
     return family, arch, config, replace(read, tensors=tensors, config=stated, notes=notes, guess=(), clip=None)
 
 

@@ -17,6 +17,12 @@ EMA = re.compile(r"(^|[._])ema([._]|$)")
 HEADS = ("head", "classifier", "fc", "linear", "heads")
 """Names of a classifier next to a wrapped backbone."""
 
+WRAPPERS = frozenset(
+    {"_orig_mod", "module", "_module", "_forward_module", "_fsdp_wrapped_module", "_fpw_module"}
+    | {"_checkpoint_wrapped_module"}
+)
+"""Parts of a name that torch.compile, DataParallel, FSDP, checkpointing and their like insert, at any depth."""
+
 MAX_LISTED = 3
 """How many ignored tensors a note lists."""
 
@@ -35,6 +41,21 @@ class Stripped:
     beside: Mapping[str, Tensor] = field(default_factory=dict)
     rest: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name, or a prefix, without the parts of wrappers.
+
+    >>> unwrapped("module.blocks.0._orig_mod.attn._checkpoint_wrapped_module.qkv.weight")
+    'blocks.0.attn.qkv.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under names without wrappers; unchanged where two would get the same name."""
+    found = {unwrapped(name): tensor for name, tensor in tensors.items()}
+    return found if len(found) == len(tensors) else dict(tensors)
 
 
 def strip(
@@ -78,9 +99,11 @@ def ignored_notes(found: Stripped, name: str) -> list[str]:
 
 
 def _choose(found: list[str], where: str, chosen: str | None, ema: bool | None) -> tuple[str, tuple[str, ...]]:
-    listed = ", ".join(repr(prefix) for prefix in found)
+    listed = ", ".join(repr(prefix) if prefix else "'' (no prefix)" for prefix in found)
     if chosen is not None:
         prefix = chosen if not chosen or chosen.endswith(".") else f"{chosen}."
+        if prefix not in found and unwrapped(prefix) in found:
+            prefix = unwrapped(prefix)
         if prefix not in found:
             raise SourceError(f"{where}: {unknown('prefix', chosen, [p.removesuffix('.') for p in found])}")
         return prefix, ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsmerge_cli.checkpoints.files import model_in
+from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.models.source_spec import SourceSpec
 
 MAX_BYTES = 64 * 2**20

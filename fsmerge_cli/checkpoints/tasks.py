@@ -8,8 +8,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from fsmerge_cli.checkpoints.embedded import with_label_set
-from fsmerge_cli.checkpoints.files import model_in, read_tensors
+from fsmerge_cli.checkpoints.files import read_tensors
 from fsmerge_cli.checkpoints.heads import listed_heads
+from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.common.errors import ConfigError, SourceError, reason
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.shown import listed

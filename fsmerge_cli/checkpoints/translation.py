@@ -15,6 +15,7 @@ from fsmerge_cli.architectures.vit import BASE
 from fsmerge_cli.checkpoints.key_tables import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
 from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.shown import shown
 
 IMAGENET_PIXELS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CLIP_PIXELS = {
@@ -38,6 +39,13 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 """Hugging Face's names of activations -> timm's (None: timm's own default)."""
+
+DINOV2 = {
+    r"^blocks\.\d+\.(\d+\..*)": r"blocks.\1",
+    r"^(blocks\.\d+\.mlp\.)w12\.": r"\1fc1.",
+    r"^(blocks\.\d+\.mlp\.)w3\.": r"\1fc2.",
+}
+"""Names in the original code of DINOv2: pattern -> timm's."""
 
 TIMM_EPS = 1e-6
 """eps of the norms of timm's plain vision transformers."""
@@ -84,7 +92,7 @@ def translate(
     notes = tuple(f"'{name}': {note}" for note in found.notes)
     if layout is CLIP:
         return _tower(found, config, where, name, notes, has_arch)
-    named, parts = _renamed(layout, found.tensors)
+    named, parts = _renamed(layout, found.tensors, where)
     for target, pieces in parts.items():
         if set(pieces) == set(PARTS):
             named[target] = _joined([pieces[part] for part in PARTS], target, where)
@@ -109,6 +117,27 @@ def translate(
     return Translation(named, found.heads, stated, notes, guess, None, *own)
 
 
+def of_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A vision transformer under timm's names, also from the original code of DINOv2.
+
+    That code stores blocks in chunks, calls the layers of its SwiGLU w12 and w3, and adds a position to the class
+    token before it inserts the register tokens; in timm the class token contains this position.
+    """
+    found: dict[str, Tensor] = {}
+    for old, tensor in tensors.items():
+        own = old
+        for pattern, new in DINOV2.items():
+            own = re.sub(pattern, new, own)
+        found[own] = tensor
+    registers, positions, first = found.get("register_tokens"), found.get("pos_embed"), found.get("cls_token")
+    if registers is not None and positions is not None and first is not None and positions.ndim == 3:
+        del found["register_tokens"]
+        found["reg_token"] = registers
+        found["cls_token"] = first.float() + positions[:, :1].float()
+        found["pos_embed"] = positions[:, 1:]
+    return found
+
+
 def _joined(pieces: Sequence[Tensor], target: str, where: str) -> Tensor:
     try:
         return torch.cat(list(pieces))
@@ -121,14 +150,20 @@ def _joined(pieces: Sequence[Tensor], target: str, where: str) -> Tensor:
 
 
 def _renamed(
-    layout: Layout, tensors: Mapping[str, Tensor]
+    layout: Layout, tensors: Mapping[str, Tensor], where: str
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """Whole tensors under timm's names (unknown names are kept), and the parts of tensors to be concatenated."""
     named: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
+    known: dict[str, str] = {}
     for name, tensor in tensors.items():
         matches = ((re.fullmatch(pattern, name), target) for pattern, target in layout.keys.items())
         own = next((match.expand(target) for match, target in matches if match), name)
+        if (first := known.setdefault(own, name)) != name:
+            raise SourceError(
+                f"{where}: {shown(first)} and {shown(name)} are two names of one tensor. Save the weights of one "
+                "model."
+            )
         target, _, part = own.partition("#")
         if part:
             parts.setdefault(target, {})[part] = tensor

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from fsmerge_cli.architectures.ports import Mapped, Role
-from fsmerge_cli.checkpoints.headers import SourceHeaders, weights_path
+from fsmerge_cli.checkpoints.headers import SourceHeaders
 from fsmerge_cli.checkpoints.open import stored_names
-from fsmerge_cli.common.safe_pickle import read_pickled
 from fsmerge_cli.models.plan import Plan
 
 BUDGET = 1_000_000
@@ -30,7 +27,7 @@ def weight_similarity(opened: Sequence[SourceHeaders], plan: Plan) -> tuple[floa
     Reads at most BUDGET bytes per source, spread over SLICES tensors. None if a source has no file, or no matrix
     with the shape of source 1's.
     """
-    files = [file for own in opened if (file := weights_path(own.spec)) is not None]
+    files = [own.found.weights for own in opened if own.found.weights is not None]
     weights, stored = [own.source.weights for own in opened], [stored_names(own.spec, own.found) for own in opened]
     names = [name for name, role in plan.roles.items() if _matrix(role, [w[name] for w in weights])]
     names = [name for name in names if all(name in own for own in stored)]
@@ -39,7 +36,7 @@ def weight_similarity(opened: Sequence[SourceHeaders], plan: Plan) -> tuple[floa
         return None
     budget = BUDGET // len(chosen)
     with ExitStack() as stack:
-        readers = [_reader(file, stack) for file in files]
+        readers = [file.slices(stack) for file in files]
         pieces = [[_slice(read(own[name]), budget) for name in chosen] for read, own in zip(readers, stored)]
     return tuple(
         sum(float(torch.cosine_similarity(a, b, dim=0)) for a, b in zip(pieces[0], other)) / len(chosen)
@@ -50,13 +47,6 @@ def weight_similarity(opened: Sequence[SourceHeaders], plan: Plan) -> tuple[floa
 def _matrix(role: Role, tensors: Sequence[Tensor]) -> bool:
     mapped = isinstance(role, Mapped) and role.read is not None and tensors[0].ndim == 2
     return mapped and len({t.shape for t in tensors}) == 1
-
-
-def _reader(file: Path, stack: ExitStack) -> Callable[[str], Any]:
-    """Access to the tensors of a file by name, for slicing; a legacy file has no header and is read entirely."""
-    if file.suffix == ".safetensors":
-        return stack.enter_context(safe_open(file, framework="pt")).get_slice  # type: ignore[no-any-return]
-    return read_pickled(file, str(file)).__getitem__
 
 
 def _slice(lazy: Any, budget: int) -> Tensor:

@@ -49,15 +49,15 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
 
 def _check_sources(folder: Path, specs: Sequence[Any], evaluation: Mapping[str, Any]) -> None:
     """Raise ConfigError where a checkpoint has changed since the finished run."""
-    from fsmerge_cli.checkpoints.files import file_sha256, model_in, weights_file  # imports torch
+    from fsmerge_cli.checkpoints.weights import locate, model_in  # imports torch
 
     hashes = {source["name"]: source["sha256"] for source in evaluation["provenance"]["sources"]}
     for spec in specs:
         if spec.checkpoint is None:
             continue
-        file = weights_file(model_in(Path(spec.checkpoint).expanduser()))
-        if file.is_file() and file_sha256(file) != hashes.get(spec.name):
+        path = model_in(Path(spec.checkpoint).expanduser())
+        if path.exists() and locate(path, f"source '{spec.name}': {path}").sha256() != hashes.get(spec.name):
             raise ConfigError(
-                f"resume=true: source '{spec.name}' has changed since the finished run in {folder}: {file}. "
+                f"resume=true: source '{spec.name}' has changed since the finished run in {folder}: {path}. "
                 "Choose another output.dir=..., or start over with resume=false output.overwrite=true."
             )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fsmerge_cli.checkpoints.api import load_all
-from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers, weights_path
+from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers
 from fsmerge_cli.checkpoints.load import load, normalisation, source_notes
 from fsmerge_cli.checkpoints.open import interpret
 from fsmerge_cli.checkpoints.stated import stated_accuracies
@@ -195,7 +195,7 @@ def _measured(requested: Request, problem: Problem, tests: TestImages) -> tuple[
 
 
 def _source_row(own: SourceHeaders) -> SourceRow:
-    source, family, file = own.source, own.source.family, weights_path(own.spec)
+    source, family, files = own.source, own.source.family, own.found.weights
     merges = not family.refuse(source.arch)
     facts = family.signature(source.arch) if merges else {}
     mean, std = normalisation(own.spec, interpret(own.spec, own.found)[2], own.found.where)
@@ -214,7 +214,7 @@ def _source_row(own: SourceHeaders) -> SourceRow:
         std=std,
         dtype=", ".join(sorted(types)),
         parameters=sum(t.numel() for t in tensors),
-        bytes=file.stat().st_size if file else None,
+        bytes=files.size if files else None,
         state="trained on first use" if own.found.origin == "recipe" else own.found.origin,
     )
 

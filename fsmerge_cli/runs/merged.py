@@ -17,6 +17,7 @@ from fsmerge_cli.checkpoints.heads import choose_head, file_heads, listed_heads
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.tasks import order_note, with_label_names
+from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
 from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text, build
 from fsmerge_cli.common.shown import listed
@@ -160,15 +161,7 @@ def model_path(folder: str | Path) -> Path:
     path = readable(str(folder), "the model")
     if not path.exists():
         raise SourceError(f"{path} does not exist. Give the folder of a run, its merged/, or a checkpoint.")
-    inside = path / "merged"
-    if (inside / "model.safetensors").is_file():
-        return inside
-    if path.is_dir() and not (path / "model.safetensors").is_file():
-        raise SourceError(
-            f"{path} is no model: it holds neither merged/ nor model.safetensors. Give the folder of a run that "
-            "`fsmerge merge` wrote, its merged/, a timm folder, or a checkpoint file."
-        )
-    return path
+    return model_in(path)
 
 
 def reworded_for_model(text: str, task: str) -> str:

@@ -132,11 +132,11 @@ def test_averaged_weights_without_others_are_used_and_reported(tmp_path: Path) -
     spec = SourceSpec("a", arch=parts(source)[3], checkpoint=str(tmp_path / "x.pt"))
     found = load(spec)
     assert same(found, source)
-    assert found.notes == ("'a': only EMA weights were found, and used ('model_ema.module.')",)
+    assert found.notes == ("'a': only EMA weights were found, and used ('model_ema.')",)
     with pytest.raises(SourceError) as error:
         load(SourceSpec("a", arch=spec.arch, checkpoint=spec.checkpoint, ema=False))
     assert str(error.value) == (
-        f"source 'a': {tmp_path}/x.pt contains no ordinary weights; models were found under 'model_ema.module.'. "
+        f"source 'a': {tmp_path}/x.pt contains no ordinary weights; models were found under 'model_ema.'. "
         "Pass models.sources.N.ema=true or null."
     )
 

@@ -134,7 +134,11 @@ def test_headers_only_reads_no_weight(
     def read(*args: object) -> None:
         raise AssertionError("a weight was read")
 
-    for name in ("checkpoints.files._tensor", "checkpoints.weight_cosine._slice", "checkpoints.open.file_sha256"):
+    for name in (
+        "checkpoints.files._tensor",
+        "checkpoints.weight_cosine._slice",
+        "checkpoints.weights.file_sha256",
+    ):
         monkeypatch.setattr(f"fsmerge_cli.{name}", read)
     found = inspect(check_request(given), headers_only=True)
     assert (found.reasons, found.similarity, found.verdict) == ((), None, None)

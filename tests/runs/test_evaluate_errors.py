@@ -28,11 +28,11 @@ MESSAGES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "{0}/nowhere does not exist. Give the folder of a run, its merged/, or a checkpoint.",
     ),
     (
-        ".",
+        "images",
         {},
         SourceError,
-        "{0} is no model: it holds neither merged/ nor model.safetensors. Give the folder of a run that `fsmerge "
-        "merge` wrote, its merged/, a timm folder, or a checkpoint file.",
+        "{0}/images holds no weights (model.safetensors, pytorch_model.bin, or another file of weights), and no "
+        "merged/ of a run. Pass another folder, or a file.",
     ),
     (
         "no_head",

@@ -19,6 +19,11 @@ from tests.support.bad_inputs.case import (
     written_fails,
 )
 
+NOTHING = (
+    "source 'a': {} holds no weights (model.safetensors, pytorch_model.bin, or another file of weights), and no "
+    "merged/ of a run. Pass another folder, or a file."
+)
+
 PATHS = [
     Case(
         "a checkpoint that does not exist",
@@ -31,7 +36,7 @@ PATHS = [
         "a folder in place of a file",
         AVERAGE,
         2,
-        "source 'a': a: there is no file model.safetensors. Check the path of the checkpoint.",
+        NOTHING.format("a"),
         both(remove("a/model.safetensors"), make("a/model.safetensors")),
     ),
     Case(
@@ -39,15 +44,15 @@ PATHS = [
         two("name:a,checkpoint:a/config.json") + " method=average",
         2,
         (
-            "source 'a': a/config.json is not a .safetensors file. Pass one, a folder with "
-            "model.safetensors, or a state dict as .pt, .pth, .bin, .ckpt."
+            "source 'a': a/config.json is a text (JSON), not the weights. Pass the file of the weights, or its "
+            "folder."
         ),
     ),
     Case(
         "an empty folder",
         two("name:a,checkpoint:empty") + " method=average",
         2,
-        "source 'a': empty: there is no file model.safetensors. Check the path of the checkpoint.",
+        NOTHING.format("empty"),
         make("empty"),
     ),
     Case(
@@ -61,8 +66,8 @@ PATHS = [
         "weights that may not be read",
         AVERAGE,
         2,
-        "source 'a': a cannot be read: {library}. Copy or download the file again.\n"
-        "source 'b': b cannot be read: {library}. Copy or download the file again.",
+        "source 'a': a: model.safetensors cannot be read: {library}. Copy or download the file again.\n"
+        "source 'b': b: model.safetensors cannot be read: {library}. Copy or download the file again.",
         fails("fsmerge_cli.checkpoints.files.safe_open", DENIED),
     ),
     Case(

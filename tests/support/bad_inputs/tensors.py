@@ -164,7 +164,7 @@ TENSORS = [
         f"{two('name:a,checkpoint:a,ema:true')} method=average",
         2,
         (
-            "source 'a': a contains no EMA weights; models were found under 'module.'. Pass "
+            "source 'a': a contains no EMA weights; models were found under '' (no prefix). Pass "
             "models.sources.N.ema=false or null."
         ),
         tensors("a/model.safetensors", prefixed("module.")),
