@@ -28,6 +28,7 @@ def properties(model: Any, projection: bool) -> dict[str, Any]:
     return {
         "input_size": (model.patch_embed.proj.in_channels, height, width),
         "patch size": tuple(model.patch_embed.patch_size),
+        "padded images": _is_padded(model.patch_embed),
         "depth": len(model.blocks),
         "class token": model.has_class_token,
         "register tokens": model.num_reg_tokens,
@@ -41,6 +42,12 @@ def properties(model: Any, projection: bool) -> dict[str, Any]:
         + (", patch" if "patch_embed.proj.bias" in names else ""),
         "final projection": projection,
     }
+
+
+def _is_padded(embed: Any) -> bool:
+    """Whether images of the model's own size are padded, because the patches do not divide it."""
+    divided = all(side % patch == 0 for side, patch in zip(embed.img_size, embed.patch_size))
+    return bool(getattr(embed, "dynamic_img_pad", False)) and not divided
 
 
 def reasons(model: Any) -> list[str]:
@@ -99,6 +106,7 @@ def arguments(model: Any) -> dict[str, Any]:
         "fc_norm": not isinstance(model.fc_norm, nn.Identity),
         "pool_include_prefix": bool(model.pool_include_prefix),
         "dynamic_img_size": bool(model.dynamic_img_size),
+        "dynamic_img_pad": bool(embed.dynamic_img_pad),
     }
 
 

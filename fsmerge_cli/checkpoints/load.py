@@ -78,7 +78,20 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
             f"'{spec.name}': its {what} from {old[0]} x {old[1]} to {target[0]} x {target[1]} pixels, which is "
             "not exact: its scores differ from those at its original size",
         )
+    elif spec.arch is None and spec.module is None:
+        notes += _size_notes(spec.name, config, arch.input_size)
     return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes)
+
+
+def _size_notes(name: str, config: Mapping[str, Any], size: tuple[int, int, int]) -> tuple[str, ...]:
+    """A note where the preprocessing that a checkpoint states ends in another size than its model takes."""
+    stated = (config.get("pretrained_cfg") or {}).get("input_size")
+    if not stated or tuple(stated[1:]) == size[1:]:
+        return ()
+    return (
+        f"'{name}': images of {stated[1]} x {stated[2]} pixels are stated for it, but its architecture takes "
+        f"{size[1]} x {size[2]}, so that they are resized to that",
+    )
 
 
 def _split(
@@ -159,8 +172,8 @@ def normalisation(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std per channel that a source was trained with: of the entry or the checkpoint, else 0 and 1."""
     stated = config.get("pretrained_cfg") or {}
-    mean = spec.mean or float_list(stated, "mean", where) or (0.0,)
-    return mean, spec.std or float_list(stated, "std", where) or (1.0,)
+    mean = float_list(stated, "mean", where) or (0.0,) if spec.mean is None else spec.mean
+    return mean, float_list(stated, "std", where) or (1.0,) if spec.std is None else spec.std
 
 
 def source_notes(sources: Sequence[Source]) -> list[str]:

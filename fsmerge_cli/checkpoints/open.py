@@ -19,6 +19,7 @@ from fsmerge_cli.checkpoints.files import (
     readable,
     tensors_sha256,
 )
+from fsmerge_cli.checkpoints.image_processor import read_processor
 from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.translation import Translation, of_timm, translate
@@ -74,7 +75,7 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
     if path.is_dir() and (path / "heads.safetensors").is_file():
         heads = read_tensors(path / "heads.safetensors", beside, headers)
     if "model_type" in config:  # Hugging Face's
-        config = {**config, "preprocessor": read_config(path, where, "preprocessor_config.json")}
+        config = {**config, "preprocessor": read_processor(path, where)}
     digest = "" if headers else weights.sha256()
     notes = weights.notes(spec.name)
     return Checkpoint(where, str(path), digest, config, tensors, heads, weights, notes)

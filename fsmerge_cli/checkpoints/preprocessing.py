@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
 from fsmerge_cli.common.errors import SourceError
+
+MIN_STD, MAX_STD = 1e-6, 2.0
+"""Range of a std; that of pixels in 0..1 is at most 0.5, and 1 means no scaling."""
+
+EXACT = 1e-9
+"""Largest relative difference between a first layer and its folded one, in fp64."""
 
 
 def fold_normalisation(
@@ -27,22 +33,101 @@ def fold_normalisation(
     resampling.
     """
     channels = arch.input_size[0]
-    if not all(len(values) in (1, channels) for values in (mean, std)) or min(std) <= 0:
-        count = "1 value" if channels == 1 else f"1 or {channels} values"
-        raise SourceError(f"{where}: mean {list(mean)} and std {list(std)} need {count} each, every std above 0.")
+    _check(mean, std, channels, where)
     name = f"{family.entry}.weight"
     if name not in weights or (set(mean) == {0.0} and set(std) == {1.0}):
         return dict(weights)
     weight = weights[name]
-    if weight.ndim < 2 or not weight.numel() or weight[0].numel() % channels:
+    expected = family.skeleton(arch).state_dict().get(name)
+    if expected is None or expected.shape != weight.shape:
         return dict(weights)  # of another architecture; compile_plan reports the shape
+    _require_exact(family, arch, mean, std, where)
+    scaled, shift = _affine(weight, channels, mean, std)
+    folded = {name: scaled.to(weight.dtype)}
+    if set(mean) != {0.0}:
+        folded |= _fold_shift(family, arch, weights, shift, f"{where}: mean {list(mean)}")
+    if not all(tensor.is_meta or bool(tensor.isfinite().all()) for tensor in folded.values()):
+        raise SourceError(f"{where}: folding mean {list(mean)} and std {list(std)} exceeds fp32. Check both.")
+    return {**weights, **folded}
+
+
+def _check(mean: tuple[float, ...], std: tuple[float, ...], channels: int, where: str) -> None:
+    if not all(len(values) in (1, channels) for values in (mean, std)) or not min(std) > 0:
+        count = "1 value" if channels == 1 else f"1 or {channels} values"
+        raise SourceError(f"{where}: mean {list(mean)} and std {list(std)} need {count} each, every std above 0.")
+    if max(map(abs, mean)) > 1 or max(std) > MAX_STD:
+        divided = [[round(value / 255, 6) for value in values] for values in (mean, std)]
+        raise SourceError(
+            f"{where}: mean {list(mean)} and std {list(std)} are not for pixels in 0..1. If they are for 0..255, "
+            f"divide both by 255: mean={divided[0]} and std={divided[1]}."
+        )
+    if min(std) < MIN_STD:
+        raise SourceError(f"{where}: std {list(std)} should be at least {MIN_STD:g}, for pixels in 0..1.")
+
+
+def _affine(
+    weight: Tensor, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """The weight for pixels that are not divided by std, and the shift of its outputs by the mean, in fp64."""
     grouped = weight.double().reshape(weight.shape[0], channels, -1)
     scaled = grouped / torch.tensor(std, dtype=torch.float64, device=weight.device).reshape(1, -1, 1)
     shift = (scaled * torch.tensor(mean, dtype=torch.float64, device=weight.device).reshape(1, -1, 1)).sum((1, 2))
-    folded = {name: scaled.reshape(weight.shape).to(weight.dtype)}
-    if set(mean) != {0.0}:
-        folded |= _fold_shift(family, arch, weights, shift, f"{where}: mean {list(mean)}")
-    return {**weights, **folded}
+    return scaled.reshape(weight.shape), shift
+
+
+def _require_exact(family: Family, arch: Any, mean: tuple[float, ...], std: tuple[float, ...], where: str) -> None:
+    """Raise SourceError unless folding is exact whatever the module does between the pixels and its first layer.
+
+    Padding with zeros, for example, adds the mean where it follows the normalisation, and black where it does not.
+    The first layer is run with random weights, on normalised pixels and folded on plain ones.
+    """
+    module, channels = family.skeleton(arch), arch.input_size[0]
+    entry: Any = module.get_submodule(family.entry)
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.rand(1, *arch.input_size, generator=random, dtype=torch.float64)
+    centre, scale = (torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1, 1) for values in (mean, std))
+    inputs = [_input_of(entry, module, images) for images in ((pixels - centre) / scale, pixels)]
+    if all(found is not None for found in inputs) and entry.weight[0].numel() % channels == 0:
+        entry = entry.to_empty(device="cpu").double()
+        with torch.no_grad():
+            weight = torch.randn(entry.weight.shape, generator=random, dtype=torch.float64)
+            for name, tensor in entry.named_parameters():
+                tensor.copy_(weight if name == "weight" else torch.zeros(()))
+            expected = entry(inputs[0])
+            scaled, shift = _affine(weight, channels, mean, std)
+            entry.weight.copy_(scaled)
+            axis = -1 if isinstance(entry, nn.Linear) else 1
+            folded = (entry(inputs[1]).movedim(axis, -1) - shift).movedim(-1, axis)
+        if (folded - expected).abs().max() <= EXACT * expected.abs().max():
+            return
+    raise SourceError(
+        f"{where}: mean {list(mean)} and std {list(std)} cannot be folded into {family.entry}: what happens to "
+        "the pixels before it (such as padding of images that the patches do not divide) gives another result "
+        "then. Train it for a size without padding; if it was trained without normalisation, pass "
+        "models.sources.N.mean=[0.0] and std=[1.0]."
+    )
+
+
+class _ReachedError(Exception):
+    """The first layer is reached, so that the rest of the module need not be run."""
+
+
+def _input_of(entry: nn.Module, module: nn.Module, pixels: Tensor) -> Tensor | None:
+    """What the first layer is given for `pixels`; None if it is not called as a module on them."""
+    found: list[Tensor] = []
+
+    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0])
+        raise _ReachedError
+
+    handle = entry.register_forward_pre_hook(take)
+    try:
+        module(pixels)
+    except Exception:  # of the hook, or of modules before it, which have no weights here
+        return found[0] if found else None
+    finally:
+        handle.remove()
+    return None
 
 
 def _fold_shift(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.architectures.vit import BASE
+from fsmerge_cli.checkpoints.image_processor import HALF, timm_keys
 from fsmerge_cli.checkpoints.key_tables import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
 from fsmerge_cli.common.errors import SourceError
@@ -25,7 +26,6 @@ CLIP_PIXELS = {
     "crop_pct": 1.0,
     "crop_mode": "center",
 }
-HALF_MEAN_STD = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
 NUM_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 """Number of attention heads of the published sizes by (width, depth), which cannot be inferred from weights."""
 
@@ -107,7 +107,10 @@ def translate(
             notes += tuple(f"'{name}': {text}" for text in _guesses(stated["model_args"], config))
         elif layout is TRANSFORMERS and "layer_norm_eps" in config:
             stated["eps"] = _eps(config, where)
-    stated["pretrained_cfg"], guess = _pixels(layout, config)
+    patches = named.get("patch_embed.proj.weight", torch.empty(0))
+    channels = patches.shape[1] if patches.ndim == 4 else 3
+    stated["pretrained_cfg"], guess, deviations = _pixels(layout, config, channels, where)
+    notes += tuple(f"'{name}': preprocessor_config.json: {text}" for text in deviations)
     notes = (*notes, *ignored_notes(found, name))
     eps = stated.get("eps")
     if eps is not None and eps != TIMM_EPS:
@@ -231,29 +234,25 @@ def _eps(config: Mapping[str, Any], where: str) -> float:
     return float(eps)
 
 
-def _pixels(layout: Layout, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Preprocessing under timm's keys, and notes where it is a guess."""
+def _pixels(
+    layout: Layout, config: Mapping[str, Any], channels: int, where: str
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """Preprocessing under timm's keys, notes where mean and std are a guess, and notes on what is not followed."""
     advice = "if it was trained with other values, pass models.sources.N.mean=[...] and std=[...]"
     if layout is TRUNK:
-        return dict(CLIP_PIXELS), ()
+        return dict(CLIP_PIXELS), (), ()
     if layout is TORCHVISION:
         guess = {**IMAGENET_PIXELS, "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
-        return guess, (f"mean and std are assumed to be those of torchvision's public weights; {advice}",)
+        return guess, (f"mean and std are assumed to be those of torchvision's public weights; {advice}",), ()
     stated = config.get("preprocessor")
-    if not isinstance(stated, dict):
-        return dict(HALF_MEAN_STD), (
-            f"no preprocessor_config.json, so mean and std are assumed to be 0.5; {advice}",
-        )
-    found = dict(HALF_MEAN_STD)
-    if stated.get("do_normalize") is False:
-        found |= {"mean": [0.0], "std": [1.0]}
-    else:
-        found |= {"mean": stated.get("image_mean") or [0.5], "std": stated.get("image_std") or [0.5]}
-    resample = stated.get("resample")  # PIL's enum value
-    found["interpolation"] = {1: "lanczos", 3: "bicubic"}.get(
-        resample if isinstance(resample, int) else 2, "bilinear"
-    )
-    return found, ()
+    if not stated:
+        return dict(HALF), (f"no preprocessor_config.json, so mean and std are assumed to be 0.5; {advice}",), ()
+    found, notes = timm_keys(stated, channels, where)
+    missing = [
+        key for key in ("image_mean", "image_std") if key not in stated and stated.get("do_normalize", True)
+    ]
+    assumed = f"preprocessor_config.json has no {' and no '.join(missing)}, assumed to be 0.5; {advice}"
+    return found, (assumed,) if missing else (), notes
 
 
 def _tower(

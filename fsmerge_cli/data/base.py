@@ -130,7 +130,10 @@ class ToPixels:
         share = self.preprocessing.crop_pct
         resample = Image.Resampling[self.preprocessing.interpolation.upper()]
         size = math.floor(width / share), math.floor(height / share)
-        if self.preprocessing.crop_mode == "center":
+        if self.preprocessing.crop_mode == "center" and size[0] == size[1]:
+            short = min(image.size)  # rounded down as in torchvision's Resize, which timm uses here
+            size = size[0] * image.width // short, size[1] * image.height // short
+        elif self.preprocessing.crop_mode == "center":
             scale = max(size[0] / image.width, size[1] / image.height)
             size = max(size[0], round(image.width * scale)), max(size[1], round(image.height * scale))
         left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)

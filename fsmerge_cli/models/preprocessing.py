@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fsmerge_cli.common.errors import SourceError, unknown
+from fsmerge_cli.common.errors import ConfigError, SourceError, unknown
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
@@ -28,24 +28,26 @@ class Preprocessing:
     crop_pct: float = 1.0
     crop_mode: str = "squash"
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a value cannot be used."""
+        share = self.crop_pct
+        if isinstance(share, bool) or not isinstance(share, int | float) or not MIN_CROP_PCT <= share <= 1:
+            raise ConfigError(f"crop_pct should be from {MIN_CROP_PCT} to 1, it is {repr(share)[:99]}.")
+        known = {"interpolation": INTERPOLATIONS, "crop_mode": CROP_MODES}
+        for key, options in known.items():
+            if (value := getattr(self, key)) not in options:
+                raise ConfigError(f"{key}: {unknown('value', str(value), options)}")
+
     @classmethod
     def of(cls, config: Mapping[str, Any], where: str) -> Preprocessing:
         """From timm's pretrained_cfg; without crop_pct the whole image is used. Raises SourceError."""
         interpolation, share = config.get("interpolation") or "bicubic", config.get("crop_pct")
-        if share and (
-            isinstance(share, bool) or not isinstance(share, int | float) or not MIN_CROP_PCT <= share <= 1
-        ):
-            raise SourceError(
-                f"{where}: crop_pct in config.json should be from {MIN_CROP_PCT} to 1, it is {share!r}."
-            )
-        found = cls(interpolation, share, config.get("crop_mode") or "center") if share else cls(interpolation)
-        for value, known, key in (
-            (found.interpolation, INTERPOLATIONS, "interpolation"),
-            (found.crop_mode, CROP_MODES, "crop_mode"),
-        ):
-            if value not in known:
-                raise SourceError(f"{where}: {key} in config.json: {unknown('value', str(value), known)}")
-        return found
+        try:
+            if share is None:
+                return cls(interpolation)
+            return cls(interpolation, share, config.get("crop_mode") or "center")
+        except ConfigError as error:
+            raise SourceError(f"{where}: config.json: {error}") from None
 
     def differences(self, other: Preprocessing) -> list[str]:
         """Descriptions of what `other` does differently; such differences cannot be folded into weights."""

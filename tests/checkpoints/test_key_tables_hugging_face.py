@@ -81,7 +81,8 @@ def test_hugging_face_and_torchvision_are_merged_and_timm_loads_the_result(tmp_p
     assert [note.split(":")[0].split(";")[0] for note in result.notes] == [
         "no data",
         "images are preprocessed as for 'hf'",
-        "'hf'",
+        "'hf'",  # the eps of its norms
+        "'hf'",  # its mean and std, which no file states
         "'tv'",
     ]
     loaded = create_model(f"local-dir:{tmp_path}/out/merged", pretrained=True).eval()

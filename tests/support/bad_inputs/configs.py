@@ -208,7 +208,7 @@ CONFIGS = [
         AVERAGE,
         2,
         (
-            "source 'a': a: interpolation in config.json: unknown value 'cubist'. Did you mean 'bicubic'? "
+            "source 'a': a: config.json: interpolation: unknown value 'cubist'. Did you mean 'bicubic'? "
             "Available: bicubic, bilinear, box, hamming, lanczos, nearest."
         ),
         config("a", pretrained_cfg__interpolation="cubist", pretrained_cfg__crop_pct=None),
@@ -217,7 +217,7 @@ CONFIGS = [
         "a crop share near zero",
         AVERAGE,
         2,
-        "source 'a': a: crop_pct in config.json should be from 0.1 to 1, it is 1e-09.",
+        "source 'a': a: config.json: crop_pct should be from 0.1 to 1, it is 1e-09.",
         config("a", pretrained_cfg__crop_pct=1e-9),
     ),
 ]
