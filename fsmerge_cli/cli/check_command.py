@@ -37,13 +37,14 @@ OPTIONS = ("--headers-only", "--json", "-q", "--quiet")
 
 def run(arguments: list[str]) -> int:
     """Compose the configuration and inspect the merge."""
-    if {"-m", "--multirun"} & {*arguments}:
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
         raise ConfigError("fsmerge check inspects one merge. Leave out --multirun and give every key one value.")
     arguments, gate = gate_of(arguments)
     headers_only = "--headers-only" in arguments
     if gate and headers_only:
         raise ConfigError("--strict and --fail-under evaluate the sources. Leave out --headers-only.")
-    rest = composed([argument for argument in arguments if argument not in OPTIONS])
+    own = (*OPTIONS, "--strict", "--fail-under")
+    rest = composed([argument for argument in arguments if argument not in OPTIONS], "check", own)
     from fsmerge_cli.cli import launch  # imports Hydra
     from fsmerge_cli.cli.showing import Checking
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.cli.overrides import checked_override, config_folder
 from fsmerge_cli.common.options import refuse_code
 
 
@@ -24,10 +23,7 @@ def config_dir_of(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def added(argument: str) -> str:
-    """Prefix keys of mappings that are empty by default (data.tasks.cars.name=...) with ++; quote {task}."""
-    if re.fullmatch(r"data[\w.]*=[^'\":,\[\]]*\{task\}[^'\":,\[\]]*", argument):
-        key, _, value = argument.partition("=")
-        argument = f'{key}="{value}"'
+    """Prefix keys of mappings that are empty by default (data.tasks.cars.name=...) with ++."""
     inside = re.match(r"data\.(tasks|args|train_args|test_args|auxiliary)\.", argument)
     return f"++{argument}" if inside else argument
 
@@ -42,9 +38,8 @@ def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[
 
     from fsmerge_cli.cli.hydra_errors import explain
 
-    if search is not None and not Path(search).expanduser().is_dir():
-        raise ConfigError(f"--config-dir: {search!r} is not a folder. Pass a folder with data/*.yaml, ...")
-    own = [f"hydra.searchpath=['file://{Path(search).expanduser().resolve()}']"] if search is not None else []
+    own = [] if search is None else [f"hydra.searchpath=['file://{config_folder(search)}']"]
+    overrides = [checked_override(override) for override in overrides]
     overrides = ["~data" if override == "data=null" else added(override) for override in overrides]
     GlobalHydra.instance().clear()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -10,12 +11,11 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, unknown, unknown_key
-from fsmerge_cli.common.shown import shown
 
 PLUGINS = {
     "hydra/launcher=joblib": ("Hydra's joblib launcher", "launcher=joblib"),
@@ -38,19 +38,36 @@ def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -
                 f"{key} needs {what}, which is not installed. Install it: pip install 'fsmerge[sweep]'"
             )
         return ConfigError(unknown(group or "configuration", name, error.options or []))
-    if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"cannot read '{shown(error.override)}'. Write KEY=VALUE; quote a value with spaces or symbols: "
-            "'KEY=\"a, b\"'."
-        )
     unknown_keys = _unknown_keys(arguments, config)
     if unknown_keys:
         return ConfigError("\n".join(unknown_keys))
+    return ConfigError(_sentence(error))
+
+
+ADVICE = {
+    r"Ambiguous value for argument '(?P<key>.+)'": "gives several values. Write a list as [a,b]; several runs "
+    "need `fsmerge merge --multirun`",
+    r"Sweep parameters '(?P<key>.+)' requires --multirun": "gives several values, which needs "
+    "`fsmerge merge --multirun`",
+    r"Could not delete from config. '(?P<key>.*)' does not exist": "cannot be removed: there is no such key",
+    r"Could not delete '(?P<key>.*)'. No match in the defaults list": "cannot be removed: nothing is chosen there",
+    r"Could not override '(?P<key>.*)'. No match in the defaults list": "is no group of this command",
+    r"Could not override '(?P<key>.*)'": "cannot be set: there is no such key",
+    r"Error merging override (?P<key>.*)": "cannot be set",
+    r"(?P<key>.*) appears more than once in the final defaults list": "is chosen twice",
+}
+"""What Hydra reports -> what it means for the key or override that it names."""
+
+
+def _sentence(error: Exception) -> str:
+    """One line for an error of Hydra or OmegaConf: the override, and the reason without their internal names."""
     text = str(error).strip()
-    if text.startswith("Additional config directory"):
-        return ConfigError(f"--config-dir: {text}. Pass a folder with models/*.yaml, method/*.yaml, ...")
-    cause = error.__cause__
-    return ConfigError(f"{text}\n{cause}" if cause is not None else text)
+    cause = next((line for line in str(error.__cause__ or "").splitlines() if line.strip()), "")
+    for pattern, meaning in ADVICE.items():
+        if found := re.match(pattern, text):
+            return f"{found['key'].lstrip('+')} {meaning}" + (f" ({cause.strip().rstrip('.')})." if cause else ".")
+    first = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return f"{first} ({cause.strip().rstrip('.')})." if cause and cause not in first else f"{first}."
 
 
 def explain_cluster(error: Exception) -> FsmergeError | None:
@@ -113,7 +130,7 @@ def _missing(base: DictConfig, key: str) -> str | None:
     path: list[str] = []
     for part in key.split("."):
         if not isinstance(place, DictConfig):
-            return None
+            return _whole(place, ".".join(path), part)
         if part not in place:
             options = [str(k) for k in place]
             if not options:
@@ -122,6 +139,13 @@ def _missing(base: DictConfig, key: str) -> str | None:
         path.append(part)
         place = place[part]
     return None
+
+
+def _whole(place: object, key: str, part: str) -> str | None:
+    """A message where a key inside a plain value is set; None inside a list."""
+    if isinstance(place, ListConfig):
+        return None
+    return f"{key}.{part} cannot be set: {key} is {'null' if place is None else repr(place)}. Write {key}=..."
 
 
 def _missing_index(base: DictConfig, key: str) -> str | None:

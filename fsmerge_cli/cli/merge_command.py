@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from fsmerge_cli.cli.composing import added
 from fsmerge_cli.cli.gate import gate_of
 from fsmerge_cli.cli.list_command import listing
+from fsmerge_cli.cli.overrides import checked
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, unknown
 
@@ -67,15 +69,15 @@ def run(arguments: list[str]) -> int:
     if gate and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
         raise ConfigError("--strict and --fail-under apply to one run. Leave out --multirun.")
     quiet = {"-q", "--quiet"}
-    overrides = composed([argument for argument in arguments if argument not in quiet])
+    overrides = composed([argument for argument in arguments if argument not in quiet], "merge", sorted(quiet))
     from fsmerge_cli.cli import launch  # imports Hydra
 
     return launch.merge_with(gate, overrides, bool(quiet & {*arguments}))
 
 
-def composed(arguments: list[str]) -> list[str]:
-    """The arguments in Hydra's syntax; ConfigError where no models are given."""
-    arguments = [rewrite(argument) for argument in arguments]
+def composed(arguments: list[str], command: str = "merge", own_options: Sequence[str] = ()) -> list[str]:
+    """The arguments in Hydra's syntax; ConfigError where Hydra cannot read one, or where no models are given."""
+    arguments = [rewrite(argument) for argument in checked(arguments, command, own_options)]
     # Hydra's parser accepts the flag before or after all overrides, not between them.
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     several = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}

@@ -22,7 +22,7 @@ import os
 import traceback
 from collections.abc import Iterable
 
-from fsmerge_cli.common.shown import listed, printable, shown
+from fsmerge_cli.common.shown import listed, printable, shortened, shown
 
 
 class FsmergeError(Exception):
@@ -131,7 +131,7 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> str:
     available = sorted(options)
     near = difflib.get_close_matches(name, available, n=1, cutoff=0.5)
     hint = f" Did you mean '{shown(near[0])}'?" if near else ""
-    return f"unknown {kind} '{shown(name)}'.{hint} Available: {listed(available)}."
+    return f"unknown {kind} '{shortened(name)}'.{hint} Available: {listed(available)}."
 
 
 RENAMED = {

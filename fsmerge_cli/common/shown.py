@@ -36,6 +36,11 @@ def shown(text: object) -> str:
     return printable(str(text)).replace("\n", "\\n")
 
 
+def shortened(text: str, limit: int = 200) -> str:
+    """As :func:`shown`; only the first `limit` characters, with ... where there are more."""
+    return shown(text[:limit]) + ("..." if len(text) > limit else "")
+
+
 def listed(names: Iterable[str], empty: str = "none") -> str:
     """Names of others, on one line."""
     return ", ".join(map(shown, names)) or empty

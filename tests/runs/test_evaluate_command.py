@@ -108,7 +108,10 @@ def test_a_data_set_of_the_users_own(
         ),
         (["a", "seed=x"], "seed: should be a valid integer, got 'x'."),
         (["a", "output.file=3"], "output.file: should be a valid string, got 3."),
-        (["a", "--config-dir", "b"], "--config-dir: 'b' is not a folder. Pass a folder with data/*.yaml, ..."),
+        (
+            ["a", "--config-dir", "b"],
+            "--config-dir: 'b' is not a folder. Pass a folder with models/*.yaml, data/*.yaml, ...",
+        ),
         (["a", "model.arch._target_=os.system"], None),
         (["a"], "a does not exist. Give the folder of a run, its merged/, or a checkpoint."),
     ],

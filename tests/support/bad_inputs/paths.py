@@ -218,9 +218,6 @@ PATHS = [
         "an unknown config folder",
         AVERAGE + " --config-dir gone",
         2,
-        (
-            "--config-dir: Additional config directory '{folder}/gone' not found. Pass a folder with "
-            "models/*.yaml, method/*.yaml, ..."
-        ),
+        ("--config-dir: 'gone' is not a folder. Pass a folder with models/*.yaml, data/*.yaml, ..."),
     ),
 ]
