@@ -5,6 +5,7 @@ from __future__ import annotations
 from fsmerge_cli.methods.activation_matching import ActivationMatching
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.methods.base import Method
+from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.methods.regmean import RegMean
@@ -16,6 +17,7 @@ from fsmerge_cli.training.problem import Problem, Solution
 METHODS: dict[str, type[Method]] = {
     "activation_matching": ActivationMatching,
     "average": Average,
+    "fs_closed_form": FSClosedForm,
     "fs_merge": FSMerge,
     "kd": Distillation,
     "regmean": RegMean,

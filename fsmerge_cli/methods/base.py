@@ -16,6 +16,8 @@ from fsmerge_cli.common.options import FORBID, Count, NonNegativeFloat, Positive
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.data.images.augment import Augment
+from fsmerge_cli.models.plan import Plan, compile_plan
+from fsmerge_cli.models.source import Source
 from fsmerge_cli.supernet.student import Student
 from fsmerge_cli.training.batches import ViewOptions
 from fsmerge_cli.training.loop import Phase, train
@@ -44,6 +46,10 @@ class Method(ABC):
     name: str
     width: Positive | tuple[Positive, ...] | None = None
     heads: Positive | None = None
+
+    def plan(self, sources: Sequence[Source]) -> Plan:
+        """The plan for merging `sources` into a model of `width` and `heads`; raises as `compile_plan`."""
+        return compile_plan(sources, self.width, self.heads)
 
     def check(self, problem: Problem) -> None:  # noqa: B027  # most problems suit every method
         """Raise UserError where the method does not apply to the problem, before anything is computed."""

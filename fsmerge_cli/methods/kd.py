@@ -76,6 +76,8 @@ def at_equal_budget(method: Method, k: int) -> Distillation:
         return method
     kind = next(kind for kind in (Trained, Weighted, Method) if isinstance(method, kind))
     shared = {f.name: getattr(method, f.name) for f in fields(kind) if f.name != "name"}
+    if not isinstance(shared["heads"], int):  # "all" and "same" of a closed form: the plan has their number
+        shared["heads"] = None
     if isinstance(method, Trained):
         shared |= {"steps": method.all_steps(k), "budget": "default", "lr": None, "matrix_lr": None}
     return Distillation(**shared)

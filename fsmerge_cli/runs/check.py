@@ -26,7 +26,7 @@ from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.sampling import TestImages, count_images
 from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.methods import METHODS, Method, Problem
-from fsmerge_cli.models.plan import Plan, compile_plan, duplicate_notes
+from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import estimate
 from fsmerge_cli.runs.merge import methods_of, problem_of, state_content
@@ -102,7 +102,7 @@ def check(models: Models, method: str | Mapping[str, Any] | Method = "average") 
     """Load the sources and compile the plan. Raises MismatchError with every reason why they cannot be merged."""
     chosen = chosen_method(method)
     sources = load_all(source_specs(models), silent)
-    return compile_plan(sources, chosen.width, chosen.heads)
+    return chosen.plan(sources)
 
 
 def inspect(
@@ -127,7 +127,7 @@ def inspect(
     sources = [own.source for own in opened]
     rows = tuple(_source_row(own) for own in opened)
     try:
-        plan = compile_plan(sources, requested.method.width, requested.method.heads)
+        plan = requested.method.plan(sources)
     except MismatchError as error:
         return Inspection(rows, error.reasons, None, None, (), None, None, requested.method.name, None, None, ())
     notes: list[str] = []

@@ -30,7 +30,7 @@ from fsmerge_cli.evaluation.score_table import evaluate
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import at_equal_budget
-from fsmerge_cli.models.plan import Plan, compile_plan, duplicate_notes
+from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs.request import Models, Request, check_inputs_outside, request
 from fsmerge_cli.runs.result import MergeResult, images_sha256, versions
@@ -84,11 +84,7 @@ def merge(
             progress = progress if world.main else silent
             with world.synchronized():
                 # Report every mismatch from the headers before anything is read or trained.
-                compile_plan(
-                    [own.source for own in read_headers(requested.sources)],
-                    requested.method.width,
-                    requested.method.heads,
-                )
+                requested.method.plan([own.source for own in read_headers(requested.sources)])
                 device = stack.enter_context(requested.hardware.session())
                 folder = None
                 if output is not None and world.main:
@@ -157,7 +153,7 @@ def problem_of(
     requested: Request, sources: Sequence[Source], device: torch.device, progress: Progress
 ) -> tuple[Problem, TestImages, list[str]]:
     """The problem of loaded sources, with all images read; the test images; notes about the images."""
-    plan = compile_plan(sources, requested.method.width, requested.method.heads)
+    plan = requested.method.plan(sources)
     tasks = [Task.of(source.name, source.head) for source in sources]
     pixels = partial(ToPixels, sources[0].arch.input_size, sources[0].preprocessing)
     seed, workers = requested.run.seed, requested.hardware.workers

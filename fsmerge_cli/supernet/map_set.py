@@ -180,15 +180,25 @@ def maps_of_spaces(
     units: Mapping[str, Tensor],
 ) -> MergeMaps:
     """Fixed maps, given per space instead of per port: M [d', d_i] and U [d_i, d'] per space and source."""
-    given = {"M": merge, "U": unmerge}
-    sides: list[tuple[Side, tuple[Port, ...]]] = [("M", plan.writes), ("U", plan.reads)]
-    keys = [(side, port, i) for side, ports in sides for port in ports for i in range(len(plan.tasks))]
-    maps = MergeMaps(
-        stacks=[{key: Full.of(given[key[0]][key[1].space][key[2]])} for key in keys],
-        units=units,
-        trainable=frozenset(),
+    sources = range(len(plan.tasks))
+    return maps_of_ports(
+        plan,
+        {(port, i): merge[port.space][i] for port in plan.writes for i in sources},
+        {(port, i): unmerge[port.space][i] for port in plan.reads for i in sources},
+        units,
     )
-    return maps.requires_grad_(False)
+
+
+def maps_of_ports(
+    plan: Plan,
+    merge: Mapping[tuple[Port, int], Tensor],
+    unmerge: Mapping[tuple[Port, int], Tensor],
+    units: Mapping[str, Tensor],
+) -> MergeMaps:
+    """Fixed maps, given by port and source: M [d', d_i] and U [d_i, d']."""
+    sides: list[tuple[Side, Mapping[tuple[Port, int], Tensor]]] = [("M", merge), ("U", unmerge)]
+    stacks = [{(side, port, i): Full.of(T)} for side, maps in sides for (port, i), T in maps.items()]
+    return MergeMaps(stacks=stacks, units=units, trainable=frozenset()).requires_grad_(False)
 
 
 def _stacks(plan: Plan, weights: Sequence[Mapping[str, Tensor]]) -> list[list[Key]]:

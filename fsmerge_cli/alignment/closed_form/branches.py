@@ -1,0 +1,261 @@
+"""One branch (attention or MLP) of a block: what it reads, its heads or hidden units, and what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fsmerge_cli.alignment.closed_form.assembly import Assembly
+from fsmerge_cli.alignment.closed_form.heads import LogitMoments, merge_heads
+from fsmerge_cli.alignment.closed_form.moments import Linear, Moments, regression
+from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
+from fsmerge_cli.alignment.closed_form.outline import Branch
+from fsmerge_cli.alignment.closed_form.selection import select_units
+from fsmerge_cli.alignment.closed_form.stages import run_branch
+from fsmerge_cli.alignment.closed_form.stream import StreamProjection, spread_rows
+from fsmerge_cli.architectures.ports import Mapped, Port, Unit
+from fsmerge_cli.models.plan import Plan
+
+Batches = list[Tensor]
+"""A stream [n, T, d] in parts, in host memory."""
+
+Facts = dict[str, list[float]]
+"""What to report of one layer, by name."""
+
+
+@dataclass
+class Streams:
+    """The streams of all sources, and that of the merged network, at one depth."""
+
+    sources: list[Batches]
+    merged: Batches
+
+
+class BranchSolver:
+    """Solves one branch, given the streams before it.
+
+    rows, after: weights of the tokens before the branch and behind it (None: all are 1). others: modules of the
+    other branches of the block.
+    """
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        networks: Sequence[nn.Module],
+        projection: StreamProjection,
+        options: ClosedFormOptions,
+        block: str,
+        branch: Branch,
+        others: Sequence[str],
+        rows: Tensor | None,
+        after: Tensor | None,
+    ) -> None:
+        self.assembly, self.projection, self.options, self.branch = assembly, projection, options, branch
+        self.plan, self.device = assembly.plan, assembly.device
+        self.rows, self.after = rows, after
+        self._blocks = [network.get_submodule(block) for network in networks]
+        self._merged = assembly.network.get_submodule(block)
+        inside = len(block) + 1
+        self._reader, self._writer = branch.readers[0][inside:], branch.writer[inside:]
+        self._others = [name[inside:] for name in others]
+        self._norms = [name.rpartition(".")[0][inside:] for name in branch.units if self._per_head(name)]
+        self.space = self.plan.spaces[branch.inside.space]
+        self._scales = [self._scale(i) for i in assembly.sources]
+
+    def solve(self, streams: Streams) -> tuple[Streams, Facts]:
+        """Set the branch's tensors in the assembly; the streams behind the branch, and facts to report."""
+        set_norm(self.assembly, self.branch.norm)
+        reading, outputs, logits, after = self._observe(streams)
+        facts = {"read_error": self._read(reading)}
+        own = [w[f"{self.branch.writer}.weight"].double() for w in self.assembly.weights]
+        written = torch.cat([R @ (s[:, None] * W) for R, s, W in zip(self.projection.maps, self._scales, own)], 1)
+        facts |= self._heads(logits, outputs, written) if logits else self._units(outputs, written)
+        for reader in self.branch.readers:
+            for name in (f"{reader}.weight", f"{reader}.bias"):
+                if self.assembly.has(name):
+                    self.assembly.fold(name)
+        for name in self.branch.scales:
+            self.assembly.assign(name, torch.ones(()))
+        self._write(streams, after)
+        facts["stream_error"] = [self._advance(after)]
+        return after, facts
+
+    def _observe(self, streams: Streams) -> tuple[Moments, Moments, list[LogitMoments], Streams]:
+        """One pass over all rows: what readers and writers see, the logits, and the sources' streams behind."""
+        reader, writer = self._reader, self._writer
+        reading, outputs = Moments(), Moments()
+        logits = [LogitMoments(heads) for heads in self.space.heads[1]] if self.space.heads else []
+        after: list[Batches] = [[] for _ in self._blocks]
+        wanted = [writer, *([reader] if logits else [])]
+        with torch.inference_mode():
+            for part, mine in enumerate(streams.merged):
+                x = self._run(self._merged, mine, [reader])[f"{reader}.input"]
+                read, inner = [], []
+                for i, block in enumerate(self._blocks):
+                    own = streams.sources[i][part].to(self.device)
+                    found = self._run(block, own, [reader, writer], wanted)
+                    read.append(found[f"{reader}.input"])
+                    inner.append(found[f"{writer}.input"])
+                    after[i].append((own + self._scales[i].float() * found[f"{writer}.output"]).cpu())
+                    if logits:
+                        queries, keys, _ = found[f"{reader}.output"].chunk(3, dim=-1)
+                        norms = [block.get_submodule(name) for name in self._norms]
+                        logits[i].add(queries, keys, self.after, norms)
+                reading.add(_flat([x]), _flat(read), spread_rows(self.rows, x))
+                outputs.add(_flat(inner), None, spread_rows(self.after, x))
+        return reading, outputs, logits, Streams(after, list(streams.merged))
+
+    def _run(
+        self, block: nn.Module, stream: Tensor, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        return run_branch(block, self._others, stream.to(self.device), inputs, outputs)
+
+    def _per_head(self, name: str) -> bool:
+        role = self.plan.roles[name]
+        return isinstance(role, Unit) and role.per_head and name.endswith(".weight")
+
+    def _scale(self, source: int) -> Tensor:
+        """Product of the per-unit factors of what the branch writes, [d_i], fp64."""
+        size = self.plan.spaces[self.branch.write.space].sources[source]
+        value = torch.ones(size, dtype=torch.float64, device=self.device)
+        for name in self.branch.scales:
+            value = value * self.assembly.weights[source][name].double()
+        return value
+
+    def _read(self, reading: Moments) -> list[float]:
+        """The maps U_i from the merged stream behind its norm to the sources' own; the error of each."""
+        constant = self.branch.norm is not None and self.assembly.has(f"{self.branch.norm}.bias")
+        found = regression(reading, self.options.ridge, constant)
+        sizes = list(self.plan.spaces[self.branch.read.space].sources)
+        for i, part in enumerate(torch.split(through_constant(found) if constant else found.matrix, sizes)):
+            self.assembly.unmerge[self.branch.read, i] = part
+        return [float(part.mean()) for part in torch.split(found.errors, sizes)]
+
+    def _heads(self, logits: Sequence[LogitMoments], outputs: Moments, written: Tensor) -> Facts:
+        """Choose and shrink heads; the share of each head's logits that is kept, and heads from each source."""
+        assembly, count = self.assembly, self.space.heads[0] if self.space.heads else 1
+        gains = [self._gain(i) for i in assembly.sources]
+        found = merge_heads(logits, outputs, written, self.space.sources, self.space.merged, count)
+        for port, maps in zip(write_ports(self.plan, self.branch.readers[0]), found.maps):
+            for i in assembly.sources:
+                assembly.merge[port, i] = maps[i] * gains[i] if port == self._value_port() else maps[i]
+        for name in self.branch.units:
+            module = name.rpartition(".")[0].rpartition(".")[2]
+            value = 0.0 if name.endswith(".bias") else found.scales.get(module, 1.0)
+            assembly.assign(name, torch.tensor(value))
+        return {"logits_kept": list(found.kept), "heads": [float(n) for n in found.counts]}
+
+    def _value_port(self) -> Port:
+        return write_ports(self.plan, self.branch.readers[0])[-1]
+
+    def _gain(self, source: int) -> Tensor:
+        """Weight of a norm over all heads before the writer, [d_i]; ones without one."""
+        value = torch.ones(self.space.sources[source], dtype=torch.float64, device=self.device)
+        for name in self.branch.units:
+            role = self.plan.roles[name]
+            if name.endswith(".weight") and isinstance(role, Unit) and not role.per_head:
+                value = value * self.assembly.weights[source][name].double()
+        return value
+
+    def _units(self, outputs: Moments, written: Tensor) -> Facts:
+        """Select hidden units by the error that is left in what the branch writes; units from each source."""
+        gram = outputs.second()
+        chosen = select_units(gram, gram @ written.T, self.space.merged)
+        picked = selections(chosen, self.space.sources)
+        for port in {port for reader in self.branch.readers for port in write_ports(self.plan, reader)}:
+            for i, M in enumerate(picked):
+                self.assembly.merge[port, i] = M
+        for name in self.branch.units:
+            own = [w[name].double() for w in self.assembly.weights]
+            self.assembly.assign(name, torch.stack([M @ v for M, v in zip(picked, own)]).sum(0))
+        return {"units": [float(M.sum()) for M in picked]}
+
+    def _write(self, before: Streams, after: Streams) -> None:
+        """Set the writer: to what is missing in the merged stream, or to sum_i M_i W_i U_i."""
+        assembly, writer = self.assembly, self.branch.writer
+        for i in assembly.sources:
+            assembly.merge[self.branch.write, i] = self.projection.maps[i] * self._scales[i]
+        has_bias = assembly.has(f"{writer}.bias")
+        if self.options.correct:
+            found = regression(self._missing(before, after), self.options.ridge, has_bias)
+            assembly.assign(f"{writer}.weight", found.matrix)
+            if has_bias:
+                assembly.assign(f"{writer}.bias", found.intercept)
+            return
+        found = regression(self._writer_inputs(before), self.options.ridge, intercept=False)
+        for i, part in enumerate(torch.split(found.matrix, list(self.space.sources))):
+            assembly.unmerge[self.branch.inside, i] = part
+        assembly.fold(f"{writer}.weight")
+        if has_bias:
+            assembly.fold(f"{writer}.bias")
+
+    def _missing(self, before: Streams, after: Streams) -> Moments:
+        """What is missing in the merged stream, on the merged input of the writer."""
+        sums = Moments()
+        with torch.inference_mode():
+            for part, mine in enumerate(before.merged):
+                x = self._run(self._merged, mine, [self._writer])[f"{self._writer}.input"]
+                missing = self._target(after, part) - mine.to(self.device)
+                sums.add(_flat([x]), _flat([missing]), spread_rows(self.after, x))
+        return sums
+
+    def _writer_inputs(self, before: Streams) -> Moments:
+        """The sources' inputs of the writer, on the merged one."""
+        sums, key = Moments(), f"{self._writer}.input"
+        with torch.inference_mode():
+            for part, mine in enumerate(before.merged):
+                x = self._run(self._merged, mine, [self._writer])[key]
+                pairs = zip(self._blocks, before.sources)
+                own = [self._run(block, stream[part], [self._writer])[key] for block, stream in pairs]
+                sums.add(_flat([x]), _flat(own), spread_rows(self.after, x))
+        return sums
+
+    def _target(self, streams: Streams, part: int) -> Tensor:
+        return self.projection([own[part].to(self.device) for own in streams.sources])
+
+    def _advance(self, streams: Streams) -> float:
+        """Add what the branch writes to the merged stream; the relative squared error of the stream."""
+        errors = Moments()
+        with torch.inference_mode():
+            for part, stream in enumerate(streams.merged):
+                mine = stream.to(self.device)
+                mine = mine + self._run(self._merged, mine, (), [self._writer])[f"{self._writer}.output"]
+                target = self._target(streams, part)
+                squares = torch.stack([(target - mine).square().sum(-1), target.square().sum(-1)], -1)
+                errors.add(squares.flatten(0, 1), None, spread_rows(self.after, mine))
+                streams.merged[part] = mine.cpu()
+        error, size = torch.as_tensor(errors.x).tolist()
+        return float(error / max(size, 1e-300))
+
+
+def through_constant(found: Linear) -> Tensor:
+    """[q, p]: the regression with its intercept, for an x whose mean over the units is 1 (`set_norm`)."""
+    return found.matrix + found.intercept[:, None] / found.matrix.shape[1]
+
+
+def write_ports(plan: Plan, module: str) -> tuple[Port, ...]:
+    """The ports that a module's weight writes to."""
+    role = plan.roles[f"{module}.weight"]
+    return role.write[1] if isinstance(role, Mapped) else ()
+
+
+def set_norm(assembly: Assembly, module: str | None) -> None:
+    """A norm of the merged stream: weight 1, and bias 1, which is the constant that intercepts go through."""
+    for name in (f"{module}.weight", f"{module}.bias"):
+        if assembly.has(name):
+            assembly.assign(name, torch.ones(()))
+
+
+def selections(chosen: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Matrices [len(chosen), d_i] that select units of the sources; chosen: places in all units, side by side."""
+    whole = torch.zeros(len(chosen), sum(sizes), dtype=torch.float64, device=chosen.device)
+    whole[torch.arange(len(chosen)), chosen] = 1
+    return list(torch.split(whole, list(sizes), dim=1))
+
+
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    """Activations [n, T, d_i] side by side, one row per token."""
+    return torch.cat(list(parts), -1).flatten(0, -2)

@@ -1,0 +1,128 @@
+"""The order of computation that the table of an architecture implies: blocks, branches, norms and writers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from torch import nn
+
+from fsmerge_cli.architectures.ports import Mapped, Port, Unit
+from fsmerge_cli.models.plan import Plan
+
+NOWHERE = Port("", "")
+
+
+@dataclass
+class Branch:
+    """Weights that read the residual stream at one port, and the weight that writes back into it.
+
+    norm: the module between stream and readers (None: none). readers: modules, in order, which read `read`.
+    writer: module, which reads `inside` and writes `write`. scales: names of the per-unit factors of what it
+    writes (LayerScale). units: names of the per-unit vectors between readers and writer.
+    """
+
+    norm: str | None = None
+    readers: list[str] = field(default_factory=list)
+    read: Port = NOWHERE
+    writer: str = ""
+    inside: Port = NOWHERE
+    write: Port = NOWHERE
+    scales: list[str] = field(default_factory=list)
+    units: list[str] = field(default_factory=list)
+
+    @property
+    def module(self) -> str:
+        """The module that contains exactly this branch (attention, MLP)."""
+        parts = zip(*(name.split(".") for name in (*self.readers, self.writer)))
+        return ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, parts))
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A network with a residual stream.
+
+    stream: the name of its space. blocks: modules, in order; branches: of each block. tables: names of the tensors
+    before the blocks that write into the stream. before, after: modules of the norms on the stream before and
+    after the blocks. centred: these norms subtract the mean of the units (LayerNorm, not RMSNorm).
+    """
+
+    stream: str
+    blocks: tuple[str, ...]
+    branches: tuple[tuple[Branch, ...], ...]
+    tables: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    centred: bool
+
+
+def outline(plan: Plan) -> Outline | None:
+    """The outline of a network with blocks on a residual stream; None for a network without one."""
+    network = plan.skeleton()
+    blocks = tuple(plan.family.blocks(network))
+    mapped = {name: role for name, role in plan.roles.items() if isinstance(role, Mapped)}
+    written = Counter(role.write[1][0].space for role in mapped.values() if role.read is not None)
+    stream = next((space for space, count in written.items() if count > 1 and blocks), None)
+    if stream is None:
+        return None
+    outside = [name for name in plan.roles if not _inside(name, blocks)]
+    first = min(place for place, name in enumerate(plan.roles) if _inside(name, blocks))
+    early = set(list(plan.roles)[:first])
+    norms = [
+        (name in early, name.rpartition(".")[0])
+        for name in outside
+        for role in [plan.roles[name]]
+        if isinstance(role, Unit) and role.port.space == stream
+    ]
+    branches = tuple(_branches(plan, network, block, stream) for block in blocks)
+    inner = [branch.norm for own in branches for branch in own if branch.norm is not None]
+    return Outline(
+        stream,
+        blocks,
+        branches,
+        tuple(n for n in outside if n in mapped and mapped[n].read is None and _writes(mapped[n], stream)),
+        tuple(dict.fromkeys(module for is_early, module in norms if is_early)),
+        tuple(dict.fromkeys(module for is_early, module in norms if not is_early)),
+        any(isinstance(network.get_submodule(name), nn.LayerNorm) for name in inner),
+    )
+
+
+def _inside(name: str, blocks: Sequence[str]) -> bool:
+    return any(name.startswith(f"{block}.") for block in blocks)
+
+
+def _writes(role: Mapped, space: str) -> bool:
+    return role.write[1][0].space == space
+
+
+def _branches(plan: Plan, network: nn.Module, block: str, stream: str) -> tuple[Branch, ...]:
+    """The branches of one block, in the order of its tensors: norm, readers, writer, scales."""
+    found: list[Branch] = [Branch()]
+
+    def begin() -> Branch:
+        if found[-1].writer:
+            found.append(Branch())
+        return found[-1]
+
+    for name, role in plan.roles.items():
+        owner = name.rpartition(".")[0]
+        if not name.startswith(f"{block}."):
+            continue
+        if isinstance(role, Unit):
+            if role.port.space != stream:
+                found[-1].units.append(name)
+            elif hasattr(network.get_submodule(owner), "eps"):
+                begin().norm = owner
+            else:
+                found[-1].scales.append(name)
+        elif isinstance(role, Mapped) and role.read is not None:
+            if role.read[1][0].space == stream:
+                branch = begin()
+                branch.readers.append(owner)
+                branch.read = role.read[1][0]
+            else:
+                branch = found[-1]
+                branch.writer, branch.inside, branch.write = owner, role.read[1][0], role.write[1][0]
+    return tuple(found)

@@ -1,0 +1,217 @@
+"""The closed form of a network with a residual stream, block by block, from the first to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fsmerge_cli.alignment.closed_form.assembly import Assembly
+from fsmerge_cli.alignment.closed_form.branches import BranchSolver, Streams, set_norm, through_constant
+from fsmerge_cli.alignment.closed_form.moments import Moments, regression
+from fsmerge_cli.alignment.closed_form.options import FLOOR, ClosedFormOptions
+from fsmerge_cli.alignment.closed_form.outline import Outline
+from fsmerge_cli.alignment.closed_form.rows import row_weights
+from fsmerge_cli.alignment.closed_form.stages import embed, recorded, run, tail
+from fsmerge_cli.alignment.closed_form.stream import Place, StreamProjection, project_stream, stream_moments
+from fsmerge_cli.architectures.ports import Mapped
+from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.training.teachers import batches
+
+MAX_BYTES = 2**28
+"""Bytes of the largest activation of one pass."""
+
+
+class ResidualSolver:
+    """images: rows, [n, C, H, W]; own: the original images of every source's task."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        networks: Sequence[nn.Module],
+        found: Outline,
+        images: Tensor,
+        original: Tensor,
+        own: Sequence[Tensor],
+        options: ClosedFormOptions,
+        progress: Progress = silent,
+    ) -> None:
+        self.assembly, self.networks, self.outline = assembly, networks, found
+        self.images, self.original, self.own, self.progress = images, original, own, progress
+        self.device = assembly.device
+        self.options = replace(options, batch=self._images_per_pass(options.batch))
+        self.facts: dict[str, list[list[float]]] = {}
+
+    def _images_per_pass(self, most: int) -> int:
+        """As many images as keep the largest activation, in fp64 and for all sources, within MAX_BYTES."""
+        plan = self.assembly.plan
+        with torch.inference_mode():
+            tokens = embed(self.assembly.network, self.outline.blocks, self.images[:1].to(self.device)).shape[1]
+        widest = max(sum(space.sources) + space.merged for space in plan.spaces.values())
+        return max(1, min(most, MAX_BYTES // (8 * tokens * widest)))
+
+    def solve(self) -> tuple[Tensor, ...]:
+        """Solve everything; the projectors U_out [d_i, d']."""
+        places = self._places()
+        rows: list[Tensor | None] = [None] * len(places)
+        if self.options.row_weights:
+            keys = [(place.module, place.side) for place in places]
+            rows = list(row_weights(self.networks, keys, self.own, self.options.batch, FLOOR, self.options.seed))
+        space = self.assembly.plan.spaces[self.outline.stream]
+        moments = stream_moments(
+            self.networks, places, rows, self.original, self.options.batch, self.device, self.outline.centred
+        )
+        projection = project_stream(moments, space.sources, space.merged, self.outline.centred)
+        self.facts["stream_kept"] = [[projection.kept]]
+        streams = self._embed(projection)
+        depth = 0
+        for block, branches in zip(self.outline.blocks, self.outline.branches):
+            for branch in branches:
+                others = [other.module for other in branches if other is not branch]
+                solver = BranchSolver(
+                    self.assembly,
+                    self.networks,
+                    projection,
+                    self.options,
+                    block,
+                    branch,
+                    others,
+                    rows[depth],
+                    rows[depth + 1],
+                )
+                streams, facts = solver.solve(streams)
+                depth += 1
+                self.progress(Event("solve", depth, len(places) - 1))
+                for key, value in facts.items():
+                    self.facts.setdefault(key, []).append(value)
+        return self._features(streams)
+
+    def _places(self) -> list[Place]:
+        """Where the stream is seen before every branch, and behind the last."""
+        found = []
+        for block, branches in zip(self.outline.blocks, self.outline.branches):
+            _, *rest = branches
+            found += [Place(block, "input"), *(Place(branch.norm or block, "input") for branch in rest)]
+        return [*found, Place(self.outline.blocks[-1], "output")]
+
+    def _embed(self, projection: StreamProjection) -> Streams:
+        """Write the tables (patch projection, tokens, positions) through R; a norm behind them scales R first."""
+        assembly = self.assembly
+        maps: Sequence[Tensor] = projection.maps
+        for module in self.outline.before:
+            maps = set_first_norm(assembly, module, projection, self._spread(module))
+        for name in self.outline.tables:
+            role = assembly.plan.roles[name]
+            if isinstance(role, Mapped):
+                for i in assembly.sources:
+                    assembly.merge[role.write[1][0], i] = maps[i]
+                assembly.fold(name)
+        with torch.inference_mode():
+            sources = [self._embedded(network) for network in self.networks]
+            return Streams(sources, self._embedded(assembly.network))
+
+    def _spread(self, module: str) -> list[float]:
+        """Root mean variance over the units of what every source's norm reads."""
+        found = []
+        with torch.inference_mode():
+            for network, own in zip(self.networks, self.own):
+                x = run(network, own[: self.options.batch].to(self.device), inputs=[module])[f"{module}.input"]
+                found.append(float(x.double().var(-1, correction=0).mean().sqrt()))
+        return found
+
+    def _embedded(self, network: nn.Module) -> list[Tensor]:
+        blocks, batch = self.outline.blocks, self.options.batch
+        return [
+            embed(network, blocks, self.images[part].to(self.device)).cpu()
+            for part in batches(len(self.images), batch)
+        ]
+
+    def _features(self, streams: Streams) -> tuple[Tensor, ...]:
+        """The projectors U_out, from the merged features to those of every source."""
+        plan = self.assembly.plan
+        for module in self.outline.after:
+            set_norm(self.assembly, module)
+        last = [m for m in self.outline.after if self.assembly.has(f"{m}.bias")]
+        if plan.features.space != self.outline.stream:
+            self._project(streams, constant=bool(last))
+        sums = self._regress(streams, "")
+        intercept = bool(last) and plan.features.space == self.outline.stream
+        found = regression(sums, self.options.ridge, intercept)
+        sizes = [arch.features for arch in plan.source_archs]
+        self.facts["feature_error"] = [[float(part.mean()) for part in torch.split(found.errors, sizes)]]
+        U = through_constant(found) if intercept else found.matrix
+        return tuple(part.float() for part in torch.split(U, sizes))
+
+    def _project(self, streams: Streams, constant: bool) -> None:
+        """A projection behind the blocks (CLIP): the top directions of the sources' features side by side."""
+        assembly, plan = self.assembly, self.assembly.plan
+        name, role = next(
+            (name, role)
+            for name, role in plan.roles.items()
+            if isinstance(role, Mapped) and role.read and role.write[1][0].space == plan.features.space
+        )
+        found = regression(self._regress(streams, name.rpartition(".")[0]), self.options.ridge, constant)
+        read, write = role.read[1][0] if role.read else plan.features, role.write[1][0]
+        U = through_constant(found) if constant else found.matrix
+        for i, part in enumerate(torch.split(U, list(plan.spaces[read.space].sources))):
+            assembly.unmerge[read, i] = part
+        outputs, space = Moments(), plan.spaces[write.space]
+        outputs.add(torch.cat([torch.cat([f for f, _ in own]) for own in self._outputs(streams)], 1))
+        for i, R in enumerate(project_stream([outputs], space.sources, space.merged, centred=False).maps):
+            assembly.merge[write, i] = R
+        for table in (name, name.replace("weight", "bias")):
+            if assembly.has(table):
+                assembly.fold(table)
+
+    def _outputs(self, streams: Streams) -> list[list[tuple[Tensor, int]]]:
+        """The features of every source, in parts."""
+        found: list[list[tuple[Tensor, int]]] = []
+        with torch.inference_mode():
+            for network, own in zip(self.networks, streams.sources):
+                rows = batches(len(self.images), self.options.batch)
+                found.append([(self._tail(network, part, own[n], ""), n) for n, part in enumerate(rows)])
+        return found
+
+    def _regress(self, streams: Streams, module: str) -> Moments:
+        """What a module behind the blocks reads (empty: the features): the sources' on the merged network's."""
+        sums = Moments()
+        with torch.inference_mode():
+            for part, rows in enumerate(batches(len(self.images), self.options.batch)):
+                mine = self._tail(self.assembly.network, rows, streams.merged[part], module)
+                pairs = zip(self.networks, streams.sources)
+                own = [self._tail(network, rows, stream[part], module) for network, stream in pairs]
+                sums.add(mine, torch.cat(own, 1))
+        return sums
+
+    def _tail(self, network: nn.Module, rows: slice, stream: Tensor, module: str) -> Tensor:
+        """What `module` reads (empty: the features), given the stream behind the last block."""
+        images, value = self.images[rows].to(self.device), stream.to(self.device)
+        if not module:
+            return tail(network, self.outline.blocks, images, value)
+        with recorded(network, [module]) as found:
+            tail(network, self.outline.blocks, images, value)
+        return found[f"{module}.input"].flatten(0, -2)
+
+
+def set_first_norm(
+    assembly: Assembly, module: str, projection: StreamProjection, spread: Sequence[float]
+) -> list[Tensor]:
+    """A norm between the tables and the first block; the maps R_i diag(g_i) / spread_i for the tables before it.
+
+    The merged norm has one scale and the bias sum_i R_i b_i. Only where the norms' denominators of all sources are
+    constant is that exact; what is missing is left to the blocks.
+    """
+    maps, bias = [], torch.zeros(len(projection.maps[0]), dtype=torch.float64, device=assembly.device)
+    for i, R in enumerate(projection.maps):
+        own = assembly.weights[i]
+        gain = R * own[f"{module}.weight"].double() / spread[i]
+        maps.append(gain - gain.mean(1, keepdim=True))
+        if assembly.has(f"{module}.bias"):
+            bias = bias + R @ own[f"{module}.bias"].double()
+    square = torch.stack([M.square().sum() * size**2 for M, size in zip(maps, spread)]).sum() / len(maps[0])
+    assembly.assign(f"{module}.weight", square.sqrt())
+    if assembly.has(f"{module}.bias"):
+        assembly.assign(f"{module}.bias", bias)
+    return maps
