@@ -63,9 +63,9 @@ class FSClosedForm(Method):
         require_enough_units(problem.plan)
         if outline(problem.plan) is None and layers(problem.plan) is None:
             raise ConfigError(
-                f"method=fs_closed_form does not know the order of computation of family "
-                f"'{problem.plan.family.name}': it is neither blocks on a residual stream nor a chain of layers. Take "
-                "method=fs_merge or method=kd."
+                "method=fs_closed_form does not know the order of computation of family "
+                f"'{problem.plan.family.name}': it is neither blocks on a residual stream nor a chain of layers. "
+                "Take method=fs_merge or method=kd."
             )
 
     def fit(self, problem: Problem) -> Solution:
@@ -141,9 +141,9 @@ def as_maps(plan: Plan, found: ClosedForm) -> MergeMaps:
 def figures(found: ClosedForm) -> dict[str, float]:
     """What to report of a solution: by layer where there are several, and by source."""
     values: dict[str, float] = {}
-    for name, layers in found.facts.items():
-        for place, layer in enumerate(layers):
-            key = name if len(layers) == 1 else f"{name}_{place}"
+    for name, by_layer in found.facts.items():
+        for place, layer in enumerate(by_layer):
+            key = name if len(by_layer) == 1 else f"{name}_{place}"
             if name == "logits_kept":
                 values[key] = min(layer)
             else:

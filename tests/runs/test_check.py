@@ -162,7 +162,13 @@ def test_a_method_that_does_not_apply_has_a_reason(tmp_path: Path) -> None:
     found = {method.name: method.why_not for method in inspect(check_request(given)).methods}
     width, images = "widths or numbers of heads differ", "needs unlabelled images (data=...)"
     wide = ("activation_matching", "regmean", "regmean_pp", "slerp", "zipit")
-    assert found == {"average": None, "fs_merge": images, "kd": images, **dict.fromkeys(wide, width)}
+    assert found == {
+        "average": None,
+        "fs_closed_form": images,
+        "fs_merge": images,
+        "kd": images,
+        **dict.fromkeys(wide, width),
+    }
 
 
 def test_one_width_is_set_for_the_methods_that_refuse_other_widths(make_problem: Callable[..., Any]) -> None:
