@@ -47,6 +47,9 @@ def of_task(
             f"{where}: no image has a label of task '{task.name}' ({_listed(task.labels)}). Pass "
             "models.sources.N.labels=[...] or another data=..."
         )
+    if task.named and len(rows) < len(classes):
+        count = len(classes) - len(rows)
+        notes += (f"task '{task.name}': {count} of {len(classes)} images have none of its labels: not used",)
     return rows, [place[indices[row]] for row in rows], notes
 
 

@@ -15,6 +15,7 @@ from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
 from fsmerge_cli.data.base import Split
 from fsmerge_cli.data.draw import NO_TASK, READ_BATCH, Images, LeftOut, digest, draw
+from fsmerge_cli.data.observed import Observed
 from fsmerge_cli.data.reading import combined_error, read_valid
 
 MAX_EXAMPLES = 3
@@ -64,9 +65,13 @@ def read_test_images(
             kept.append(None)
             continue
         notes += own.notes
+        observed = Observed(task, "test images")
         unreadable: set[int] = set()
         content_hash = sha256()
         for part in read_valid(own, range(len(own)), READ_BATCH, workers):
+            if part.content:
+                observed.pixels(part.content[0])
+                observed.labels(part.content[1].tolist())
             for row, pixels, label in zip(part.indices, *(part.content or ((), ()))):
                 key, name = digest(pixels), task.labels[label] if task.labels and label >= 0 else None
                 digests[key] = own.title(row)
@@ -75,6 +80,7 @@ def read_test_images(
             errors += [] if own.skip_unreadable else part.errors.values()
             done += len(part.indices) + len(part.errors)
             progress(Event("read test images", done, total, images=1))
+        notes += observed.notes()
         content.append((task.name, content_hash.hexdigest()))
         if unreadable:
             notes.append(f"task '{task.name}': {_skipped(sorted(map(own.title, unreadable)), 'test image')}")
@@ -123,6 +129,12 @@ def sample_images(
     full = [own or ImageSet(0, _no_image, transform, labelled=False) for own in sets if not data.auxiliary_only]
     counts = [data.of(task.name).count(len(own)) for task, own in zip(tasks, full)]
     images, left_out = draw(data, full, seed, workers, others, progress, counts, tests.digests)
+    for index, (task, own) in enumerate(zip(tasks, sets)):
+        if own is not None:
+            observed = Observed(task, "images")
+            observed.pixels(images.images[images.task == index] if len(images) else images.images)
+            observed.labels(own.classes or ())
+            notes += observed.notes()
     return images, tuple(dict.fromkeys([*notes, *(note for own in left_out for note in _left_out(own, tasks))]))
 
 

@@ -15,11 +15,15 @@ def matched(labels: tuple[str, ...], classes: list[Any], names: list[str] | None
     return of_task(Task("a", labels), classes, names, "here")
 
 
+def left_out(count: int, of: int) -> str:
+    return f"task 'a': {count} of {of} images have none of its labels: not used"
+
+
 def test_names_that_differ_only_in_case_are_different_classes() -> None:
     names = ["A", "B", "a", "b"]
-    assert matched(("A", "B"), [0, 1, 2, 3], names) == ([0, 1], [0, 1], ())
-    assert matched(("b", "A"), [0, 1, 2, 3], names) == ([0, 3], [1, 0], ())
-    assert matched(("A", "a"), ["a", "b", "A"]) == ([0, 2], [1, 0], ())
+    assert matched(("A", "B"), [0, 1, 2, 3], names) == ([0, 1], [0, 1], (left_out(2, 4),))
+    assert matched(("b", "A"), [0, 1, 2, 3], names) == ([0, 3], [1, 0], (left_out(2, 4),))
+    assert matched(("A", "a"), ["a", "b", "A"]) == ([0, 2], [1, 0], (left_out(1, 3),))
 
 
 def test_case_and_underscores_are_ignored_if_unambiguous() -> None:
@@ -28,7 +32,7 @@ def test_case_and_underscores_are_ignored_if_unambiguous() -> None:
         "task 'a': 1 of its labels are matched to class names that are spelled differently: 'Snow_Leopard' is "
         "'snow leopard'"
     )
-    assert matched(("Snow_Leopard", "cat"), [0, 1, 2], names) == ([0, 2], [0, 1], (note,))
+    assert matched(("Snow_Leopard", "cat"), [0, 1, 2], names) == ([0, 2], [0, 1], (note, left_out(1, 3)))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +59,8 @@ def test_labels_equal_to_the_class_names_are_matched_in_order_even_with_duplicat
 
 def test_an_image_without_a_label_does_not_belong_to_the_task() -> None:
     names = ["owl", "wren"]
-    assert matched(("wren", "owl"), [0, None, 1], names) == ([0, 2], [1, 0], ())
-    assert matched(("wren", "owl"), ["wren", None, "owl"]) == ([0, 2], [0, 1], ())
+    assert matched(("wren", "owl"), [0, None, 1], names) == ([0, 2], [1, 0], (left_out(1, 3),))
+    assert matched(("wren", "owl"), ["wren", None, "owl"]) == ([0, 2], [0, 1], (left_out(1, 3),))
     assert matched(("wren", "owl"), [None, None], names) == ([0, 1], [-1, -1], ())
     assert matched(("wren", "owl"), [1.0, 0.0], names) == ([0, 1], [0, 1], ())
 

@@ -26,7 +26,7 @@ def birds(root: Path) -> dict[str, Any]:
     for n in range(12):
         path = root / ("test" if n > 8 else "train") / ("owl" if n % 2 else "wren") / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), 10 + n).save(path)
+        Image.new("L", (8, 8), 100 + n).save(path)
     return {"name": "folder", "root": str(root)}
 
 

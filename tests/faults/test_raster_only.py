@@ -11,7 +11,7 @@ from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.images.decode import FORMATS, open_image, raster_only
-from fsmerge_cli.data.images.folder import SUFFIXES
+from fsmerge_cli.data.images.files import SUFFIXES
 from tests.support.image_sets import EVERY, Opened
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

@@ -19,7 +19,8 @@ from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.errors import ConfigError, OutputError
 from fsmerge_cli.common.notes import notes_in
-from fsmerge_cli.data.images.folder import SUFFIXES, Folder
+from fsmerge_cli.data.images.files import SUFFIXES
+from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.reporting import schema
 from tests.support.evaluations import file_bytes, rows_of, write_random_images
 from tests.support.sources import mlp_source

@@ -8,11 +8,9 @@ ROOT/TASK/...                without train/ and test/: class folders are split b
 
 from __future__ import annotations
 
-import os
 import unicodedata
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,29 +25,8 @@ from fsmerge_cli.common.options import FORBID, Share, Text
 from fsmerge_cli.common.shown import listed, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.decode import open_image
+from fsmerge_cli.data.images.files import SUFFIXES, images, is_ignored, is_image, other_files
 from fsmerge_cli.data.matching import of_folders
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-
-DOCUMENTS = frozenset(
-    {
-        ".csv",
-        ".db",
-        ".html",
-        ".ini",
-        ".ipynb",
-        ".json",
-        ".log",
-        ".md",
-        ".pdf",
-        ".py",
-        ".tsv",
-        ".txt",
-        ".xml",
-        ".yaml",
-    }
-)
-"""Suffixes of files that may lie beside images and need no mention."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -83,7 +60,13 @@ class Folder(DataConfig):
             found, notes = _files(folder, task, self._classified("train"))
             files = [f for f in found if self._belongs(split, f[1], f[0], folder)]
         if split == "test":  # unlabelled test images still serve to compare features
-            files = [(path, label) for path, label in files if label >= 0] or files
+            with_label = [(path, label) for path, label in files if label >= 0]
+            if with_label and len(with_label) < len(files):
+                count = len(files) - len(with_label)
+                notes += (
+                    f"task '{task.name}': {count} test images beside the class folders have no label: not used",
+                )
+            files = with_label or files
             if not files:
                 return None
         if not files:
@@ -155,11 +138,11 @@ class Folder(DataConfig):
 def _files(folder: Path, task: Task, classified: bool) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
     """Every image below `folder` with its class index (-1: none), in sorted order, and notes."""
     if not classified:
-        return [(path, -1) for path in _images(folder)], ()
+        return [(path, -1) for path in images(folder)], ()
     classes = _class_folders(folder)
-    flat = [(path, -1) for path in sorted(folder.iterdir()) if _is_image(path)]
+    flat = [(path, -1) for path in sorted(folder.iterdir()) if is_image(path)]
     if not classes or task.labels is None:
-        return flat + [(path, -1) for own in classes.values() for path in _images(own)], ()
+        return flat + [(path, -1) for own in classes.values() for path in images(own)], ()
     labels = tuple(_normal(label) for label in task.labels)
     rows, notes = of_folders(replace(task, labels=labels), [*classes])
     if unknown := [name for name, row in zip(classes, rows) if row is None]:
@@ -170,15 +153,21 @@ def _files(folder: Path, task: Task, classified: bool) -> tuple[list[tuple[Path,
             "are classes) to use images without labels."
         )
     found = zip(classes.values(), rows)
-    return flat + [(path, -1 if row is None else row) for own, row in found for path in _images(own)], notes
+    return flat + [(path, -1 if row is None else row) for own, row in found for path in images(own)], notes
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
     """Class folders by name, sorted. Raises DataError for one with only files of other formats."""
-    found = {_normal(p.name): p for p in sorted(folder.iterdir()) if p.is_dir() and not _is_ignored(p.name)}
-    kept = {name: path for name, path in found.items() if _images(path)}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not is_ignored(path.name) and found.setdefault(_normal(path.name), path) != path:
+            raise DataError(
+                f"data=folder: two class folders in {shown(folder)} are called '{shown(path.name)}', written with "
+                "different Unicode characters. Merge them into one."
+            )
+    kept = {name: path for name, path in found.items() if images(path)}
     for name, path in found.items():
-        if name not in kept and (others := _other_files(path)):
+        if name not in kept and (others := other_files(path)):
             raise DataError(
                 f"data=folder: the class folder {shown(path)} has no image that can be read, only {others}. "
                 f"Convert them to one of {', '.join(sorted(SUFFIXES))}, or remove the folder."
@@ -191,56 +180,14 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _is_ignored(name: str) -> bool:
-    """Hidden files, and the folder in which macOS keeps its own files in archives."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` that is not ignored. Links to folders are followed, each folder once.
-
-    A link to a folder above leads to other classes and is not followed.
-    """
-    seen = {os.path.realpath(parent) for parent in folder.absolute().parents}
-
-    def refuse(error: OSError) -> None:
-        raise DataError(
-            f"data=folder: {shown(error.filename)} cannot be read ({reason(error)}). Change its permissions."
-        )
-
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not _is_ignored(name))
-        yield from (Path(place) / name for name in files if not _is_ignored(name))
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in _walk(folder) if _is_image(path))
-
-
-def _other_files(folder: Path) -> str:
-    """Files that are neither images by their suffix nor documents, counted by suffix; "" where there are none."""
-    known = SUFFIXES | DOCUMENTS
-    counts = Counter(s or "no suffix" for path in _walk(folder) if (s := path.suffix.lower()) not in known)
-    return ", ".join(f"{count} x {shown(suffix)}" for suffix, count in sorted(counts.items()))
-
-
 def _notes(folder: Path, task: str) -> tuple[str, ...]:
     """The files that were not used because of their suffixes."""
-    found = _other_files(folder)
+    found = other_files(folder)
     return (
         (f"task '{task}': files in {shown(folder)} without the suffix of an image were not used: {found}",)
         if found
         else ()
     )
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not _is_ignored(path.name) and path.is_file()
 
 
 def _path(files: Sequence[tuple[Path, int]], i: int) -> str:

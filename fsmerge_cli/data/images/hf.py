@@ -16,6 +16,7 @@ from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknow
 from fsmerge_cli.common.options import FORBID, Text
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
 from fsmerge_cli.data.images.decode import raster_only
+from fsmerge_cli.data.images.files import compared
 from fsmerge_cli.data.matching import of_task
 
 
@@ -53,7 +54,8 @@ class HuggingFace(DataConfig):
         split_name = self.train_split if split == "train" else self.test_split
         if split_name is None:
             return None
-        found = self._open(split_name, task.name)
+        splits = self._splits(task.name)
+        found = self._one(splits, split_name)
         image, label = self._image_column(found), self._label_column(found)
         where = f"data=hf: {self.path}"
         rows, places = [*range(len(found))], [-1] * len(found)
@@ -61,15 +63,22 @@ class HuggingFace(DataConfig):
         if label is not None:
             names = getattr(found.features[label], "names", None)
             rows, places, notes = of_task(task, list(found[label]), names, where)
+        notes += _passed_over(splits, image, self._path(task.name), task.name)
         labelled = all(place >= 0 for place in places)
         title_of = partial(row_title, rows, f"{self.path} {split_name}")
         read = partial(_read, _images(found, image), image, rows, places, where)
         return ImageSet(len(rows), read, transform, labelled, places, notes=notes, title_of=title_of)
 
     def _open(self, split: str, task: str) -> Any:
+        return self._one(self._splits(task), split)
+
+    def _path(self, task: str) -> str:
         if self.path is None:
             raise DataError("data=hf needs data.path=PATH, a folder or the name of a data set on the hub.")
-        path = self.path.replace("{task}", task)
+        return self.path.replace("{task}", task)
+
+    def _splits(self, task: str) -> dict[str, Any]:
+        path = self._path(task)
         with _library() as datasets:
             try:
                 found = _load(datasets, path, self.config_name)
@@ -78,7 +87,9 @@ class HuggingFace(DataConfig):
                 hint = "Pass another data.path=PATH" if local else "Without network access, pass a local path"
                 cause = first_line(error)
                 raise DataError(f"data=hf: {path} cannot be loaded ({cause}). {hint}.") from None
-        splits = {str(name): own for name, own in found.items()}
+        return {str(name): own for name, own in found.items()}
+
+    def _one(self, splits: Mapping[str, Any], split: str) -> Any:
         if split not in splits:
             which = "train_split" if split == self.train_split else "test_split"
             raise ConfigError(f"data.{which}: {unknown('split', split, splits)}")
@@ -138,6 +149,21 @@ def _load(datasets: Any, path: str, config_name: str | None) -> Mapping[str, Any
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         return {"train": datasets.load_from_disk(str(folder))}
     return dict(datasets.load_dataset(str(folder) if folder.exists() else path, config_name))
+
+
+def _passed_over(splits: Mapping[str, Any], column: str, path: str, task: str) -> tuple[str, ...]:
+    """Notes on files of a local folder of images that `datasets` does not read. Raises DataError."""
+    import datasets
+
+    folder = Path(path).expanduser()
+    first = next(iter(splits.values()))
+    if not folder.is_dir() or getattr(first.info, "builder_name", None) != "imagefolder":
+        return ()
+    used = []
+    for found in splits.values():
+        paths = found.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        used += [own["path"] for own in paths[column] if own and own["path"]]
+    return compared(folder, used, task, "data=hf")
 
 
 def _images(found: Any, column: str) -> Any:

@@ -18,6 +18,7 @@ from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknow
 from fsmerge_cli.common.options import FORBID, Flag, Share, Text
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
 from fsmerge_cli.data.images.decode import raster_only
+from fsmerge_cli.data.images.files import compared
 from fsmerge_cli.data.matching import of_task
 
 SPLITS: dict[str, tuple[str, str]] = {
@@ -70,6 +71,9 @@ class TorchVision(DataConfig):
         found, where = self._open(split, task.name), f"data=torchvision: {self.dataset}"
         classes = _classes(found, where) if task.labels is not None else [0] * len(found)
         rows, places, notes = of_task(task, classes, _names(found), where)
+        if _is_folder(found):
+            used = [path for path, _ in found.samples]
+            notes += compared(Path(found.root), used, task.name, f"torchvision's {self.dataset}")
         if self._arguments("train", task.name) == self._arguments("test", task.name):
             kept = [i for i, row in enumerate(rows) if _is_held_out(row, self.test_share) == (split == "test")]
             rows, places = [rows[i] for i in kept], [places[i] for i in kept]
@@ -129,6 +133,13 @@ class TorchVision(DataConfig):
                 f"data.root=PATH or data.args={{...}}{hint}."
             ) from None
         return found
+
+
+def _is_folder(found: Any) -> bool:
+    """Whether the images are whatever lies in class folders."""
+    from torchvision.datasets import DatasetFolder
+
+    return type(found).__name__ == "ImageFolder" and isinstance(found, DatasetFolder)
 
 
 def _parameters(cls: Any) -> list[str]:

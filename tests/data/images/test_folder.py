@@ -12,7 +12,8 @@ from PIL import Image
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.data import ImageSet, Task
 from fsmerge_cli.data.base import Split, ToPixels
-from fsmerge_cli.data.images.folder import SUFFIXES, Folder
+from fsmerge_cli.data.images.files import SUFFIXES
+from fsmerge_cli.data.images.folder import Folder
 from tests.support.image_files import put
 
 PIXELS = ToPixels((1, 2, 2))

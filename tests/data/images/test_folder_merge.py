@@ -84,7 +84,7 @@ def test_fewer_images_than_requested_are_reported(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     for task in TASKS:
         for n in range(3 if task == "low" else 50):
-            put(tmp_path / f"images/{task}/{n}.png", n, size=(8, 8))
+            put(tmp_path / f"images/{task}/{n}.png", 100 + n, size=(8, 8))
     assert run("data=folder", "data.root=images", "output.dir=out", "data.images_per_task=50") == 0
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert found["cost"]["images"] == 53

@@ -64,7 +64,7 @@ def test_a_folder_written_by_save_to_disk(tmp_path: Path) -> None:
     assert values(build(tmp_path / "saved", "test")) == [(101, 1), (102, 0)]
     assert train is not None
     assert train.labelled
-    assert train.notes == ()
+    assert train.notes == ("task 'birds': 2 of 6 images have none of its labels: not used",)
     assert train.title(2) == f"{tmp_path}/saved train 3"
     assert HuggingFace(path=str(tmp_path / "saved")).classes(TASK) == ("owl", "wren", "eel")
     tables()["train"].save_to_disk(str(tmp_path / "one_split"))

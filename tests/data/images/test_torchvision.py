@@ -88,6 +88,7 @@ def test_labels_select_the_images_of_a_task_by_name_or_index(tmp_path: Path) -> 
     assert named.notes == (
         "task 'high': 2 of its labels are matched to class names that are spelled differently: '7 - SEVEN' is "
         "'7 - seven', '5_-_five' is '5 - five'",
+        "task 'high': 8 of 10 images have none of its labels: not used",
     )
 
 
