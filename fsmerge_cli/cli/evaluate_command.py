@@ -17,6 +17,7 @@ from fsmerge_cli.cli.gate import gate_of
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build
+from fsmerge_cli.common.shown import shown
 
 HELP = """usage: fsmerge evaluate MODEL [data=NAME] [KEY=VALUE ...] [--sources] [--strict] [--json]
                         [--fail-under=PERCENT] [--quiet]
@@ -68,6 +69,7 @@ examples:
       model.labels=data data=folder data.root=images/
 """
 
+KEYS = ("data", "hardware", "model", "output", "seed", "tasks")
 FLAGS = ("--sources", "--json", "--quiet", "-q")
 
 
@@ -168,12 +170,23 @@ def _from_run(overrides: Sequence[str]) -> tuple[bool, list[str]]:
 def _split(arguments: Sequence[str]) -> tuple[str, list[str], str | None]:
     """The model, the overrides, and the folder of --config-dir."""
     rest, search = config_dir_of([argument for argument in arguments if argument not in FLAGS])
-    overrides = [a for a in rest if "=" in a and not a.startswith("-")]
+    overrides = [a for a in rest if _is_override(a)]
     models = [a for a in rest if a not in overrides and not a.startswith("-")]
     unknown_options = [a for a in rest if a.startswith("-")]
     if unknown_options:
         raise ConfigError(f"fsmerge evaluate: {unknown('option', unknown_options[0], (*FLAGS, '--config-dir'))}")
     if len(models) != 1:
         found = f"{len(models)} are given ({', '.join(models)})" if models else "none is given"
+        read = [a for a in overrides if a.partition("=")[0].partition(".")[0] not in KEYS] if not models else []
+        if read:
+            found += f", since '{shown(read[0])}' is read as KEY=VALUE; write a path with = in its name as ./NAME"
         raise ConfigError(f"fsmerge evaluate takes one model, but {found}. See fsmerge evaluate --help.")
     return models[0], overrides, search
+
+
+def _is_override(argument: str) -> bool:
+    """Whether an argument is KEY=VALUE, not an option or a path with = in its name."""
+    key, equals, _ = argument.partition("=")
+    if not equals or argument.startswith("-") or "/" in key:
+        return False
+    return key.lstrip("+~").partition(".")[0] in KEYS or not Path(argument).exists()

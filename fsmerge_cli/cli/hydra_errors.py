@@ -45,8 +45,8 @@ def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -
 
 
 ADVICE = {
-    r"Ambiguous value for argument '(?P<key>.+)'": "gives several values. Write a list as [a,b]; several runs "
-    "need `fsmerge merge --multirun`",
+    r"Ambiguous value for argument '(?P<key>.+)'": "gives several values. Write a list as [a,b], one text with "
+    "commas as 'KEY=\"a,b\"'; several runs need `fsmerge merge --multirun`",
     r"Sweep parameters '(?P<key>.+)' requires --multirun": "gives several values, which needs "
     "`fsmerge merge --multirun`",
     r"Could not delete from config. '(?P<key>.*)' does not exist": "cannot be removed: there is no such key",

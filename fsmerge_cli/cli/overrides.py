@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsmerge_cli.cli.quoting import literal
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, reason, unknown
 from fsmerge_cli.common.foreign_files import read_yaml
@@ -22,6 +23,7 @@ DEEPEST = 50
 """Most brackets inside each other in one override."""
 
 HOW = "Write KEY=VALUE; quote a value with spaces or symbols: 'KEY=\"a, b\"'."
+INSIDE = " Inside a list or a mapping: '[{name:a,checkpoint:\"a, b\"}]'."
 PLAIN = re.compile(r"""([\w.+@/-]*=)((?:\{task\}|[^'"\[\]{},$\\\x00-\x1f])+)""")
 """KEY=TEXT where the text has nothing that Hydra gives a meaning to, such as a path with ~ or parentheses."""
 
@@ -86,13 +88,15 @@ def checked_override(argument: str) -> str:
             f"cannot read '{shortened(argument)}': an override has at most {LONGEST} characters, and at most "
             f"{DEEPEST} brackets inside each other."
         )
+    argument = literal(argument)
     override = _parsed(argument)
     if override is None:
         plain = PLAIN.fullmatch(argument)
         quoted = f'{plain[1]}"{plain[2].rstrip()}"' if plain else ""
         override = _parsed(quoted) if plain else None
         if override is None:
-            raise ConfigError(f"cannot read '{shortened(argument)}'. {HOW}")
+            inside = INSIDE if re.search(r"=\[?\{\w+:", argument) else ""
+            raise ConfigError(f"cannot read '{shortened(argument)}'. {HOW}{inside}")
         argument = quoted
     for message in _mistakes(override, argument):
         raise ConfigError(message)

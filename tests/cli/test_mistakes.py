@@ -99,7 +99,7 @@ REFUSED: list[tuple[str, str]] = [
     (f"merge {PAIR} seed=-1", "seed: should be greater than or equal to 0, got -1."),
     (f"merge {PAIR} seed=one", "seed: should be a valid integer, got 'one'."),
     (f"merge {PAIR} output.overwrite=maybe", "output.overwrite: should be a valid boolean, got 'maybe'."),
-    (f"merge {PAIR} output.dir=3", "output.dir: should be a valid string, got 3."),
+    (f"merge {PAIR} output.dir=[3]", "output.dir: should be a valid string, got [3]."),
     (f"merge {PAIR} output=3", "output: should be keys and values, got 3."),
     (f"merge {PAIR} models.sources=3", "models.sources: should be a list of sources, got 3."),
     (

@@ -22,7 +22,10 @@ OPTIONS = (
     "Available: --cfg, --config-dir, --fail-under, --headers-only, --json, --multirun, --quiet, --resolve, "
     "--strict, -c, -cd, -m, -q."
 )
-SEVERAL = "gives several values. Write a list as [a,b]; several runs need `fsmerge merge --multirun`."
+SEVERAL = (
+    "gives several values. Write a list as [a,b], one text with commas as 'KEY=\"a,b\"'; several runs need "
+    "`fsmerge merge --multirun`."
+)
 MODELS_FOLDER = "Pass a folder with models/*.yaml, data/*.yaml, ..."
 
 UNREAD = [

@@ -18,7 +18,7 @@ HEADERS = [
         "empty weights file",
         AVERAGE,
         2,
-        "source 'a': a: model.safetensors cannot be read: {library}. Copy or download the file again.",
+        "source 'a': a: model.safetensors is empty (0 bytes). Download or copy it again.",
         put("a/model.safetensors", b""),
     ),
     Case(
