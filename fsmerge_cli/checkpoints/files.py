@@ -81,6 +81,10 @@ def _header(file: Any, name: str) -> Tensor:
     return torch.empty(stated.get_shape(), dtype=dtype, device="meta")
 
 
+FLAT = frozenset({"mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size", "fixed_input_size"})
+"""Keys of pretrained_cfg that older versions of timm wrote into config.json itself, with class names in `labels`."""
+
+
 def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, Any]:
     """config.json in the folder `path`, or next to the file `path`; empty if there is none."""
     if not path.exists():
@@ -96,6 +100,9 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
         raise SourceError(f"{where}: {name} is not valid JSON ({shown(error)}).") from None
     if not isinstance(config, dict):
         raise SourceError(f"{where}: {name} should contain an object, it contains {type(config).__name__}.")
+    if name == "config.json" and "pretrained_cfg" not in config and FLAT & config.keys():
+        config = {**config, "pretrained_cfg": {key: config[key] for key in FLAT & config.keys()}}
+        config.setdefault("label_names", config.get("labels"))
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(key) or {}, dict):
             raise SourceError(f"{where}: {key} in {name} should be an object, it is {config[key]!r}.")

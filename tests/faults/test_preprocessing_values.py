@@ -169,3 +169,23 @@ def test_nothing_is_said_to_be_resampled_where_nothing_was(tmp_path: Path) -> No
         arch = {"family": "vit", "name": "vit_tiny_patch16_224", "args": own}
         spec = SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "a.safetensors"), input_size=16)
         assert [said in note for note in load(spec).notes] == [True]
+
+
+def test_the_older_layout_of_timms_config_is_read(tmp_path: Path) -> None:
+    folder = mlp(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    stated = config["pretrained_cfg"] | {
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+    }
+    nested = {**config, "pretrained_cfg": stated, "label_names": ["x", "y", "z"]}
+    del config["pretrained_cfg"]
+    found = []
+    for content in (nested, {**config, **stated, "labels": ["x", "y", "z"]}):
+        (folder / "config.json").write_text(json.dumps(content))
+        found.append(load(SourceSpec("a", checkpoint=str(folder))))
+    assert found[0].preprocessing == found[1].preprocessing == Preprocessing("bicubic", 0.9, "center")
+    assert found[0].labels == found[1].labels
+    assert all(torch.equal(found[0].weights[name], found[1].weights[name]) for name in found[0].weights)
