@@ -82,7 +82,7 @@ def _header(file: Any, name: str) -> Tensor:
 
 
 FLAT = frozenset({"mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size", "fixed_input_size"})
-"""Keys of pretrained_cfg that older versions of timm wrote into config.json itself, with class names in `labels`."""
+"""Keys of pretrained_cfg that older versions of timm wrote into config.json itself, with the names in `labels`."""
 
 
 def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, Any]:
