@@ -6,12 +6,15 @@ import io
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 
 from fsmerge_cli import __version__
 from fsmerge_cli.common.distributed import is_main, outcome
-from fsmerge_cli.common.errors import ConfigError, Interrupted, unknown
+from fsmerge_cli.common.errors import ConfigError, Interrupted, Stopped, stop_behind, unknown
 from fsmerge_cli.common.shown import printable, shown
+from fsmerge_cli.training.interrupts import stop_on_signals
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
@@ -42,7 +45,8 @@ examples:
 
 exit codes:
   0 success; 1 the run failed, or its result fails --strict or --fail-under;
-  2 invalid input (the message states the cause); 130 interrupted
+  2 invalid input (the message states the cause);
+  130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (a closed terminal)
 
 environment variables:
   FSMERGE_DEBUG=1        show the traceback of every error
@@ -56,25 +60,47 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows escapes, not an error
             stream.reconfigure(errors="backslashreplace")
+    with stop_on_signals(until_exit=argv is None) as ignore_signals:
+        try:
+            return _run(arguments, ignore_signals)
+        except KeyboardInterrupt as stop:
+            ignore_signals()
+            return _stopped(stop, arguments)
+
+
+def _run(arguments: list[str], ignore_signals: Callable[[], None]) -> int:
     try:
-        return _dispatch(arguments)
+        try:
+            return _dispatch(arguments)
+        finally:
+            ignore_signals()  # the rest takes no time
     except SystemExit as error:  # Hydra's argument parser has printed the error
         return error.code if isinstance(error.code, int) else 2
-    except Interrupted as stop:
-        kept = [argument for argument in arguments if not argument.startswith("resume=")]
-        command = shlex.join(["fsmerge", *kept, "resume=true"])
-        if is_main():
-            text = f"fsmerge: {stop}; the training state is saved. Continue with\n  {shown(command)}\n"
-            sys.stderr.write(printable(text))
-        return stop.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("fsmerge: interrupted\n")
-        return 130
-    except BrokenPipeError:  # the reader of the output (head, less) has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
+        if (stop := stop_behind(error)) is not None:
+            raise stop from None
+        if isinstance(error, BrokenPipeError):  # the reader of the output (head, less) has exited
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         return _fail(error)
+
+
+def _stopped(stop: KeyboardInterrupt, arguments: list[str]) -> int:
+    """Print why the command stopped and how to go on; the exit code."""
+    kept = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
+    command = shlex.join(["fsmerge", *kept, "resume=true"])
+    known = stop if isinstance(stop, Stopped) else Stopped()
+    if isinstance(stop, Interrupted) or {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
+        text = f"fsmerge: {known}. Continue with\n  {shown(command)}\n"
+    elif known.finished:
+        text = f"fsmerge: {known}; the run had finished: {shown(known.finished)}\n"
+    else:
+        text = f"fsmerge: {known}. Run the same command again.\n"
+    if is_main():
+        with suppress(OSError):  # the terminal is closed
+            sys.stderr.write(printable(text))
+            sys.stderr.flush()
+    return known.exit_code
 
 
 def _fail(error: Exception) -> int:

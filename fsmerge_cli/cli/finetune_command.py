@@ -8,13 +8,16 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.cli.composing import composed, config_dir_of
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Text, build
+
+if TYPE_CHECKING:
+    from fsmerge_cli.runs.finetune_request import FinetuneRequest
 
 HELP = """usage: fsmerge finetune model.arch=NAME data=NAME [KEY=VALUE ...] [--json] [--quiet]
 
@@ -103,6 +106,9 @@ def run(arguments: list[str]) -> int:
 def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[str, Any], Path, bool]:
     """The evaluation of a run, its folder, and whether the run was already finished."""
     from fsmerge_cli.cli.keys import Checkpoint
+    from fsmerge_cli.cli.run_dirs import report_stop
+    from fsmerge_cli.common.atomic import tidy
+    from fsmerge_cli.common.leftovers import unfinished
     from fsmerge_cli.common.progress import Event
     from fsmerge_cli.reporting import terminal
     from fsmerge_cli.reporting.logs import RunLog
@@ -114,10 +120,13 @@ def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[
     groups = {name: keys[name] for name in ("model", "data", "training", "hardware", "seed", "resume")}
     setup = request(**groups, overwrite=output.overwrite, every=every)
     folder = Path(output.dir or _folder(setup.options(), setup.spec.name))
-    if setup.run.resume and (found := _finished(folder, setup.options())) is not None:
+    tidy(folder)
+    continued = output.overwrite and unfinished(folder)  # a run that was to replace the finished one
+    if setup.run.resume and not continued and (found := _finished(folder, setup)) is not None:
         return found, folder, True
     run_log = RunLog(folder, command, resume=setup.run.resume, tensorboard=output.tensorboard)
-    with run_log as log, terminal.Reporter(terminal.console(stderr=True, quiet=quiet)) as reporter:
+    console = terminal.console(stderr=True, quiet=quiet)
+    with report_stop(folder, setup.run.resume), run_log as log, terminal.Reporter(console) as reporter:
 
         def both(event: Event) -> None:
             log(event)
@@ -144,17 +153,19 @@ def _folder(options: Mapping[str, Any], task: str) -> str:
     return f"outputs/finetune-{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}-{digest}"
 
 
-def _finished(folder: Path, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The evaluation of the finished run in `folder`; ConfigError where its options differ."""
+def _finished(folder: Path, setup: FinetuneRequest) -> dict[str, Any] | None:
+    """The evaluation of the finished run in `folder`; ConfigError where its options or its checkpoint differ."""
     import yaml
 
+    from fsmerge_cli.cli.run_dirs import check_sources
     from fsmerge_cli.training.snapshots import check_same
 
     if not (folder / "evaluation.json").is_file():
         return None
     old = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    check_same(f"the finished run in {folder}", old, options)
+    check_same(f"the finished run in {folder}", old, setup.options())
     found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    check_sources(folder, [setup.spec], found)
     return found
 
 

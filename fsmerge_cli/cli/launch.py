@@ -21,11 +21,12 @@ from rich.text import Text as Line
 from fsmerge_cli.cli.gate import Gate
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, folder_of, keys_of
-from fsmerge_cli.cli.run_dirs import finished
+from fsmerge_cli.cli.run_dirs import finished, report_stop
 from fsmerge_cli.cli.showing import Checking, run_check, show
 from fsmerge_cli.cli.sweep import codes, is_sweep, parallel_jobs, record_job
+from fsmerge_cli.common.atomic import tidy
 from fsmerge_cli.common.distributed import is_main, outcome, process_rank
-from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.errors import ConfigError, stop_behind
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.shown import printable
@@ -107,6 +108,8 @@ def _entry(config: DictConfig) -> Any:
         if is_sweep() and parallel_jobs() and is_main():
             terminal.console(stderr=True).print(Line(f"done: {label}"), soft_wrap=True)
     except Exception as error:
+        if (stop := stop_behind(error)) is not None:
+            raise stop from None
         text, code = outcome(error)
         notes = [note for note in getattr(error, "__notes__", []) if text and note not in text]
         sys.stderr.write(text + "".join(f"fsmerge: {printable(note)}\n" for note in notes))
@@ -134,6 +137,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     folder = folder_of(keys)
     from fsmerge_cli.runs.merge import merge  # imports torch
 
+    tidy(folder)
     if keys["resume"] is True and (found := finished(keys, folder)) is not None:
         if is_main():
             show(found, folder)
@@ -173,7 +177,7 @@ def _progress(
     if not is_main():
         yield silent, None
         return
-    with RunLog(folder, command, resume=resume, tensorboard=tensorboard) as log:
+    with report_stop(folder, resume), RunLog(folder, command, resume=resume, tensorboard=tensorboard) as log:
         if parallel_jobs():  # progress bars of several processes would overwrite each other
             yield log, log
             return
@@ -194,7 +198,7 @@ def _final_text(evaluation: Mapping[str, Any], folder: Path) -> str:
 @contextmanager
 def _process_of(arguments: Sequence[str], quiet: bool) -> Iterator[None]:
     """Set sys.argv and the environment for Hydra (raise errors instead of exiting) and for --quiet."""
-    argv, before = sys.argv, dict(os.environ)
+    argv, before = sys.argv, {**os.environ}
     sys.argv = ["fsmerge", *arguments]
     variables = {"HYDRA_FULL_ERROR": "1", **({terminal.QUIET: "1"} if quiet else {})}
     os.environ.update(variables)
@@ -202,8 +206,6 @@ def _process_of(arguments: Sequence[str], quiet: bool) -> Iterator[None]:
         yield
     finally:
         sys.argv = argv
-        for name in variables:
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                del os.environ[name]
+        os.environ.update({name: before[name] for name in variables if name in before})
+        for name in variables.keys() - before.keys():
+            del os.environ[name]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.atomic import resolved, tidy
+from fsmerge_cli.common.errors import ConfigError, Interrupted, Stopped
+from fsmerge_cli.common.leftovers import beside, unfinished
 
 NOT_HASHED = ("output", "resume", "checkpoint")
 """Keys that do not change the result, and therefore not the folder name."""
@@ -28,8 +31,11 @@ def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
 
 
 def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
-    """The evaluation of the finished run in `folder`; ConfigError where its options differ."""
-    if not (folder / "evaluation.json").is_file():
+    """The evaluation of the finished run in `folder`; ConfigError where its options differ.
+
+    None where there is none, and where a run that was to replace it was interrupted and is now continued.
+    """
+    if not (folder / "evaluation.json").is_file() or (keys["output"].get("overwrite") and unfinished(folder)):
         return None
     from fsmerge_cli.runs.request import request
     from fsmerge_cli.training.snapshots import check_same
@@ -43,11 +49,37 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         merge_request.options(),
     )
     evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    _check_sources(folder, merge_request.sources, evaluation)
+    check_sources(folder, merge_request.sources, evaluation)
     return evaluation
 
 
-def _check_sources(folder: Path, specs: Sequence[Any], evaluation: Mapping[str, Any]) -> None:
+@contextmanager
+def report_stop(folder: Path, resume: bool) -> Iterator[None]:
+    """Inside, a stop says what there is in the end: a finished run, which is cleaned up, or a training state."""
+    state = beside(resolved(folder), "state")
+    before = _changed(folder / "evaluation.json"), _changed(state)
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Stopped as stop:
+        from fsmerge_cli.training.snapshots import progress_of  # imports torch
+
+        if _changed(folder / "evaluation.json") != before[0]:
+            tidy(folder)
+            stop.finished = str(folder)
+        elif (resume or _changed(state) != before[1]) and (reached := progress_of(state)):
+            raise Interrupted(reached, stop.signal) from None
+        raise
+
+
+def _changed(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.stat().st_mtime_ns
+    return None
+
+
+def check_sources(folder: Path, specs: Sequence[Any], evaluation: Mapping[str, Any]) -> None:
     """Raise ConfigError where a checkpoint has changed since the finished run."""
     from fsmerge_cli.checkpoints.weights import locate, model_in  # imports torch
 

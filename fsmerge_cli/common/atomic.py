@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -17,10 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fsmerge_cli.common.errors import CertificateError, OutputError, reason
+from fsmerge_cli.common.leftovers import clean_finished
 from fsmerge_cli.common.shown import json_text
-
-_UMASK = os.umask(0)
-os.umask(_UMASK)
 
 FINISHED = "evaluation.json"
 """A folder that contains this file is a finished run written by fsmerge."""
@@ -42,6 +41,7 @@ def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Ite
             stack.enter_context(_parents(folder))
             stack.enter_context(_lock(folder))
             _clean(folder)
+            clean_finished(folder, FINISHED)
             _check_free(folder, overwrite, finished)
             temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
             temporary.mkdir()
@@ -71,6 +71,15 @@ def check_claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) 
             with FileLock(lock, timeout=0):
                 pass
         _check_free(folder, overwrite, finished)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed run left beside a folder that it had finished; nothing while another run writes it."""
+    folder = resolved(folder)
+    if (folder / FINISHED).is_file() and any(folder.parent.glob(f".{glob.escape(folder.name)}.*")):
+        with suppress(Timeout, OSError), _lock(folder):
+            _clean(folder)
+            clean_finished(folder, FINISHED)
 
 
 @contextmanager
@@ -146,8 +155,17 @@ def replace_file(path: Path, key: str) -> Iterator[Path]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors by name as safetensors, with the permissions of every other written file."""
-    save_file(_plain(tensors), path, metadata=None if metadata is None else dict(metadata))
-    path.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner can read
+    with usual_permissions(path):
+        save_file(_plain(tensors), path, metadata=None if metadata is None else dict(metadata))
+
+
+@contextmanager
+def usual_permissions(path: Path) -> Iterator[None]:
+    """Inside, a file is written that gets the permissions of every other one: safetensors keeps to its owner."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    yield
+    path.chmod(mode)
 
 
 def write_json(path: Path, value: Any) -> None:

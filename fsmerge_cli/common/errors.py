@@ -10,7 +10,8 @@
     ├── TrainingError        training failed; exit code 1
     │   └── DivergedError    the loss is not finite
     └── CertificateError     the written model differs from the merged model; exit code 1
-    Interrupted (a KeyboardInterrupt): stopped by a signal, training state saved; exit code 130
+    Stopped              by a signal, a KeyboardInterrupt; exit code 128 + its number
+    └── Interrupted      its training state is saved
 
 Every message states what is wrong, where, which options are available and what to do next.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import traceback
 from collections.abc import Iterable
 
@@ -74,12 +76,33 @@ class DivergedError(TrainingError):
     """The loss is not finite."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal from the user or the system stopped the run; its training state is on disk."""
+class Stopped(KeyboardInterrupt):
+    """A signal from the user or the system stopped the command.
 
-    def __init__(self, reached: str, signal: int = 2) -> None:
-        self.exit_code: int = 128 + signal
-        super().__init__(f"interrupted at {reached}")
+    finished: the output folder, where the run in it was complete before the signal came.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        self.signal = signal.Signals(number)
+        self.exit_code: int = 128 + self.signal
+        self.finished: str | None = None
+        super().__init__(f"interrupted by {self.signal.name}")
+
+
+class Interrupted(Stopped):
+    """A signal stopped the run, and its training state is on disk. reached: "step 3 of 20"."""
+
+    def __init__(self, reached: str, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.args = (f"{self}; the training state is saved ({reached})",)
+
+
+def stop_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The stop during whose clean-up `error` was raised, for example by writing to a terminal that is closed."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__context__
+    return found
 
 
 class CertificateError(FsmergeError):

@@ -19,6 +19,7 @@ from typing import Any
 
 from fsmerge_cli.common.atomic import resolved
 from fsmerge_cli.common.errors import ConfigError, UserError
+from fsmerge_cli.common.leftovers import beside, keep_logs
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.reporting.terminal import Phases
@@ -43,7 +44,7 @@ class RunLog:
                 "pip install 'fsmerge[tensorboard]'"
             )
         self._output = resolved(output)
-        self.place = self._output.parent / f".{self._output.name}.logs"
+        self.place = beside(self._output, "logs")
         self._missing = [parent for parent in self._output.parents if not parent.exists()]
         self._kept = resume and self.place.is_dir()
         self._phases, self._board = Phases(), _Board(self.place / BOARD) if tensorboard else None
@@ -97,12 +98,7 @@ class RunLog:
             self._board.final(evaluation)
             self._board.close()
         self._handler.close()
-        with suppress(OSError):
-            for path in self.place.iterdir():
-                target = self._output / path.name
-                shutil.rmtree(target, ignore_errors=True)
-                path.replace(target)
-            self.place.rmdir()
+        keep_logs(self._output)
 
     def _remove(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)

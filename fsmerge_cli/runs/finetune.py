@@ -117,7 +117,9 @@ def finetune(
         )
         if folder is not None:
             with output_errors(Path(output or folder)):
+                progress(Event("write", 0, 2))
                 done.write(folder, resolved(Path(output or folder)))
+                progress(Event("write", 2, 2))
     snapshots.discard()
     return done
 

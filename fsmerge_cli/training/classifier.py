@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fsmerge_cli.common.errors import DivergedError, Interrupted, TrainingError
+from fsmerge_cli.common.errors import DivergedError, TrainingError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat, Share
 from fsmerge_cli.common.progress import Event, Progress
@@ -179,10 +178,11 @@ def _train(
                 values |= _validate(state, forward, held_out(), step, phase, hardware, device)
             last = last or _ended(state, options.patience)
             setup.progress(Event(phase, step + 1, schedule.steps, values, len(classes)))
-            if last or stop.signal is not None or snapshot.due(step + 1):
-                snapshot.save(state.tensors(), state.metadata())
-            if stop.signal is not None:
-                raise Interrupted(f"step {step + 1} of {schedule.steps} ({phase})", stop.signal or signal.SIGINT)
+            stops = stop.signal is not None
+            due = last or stops or snapshot.due(step + 1)
+            saved_now = due and snapshot.save(state.tensors(), state.metadata())
+            if stops:
+                raise stop.error(f"step {step + 1} of {schedule.steps}, {phase}", saved_now)
             if last:
                 break
     return _finished(state)

@@ -1,11 +1,34 @@
-"""Stopping a training by a signal: between two steps, with its state saved."""
+"""Stopping by a signal: Ctrl-C (SIGINT), SIGTERM of a batch system, SIGHUP of a closed terminal.
+
+The command line stops at once, with a message (`stop_on_signals`). A training first finishes its step and saves
+its state (`catch_signals`). A signal that is ignored when the process starts (nohup, a job in the background)
+stays ignored.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from fsmerge_cli.common.errors import Interrupted, Stopped
+
+STOPS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
+"""SIGHUP does not exist on Windows, SIGBREAK only there."""
+
+SAME = 1.0
+"""Seconds in which further signals count as the first one: terminals, shells and launchers often send several."""
+
+CLEANING = 10.0
+"""Seconds for which a run that stops may clean up before another signal cuts that off."""
+
+_stopping_since = float("-inf")
 
 
 class StopRequest:
@@ -14,27 +37,92 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
 
+    def error(self, reached: str, saved: bool) -> Stopped:
+        """The error that ends the training. reached: "step 3 of 20"; saved: whether its state was written."""
+        number = self.signal or signal.SIGINT  # None: another process got the signal
+        return Interrupted(reached, number) if saved else Stopped(number)
+
+
+@contextmanager
+def stop_on_signals(until_exit: bool = False) -> Iterator[Callable[[], None]]:
+    """Inside, a signal raises Stopped; yields a function that ignores all further ones.
+
+    until_exit: the process ends after the block, so the former handlers do not come back.
+    """
+    global _stopping_since
+    _stopping_since = float("-inf")
+    hook = sys.unraisablehook
+
+    def stop(number: int, frame: object) -> None:
+        global _stopping_since
+        if time.monotonic() - _stopping_since >= CLEANING:
+            _stopping_since = time.monotonic()
+            raise Stopped(number)
+
+    def again(lost: Any) -> None:
+        """Python drops an exception that is raised inside a destructor or a callback: raise it elsewhere."""
+        global _stopping_since
+        if not isinstance(lost.exc_value, Stopped):
+            hook(lost)
+            return
+        _stopping_since = float("-inf")
+        timer = threading.Timer(0.01, signal.raise_signal, [lost.exc_value.signal])
+        timer.daemon = True
+        timer.start()
+
+    def ignore() -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+
+    before = _handle(stop)
+    sys.unraisablehook = again
+    try:
+        yield ignore
+    finally:
+        sys.unraisablehook = hook
+        if not until_exit:
+            _restore(before)
+
 
 @contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """Inside, the first Ctrl-C (or SIGTERM) is recorded, so that the step can finish; the second stops at once."""
-    stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # handlers can only be set there
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A signal that is ignored (nohup) stays ignored.
-    before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
+    """Inside, the first signal is recorded, so that the step can finish; one that comes later stops at once."""
+    stop, first = StopRequest(), 0.0
 
     def record(number: int, frame: object) -> None:
-        stop.signal = number
-        for handled, handler in before.items():
-            signal.signal(handled, handler)
+        nonlocal first
+        if stop.signal is None:
+            stop.signal, first = number, time.monotonic()
+        elif time.monotonic() - first >= SAME:
+            stop.signal = None
+            _restore(before)
+            signal.raise_signal(number)
 
-    for number in before:
-        signal.signal(number, record)
+    before = _handle(record)
     try:
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except BaseException:
+        global _stopping_since
+        if stop.signal is not None:
+            _stopping_since = time.monotonic()
+        _restore(before)
+        raise
+    _restore(before)
+    if stop.signal is not None:  # it came after the last step had looked
+        signal.raise_signal(stop.signal)
+
+
+def _handle(handler: Callable[[int, object], None]) -> dict[int, Any]:
+    """Let `handler` receive all signals that stop a run; the former handlers. Only the main thread can do that."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in STOPS}
+    before = {number: former for number, former in found.items() if former not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+    return before
+
+
+def _restore(before: dict[int, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)

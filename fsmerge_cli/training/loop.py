@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.common.distributed import SINGLE_PROCESS, World
-from fsmerge_cli.common.errors import ConfigError, Interrupted, TrainingError
+from fsmerge_cli.common.errors import ConfigError, TrainingError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import Images
@@ -102,10 +101,10 @@ def train(
                 state.record_validation(_errors(*validation), [own.weight for own in targets], phase != "first")
                 values["validation"] = state.validation[-1][1]
             progress(Event("train", step + 1, schedule.steps, values, batches.size))
-            if last or stops or snapshot.due(step + 1):
-                snapshot.save(state.tensors(), state.metadata())
+            due = last or stops or snapshot.due(step + 1)
+            saved_now = due and snapshot.save(state.tensors(), state.metadata())
             if stops:
-                raise Interrupted(f"step {step + 1} of {schedule.steps}", stop.signal or signal.SIGINT)
+                raise stop.error(f"step {step + 1} of {schedule.steps}", saved_now)
     return state.finish()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, Interrupted, OutputError
+from fsmerge_cli.common.leftovers import beside, discard_state
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.training.state_file import (
     RANDOM,
@@ -104,11 +105,11 @@ class Snapshots:
             yield
         except Interrupted:
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             reached = self.folder and progress_of(self.folder)
             if not reached:
                 raise
-            raise Interrupted(f"the end: {reached} done") from None
+            raise Interrupted(reached, getattr(stop, "signal", signal.SIGINT)) from None
 
     def prepare(self) -> None:
         """Create the folder and write run.json."""
@@ -120,13 +121,14 @@ class Snapshots:
     def discard(self) -> None:
         """Delete the state of a finished run."""
         if self.folder is not None and self.writes:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):
+                discard_state(self.folder)
 
 
 def state_folder(output: Path) -> Path:
     """The folder with the state of a run into `output`."""
     output = output.expanduser().resolve()
-    return output.parent / f".{output.name}.state"
+    return beside(output, "state")
 
 
 def check_state(output: Path, content: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
@@ -136,8 +138,8 @@ def check_state(output: Path, content: Mapping[str, Any], resume: bool, overwrit
     or `overwrite`, or whose run.json is damaged; ConfigError where that run had other options.
     """
     folder = state_folder(output)
-    if not usable_state(output, content, resume, overwrite) and folder.exists():
-        shutil.rmtree(folder)
+    if not usable_state(output, content, resume, overwrite):
+        discard_state(folder)
 
 
 def usable_state(output: Path, content: Mapping[str, Any] | None, resume: bool, overwrite: bool) -> bool:

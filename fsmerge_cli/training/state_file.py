@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fsmerge_cli.common.atomic import usual_permissions
 from fsmerge_cli.common.errors import OutputError
 
 RANDOM = "random."
@@ -31,7 +32,12 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     text = json.dumps(metadata)
     digests = json.dumps({name: _digest(tensor) for name, tensor in tensors.items()})
     header = {"fsmerge": text, "digests": digests, "sha256": _sha256(text, digests)}
-    write_atomically(path, lambda temporary: save_file(dict(tensors), temporary, metadata=header))
+
+    def write(temporary: Path) -> None:
+        with usual_permissions(temporary):
+            save_file(dict(tensors), temporary, metadata=header)
+
+    write_atomically(path, write)
 
 
 def read_state(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -109,6 +115,7 @@ def restore_random(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> N
 def write_atomically(path: Path, write: Any) -> None:
     """Write atomically: under a temporary name, synced to disk, then renamed."""
     temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)  # of a killed run
     try:
         write(temporary)
         with temporary.open("rb") as file:

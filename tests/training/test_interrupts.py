@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsmerge_cli.common.errors import Interrupted
+from fsmerge_cli.common.errors import Interrupted, Stopped
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods import METHODS, Problem
+from fsmerge_cli.training import interrupts
 from fsmerge_cli.training.interrupts import catch_signals
-from fsmerge_cli.training.snapshots import Snapshots
+from fsmerge_cli.training.snapshots import Snapshot, Snapshots
 from tests.support.sources import mlp_source
 from tests.training.test_snapshots import fit
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_saves_it(
     make_problem: Callable[..., Problem], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -35,7 +36,8 @@ def test_a_signal_finishes_the_step_and_saves_it(
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Interrupted) as error:
         METHODS["kd"](steps=24, batch_size=16).fit(problem)
-    assert str(error.value) == "interrupted at step 8 of 24"  # the signal came after step 7 was counted
+    # The signal came after step 7 was counted.
+    assert str(error.value) == f"interrupted by {number.name}; the training state is saved (step 8 of 24)"
     assert error.value.exit_code == 128 + number
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     resumed = fit(make_problem, "kd", tmp_path)
@@ -43,12 +45,30 @@ def test_a_signal_finishes_the_step_and_saves_it(
     assert all(torch.equal(resumed.weights[n], t) for n, t in expected.weights.items())
 
 
-def test_the_second_signal_stops_at_once() -> None:
+def test_the_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with catch_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # within a second: the same one
         assert stop.signal == signal.SIGINT
+        monkeypatch.setattr(interrupts, "SAME", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_state_that_could_not_be_saved_is_not_offered(
+    make_problem: Callable[..., Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem([mlp_source(f"s{i}", [8, 6], i) for i in range(2)], per_task=20)
+    monkeypatch.setattr(Snapshot, "save", lambda *args: False)  # the disk is full
+
+    def progress(event: Event) -> None:
+        if event.phase == "train" and event.done == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    problem = replace(problem, progress=progress, snapshots=Snapshots(tmp_path))
+    with pytest.raises(Stopped) as error:
+        METHODS["kd"](steps=24, batch_size=16).fit(problem)
+    assert str(error.value) == "interrupted by SIGTERM"
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from fsmerge_cli import merge
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, OutputError
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods import METHODS, Problem, Solution
 from fsmerge_cli.training import state_file
 from fsmerge_cli.training.snapshots import SaveInterval, Snapshot, Snapshots, check_state, state_folder
-from tests.support import killed
-from tests.support.paths import REPOSITORY
+from tests.support.killed import comparable
 from tests.support.sources import mlp_source
 from tests.support.vits import vit_source
 
@@ -190,60 +185,6 @@ def test_a_state_is_resumed_only_with_the_same_options(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def comparable(folder: Path) -> dict[str, Any]:
-    """The files of a run, without times and costs."""
-    found: dict[str, Any] = {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")
-    }
-    evaluation = json.loads((folder / "evaluation.json").read_text())
-    return {**found, "evaluation": {k: v for k, v in evaluation.items() if k not in ("cost", "provenance")}}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("uninterrupted") / "out"
-    merge(output=folder, **killed.options("fs_merge"))
-    return comparable(folder)
-
-
-PHASES = {"capture": 2, "train": killed.STEPS, "saving": 8, "fold": 1, "evaluate": 3, "writing": 2}
-
-
-def kill_and_resume(tmp_path: Path, uninterrupted: dict[str, Any], phase: str, moment: int) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "tests.support.killed", str(out), "fs_merge", phase, str(moment)]
-    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
-    assert not out.exists()
-    events: list[Event] = []
-    merge(output=out, resume=True, progress=events.append, **killed.options("fs_merge"))
-    assert comparable(out) == uninterrupted
-    assert not state_folder(out).exists()
-    steps = sum(event.phase == "train" and bool(event.values) for event in events)
-    if phase in ("evaluate", "writing"):
-        assert steps == 0
-    elif phase == "fold":  # only the fine-tuning phase remains
-        assert steps == round(0.95 * killed.STEPS)
-    elif phase != "capture":
-        assert steps < killed.STEPS or moment < 7
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("phase", list(PHASES))
-def test_a_killed_run_is_resumed_to_the_same_bytes(
-    tmp_path: Path, uninterrupted: dict[str, Any], phase: str
-) -> None:
-    kill_and_resume(tmp_path, uninterrupted, phase, random.Random(phase).randrange(PHASES[phase]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(25))
-def test_a_run_killed_at_a_random_moment_is_resumed_to_the_same_bytes(
-    tmp_path: Path, uninterrupted: dict[str, Any], number: int
-) -> None:
-    phase = list(PHASES)[number % len(PHASES)]
-    kill_and_resume(tmp_path, uninterrupted, phase, random.Random(number).randrange(PHASES[phase]))
-
-
 @pytest.mark.full
 def test_ctrl_c_saves_and_prints_the_command_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -264,7 +205,7 @@ def test_ctrl_c_saves_and_prints_the_command_to_resume(
         assert main(arguments) == 130
     printed = capsys.readouterr().err
     assert printed.endswith(
-        "fsmerge: interrupted at step 10 of 30; the training state is saved. Continue with\n"
+        "fsmerge: interrupted by SIGINT; the training state is saved (step 10 of 30). Continue with\n"
         f"  fsmerge merge +models=digits_mlp_pair method=kd method.steps=30 'output.dir={out}' resume=true\n"
     )
     assert "Traceback" not in printed
