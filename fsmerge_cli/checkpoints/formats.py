@@ -111,6 +111,8 @@ def _other(path: Path, head: bytes, size: int) -> tuple[str, str] | None:
         return SUFFIXES[".tflite"]
     if head.startswith(b"\x08") and head[1:2] <= b"\x14" and head[2:3] == b"\x12":
         return SUFFIXES[".onnx"]
+    if path.suffix.lower() == ".distcp":
+        return SUFFIXES[".distcp"]
     if head.startswith(b"PK\x03\x04") and (listed := _archived(path)) is not None:
         return _zip(listed)
     if text.startswith((b"{", b"[")):

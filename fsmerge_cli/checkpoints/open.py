@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from fsmerge_cli.checkpoints.files import (
 from fsmerge_cli.checkpoints.image_processor import read_processor
 from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
-from fsmerge_cli.checkpoints.translation import Translation, of_timm, translate
+from fsmerge_cli.checkpoints.translation import CLIP_PIXELS, Translation, of_timm, translate
 from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
 from fsmerge_cli.common.errors import SourceError, unknown
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -76,9 +77,25 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
         heads = read_tensors(path / "heads.safetensors", beside, headers)
     if "model_type" in config:  # Hugging Face's
         config = {**config, "preprocessor": read_processor(path, where)}
+    pixels = _open_clip_pixels(path, where)
+    if pixels and not config.get("pretrained_cfg"):
+        config = {**config, "pretrained_cfg": pixels}
     digest = "" if headers else weights.sha256()
     notes = weights.notes(spec.name)
     return Checkpoint(where, str(path), digest, config, tensors, heads, weights, notes)
+
+
+def _open_clip_pixels(path: Path, where: str) -> dict[str, Any]:
+    """Preprocessing in the open_clip_config.json of a folder, under timm's keys; empty if it states no mean."""
+    stated = read_config(path, where, "open_clip_config.json").get("preprocess_cfg")
+    if not isinstance(stated, dict) or not stated.get("mean"):
+        return {}
+    mode = "squash" if stated.get("resize_mode") == "squash" else "center"
+    return {
+        **CLIP_PIXELS,
+        **{k: stated[k] for k in ("mean", "std", "interpolation") if k in stated},
+        "crop_mode": mode,
+    }
 
 
 def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint:

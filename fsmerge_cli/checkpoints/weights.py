@@ -35,7 +35,8 @@ NAMES = (
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 OTHERS = re.compile(
     r"(heads|correct)\.safetensors|\..*|"
-    r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|adapter_model)[._-].*"
+    r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|adapter_model)[._-].*|"
+    r"(bf16_)?zero_pp_rank_.*"
 )
 """Files with the suffix of weights that libraries write beside them."""
 

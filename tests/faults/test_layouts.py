@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.support.checkpoints import MLP_ARCH
 from tests.support.layouts import REFUSED
 from tests.support.layouts.files import SOURCE, Weights, renamed, tensors
 from tests.support.layouts.read import READ
-from tests.support.third_party import PIXELS, torchvision_vit, vit_arch
+from tests.support.third_party import PIXELS, clip_tower, torchvision_vit, vit_arch
 from tests.support.vits import vit_source
 
 
@@ -185,3 +186,25 @@ def test_two_heads_of_torchvision_are_not_one(tmp_path: Path) -> None:
         f"source 'a': {tmp_path}/x.safetensors: heads.head.weight and heads.weight are two names of one tensor. "
         "Save the weights of one model."
     )
+
+
+def test_mean_and_std_in_the_config_of_open_clip_are_used(tmp_path: Path) -> None:
+    from fsmerge_cli.checkpoints.open import open_checkpoint
+    from fsmerge_cli.models.source_spec import SourceSpec
+
+    save_file(clip_tower(1), tmp_path / "open_clip_model.safetensors")
+    stated = {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.4, 0.4, 0.4],
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}, "preprocess_cfg": stated}))
+    found = open_checkpoint(SourceSpec("a", arch="vit_base_patch16_clip_224", checkpoint=str(tmp_path)))
+    assert found.config["pretrained_cfg"] == {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.4, 0.4, 0.4],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }

@@ -38,6 +38,12 @@ FOLDERS: dict[str, tuple[Prepare, str]] = {
         ),
         "holds no weights, but folders below it do: {path}/checkpoint-10, {path}/checkpoint-20. Pass one of them.",
     ),
+    "a distributed checkpoint": (
+        within("m", put("m/__0_0.distcp", zipped({"x/data.pkl": b""})), put("m/.metadata", b"x")),
+        "holds no weights that can be read: __0_0.distcp is a part of a distributed checkpoint of PyTorch. "
+        "Convert its folder once: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER "
+        "weights.pt",
+    ),
     "a folder with a pointer": (
         within("m", put("m/model.safetensors", POINTER)),
         ": model.safetensors is a Git LFS pointer, not the weights. Run `git lfs pull` in its repository.",

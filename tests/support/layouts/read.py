@@ -96,6 +96,14 @@ READ: dict[str, tuple[Prepare, tuple[str, ...]]] = {
         torch_file("mp_rank_00_model_states.pt", lambda t: {"module": t, "optimizer": None, "dp_world_size": 1}),
         (),
     ),
+    "a folder of DeepSpeed": (
+        within(
+            "m",
+            torch_file("m/mp_rank_00_model_states.pt", lambda t: {"module": t}),
+            torch_file("m/zero_pp_rank_0_mp_rank_00_optim_states.pt", lambda t: ARGS),
+        ),
+        (),
+    ),
     "an averaged model of torch": (
         torch_file("x.pt", lambda t: {"n_averaged": torch.tensor(3), **{f"module.{n}": v for n, v in t.items()}}),
         ("'a': not used, without effect on the features: n_averaged",),
