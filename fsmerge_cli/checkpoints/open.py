@@ -26,6 +26,7 @@ from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrapp
 from fsmerge_cli.checkpoints.translation import CLIP_PIXELS, Translation, of_timm, translate
 from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
 from fsmerge_cli.common.errors import SourceError, unknown
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.source_spec import SourceSpec
 
 
@@ -65,7 +66,7 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
         tensors, config = read_hub(hub, where)
         return Checkpoint(where, f"hub:{hub}", tensors_sha256(tensors), config, tensors)
     path = model_in(readable(spec.checkpoint, f"source '{spec.name}'"))
-    where = f"source '{spec.name}': {path}"
+    where = f"source '{spec.name}': {shown(path)}"
     config = read_config(path, where)
     weights = locate(path, where)
     beside = f"{where}: heads.safetensors"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.shown import shown
 
 HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--csv FILE] [--json] [--plot FILE] [--quiet]
 
@@ -42,7 +43,7 @@ ACCURACIES = ("mean", "joint", "joint_calibrated", "joint_logits")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"fsmerge compare: {message}. See fsmerge compare --help.")
+        raise ConfigError(f"fsmerge compare: {shown(message)}. See fsmerge compare --help.")
 
 
 def run(arguments: list[str]) -> int:

@@ -45,7 +45,7 @@ def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[
     try:
         with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
             values = OmegaConf.to_container(compose(config, overrides=[*overrides, *own]), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
         raise explain(error, overrides, config) from error
     keys = {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
     refuse_code(keys, "")

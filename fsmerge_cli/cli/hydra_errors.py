@@ -25,6 +25,10 @@ PLUGINS = {
 
 def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -> ConfigError:
     """The ConfigError for an error of Hydra or OmegaConf; config: the configuration of the command."""
+    if isinstance(error, RecursionError):
+        return ConfigError(
+            "a file of --config-dir contains itself, directly or by way of others. Check its defaults: list."
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if name.startswith("submitit_"):

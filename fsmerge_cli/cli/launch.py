@@ -76,7 +76,7 @@ def launch(arguments: Sequence[str], quiet: bool = False) -> int:
     with _process_of(arguments, quiet):
         try:
             _entry()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, RecursionError) as error:
             raise explain(error, arguments) from error
         except Exception as error:
             explained = explain_cluster(error)

@@ -33,26 +33,28 @@ VALUES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all"), "--co
 
 
 def checked(arguments: Sequence[str], command: str, own_options: Sequence[str] = ()) -> list[str]:
-    """The arguments as Hydra accepts them. Raises ConfigError for what Hydra cannot read and for unknown options.
+    """The arguments as Hydra accepts them: options first, as its parser takes no option between overrides.
+
+    Raises ConfigError for what Hydra cannot read and for unknown options.
 
     own_options: of the command, already removed from the arguments; they are listed in messages.
     """
-    rest, found = [*arguments], list[str]()
+    rest, options, overrides = [*arguments], list[str](), list[str]()
     while rest:
         argument = rest.pop(0)
         name, given, value = argument.partition("=")
         if not argument.startswith("-"):
-            found.append(checked_override(argument))
+            overrides.append(checked_override(argument))
         elif name in VALUES:
             value = value if given else rest.pop(0) if rest else ""
-            found += [name, _value(name, value, command)]
+            options += [name, _value(name, value, command)]
         elif argument in FLAGS:
-            found.append(argument)
+            options.append(argument)
         else:
             raise ConfigError(f"fsmerge {command}: {unknown('option', name, (*own_options, *FLAGS, *VALUES))}")
-    if "--resolve" in found and not {"--cfg", "-c"} & {*found}:
+    if "--resolve" in options and not {"--cfg", "-c"} & {*options}:
         raise ConfigError(f"fsmerge {command}: --resolve only applies to --cfg. Write --cfg job --resolve.")
-    return found
+    return [*options, *overrides]
 
 
 def _value(name: str, value: str, command: str) -> str:

@@ -14,6 +14,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from fsmerge_cli.common.errors import ConfigError, reason
+from fsmerge_cli.common.shown import shown
+
 LIMIT = 10 * 2**30
 """Maximum size of the feature cache in bytes; the least recently used entries are removed first."""
 
@@ -22,9 +25,17 @@ CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path:
-    """The folder of embedded sources and features: `FSMERGE_CACHE`, or the user's cache folder."""
+    """The folder of embedded sources and features: `FSMERGE_CACHE`, or the user's cache folder.
+
+    Raises ConfigError where that is no valid path.
+    """
     path = os.environ.get("FSMERGE_CACHE")
-    return Path(path).expanduser() if path else platformdirs.user_cache_path("fsmerge")
+    try:
+        return Path(path).expanduser() if path else platformdirs.user_cache_path("fsmerge")
+    except RuntimeError as error:  # ~ of an unknown user
+        raise ConfigError(
+            f"FSMERGE_CACHE={shown(path)} cannot be used ({reason(error)}). Pass another path."
+        ) from None
 
 
 def feature_folder() -> Path:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.common.errors import ConfigError, DataError, DivergedError
-from fsmerge_cli.common.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat, Share
+from fsmerge_cli.common.options import FORBID, BatchSize, Count, NonNegativeFloat, Positive, PositiveFloat, Share
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.data.images.augment import Augment
@@ -118,7 +118,7 @@ class Trained(Weighted, ABC):
 
     steps: Positive = 2000
     budget: Budget = "default"
-    batch_size: Positive = 128
+    batch_size: BatchSize = 128
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: PositiveFloat | None = None
     matrix_lr: PositiveFloat | None = None

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.common.options import (
     FORBID,
+    BatchSize,
     Count,
     FiniteFloat,
     Flag,
@@ -33,7 +34,7 @@ class Recipe:
     data: Text
     seed: Count
     steps: Positive = 800
-    batch_size: Positive = 64
+    batch_size: BatchSize = 64
     lr: PositiveFloat = 3e-3
     weight_decay: NonNegativeFloat = 1e-2
 

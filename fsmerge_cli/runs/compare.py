@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, OutputError, unknown
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.evaluation.metrics import Z
 from fsmerge_cli.evaluation.metrics import interval as wilson
 from fsmerge_cli.evaluation.predictions import CORRECT
@@ -65,8 +66,8 @@ def read_runs(patterns: Sequence[str]) -> list[RunEntry]:
         found = [folder for match in sorted(glob.glob(pattern)) for folder in _runs_in(Path(match))]
         if not found:
             raise OutputError(
-                f"{pattern} is no finished run (a folder with {FINISHED}). Give folders that `fsmerge merge` "
-                "or `fsmerge finetune` wrote, a glob of them, or the folder of a sweep."
+                f"{shown(pattern)} is no finished run (a folder with {FINISHED}). Give folders that `fsmerge "
+                "merge` or `fsmerge finetune` wrote, a glob of them, or the folder of a sweep."
             )
         folders |= dict.fromkeys(found)
     return [_read(folder) for folder in folders]

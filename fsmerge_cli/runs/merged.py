@@ -20,7 +20,7 @@ from fsmerge_cli.checkpoints.tasks import order_note, with_label_names
 from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
 from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text, build
-from fsmerge_cli.common.shown import listed
+from fsmerge_cli.common.shown import listed, shown
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -160,7 +160,7 @@ def model_path(folder: str | Path) -> Path:
     """The folder of the model: `merged` inside the folder of a run, else the folder itself. Raises SourceError."""
     path = readable(str(folder), "the model")
     if not path.exists():
-        raise SourceError(f"{path} does not exist. Give the folder of a run, its merged/, or a checkpoint.")
+        raise SourceError(f"{shown(path)} does not exist. Give the folder of a run, its merged/, or a checkpoint.")
     return model_in(path)
 
 

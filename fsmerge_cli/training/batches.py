@@ -74,8 +74,7 @@ class Order:
         if n <= self.batch_size and not self.filled:
             return self.rows
         start = step * self.batch_size
-        positions = range(start, start + self.batch_size)
-        epochs = sorted({position // n for position in positions})
+        epochs = range(start // n, (start + self.batch_size - 1) // n + 1)
         self._epochs = {e: self._epochs[e] if e in self._epochs else self._permutation(e) for e in epochs}
         joined = torch.cat([self._epochs[e] for e in epochs])
         return self.rows[joined[start - epochs[0] * n :][: self.batch_size]]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.common.errors import DivergedError, TrainingError
 from fsmerge_cli.common.hardware import Hardware
-from fsmerge_cli.common.options import FORBID, Count, NonNegativeFloat, Positive, PositiveFloat, Share
+from fsmerge_cli.common.options import FORBID, BatchSize, Count, NonNegativeFloat, Positive, PositiveFloat, Share
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.images.augment import Augment, new_views
 from fsmerge_cli.data.labelled import Pool
@@ -43,7 +43,7 @@ class TrainingOptions:
     steps: Count = 2000
     head_lr: PositiveFloat = 1e-2
     lr: PositiveFloat = 1e-4
-    batch_size: Positive = 64
+    batch_size: BatchSize = 64
     weight_decay: NonNegativeFloat = 0.05
     label_smoothing: Share = 0.1
     clip: PositiveFloat = 1.0

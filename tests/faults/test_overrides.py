@@ -173,3 +173,67 @@ def test_a_plain_text_is_quoted_where_it_must_be(argument: str, passed: str) -> 
 def test_a_text_with_syntax_is_never_guessed(argument: str) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         checked([argument], "merge")
+
+
+@pytest.mark.parametrize(
+    "option", [["--config-dir", "."], ["--config-dir=."], ["--cfg", "job"], ["-c", "job"], ["--multirun"], ["-m"]]
+)
+def test_options_may_stand_between_overrides(option: list[str]) -> None:
+    found = checked(["method=kd", *option, "seed=1"], "merge")
+    assert found[-2:] == ["method=kd", "seed=1"]
+    assert found[0] == option[0].partition("=")[0]
+
+
+@pytest.mark.parametrize("group", ["data", "method"])
+@pytest.mark.parametrize("lists", [{"mine": "mine"}, {"mine": "other", "other": "mine"}])
+def test_configurations_that_contain_themselves(
+    group: str, lists: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / group).mkdir()
+    for name, inner in lists.items():
+        (tmp_path / group / f"{name}.yaml").write_text(f"defaults: [{inner}]\nname: digits\n")
+    for command in (["check", PAIR], ["evaluate", "gone"]):
+        if command[0] == "evaluate" and group == "method":
+            continue
+        assert main([*command, "--config-dir", str(tmp_path), f"{group}=mine"]) == 2
+        assert capsys.readouterr() == (
+            "",
+            "fsmerge: error: a file of --config-dir contains itself, directly or by way of others. Check its "
+            "defaults: list.\n",
+        )
+
+
+def test_a_batch_has_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "+models=digits_mlp_pair", "method=kd", "method.batch_size=1" + "0" * 20]) == 2
+    assert capsys.readouterr().err == (
+        "fsmerge: error: method.batch_size: should be less than or equal to 1000000, got 100000000000000000000.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "method=average", PAIR.replace("gone", '"{}"', 1)],
+        ["check", "+models=digits_mlp_pair", "data=folder", 'data.root="{}"'],
+        ["evaluate", "{}"],
+        ["compare", "{}"],
+        ["compare", "a", "--{}"],
+    ],
+    ids=lambda arguments: arguments[-1],
+)
+def test_a_line_break_in_a_path_is_an_escape(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([argument.replace("{}", "x\ny") for argument in arguments]) == 2
+    err = capsys.readouterr().err
+    assert "x\\ny" in err
+    assert not any(line.startswith("y") for line in err.splitlines())
+
+
+def test_a_cache_in_the_folder_of_an_unknown_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FSMERGE_CACHE", "~nobody-of-that-name/cache")
+    assert main(["check", "+models=digits_mlp_pair", "method=average"]) == 2
+    assert capsys.readouterr().err == (
+        "fsmerge: error: FSMERGE_CACHE=~nobody-of-that-name/cache cannot be used (Could not determine home "
+        "directory). Pass another path.\n"
+    )

@@ -115,7 +115,7 @@ class Folder(DataConfig):
                 f"data.root={self.root[:200]!r} cannot be used ({reason(error)}). Pass another path."
             ) from None
         if not exists:
-            raise DataError(f"data.root={root}: no such folder.")
+            raise DataError(f"data.root={shown(root)}: no such folder.")
         folder = root / task.name
         if not folder.is_dir() and task.own_data:
             return root
