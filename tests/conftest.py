@@ -30,9 +30,11 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:
-    """Restore Ctrl-C, which background jobs of a shell and their children ignore."""
+    """Restore Ctrl-C, which background jobs of a shell and their children ignore, and SIGHUP, as nohup does."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
