@@ -25,6 +25,7 @@ from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, write_json
 from fsmerge_cli.common.cache import cache_folder
 from fsmerge_cli.common.errors import ConfigError, SourceError, unknown
+from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data import DATASETS, DataConfig, Task
@@ -105,9 +106,9 @@ def content_key(spec: SourceSpec) -> str:
 
 def _is_intact(folder: Path) -> bool:
     try:
-        seal = json.loads((folder / SEAL).read_text())
+        seal = read_json_object(folder / SEAL)
         return bool(seal) and all(file_sha256(folder / name) == sha256 for name, sha256 in seal.items())
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (UnreadableError, OSError, ValueError):
         return False
 
 

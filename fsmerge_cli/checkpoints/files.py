@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fsmerge_cli.checkpoints.formats import kind_of
 from fsmerge_cli.common.errors import SourceError, first_line, reason
+from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.safe_pickle import read_pickled
 from fsmerge_cli.common.shown import shown
 
@@ -90,16 +91,12 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
     if not path.exists():
         raise SourceError(f"{where} does not exist. Check models.sources.N.checkpoint.")
     file = path / name if path.is_dir() else path.with_name(name)
-    if not file.is_file():
+    if not os.path.lexists(file):
         return {}
     try:
-        config = json.loads(file.read_text())
-    except OSError as error:
-        raise SourceError(f"{where}: {name} cannot be read ({error.strerror}). Check its permissions.") from None
-    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and very deep nesting
-        raise SourceError(f"{where}: {name} is not valid JSON ({shown(error)}).") from None
-    if not isinstance(config, dict):
-        raise SourceError(f"{where}: {name} should contain an object, it contains {type(config).__name__}.")
+        config = read_json_object(file)
+    except UnreadableError as error:
+        raise SourceError(f"{where}: {name} cannot be read: {error.why}. Repair it, or copy it again.") from None
     if name == "config.json" and "pretrained_cfg" not in config and FLAT & config.keys():
         config = {**config, "pretrained_cfg": {key: config[key] for key in FLAT & config.keys()}}
         config.setdefault("label_names", config.get("labels"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fsmerge_cli.common.errors import SourceError, reason
+from fsmerge_cli.common.foreign_files import require_regular
 
 Kind = Literal["safetensors", "pickle"]
 
@@ -59,14 +60,16 @@ READ = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 def kind_of(path: Path, where: str) -> Kind:
     """How a file of weights is read. Raises SourceError, with the remedy, for a file of another kind."""
-    if not path.is_file():
-        raise SourceError(f"{where}: there is no file {path.name}. Check the path of the checkpoint.")
     try:
+        require_regular(path)
         with path.open("rb") as file:
             head = file.read(HEAD)
         size = path.stat().st_size
+    except FileNotFoundError:
+        raise SourceError(f"{where}: there is no file {path.name}. Check the path of the checkpoint.") from None
     except OSError as error:
-        raise SourceError(f"{where} cannot be read: {reason(error)}. Check its permissions.") from None
+        advice = "Check its permissions" if isinstance(error, PermissionError) else "Pass another checkpoint"
+        raise SourceError(f"{where} cannot be read: {reason(error)}. {advice}.") from None
     if _safetensors(head):
         return "safetensors"
     if found := _other(path, head, size):

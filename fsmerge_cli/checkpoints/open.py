@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
         where = f"{where}/{weights.files[0].name}"
     tensors = weights.read(where, headers)
     heads: tuple[dict[str, Tensor], dict[str, str]] = {}, {}
-    if path.is_dir() and (path / "heads.safetensors").is_file():
+    if path.is_dir() and os.path.lexists(path / "heads.safetensors"):
         heads = read_tensors(path / "heads.safetensors", beside, headers)
     if "model_type" in config:  # Hugging Face's
         config = {**config, "preprocessor": read_processor(path, where)}

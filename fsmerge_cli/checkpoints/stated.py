@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.checkpoints.weights import model_in
+from fsmerge_cli.common.foreign_files import read_json_object
 from fsmerge_cli.models.source_spec import SourceSpec
 
 MAX_BYTES = 64 * 2**20
@@ -62,7 +62,4 @@ def _of_run(evaluation: Mapping[str, Any], task: str) -> float | None:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    if not file.is_file() or file.stat().st_size > MAX_BYTES:
-        return {}
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    return read_json_object(file) if file.is_file() and file.stat().st_size <= MAX_BYTES else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from fsmerge_cli.checkpoints.files import read_tensors
 from fsmerge_cli.checkpoints.heads import listed_heads
 from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.common.errors import ConfigError, SourceError, reason
+from fsmerge_cli.common.foreign_files import UnreadableError, read_json, read_text
 from fsmerge_cli.common.options import build
-from fsmerge_cli.common.shown import listed
+from fsmerge_cli.common.shown import listed, shortened
 from fsmerge_cli.data import DataConfig, Task
 from fsmerge_cli.data.matching import by_number
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -105,13 +105,13 @@ def order_note(given: SourceSpec, labels: Sequence[str]) -> str | None:
 
 def read_labels(text: str, where: str) -> tuple[str, ...]:
     """Label names from a file: .txt, one per line; .json, a list or an object by row. Raises ConfigError."""
-    path = Path(text).expanduser()
     try:
-        content = path.read_text(encoding="utf-8-sig")
-        found: object = json.loads(content) if path.suffix.lower() == ".json" else content.splitlines()
-    except (OSError, ValueError, RecursionError) as error:
+        path = Path(text).expanduser()
+        found = read_json(path) if path.suffix.lower() == ".json" else read_text(path).splitlines()
+    except (UnreadableError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
+        why = error.why if isinstance(error, UnreadableError) else reason(error)
         raise ConfigError(
-            f"{where}: the labels in {text[:200]} cannot be read ({reason(error)}). Pass another file, or a list: "
+            f"{where}: the labels in {shortened(text)} cannot be read ({why}). Pass another file, or a list: "
             "models.sources.N.labels=[...]"
         ) from None
     if isinstance(found, dict) and all(str(i) in found for i in range(len(found))):

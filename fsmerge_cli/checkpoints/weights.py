@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +17,8 @@ from torch import Tensor
 from fsmerge_cli.checkpoints.files import file_sha256, read_tensors
 from fsmerge_cli.checkpoints.formats import READ, foreign, kind_of
 from fsmerge_cli.checkpoints.key_tables import ADAPTER
-from fsmerge_cli.common.errors import SourceError, reason
+from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.safe_pickle import read_pickled
 from fsmerge_cli.common.shown import shown
 
@@ -122,7 +123,7 @@ def locate(path: Path, where: str) -> Weights:
                 f"{where} is one of several shards. Pass their folder, or the file that ends in {INDEX}."
             )
         return _of(path, path, where) if path.exists() else Weights(path, (path,))
-    own = [name for name in NAMES if (path / name).is_file()]
+    own = [name for name in NAMES if os.path.lexists(path / name)]
     others = sorted(file.name for file in path.iterdir() if _looks_like_weights(file) and file.name not in NAMES)
     shards = [name for name in others if SHARD.search(name)]
     others = [name for name in others if name not in shards]
@@ -148,11 +149,10 @@ def _of(path: Path, file: Path, where: str, unread: tuple[str, ...] = ()) -> Wei
 def _read_index(file: Path, where: str) -> dict[str, Path]:
     """Name of a tensor -> its file beside the index. Raises SourceError."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names = {str(name): str(shard) for name, shard in content["weight_map"].items()}
-    except OSError as error:
-        raise SourceError(f"{where} cannot be read ({reason(error)}). Check its permissions.") from None
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        names = {str(name): str(shard) for name, shard in read_json_object(file)["weight_map"].items()}
+    except UnreadableError as error:
+        raise SourceError(f"{where} cannot be read: {error.why}. Download it again.") from None
+    except (KeyError, AttributeError):
         names = {}
     if not names:
         raise SourceError(

@@ -155,16 +155,15 @@ def _folder(options: Mapping[str, Any], task: str) -> str:
 
 def _finished(folder: Path, setup: FinetuneRequest) -> dict[str, Any] | None:
     """The evaluation of the finished run in `folder`; ConfigError where its options or its checkpoint differ."""
-    import yaml
-
-    from fsmerge_cli.cli.run_dirs import check_sources
+    from fsmerge_cli.cli.run_dirs import AGAIN, check_sources
+    from fsmerge_cli.common.foreign_files import read_yaml
+    from fsmerge_cli.reporting.schema import read_evaluation
     from fsmerge_cli.training.snapshots import check_same
 
     if not (folder / "evaluation.json").is_file():
         return None
-    old = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    check_same(f"the finished run in {folder}", old, setup.options())
-    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    check_same(f"the finished run in {folder}", read_yaml(folder / "config.yaml", AGAIN), setup.options())
+    found = read_evaluation(folder / "evaluation.json", AGAIN)
     check_sources(folder, [setup.spec], found)
     return found
 

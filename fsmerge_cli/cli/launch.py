@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -27,6 +26,7 @@ from fsmerge_cli.cli.sweep import codes, is_sweep, parallel_jobs, record_job
 from fsmerge_cli.common.atomic import tidy
 from fsmerge_cli.common.distributed import is_main, outcome, process_rank
 from fsmerge_cli.common.errors import ConfigError, stop_behind
+from fsmerge_cli.common.foreign_files import read_json_object
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.shown import printable
@@ -162,7 +162,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         )
         if log is None:
             return result.evaluation()
-        evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        evaluation = read_json_object(folder / "evaluation.json")
         log.finish(_final_text(evaluation, folder), evaluation)
     if not parallel_jobs():  # the tables of parallel jobs would be interleaved
         show(evaluation, folder)

@@ -10,14 +10,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fsmerge_cli.common.atomic import resolved, tidy
 from fsmerge_cli.common.errors import ConfigError, Interrupted, Stopped
+from fsmerge_cli.common.foreign_files import read_yaml
 from fsmerge_cli.common.leftovers import beside, unfinished
+from fsmerge_cli.reporting.schema import read_evaluation
 
 NOT_HASHED = ("output", "resume", "checkpoint")
 """Keys that do not change the result, and therefore not the folder name."""
+
+
+AGAIN = "Start again with resume=false output.overwrite=true, or choose another output.dir=..."
+"""What to do where the folder of a finished run is damaged."""
 
 
 def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
@@ -45,10 +49,10 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     merge_request = request(*groups, overwrite=False, **more)
     check_same(
         f"the finished run in {folder}",
-        yaml.safe_load((folder / "config.yaml").read_text()),
+        read_yaml(folder / "config.yaml", AGAIN),
         merge_request.options(),
     )
-    evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    evaluation = read_evaluation(folder / "evaluation.json", AGAIN)
     check_sources(folder, merge_request.sources, evaluation)
     return evaluation
 

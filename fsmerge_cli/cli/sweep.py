@@ -21,6 +21,7 @@ from rich.text import Text as Line
 
 from fsmerge_cli.common.distributed import is_main
 from fsmerge_cli.common.errors import ConfigError, FsmergeError
+from fsmerge_cli.common.foreign_files import read_json_object
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.reporting import tables, terminal
 
@@ -128,7 +129,7 @@ class SweepSummary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; write summary.csv and summary.svg, and for a search pareto.csv and pareto.svg."""
         folder = Path(config.hydra.sweep.dir)
-        jobs = [json.loads(path.read_text()) for path in sorted((folder / "jobs").glob("*.json"))]
+        jobs = [read_json_object(path) for path in sorted((folder / "jobs").glob("*.json"))]
         if not jobs:
             return
         if not codes:  # the jobs ran in other processes

@@ -15,6 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, reason
+from fsmerge_cli.common.foreign_files import require_regular
 from fsmerge_cli.common.shown import shown
 
 LIMIT = 10 * 2**30
@@ -102,6 +103,7 @@ def _write(path: Path, shape: tuple[int, int], parts: Iterable[Tensor]) -> None:
 def _open(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """The table in `path`; None where it is missing, damaged or of another shape."""
     try:
+        require_regular(path)
         table = np.lib.format.open_memmap(path, mode="c")  # "c": changes stay in this process
         with path.open("rb") as file:
             file.seek(-CHECKSUM_BYTES, os.SEEK_END)

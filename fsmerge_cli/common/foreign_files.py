@@ -12,14 +12,15 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fsmerge_cli.common.errors import UserError, reason
-from fsmerge_cli.common.shown import shortened
+from fsmerge_cli.common.shown import shortened, shown
 
 MAX_BYTES = 64 * 2**20
 """Largest text or JSON file that is read."""
@@ -45,12 +46,15 @@ ENCODINGS = {
 }
 
 
+PASS = "Repair the file, or pass another one."
+
+
 class UnreadableError(UserError):
     """A file that cannot be read, or is not what it should be. why: the reason, as part of a sentence."""
 
-    def __init__(self, path: Path, why: str) -> None:
-        self.why = why
-        super().__init__(f"{path} cannot be read: {why}. Repair the file, or pass another one.")
+    def __init__(self, path: Path, why: str, advice: str = PASS) -> None:
+        self.path, self.why = path, why
+        super().__init__(f"{shown(path)} cannot be read: {why}. {advice}")
 
 
 def require_regular(path: Path) -> None:
@@ -87,16 +91,41 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises UnreadableError, also for keys that are given twice."""
-    return parsed_json(read_text(path), path)
+    text = read_text(path)
+    try:
+        found = json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        why = f"it is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        raise UnreadableError(path, why if text.strip() else "it is empty") from None
+    except RecursionError:
+        raise UnreadableError(path, f"it has more than {MAX_DEPTH} levels inside each other") from None
+    except ValueError as error:  # a repeated key; an integer of thousands of digits
+        raise UnreadableError(path, f"it is not valid JSON ({error})") from None
+    _check_depth(found, path)
+    return found
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file with one object. Raises UnreadableError."""
-    return _mapping(read_json(path), path)
+def read_json_object(path: Path, advice: str = PASS) -> dict[str, Any]:
+    """The content of a JSON file with one object. Raises UnreadableError; advice: its last sentence."""
+    with _advised(advice):
+        return _mapping(read_json(path), path)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, advice: str = PASS) -> dict[str, Any]:
     """The keys and values of a YAML file; {} for an empty file. Raises UnreadableError, also for repeated keys."""
+    with _advised(advice):
+        return _yaml(path)
+
+
+@contextmanager
+def _advised(advice: str) -> Iterator[None]:
+    try:
+        yield
+    except UnreadableError as error:
+        raise UnreadableError(error.path, error.why, advice) from None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
     text = read_text(path, MAX_YAML_BYTES)
     try:
         _check_events(text, path)
@@ -114,21 +143,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UnreadableError(path, f"it is not valid YAML ({shortened(str(error))})") from None
     _check_size(found, path)
     return _mapping({} if found is None else found, path)
-
-
-def parsed_json(text: str, path: Path) -> Any:
-    """`text` as JSON; path: for messages. Raises UnreadableError."""
-    try:
-        found = json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        why = f"it is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-        raise UnreadableError(path, why if text.strip() else "it is empty") from None
-    except RecursionError:
-        raise UnreadableError(path, f"it has more than {MAX_DEPTH} levels inside each other") from None
-    except ValueError as error:  # a repeated key; an integer of thousands of digits
-        raise UnreadableError(path, f"it is not valid JSON ({error})") from None
-    _check_depth(found, path)
-    return found
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

@@ -27,7 +27,7 @@ def names(group: str) -> list[str]:
 
 def summary(group: str, name: str) -> str:
     """The description of an option: the first line of its file (after Hydra's `@package` line)."""
-    lines = _files(group)[name].read_text().splitlines()
+    lines = _files(group)[name].read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if not line.startswith("# @")).removeprefix("# ").strip()
 
 
@@ -53,7 +53,7 @@ def _read(group: str, name: str) -> dict[str, Any]:
     found = _files(group)
     if name not in found:
         raise ConfigError(unknown(group, name, found))
-    return dict(yaml.safe_load(found[name].read_text()) or {})
+    return dict(yaml.safe_load(found[name].read_text(encoding="utf-8")) or {})
 
 
 @cache

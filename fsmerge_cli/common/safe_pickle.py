@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.foreign_files import require_regular
 from fsmerge_cli.common.shown import shown
 
 SAFE = (2, 10)
@@ -79,6 +80,7 @@ def plain_values(path: Path) -> Any:
     """
     if _version() < SAFE:
         raise RuntimeError(f"torch {torch.__version__} cannot open a pickle safely")
+    require_regular(path)
     # torch warns about its own old formats, which the user cannot change; with a path it would go by the suffix.
     with warnings.catch_warnings(), path.open("rb") as file:
         warnings.simplefilter("ignore")

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fsmerge_cli.common.errors import FsmergeError
+from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
+from fsmerge_cli.common.shown import shown
 
 NAME = "evaluation.schema.json"
 VERSION = 4
@@ -230,6 +233,17 @@ def typed(evaluation: Mapping[str, Any]) -> EvaluationFile:
         raise FsmergeError(
             "evaluation.json would not have its published form, please report it:\n" + "\n".join(_lines(error))
         ) from None
+
+
+def read_evaluation(path: Path, advice: str) -> dict[str, Any]:
+    """The content of an evaluation.json of this version. Raises UnreadableError; advice: its last sentence."""
+    found = read_json_object(path, advice)
+    try:
+        EvaluationFile.model_validate_json(json.dumps(found))
+    except (ValidationError, ValueError) as error:
+        why = _lines(error)[0].removeprefix("  - ")
+        raise UnreadableError(path, f"it is not that of a run of this version ({shown(why)})", advice) from None
+    return found
 
 
 def _lines(error: Exception) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fsmerge_cli.common.atomic import FINISHED
-from fsmerge_cli.common.errors import ConfigError, OutputError, unknown
+from fsmerge_cli.common.errors import ConfigError, OutputError, first_line, unknown
+from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.evaluation.metrics import Z
 from fsmerge_cli.evaluation.metrics import interval as wilson
 from fsmerge_cli.evaluation.predictions import CORRECT
 from fsmerge_cli.reporting.plots import Point
+from fsmerge_cli.reporting.schema import read_evaluation
 from fsmerge_cli.reporting.summary import PROTOCOLS
 from fsmerge_cli.runs.finetuned import METHOD
 
@@ -35,6 +36,8 @@ JOINT = {"joint": "softmax", "joint_calibrated": "softmax_calibrated", "joint_lo
 
 TASK = ("top1", "top5", "loss", "calibration_error", "relative")
 """The metrics of one task."""
+
+ANOTHER = "Run the command again, or leave out this folder."
 
 EMPTY: Mapping[str, Any] = {"tasks": {}, "mean_top1": None, "mean_relative": None, "joint_top1": {}}
 """The row of a run without an evaluation."""
@@ -186,8 +189,8 @@ def _recorded(record: Path) -> Path | None:
 
     A record may come from somebody else and name any folder: OutputError where the run there has other scores.
     """
-    job = json.loads(record.read_text(encoding="utf-8"))
-    folder = Path(job.get("folder") or "-")
+    job = read_json_object(record, ANOTHER)
+    folder = Path(str(job.get("folder") or "-"))
     if not (folder / FINISHED).is_file():
         return None
     metrics = _read(folder).metrics
@@ -200,14 +203,12 @@ def _recorded(record: Path) -> Path | None:
 
 
 def _read(folder: Path) -> RunEntry:
+    evaluation, file = read_evaluation(folder / FINISHED, ANOTHER), folder / CORRECT
     try:
-        evaluation = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-        file = folder / CORRECT
         correct = load_file(file) if file.is_file() else {}
-        metrics = _metrics(evaluation)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise OutputError(f"{folder}: {FINISHED} is not that of a run of this version ({error!r}).") from None
-    return RunEntry(folder, evaluation, metrics, correct)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UnreadableError(file, first_line(error), ANOTHER) from None
+    return RunEntry(folder, evaluation, _metrics(evaluation), correct)
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:

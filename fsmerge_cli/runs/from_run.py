@@ -12,10 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, DataError
+from fsmerge_cli.common.foreign_files import UnreadableError, read_yaml
 from fsmerge_cli.data import DataConfig
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.request import chosen_data
@@ -41,13 +40,12 @@ def run_options(path: Path) -> dict[str, Any]:
     if folder is None:
         return {}
     try:
-        found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return read_yaml(folder / CONFIG)
+    except UnreadableError as error:
         raise ConfigError(
-            f"{folder / CONFIG} cannot be read ({str(error).splitlines()[0]}). Move {folder / 'merged'} "
-            "into another folder, and pass data=..."
+            f"{folder / CONFIG} cannot be read: {error.why}. Move {folder / 'merged'} into another folder, and "
+            "pass data=..."
         ) from None
-    return found if isinstance(found, dict) else {}
 
 
 def group(options: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, Interrupted, OutputError
+from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.leftovers import beside, discard_state
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.training.state_file import (
@@ -174,10 +175,14 @@ def check_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Non
 
 def progress_of(folder: Path) -> str | None:
     """The progress of an interrupted run as text; None where no training was saved."""
-    saved = sorted(folder.glob("training*.safetensors"), key=lambda path: (len(path.name), path.name))
+    files = (path for path in folder.glob("training*.safetensors") if path.is_file())
+    saved = sorted(files, key=lambda path: (len(path.name), path.name))
     if not saved:
         return None
-    with suppress(SafetensorError, OSError, KeyError), safe_open(saved[-1], framework="pt") as file:
+    with (
+        suppress(SafetensorError, OSError, KeyError, ValueError, TypeError),
+        safe_open(saved[-1], framework="pt") as file,
+    ):
         metadata = json.loads(file.metadata()["fsmerge"])
         return f"step {metadata['step']} of {metadata['steps']}"
     return None
@@ -236,10 +241,9 @@ class Snapshot:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json_object(path)
+    except UnreadableError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

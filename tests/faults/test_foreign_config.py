@@ -94,7 +94,11 @@ NOTHING = (
 UNUSABLE: dict[str, tuple[str, str]] = {
     "null": ("data: null", NOTHING),
     "empty": ("", NOTHING),
-    "a list at the top": ("[1, 2]", NOTHING),
+    "a list at the top": (
+        "[1, 2]",
+        "run/config.yaml cannot be read: it should hold keys and values, and holds a list. Move run/merged into "
+        "another folder, and pass data=...",
+    ),
     "a number": ("data: 7", "run/config.yaml: data: should be keys and values, got 7."),
     "a class": (
         "data: {name: digits, _target_: os.system}",
@@ -119,7 +123,7 @@ def test_a_run_without_usable_data(
     if message == NOTHING:
         expected = message.replace("no data:", "data=from_run:") if asked else message
     else:
-        expected = f"{message} Pass data=NAME with your own data."
+        expected = message if "cannot be read" in message else f"{message} Pass data=NAME with your own data."
     assert capsys.readouterr().err == f"fsmerge: error: {expected}\n"
 
 
@@ -197,9 +201,9 @@ def test_data_of_the_run_take_no_other_keys(key: str, foreign: Path, capsys: pyt
 
 
 def evaluation(mean: float) -> str:
-    row = {"tasks": {}, "mean_top1": mean, "mean_relative": None, "joint_top1": {}}
-    cost = {"seconds": {"fit": 1.5}, "trained_parameters": 0, "peak_memory_bytes": None}
-    content = {"rows": {"merged": row}, "tasks": [], "method": "kd", "cost": cost, "config": {}, "provenance": {}}
+    content = json.loads(Path("run/evaluation.json").read_text())
+    content["rows"]["merged"]["mean_top1"] = mean
+    content["cost"]["seconds"] = {"fit": 1.5}
     return json.dumps(content)
 
 
@@ -207,11 +211,14 @@ def test_a_record_of_a_sweep_leads_to_no_other_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    run = ["merge", "+models=digits_mlp_pair", "method=average", "output.dir=run", "--quiet"]
+    assert main(run) == 0
     for name, mean in (("mine", 0.5), ("theirs", 0.9)):
         Path(name).mkdir()
         Path(name, "evaluation.json").write_text(evaluation(mean))
     Path("sweep/jobs").mkdir(parents=True)
-    record = {"run": "x", "exit_code": 0, "mean": 0.5, "joint": None, "seconds": 1.5, "folder": "mine"}
+    joint = json.loads(evaluation(0.5))["rows"]["merged"]["joint_top1"]["softmax"]
+    record = {"run": "x", "exit_code": 0, "mean": 0.5, "joint": joint, "seconds": 1.5, "folder": "mine"}
     Path("sweep/jobs/00000.json").write_text(json.dumps(record))
     assert main(["compare", "sweep", "--json"]) == 0
     assert [row["mean"] for row in json.loads(capsys.readouterr().out)] == [0.5]

@@ -118,7 +118,11 @@ def test_runs_of_the_command_in_one_table(
         ),
         (["old", "--plot", "x.gif"], "--plot x.gif: give a file that ends in .svg, .png, .pdf."),
         (["--sort"], "fsmerge compare: argument --sort: expected one argument. See fsmerge compare --help."),
-        (["old"], "old: evaluation.json is not that of a run of this version (KeyError('rows'))."),
+        (
+            ["old"],
+            "old/evaluation.json cannot be read: it is not that of a run of this version (certificates: Field "
+            "required). Run the command again, or leave out this folder.",
+        ),
     ],
 )
 def test_runs_that_cannot_be_compared_are_reported(

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from fsmerge_cli.common.foreign_files import require_regular
 from fsmerge_cli.data.images.eight_bit import upright_8_bit
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -53,6 +54,7 @@ def raster_only() -> Iterator[None]:
 def _decoded(file: Any) -> Image.Image:
     """`file`: a path or an open file."""
     if isinstance(file, str | bytes | os.PathLike):
+        require_regular(Path(os.fsdecode(file)))
         with open(file, "rb") as opened:  # a path would be memory-mapped, which garbles TIFF files that are turned
             try:
                 return _decoded(opened)

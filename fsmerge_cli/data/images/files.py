@@ -68,7 +68,7 @@ def images(folder: Path) -> list[Path]:
 
 def is_image(path: Path) -> bool:
     """Whether a file has the suffix of an image."""
-    return path.suffix.lower() in SUFFIXES and not is_ignored(path.name) and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not is_ignored(path.name) and not path.is_dir()
 
 
 def other_files(folder: Path) -> str:

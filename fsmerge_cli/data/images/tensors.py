@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError, first_line
+from fsmerge_cli.common.foreign_files import require_regular
 from fsmerge_cli.common.options import FORBID, Text
 from fsmerge_cli.common.safe_pickle import plain_values
 from fsmerge_cli.common.shown import listed
@@ -120,6 +121,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> Any:
+    require_regular(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         from safetensors.torch import load_file

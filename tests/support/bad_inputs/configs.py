@@ -113,7 +113,10 @@ CONFIGS = [
         "config.json is not JSON",
         AVERAGE,
         2,
-        "source 'a': a: config.json is not valid JSON ({library}).",
+        (
+            "source 'a': a: config.json cannot be read: it is not valid JSON ({library}). Repair it, or copy "
+            "it again."
+        ),
         put("a/config.json", "{'architecture': 'mlp'}"),
         installed=True,
     ),
@@ -121,28 +124,40 @@ CONFIGS = [
         "config.json is a list",
         AVERAGE,
         2,
-        "source 'a': a: config.json should contain an object, it contains list.",
+        (
+            "source 'a': a: config.json cannot be read: it should hold keys and values, and holds a list. "
+            "Repair it, or copy it again."
+        ),
         put("a/config.json", "[]"),
     ),
     Case(
         "config.json is not text",
         AVERAGE,
         2,
-        "source 'a': a: config.json is not valid JSON ({library}).",
+        (
+            "source 'a': a: config.json cannot be read: it is UTF-16 text. Save it as UTF-8. Repair it, or "
+            "copy it again."
+        ),
         put("a/config.json", b"\xff\xfe"),
     ),
     Case(
         "config.json nested 100000 levels deep",
         AVERAGE,
         2,
-        "source 'a': a: config.json is not valid JSON ({library}).",
+        (
+            "source 'a': a: config.json cannot be read: it has more than 100 levels inside each other. "
+            "Repair it, or copy it again."
+        ),
         put("a/config.json", "[" * 100_000),
     ),
     Case(
         "config.json with a number of 5000 digits",
         AVERAGE,
         2,
-        "source 'a': a: config.json is not valid JSON ({library}).",
+        (
+            "source 'a': a: config.json cannot be read: it is not valid JSON ({library}). Repair it, or copy "
+            "it again."
+        ),
         put("a/config.json", '{"architecture": ' + "9" * 5000 + "}"),
     ),
     Case(

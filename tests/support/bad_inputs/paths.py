@@ -36,7 +36,10 @@ PATHS = [
         "a folder in place of a file",
         AVERAGE,
         2,
-        NOTHING.format("a"),
+        (
+            "source 'a': a: model.safetensors cannot be read: it is a folder, not a regular file. Pass "
+            "another checkpoint."
+        ),
         both(remove("a/model.safetensors"), make("a/model.safetensors")),
     ),
     Case(
