@@ -173,7 +173,7 @@ def test_a_source_far_below_its_stated_accuracy(shown: Shown, twelve: Path) -> N
     )
 
 
-@pytest.mark.parametrize(("std", "mean"), [(1000.0, 0.0), (1.0, 40.0), (-1.0, 0.0)])
+@pytest.mark.parametrize(("std", "mean"), [(-1.0, 0.0)])
 def test_wrong_mean_and_std(std: float, mean: float, shown: Shown) -> None:
     given = (f"models.sources.1.std=[{std}]", f"models.sources.1.mean=[{mean}]", "models.sources.0.labels=data")
     code, _, err = shown("check", "--strict", *given)
