@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from fsmerge_cli.models.source import Source
     from fsmerge_cli.models.source_spec import SourceSpec
     from fsmerge_cli.runs.check import check
-    from fsmerge_cli.runs.evaluate import Reevaluation, evaluate
+    from fsmerge_cli.runs.evaluate import evaluate
     from fsmerge_cli.runs.finetune import finetune
     from fsmerge_cli.runs.finetuned import Finetuned
     from fsmerge_cli.runs.merge import merge
     from fsmerge_cli.runs.merged import Merged, load_merged
+    from fsmerge_cli.runs.reevaluation import Reevaluation
     from fsmerge_cli.runs.result import MergeResult
 
 __version__ = "0.1.0"
@@ -28,7 +29,7 @@ _HOMES = {
     "Finetuned": "runs.finetuned",
     "MergeResult": "runs.result",
     "Merged": "runs.merged",
-    "Reevaluation": "runs.evaluate",
+    "Reevaluation": "runs.reevaluation",
     "Source": "models.source",
     "SourceSpec": "models.source_spec",
     "check": "runs.check",

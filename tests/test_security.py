@@ -33,6 +33,7 @@ pytestmark = pytest.mark.full
 
 HOSTILE = ("../../up", "/etc/passwd", "\x1b[2J\x07", "a\nb", "| [x](javascript:1) |", "```", "CON", "\ud800", "")
 WRITTEN = {
+    ".fsmerge.json",
     "config.yaml",
     "evaluation.json",
     "merged",

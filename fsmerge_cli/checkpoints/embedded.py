@@ -24,7 +24,7 @@ from fsmerge_cli.checkpoints.open import architecture
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, write_json
 from fsmerge_cli.common.cache import cache_folder
-from fsmerge_cli.common.errors import ConfigError, SourceError, unknown
+from fsmerge_cli.common.errors import ConfigError, OutputError, SourceError, unknown
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, generator
@@ -34,6 +34,9 @@ from fsmerge_cli.models.source_spec import Recipe, SourceSpec
 
 SEAL = "seal.json"
 """Written last: the SHA-256 of every file. An entry without it, or with a changed file, is trained again."""
+
+ENTRY = re.compile(r"(config|seal)\.json|(model|heads)\.safetensors")
+"""The files of an entry, which are replaced where it is damaged."""
 
 
 def with_label_set(spec: SourceSpec) -> SourceSpec:
@@ -57,11 +60,17 @@ def ensure_trained(spec: SourceSpec, progress: Progress) -> SourceSpec:
         return spec
     spec = with_label_set(spec)
     folder = cache_folder() / "sources" / content_key(spec)
+    lock_file = folder.parent / f"{folder.name}.lock"
+    for own in (folder.parent, folder, lock_file):
+        if own.is_symlink():
+            raise ConfigError(
+                f"{own} in the cache of embedded sources is a link, and links are not followed there. Remove it, "
+                "or choose another folder: FSMERGE_CACHE=FOLDER"
+            )
     with ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder.parent / f"{folder.name}.lock")
-            stack.enter_context(lock)  # a second process waits, then finds the entry
+            stack.enter_context(FileLock(lock_file))  # a second process waits, then finds the entry
         except OSError:
             raise ConfigError(
                 f"cannot write the cache of embedded sources, {folder.parent}. "
@@ -69,7 +78,14 @@ def ensure_trained(spec: SourceSpec, progress: Progress) -> SourceSpec:
             ) from None
         if not _is_intact(folder):
             size = spec.recipe.batch_size if spec.recipe else 0
-            _train_into(folder, spec, lambda event: progress(replace(event, images=size)))
+            try:
+                _train_into(folder, spec, lambda event: progress(replace(event, images=size)))
+            except OutputError:
+                raise ConfigError(
+                    f"{folder} in the cache of embedded sources is damaged, and it cannot be replaced, because it "
+                    "cannot be written or holds files of others. Delete it, or choose another folder: "
+                    "FSMERGE_CACHE=FOLDER"
+                ) from None
     return replace(spec, checkpoint=str(folder))
 
 
@@ -123,7 +139,7 @@ def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
     pixels, classes = torch.stack([p for p, _ in pairs]), torch.tensor([c for _, c in pairs])
     recipe = spec.recipe or Recipe(data="", seed=0)
     backbone, head = fit_classifier(family, arch, len(labels), pixels, classes, recipe, spec.name, progress)
-    with claim(folder, overwrite=True, finished=None) as temporary:
+    with claim(folder, overwrite=True, replaced=ENTRY) as temporary:
         write_model(
             temporary,
             model_config(family, arch),
@@ -131,7 +147,7 @@ def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
             {f"{spec.name}.weight": head.weight, f"{spec.name}.bias": head.bias},
             {"labels": {spec.name: list(labels)}},
         )
-        write_json(temporary / SEAL, {path.name: file_sha256(path) for path in sorted(temporary.iterdir())})
+        write_json(temporary / SEAL, {path.name: file_sha256(path) for path in sorted(temporary.glob("[!.]*"))})
 
 
 def fit_classifier(

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from fsmerge_cli import __version__
 from fsmerge_cli.common.distributed import is_main, outcome
-from fsmerge_cli.common.errors import ConfigError, Interrupted, Stopped, stop_behind, unknown
+from fsmerge_cli.common.errors import ConfigError, FsmergeError, Interrupted, Stopped, stop_behind, unknown
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.training.interrupts import stop_on_signals
 
@@ -74,7 +74,9 @@ def _run(arguments: list[str], ignore_signals: Callable[[], None]) -> int:
             return _dispatch(arguments)
         finally:
             ignore_signals()  # the rest takes no time
-    except SystemExit as error:  # Hydra's argument parser has printed the error
+    except SystemExit as error:  # of Hydra's argument parser, which has printed the error; or of a callback
+        if isinstance(error.__cause__, FsmergeError):
+            return _fail(error.__cause__)
         return error.code if isinstance(error.code, int) else 2
     except Exception as error:
         if (stop := stop_behind(error)) is not None:

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.shown import shown
 
-HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--csv FILE] [--json] [--plot FILE] [--quiet]
+HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--csv FILE] [--json] [--plot FILE]
+                       [--overwrite] [--quiet]
 
 Prints one table of finished runs, best first. RUN is a folder written by `fsmerge merge` or
 `fsmerge finetune`, a glob of them ("outputs/*"), or the folder of a sweep. Differences are
@@ -29,6 +30,7 @@ confidence intervals.
   --json          print all metrics as JSON
   --plot FILE     plot accuracy (mean, or the accuracy given by --sort) against seconds, with 95 %
                   intervals, as .svg, .png or .pdf (needs pip install 'fsmerge[plot]')
+  --overwrite     replace existing files of --csv and --plot
   -q, --quiet     print only errors; --csv and --plot are still written
 
 examples:
@@ -54,19 +56,29 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--csv", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
     options = parser.parse_args(arguments)
+    from fsmerge_cli.common.output_files import check_files, write_file
     from fsmerge_cli.reporting import plots, tables, terminal
     from fsmerge_cli.runs import compare
 
     if options.plot:
         plots.check_plot(options.plot)
     runs = compare.ordered(compare.read_runs(options.runs), options.sort)
+    files = check_files(
+        {"--csv ": options.csv, "--plot ": options.plot},
+        compare.inputs(options.runs, runs),
+        options.overwrite,
+        "--overwrite",
+    )
     rows = _rows(runs)
     if options.csv:
-        tables.write_csv(options.csv, rows)
+        with write_file(files["--csv "], "--csv ", options.overwrite) as temporary:
+            tables.write_csv(temporary, rows)
     if options.plot:
-        _plot(options.plot, runs, options.sort)
+        with write_file(files["--plot "], "--plot ", options.overwrite) as temporary:
+            _plot(temporary, options.plot.suffix, runs, options.sort)
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     elif not options.quiet:
@@ -74,7 +86,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _plot(path: Path, runs: Sequence[Any], sort: str) -> None:
+def _plot(path: Path, kind: str, runs: Sequence[Any], sort: str) -> None:
     from fsmerge_cli.reporting import plots
     from fsmerge_cli.runs import compare
 
@@ -82,7 +94,7 @@ def _plot(path: Path, runs: Sequence[Any], sort: str) -> None:
     points = compare.points(runs, compare.labels(runs), metric)
     if not points:
         raise ConfigError(f"--plot: none of these runs has an accuracy ({metric}), so there is nothing to plot.")
-    plots.plot_cost(path, points, compare.title(metric), compare.bound(runs, metric))
+    plots.plot_cost(path, points, compare.title(metric), compare.bound(runs, metric), kind)
 
 
 def _rows(runs: Sequence[Any]) -> list[dict[str, Any]]:

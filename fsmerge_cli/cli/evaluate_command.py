@@ -105,18 +105,22 @@ def run(arguments: list[str]) -> int:
     output = build(Output, options.output, "output")
     from rich.text import Text as Line
 
-    from fsmerge_cli.common.atomic import check_file
+    from fsmerge_cli.common.output_files import check_files
     from fsmerge_cli.reporting import tables, terminal
-    from fsmerge_cli.runs.evaluate import evaluate
+    from fsmerge_cli.runs.evaluate import evaluate, evaluate_inputs
     from fsmerge_cli.runs.from_run import FROM_RUN
+    from fsmerge_cli.runs.inputs import config_inputs, label_inputs
     from fsmerge_cli.runs.merged import load_merged
 
     data = FROM_RUN if from_run else options.data
     model = load_merged(folder, options.model, data)
     files = {"file": output.file, "report": output.report, "logits": output.logits}
-    for what, file in files.items():
-        if file is not None:
-            check_file(Path(file), model.folder, output.overwrite, f"output.{what}")
+    given = [
+        *label_inputs("model.labels", options.model.get("labels")),
+        *config_inputs([search] if search else []),
+    ]
+    inputs = [*given, *evaluate_inputs(model, data, "--sources" in arguments)]
+    check_files({f"output.{what}=": file for what, file in files.items()}, inputs, output.overwrite)
     quiet = bool({"-q", "--quiet"} & {*arguments})
     with terminal.Reporter(terminal.console(stderr=True, quiet=quiet)) as progress:
         found = evaluate(
@@ -128,6 +132,7 @@ def run(arguments: list[str]) -> int:
             sources="--sources" in arguments,
             progress=progress,
             command=shlex.join(["fsmerge", "evaluate", *arguments]),
+            more_inputs=given,
         )
     if output.file is not None:
         found.save(output.file, output.overwrite)

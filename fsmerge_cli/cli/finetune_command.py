@@ -95,7 +95,8 @@ def run(arguments: list[str]) -> int:
     if wrong := [unknown("key", key, TOP) for key in keys if key not in TOP]:
         raise ConfigError("\n".join(wrong))
     quiet = bool({"-q", "--quiet"} & {*arguments})
-    evaluation, folder, already_done = _finetune(keys, shlex.join(["fsmerge", "finetune", *arguments]), quiet)
+    command = shlex.join(["fsmerge", "finetune", *arguments])
+    evaluation, folder, already_done = _finetune(keys, command, search, quiet)
     if "--json" in arguments:
         sys.stdout.write(json.dumps(evaluation, indent=2) + "\n")
     elif not quiet:
@@ -103,7 +104,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[str, Any], Path, bool]:
+def _finetune(
+    keys: Mapping[str, Any], command: str, search: str | None, quiet: bool
+) -> tuple[dict[str, Any], Path, bool]:
     """The evaluation of a run, its folder, and whether the run was already finished."""
     from fsmerge_cli.cli.keys import Checkpoint
     from fsmerge_cli.cli.run_dirs import report_stop
@@ -114,6 +117,7 @@ def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[
     from fsmerge_cli.reporting.logs import RunLog
     from fsmerge_cli.runs.finetune import finetune
     from fsmerge_cli.runs.finetune_request import request
+    from fsmerge_cli.runs.inputs import config_inputs
 
     output = build(Output, keys["output"], "output")
     every = build(Checkpoint, keys["checkpoint"], "checkpoint").every
@@ -139,6 +143,7 @@ def _finetune(keys: Mapping[str, Any], command: str, quiet: bool) -> tuple[dict[
             checkpoint_every=every,
             progress=both,
             command=command,
+            more_inputs=config_inputs([search] if search else []),
         )
         evaluation = done.evaluation()
         log.finish("\n".join(_lines(evaluation, folder)), evaluation)

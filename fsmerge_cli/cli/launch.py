@@ -20,7 +20,7 @@ from rich.text import Text as Line
 from fsmerge_cli.cli.gate import Gate
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, folder_of, keys_of
-from fsmerge_cli.cli.run_dirs import finished, report_stop
+from fsmerge_cli.cli.run_dirs import config_inputs, finished, report_stop
 from fsmerge_cli.cli.showing import Checking, run_check, show
 from fsmerge_cli.cli.sweep import codes, is_sweep, parallel_jobs, record_job
 from fsmerge_cli.common.atomic import tidy
@@ -159,6 +159,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             dtype=output.dtype,
             progress=progress,
             command=command,
+            more_inputs=config_inputs(),
         )
         if log is None:
             return result.evaluation()

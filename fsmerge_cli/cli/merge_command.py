@@ -63,6 +63,9 @@ examples:
 """
 
 
+FILES_OF_HYDRA = ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "hydra/hydra_logging")
+
+
 def run(arguments: list[str]) -> int:
     """Compose the configuration and run it, or every combination with --multirun."""
     arguments, gate = gate_of(arguments)
@@ -82,6 +85,11 @@ def composed(arguments: list[str], command: str = "merge", own_options: Sequence
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     several = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}
     for argument in arguments:
+        if argument.lstrip("+~").partition("=")[0] in FILES_OF_HYDRA:
+            raise ConfigError(
+                f"{argument}: Hydra would write files of its own, which could replace yours. Use "
+                "output.dir=FOLDER, which holds the configuration (config.yaml) and the log (run.log)."
+            )
         if argument.partition("=")[0] in presets.SWEEPS and not several:
             raise ConfigError(f"{argument} only applies to --multirun. Add --multirun, or leave it out.")
     if not any(argument.lstrip("+").startswith(("models=", "models.sources=")) for argument in arguments):

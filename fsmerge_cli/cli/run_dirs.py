@@ -10,10 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fsmerge_cli.common.atomic import resolved, tidy
+from hydra.core.hydra_config import HydraConfig
+
+from fsmerge_cli.common.atomic import tidy
 from fsmerge_cli.common.errors import ConfigError, Interrupted, Stopped
 from fsmerge_cli.common.foreign_files import read_yaml
 from fsmerge_cli.common.leftovers import beside, unfinished
+from fsmerge_cli.common.separation import resolved
 from fsmerge_cli.reporting.schema import read_evaluation
 
 NOT_HASHED = ("output", "resume", "checkpoint")
@@ -32,6 +35,14 @@ def default_folder(keys: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     name = "-".join(str(choices.get(group) or group) for group in ("models", "method"))
     return f"outputs/{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}-{digest}"
+
+
+def config_inputs() -> list[Any]:
+    """What Hydra read of the user's own folders for the configuration of this job."""
+    from fsmerge_cli.runs import inputs  # imports torch
+
+    sources = HydraConfig.get().runtime.config_sources
+    return inputs.config_inputs(source.path for source in sources if source.schema == "file" and source.path)
 
 
 def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.text import Text as Line
 
 from fsmerge_cli.cli.gate import Gate
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, keys_of
-from fsmerge_cli.cli.run_dirs import finished
+from fsmerge_cli.cli.run_dirs import config_inputs, finished
 from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import build
@@ -60,6 +60,7 @@ def run_check(config: DictConfig, checking: Checking) -> None:
         kd=evaluation.kd,
         dtype=given.dtype,
     )
+    merge_request = replace(merge_request, more_inputs=(*merge_request.more_inputs, *config_inputs()))
     stderr = terminal.console(stderr=True)
     with terminal.Reporter(stderr) as reporter:
         progress: Progress = reporter if stderr.is_terminal else silent

@@ -19,9 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.text import Text as Line
 
+from fsmerge_cli.cli import sweep_folder
 from fsmerge_cli.common.distributed import is_main
-from fsmerge_cli.common.errors import ConfigError, FsmergeError
+from fsmerge_cli.common.errors import ConfigError, FsmergeError, OutputError, reason
 from fsmerge_cli.common.foreign_files import read_json_object
+from fsmerge_cli.common.output_files import write_file
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.reporting import tables, terminal
 
@@ -116,9 +118,11 @@ class SweepSummary(Callback):
     """Hydra callback: one table, one CSV file and one plot of all runs at the end of a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Delete the recorded jobs of an earlier sweep in the same folder."""
-        for path in (Path(config.hydra.sweep.dir) / "jobs").glob("*.json"):
-            path.unlink()
+        """Check the folder of the sweep, and delete the recorded jobs of an earlier one in it."""
+        try:
+            sweep_folder.start(Path(config.hydra.sweep.dir), True in (config.resume, config.output.overwrite))
+        except OutputError as error:  # Hydra turns the exceptions of a callback into warnings
+            raise SystemExit(error.exit_code) from error
         if _optuna(config):
             from optuna.logging import set_verbosity  # by default it logs every trial
 
@@ -129,7 +133,7 @@ class SweepSummary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; write summary.csv and summary.svg, and for a search pareto.csv and pareto.svg."""
         folder = Path(config.hydra.sweep.dir)
-        jobs = [read_json_object(path) for path in sorted((folder / "jobs").glob("*.json"))]
+        jobs = [read_json_object(path) for path in sweep_folder.records(folder)]
         if not jobs:
             return
         if not codes:  # the jobs ran in other processes
@@ -154,12 +158,16 @@ def _written(folder: Path, jobs: Sequence[Mapping[str, Any]], searched: bool) ->
 
     def write(name: str, how: Callable[[Path], None]) -> None:
         try:
-            how(folder / name)
+            with write_file(folder / name, "", overwrite=True) as temporary:
+                how(temporary)
             files.append(f"{folder}/{name}")
-        except OSError as error:
-            notes[f"{folder}/{name} could not be written: {error.strerror or error}"] = None
-        except FsmergeError as error:
-            notes[f"no plot of the runs: {error}"] = None
+            sweep_folder.finish(folder, [Path(file).name for file in files])
+        except (OSError, FsmergeError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            unwritten = (
+                f"{folder}/{name} could not be written: {reason(cause)}" if isinstance(cause, OSError) else ""
+            )
+            notes[unwritten or f"no plot of the runs: {error}"] = None
 
     tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
     done = [job for job in jobs if not job["exit_code"]]
@@ -192,7 +200,7 @@ def _front_plot(done: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: P
 
     values = [[job["tasks"][task] for task in tasks] for job in done]
     methods = [str(run.evaluation["method"]) for run in _runs(done)]
-    plots.plot_front(path, tasks, list(zip(_names(done), methods, values, plots.front(values))))
+    plots.plot_front(path, tasks, list(zip(_names(done), methods, values, plots.front(values))), ".svg")
 
 
 def _plot(done: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -201,7 +209,7 @@ def _plot(done: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     runs = _runs(done)
     points = compare.points(runs, _names(done), "mean")
-    plots.plot_cost(path, points, compare.title("mean"), compare.bound(runs, "mean"))
+    plots.plot_cost(path, points, compare.title("mean"), compare.bound(runs, "mean"), ".svg")
 
 
 def _runs(done: Sequence[Mapping[str, Any]]) -> list[RunEntry]:

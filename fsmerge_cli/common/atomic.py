@@ -19,67 +19,86 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import CertificateError, OutputError, reason
 from fsmerge_cli.common.leftovers import clean_finished
+from fsmerge_cli.common.own_files import LIST, OwnPaths, first, has_list, not_ours, protected, remove, write_list
+from fsmerge_cli.common.separation import Inputs, read_inside, resolved, written_inside
 from fsmerge_cli.common.shown import json_text
 
 FINISHED = "evaluation.json"
-"""A folder that contains this file is a finished run written by fsmerge."""
+"""A folder that contains this file is a finished run."""
 
 
 @contextmanager
-def claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> Iterator[Path]:
-    """Reserve `folder` for one writer; yields an empty temporary folder that is renamed to `folder` on success.
+def claim(
+    folder: Path, overwrite: bool, inputs: Inputs = (), replaced: re.Pattern[str] | None = None
+) -> Iterator[Path]:
+    """Reserve `folder` for one writer; yields a temporary folder that is renamed to `folder` on success.
 
-    Raises OutputError where another run is writing the folder, where it holds a finished run and `overwrite` is
-    off, where it contains files that fsmerge did not write, or where it cannot be written. finished: the file that
-    marks a folder as written by fsmerge (None: any folder may be replaced). A failure leaves nothing behind,
-    except a model that fails a certificate: it is kept next to `folder` as NAME.failed. An existing result is
-    only replaced by a complete one. Exceptions raised inside the caller's block are passed on unchanged.
+    inputs: what the run reads. replaced: for a folder of the cache, the files that may be replaced whatever they
+    contain; None: unchanged files of the folder's list (`own_files`).
+
+    Raises OutputError where another run is writing the folder, where it cannot be written, overlaps with an input,
+    holds a finished run and `overwrite` is off, or holds anything that fsmerge did not write or that was changed
+    since; also where such a thing or a link has the name of a path that a run writes beside it. A failure leaves
+    nothing behind, except a model that fails a certificate: it is kept next to `folder` as NAME.failed. An
+    existing result is only replaced by a complete one. Exceptions raised inside the caller's block are passed on
+    unchanged.
     """
     with ExitStack() as stack:
         with output_errors(folder):
             folder = resolved(folder)
+            own = OwnPaths(folder)
+            _check_place(own, inputs)
             stack.enter_context(_parents(folder))
-            stack.enter_context(_lock(folder))
-            _clean(folder)
+            own.check_lock()
+            stack.enter_context(_lock(own.lock))
+            own.check()
+            _clean(own)
             clean_finished(folder, FINISHED)
-            _check_free(folder, overwrite, finished)
-            temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-            temporary.mkdir()
-            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            _check_free(folder, overwrite, replaced)
+            own.temporary.mkdir()
+            stack.callback(shutil.rmtree, own.temporary, ignore_errors=True)
+            write_list(own.temporary, finished=False)
         try:
-            yield temporary
+            yield own.temporary
         except CertificateError as error:
-            kept = folder.parent / f"{folder.name}.failed"
-            shutil.rmtree(kept, ignore_errors=True)
-            temporary.rename(kept)
+            write_list(own.temporary)
+            remove(own.failed)
+            kept = _free(own.failed)
+            own.temporary.rename(kept)
             raise CertificateError(error.broken, str(kept)) from None
         with output_errors(folder):
-            _publish(temporary, folder)
+            _publish(own, overwrite, replaced)
 
 
-def check_claim(folder: Path, overwrite: bool, finished: str | None = FINISHED) -> None:
+def check_claim(folder: Path, overwrite: bool, inputs: Inputs = ()) -> None:
     """Raise OutputError where `claim` would, as far as that can be found without writing anything."""
     with output_errors(folder):
         folder = resolved(folder)
+        own = OwnPaths(folder)
+        _check_place(own, inputs)
         above = next(parent for parent in folder.parents if parent.exists())
-        if not above.is_dir():
-            raise NotADirectoryError
         if not os.access(above, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "", str(above))
-        lock = folder.parent / f".{folder.name}.lock"
-        if lock.is_file():
-            with FileLock(lock, timeout=0):
+        if above != folder.parent:
+            return
+        own.check_lock()
+        if own.lock.is_file():
+            with FileLock(own.lock, timeout=0):
                 pass
-        _check_free(folder, overwrite, finished)
+        own.check()
+        _check_free(folder, overwrite, None)
 
 
 def tidy(folder: Path) -> None:
     """Remove what a killed run left beside a folder that it had finished; nothing while another run writes it."""
-    folder = resolved(folder)
-    if (folder / FINISHED).is_file() and any(folder.parent.glob(f".{glob.escape(folder.name)}.*")):
-        with suppress(Timeout, OSError), _lock(folder):
-            _clean(folder)
-            clean_finished(folder, FINISHED)
+    own = OwnPaths(resolved(folder))
+    if (own.folder / FINISHED).is_file() and any(own.folder.parent.glob(f".{glob.escape(own.folder.name)}.*")):
+        with suppress(Timeout, OSError, OutputError):  # a run that would write what is not ours reports it
+            own.check_lock()
+            with _lock(own.lock):
+                own.check()
+                _clean(own)
+                clean_finished(own.folder, FINISHED)
 
 
 @contextmanager
@@ -104,53 +123,6 @@ def output_errors(folder: Path) -> Iterator[None]:
         raise OutputError(
             f"cannot write {folder.absolute()}: {reason(error)}. Choose another output.dir=..."
         ) from None
-
-
-def resolved(folder: Path) -> Path:
-    """The absolute path, with links and ~ resolved. Raises OutputError where the path is invalid."""
-    try:
-        return folder.expanduser().resolve()
-    except (ValueError, RuntimeError) as error:  # a null byte, ~ of an unknown user, circular links
-        raise OutputError(f"cannot write {folder}: {reason(error)}. Choose another output.dir=...") from None
-
-
-def check_file(path: Path, model: Path, overwrite: bool, key: str) -> Path:
-    """The resolved path of an output file. Raises OutputError, before anything is computed.
-
-    key: the option that sets the path. An existing file is only replaced with `overwrite`; a path inside the
-    folder of the model is refused.
-    """
-    path = resolved(path)
-    if path.is_dir():
-        raise OutputError(f"{key}={path} is a folder. Give the path of a file.")
-    if path.is_relative_to(model.resolve()):
-        raise OutputError(
-            f"{key}={path} is inside the folder of the evaluated model, which must not change. Choose another "
-            "file."
-        )
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"{key}={path}: the folder {path.parent} does not exist. Create it, or choose another file."
-        )
-    if path.exists() and not overwrite:
-        raise OutputError(
-            f"{key}={path} already exists. Pass output.overwrite=true to replace it, or choose another file."
-        )
-    return path
-
-
-@contextmanager
-def replace_file(path: Path, key: str) -> Iterator[Path]:
-    """Yields a temporary path that replaces `path` at the end of the block. Raises OutputError."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        yield temporary
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {key}={path}: {reason(error)}. Choose another file.") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -193,9 +165,8 @@ def _parents(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`. Its file is removed while the lock is held, which filelock 4 detects."""
-    path = folder.parent / f".{folder.name}.lock"
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a lock. Its file is removed while the lock is held, which filelock 4 detects."""
     with FileLock(path, timeout=0):
         try:
             yield
@@ -209,52 +180,111 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
 
 
-def _check_free(folder: Path, overwrite: bool, finished: str | None) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is a file, not a folder. Choose another output.dir=...")
-    if finished is None or not any(folder.iterdir()):
-        return
-    if not (folder / finished).is_file():
+def _check_place(own: OwnPaths, inputs: Inputs) -> None:
+    """Raise OutputError where a folder cannot be replaced as a whole, or where inputs and outputs overlap."""
+    folder, another = own.folder, "Choose another output.dir=..."
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file, not a folder. {another}")
+    if not next(place for place in (folder, *folder.parents) if place.exists()).is_dir():
+        raise NotADirectoryError
+    if folder in (here := Path.cwd().resolve(), *here.parents):
         raise OutputError(
-            f"{folder} contains files but no {finished}, so it is not replaced. Choose another output.dir=..."
+            f"output.dir={folder} is the current folder or holds it, and a run replaces its folder as a whole. "
+            "Give a folder inside it, for example output.dir=outputs/run"
+        )
+    if folder.is_mount():
+        raise OutputError(
+            f"output.dir={folder} is a mount point, which cannot be replaced as a whole. Give a folder inside it: "
+            f"output.dir={folder / 'run'}"
+        )
+    if found := read_inside(folder, inputs):
+        raise OutputError(f"{found.what} lies in {folder}, which output.overwrite=true would replace. {another}")
+    if found := written_inside(folder, inputs):
+        raise OutputError(
+            f"output.dir={folder} lies in {found.path} ({found.what}), which this run reads and never changes. "
+            f"{another}"
+        )
+    for path in own.beside():
+        if found := read_inside(path, inputs):
+            raise OutputError(f"{found.what} lies in {path}, which a run into {folder} would write. {another}")
+
+
+def _check_free(folder: Path, overwrite: bool, replaced: re.Pattern[str] | None) -> None:
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if replaced is None and not has_list(folder):
+        raise OutputError(
+            f"{folder} contains files but no {LIST}, so it is not replaced. Choose another output.dir=..."
         )
     if not overwrite:
         raise OutputError(
             f"{folder} holds a finished run. Pass output.overwrite=true to replace it, "
             "or choose another output.dir=..."
         )
+    if found := not_ours(folder, replaced):
+        raise OutputError(
+            f"{folder} also holds what this run would delete and fsmerge did not write: {first(found)}. Move it "
+            "away, or choose another output.dir=..."
+        )
+    if closed := protected(folder):
+        raise OutputError(
+            f"{closed} is write-protected, so it is not replaced. Change its permissions, or choose another "
+            "output.dir=..."
+        )
 
 
-def _clean(folder: Path) -> None:
+def _clean(own: OwnPaths) -> None:
     """Remove the files of a killed run (the lock is held); restore a result that it had moved aside."""
-    old = _aside(folder)
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d+|old)\.tmp")
-    for path in folder.parent.iterdir():
-        if pattern.fullmatch(path.name):
-            shutil.rmtree(path)
+    if own.aside.exists() and not own.folder.exists():
+        own.aside.rename(own.folder)
+    for path in own.left():
+        shutil.rmtree(path)
 
 
-def _aside(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.old.tmp"
-
-
-def _publish(temporary: Path, folder: Path) -> None:
+def _publish(own: OwnPaths, overwrite: bool, replaced: re.Pattern[str] | None) -> None:
+    """Rename the temporary folder to its final name. What has appeared there since the first check is kept."""
+    temporary, folder = own.temporary, own.folder
+    write_list(temporary)
     for path in temporary.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    if not folder.exists():
-        temporary.rename(folder)
+    if not overwrite or not folder.exists():
+        try:
+            temporary.rename(folder)  # also replaces an empty folder, and nothing else
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise _kept(own, "something has appeared there") from None
+            raise
         return
-    old = _aside(folder)
-    folder.rename(old)
+    folder.rename(own.aside)
     try:
+        found = (
+            not_ours(own.aside, replaced) if own.aside.is_dir() and not own.aside.is_symlink() else ["no folder"]
+        )
+        if found:
+            raise _kept(own, first(found))
         temporary.rename(folder)
     except BaseException:
-        old.rename(folder)
+        own.aside.rename(folder)
         raise
-    shutil.rmtree(old)
+    remove(own.aside, replaced)
+
+
+def _kept(own: OwnPaths, why: str) -> OutputError:
+    """Keep a finished result under a free name; the error that reports it."""
+    place = _free(own.folder.with_name(f"{own.folder.name}-new"))
+    own.temporary.rename(place)
+    return OutputError(
+        f"{own.folder} was changed while the run was writing ({why}), so it is not replaced. The result is in "
+        f"{place}."
+    )
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of PATH-2, PATH-3, ... where nothing is."""
+    place, i = path, 1
+    while os.path.lexists(place):
+        i += 1
+        place = path.with_name(f"{path.name}-{i}")
+    return place

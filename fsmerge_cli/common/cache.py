@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,9 @@ from fsmerge_cli.common.shown import shown
 
 LIMIT = 10 * 2**30
 """Maximum size of the feature cache in bytes; the least recently used entries are removed first."""
+
+ENTRY = re.compile(r"[0-9a-f]{32,}\.(npy|tmp)")
+"""Names of entries; other files in the folder are not ours."""
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 """Length of the SHA-256 checksum at the end of an entry."""
@@ -57,6 +61,9 @@ def cached_table(key: str, shape: tuple[int, int], make: Callable[[], Iterable[T
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
+    for own in (folder, *(path.with_suffix(suffix) for suffix in (".npy", ".lock", ".tmp"))):
+        if own.is_symlink():
+            raise OSError(f"{own} is a link")
     with _lock(path.with_suffix(".lock")):
         found = _open(path, shape)
         if found is not None:
@@ -126,7 +133,7 @@ def _make_room(folder: Path, keep: Path) -> None:
     entries = []
     for path in folder.iterdir():
         with suppress(OSError):  # another process removed it
-            if path.suffix in (".npy", ".tmp"):
+            if ENTRY.fullmatch(path.name):
                 entries.append((path.stat().st_mtime, path.stat().st_size, path))
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
-from shutil import rmtree
+
+from fsmerge_cli.common.own_files import LATER, STATE, remove, strangers
 
 
 def beside(folder: Path, what: str) -> Path:
@@ -19,25 +21,25 @@ def beside(folder: Path, what: str) -> Path:
 def discard_state(state: Path) -> None:
     """Delete the folder of a state. Raises OSError."""
     renamed = state.with_name(f"{state.name}.tmp")
-    if _is_own(renamed):
-        rmtree(renamed)
-    if _is_own(state):
+    if _is_own(renamed, STATE):
+        remove(renamed, STATE)
+    if _is_own(state, STATE):
         state.rename(renamed)
-        rmtree(renamed)
+        remove(renamed, STATE)
 
 
 def keep_logs(folder: Path) -> None:
     """Move the log files of a finished run into its folder. Errors of the disk are ignored."""
     logs, renamed = beside(folder, "logs"), beside(folder, "logs.tmp")
     with suppress(OSError):
-        if _is_own(logs):
+        if _is_own(logs, LATER):
             logs.rename(renamed)
-        if _is_own(renamed):
-            for path in renamed.iterdir():
-                target = folder / path.name
-                rmtree(target, ignore_errors=True)
+        if _is_own(renamed, LATER):
+            for path in sorted(path for path in renamed.rglob("*") if path.is_file()):
+                target = folder / path.relative_to(renamed)
+                target.parent.mkdir(exist_ok=True)
                 path.replace(target)
-            renamed.rmdir()
+            remove(renamed, LATER)
 
 
 def clean_finished(folder: Path, finished: str) -> None:
@@ -51,21 +53,21 @@ def clean_finished(folder: Path, finished: str) -> None:
         return
     written = (folder / finished).stat().st_mtime_ns
     state, logs = beside(folder, "state"), beside(folder, "logs")
-    if not _is_own(state) or max(map(_changed, (state, *state.iterdir()))) <= written:
+    if not _is_own(state, STATE) or max(map(_changed, (state, *state.iterdir()))) <= written:
         discard_state(state)
-    if not _is_own(logs) or _changed(logs) <= written <= max(map(_changed, logs.iterdir()), default=0):
+    if not _is_own(logs, LATER) or _changed(logs) <= written <= max(map(_changed, logs.iterdir()), default=0):
         keep_logs(folder)
 
 
 def unfinished(folder: Path) -> bool:
     """Whether an interrupted run into `folder` has left its state; call `clean_finished` first."""
-    return _is_own(beside(folder, "state"))
+    return _is_own(beside(folder, "state"), STATE)
 
 
 def _changed(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _is_own(path: Path) -> bool:
-    """Whether a folder is there; a link is not ours."""
-    return path.is_dir() and not path.is_symlink()
+def _is_own(path: Path, allowed: re.Pattern[str]) -> bool:
+    """Whether a folder is there that holds only files of ours; a link is not ours."""
+    return path.is_dir() and not path.is_symlink() and not strangers(path, allowed)

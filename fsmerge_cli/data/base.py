@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.options import FORBID, Count, Positive, Share
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.data.images.eight_bit import upright_8_bit
@@ -178,6 +179,11 @@ class DataConfig(ABC):
     def paths(self) -> Mapping[str, str]:
         """Files and folders that are read, by the key that sets them."""
         return {}
+
+    def inputs(self, tasks: Sequence[str]) -> list[Input]:
+        """What is read for these tasks, as the outputs of a run are compared with it."""
+        paths = self.paths().items()
+        return [Input(key, path.replace("{task}", task)) for task in tasks for key, path in paths]
 
     def count(self, available: int) -> int:
         """The number of images that are sampled from `available` ones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.common.options import FORBID, choose
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 
 PER_TASK_OPTIONS = ("name", "images_per_task")
@@ -56,13 +57,14 @@ class PerTask(DataConfig):
             )
         return found
 
-    def paths(self) -> Mapping[str, str]:
-        """The paths of all tasks."""
-        return {
-            f"data.tasks.{task}.{key.removeprefix('data.')}": path
-            for task in self.tasks or {}
-            for key, path in self.of(task).paths().items()
-        }
+    def inputs(self, tasks: Sequence[str]) -> list[Input]:
+        """What is read for each task, from its own data set."""
+        return [
+            found._replace(what=f"data.tasks.{task}.{found.what.removeprefix('data.')}")
+            for task in tasks
+            if task in (self.tasks or {})
+            for found in self.of(task).inputs([task])
+        ]
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
         """Class names in the task's own data set."""

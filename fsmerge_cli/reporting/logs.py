@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,10 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fsmerge_cli.common.atomic import resolved
 from fsmerge_cli.common.errors import ConfigError, UserError
 from fsmerge_cli.common.leftovers import beside, keep_logs
+from fsmerge_cli.common.own_files import LATER, remove
 from fsmerge_cli.common.progress import Event
+from fsmerge_cli.common.separation import resolved
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.reporting.terminal import Phases
 
@@ -101,8 +101,8 @@ class RunLog:
         keep_logs(self._output)
 
     def _remove(self) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)
         with suppress(OSError):
+            remove(self.place, LATER)
             for parent in self._missing:
                 parent.rmdir()
 
@@ -130,7 +130,7 @@ class _BufferedHandler(logging.Handler):
         self.opened = True
         with suppress(OSError):
             if fresh:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder, LATER)
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace")
             self._file.writelines(self._waiting)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,13 @@ def check_plot(path: Path) -> None:
     _pyplot()
 
 
-def plot_cost(path: Path, points: Sequence[Point], title: str, bound: float | None = None) -> None:
+def plot_cost(
+    path: Path, points: Sequence[Point], title: str, bound: float | None = None, kind: str | None = None
+) -> None:
     """Accuracy (a share) against seconds on a logarithmic axis, one colour per method.
 
-    bound: accuracy of the ensemble of all sources, drawn as a line. Raises ConfigError without matplotlib,
+    bound: accuracy of the ensemble of all sources, drawn as a line. kind: .svg, .png or .pdf (None: the suffix of
+    the path). Raises ConfigError without matplotlib,
     OutputError.
     """
     figure, axes = _figure(1)
@@ -62,10 +64,15 @@ def plot_cost(path: Path, points: Sequence[Point], title: str, bound: float | No
     _label(figure, axis, [p for p in points if len(points) <= LABELLED or p.label in best])
     axis.set_xlabel("seconds (whole run, logarithmic)")
     axis.set_ylabel(shown(f"{title}, %"), parse_math=False)
-    _save(figure, path)
+    _save(figure, path, kind)
 
 
-def plot_front(path: Path, tasks: Sequence[str], runs: Sequence[tuple[str, str, Sequence[float], bool]]) -> None:
+def plot_front(
+    path: Path,
+    tasks: Sequence[str],
+    runs: Sequence[tuple[str, str, Sequence[float], bool]],
+    kind: str | None = None,
+) -> None:
     """Accuracies of every pair of tasks: (label, method, one share per task, whether on the front) per run.
 
     The line joins the runs on the Pareto front. Raises the errors of :func:`plot_cost`.
@@ -82,7 +89,7 @@ def plot_front(path: Path, tasks: Sequence[str], runs: Sequence[tuple[str, str, 
         _label(figure, axis, front if len(points) > LABELLED else points)
         axis.set_xlabel(shown(f"{tasks[a]}: top-1 accuracy, %"), parse_math=False)
         axis.set_ylabel(shown(f"{tasks[b]}: top-1 accuracy, %"), parse_math=False)
-    _save(figure, path)
+    _save(figure, path, kind)
 
 
 def front(values: Sequence[Sequence[float]]) -> list[bool]:
@@ -196,15 +203,10 @@ def _outside(box: Any, frame: Any) -> float:
     return float(box.width * box.height - _overlap(box, frame))
 
 
-def _save(figure: Any, path: Path) -> None:
-    """Write atomically, by way of a temporary file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    kind = path.suffix[1:].lower()
+def _save(figure: Any, path: Path, kind: str | None) -> None:
+    kind = (kind or path.suffix)[1:].lower()
     fixed = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     try:
-        figure.savefig(temporary, format=kind, dpi=150, metadata=fixed)
-        temporary.replace(path)
+        figure.savefig(path, format=kind, dpi=150, metadata=fixed)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {reason(error)}. Choose another file.") from None

@@ -30,7 +30,7 @@ from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import estimate
 from fsmerge_cli.runs.merge import methods_of, problem_of, state_content
-from fsmerge_cli.runs.request import Models, Request, check_inputs_outside, chosen_method, source_specs
+from fsmerge_cli.runs.request import Models, Request, chosen_method, source_specs
 from fsmerge_cli.training.snapshots import usable_state
 
 SHARED_INITIALISATION, DIFFERENT_INITIALISATION = 0.8, 0.2
@@ -120,8 +120,6 @@ def inspect(
     well. measure: evaluate every source on its labelled test images. Raises UserError as `merge` does, except for
     mismatches of the headers, which are returned.
     """
-    if output is not None:
-        check_inputs_outside(requested.inputs(), output, requested.run.overwrite)
     checked_rank(requested.hardware.distributed)
     opened = read_headers(requested.sources)
     sources = [own.source for own in opened]
@@ -134,7 +132,7 @@ def inspect(
     top1: Mapping[str, float] = {}
     with requested.hardware.session() as device:
         if output is not None:
-            check_claim(output, requested.run.overwrite)
+            check_claim(output, requested.run.overwrite, requested.inputs())
         if not headers_only:
             sources = [load(own.spec) if _has_weights(own) else own.source for own in opened]
             problem, tests, notes = problem_of(requested, sources, device, progress)

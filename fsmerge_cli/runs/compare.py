@@ -16,6 +16,7 @@ from torch import Tensor
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, OutputError, first_line, unknown
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.evaluation.metrics import Z
 from fsmerge_cli.evaluation.metrics import interval as wilson
@@ -74,6 +75,16 @@ def read_runs(patterns: Sequence[str]) -> list[RunEntry]:
             )
         folders |= dict.fromkeys(found)
     return [_read(folder) for folder in folders]
+
+
+def inputs(patterns: Sequence[str], runs: Sequence[RunEntry]) -> list[Input]:
+    """The folders of the runs, and the records of their sweeps."""
+    matches = [Path(match) for pattern in patterns for match in sorted(glob.glob(pattern))]
+    jobs = [folder for match in matches for folder in (match / "jobs", *match.glob("*/jobs")) if folder.is_dir()]
+    return [
+        *(Input("one of the compared runs", run.folder) for run in runs),
+        *(Input("the recorded jobs of a sweep", folder) for folder in jobs),
+    ]
 
 
 def ordered(runs: Sequence[RunEntry], metric: str) -> list[RunEntry]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.checkpoints.stated import stated_accuracy
-from fsmerge_cli.common.atomic import check_file, replace_file, write_json, write_tensors, write_text
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
 from fsmerge_cli.data.base import ToPixels
@@ -25,71 +24,22 @@ from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by
 from fsmerge_cli.evaluation.score_table import Scorer, single_task_rows
 from fsmerge_cli.evaluation.scoring import Outputs, Score, merged_forward
 from fsmerge_cli.methods import METHODS
-from fsmerge_cli.reporting.html import page
-from fsmerge_cli.reporting.schema import typed
 from fsmerge_cli.runs.from_run import (
     FROM_RUN,
     Data,
     described,
     described_sources,
+    given_data,
     group,
     required_data,
     run_folder,
     run_options,
 )
+from fsmerge_cli.runs.inputs import cache_inputs, checkpoint_inputs, data_inputs
 from fsmerge_cli.runs.merged import Merged, Reading, load_merged, reworded_for_model
+from fsmerge_cli.runs.reevaluation import Reevaluation
 from fsmerge_cli.runs.request import chosen_hardware, source_specs
-from fsmerge_cli.runs.result import document, images_sha256, versions
-
-
-@dataclass(frozen=True)
-class Reevaluation:
-    """The evaluation of a written model on some data.
-
-    model: as it was read. scores: rows by name, `merged` and, on request, the sources and their `ensemble`.
-    predictions: by task, compared with those of the sources (see `evaluation.predictions`). outputs: logits of
-    every head on all test images. truth: task [n] and class [n] (-1: unknown) of the test images. method: key of
-    the method that made the model (`unknown`: third-party). cost, provenance, options, notes: as those of a merge.
-    examples: test images with both predictions, for the report.
-    """
-
-    model: Merged
-    scores: Mapping[str, Score]
-    predictions: Mapping[str, Mapping[str, Any]]
-    outputs: Outputs
-    truth: tuple[Tensor, Tensor]
-    method: str
-    cost: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    options: Mapping[str, Any]
-    notes: tuple[str, ...] = field(default=())
-    examples: tuple[Example, ...] = ()
-
-    def evaluation(self) -> dict[str, Any]:
-        """The content of an evaluation.json; fields that only a merge has are empty."""
-        predictions = {name: dict(values) for name, values in self.predictions.items()}
-        return document(self, self.method, self.model.tasks, predictions=predictions)
-
-    def save(self, file: str | Path, overwrite: bool = False) -> None:
-        """Write the evaluation as a JSON file, atomically. Raises OutputError."""
-        path = check_file(Path(file), self.model.folder, overwrite, "output.file")
-        evaluation = self.evaluation()
-        typed(evaluation)
-        with replace_file(path, "output.file") as temporary:
-            write_json(temporary, evaluation)
-
-    def save_report(self, file: str | Path, overwrite: bool = False) -> None:
-        """Write the evaluation as an HTML report, atomically. Raises OutputError."""
-        path = check_file(Path(file), self.model.folder, overwrite, "output.report")
-        with replace_file(path, "output.report") as temporary:
-            write_text(temporary, page(self.evaluation(), self.examples))
-
-    def save_logits(self, file: str | Path, overwrite: bool = False) -> None:
-        """Write `logits.TASK` [n, classes], `task` [n] and `label` [n] of all test images as safetensors."""
-        path = check_file(Path(file), self.model.folder, overwrite, "output.logits")
-        tensors = {f"logits.{name}": own for name, own in zip(self.model.tasks, self.outputs.logits)}
-        with replace_file(path, "output.logits") as temporary:
-            write_tensors(temporary, {**tensors, "task": self.truth[0], "label": self.truth[1]})
+from fsmerge_cli.runs.result import images_sha256, versions
 
 
 def evaluate(
@@ -103,6 +53,7 @@ def evaluate(
     sources: bool = False,
     progress: Progress = silent,
     command: str | None = None,
+    more_inputs: Sequence[Input] = (),
 ) -> Reevaluation:
     """Evaluate a written model: accuracy per task, and joint accuracy (task not given, labels of all tasks).
 
@@ -113,6 +64,7 @@ def evaluate(
     there are any. tasks: which tasks of the model (None: all). reading: what the files of a third-party model do
     not state. sources: whether to read and evaluate the sources that config.yaml names and their ensemble as well;
     where a task has no images, their predictions on the other images serve to fit the temperatures.
+    more_inputs: other paths that must not change.
 
     Raises SourceError where there is no model, ConfigError where a key is wrong, DataError where images or labels
     do not fit.
@@ -196,8 +148,19 @@ def evaluate(
         notes = [reworded_for_model(note, "") for note in notes]
     return Reevaluation(
         model, rows, predictions, outputs, scorer.truth, method if method in METHODS else "unknown",
-        cost, provenance, options, tuple(notes), shown,
+        cost, provenance, options, tuple(notes), shown, (*evaluate_inputs(model, images, sources), *more_inputs),
     )  # fmt: skip
+
+
+def evaluate_inputs(model: Merged, data: Data | None, sources: bool) -> list[Input]:
+    """Every path that an evaluation of this model reads; data and sources as in `evaluate`."""
+    found = checkpoint_inputs("the evaluated model", model.folder)
+    if (run := run_folder(model.folder)) is not None:
+        found.append(Input("the run of the evaluated model", run))
+    if sources:
+        specs = source_specs(group(run_options(model.folder), "models").get("sources") or [])
+        found += [i for s in specs for i in checkpoint_inputs(f"source '{s.name}'", s.checkpoint)]
+    return [*found, *data_inputs(given_data(model.folder, data), model.tasks), *cache_inputs()]
 
 
 def _seed(given: int | None, run: Mapping[str, Any]) -> int:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fsmerge_cli.common.atomic import claim, output_errors, resolved
+from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.seeding import derive, generator
+from fsmerge_cli.common.separation import Input, resolved
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
@@ -31,7 +32,6 @@ from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs.finetune_request import FinetuneRequest, FinetuneStart, load_start, request
 from fsmerge_cli.runs.finetuned import Finetuned
-from fsmerge_cli.runs.request import check_inputs_outside
 from fsmerge_cli.runs.result import versions
 from fsmerge_cli.training.classifier import Classifier, TrainingOptions, TrainingSetup, fit
 from fsmerge_cli.training.snapshots import Snapshots, check_state, state_folder
@@ -54,6 +54,7 @@ def finetune(
     checkpoint_every: int | str = "60s",
     progress: Progress = silent,
     command: str | None = None,
+    more_inputs: Sequence[Input] = (),
 ) -> Finetuned:
     """Train a classifier on a data set: first the head on the frozen backbone, then all weights.
 
@@ -61,20 +62,21 @@ def finetune(
     preset, a mapping with the keys of that group, or the dataclass itself; all images of the training split are
     used unless `images_per_task` sets fewer, a share `validation` of them selects the best step, and `augment` is
     sampled anew at every step. training: the keys of `classifier.TrainingOptions`. output: folder to write (None:
-    nothing is written, `Finetuned.save` does it later). The rest is as in `merge`.
+    nothing is written, `Finetuned.save` does it later). more_inputs: other paths that must not change. The rest is
+    as in `merge`.
 
     Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails,
     Interrupted where a signal stopped it and `resume` can continue it.
     """
     requested = request(model, data, training, hardware, seed, overwrite, resume, checkpoint_every)
+    inputs = (*requested.inputs(), *more_inputs)
     clock, snapshots = Clock(), Snapshots()
     notes: list[str] = []
     with ExitStack() as stack:
         device = stack.enter_context(requested.hardware.session())
         folder = None
         if output is not None:
-            check_inputs_outside(requested.inputs(), Path(output), requested.run.overwrite)
-            folder = stack.enter_context(claim(Path(output), requested.run.overwrite))
+            folder = stack.enter_context(claim(Path(output), requested.run.overwrite, inputs))
         with clock.phase("sources"):
             source = load_start(requested)
         with clock.phase("data"):
@@ -114,6 +116,7 @@ def finetune(
             provenance,
             requested.options(),
             (*source.notes, *notes),
+            inputs,
         )
         if folder is not None:
             with output_errors(Path(output or folder)):

@@ -19,9 +19,11 @@ from fsmerge_cli.common.errors import ConfigError, DataError, SourceError, unkno
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.options import FORBID, Count, FiniteFloat, Flag, Positive, Text, build, choose
 from fsmerge_cli.common.seeding import derive
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.inputs import cache_inputs, checkpoint_inputs, data_inputs, label_inputs
 from fsmerge_cli.runs.request import chosen_hardware
 from fsmerge_cli.training.classifier import TrainingOptions
 from fsmerge_cli.training.snapshots import SaveInterval
@@ -77,9 +79,11 @@ class FinetuneRequest:
     run: Run
     every: SaveInterval
 
-    def inputs(self) -> dict[str, str | None]:
-        """The paths that are read, by what they hold."""
-        return {"model.checkpoint": self.start.checkpoint, **self.data.paths()}
+    def inputs(self) -> list[Input]:
+        """Every path that is read."""
+        start = checkpoint_inputs("model.checkpoint", self.start.checkpoint)
+        labels = label_inputs("model.labels", self.start.labels)
+        return [*start, *labels, *data_inputs(self.data, [self.spec.name]), *cache_inputs()]
 
     def options(self) -> dict[str, Any]:
         """Every option by group, as in config.yaml."""

@@ -16,6 +16,7 @@ from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
 from fsmerge_cli.common.errors import CertificateError
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import printable
 from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.scoring import Score
@@ -65,7 +66,7 @@ class Finetuned:
     source: architecture, weights, head; origin and sha256 are those of the initial weights. scores: one row, with
     the name of the task; none without labelled test images. trace: of both phases of the training. probe: a few
     images [n, C, H, W] on which the written model is compared with this one. cost, provenance, options, notes: as
-    those of a merge.
+    those of a merge. inputs: what was read, which `save` never replaces.
     """
 
     source: Source
@@ -76,6 +77,7 @@ class Finetuned:
     provenance: Mapping[str, Any]
     options: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
 
     def backbone(self) -> nn.Module:
         """The backbone as an ordinary module in evaluation mode, pixels [n, C, H, W] -> features [n, d]."""
@@ -88,7 +90,7 @@ class Finetuned:
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model, evaluation.json, config.yaml and a model card, atomically. Raises OutputError."""
-        with claim(Path(folder), overwrite) as temporary, output_errors(Path(folder)):
+        with claim(Path(folder), overwrite, self.inputs) as temporary, output_errors(Path(folder)):
             self.write(temporary, Path(folder))
 
     def write(self, folder: Path, final: Path) -> None:

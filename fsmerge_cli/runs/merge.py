@@ -21,6 +21,7 @@ from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.distributed import World, join
 from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, Task
 from fsmerge_cli.data.base import ToPixels
@@ -32,7 +33,7 @@ from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import at_equal_budget
 from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
-from fsmerge_cli.runs.request import Models, Request, check_inputs_outside, request
+from fsmerge_cli.runs.request import Models, Request, request
 from fsmerge_cli.runs.result import MergeResult, images_sha256, versions
 from fsmerge_cli.supernet.fold import fold_head
 from fsmerge_cli.training.snapshots import SaveInterval, Snapshots, check_state, state_folder
@@ -54,6 +55,7 @@ def merge(
     dtype: str = "float32",
     progress: Progress = silent,
     command: str | None = None,
+    more_inputs: Sequence[Input] = (),
 ) -> MergeResult:
     """Merge trained networks into one network of the original size.
 
@@ -65,7 +67,7 @@ def merge(
     of the training is written (steps, or "60s", "5m"). kd: also evaluate distillation, trained with the method's
     images, steps, batches and losses at its own learning rate. dtype: of the written weights (float32, float16,
     bfloat16); everything is computed in fp32, and the rounded model is evaluated. progress: called with every
-    `Event`. command: what to record as the run's origin.
+    `Event`. command: what to record as the run's origin. more_inputs: other paths that must not change.
 
     With several processes (hardware.distributed) each returns the merged model, and only rank 0 evaluates, writes
     and reports progress.
@@ -75,8 +77,7 @@ def merge(
     `resume` can continue it.
     """
     requested = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype)
-    if output is not None:
-        check_inputs_outside(requested.inputs(), Path(output), requested.run.overwrite)
+    inputs = (*requested.inputs(), *more_inputs)
     clock = Clock()
     snapshots = Snapshots()
     with ExitStack() as stack:
@@ -88,7 +89,7 @@ def merge(
                 device = stack.enter_context(requested.hardware.session())
                 folder = None
                 if output is not None and world.main:
-                    folder = stack.enter_context(claim(Path(output), requested.run.overwrite))
+                    folder = stack.enter_context(claim(Path(output), requested.run.overwrite, inputs))
             problem, tests, notes = _problem(requested, device, progress, world, clock)
             for method in methods_of(requested):
                 method.check(problem)
@@ -102,6 +103,7 @@ def merge(
         result = _result(
             requested, problem, tests, solution, extra_rows, notes, clock, command or "fsmerge.merge(...)"
         )
+        result = replace(result, inputs=inputs)
         if folder is not None:
             with output_errors(Path(output or folder)):
                 result.write(folder)

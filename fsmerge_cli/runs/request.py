@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass as checked
@@ -13,14 +11,15 @@ from pydantic.dataclasses import dataclass as checked
 from fsmerge_cli.checkpoints.dtype import DTYPES, Dtype
 from fsmerge_cli.checkpoints.tasks import order_note, tasks
 from fsmerge_cli.common import presets
-from fsmerge_cli.common.atomic import resolved
-from fsmerge_cli.common.errors import ConfigError, DataError, OutputError, unknown
+from fsmerge_cli.common.errors import ConfigError, DataError, unknown
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.options import FORBID, Count, Flag, build, choose
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.data import DATASETS, DataConfig, auxiliary
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.inputs import cache_inputs, checkpoint_inputs, data_inputs, label_inputs
 from fsmerge_cli.training.snapshots import SaveInterval
 
 Models = str | Sequence[SourceSpec | Mapping[str, Any]]
@@ -47,7 +46,8 @@ class Run:
 class Request:
     """The sources to load, the images (None: none), the method, the hardware and the top-level settings.
 
-    notes: guesses about the labels.
+    notes: guesses about the labels. more_inputs: files of class names, which have been read already, and other
+    paths that must not change.
     """
 
     sources: Sequence[SourceSpec]
@@ -56,11 +56,13 @@ class Request:
     hardware: Hardware
     run: Run
     notes: tuple[str, ...] = ()
+    more_inputs: tuple[Input, ...] = ()
 
-    def inputs(self) -> dict[str, str | None]:
-        """The paths that are read, by what they hold."""
-        sources = {f"source '{spec.name}'": spec.checkpoint for spec in self.sources}
-        return {**sources, **(self.data.paths() if self.data else {})}
+    def inputs(self) -> list[Input]:
+        """Every path that is read."""
+        sources = [i for s in self.sources for i in checkpoint_inputs(f"source '{s.name}'", s.checkpoint)]
+        data = data_inputs(self.data, [spec.name for spec in self.sources])
+        return [*sources, *self.more_inputs, *data, *cache_inputs()]
 
     def options(self) -> dict[str, Any]:
         """Every option by group, as in config.yaml."""
@@ -89,7 +91,7 @@ def request(
 ) -> Request:
     """Read every preset and validate every value. Raises UserError."""
     images = _data(models, data)
-    entries = _entries(models)
+    entries = source_entries(models)
     specs = _tasks(entries, images)
     chosen, machine = chosen_method(method), chosen_hardware(hardware)
     if dtype not in DTYPES:
@@ -111,34 +113,21 @@ def request(
         )
     labels = {spec.name: spec.labels for spec in specs if isinstance(spec.labels, tuple)}
     notes = [order_note(entry, labels[entry.name]) for entry in entries if entry.name in labels]
-    return Request(specs, images, chosen, machine, run, tuple(note for note in notes if note))
-
-
-def check_inputs_outside(inputs: Mapping[str, str | None], output: Path, overwrite: bool) -> None:
-    """Raise OutputError where the folder to be replaced holds one of the inputs (description -> path)."""
-    if not overwrite:  # then only a new or empty folder is written
-        return
-    folder = resolved(output)
-    for what, path in inputs.items():
-        with suppress(OSError, ValueError, RuntimeError):  # an invalid path, which its reader reports
-            if path is not None and Path(path).expanduser().resolve().is_relative_to(folder):
-                raise OutputError(
-                    f"{what} lies in {folder}, which output.overwrite=true would replace. Choose another "
-                    "output.dir=..."
-                )
+    files = [i for entry in entries for i in label_inputs(f"the labels of source '{entry.name}'", entry.labels)]
+    return Request(specs, images, chosen, machine, run, tuple(note for note in notes if note), tuple(files))
 
 
 def source_specs(models: Models, images: DataConfig | None = None) -> list[SourceSpec]:
     """The sources of a shipped set or of a list, one per task. Raises ConfigError."""
-    return _tasks(_entries(models), images)
+    return _tasks(source_entries(models), images)
 
 
 def _tasks(entries: Sequence[SourceSpec], images: DataConfig | None) -> list[SourceSpec]:
     return [task for i, entry in enumerate(entries) for task in tasks(entry, i, images)]
 
 
-def _entries(models: Models) -> list[SourceSpec]:
-    """The entries of `models.sources` as written."""
+def source_entries(models: Models) -> list[SourceSpec]:
+    """The entries of a shipped set or of a list, as written. Raises ConfigError."""
     found: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
     if isinstance(found, str | Mapping) or not isinstance(found, Sequence):
         raise ConfigError(f"models.sources: should be a list of sources, got {found!r}.")

@@ -19,6 +19,7 @@ from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
 from fsmerge_cli.common.progress import Event
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import well_formed
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.evaluation.certificates import Certifier
@@ -47,6 +48,7 @@ class MergeResult:
     source, `ensemble`, `average`, `merged`), and the similarity to the sources by layer. cost: seconds by phase,
     steps, trainable parameters. provenance: versions, device, source hashes, command. options: every option of the
     run, resolved. notes: what the user should know. certifier: compares the written folder with this model.
+    inputs: what was read, which `save` never replaces.
     """
 
     plan: Plan
@@ -59,6 +61,7 @@ class MergeResult:
     options: Mapping[str, Any]
     notes: tuple[str, ...]
     certifier: Certifier
+    inputs: tuple[Input, ...] = ()
 
     @property
     def scores(self) -> Mapping[str, Score]:
@@ -87,7 +90,7 @@ class MergeResult:
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write merged/, evaluation.json, report.html and config.yaml, atomically. Raises OutputError."""
-        with claim(Path(folder), overwrite) as temporary, output_errors(Path(folder)):
+        with claim(Path(folder), overwrite, self.inputs) as temporary, output_errors(Path(folder)):
             self.write(temporary)
 
     def write(self, folder: Path) -> None:

@@ -24,6 +24,7 @@ from fsmerge_cli.common.errors import ConfigError, Interrupted, OutputError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.leftovers import beside, discard_state
 from fsmerge_cli.common.progress import Event, Progress
+from fsmerge_cli.common.separation import resolved
 from fsmerge_cli.training.state_file import (
     RANDOM,
     damaged,
@@ -128,8 +129,7 @@ class Snapshots:
 
 def state_folder(output: Path) -> Path:
     """The folder with the state of a run into `output`."""
-    output = output.expanduser().resolve()
-    return beside(output, "state")
+    return beside(resolved(output), "state")
 
 
 def check_state(output: Path, content: Mapping[str, Any], resume: bool, overwrite: bool) -> None:

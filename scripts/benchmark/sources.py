@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fsmerge_cli.alignment.permutation import blocks
 from fsmerge_cli.checkpoints.dtype import rounded, to_dtype
-from fsmerge_cli.checkpoints.embedded import ensure_trained
+from fsmerge_cli.checkpoints.embedded import ENTRY, ensure_trained
 from fsmerge_cli.checkpoints.files import file_sha256
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.write import model_config, write_model
@@ -135,7 +135,7 @@ def _fine_tuned(alphabet: str, group: Group) -> SourceSpec:
 def _store(spec: SourceSpec, folder: Path) -> None:
     """Write a source into `folder` in float16; merges use the rounded weights."""
     source = load(spec)
-    with claim(folder, overwrite=True, finished=None) as temporary:
+    with claim(folder, overwrite=True, replaced=ENTRY) as temporary:
         _write(temporary, source, to_dtype(rounded(source.weights, "float16"), "float16"), "float16")
 
 
@@ -162,7 +162,7 @@ def _scrambled(spec: SourceSpec, folder: Path) -> SourceSpec:
     """The same function with other weights, stored in `folder` in float32, so that it is not rounded."""
     if not (folder / "model.safetensors").is_file():
         source = load(spec)
-        with claim(folder, overwrite=True, finished=None) as temporary:
+        with claim(folder, overwrite=True, replaced=ENTRY) as temporary:
             _write(temporary, source, scramble(source, generator(0, "scramble", spec.name)))
     return replace(spec, checkpoint=str(folder))
 

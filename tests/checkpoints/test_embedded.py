@@ -70,7 +70,7 @@ def test_a_source_is_trained_once_and_then_cached(trainings: list[str]) -> None:
     first = ensure_trained(SPEC, silent)
     assert first == replace(SPEC, checkpoint=str(entry()))
     before = {path.name: path.read_bytes() for path in entry().iterdir()}
-    assert set(before) == {"config.json", "model.safetensors", "heads.safetensors", "seal.json"}
+    assert set(before) == {".fsmerge.json", "config.json", "model.safetensors", "heads.safetensors", "seal.json"}
     assert ensure_trained(SPEC, silent) == first
     assert trainings == ["tiny"]
     assert {path.name: path.read_bytes() for path in entry().iterdir()} == before

@@ -48,7 +48,7 @@ def test_a_sweep_ends_with_a_plot_of_its_runs(capsys: pytest.CaptureFixture[str]
     assert ">average<" in plot
     assert ">slerp<" in plot
     assert [Path(row["folder"], "evaluation.json").is_file() for row in table("summary.csv")] == [True, True]
-    assert not list(Path("sweep").glob(".*"))
+    assert [path.name for path in Path("sweep").glob(".*")] == [".fsmerge-sweep.json"]
 
 
 def test_without_matplotlib_a_sweep_ends_with_a_note(
@@ -68,12 +68,12 @@ def test_a_sweep_reports_the_files_that_it_could_not_write(capsys: pytest.Captur
     for number, (a, b) in enumerate(((0.5, 0.9), (0.8, 0.8), (0.4, 0.7))):
         scores = {"tasks": {"a": a, "b": b}, "mean": (a + b) / 2, "joint": None, "seconds": 1.0}
         job = {"run": f"method.task_weights.1={number}", "exit_code": 0, "folder": f"gone/{number}", **scores}
-        Path(f"sweep/jobs/{number}.json").write_text(json.dumps(job))
+        Path(f"sweep/jobs/{number:05d}.json").write_text(json.dumps(job))
     SweepSummary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": "sweep"}}}))
     out = capsys.readouterr().out
     assert out.count("method.task_weights.1=") == 3
     assert out.endswith(
-        "\nnote: sweep/summary.csv could not be written: Is a directory\n"
+        "\nnote: sweep/summary.csv could not be written: File exists\n"
         "note: no plot of the runs: gone/0 is no finished run (a folder with evaluation.json). Give folders "
         "that `fsmerge merge` or `fsmerge finetune` wrote, a glob of them, or the folder of a sweep.\n"
         "all runs: sweep/pareto.csv\n"

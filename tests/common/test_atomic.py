@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 
 import pytest
 
 from fsmerge_cli.common.atomic import FINISHED, claim
+from fsmerge_cli.common.own_files import LIST
 from tests.support.output_folders import finish, refusing, tree
 
 
@@ -80,7 +82,6 @@ def test_a_finished_folder_is_refused_or_replaced(tmp_path: Path) -> None:
     ):
         finish(folder, "new")
     assert tree(tmp_path) == {"run": None, f"run/{FINISHED}": "old"}
-    (folder / "extra").write_text("of the old run")
     finish(folder, "new", overwrite=True)
     assert tree(tmp_path) == {"run": None, f"run/{FINISHED}": "new"}
 
@@ -96,19 +97,29 @@ def test_files_that_fsmerge_did_not_write_are_never_changed(overwrite: bool, tmp
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
-    with refusing(
-        f"{folder} contains files but no {FINISHED}, so it is not replaced. Choose another output.dir=..."
-    ):
+    with refusing(f"{folder} contains files but no {LIST}, so it is not replaced. Choose another output.dir=..."):
         finish(folder, "new", overwrite)
     assert tree(tmp_path) == {"run": None, "run/thesis.txt": "years of work"}
 
 
-def test_the_mark_of_a_finished_folder_can_be_another_file(tmp_path: Path) -> None:
-    with claim(tmp_path / "run", overwrite=False, finished="mark") as temporary:
-        (temporary / "mark").write_text("1")
-    with claim(tmp_path / "run", overwrite=True, finished="mark") as temporary:
-        (temporary / "mark").write_text("2")
-    assert tree(tmp_path) == {"run": None, "run/mark": "2"}
+def test_files_of_the_cache_are_replaced_whatever_they_contain(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mark").write_text("without a list")
+    for content in ("1", "2"):
+        with claim(tmp_path / "run", overwrite=True, replaced=re.compile("mark")) as temporary:
+            (temporary / "mark").write_text(content)
+        assert tree(tmp_path) == {"run": None, "run/mark": content}
+        (tmp_path / "run/mark").write_text("damaged")
+    (tmp_path / "run/other").write_text("mine")
+    with (
+        refusing(
+            f"{tmp_path}/run also holds what this run would delete and fsmerge did not write: other. Move it "
+            "away, or choose another output.dir=..."
+        ),
+        claim(tmp_path / "run", overwrite=True, replaced=re.compile("mark")),
+    ):
+        pass
+    assert tree(tmp_path) == {"run": None, "run/mark": "damaged", "run/other": "mine"}
 
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
@@ -181,10 +192,11 @@ def test_a_name_that_the_system_does_not_accept_is_refused(tmp_path: Path) -> No
     assert tree(tmp_path) == {}
 
 
-def test_the_target_of_a_linked_folder_is_replaced(tmp_path: Path) -> None:
-    finish(tmp_path / "disk/run", "old")
-    (tmp_path / "link").symlink_to(tmp_path / "disk/run")
-    finish(tmp_path / "link", "new", overwrite=True)
+def test_a_folder_is_written_through_a_link_above_it(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    finish(tmp_path / "link/run", "old")
+    finish(tmp_path / "link/run", "new", overwrite=True)
     assert (tmp_path / "link").is_symlink()
     assert tree(tmp_path / "disk") == {"run": None, f"run/{FINISHED}": "new"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]

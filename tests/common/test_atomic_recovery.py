@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fsmerge_cli.common.atomic import FINISHED, claim
+from fsmerge_cli.common.own_files import write_list
 from tests.support.output_folders import finish, refusing, tree
 
 
@@ -14,6 +15,7 @@ def test_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     stale = tmp_path / ".run.99999999.tmp"
     (stale / "merged").mkdir(parents=True)
     (stale / "merged/half").write_text("half")
+    write_list(stale, finished=False)
     (tmp_path / ".run.lock").write_text("")
     finish(tmp_path / "run")
     assert tree(tmp_path) == {"run": None, f"run/{FINISHED}": "{}"}

@@ -121,13 +121,16 @@ def test_two_threads_compute_one_entry() -> None:
 
 
 def test_the_least_recently_used_entry_is_removed_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    for age, key in enumerate("abc"):
+    (feature_folder() / "mine.npy").parent.mkdir(parents=True)
+    (feature_folder() / "mine.npy").write_bytes(b"x" * 4096)  # not ours: neither counted nor removed
+    a, b, c, d, e = (letter * 64 for letter in "abcde")
+    for age, key in enumerate((a, b, c)):
         cached_table(key, (4, 3), CountedTable())
         os.utime(entry(key), (1000 + age, 1000 + age))
-    cached_table("a", (4, 3), CountedTable())  # used again
-    monkeypatch.setattr(cache, "LIMIT", 3 * entry("a").stat().st_size)
-    cached_table("d", (4, 3), CountedTable())
-    assert {path.stem for path in feature_folder().iterdir()} == {"a", "c", "d"}
+    cached_table(a, (4, 3), CountedTable())  # used again
+    monkeypatch.setattr(cache, "LIMIT", 3 * entry(a).stat().st_size)
+    cached_table(d, (4, 3), CountedTable())
+    assert {path.stem for path in feature_folder().iterdir()} == {a, c, d, "mine"}
     monkeypatch.setattr(cache, "LIMIT", 1)
-    assert torch.equal(cached_table("e", (4, 3), CountedTable()), TABLE)
-    assert {path.stem for path in feature_folder().iterdir()} == {"e"}  # the newest one always stays
+    assert torch.equal(cached_table(e, (4, 3), CountedTable()), TABLE)
+    assert {path.stem for path in feature_folder().iterdir()} == {e, "mine"}  # the newest one always stays

@@ -210,7 +210,7 @@ def test_an_error_of_a_job_in_another_process_is_reported(
 ) -> None:
     (tmp_path / "jobs").mkdir()
     failed = {"run": "seed=1", "exit_code": 2, "error": "no"}
-    (tmp_path / "jobs/0.json").write_text(json.dumps(failed))
+    (tmp_path / "jobs/00000.json").write_text(json.dumps(failed))
     codes: list[int] = []
     monkeypatch.setattr("fsmerge_cli.cli.sweep.codes", codes)
     SweepSummary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))

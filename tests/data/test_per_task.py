@@ -10,6 +10,7 @@ from PIL import Image
 from fsmerge_cli import merge
 from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.common.options import build
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.images.digits import Digits
@@ -40,7 +41,7 @@ def test_each_task_has_its_own_data_set(tmp_path: Path) -> None:
     assert notes == []
     assert count_images(data, TASKS, lambda: PIXELS)[0] == [12, 120]
     assert data.classes(TASKS[0]) == ("owl", "wren")
-    assert data.paths() == {"data.tasks.birds.root": str(tmp_path / "mine")}
+    assert data.inputs(["birds"]) == [Input("data.tasks.birds.root", str(tmp_path / "mine"))]
 
 
 def test_the_root_may_be_the_tasks_own_folder_or_its_parent(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_the_output_folder_is_checked_if_it_is_given(shown: Shown, twelve: Path)
     (twelve / "full/x").write_text("x")
     assert "is a file, not a folder" in refused("output.dir=file")
     assert "a part of the path is a file" in refused("output.dir=file/out")
-    assert "contains files but no evaluation.json" in refused("output.dir=full")
+    assert "contains files but no .fsmerge.json" in refused("output.dir=full")
     assert "output.overwrite=true would replace" in refused("output.dir=m", "output.overwrite=true")
     with FileLock(twelve / ".busy.lock"):
         assert "another run is writing" in refused("output.dir=busy")

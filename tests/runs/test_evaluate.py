@@ -198,7 +198,7 @@ def test_files_are_written_atomically_outside_the_model(digits_run: Path, tmp_pa
         for place, why in (
             (
                 digits_run / "merged/model.safetensors",
-                " is inside the folder of the evaluated model, which must not change. Choose another file.",
+                " is read by this command (the evaluated model), so it is not written. Choose another file.",
             ),
             (tmp_path, " is a folder. Give the path of a file."),
             (tmp_path / "no/x", f": the folder {tmp_path}/no does not exist. Create it, or choose another file."),

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.full
 def test_the_folder_is_a_source_and_loads_in_timm(tmp_path: Path) -> None:
     done = small_finetune(VIT, output=tmp_path / "low")
     assert sorted(path.name for path in (tmp_path / "low").iterdir()) == [
+        ".fsmerge.json",
         "README.md",
         "config.json",
         "config.yaml",

@@ -27,7 +27,7 @@ POINTS = {
     "scores": ("runs.result.write_json", "runs.finetuned.write_json"),
     "rename": ("common.atomic._publish",),
     "state": ("runs.merge.Snapshots.discard", "runs.finetune.Snapshots.discard"),
-    "state half": ("common.leftovers.rmtree",),
+    "state half": ("common.leftovers.remove",),
     "log": ("reporting.logs.keep_logs",),
     "log half": ("common.leftovers.Path.rmdir",),
     "table": ("reporting.tables.summary_line",),

@@ -10,6 +10,7 @@ import pytest
 
 from fsmerge_cli.common.atomic import FINISHED, claim
 from fsmerge_cli.common.errors import OutputError
+from fsmerge_cli.common.own_files import LIST
 
 
 def finish(folder: Path, content: str = "{}", overwrite: bool = False) -> None:
@@ -18,9 +19,11 @@ def finish(folder: Path, content: str = "{}", overwrite: bool = False) -> None:
 
 
 def tree(folder: Path) -> dict[str, str | None]:
+    """The paths in a folder with the content of files, without the lists of own files."""
     return {
         path.relative_to(folder).as_posix(): path.read_text() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
+        if path.name != LIST
     }
 
 

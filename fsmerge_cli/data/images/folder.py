@@ -8,6 +8,7 @@ ROOT/TASK/...                without train/ and test/: class folders are split b
 
 from __future__ import annotations
 
+import os
 import unicodedata
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.options import FORBID, Share, Text
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import listed, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.decode import open_image
@@ -90,6 +92,14 @@ class Folder(DataConfig):
     def paths(self) -> Mapping[str, str]:
         """The root."""
         return {} if self.root is None else {"data.root": self.root}
+
+    def inputs(self, tasks: Sequence[str]) -> list[Input]:
+        """The folders of the tasks, or the root where it holds the images themselves."""
+        if self.root is None:
+            return []
+        folders = [os.path.join(self.root, task) for task in tasks]
+        found = [path if os.path.isdir(os.path.expanduser(path)) else self.root for path in folders]
+        return [Input("data.root", path) for path in found]
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
         """Class folders of train/, else of test/, in sorted order as in torchvision's ImageFolder."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Share, Text
+from fsmerge_cli.common.separation import Input
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
 from fsmerge_cli.data.images.decode import raster_only
 from fsmerge_cli.data.images.files import compared
@@ -36,6 +38,9 @@ UNFIT = ("VisionDataset", "DatasetFolder", "LSUN", "LSUNClass")
 
 RESERVED = ("transform", "target_transform", "transforms", "download", "loader")
 """Arguments that cannot be set with data.args."""
+
+PATHS = re.compile("root|dir|folder|path|file", re.IGNORECASE)
+"""Part of the name of an argument that is a path."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -60,6 +65,14 @@ class TorchVision(DataConfig):
     def paths(self) -> Mapping[str, str]:
         """The root."""
         return {} if self.root is None else {"data.root": self.root}
+
+    def inputs(self, tasks: Sequence[str]) -> list[Input]:
+        """The root, in which the files of many data sets and also runs may lie, and paths among the arguments."""
+        found = [*self.paths().items()]
+        for group in ("args", "train_args", "test_args"):
+            given = (getattr(self, group) or {}).items()
+            found += [(f"data.{group}.{name}", str(value)) for name, value in given if PATHS.search(name)]
+        return [Input(key, path.replace("{task}", task), container=True) for task in tasks for key, path in found]
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
         """`classes` of the training split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fsmerge_cli.common.own_files import write_list
 from tests.support.bad_inputs.case import (
     AVERAGE,
     DENIED,
@@ -118,7 +119,10 @@ PATHS = [
         "an output that is a source",
         two() + " method=average output.dir=a",
         2,
-        ("{folder}/a contains files but no evaluation.json, so it is not replaced. Choose another output.dir=..."),
+        (
+            "source 'a' lies in {folder}/a, which output.overwrite=true would replace. Choose another "
+            "output.dir=..."
+        ),
     ),
     Case(
         "an output that holds a source and would be replaced",
@@ -205,16 +209,13 @@ PATHS = [
             "{folder}/out holds a finished run. Pass output.overwrite=true to replace it, or choose another "
             "output.dir=..."
         ),
-        put("out/evaluation.json", "{}"),
+        both(put("out/evaluation.json", "{}"), lambda folder, patch: write_list(folder / "out")),
     ),
     Case(
         "a folder with other files",
         AVERAGE,
         2,
-        (
-            "{folder}/out contains files but no evaluation.json, so it is not replaced. Choose another "
-            "output.dir=..."
-        ),
+        ("{folder}/out contains files but no .fsmerge.json, so it is not replaced. Choose another output.dir=..."),
         put("out/thesis.tex", ""),
     ),
     Case(

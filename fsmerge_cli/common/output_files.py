@@ -1,0 +1,88 @@
+"""Single files that a command writes: checked before anything is computed, replaced atomically."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+
+from safetensors import SafetensorError
+
+from fsmerge_cli.common.errors import OutputError, reason
+from fsmerge_cli.common.separation import Inputs, read_inside, resolved, same, written_inside
+
+REPLACE = "output.overwrite=true"
+"""The option that lets a command replace an existing file."""
+
+
+def check_files(
+    files: Mapping[str, str | Path | None], inputs: Inputs, overwrite: bool, replace: str = REPLACE
+) -> dict[str, Path]:
+    """The resolved paths of output files (None: not written). Raises OutputError, before anything is computed.
+
+    files: by the option that sets the path, with the sign before its value ("output.file="). inputs: what the
+    command reads; these files, and what lies in these folders, are never written. replace: the option for
+    `overwrite`, without which an existing file is refused.
+    """
+    found: dict[str, Path] = {}
+    for key, file in files.items():
+        if file is None:
+            continue
+        path = resolved(Path(file), key)
+        _check(f"{key}{path}", path, inputs, overwrite, replace)
+        for other, taken in found.items():
+            if same(path, taken):
+                raise OutputError(f"{key}{path} and {other}{taken} are one file. Give two.")
+        found[key] = path
+    return found
+
+
+def _check(shown: str, path: Path, inputs: Inputs, overwrite: bool, replace: str) -> None:
+    if path.is_dir():
+        raise OutputError(f"{shown} is a folder. Give the path of a file.")
+    if os.path.lexists(path) and not path.is_file():
+        raise OutputError(f"{shown} is no regular file. Choose another file.")
+    if not path.parent.is_dir():
+        raise OutputError(f"{shown}: the folder {path.parent} does not exist. Create it, or choose another file.")
+    if found := read_inside(path, inputs):
+        raise OutputError(
+            f"{shown} is read by this command ({found.what}), so it is not written. Choose another file."
+        )
+    if found := written_inside(path, inputs):
+        raise OutputError(
+            f"{shown} lies in {found.path} ({found.what}), which this command reads and never changes. Choose "
+            "another file."
+        )
+    if path.exists() and not overwrite:
+        raise OutputError(f"{shown} already exists. Pass {replace} to replace it, or choose another file.")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{shown}: the folder {path.parent} cannot be written. Choose another file.")
+
+
+@contextmanager
+def write_file(path: Path, key: str, overwrite: bool) -> Iterator[Path]:
+    """Yields a new temporary path that becomes `path` at the end of the block. Raises OutputError.
+
+    What has appeared at `path` since `check_files` is kept, unless it is a regular file and `overwrite` is on.
+    """
+    temporary: Path | None = None
+    try:
+        name = path.with_name(f".{path.name[:100]}.{token_hex(4)}.tmp")
+        name.touch(exist_ok=False)
+        temporary = name
+        yield temporary
+        if not (overwrite and path.is_file() and not path.is_symlink()):
+            path.touch(exist_ok=False)  # of two commands one fails here
+        temporary.replace(path)
+    except FileExistsError as error:
+        raise OutputError(
+            f"{key}{path} has appeared while the command ran, so it is kept. Choose another file."
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {key}{path}: {reason(error)}. Choose another file.") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
