@@ -24,8 +24,9 @@ from fsmerge_cli.checkpoints.open import architecture
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, write_json
 from fsmerge_cli.common.cache import cache_folder
-from fsmerge_cli.common.errors import ConfigError, OutputError, SourceError, unknown
+from fsmerge_cli.common.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
+from fsmerge_cli.common.own_files import first, not_ours
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data import DATASETS, DataConfig, Task
@@ -78,14 +79,13 @@ def ensure_trained(spec: SourceSpec, progress: Progress) -> SourceSpec:
             ) from None
         if not _is_intact(folder):
             size = spec.recipe.batch_size if spec.recipe else 0
-            try:
-                _train_into(folder, spec, lambda event: progress(replace(event, images=size)))
-            except OutputError:
+            if folder.exists() and (found := not_ours(folder, ENTRY)):
                 raise ConfigError(
-                    f"{folder} in the cache of embedded sources is damaged, and it cannot be replaced, because it "
-                    "cannot be written or holds files of others. Delete it, or choose another folder: "
+                    f"{folder} in the cache of embedded sources is damaged, and it is not replaced, because it "
+                    f"holds what fsmerge did not write: {first(found)}. Move it away, or choose another folder: "
                     "FSMERGE_CACHE=FOLDER"
-                ) from None
+                )
+            _train_into(folder, spec, lambda event: progress(replace(event, images=size)))
     return replace(spec, checkpoint=str(folder))
 
 

@@ -39,8 +39,8 @@ def resolved(path: Path, key: str = "output.dir=") -> Path:
     key: the option that sets the path.
     """
     try:
-        path = Path(os.path.abspath(path.expanduser())) if path.name else path.expanduser().resolve()
-        path = path.parent.resolve() / path.name
+        path = path.expanduser()
+        path = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
         linked = path.is_symlink()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, ~ of an unknown user, circular links
         raise OutputError(f"cannot write {path}: {reason(error)}. Choose another {key}...") from None

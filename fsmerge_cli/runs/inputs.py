@@ -60,4 +60,4 @@ def config_inputs(folders: Iterable[str | Path]) -> list[Input]:
 
 def cache_inputs() -> list[Input]:
     """The cache, whose folders may lie anywhere."""
-    return [Input("the cache, FSMERGE_CACHE", cache_folder() / name) for name in ("sources", "features")]
+    return [Input("FSMERGE_CACHE", cache_folder() / name) for name in ("sources", "features")]

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from fsmerge_cli.checkpoints.embedded import content_key
 from fsmerge_cli.cli import main
 from fsmerge_cli.cli.sweep_folder import BY_HYDRA, LIST, SUMMARY
+from fsmerge_cli.common.cache import cached_table
 from fsmerge_cli.common.errors import OutputError
 from fsmerge_cli.common.own_files import OwnPaths
 from fsmerge_cli.reporting.logs import RunLog
+from fsmerge_cli.runs.request import source_specs
 from fsmerge_cli.training.snapshots import state_folder
 from tests.support.command import PAIR
 from tests.support.losses import MERGE, Loss, Prepare, both, check_refused, everything, link, nothing, put
@@ -159,6 +163,13 @@ def test_links_above_an_output_are_followed(place: Path) -> None:
     assert sorted(path.name for path in (place / "disk").iterdir()) == ["run"]
 
 
+def test_dots_after_a_link_mean_the_folder_above_its_target(place: Path) -> None:
+    (place / "far/below").mkdir(parents=True)
+    (place / "linked").symlink_to(place / "far/below")
+    assert main([*MERGE, "output.dir=linked/../run"]) == 0
+    assert (place / "far/run/evaluation.json").is_file()
+
+
 def sweep(*more: str) -> int:
     return main([*SWEEP, *more])
 
@@ -195,23 +206,47 @@ def test_log_and_state_folders_are_emptied_of_our_files_only(place: Path) -> Non
         state_folder(place / ".away.logs")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "sources",
-            "{cache}/sources in the cache of embedded sources is a link, and links are not followed there. ",
-        ),
-    ],
-)
-def test_a_link_in_the_cache_is_refused(
-    name: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def entry(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The path of the first source of PAIR in an empty cache, from the working folder."""
+    monkeypatch.setenv("FSMERGE_CACHE", str(place / "cache"))
+    spec = source_specs("digits_mlp_pair")[0]
+    return f"cache/sources/{content_key(spec)}"
+
+
+@pytest.mark.parametrize("name", ["cache/sources", "{entry}", "{entry}.lock"])
+def test_a_link_in_the_cache_of_sources_is_refused(
+    name: str, entry: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = name.format(entry=entry)
+    message = (
+        f"{{folder}}/{name} in the cache of embedded sources is a link, and links are not followed there. Remove "
+        "it, or choose another folder: FSMERGE_CACHE=FOLDER"
+    )
+    check_refused(case(name, link(name, "images"), message, ("merge", PAIR, "method=average")), place, capsys)
+
+
+def test_an_entry_of_the_cache_with_a_file_of_others_is_not_replaced(
+    entry: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = (
+        f"{{folder}}/{entry} in the cache of embedded sources is damaged, and it is not replaced, because it "
+        "holds what fsmerge did not write: notes.txt. Move it away, or choose another folder: FSMERGE_CACHE=FOLDER"
+    )
+    prepare = both(put(f"{entry}/notes.txt"), lambda folder: (folder / f"{entry}.lock").touch())
+    check_refused(case("entry", prepare, message, ("merge", PAIR, "method=average")), place, capsys)
+
+
+@pytest.mark.parametrize("name", ["features", "features/KEY.npy", "features/KEY.tmp", "features/KEY.lock"])
+def test_a_link_in_the_cache_of_features_is_not_followed(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FSMERGE_CACHE", str(place / "cache"))
-    link(f"cache/{name}", "images")(place)
-    refusal = message + "Remove it, or choose another folder: FSMERGE_CACHE=FOLDER"
-    found = Loss(name, nothing, ("merge", PAIR, "method=average"), refusal.replace("{cache}", "{folder}/cache"))
-    check_refused(found, place, capsys)
+    link(f"cache/{name.replace('KEY', 'a' * 64)}", "images" if name == "features" else "labels.txt")(place)
+    before = everything(place)
+    with pytest.raises(OSError, match="is a link"):
+        cached_table("a" * 64, (1, 1), lambda: [torch.ones(1, 1)])
+    assert everything(place) == before
 
 
 def written(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> set[Path]:
