@@ -238,7 +238,10 @@ def _clean(own: OwnPaths) -> None:
     if own.aside.exists() and not own.folder.exists():
         own.aside.rename(own.folder)
     for path in own.left():
-        shutil.rmtree(path)
+        if path == own.aside:  # may hold what somebody added
+            remove(path)
+        else:
+            shutil.rmtree(path)
 
 
 def _publish(own: OwnPaths, overwrite: bool, replaced: re.Pattern[str] | None) -> None:

@@ -30,6 +30,9 @@ LATER = re.compile(r"run\.log|tensorboard/events\.out\.tfevents\.[^/]+")
 STATE = re.compile(r"(run|training\d+)\.(json|safetensors|tmp)")
 """The files of a state folder."""
 
+UNFINISHED = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
+"""The name of a folder that is being written; only there a list without files stands for everything."""
+
 EXAMPLES = 3
 """Most files that a message lists."""
 
@@ -132,7 +135,7 @@ def not_ours(folder: Path, allowed: re.Pattern[str] | None = None) -> list[str]:
     if allowed is not None:
         return [name for name in strangers(folder, allowed) if name != LIST]
     found = _read_list(folder)
-    if found is None:
+    if found is None or (found["files"] is None and not UNFINISHED.fullmatch(folder.name)):
         return strangers(folder, re.compile(re.escape(LIST) + r"(\.tmp)?"))
     files = found["files"]
     if files is None:  # still being written when its process was killed

@@ -128,3 +128,12 @@ def test_an_earlier_failed_model_is_only_replaced_if_it_is_ours(place: Path) -> 
         f"{place}/bad.failed was not written by fsmerge (it holds notes.txt), and a run into {place}/bad would "
         "replace it. Move it away, or choose another output.dir=..."
     )
+
+
+def test_a_list_without_files_stands_for_everything_only_in_a_folder_being_written(tmp_path: Path) -> None:
+    for name, ours in ((".out.123.tmp", True), ("out", False), (".out.old.tmp", False)):
+        folder = tmp_path / name
+        folder.mkdir()
+        own_files.write_list(folder, finished=False)
+        (folder / "notes.txt").write_text("mine")
+        assert own_files.not_ours(folder) == ([] if ours else ["notes.txt"])
