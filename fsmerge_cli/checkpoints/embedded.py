@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
@@ -26,6 +25,7 @@ from fsmerge_cli.common.atomic import claim, write_json
 from fsmerge_cli.common.cache import cache_folder
 from fsmerge_cli.common.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
+from fsmerge_cli.common.locking import locked
 from fsmerge_cli.common.own_files import first, not_ours
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, generator
@@ -71,7 +71,7 @@ def ensure_trained(spec: SourceSpec, progress: Progress) -> SourceSpec:
     with ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(lock_file))  # a second process waits, then finds the entry
+            stack.enter_context(locked(lock_file, wait=True))  # a second process waits, then finds the entry
         except OSError:
             raise ConfigError(
                 f"cannot write the cache of embedded sources, {folder.parent}. "

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 
 from fsmerge_cli import __version__
+from fsmerge_cli.common import streams
 from fsmerge_cli.common.distributed import is_main, outcome
-from fsmerge_cli.common.errors import ConfigError, FsmergeError, Interrupted, Stopped, stop_behind, unknown
+from fsmerge_cli.common.errors import ConfigError, FsmergeError, Interrupted, Stopped, reason, stop_behind, unknown
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.training.interrupts import stop_on_signals
 
@@ -57,9 +56,7 @@ environment variables:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if argv is None else [*argv]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows escapes, not an error
-            stream.reconfigure(errors="backslashreplace")
+    streams.prepare()
     with stop_on_signals(until_exit=argv is None) as ignore_signals:
         try:
             return _run(arguments, ignore_signals)
@@ -71,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: list[str], ignore_signals: Callable[[], None]) -> int:
     try:
         try:
-            return _dispatch(arguments)
+            code = _dispatch(arguments)
+            sys.stdout.flush()  # here, where an error of it can still be reported
+            return code
         finally:
             ignore_signals()  # the rest takes no time
     except SystemExit as error:  # of Hydra's argument parser, which has printed the error; or of a callback
@@ -82,7 +81,7 @@ def _run(arguments: list[str], ignore_signals: Callable[[], None]) -> int:
         if (stop := stop_behind(error)) is not None:
             raise stop from None
         if isinstance(error, BrokenPipeError):  # the reader of the output (head, less) has exited
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.discard(sys.stdout)
             return 0
         return _fail(error)
 
@@ -99,16 +98,24 @@ def _stopped(stop: KeyboardInterrupt, arguments: list[str]) -> int:
     else:
         text = f"fsmerge: {known}. Run the same command again.\n"
     if is_main():
-        with suppress(OSError):  # the terminal is closed
-            sys.stderr.write(printable(text))
-            sys.stderr.flush()
+        streams.complain(printable(text))
     return known.exit_code
 
 
 def _fail(error: Exception) -> int:
     text, code = outcome(error)
-    sys.stderr.write(text)
+    streams.complain(text)
     return code
+
+
+def _require_working_folder() -> None:
+    """Raise ConfigError where it was removed: libraries end the process without a message that helps."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the current folder cannot be used ({reason(error)}). Change into another folder."
+        ) from None
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -121,6 +128,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise ConfigError(unknown("command", name, COMMANDS) + " See fsmerge --help.")
+    _require_working_folder()
     command = import_module(f"fsmerge_cli.cli.{name}_command")  # a module named `list` would hide the builtin
     if any(argument in ("-h", "--help") for argument in rest):
         sys.stdout.write(command.HELP)

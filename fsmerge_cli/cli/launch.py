@@ -30,6 +30,7 @@ from fsmerge_cli.common.foreign_files import read_json_object
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.shown import printable
+from fsmerge_cli.common.streams import complain
 from fsmerge_cli.reporting import terminal
 from fsmerge_cli.reporting.logs import RunLog
 
@@ -112,7 +113,7 @@ def _entry(config: DictConfig) -> Any:
             raise stop from None
         text, code = outcome(error)
         notes = [note for note in getattr(error, "__notes__", []) if text and note not in text]
-        sys.stderr.write(text + "".join(f"fsmerge: {printable(note)}\n" for note in notes))
+        complain(text + "".join(f"fsmerge: {printable(note)}\n" for note in notes))
         return record_job({"run": label, "exit_code": code, "error": str(error)})
     row = evaluation["rows"].get("merged", {"tasks": {}, "mean_top1": None, "joint_top1": {}})
     return record_job(

@@ -12,13 +12,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fsmerge_cli.common.errors import CertificateError, OutputError, reason
 from fsmerge_cli.common.leftovers import clean_finished
+from fsmerge_cli.common.locking import locked
 from fsmerge_cli.common.own_files import LIST, OwnPaths, first, has_list, not_ours, protected, remove, write_list
 from fsmerge_cli.common.separation import Inputs, read_inside, resolved, written_inside
 from fsmerge_cli.common.shown import json_text
@@ -50,7 +51,7 @@ def claim(
             _check_place(own, inputs)
             stack.enter_context(_parents(folder))
             own.check_lock()
-            stack.enter_context(_lock(own.lock))
+            stack.enter_context(locked(own.lock, wait=False))
             own.check()
             _clean(own)
             clean_finished(folder, FINISHED)
@@ -83,7 +84,7 @@ def check_claim(folder: Path, overwrite: bool, inputs: Inputs = ()) -> None:
             return
         own.check_lock()
         if own.lock.is_file():
-            with FileLock(own.lock, timeout=0):
+            with locked(own.lock, wait=False, remove=False):
                 pass
         own.check()
         _check_free(folder, overwrite, None)
@@ -95,7 +96,7 @@ def tidy(folder: Path) -> None:
     if (own.folder / FINISHED).is_file() and any(own.folder.parent.glob(f".{glob.escape(own.folder.name)}.*")):
         with suppress(Timeout, OSError, OutputError):  # a run that would write what is not ours reports it
             own.check_lock()
-            with _lock(own.lock):
+            with locked(own.lock, wait=False):
                 own.check()
                 _clean(own)
                 clean_finished(own.folder, FINISHED)
@@ -162,17 +163,6 @@ def _parents(folder: Path) -> Iterator[None]:
             for parent in created:
                 parent.rmdir()
         raise
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock. Its file is removed while the lock is held, which filelock 4 detects."""
-    with FileLock(path, timeout=0):
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # systems that cannot remove open files keep the empty file
-                path.unlink()
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, reason
 from fsmerge_cli.common.foreign_files import require_regular
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.locking import locked
+from fsmerge_cli.common.shown import shortened
 
 LIMIT = 10 * 2**30
 """Maximum size of the feature cache in bytes; the least recently used entries are removed first."""
@@ -36,10 +36,12 @@ def cache_folder() -> Path:
     """
     path = os.environ.get("FSMERGE_CACHE")
     try:
-        return Path(path).expanduser() if path else platformdirs.user_cache_path("fsmerge")
-    except RuntimeError as error:  # ~ of an unknown user
+        folder = Path(path).expanduser() if path else platformdirs.user_cache_path("fsmerge")
+        folder.exists()
+        return folder
+    except (OSError, RuntimeError) as error:  # too long, without permission, ~ of an unknown user
         raise ConfigError(
-            f"FSMERGE_CACHE={shown(path)} cannot be used ({reason(error)}). Pass another path."
+            f"FSMERGE_CACHE={shortened(str(path))} cannot be used ({reason(error)}). Pass another path."
         ) from None
 
 
@@ -64,7 +66,7 @@ def cached_table(key: str, shape: tuple[int, int], make: Callable[[], Iterable[T
     for own in (folder, *(path.with_suffix(suffix) for suffix in (".npy", ".lock", ".tmp"))):
         if own.is_symlink():
             raise OSError(f"{own} is a link")
-    with _lock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock"), wait=True):
         found = _open(path, shape)
         if found is not None:
             return found
@@ -79,17 +81,6 @@ def cached_table(key: str, shape: tuple[int, int], make: Callable[[], Iterable[T
             temporary.unlink(missing_ok=True)
     _make_room(folder, keep=path)
     return made
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock. Its file is removed while the lock is held, which filelock 4 detects."""
-    with FileLock(path):
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # systems that cannot remove open files keep the empty file
-                path.unlink()
 
 
 def _write(path: Path, shape: tuple[int, int], parts: Iterable[Tensor]) -> None:

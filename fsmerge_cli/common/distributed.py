@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from fsmerge_cli.common.errors import ConfigError, FsmergeError, UserError, describe
+from fsmerge_cli.common.errors import ConfigError, FsmergeError, UserError, describe, first_line
+from fsmerge_cli.common.shown import shortened, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,16 +34,38 @@ class ProcessRank:
     local_size: int = 1
 
 
+NAMES = (("RANK",) * 2, ("WORLD_SIZE",) * 2, ("LOCAL_RANK", "RANK"), ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+"""Environment variables of torchrun, and those that stand in where one is missing."""
+UNSET = "torchrun sets these variables; without it, unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."
+
+
+def _whole(own: str, other: str) -> int:
+    name = own if own in os.environ else other
+    text = os.environ[name]
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ConfigError(f"{name}={shortened(text)}: should be a whole number. {UNSET}")
+    return int(text)
+
+
 def process_rank() -> ProcessRank | None:
-    """The rank set by torchrun or a submitit job; None where the process was started directly."""
+    """The rank set by torchrun or a submitit job; None where the process was started directly.
+
+    Raises ConfigError where the environment variables are no ranks.
+    """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-        local_rank, local_size = os.environ.get("LOCAL_RANK", rank), os.environ.get("LOCAL_WORLD_SIZE", size)
-        return ProcessRank(int(rank), int(size), int(local_rank), int(local_size))
+        found = ProcessRank(*(_whole(own, other) for own, other in NAMES))
+        if 0 <= found.rank < found.size and 0 <= found.local_rank < found.local_size <= found.size:
+            return found
+        values = " ".join(f"{own}={shortened(os.environ[own])}" for own, _ in NAMES if own in os.environ)
+        raise ConfigError(f"{values}: these are no ranks of processes. {UNSET}")
     if "SUBMITIT_EXECUTOR" in os.environ:
         from submitit import JobEnvironment
 
-        job = JobEnvironment()
+        try:
+            job = JobEnvironment()
+        except RuntimeError as error:
+            executor = shortened(os.environ["SUBMITIT_EXECUTOR"])
+            raise ConfigError(f"SUBMITIT_EXECUTOR={executor}: {first_line(error)}. Unset this variable.") from None
         return ProcessRank(job.global_rank, job.num_tasks, job.local_rank, job.num_tasks // job.num_nodes)
     return None
 
@@ -65,7 +89,10 @@ def checked_rank(distributed: bool) -> ProcessRank:
 
 def is_main() -> bool:
     """Whether this process writes files and prints messages: rank 0, or the only process."""
-    here = process_rank()
+    try:
+        here = process_rank()
+    except ConfigError:  # reported by whoever needs the rank
+        return True
     return here is None or here.rank == 0
 
 
@@ -153,8 +180,21 @@ def _rendezvous_store() -> Store:
     """The store through which the processes connect; with torchrun, every group needs a name of its own."""
     from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
-    store: Store = next(rendezvous("env://"))[0]
+    place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        socket.getaddrinfo(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        store: Store = next(rendezvous("env://"))[0]
+    except KeyError as error:
+        raise ConnectionError(f"{error.args[0]} is not set, so the processes cannot connect. {START}") from None
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        raise ConnectionError(
+            f"the processes cannot connect at MASTER_ADDR:MASTER_PORT={shown(place)} ({first_line(error)}). "
+            f"{START}"
+        ) from None  # an error of its own for every process
     return store
+
+
+START = "Start them with torchrun, which sets these variables, and one port per run."
 
 
 @contextmanager

@@ -21,10 +21,13 @@ from __future__ import annotations
 import difflib
 import os
 import signal
+import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from fsmerge_cli.common.shown import listed, printable, shortened, shown
+from fsmerge_cli.common.streams import STDOUT, discard
 
 
 class FsmergeError(Exception):
@@ -119,6 +122,48 @@ class CertificateError(FsmergeError):
         )
 
 
+MEMORY = (
+    "not enough memory. `fsmerge check` estimates what a merge needs. Pass a smaller method.batch_size, "
+    "hardware.eval_batch or data.images_per_task."
+)
+
+
+def _of_system(error: OSError) -> tuple[str, int]:
+    if isinstance(error, ConnectionError) and error.errno is None:  # ours, a full sentence
+        return str(error), 2
+    text = reason(error) if error.args else type(error).__name__
+    if error.filename == STDOUT:
+        discard(sys.stdout)
+        return f"cannot write to {STDOUT}: {text}. Send it to a place with room.", 2
+    if error.filename is not None:
+        return f"{shown(os.fsdecode(error.filename))}: {text}. Check the path, its permissions and its disk.", 2
+    return f"{text}. Check the disks and the network; FSMERGE_DEBUG=1 shows where this happened.", 2
+
+
+def _of_memory(error: MemoryError) -> tuple[str, int]:
+    return str(error) or MEMORY, 1
+
+
+def _of_recursion(error: RecursionError) -> tuple[str, int]:
+    return (
+        "an option or a file has values too deep inside each other; FSMERGE_DEBUG=1 shows where.",
+        2,
+    )
+
+
+def _of_unicode(error: UnicodeError) -> tuple[str, int]:
+    return f"a text is not valid ({reason(error)}). Use UTF-8; FSMERGE_DEBUG=1 shows where.", 2
+
+
+SYSTEM: dict[type[Exception], Callable[[Any], tuple[str, int]]] = {
+    OSError: _of_system,
+    MemoryError: _of_memory,
+    RecursionError: _of_recursion,
+    UnicodeError: _of_unicode,
+}
+"""Errors of the system that no place has explained: type -> message and exit code. They are no bugs of ours."""
+
+
 def describe(error: Exception) -> tuple[str, int]:
     """The text for standard error and the exit code; a traceback only for bugs (or with FSMERGE_DEBUG=1)."""
     known = isinstance(error, FsmergeError)
@@ -126,8 +171,13 @@ def describe(error: Exception) -> tuple[str, int]:
     trace = printable("".join(traceback.format_exception(error))) if traced else ""
     if isinstance(error, FsmergeError):
         return f"{trace}fsmerge: error: {printable(str(error))}\n", error.exit_code
-    if isinstance(error, MemoryError) and str(error):  # of one process among several: each reports its own
-        return f"fsmerge: error: {printable(str(error))}\n", 1
+    if "not enough memory" in str(error) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        error = MemoryError(*error.args if isinstance(error, MemoryError) else ())
+    for kind, told in SYSTEM.items():
+        if isinstance(error, kind):
+            trace = trace if os.environ.get("FSMERGE_DEBUG") == "1" else ""
+            text, code = told(error)
+            return f"{trace}fsmerge: error: {printable(text)}\n", code
     return f"{trace}fsmerge: this is a bug in fsmerge; please report it with the lines above\n", 1
 
 

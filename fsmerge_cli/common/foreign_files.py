@@ -79,7 +79,7 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         if content.startswith(mark):
             raise UnreadableError(path, f"it is {name} text. Save it as UTF-8")
     try:
-        return content.decode("utf-8-sig")
+        return content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         where = f"byte {error.start + 1} is 0x{content[error.start]:02x}"
         raise UnreadableError(path, f"it is not UTF-8 text ({where}). Save it as UTF-8") from None

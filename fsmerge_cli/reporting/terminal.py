@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,9 +27,13 @@ from rich.text import Text
 
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.shown import printable, shown
+from fsmerge_cli.common.streams import discard
 
 QUIET = "FSMERGE_QUIET"
 """Set to 1 by --quiet, so that the processes of a sweep's jobs inherit it."""
+
+NARROWEST, WIDTH = 20, 80
+"""Fewest columns that COLUMNS can set, and what is used instead of fewer: with COLUMNS=0 rich prints nothing."""
 
 EVERY = 30.0
 """Seconds between two lines of one phase if there are no progress bars."""
@@ -46,8 +51,17 @@ class SafeConsole(Console):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich does, but every text is one line."""
-        super().print(*(line(str(o)) if isinstance(o, str | Text) else o for o in objects), **options)
+        """As rich does, but every text is one line; progress that cannot be shown does not end a run."""
+        try:
+            super().print(*(line(str(o)) if isinstance(o, str | Text) else o for o in objects), **options)
+        except OSError:
+            if not self.stderr:
+                raise
+            discard(sys.stderr)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads the output any more (`| head`): it is discarded, and the run goes on."""
+        discard(sys.stderr if self.stderr else sys.stdout)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """As rich does; what is no control sequence of rich itself is escaped."""
@@ -68,8 +82,11 @@ def console(stderr: bool = False, quiet: bool = False) -> Console:
     No control characters if it is not a terminal, with NO_COLOR, or on a dumb terminal.
     """
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in ("dumb", "unknown")
+    columns = os.environ.get("COLUMNS", "")
+    usable = not columns.isdigit() or (len(columns) < 5 and int(columns) >= NARROWEST)
     return SafeConsole(
         stderr=stderr,
+        width=None if usable else WIDTH,
         quiet=quiet or os.environ.get(QUIET) == "1",
         force_terminal=False if plain else None,
         no_color=True if plain else None,
