@@ -163,7 +163,12 @@ def _without_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             start = path.removesuffix(direction)
             g, v = found.get(f"{start}{length}"), found[path]
             whole = g is not None and g.numel() == 1
-            if g is None or v.ndim != 2 or not (whole or g.shape in ((len(v), 1), (1, v.shape[1]))):
+            if (
+                f"{start}weight" in tensors
+                or g is None
+                or v.ndim != 2
+                or not (whole or g.shape in ((len(v), 1), (1, v.shape[1])))
+            ):
                 continue
             axes = [0, 1] if whole else [1 if g.shape[1] == 1 else 0]
             exact = v.double()

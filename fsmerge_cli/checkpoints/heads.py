@@ -127,6 +127,8 @@ def choose_head(
     if one_logit:
         low, high = (*classes, "?", "?")[:2]
         notes += (f"its head has one logit, read as two classes: '{high}' above 0, '{low}' at 0 and below",)
+    if not given and not known and not stated and not _placeholders(config):
+        notes += ("the class names in its config.json are not numbered from 0 on, so they are not used",)
     notes += _label_notes(given, (() if chosen in facts["numbered"] else known) or stated, len(weight))
     head = Head(weight, bias, classes, unit, bool(names_given), stored[chosen].get("projector"), layer_norm)
     return head, chosen, tuple(f"'{spec.name}': {note}" for note in notes)
@@ -180,9 +182,10 @@ TARGETS = {
 
 def _refuse_other_targets(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("problem_type")
-    if isinstance(kind, str) and kind in TARGETS:
+    if kind not in (None, "single_label_classification"):
+        what = TARGETS.get(str(kind).lower(), "something else than one label per image")
         raise SourceError(
-            f"{where} predicts {TARGETS[kind]}: problem_type in config.json is '{kind}'. fsmerge evaluates and "
+            f"{where} predicts {what}: problem_type in config.json is {str(kind)[:99]!r}. fsmerge evaluates and "
             "distils one label per image, the one of the largest logit. Pass a model trained for that, or remove "
             "its head from the file to merge it without one."
         )
@@ -219,6 +222,13 @@ def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     found = tuple(str(table[str(i)]) for i in range(len(table)))
     return () if found == tuple(f"LABEL_{i}" for i in range(len(found))) else found
+
+
+def _placeholders(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json without usable labels states no names either, or only LABEL_0, LABEL_1, ..."""
+    found = config.get("label_names") or config.get("id2label") or {}
+    names = found.values() if isinstance(found, dict) else found
+    return all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names)
 
 
 def _stored_facts(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -24,6 +24,9 @@ FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5:
 FOLLOWED = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 """The flags that are followed; images are always converted to the channels of the model."""
 
+UNFOLLOWED = {"crop_pct", "size_divisor", "channel_order"}
+"""Further keys that change the pixels of some processors."""
+
 OFFSETS = ("rescale_offset", "offset")
 """Flags that subtract 1 after rescaling."""
 
@@ -32,6 +35,14 @@ LEVELS = 255
 
 HALF = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
 """Of the published ViTs, where nothing else is known."""
+
+_CENTRE = {"do_center_crop": True, "crop_size": 224}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "Bit": {"size": {"shortest_edge": 224}, **_CENTRE},
+    "CLIP": {"size": {"shortest_edge": 224}, **_CENTRE},
+    "DeiT": {"size": {"height": 256, "width": 256}, **_CENTRE},
+}
+"""Start of a processor's class in transformers -> its values of missing keys, where they crop."""
 
 Size = tuple[int, int]
 
@@ -52,6 +63,11 @@ def timm_keys(stated: Mapping[str, Any], channels: int, where: str) -> tuple[dic
     channels: of the model. Raises SourceError where a value cannot be used.
     """
     where = f"{where}: {FILES[0]}"
+    defaults = next((keys for start, keys in DEFAULTS.items() if _kind(stated).startswith(start)), {})
+    stated = {
+        **defaults,
+        **{key: value for key, value in stated.items() if key not in defaults or value is not None},
+    }
     if _flag(stated, "do_flip_channel_order", False, where):
         raise SourceError(
             f"{where}: do_flip_channel_order is true, so the model reads the channels as blue, green, red. Flip "
@@ -60,7 +76,11 @@ def timm_keys(stated: Mapping[str, Any], channels: int, where: str) -> tuple[dic
     mean, std = _normalisation(stated, where)
     geometry, notes = _geometry(stated, where)
     size = geometry.pop("size", None)
-    unknown = [key for key in sorted(stated) if key.startswith("do_") and key not in FOLLOWED and stated[key]]
+    unknown = [
+        key
+        for key in sorted(stated)
+        if ((key.startswith("do_") and key not in FOLLOWED) or key in UNFOLLOWED) and stated[key]
+    ]
     notes = (*notes, *(f"{key} is not followed" for key in unknown))
     found = {"mean": mean, "std": std, "interpolation": _filter(stated, where), **geometry}
     return found | ({} if size is None else {"input_size": [channels, *size]}), notes
@@ -70,7 +90,8 @@ def _normalisation(stated: Mapping[str, Any], where: str) -> tuple[list[float], 
     """Mean and std for pixels in 0..1: those of the file are applied to rescaled pixels."""
     factor = float(LEVELS)
     if _flag(stated, "do_rescale", True, where):
-        factor *= _number(stated.get("rescale_factor") or 1 / LEVELS, "rescale_factor", where)
+        value = stated.get("rescale_factor")
+        factor *= _number(1 / LEVELS if value is None else value, "rescale_factor", where)
     if factor <= 0:
         raise SourceError(f"{where}: rescale_factor should be above 0, it is {stated['rescale_factor']}.")
     shift = 1.0 if any(_flag(stated, key, False, where) for key in OFFSETS) else 0.0
@@ -84,10 +105,16 @@ def _geometry(stated: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tu
     """The keys crop_pct, crop_mode and `size` (height, width; absent: not stated), and notes."""
     whole: dict[str, Any] = {"crop_pct": 1.0, "crop_mode": "squash"}
     crop = _size(stated, "crop_size", where) if _flag(stated, "do_center_crop", False, where) else None
+    if crop is None and _flag(stated, "do_center_crop", False, where):
+        return whole, (
+            f"do_center_crop with crop_size={stated.get('crop_size')} is not followed: whole images are resized",
+        )
     if not _flag(stated, "do_resize", True, where):
         return whole, ("do_resize=false is not followed: images of another size are resized",)
     if "size" not in stated:
-        return whole, ()
+        return whole, () if crop is None else (
+            f"crop_size={stated['crop_size']} without size is not followed: whole images are resized",
+        )
     resized, short = _size(stated, "size", where), _short_side(stated, where)
     if short is not None and crop is None:
         note = f"size={{shortest_edge: {short}}} without a crop: the centre of an image that is not square is used"
@@ -170,7 +197,10 @@ def _flag(stated: Mapping[str, Any], key: str, default: bool, where: str) -> boo
 
 def _numbers(stated: Mapping[str, Any], key: str, where: str) -> list[float]:
     value = stated.get(key, 0.5)
-    return [_number(own, key, where) for own in (value if isinstance(value, list) else [value])]
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise SourceError(f"{where}: {key} should consist of finite numbers, it is empty.")
+    return [_number(own, key, where) for own in values]
 
 
 def _number(value: Any, key: str, where: str) -> float:

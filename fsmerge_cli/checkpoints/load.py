@@ -62,6 +62,8 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     mean, std = normalisation(spec, config, where)
     weights = fold_normalisation(family, arch, backbone, mean, std, where)
     how = Preprocessing.of(config.get("pretrained_cfg") or {}, where)
+    if family.name == "vit":  # an MLP has no usual normalisation
+        notes += _guessed_pixels(spec, config)
     if spec.module is not None and spec.mean is spec.std is None and (set(mean), set(std)) != ({0.0}, {1.0}):
         notes += (
             f"'{spec.name}': mean {list(mean)} and std {list(std)} are taken from the module; if it was trained "
@@ -81,6 +83,23 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     elif spec.arch is None and spec.module is None:
         notes += _size_notes(spec.name, config, arch.input_size)
     return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes)
+
+
+def _guessed_pixels(spec: SourceSpec, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note where mean or std are neither in the entry nor in the files, so that 0 or 1 is a guess."""
+    stated = config.get("pretrained_cfg") or {}
+    guesses = {
+        key: f"{key} {value}"
+        for key, value in (("mean", 0), ("std", 1))
+        if getattr(spec, key) is None and not stated.get(key)
+    }
+    if not guesses or spec.recipe is not None:
+        return ()
+    return (
+        f"'{spec.name}': its files do not state {' and '.join(guesses)}, so {' and '.join(guesses.values())} are "
+        "assumed, for pixels in 0..1; if it was trained with other values, pass "
+        + " and ".join(f"models.sources.N.{key}=[...]" for key in guesses),
+    )
 
 
 def _size_notes(name: str, config: Mapping[str, Any], size: tuple[int, int, int]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def test_a_prefix_is_removed(prefix: str, source: Source, tmp_path: Path) -> Non
     weights, weight, bias, arch = parts(source)
     everything = {**weights, "head.weight": weight, "head.bias": bias}
     save_file({f"{prefix}{n}": t for n, t in everything.items()}, tmp_path / "x.safetensors")
-    found = load(SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "x.safetensors")))
+    found = load(SourceSpec("a", mean=(0.0,), std=(1.0,), arch=arch, checkpoint=str(tmp_path / "x.safetensors")))
     assert same(found, source)
     assert found.head is not None
     assert torch.equal(found.head.weight, weight)
@@ -63,7 +63,7 @@ def test_a_head_next_to_a_wrapped_backbone_is_its_head(
     weights, weight, bias, arch = parts(source)
     tensors = {**{f"{prefix}{n}": t for n, t in weights.items()}, f"{head}.weight": weight, f"{head}.bias": bias}
     save_file({**tensors, "criterion.weight": torch.ones(3)}, tmp_path / "x.safetensors")
-    found = load(SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "x.safetensors")))
+    found = load(SourceSpec("a", mean=(0.0,), std=(1.0,), arch=arch, checkpoint=str(tmp_path / "x.safetensors")))
     assert same(found, source)
     assert found.head is not None
     assert found.head.bias is not None
@@ -76,7 +76,9 @@ def test_a_head_of_any_name_is_used_if_selected(tmp_path: Path) -> None:
     weights, weight, _, arch = parts(mlp_source("a", [6, 5], 3))
     tensors = {f"net.{n}": t for n, t in weights.items()}
     save_file({**tensors, "top.weight": weight}, tmp_path / "x.safetensors")
-    spec = SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "x.safetensors"), head="top")
+    spec = SourceSpec(
+        "a", mean=(0.0,), std=(1.0,), arch=arch, checkpoint=str(tmp_path / "x.safetensors"), head="top"
+    )
     found = load(spec)
     assert found.head is not None
     assert torch.equal(found.head.weight, weight)
@@ -91,7 +93,7 @@ def test_a_head_inside_the_backbone_does_not_hide_the_one_next_to_it(
     left = {"head.weight": torch.zeros(10, weight.shape[1]), "head.bias": torch.zeros(10)}
     tensors = {f"backbone.{n}": t for n, t in {**weights, **left}.items()}
     save_file({**tensors, f"{outer}.weight": weight, f"{outer}.bias": bias}, tmp_path / "x.safetensors")
-    spec = SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "x.safetensors"))
+    spec = SourceSpec("a", mean=(0.0,), std=(1.0,), arch=arch, checkpoint=str(tmp_path / "x.safetensors"))
     with pytest.raises(SourceError) as error:
         load(spec)
     assert str(error.value) == (
@@ -113,7 +115,7 @@ def test_averaged_weights_are_used_if_requested(ordinary: str, averaged: str, tm
     plain, ema = mlp_source("a", [6, 5], 3), mlp_source("a", [6, 5], 4)
     content = {ordinary: dict(plain.weights), averaged: dict(ema.weights), "epoch": 3, "optimizer": {"state": {}}}
     torch.save(content, tmp_path / "x.pt")
-    spec = SourceSpec("a", arch=parts(plain)[3], checkpoint=str(tmp_path / "x.pt"))
+    spec = SourceSpec("a", mean=(0.0,), std=(1.0,), arch=parts(plain)[3], checkpoint=str(tmp_path / "x.pt"))
     found = load(spec)
     assert same(found, plain)
     assert found.notes == (
@@ -121,7 +123,9 @@ def test_averaged_weights_are_used_if_requested(ordinary: str, averaged: str, tm
         "(models.sources.N.ema=true uses them)",
     )
     for choice, expected in ((True, ema), (False, plain)):
-        chosen = load(SourceSpec(spec.name, arch=spec.arch, checkpoint=spec.checkpoint, ema=choice))
+        chosen = load(
+            SourceSpec(spec.name, mean=(0.0,), std=(1.0,), arch=spec.arch, checkpoint=spec.checkpoint, ema=choice)
+        )
         assert same(chosen, expected)
         assert chosen.notes == ()
 
@@ -129,12 +133,12 @@ def test_averaged_weights_are_used_if_requested(ordinary: str, averaged: str, tm
 def test_averaged_weights_without_others_are_used_and_reported(tmp_path: Path) -> None:
     source = mlp_source("a", [6, 5], 3)
     torch.save({"model_ema": {f"module.{n}": t for n, t in source.weights.items()}}, tmp_path / "x.pt")
-    spec = SourceSpec("a", arch=parts(source)[3], checkpoint=str(tmp_path / "x.pt"))
+    spec = SourceSpec("a", mean=(0.0,), std=(1.0,), arch=parts(source)[3], checkpoint=str(tmp_path / "x.pt"))
     found = load(spec)
     assert same(found, source)
     assert found.notes == ("'a': only EMA weights were found, and used ('model_ema.')",)
     with pytest.raises(SourceError) as error:
-        load(SourceSpec("a", arch=spec.arch, checkpoint=spec.checkpoint, ema=False))
+        load(SourceSpec("a", mean=(0.0,), std=(1.0,), arch=spec.arch, checkpoint=spec.checkpoint, ema=False))
     assert str(error.value) == (
         f"source 'a': {tmp_path}/x.pt contains no ordinary weights; models were found under 'model_ema.'. "
         "Pass models.sources.N.ema=true or null."
@@ -148,17 +152,21 @@ def test_one_of_several_models_has_to_be_chosen(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     save_file(tensors, file)
     with pytest.raises(SourceError) as error:
-        load(SourceSpec("a", arch=parts(student)[3], checkpoint=str(file)))
+        load(SourceSpec("a", mean=(0.0,), std=(1.0,), arch=parts(student)[3], checkpoint=str(file)))
     assert str(error.value) == (
         f"source 'a': {file} contains 2 models, under 'student.', 'teacher.'. "
         "Choose one with models.sources.N.prefix=..."
     )
     for prefix in ("teacher", "teacher."):
-        found = load(SourceSpec("a", arch=parts(student)[3], checkpoint=str(file), prefix=prefix))
+        found = load(
+            SourceSpec("a", mean=(0.0,), std=(1.0,), arch=parts(student)[3], checkpoint=str(file), prefix=prefix)
+        )
         assert same(found, teacher)
         assert found.notes == ()
     with pytest.raises(SourceError) as error:
-        load(SourceSpec("a", arch=parts(student)[3], checkpoint=str(file), prefix="techer"))
+        load(
+            SourceSpec("a", mean=(0.0,), std=(1.0,), arch=parts(student)[3], checkpoint=str(file), prefix="techer")
+        )
     assert str(error.value) == (
         f"source 'a': {file}: unknown prefix 'techer'. Did you mean 'teacher'? Available: student, teacher."
     )
@@ -168,7 +176,14 @@ def test_a_copy_inside_the_model_is_ignored(tmp_path: Path) -> None:
     plain, ema = mlp_source("a", [6, 5], 3), mlp_source("a", [6, 5], 4)
     tensors = {f"model.{n}": t for n, t in plain.weights.items()}
     save_file({**tensors, **{f"model.ema.{n}": t for n, t in ema.weights.items()}}, tmp_path / "x.safetensors")
-    assert same(load(SourceSpec("a", arch=parts(plain)[3], checkpoint=str(tmp_path / "x.safetensors"))), plain)
+    assert same(
+        load(
+            SourceSpec(
+                "a", mean=(0.0,), std=(1.0,), arch=parts(plain)[3], checkpoint=str(tmp_path / "x.safetensors")
+            )
+        ),
+        plain,
+    )
 
 
 def test_check_removes_prefixes_and_compares_the_weights(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.stated import Stated
@@ -216,6 +218,37 @@ def test_an_accuracy_is_compared_with_chance_or_with_the_stated_one(name: str) -
     labels = tuple("abcdefgh"[: len(right)])
     found = implausible("m", *predictions(right, of), labels, stated)
     assert found == (None if expected is None else f"warning: 'm' is right on {expected}. {CAUSES}")
+
+
+@pytest.mark.parametrize(
+    ("stated", "guessed"),
+    [
+        ({}, [("mean", 0), ("std", 1)]),
+        ({"mean": [0.5]}, [("std", 1)]),
+        ({"std": [0.5]}, [("mean", 0)]),
+        ({"mean": [0.5], "std": [0.5]}, []),
+    ],
+)
+@pytest.mark.parametrize("layout", ["pretrained_cfg", "the top of config.json"])
+def test_a_mean_and_std_that_nothing_states_are_a_note(
+    layout: str, stated: dict[str, Any], guessed: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    source = vit_source("class token", 1)
+    save_file({n: t.contiguous() for n, t in source.weights.items()}, tmp_path / "model.safetensors")
+    config = {"architecture": source.arch.name, "model_args": dict(source.arch.args)}
+    config |= {"pretrained_cfg": stated} if layout == "pretrained_cfg" else stated
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = load(SourceSpec("a", checkpoint=str(tmp_path)))
+    scale = stated.get("std", [1.0])[0]
+    weight = "patch_embed.proj.weight"
+    assert torch.allclose(found.weights[weight] * scale, source.weights[weight])
+    keys, values = " and ".join(k for k, _ in guessed), " and ".join(f"{k} {v}" for k, v in guessed)
+    advice = " and ".join(f"models.sources.N.{k}=[...]" for k, _ in guessed)
+    note = (
+        f"'a': its files do not state {keys}, so {values} are assumed, for pixels in 0..1; if it was trained with "
+        f"other values, pass {advice}"
+    )
+    assert found.notes == ((note,) if guessed else ())
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ FOLLOWED: list[dict[str, Any]] = [
     {**FULL, "do_normalize": False},
     {**FULL, "do_normalize": False, "do_rescale": False},
     {**FULL, "image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.2]},
+    {"size": 20, "image_processor_type": "CLIPImageProcessor", "crop_size": 16},  # which crops by default
 ]
 
 
@@ -59,7 +60,8 @@ def test_the_keys_of_a_hugging_face_processor_are_followed(stated: dict[str, Any
     own = ToPixels((3, 16, 16), Preprocessing.of(keys, "here"))
     kind = transformers.CLIPImageProcessorPil if "CLIP" in str(stated) else transformers.ViTImageProcessorPil
     options = {key: value for key, value in stated.items() if key != "image_processor_type"}
-    processor = kind(**{"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False, **options})
+    crop = {} if "CLIP" in str(stated) else {"do_center_crop": False}
+    processor = kind(**{"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **crop, **options})
     for size in ((64, 40), (40, 64), (16, 16), (50, 50)):  # whose margins are even
         image = Image.fromarray(RAMP).resize(size)
         expected = torch.as_tensor(np.array(processor(image)["pixel_values"][0]))
@@ -73,6 +75,12 @@ NOT_FOLLOWED: list[tuple[dict[str, Any], str]] = [
     ({**FULL, "do_resize": False}, "do_resize=false is not followed: images of another size are resized"),
     ({**FULL, "do_pad": True}, "do_pad is not followed"),
     ({**FULL, "do_thumbnail": True}, "do_thumbnail is not followed"),
+    ({**FULL, "size_divisor": 32}, "size_divisor is not followed"),
+    (
+        {**FULL, "do_center_crop": True},
+        "do_center_crop with crop_size=None is not followed: whole images are resized",
+    ),
+    (CROP, "crop_size={'height': 16, 'width': 16} without size is not followed: whole images are resized"),
     (SHORT, "size={shortest_edge: 20} without a crop: the centre of an image that is not square is used"),
     (
         {"size": {"shortest_edge": 20, "longest_edge": 40}},
@@ -110,6 +118,8 @@ def test_a_key_that_is_not_followed_is_named(stated: dict[str, Any], note: str) 
         ({"image_mean": None}, "image_mean should consist of finite numbers, it contains 'None'."),
         ({"rescale_factor": NAN}, "rescale_factor should consist of finite numbers, it contains 'nan'."),
         ({"rescale_factor": -1.0}, "rescale_factor should be above 0, it is -1.0."),
+        ({"rescale_factor": 0}, "rescale_factor should be above 0, it is 0."),
+        ({"image_mean": []}, "image_mean should consist of finite numbers, it is empty."),
         ({"do_rescale": "no"}, "do_rescale should be true or false, it is 'no'."),
         (
             {"size": {"height": 0, "width": 16}},
@@ -126,6 +136,15 @@ def test_a_value_of_a_processor_that_cannot_be_used(stated: dict[str, Any], mess
     with pytest.raises(SourceError) as error:
         timm_keys(stated, 3, "here")
     assert str(error.value) == f"here: preprocessor_config.json: {message}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "share"),
+    [("CLIP", "center", 1.0), ("Bit", "center", 1.0), ("DeiT", "squash", 224 / 256), ("ViT", "squash", 1.0)],
+)
+def test_missing_keys_have_the_values_of_their_class(kind: str, mode: str, share: float) -> None:
+    keys, notes = timm_keys({"image_processor_type": f"{kind}ImageProcessor"}, 3, "here")
+    assert (keys["crop_mode"], keys["crop_pct"], notes) == (mode, pytest.approx(share), ())
 
 
 def mean_and_std(spec: SourceSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:

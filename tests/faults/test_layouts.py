@@ -116,7 +116,7 @@ VIT = vit_source("LayerScale", 1)
 def read_vit(folder: Path, weights: Weights, source: Any = VIT) -> Any:
     save_file({n: t.contiguous() for n, t in weights.items()}, folder / "x.safetensors")
     arch = {"family": "vit", "name": source.arch.name, "args": source.arch.args}
-    return load_source(folder / "x.safetensors", name="a", arch=arch)
+    return load_source(folder / "x.safetensors", name="a", arch=arch, **PIXELS)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,9 @@ def test_nothing_is_said_to_be_resampled_where_nothing_was(tmp_path: Path) -> No
             create_model("vit_tiny_patch16_224", num_classes=0, **own).state_dict(), tmp_path / "a.safetensors"
         )
         arch = {"family": "vit", "name": "vit_tiny_patch16_224", "args": own}
-        spec = SourceSpec("a", arch=arch, checkpoint=str(tmp_path / "a.safetensors"), input_size=16)
+        spec = SourceSpec(
+            "a", arch=arch, checkpoint=str(tmp_path / "a.safetensors"), input_size=16, mean=(0.0,), std=(1.0,)
+        )
         assert [said in note for note in load(spec).notes] == [True]
 
 

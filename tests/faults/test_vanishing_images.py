@@ -233,3 +233,12 @@ def test_images_of_fewer_bits_than_their_type_are_noted(bits: int, kind: type, t
         f"task 't': no pixel of its test images is above {round(share * 255) / 255:.3g} of the range 0..1: if "
         "they are stored with fewer bits than their files have, scale them to the whole range"
     ]
+
+
+def test_a_repeated_label_is_refused(root: Path) -> None:
+    with pytest.raises(DataError) as error:
+        build(root, Task("birds", ("owl", "wren", "owl")))
+    assert str(error.value) == (
+        "data=folder: task 'birds' has the label owl more than once, so that the folder of that name has no "
+        "row of its own. Pass models.sources.N.labels=[...] without repetition."
+    )

@@ -154,6 +154,11 @@ def _files(folder: Path, task: Task, classified: bool) -> tuple[list[tuple[Path,
     if not classes or task.labels is None:
         return flat + [(path, -1) for own in classes.values() for path in images(own)], ()
     labels = tuple(_normal(label) for label in task.labels)
+    if repeated := sorted({name for name in labels if labels.count(name) > 1 and name in classes}):
+        raise DataError(
+            f"data=folder: task '{task.name}' has the label {listed(repeated)} more than once, so that the "
+            "folder of that name has no row of its own. Pass models.sources.N.labels=[...] without repetition."
+        )
     rows, notes = of_folders(replace(task, labels=labels), [*classes])
     if unknown := [name for name, row in zip(classes, rows) if row is None]:
         raise DataError(

@@ -69,7 +69,7 @@ class Tensors(DataConfig):
                 "task's name), or data.images_per_task=0."
             )
         images, labels = self._content(path)
-        if not len(images):
+        if not images.size:
             raise DataError(f"{path} holds no images. Pass another data.{split}=PATH.")
         rows, places = [*range(len(images))], [-1] * len(images)
         notes: tuple[str, ...] = ()
