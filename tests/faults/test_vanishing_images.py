@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_hidden_folders_and_those_of_macos_are_no_classes(root: Path) -> None:
-    for name in (".thumbnails", "__MACOSX", "owl/.cache", "owl/__MACOSX"):
+    for name in (".thumbnails", "__MACOSX", "@eaDir", "owl/.cache", "owl/__MACOSX", "owl/@eaDir/a.png"):
         put(root / f"birds/train/{name}/b.png", 9)
     assert Folder(root=str(root)).classes(TASK) == ("owl", "wren")
     assert list(build(root).classes or ()) == [0, 1]
@@ -77,7 +78,7 @@ def test_other_formats_are_counted_in_a_note(root: Path) -> None:
     for name in ("a.heic", "b.HEIC", "c.avif", "notes.txt", "raw"):
         (root / "birds/train/owl" / name).write_bytes(b"x")
     assert build(root).notes == (
-        f"task 'birds': files in {root / 'birds/train'} without the suffix of an image were not used: 1 x .avif, "
+        f"task 'birds': files in {root / 'birds/train'} that are no images were not used: 1 x .avif, "
         "2 x .heic, 1 x no suffix",
     )
     (root / "birds/train/owl/notes.txt").unlink()
@@ -92,8 +93,8 @@ def test_a_class_that_would_end_empty_is_refused(root: Path) -> None:
         build(root)
     assert str(error.value) == (
         f"data=folder: the class folder {root / 'birds/train/tern'} has no image that can be read, only 1 x "
-        ".heic. Convert them to one of .bmp, .gif, .jfif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp, or "
-        "remove the folder."
+        ".heic. Convert them to one of .bmp, .gif, .jfif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, "
+        ".webp (or restore them), or remove the folder."
     )
 
 
@@ -233,6 +234,19 @@ def test_images_of_fewer_bits_than_their_type_are_noted(bits: int, kind: type, t
         f"task 't': no pixel of its test images is above {round(share * 255) / 255:.3g} of the range 0..1: if "
         "they are stored with fewer bits than their files have, scale them to the whole range"
     ]
+
+
+def test_broken_links_and_what_is_no_file_are_counted(root: Path) -> None:
+    (root / "birds/train/owl/b.png").symlink_to(root / "nowhere.png")
+    os.mkfifo(root / "birds/train/owl/c.png")
+    assert build(root).notes == (
+        f"task 'birds': files in {root / 'birds/train'} that are no images were not used: 1 x broken link, 1 x no "
+        "regular file",
+    )
+    (root / "birds/train/tern").mkdir()
+    (root / "birds/train/tern/a.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match="tern has no image that can be read, only 1 x broken link"):
+        build(root)
 
 
 def test_a_repeated_label_is_refused(root: Path) -> None:

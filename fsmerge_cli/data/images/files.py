@@ -32,10 +32,13 @@ DOCUMENTS = frozenset(
 )
 """Suffixes of files that may lie beside images and need no mention."""
 
+SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+"""Folders of macOS (in archives), Synology (thumbnails), Windows and Linux."""
+
 
 def is_ignored(name: str) -> bool:
-    """Hidden files, and the folder in which macOS keeps its own files in archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Hidden files, and folders in which systems keep files of their own."""
+    return name.startswith(".") or name in SYSTEM
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -72,14 +75,21 @@ def is_image(path: Path) -> bool:
 
 
 def other_files(folder: Path) -> str:
-    """Files that are neither images by their suffix nor documents, counted by suffix; "" where there are none."""
-    return by_suffix(path for path in walk(folder) if path.suffix.lower() not in SUFFIXES)
+    """Files that are neither images nor documents, counted by suffix or kind; "" where there are none."""
+    return by_suffix(path for path in walk(folder) if path.suffix.lower() not in SUFFIXES or not path.is_file())
 
 
 def by_suffix(files: Iterable[Path]) -> str:
-    """Files counted by suffix, without documents: "2 x .heic, 1 x no suffix"; "" where there are none."""
-    counts = Counter(suffix or "no suffix" for path in files if (suffix := path.suffix.lower()) not in DOCUMENTS)
+    """Files counted by suffix or kind, without documents: "2 x .heic, 1 x broken link"; "" for none."""
+    counts = Counter(_kind(path) for path in files if path.suffix.lower() not in DOCUMENTS)
     return ", ".join(f"{count} x {shown(suffix)}" for suffix, count in sorted(counts.items()))
+
+
+def _kind(path: Path) -> str:
+    """The suffix of a file, or why it is none."""
+    if path.is_symlink() and not path.exists():
+        return "broken link"
+    return path.suffix.lower() or "no suffix" if path.is_file() else "no regular file"
 
 
 def compared(root: Path, used: Iterable[str | Path], task: str, library: str) -> tuple[str, ...]:

@@ -185,7 +185,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
         if name not in kept and (others := other_files(path)):
             raise DataError(
                 f"data=folder: the class folder {shown(path)} has no image that can be read, only {others}. "
-                f"Convert them to one of {', '.join(sorted(SUFFIXES))}, or remove the folder."
+                f"Convert them to one of {', '.join(sorted(SUFFIXES))} (or restore them), or remove the folder."
             )
     return kept
 
@@ -198,11 +198,7 @@ def _normal(name: str) -> str:
 def _notes(folder: Path, task: str) -> tuple[str, ...]:
     """The files that were not used because of their suffixes."""
     found = other_files(folder)
-    return (
-        (f"task '{task}': files in {shown(folder)} without the suffix of an image were not used: {found}",)
-        if found
-        else ()
-    )
+    return (f"task '{task}': files in {shown(folder)} that are no images were not used: {found}",) if found else ()
 
 
 def _path(files: Sequence[tuple[Path, int]], i: int) -> str:
