@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -129,6 +130,14 @@ def test_a_test_is_found_by_the_path_of_its_file() -> None:
     }
     folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
     assert folders - set(apart) == set(ROOMS) - {"__init__"}
+
+
+def test_every_package_is_installed() -> None:
+    """pyproject.toml lists the packages: one that is missing works here and in no installation."""
+    listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {path.parent.relative_to(REPOSITORY) for path in (REPOSITORY / "fsmerge_cli").rglob("*.py")}
+    assert {*listed} - {"fsmerge_cli.configs"} == {".".join(folder.parts) for folder in found}
+    assert [folder for folder in found if not (REPOSITORY / folder / "__init__.py").exists()] == []
 
 
 def test_the_rules_would_notice(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def locked(path: Path, wait: bool, remove: bool = True) -> Iterator[None]:
     finally:
         if remove:
             with suppress(OSError):  # systems that cannot remove open files keep the empty file
-                path.unlink()
+                if not path.stat().st_size:  # a lock of ours is empty
+                    path.unlink()
         lock.release()
 
 

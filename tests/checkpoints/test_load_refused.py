@@ -138,12 +138,20 @@ def test_weights_that_are_not_finite_are_refused(source: Source, tmp_path: Path)
     [
         (
             "{",
-            "config.json is not valid JSON (Expecting property name enclosed in double quotes: "
-            "line 1 column 2 (char 1)).",
+            "config.json cannot be read: it is not valid JSON (line 1, column 2: Expecting property name enclosed "
+            "in double quotes). Repair it, or copy it again.",
         ),
-        ("", "config.json is not valid JSON (Expecting value: line 1 column 1 (char 0))."),
-        ("[]", "config.json should contain an object, it contains list."),
-        ("3", "config.json should contain an object, it contains int."),
+        ("", "config.json cannot be read: it is empty. Repair it, or copy it again."),
+        (
+            "[]",
+            "config.json cannot be read: it should hold keys and values, and holds a list. Repair it, or copy it "
+            "again.",
+        ),
+        (
+            "3",
+            "config.json cannot be read: it should hold keys and values, and holds a single value. Repair it, or "
+            "copy it again.",
+        ),
         (
             '{"architecture": "mlp", "model_args": [1]}',
             "model_args in config.json should be an object, it is [1].",
@@ -175,8 +183,8 @@ def test_a_config_that_is_not_text_is_refused(source: Source, tmp_path: Path) ->
     folder = save(tmp_path, source, "task")
     (folder / "config.json").write_bytes(b"\xff\xfe")
     assert refused(SourceSpec("mine", checkpoint=str(folder))) == (
-        f"source 'mine': {folder}: config.json is not valid JSON "
-        "('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)."
+        f"source 'mine': {folder}: config.json cannot be read: it is UTF-16 text. Save it as UTF-8. Repair it, or "
+        "copy it again."
     )
 
 

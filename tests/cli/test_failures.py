@@ -63,4 +63,4 @@ def test_an_interrupt_exits_with_130(refused: Callable[..., str], monkeypatch: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fsmerge_cli.runs.merge.merge", interrupted)
-    assert refused("merge", PAIR, code=130) == "fsmerge: interrupted\n"
+    assert refused("merge", PAIR, code=130) == "fsmerge: interrupted by SIGINT. Run the same command again.\n"

@@ -252,10 +252,10 @@ def test_a_finished_finetune_is_not_taken_for_that_of_another_checkpoint(
     assert fsmerge(command, log).code == 0
     assert fsmerge([*command, "resume=true"], log) == Ran(0, "")
     shutil.copy(vits / "high/model.safetensors", tmp_path / "start/model.safetensors")
-    file = tmp_path / "start/model.safetensors"
     assert fsmerge([*command, "resume=true"], log) == Ran(
         2,
-        f"fsmerge: error: resume=true: source 'digits' has changed since the finished run in {place}/out: {file}. "
+        f"fsmerge: error: resume=true: source 'digits' has changed since the finished run in {place}/out: "
+        f"{tmp_path}/start. "
         "Choose another output.dir=..., or start over with resume=false output.overwrite=true.\n",
     )
 

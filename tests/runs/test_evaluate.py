@@ -135,6 +135,8 @@ def test_without_training_images_there_is_no_calibration(digits_run: Path, tmp_p
     assert row["temperatures"] == {}
     assert [row["tasks"][name]["count"] for name in tasks] == [12, 8]
     assert tuple(notes_in(found.notes)) == (
+        "task 'low': there are no test images of 2, 3",
+        "task 'high': there are no test images of 6, 7, 8",
         "not calibrated, which needs images besides the test images: data=folder: no images for task 'low' in "
         f"{tmp_path}/images/low/train. Put images there ({', '.join(sorted(SUFFIXES))}), "
         "flat or in class folders.",

@@ -107,7 +107,7 @@ def test_a_data_set_of_the_users_own(
             UNKNOWN_LABLES,
         ),
         (["a", "seed=x"], "seed: should be a valid integer, got 'x'."),
-        (["a", "output.file=3"], "output.file: should be a valid string, got 3."),
+        (["a", "output.file=[3]"], "output.file: should be a valid string, got [3]."),
         (
             ["a", "--config-dir", "b"],
             "--config-dir: 'b' is not a folder. Pass a folder with models/*.yaml, data/*.yaml, ...",

@@ -70,8 +70,8 @@ def images(folder: Path) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file has the suffix of an image."""
-    return path.suffix.lower() in SUFFIXES and not is_ignored(path.name) and not path.is_dir()
+    """Whether it is a regular file, or a link to one, with the suffix of an image."""
+    return path.suffix.lower() in SUFFIXES and not is_ignored(path.name) and path.is_file()
 
 
 def other_files(folder: Path) -> str:

@@ -23,6 +23,11 @@ from tests.support.bad_inputs.case import (
     sixteen,
 )
 
+DARK = (
+    "task '{}': no pixel of its images is above {} of the range 0..1: if they are stored with fewer bits than "
+    "their files have, scale them to the whole range"
+)
+
 IMAGES = [
     Case(
         "a missing image folder",
@@ -94,6 +99,7 @@ IMAGES = [
         KD + " data.bad_files=skip data.images_per_task=all",
         0,
         (
+            f"{DARK.format('a', 0)}\n"
             "task 'a': 2 images skipped, unreadable: images/a/1.png, images/a/2.png\n"
             "task 'b': 1 image skipped, unreadable: images/b/0.png\n"
             "the data set has no test images: nothing was evaluated"
@@ -251,6 +257,7 @@ IMAGES = [
         (
             "task 'a' has 1 images, fewer than images_per_task=3; all of them are used\n"
             "task 'b' has 1 images, fewer than images_per_task=3; all of them are used\n"
+            f"{DARK.format('a', 0)}\n{DARK.format('b', 0.00392)}\n"
             "the data set has no test images: nothing was evaluated"
         ),
         both(only("a", 1), only("b", 1)),

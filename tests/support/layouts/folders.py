@@ -74,8 +74,8 @@ FOLDERS: dict[str, tuple[Prepare, str]] = {
     ),
     "an index that is a list": (
         shards(content=[1]),
-        ": model.safetensors.index.json should contain weight_map, an object from the name of each tensor to its "
-        "file. Download it again.",
+        ": model.safetensors.index.json cannot be read: it should hold keys and values, and holds a list. "
+        "Download it again.",
     ),
     "an index that names a file elsewhere": (
         shards(content={"weight_map": {"fc0.weight": "../other/model.safetensors"}}),

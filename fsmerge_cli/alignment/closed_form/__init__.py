@@ -1,0 +1,1 @@
+"""FS-Merge in closed form; `solve` is the entry."""
