@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from fsmerge_cli.cli import main
 from tests.support.bad_inputs import CASES, KD, VITS, Case, write_sources
+from tests.support.bad_inputs.place import working_copy
 
 Listing = dict[str, str]
 
@@ -27,14 +27,7 @@ def _valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(_valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh copy of the valid sources, as the working folder."""
-    shutil.copytree(_valid, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
-    for name in ("FSMERGE_DEBUG", "HYDRA_FULL_ERROR", "FORCE_COLOR", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    return working_copy(_valid, tmp_path, monkeypatch)
 
 
 def listing(folder: Path) -> Listing:

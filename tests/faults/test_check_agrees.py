@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from filelock import FileLock
 from fsmerge_cli.cli import main
 from fsmerge_cli.evaluation.plausibility import CAUSES
 from tests.support.bad_inputs import CASES, Case, write_sources
+from tests.support.bad_inputs.place import working_copy
 from tests.support.exact import write_classes, write_classifier
 
 ONLY_A_MERGE = {
@@ -43,12 +43,7 @@ def _valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(_valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(_valid, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
-    return tmp_path
+    return working_copy(_valid, tmp_path, monkeypatch)
 
 
 def paths(folder: Path) -> list[str]:
