@@ -16,11 +16,21 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.family import Family
-from fsmerge_cli.architectures.vit_module import arguments, eps_of, properties, reasons, resampled, set_eps
+from fsmerge_cli.architectures.vit_module import (
+    arguments,
+    eps_of,
+    properties,
+    reasons,
+    require_depth,
+    resampled,
+    set_eps,
+    stated_arguments,
+)
 from fsmerge_cli.architectures.vit_table import table
-from fsmerge_cli.common.errors import ConfigError, SourceError, reason, unknown
+from fsmerge_cli.common.errors import ConfigError, SourceError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Flag, NonNegativeFloat, Text
 from fsmerge_cli.common.options import build as build_options
+from fsmerge_cli.common.shown import shortened
 
 LOADER_ARGUMENTS = frozenset(
     {"checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
@@ -96,7 +106,7 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
     else:
         eps = config.get("eps")
         own = eps if isinstance(eps, float) and 0 <= eps < 1 else None
-        arch = ViTArch(architecture, _args(config), bool(config.get("projection")), own)
+        arch = ViTArch(architecture, stated_arguments(config), bool(config.get("projection")), own)
     from timm.models import is_model, list_models, model_entrypoint
     from timm.models.vision_transformer import VisionTransformer
 
@@ -108,6 +118,7 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
         )
     if not is_model(name):
         raise SourceError(f"{where}: {unknown('timm architecture', name, list_models('vit_*'))}")
+    require_depth(arch.args, where)
     try:
         model = _meta(replace(arch, name=name))
     except Exception as error:  # timm passes all arguments on, so that errors of any type are raised
@@ -115,7 +126,7 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
         if "vision_transformer" not in module:
             raise _other(where, name, f"a model of {module}") from None
         raise SourceError(
-            f"{where}: timm cannot build {name} with {arch.args}: {reason(error)}. "
+            f"{where}: timm cannot build {name} with {shortened(str(arch.args))}: {first_line(error)}. "
             "Change arch.args, or model_args in config.json."
         ) from None
     if type(model) is not VisionTransformer:
@@ -130,22 +141,6 @@ def _other(where: str, name: str, kind: str) -> SourceError:
         f"{where}: {name} is {kind}, not a plain VisionTransformer of timm, and cannot be "
         "merged. Use a vit_* model, or write a specification for it."
     )
-
-
-def _args(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with which timm would build a model from a config.json: model_args and other keys."""
-    args = dict(config.get("model_args") or {})
-    stated = config.get("pretrained_cfg") or {}
-    if config.get("global_pool"):
-        args.setdefault("global_pool", config["global_pool"])
-    if stated.get("input_size"):
-        channels, height, width = stated["input_size"]
-        args.setdefault("in_chans", channels)
-        if stated.get("fixed_input_size"):
-            args.setdefault("img_size", height if height == width else [height, width])
-    if config.get("projection"):
-        args["num_classes"] = config.get("num_classes")
-    return args
 
 
 def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None) -> ViTArch:

@@ -8,6 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.shown import brief
+
+MAX_DEPTH = 128
+"""Most blocks: building a network takes seconds for every hundred, even without weights."""
+
+
+def require_depth(args: Mapping[str, Any], where: str) -> None:
+    """Raise SourceError for a depth of which no network can be built in a few seconds."""
+    depth = args.get("depth", 1)
+    if type(depth) is not int or not 1 <= depth <= MAX_DEPTH:
+        raise SourceError(
+            f"{where}: depth should be a whole number from 1 to {MAX_DEPTH}, it is {brief(depth)}. Change "
+            "arch.args, or model_args in config.json."
+        )
+
+
+def stated_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with which timm would build a model from a config.json: model_args and other keys."""
+    args = dict(config.get("model_args") or {})
+    stated = config.get("pretrained_cfg") or {}
+    if config.get("global_pool"):
+        args.setdefault("global_pool", config["global_pool"])
+    if stated.get("input_size"):
+        channels, height, width = stated["input_size"]
+        args.setdefault("in_chans", channels)
+        if stated.get("fixed_input_size"):
+            args.setdefault("img_size", height if height == width else [height, width])
+    if config.get("projection"):
+        args["num_classes"] = config.get("num_classes")
+    return args
+
 
 def properties(model: Any, projection: bool) -> dict[str, Any]:
     """Properties that all sources have to share; widths and numbers of heads may differ."""

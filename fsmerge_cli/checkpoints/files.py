@@ -16,7 +16,7 @@ from fsmerge_cli.checkpoints.formats import kind_of
 from fsmerge_cli.common.errors import SourceError, first_line, reason
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.safe_pickle import read_pickled
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.shown import brief, shown
 
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 """Data types of weights. fp8 and fp4 are not among them: their scales are stored in other tensors."""
@@ -96,13 +96,14 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
     try:
         config = read_json_object(file)
     except UnreadableError as error:
-        raise SourceError(f"{where}: {name} cannot be read: {error.why}. Repair it, or copy it again.") from None
+        remedy = error.remedy or "Repair it, or copy it again."
+        raise SourceError(f"{where}: {name} cannot be read: {error.why}. {remedy}") from None
     if name == "config.json" and "pretrained_cfg" not in config and FLAT & config.keys():
         config = {**config, "pretrained_cfg": {key: config[key] for key in FLAT & config.keys()}}
         config.setdefault("label_names", config.get("labels"))
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(key) or {}, dict):
-            raise SourceError(f"{where}: {key} in {name} should be an object, it is {config[key]!r}.")
+            raise SourceError(f"{where}: {key} in {name} should be an object, it is {brief(config[key])}.")
     size = (config.get("pretrained_cfg") or {}).get("input_size")
     if size and not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
         raise SourceError(

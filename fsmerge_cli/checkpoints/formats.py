@@ -88,6 +88,7 @@ def kind_of(path: Path, where: str) -> Kind:
 def foreign(path: Path) -> tuple[str, str] | None:
     """What a file is and the remedy, if it is an archive or a model of another kind; None for anything else."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             head = file.read(HEAD)
     except OSError:

@@ -155,6 +155,7 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     if not config.get("pretrained_cfg"):
         config["pretrained_cfg"] = (hub_config(hub) if hub else {}) or stated.get("pretrained_cfg") or {}
     config = {**stated, **config}
+    _refuse_depth(spec, config, len(stored), where)
     if spec.module is not None and spec.arch is None and "architecture" not in config:
         family, arch = _infer_architecture(spec.module, where)
     else:
@@ -170,6 +171,18 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
     notes = (*found.notes, *read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
     return family, arch, config, replace(read, tensors=tensors, config=stated, notes=notes, guess=(), clip=None)
+
+
+def _refuse_depth(spec: SourceSpec, config: Mapping[str, Any], count: int, where: str) -> None:
+    """Refuse more blocks than there are tensors, before a network of so many is built."""
+    own = spec.arch if isinstance(spec.arch, dict) else {"args": config.get("model_args")}
+    args = own.get("args") or {}
+    depth = args.get("depth") if isinstance(args, Mapping) else None
+    if isinstance(depth, int) and depth > count:
+        raise SourceError(
+            f"{where}: depth is {depth}, but there are only {count} tensors. Pass the depth of these weights, in "
+            "arch.args or in model_args of config.json."
+        )
 
 
 def stored_names(spec: SourceSpec, found: Checkpoint) -> dict[str, str]:

@@ -16,7 +16,7 @@ from fsmerge_cli.checkpoints.image_processor import HALF, timm_keys
 from fsmerge_cli.checkpoints.key_tables import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
 from fsmerge_cli.common.errors import SourceError
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.shown import brief, shown
 
 IMAGENET_PIXELS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CLIP_PIXELS = {
@@ -206,7 +206,7 @@ def _architecture(
     act = config.get("hidden_act", "gelu")
     if not isinstance(act, str) or act not in ACTIVATIONS:
         raise SourceError(
-            f"{where}: hidden_act in config.json is {act!r}, which timm does not have. "
+            f"{where}: hidden_act in config.json is {brief(act)}, which timm does not have. "
             f"Available: {', '.join(ACTIVATIONS)}."
         )
     if ACTIVATIONS[act]:
@@ -230,7 +230,9 @@ def _eps(config: Mapping[str, Any], where: str) -> float:
     """The eps of a Hugging Face model's norms, from its config.json; default: that of transformers."""
     eps = config.get("layer_norm_eps", 1e-12)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise SourceError(f"{where}: layer_norm_eps in config.json should be a number from 0 to 1, it is {eps!r}.")
+        raise SourceError(
+            f"{where}: layer_norm_eps in config.json should be a number from 0 to 1, it is {brief(eps)}."
+        )
     return float(eps)
 
 

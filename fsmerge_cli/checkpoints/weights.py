@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fsmerge_cli.checkpoints.key_tables import ADAPTER
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.safe_pickle import read_pickled
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.shown import brief, shown
 
 INDEX = ".index.json"
 NAMES = (
@@ -43,6 +44,9 @@ OTHERS = re.compile(
 
 LISTED = 3
 """How many names a message lists."""
+
+LOOKED_AT = 500
+"""How many entries of a folder without weights are looked at for a hint."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def _read_index(file: Path, where: str) -> dict[str, Path]:
     try:
         names = {str(name): str(shard) for name, shard in read_json_object(file)["weight_map"].items()}
     except UnreadableError as error:
-        raise SourceError(f"{where} cannot be read: {error.why}. Download it again.") from None
+        raise SourceError(f"{where} cannot be read: {error.why}. {error.remedy or 'Download it again.'}") from None
     except (KeyError, AttributeError):
         names = {}
     if not names:
@@ -161,7 +165,7 @@ def _read_index(file: Path, where: str) -> dict[str, Path]:
         )
     files = list(dict.fromkeys(names.values()))
     if outside := [name for name in files if Path(name).name != name or name in ("", ".", "..")]:
-        raise SourceError(f"{where} names a file outside its folder: {outside[0]!r}. Download it again.")
+        raise SourceError(f"{where} names a file outside its folder: {brief(outside[0])}. Download it again.")
     if missing := [name for name in files if not (file.parent / name).is_file()]:
         raise SourceError(
             f"{where} names {len(files)} files, of which {len(missing)} {_are(missing)} missing: {_few(missing)}. "
@@ -194,19 +198,30 @@ def _nothing_in(path: Path, shards: Sequence[str]) -> str:
         return f"holds shards ({_few(shards)}) without their index, a file that ends in {INDEX}. Download it too."
     if (path / "adapter_config.json").is_file():
         return f"holds {ADAPTER[0]}. {ADAPTER[1]}"
-    known = sorted((file.name, found) for file in path.iterdir() if file.is_file() and (found := foreign(file)))
+    known = sorted((file.name, found) for file in islice(path.iterdir(), LOOKED_AT) if (found := foreign(file)))
     if known:
         name, (title, remedy) = known[0]
         return f"holds no weights that can be read: {shown(name)} is {title}. {remedy}"
-    below = sorted(
-        {str(f.parent) for depth in ("*", "*/*") for name in NAMES for f in path.glob(f"{depth}/{name}")}
-    )
-    if below:
+    if below := _below(path):
         return f"holds no weights, but folders below it do: {_few(below)}. Pass one of them."
     return (
         f"holds no weights ({NAMES[0]}, {NAMES[2]}, or another file of weights), and no merged/ of a run. Pass "
         "another folder, or a file."
     )
+
+
+def _below(path: Path) -> list[str]:
+    """Folders with weights up to two levels below `path`, among the first ones: the tree may be a whole disk."""
+    near = _folders(path)
+    far = islice((inner for folder in near for inner in _folders(folder)), LOOKED_AT)
+    return sorted(str(f) for f in (*near, *far) if any(os.path.lexists(f / name) for name in NAMES))
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return [file for file in islice(path.iterdir(), LOOKED_AT) if file.is_dir()]
+    except OSError:
+        return []
 
 
 def _few(names: Sequence[str]) -> str:

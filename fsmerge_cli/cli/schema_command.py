@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.shown import brief
 
 HELP = """usage: fsmerge schema
 
@@ -19,7 +20,9 @@ example:
 def run(arguments: list[str]) -> int:
     """Print the schema."""
     if arguments:
-        raise ConfigError(f"fsmerge schema takes no arguments, got {arguments[0]!r}. See fsmerge schema --help.")
+        raise ConfigError(
+            f"fsmerge schema takes no arguments, got {brief(arguments[0])}. See fsmerge schema --help."
+        )
     from fsmerge_cli.reporting import schema
 
     sys.stdout.write(schema.text())

@@ -46,23 +46,35 @@ ENCODINGS = {
 }
 
 
+DEEP = f"it has more than {MAX_DEPTH} levels inside each other"
 PASS = "Repair the file, or pass another one."
+SAVE = "Save it as UTF-8."
 
 
 class UnreadableError(UserError):
-    """A file that cannot be read, or is not what it should be. why: the reason, as part of a sentence."""
+    """A file that cannot be read, or is not what it should be.
 
-    def __init__(self, path: Path, why: str, advice: str = PASS) -> None:
-        self.path, self.why = path, why
-        super().__init__(f"{shown(path)} cannot be read: {why}. {advice}")
+    why: the reason, as part of a sentence. advice: what to do, where the place knows no better. remedy: what to do
+    against this very fault ("": nothing that is special to it).
+    """
+
+    def __init__(self, path: Path, why: str, advice: str = PASS, remedy: str = "") -> None:
+        self.path, self.why, self.remedy = path, why, remedy
+        super().__init__(f"{shown(path)} cannot be read: {why}. {remedy or advice}")
 
 
 def require_regular(path: Path) -> None:
-    """Raise OSError where `path`, after links, is missing or is no regular file, with what it is as its text."""
+    """Raise OSError where `path`, after links, is missing or is no regular file, with what it is as its text.
+
+    Its first byte is read without waiting: some files of the system, such as /proc/kmsg, only look regular.
+    """
     mode = stat.S_IFMT(os.stat(path).st_mode)
     if mode != stat.S_IFREG:
         code = errno.EISDIR if mode == stat.S_IFDIR else errno.EINVAL
         raise OSError(code, f"it is {KINDS.get(mode, 'no file')}, not a regular file", str(path))
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+        if file.read(1) is None:
+            raise OSError(errno.EINVAL, "it is a stream of the system, not a regular file", str(path))
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
@@ -77,12 +89,12 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         raise UnreadableError(path, f"it is larger than {limit // 2**20} MB, the limit for such a file")
     for mark, name in ENCODINGS.items():
         if content.startswith(mark):
-            raise UnreadableError(path, f"it is {name} text. Save it as UTF-8")
+            raise UnreadableError(path, f"it is {name} text", remedy=SAVE)
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         where = f"byte {error.start + 1} is 0x{content[error.start]:02x}"
-        raise UnreadableError(path, f"it is not UTF-8 text ({where}). Save it as UTF-8") from None
+        raise UnreadableError(path, f"it is not UTF-8 text ({where})", remedy=SAVE) from None
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -98,7 +110,7 @@ def read_json(path: Path) -> Any:
         why = f"it is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         raise UnreadableError(path, why if text.strip() else "it is empty") from None
     except RecursionError:
-        raise UnreadableError(path, f"it has more than {MAX_DEPTH} levels inside each other") from None
+        raise UnreadableError(path, DEEP) from None
     except ValueError as error:  # a repeated key; an integer of thousands of digits
         raise UnreadableError(path, f"it is not valid JSON ({error})") from None
     _check_depth(found, path)
@@ -122,7 +134,7 @@ def _advised(advice: str) -> Iterator[None]:
     try:
         yield
     except UnreadableError as error:
-        raise UnreadableError(error.path, error.why, advice) from None
+        raise UnreadableError(error.path, error.why, advice, error.remedy) from None
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -136,6 +148,8 @@ def _yaml(path: Path) -> dict[str, Any]:
         why = str(error.problem or error.context or "no YAML")
         if mark and re.match(r"\s*\t", "".join(text.split("\n")[mark.line : mark.line + 1])):
             why = "a tab, but YAML is indented with spaces"
+        if "maximum nesting depth" in why:
+            where, why = "", DEEP
         raise UnreadableError(path, f"{where}{shortened(why)}") from None
     except yaml.YAMLError as error:
         raise UnreadableError(path, f"it is not valid YAML ({shortened(str(error).splitlines()[0])})") from None
@@ -173,7 +187,7 @@ def _check_events(text: str, path: Path) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         documents += isinstance(event, yaml.DocumentStartEvent)
         if depth > MAX_DEPTH:
-            raise UnreadableError(path, f"it has more than {MAX_DEPTH} levels inside each other")
+            raise UnreadableError(path, DEEP)
         if documents > 1:
             raise UnreadableError(path, "it has several documents (a line ---), and only one can be used")
 
@@ -194,7 +208,7 @@ def _check_depth(found: Any, path: Path) -> None:
     while level:
         depth += 1
         if depth > MAX_DEPTH + 1:
-            raise UnreadableError(path, f"it has more than {MAX_DEPTH} levels inside each other")
+            raise UnreadableError(path, DEEP)
         level = [inner for value in level for inner in _inside(value)]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fsmerge_cli.common.distributed import ProcessRank, checked_rank
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, Count, Flag, Positive, Text
+from fsmerge_cli.common.shown import brief
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -62,7 +63,7 @@ class Hardware:
         try:
             device = torch.device(name)
         except RuntimeError:
-            raise ConfigError(f"hardware.device={name!r}: use auto, cpu, cuda or cuda:N.") from None
+            raise ConfigError(f"hardware.device={brief(name)}: use auto, cpu, cuda or cuda:N.") from None
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "hardware.device=cuda: no CUDA device is visible. Pass hardware=cpu, or install a torch build "
@@ -73,7 +74,7 @@ class Hardware:
                 f"hardware.device={name}: this machine has {_devices(torch.cuda.device_count())}, numbered from 0."
             )
         if device.type not in ("cpu", "cuda"):
-            raise ConfigError(f"hardware.device={name!r}: use auto, cpu, cuda or cuda:N.")
+            raise ConfigError(f"hardware.device={brief(name)}: use auto, cpu, cuda or cuda:N.")
         return _own_device(device, here) if device.type == "cuda" and here.size > 1 else device
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeGuard, TypeVar, get_args, get_type_hints
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fsmerge_cli.common.errors import ConfigError, unknown, unknown_key
+from fsmerge_cli.common.shown import brief
 
 FORBID = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -58,11 +59,11 @@ def refuse_code(values: object, where: str) -> None:
     for key, value in pairs:
         place = f"{where}.{key}".lstrip(".")
         if isinstance(values, Mapping) and not isinstance(key, str):
-            raise ConfigError(f"{place}: the key {key!r} is not a string. Quote it or remove it.")
+            raise ConfigError(f"{place}: the key {brief(key)} is not a string. Quote it or remove it.")
         if key == TARGET:
             raise ConfigError(
-                f"{place}={value!r}: a configuration cannot call Python code. Remove the key and choose by name "
-                "(`fsmerge list` shows the names)."
+                f"{place}={brief(value)}: a configuration cannot call Python code. Remove the key and choose by "
+                "name (`fsmerge list` shows the names)."
             )
         refuse_code(value, place)
 
@@ -73,7 +74,7 @@ def _listed(values: object) -> TypeGuard[Sequence[object]]:
 
 def _mapping(values: object, where: str) -> None:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: should be keys and values, got {values!r}.")
+        raise ConfigError(f"{where}: should be keys and values, got {brief(values)}.")
     refuse_code(values, where)
 
 
@@ -92,7 +93,7 @@ def _sentences(error: ValidationError, where: str, cls: type[Any]) -> list[str]:
         elif item["type"] == "value_error":  # from a check over several fields, already a full message
             sentences.append(item["msg"].removeprefix("Value error, "))
         else:
-            expected.setdefault((path, f"got {item['input']!r}"), []).append(_expectation(item["msg"]))
+            expected.setdefault((path, f"got {brief(item['input'])}"), []).append(_expectation(item["msg"]))
     for (path, got), messages in expected.items():
         expectation = " or ".join(dict.fromkeys(messages)).replace(" or be ", " or ")
         sentences.append(f"{path}: should {expectation}, {got}.")

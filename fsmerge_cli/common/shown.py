@@ -41,9 +41,20 @@ def shortened(text: str, limit: int = 200) -> str:
     return shown(text[:limit]) + ("..." if len(text) > limit else "")
 
 
+def brief(value: object) -> str:
+    """A value of a configuration or a file of others as it is written in Python, shortened."""
+    return shortened(repr(value))
+
+
+MAX_NAMES = 100
+"""How many names of others a message lists."""
+
+
 def listed(names: Iterable[str], empty: str = "none") -> str:
-    """Names of others, on one line."""
-    return ", ".join(map(shown, names)) or empty
+    """Names of others, on one line; of very many, the first and the number of the others."""
+    found = [*names]
+    more = f" and {len(found) - MAX_NAMES} more" if len(found) > MAX_NAMES else ""
+    return (", ".join(map(shown, found[:MAX_NAMES])) or empty) + more
 
 
 def json_text(value: object) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from PIL import Image
 from torch import Tensor
 
-from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.errors import ConfigError, DataError, unknown
 from fsmerge_cli.common.options import choose
+from fsmerge_cli.common.shown import brief
 from fsmerge_cli.data.base import DataConfig, ImageSet, Task
 from fsmerge_cli.data.images.digits import Digits
 from fsmerge_cli.data.images.folder import Folder
@@ -55,7 +56,7 @@ def auxiliary(config: DataConfig) -> tuple[DataConfig, tuple[str, ...] | None] |
         labels = sets[labels]
     if labels is not None and not (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
         raise ConfigError(
-            f"data.auxiliary.labels={labels!r}: should be a list of labels, or the name of a label set."
+            f"data.auxiliary.labels={brief(labels)}: should be a list of labels, or the name of a label set."
         )
     return found, None if labels is None else tuple(labels)
 
@@ -69,7 +70,10 @@ def auxiliary_images(
         if not config.auxiliary_only:
             return None
         found = config, None
-    images = found[0].build("train", Task("", found[1]), transform)
+    try:
+        images = found[0].build("train", Task("", found[1]), transform)
+    except DataError as error:
+        raise DataError(error if config.auxiliary_only else f"data.auxiliary: {error}") from None
     return None if images is None else (images, found[0])
 
 

@@ -15,6 +15,7 @@ from fsmerge_cli.common.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.separation import Input
+from fsmerge_cli.common.shown import brief
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
 from fsmerge_cli.data.base import ToPixels
@@ -166,7 +167,7 @@ def evaluate_inputs(model: Merged, data: Data | None, sources: bool) -> list[Inp
 def _seed(given: int | None, run: Mapping[str, Any]) -> int:
     value = run.get("seed", 0) if given is None else given
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"seed: should be a whole number from 0 on, got {value!r}.")
+        raise ConfigError(f"seed: should be a whole number from 0 on, got {brief(value)}.")
     return value
 
 

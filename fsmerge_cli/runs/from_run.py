@@ -7,6 +7,7 @@ folders, so nothing in it is followed unless the user passes `data=from_run` or 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -29,9 +30,9 @@ Data = str | Mapping[str, Any] | DataConfig
 
 def run_folder(path: Path) -> Path | None:
     """The folder of the run that wrote the model; None for a third-party model."""
-    if path.name == "merged" and (path.parent / CONFIG).is_file():
+    if path.name == "merged" and os.path.lexists(path.parent / CONFIG):
         return path.parent
-    return path if all((path / name).is_file() for name in (CONFIG, FINISHED)) else None
+    return path if all(os.path.lexists(path / name) for name in (CONFIG, FINISHED)) else None
 
 
 def run_options(path: Path) -> dict[str, Any]:
@@ -42,10 +43,8 @@ def run_options(path: Path) -> dict[str, Any]:
     try:
         return read_yaml(folder / CONFIG)
     except UnreadableError as error:
-        raise ConfigError(
-            f"{folder / CONFIG} cannot be read: {error.why}. Move {folder / 'merged'} into another folder, and "
-            "pass data=..."
-        ) from None
+        remedy = error.remedy or f"Move {folder / 'merged'} into another folder, and pass data=..."
+        raise ConfigError(f"{folder / CONFIG} cannot be read: {error.why}. {remedy}") from None
 
 
 def group(options: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from fsmerge_cli.common.errors import ConfigError, DataError, unknown
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.options import FORBID, Count, Flag, build, choose
 from fsmerge_cli.common.separation import Input
+from fsmerge_cli.common.shown import brief
 from fsmerge_cli.data import DATASETS, DataConfig, auxiliary
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.methods.base import Weighted
@@ -130,7 +131,7 @@ def source_entries(models: Models) -> list[SourceSpec]:
     """The entries of a shipped set or of a list, as written. Raises ConfigError."""
     found: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
     if isinstance(found, str | Mapping) or not isinstance(found, Sequence):
-        raise ConfigError(f"models.sources: should be a list of sources, got {found!r}.")
+        raise ConfigError(f"models.sources: should be a list of sources, got {brief(found)}.")
     return [
         entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}")
         for i, entry in enumerate(found)

@@ -25,6 +25,7 @@ from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.leftovers import beside, discard_state
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.separation import resolved
+from fsmerge_cli.common.shown import brief
 from fsmerge_cli.training.state_file import (
     RANDOM,
     damaged,
@@ -58,8 +59,8 @@ class SaveInterval:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return cls(steps=value)
         raise ConfigError(
-            f"checkpoint.every={value!r}: give a number of steps (200), or seconds or minutes with their unit "
-            "(60s, 5m)."
+            f"checkpoint.every={brief(value)}: give a number of steps (200), or seconds or minutes with their "
+            "unit (60s, 5m)."
         )
 
 

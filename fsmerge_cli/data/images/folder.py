@@ -213,4 +213,6 @@ def _open(path: Path) -> Image.Image:
     try:
         return open_image(path)
     except Exception as error:  # decoders raise various errors for malformed files
-        raise DataError(f"the image {shown(path)} cannot be read ({shown(error)}). Repair or remove it.") from None
+        raise DataError(
+            f"the image {shown(path)} cannot be read ({reason(error)}). Repair or remove it."
+        ) from None

@@ -13,11 +13,11 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.common.errors import DataError, first_line
+from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.foreign_files import require_regular
 from fsmerge_cli.common.options import FORBID, Text
 from fsmerge_cli.common.safe_pickle import plain_values
-from fsmerge_cli.common.shown import listed
+from fsmerge_cli.common.shown import listed, shortened, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.eight_bit import as_uint8
 from fsmerge_cli.data.matching import ONE_LABEL, of_task
@@ -117,7 +117,9 @@ def _load(path: Path) -> dict[str, Any]:
             found = dict(zip(("images", "labels"), found))
         return {str(name): _array(value) for name, value in dict(found).items() if not isinstance(value, str)}
     except Exception as error:  # readers raise various errors for malformed files
-        raise DataError(f"{path} cannot be read ({first_line(error)}). {ANOTHER}") from None
+        unsafe = "weights_only" in str(error) or "allow_pickle" in str(error)  # these advise to run its code
+        cause = "it is damaged, or holds more than arrays and plain values" if unsafe else reason(error)
+        raise DataError(f"{shown(path)} cannot be read ({shortened(cause)}). {ANOTHER}") from None
 
 
 def _read_file(path: Path) -> Any:

@@ -134,10 +134,7 @@ CONFIGS = [
         "config.json is not text",
         AVERAGE,
         2,
-        (
-            "source 'a': a: config.json cannot be read: it is UTF-16 text. Save it as UTF-8. Repair it, or "
-            "copy it again."
-        ),
+        ("source 'a': a: config.json cannot be read: it is UTF-16 text. Save it as UTF-8."),
         put("a/config.json", b"\xff\xfe"),
     ),
     Case(
