@@ -109,9 +109,9 @@ def read_labels(text: str, where: str) -> tuple[str, ...]:
         path = Path(text).expanduser()
         found = read_json(path) if path.suffix.lower() == ".json" else read_text(path).splitlines()
     except (UnreadableError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
-        known = isinstance(error, UnreadableError)
-        remedy = (known and error.remedy) or "Pass another file, or a list: models.sources.N.labels=[...]"
-        why = error.why if known else reason(error)
+        why = error.why if isinstance(error, UnreadableError) else reason(error)
+        remedy = error.remedy if isinstance(error, UnreadableError) else ""
+        remedy = remedy or "Pass another file, or a list: models.sources.N.labels=[...]"
         raise ConfigError(f"{where}: the labels in {shortened(text)} cannot be read ({why}). {remedy}") from None
     if isinstance(found, dict) and all(str(i) in found for i in range(len(found))):
         found = [found[str(i)] for i in range(len(found))]

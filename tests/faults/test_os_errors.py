@@ -161,10 +161,7 @@ UNREAD = {
     "a": f"a/model.safetensors: Permission denied.{CHECK}",
     "images": f"images/a: Permission denied.{CHECK}",
     "images/a": f"images/a/test: Permission denied.{CHECK}",
-    "images/a/0.png": (
-        "the image images/a/0.png cannot be read ([Errno 13] Permission denied: 'images/a/0.png'). "
-        "Repair or remove it."
-    ),
+    "images/a/0.png": ("the image images/a/0.png cannot be read (Permission denied). Repair or remove it."),
     "labels.txt": (
         "source 'a': the labels in labels.txt cannot be read (Permission denied). Pass another "
         "file, or a list: models.sources.N.labels=[...]"
