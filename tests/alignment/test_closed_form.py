@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.alignment.closed_form.attention import reduced_logits, reduced_values
-from fsmerge_cli.alignment.closed_form.moments import Moments, regression
-from fsmerge_cli.alignment.closed_form.selection import select_groups, select_units
+from fsmerge_cli.alignment.closed_form.moments import SMALLEST_BLOCK, Moments, regression, stride
+from fsmerge_cli.alignment.closed_form.selection import BLOCK, select_groups, select_units
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
@@ -71,6 +71,30 @@ def test_a_regression_is_that_of_the_rows_repeated_by_their_weights() -> None:
     torch.testing.assert_close(torch.cat([found.matrix, found.intercept[:, None]], 1), expected.T)
 
 
+def test_the_products_of_many_units_are_computed_in_blocks() -> None:
+    x, weights = torch.randn(9, 2 * SMALLEST_BLOCK + 3).double(), torch.rand(9).double()
+    sums = Moments()
+    sums.add(x, None, weights)
+    torch.testing.assert_close(sums.second(), (x.T * weights) @ x / weights.sum())
+
+
+@pytest.mark.parametrize(("rows", "enough", "period", "found"), [(100, 60, 7, 1), (100, 25, 8, 3), (90, 9, 9, 10)])
+def test_of_too_many_rows_every_nth_is_added_and_every_token_has_its_turn(
+    rows: int, enough: int, period: int, found: int
+) -> None:
+    every = stride(rows, enough, period)
+    assert every == found
+    x = torch.arange(float(rows * 2))[:, None] + 1
+    weights = torch.tensor([1.0, 0.0]).repeat(rows)  # every second row does not count
+    sums = Moments(every)
+    for part in torch.arange(rows * 2).split(11):
+        sums.add(x[part], x[part], weights[part])
+    kept = x[::2][::every].double()
+    assert sums.weight == len(kept) >= min(rows, enough)
+    torch.testing.assert_close(torch.as_tensor(sums.x), kept.sum(0))
+    assert len({int(value) // 2 % period for value in kept}) == min(len(kept), period)
+
+
 def test_the_ridge_pulls_towards_the_prior() -> None:
     moments, prior = Moments(), torch.randn(3, 5)
     moments.add(torch.randn(40, 5), torch.randn(40, 3))
@@ -106,6 +130,22 @@ def test_units_and_groups_are_those_of_a_brute_force_search() -> None:
         X = x[:, torch.cat([groups[g] for g in pair])]
         left[pair] = float((y - X @ torch.linalg.lstsq(X, y).solution).square().sum())
     assert tuple(select_groups(gram, cross, groups, 2)) == min(left, key=lambda pair: left[pair])
+
+
+def test_the_selection_of_many_units_is_one_step_after_the_other() -> None:
+    torch.manual_seed(2)
+    count = 2 * BLOCK + 5
+    x = torch.randn(400, 2 * count).double() @ torch.randn(2 * count, 2 * count).double()
+    gram, cross = x.T @ x / 400, x.T @ (x @ torch.randn(2 * count, 7).double()) / 400
+    left, rest, expected = gram.clone(), cross.clone(), list[int]()
+    for _ in range(count):
+        gain = rest.square().sum(1) / left.diagonal()
+        gain[expected] = -1
+        best = int(gain.argmax())
+        expected.append(best)
+        column, row = left[:, best] / left[best, best].sqrt(), rest[best] / left[best, best].sqrt()
+        left, rest = left - column[:, None] * column, rest - column[:, None] * row
+    assert select_units(gram, cross, count).tolist() == expected
 
 
 def test_a_copy_of_a_selected_unit_is_not_selected() -> None:

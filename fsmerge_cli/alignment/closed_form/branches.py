@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.assembly import Assembly
 from fsmerge_cli.alignment.closed_form.heads import LogitMoments, merge_heads
-from fsmerge_cli.alignment.closed_form.moments import Linear, Moments, regression
+from fsmerge_cli.alignment.closed_form.moments import Linear, Moments, regression, stride
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import Branch
 from fsmerge_cli.alignment.closed_form.selection import select_units
@@ -24,6 +24,10 @@ Batches = list[Tensor]
 
 Facts = dict[str, list[float]]
 """What to report of one layer, by name."""
+
+
+ROWS_PER_UNIT = 16
+"""Rows per candidate from which hidden units and heads are chosen; more change nothing but the time."""
 
 
 @dataclass
@@ -86,9 +90,10 @@ class BranchSolver:
     def _observe(self, streams: Streams) -> tuple[Moments, Moments, list[LogitMoments], Streams]:
         """One pass over all rows: what readers and writers see, the logits, and the sources' streams behind."""
         reader, writer = self._reader, self._writer
-        reading, outputs = Moments(), Moments()
+        reading, outputs = Moments(), Moments(self._every(streams))
         logits = [LogitMoments(heads) for heads in self.space.heads[1]] if self.space.heads else []
-        after: list[Batches] = [[] for _ in self._blocks]
+        # Only for maps are the streams before needed once more; otherwise those behind take their place.
+        after = streams.sources if self.options.correct else [list(own) for own in streams.sources]
         wanted = [writer, *([reader] if logits else [])]
         with torch.inference_mode():
             for part, mine in enumerate(streams.merged):
@@ -99,7 +104,7 @@ class BranchSolver:
                     found = self._run(block, own, [reader, writer], wanted)
                     read.append(found[f"{reader}.input"])
                     inner.append(found[f"{writer}.input"])
-                    after[i].append((own + self._scales[i].float() * found[f"{writer}.output"]).cpu())
+                    after[i][part] = (own + self._scales[i].float() * found[f"{writer}.output"]).cpu()
                     if logits:
                         queries, keys, _ = found[f"{reader}.output"].chunk(3, dim=-1)
                         norms = [block.get_submodule(name) for name in self._norms]
@@ -107,6 +112,12 @@ class BranchSolver:
                 reading.add(_flat([x]), _flat(read), spread_rows(self.rows, x))
                 outputs.add(_flat(inner), None, spread_rows(self.after, x))
         return reading, outputs, logits, Streams(after, list(streams.merged))
+
+    def _every(self, streams: Streams) -> int:
+        """Every how many of the rows behind the branch are enough to choose units from."""
+        period = streams.merged[0].shape[1] if self.after is None else int((self.after > 0).sum())
+        rows = period * sum(len(part) for part in streams.merged)
+        return stride(rows, ROWS_PER_UNIT * sum(self.space.sources), period)
 
     def _run(
         self, block: nn.Module, stream: Tensor, inputs: Sequence[str] = (), outputs: Sequence[str] = ()

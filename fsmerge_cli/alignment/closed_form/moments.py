@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,19 @@ from torch import Tensor
 SMALLEST = 1e-12
 """Smallest ridge, relative to the mean diagonal: a space without any variance has a regression of zero."""
 
+SMALLEST_BLOCK = 192
+"""Units up to which the products of all pairs are computed at once."""
+
 
 class Moments:
-    """Sums over rows of w, w x, w y, w x x^T and w x y^T, in fp64; rows arrive in parts."""
+    """Sums over rows of w, w x, w y, w x x^T and w x y^T, in fp64; rows arrive in parts.
 
-    def __init__(self) -> None:
+    every: only every n-th of the rows whose weight is not 0 is added, counted through all parts.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self._passed = 0
         self.weight: Tensor | float = 0.0
         self.x: Tensor | float = 0.0
         self.y: Tensor | float = 0.0
@@ -29,12 +38,16 @@ class Moments:
             if not bool(used.all()):
                 x, weight = x[used], weight[used]
                 y = None if y is None else y[used]
+        if self.every > 1:
+            kept = slice(-self._passed % self.every, None, self.every)
+            self._passed += len(x)
+            x, y, weight = x[kept], None if y is None else y[kept], None if weight is None else weight[kept]
         x = x.double()
         weight = torch.ones(len(x), dtype=x.dtype, device=x.device) if weight is None else weight.double()
         scaled = x * weight[:, None]
         self.weight = self.weight + weight.sum()
         self.x = self.x + scaled.sum(0)
-        self.xx = self.xx + scaled.T @ x
+        self.xx = self.xx + _gram(scaled, x)
         if y is not None:
             y = y.double()
             self.y = self.y + weight @ y
@@ -49,6 +62,30 @@ class Moments:
         """E[x x^T] - E[x] E[x]^T, [p, p]."""
         mean = torch.as_tensor(self.x) / self.weight
         return self.second() - mean[:, None] * mean
+
+
+def _gram(scaled: Tensor, x: Tensor) -> Tensor:
+    """scaled^T x, [p, p], which is symmetric: of large blocks beside the diagonal only one of two is computed."""
+    p = x.shape[1]
+    if p <= SMALLEST_BLOCK:
+        return scaled.T @ x
+    a, b = slice(p // 2), slice(p // 2, None)
+    found = x.new_empty(p, p)
+    found[a, a], found[b, b] = _gram(scaled[:, a], x[:, a]), _gram(scaled[:, b], x[:, b])
+    found[a, b] = scaled[:, a].T @ x[:, b]
+    found[b, a] = found[a, b].T
+    return found
+
+
+def stride(rows: int, enough: int, period: int) -> int:
+    """Every how many of `rows` rows are to be added to have at least `enough`; 1 if there are not twice as many.
+
+    period: rows of one image. The stride has no common factor with it, so that every token has its turn.
+    """
+    found = max(1, rows // enough)
+    while math.gcd(found, period) > 1:
+        found -= 1
+    return found
 
 
 @dataclass(frozen=True)

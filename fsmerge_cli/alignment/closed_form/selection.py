@@ -10,24 +10,32 @@ from torch import Tensor
 TINY = 1e-10
 """A candidate with less than this share of its variance left is a combination of the selected ones."""
 
+BLOCK = 64
+"""Steps of the selection after which what is left of the moments is computed again."""
+
 
 def select_units(gram: Tensor, cross: Tensor, count: int, ridge: float = 0.0) -> Tensor:
     """The indices of `count` units, in order of selection, from which the targets are regressed best, greedily.
 
     gram: E[x x^T] of all candidates, [n, n], fp64. cross: E[x y^T] with the targets, [n, q]. Every step takes the
     unit that lowers the squared error of the regression most: orthogonal forward selection with one column of a
-    Cholesky factor per step, O(n (count + q)) each.
+    Cholesky factor per step. ridge: added to the diagonal, relative to its mean. What is left of both matrices is
+    computed once per BLOCK steps, as matrix products, O(n^2 count) in all; steps in between correct the rows that
+    they need.
     """
-    n = len(gram)
-    diagonal = gram.diagonal().clone()
-    gram = gram + (ridge * diagonal.mean()) * torch.eye(n, dtype=gram.dtype, device=gram.device)
-    left, own = gram.diagonal().clone(), gram.diagonal().clone()
-    residual = cross.clone()
-    scores = residual.square().sum(1)
-    factor = torch.zeros(n, count, dtype=gram.dtype, device=gram.device)
+    gram, cross = gram.clone(), cross.clone()
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    left, own, scores = gram.diagonal().clone(), gram.diagonal().clone(), cross.square().sum(1)
+    columns, rows = gram.new_zeros(BLOCK, len(gram)), gram.new_zeros(BLOCK, cross.shape[1])
     chosen: list[int] = []
-    free = torch.ones(n, dtype=torch.bool, device=gram.device)
+    free = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
     for step in range(count):
+        place = step % BLOCK
+        if place == 0:
+            gram.addmm_(columns.T, columns, alpha=-1)
+            cross.addmm_(columns.T, rows, alpha=-1)
+            columns.zero_()
+            rows.zero_()
         usable = free & (left > TINY * own)
         if not bool(usable.any()):
             usable = free
@@ -37,11 +45,13 @@ def select_units(gram: Tensor, cross: Tensor, count: int, ridge: float = 0.0) ->
         free[best] = False
         if float(left[best]) <= TINY * float(own[best]):
             continue  # nothing new: its column would be rounding error
-        column = (gram[:, best] - factor[:, :step] @ factor[best, :step]) / left[best].sqrt()
-        factor[:, step] = column
-        row = residual[best] / left[best].sqrt()
-        scores = scores - 2 * column * (residual @ row) + column.square() * row.square().sum()
-        residual -= column[:, None] * row
+        C, R = columns[:place], rows[:place]
+        root = left[best].sqrt()
+        row = (cross[best] - C[:, best] @ R) / root
+        first, second = torch.stack([C[:, best], R @ row]) @ C
+        column = (gram[best] - first) / root
+        columns[place], rows[place] = column, row
+        scores = scores - 2 * column * (cross @ row - second) + column.square() * row.square().sum()
         left = left - column.square()
     return torch.tensor(chosen, device=gram.device)
 
