@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from fsmerge_cli.alignment.closed_form.attention import reduced_logits, reduced_
 from fsmerge_cli.alignment.closed_form.moments import SMALLEST_BLOCK, Moments, regression, stride
 from fsmerge_cli.alignment.closed_form.selection import BLOCK, select_groups, select_units
 from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.training.problem import Problem, Solution
+from fsmerge_cli.training.snapshots import SaveInterval, Snapshots
 from fsmerge_cli.training.teachers import network
 from tests.support.closed_form_reference import best_units, merged_features, root
 from tests.support.sources import mlp_source, random_images
@@ -214,6 +217,44 @@ def test_two_copies_of_an_mlp_are_that_mlp(norm: str) -> None:
     _, found = solve(FSClosedForm(views=0, ridge=1e-9), [source, replace(source, name="b")], images)
     for mine, own in zip(found, features([source, source], images)):
         torch.testing.assert_close(mine, own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("correct", [True, False])
+@pytest.mark.parametrize("kind", ["ViT", "MLP"])
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_run_that_is_stopped_continues_behind_the_last_finished_stage(
+    kind: str, correct: bool, stop: int, tmp_path: Path
+) -> None:
+    if kind == "ViT":
+        sources: list[Source] = [replace(vit_source("class token", seed), name=str(seed)) for seed in (1, 2)]
+    else:
+        sources = [mlp_source(str(seed), [12, 10, 8], seed, norm="batch") for seed in (1, 2)]
+    method, images = FSClosedForm(views=1, correct=correct), pixels(sources[0], 24)
+    task, every = torch.arange(24) % 2, torch.arange(24)
+    problem = Problem(method.plan(sources), sources, Images(images, task, every, every[:0]))
+    expected, events = method.fit(problem), list[int]()
+
+    def stopped(event: Event) -> None:
+        events.append(event.done)
+        if event.done == stop + 1:
+            raise KeyboardInterrupt
+
+    def saving(progress: Progress) -> Problem:
+        return replace(
+            problem, snapshots=Snapshots(tmp_path / "s", every=SaveInterval(steps=1)), progress=progress
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        method.fit(saving(stopped))
+    events.clear()
+    found = method.fit(saving(lambda event: events.append(event.done)))
+    assert events[0] == stop + 1
+    assert found.facts == expected.facts
+    assert all(torch.equal(found.weights[name], t) for name, t in expected.weights.items())
+    assert all(map(torch.equal, found.projectors, expected.projectors))
+    assert {name: t.tolist() for name, t in (found.maps.state_dict() if found.maps else {}).items()} == {
+        name: t.tolist() for name, t in (expected.maps.state_dict() if expected.maps else {}).items()
+    }
 
 
 def test_a_merged_model_wider_than_all_sources_is_refused() -> None:

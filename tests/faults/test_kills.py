@@ -1,7 +1,7 @@
 """A run that is killed at any moment and resumed ends with the bytes of an uninterrupted one, and leaves nothing.
 
-For every method that trains and for `finetune`, MLP and ViT, in every phase from reading the configuration to the
-last line that is printed.
+For every method that trains, the closed form and `finetune`, MLP and ViT, in every phase from reading the
+configuration to the last line that is printed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ PAPER = ["method=fs_merge_paper", *SHORT, "method.rank=2"]
 MLP_PAIR = ["merge", "+models=digits_mlp_pair", *DIGITS]
 VIT_PAIR = ["merge", "+models.sources=[{name:low,checkpoint:VITS/low},{name:high,checkpoint:VITS/high}]", *DIGITS]
 FULL = ["method=fs_merge", *SHORT, "method.finetune_share=0.5"]
+CLOSED_FORM = ["method=fs_closed_form", "method.views=1", "checkpoint.every=1"]
 TRIO = ["merge", "+models=digits_mlp_trio", *DIGITS]
 
 MLP_ARCH = "model.arch={family:mlp,input_size:[1,8,8],widths:[16,16]}"
@@ -47,12 +48,14 @@ RUNS: dict[str, list[str]] = {
     "MLP, sequential": [*TRIO, *FULL, "method.sequential=true"],
     "MLP, fs_merge_paper": [*MLP_PAIR, *PAPER],
     "MLP, finetune": [*FINETUNE, MLP_ARCH, "model.start=random", CLASSES],
+    "MLP, fs_closed_form": [*MLP_PAIR, *CLOSED_FORM],
     "ViT, kd": [*VIT_PAIR, "method=kd", *SHORT],
     "ViT, fs_merge": [*VIT_PAIR, *FULL],
     "ViT, fs_merge_paper": [*VIT_PAIR, *PAPER],
+    "ViT, fs_closed_form": [*VIT_PAIR, *CLOSED_FORM],
     "ViT, finetune": [*FINETUNE, "model.checkpoint=VITS/low", CLASSES],
 }
-IN_TEST = ("MLP, kd", "ViT, fs_merge", "ViT, finetune")
+IN_TEST = ("MLP, kd", "MLP, fs_closed_form", "ViT, fs_merge", "ViT, finetune")
 """Runs in `make test`; the others in `make test-slow`."""
 
 BEFORE = ["composing", "loading", "read test images"]
@@ -61,6 +64,9 @@ CHAINS = {
     "merge": [
         *(*BEFORE, "read images", "capture", ("train", 1), ("train", 6), ("train", 6), "saving", "saved"),
         *("evaluate", "certify", *AFTER),
+    ],
+    "fs_closed_form": [
+        *(*BEFORE, "read images", "solve", ("solve", 1), "saving", "saved", "evaluate", "certify", *AFTER),
     ],
     "finetune": [
         *(*BEFORE, "check images", "features", ("train the", 4), ("train all", 2), ("train all", 4)),
@@ -114,7 +120,8 @@ def uninterrupted(arguments: Arguments, tmp_path_factory: pytest.TempPathFactory
 
 
 def points(run: str) -> Iterator[Kill]:
-    for number, point in enumerate(CHAINS["finetune" if "finetune" in run else "merge"]):
+    kind = run.partition(", ")[2]
+    for number, point in enumerate(CHAINS.get(kind, CHAINS["merge"])):
         name, moment = point if isinstance(point, tuple) else (point, 0)
         yield Kill(name, moment, SIGNALS[number % len(SIGNALS)])
 

@@ -87,6 +87,26 @@ class BranchSolver:
         facts["stream_error"] = [self._advance(after)]
         return after, facts
 
+    def replay(self, streams: Streams) -> Streams:
+        """The streams behind a branch that is solved already, to the bit those of `solve`."""
+        with torch.inference_mode():
+            for part, mine in enumerate(streams.merged):
+                for i, own in enumerate(streams.sources):
+                    before = own[part].to(self.device)
+                    written = self._run(self._blocks[i], before, (), [self._writer])[f"{self._writer}.output"]
+                    own[part] = self._behind(i, before, written)
+                streams.merged[part] = self._moved(mine.to(self.device)).cpu()
+        return streams
+
+    def _behind(self, source: int, before: Tensor, written: Tensor) -> Tensor:
+        """A source's stream behind the branch, in host memory."""
+        return (before + self._scales[source].float() * written).cpu()
+
+    def _moved(self, mine: Tensor) -> Tensor:
+        """The merged stream behind the branch."""
+        written: Tensor = self._run(self._merged, mine, (), [self._writer])[f"{self._writer}.output"]
+        return mine + written
+
     def _observe(self, streams: Streams) -> tuple[Moments, Moments, list[LogitMoments], Streams]:
         """One pass over all rows: what readers and writers see, the logits, and the sources' streams behind."""
         reader, writer = self._reader, self._writer
@@ -104,7 +124,7 @@ class BranchSolver:
                     found = self._run(block, own, [reader, writer], wanted)
                     read.append(found[f"{reader}.input"])
                     inner.append(found[f"{writer}.input"])
-                    after[i][part] = (own + self._scales[i].float() * found[f"{writer}.output"]).cpu()
+                    after[i][part] = self._behind(i, own, found[f"{writer}.output"])
                     if logits:
                         queries, keys, _ = found[f"{reader}.output"].chunk(3, dim=-1)
                         norms = [block.get_submodule(name) for name in self._norms]
@@ -232,8 +252,7 @@ class BranchSolver:
         errors = Moments()
         with torch.inference_mode():
             for part, stream in enumerate(streams.merged):
-                mine = stream.to(self.device)
-                mine = mine + self._run(self._merged, mine, (), [self._writer])[f"{self._writer}.output"]
+                mine = self._moved(stream.to(self.device))
                 target = self._target(streams, part)
                 squares = torch.stack([(target - mine).square().sum(-1), target.square().sum(-1)], -1)
                 errors.add(squares.flatten(0, 1), None, spread_rows(self.after, mine))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.assembly import Assembly
 from fsmerge_cli.alignment.closed_form.branches import selections
+from fsmerge_cli.alignment.closed_form.finished import Finished
 from fsmerge_cli.alignment.closed_form.moments import Moments, regression
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.selection import select_units
 from fsmerge_cli.alignment.closed_form.stages import run
 from fsmerge_cli.architectures.ports import Mapped, Port, Unit
-from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.training.teachers import batches
 
@@ -61,21 +61,29 @@ def layers(plan: Plan) -> tuple[Layer, ...] | None:
 
 @dataclass
 class LayeredSolver:
-    """assembly: receives the result. networks: of the sources. images: the rows [n, C, H, W]."""
+    """assembly: receives the result. networks: of the sources. images: the rows [n, C, H, W]. finished: layers."""
 
     assembly: Assembly
     networks: Sequence[nn.Module]
     layers: Sequence[Layer]
     images: Tensor
     options: ClosedFormOptions
-    progress: Progress = silent
-    facts: dict[str, list[list[float]]] = field(default_factory=dict)
+    finished: Finished
+
+    @property
+    def facts(self) -> dict[str, list[list[float]]]:
+        """What to report, one entry per layer."""
+        return self.finished.facts
 
     def solve(self) -> tuple[Tensor, ...]:
         """Solve all layers; the projectors U_out [d_i, d']."""
         activations = [self._units(network) for network in self.networks]
         merged, picked = self.images, [torch.empty(0)]
-        for place, layer in enumerate(self.layers):
+        self.finished.load()
+        if done := self.finished.done:
+            merged = self._units(self.assembly.network, [self.layers[done - 1]])[0]
+            picked = [self.finished.more[str(i)] for i in self.assembly.sources]
+        for place, layer in list(enumerate(self.layers))[done:]:
             following = self.layers[place + 1] if place + 1 < len(self.layers) else None
             if layer.read is not None:
                 before = [own[place - 1] for own in activations]
@@ -87,7 +95,7 @@ class LayeredSolver:
             if layer.norm is not None:
                 self._normalize(layer)
             merged = self._units(self.assembly.network, [layer])[0]
-            self.progress(Event("solve", place + 1, len(self.layers)))
+            self.finished.add(len(self.layers), {str(i): M for i, M in enumerate(picked)})
         return self._features(merged, [own[-1] for own in activations], picked)
 
     def _units(self, network: nn.Module, wanted: Sequence[Layer] | None = None) -> list[Tensor]:

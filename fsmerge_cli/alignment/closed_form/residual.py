@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.assembly import Assembly
 from fsmerge_cli.alignment.closed_form.branches import BranchSolver, Streams, set_norm, through_constant
+from fsmerge_cli.alignment.closed_form.finished import Finished
 from fsmerge_cli.alignment.closed_form.moments import Moments, regression
 from fsmerge_cli.alignment.closed_form.options import FLOOR, ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import Outline
@@ -17,7 +18,6 @@ from fsmerge_cli.alignment.closed_form.rows import row_weights
 from fsmerge_cli.alignment.closed_form.stages import embed, recorded, run, tail
 from fsmerge_cli.alignment.closed_form.stream import Place, StreamProjection, project_stream, stream_moments
 from fsmerge_cli.architectures.ports import Mapped
-from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.training.teachers import batches
 
 MAX_BYTES = 2**28
@@ -25,7 +25,7 @@ MAX_BYTES = 2**28
 
 
 class ResidualSolver:
-    """images: rows, [n, C, H, W]; own: the original images of every source's task."""
+    """images: rows, [n, C, H, W]; own: the original images of every source's task. finished: branches."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class ResidualSolver:
         original: Tensor,
         own: Sequence[Tensor],
         options: ClosedFormOptions,
-        progress: Progress = silent,
+        finished: Finished,
     ) -> None:
         self.assembly, self.networks, self.outline = assembly, networks, found
-        self.images, self.original, self.own, self.progress = images, original, own, progress
+        self.images, self.original, self.own, self.finished = images, original, own, finished
         self.device = assembly.device
         self.options = replace(options, batch=self._images_per_pass(options.batch))
-        self.facts: dict[str, list[list[float]]] = {}
+        self.facts = finished.facts
 
     def _images_per_pass(self, most: int) -> int:
         """As many images as keep the largest activation, in fp64 and for all sources, within MAX_BYTES."""
@@ -66,6 +66,7 @@ class ResidualSolver:
         projection = project_stream(moments, space.sources, space.merged, self.outline.centred)
         self.facts["stream_kept"] = [[projection.kept]]
         streams = self._embed(projection)
+        self.finished.load()
         depth = 0
         for block, branches in zip(self.outline.blocks, self.outline.branches):
             for branch in branches:
@@ -81,11 +82,14 @@ class ResidualSolver:
                     rows[depth],
                     rows[depth + 1],
                 )
-                streams, facts = solver.solve(streams)
                 depth += 1
-                self.progress(Event("solve", depth, len(places) - 1))
+                if depth <= self.finished.done:
+                    streams = solver.replay(streams)
+                    continue
+                streams, facts = solver.solve(streams)
                 for key, value in facts.items():
                     self.facts.setdefault(key, []).append(value)
+                self.finished.add(len(places) - 1)
         return self._features(streams)
 
     def _places(self) -> list[Place]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.alignment.closed_form.assembly import Assembly, Maps
+from fsmerge_cli.alignment.closed_form.finished import Finished
 from fsmerge_cli.alignment.closed_form.layered import LayeredSolver, layers
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import outline
@@ -32,7 +33,8 @@ class ClosedForm:
     """A solved problem.
 
     weights: of the merged network, fp32. projectors: U_out [d_i, d']. merge, unmerge: the maps; without `correct`
-    they fold the sources to these weights. facts: by name, one value or list per layer.
+    they fold the sources to these weights (with it a continued run lacks those of earlier stages). facts: by name,
+    one value or list per layer.
     """
 
     weights: Mapping[str, Tensor]
@@ -45,23 +47,25 @@ class ClosedForm:
 def closed_form(problem: Problem, rows: Images, options: ClosedFormOptions) -> ClosedForm:
     """Solve the problem on `rows`, the images with their views; those of `problem` come first.
 
-    The architecture is blocks on a residual stream (`outline`) or a chain of layers (`layers`).
+    The architecture is blocks on a residual stream (`outline`) or a chain of layers (`layers`). Continues behind
+    the last stage that the problem's snapshots have, and saves further ones there.
     """
     plan, device = problem.plan, problem.device
     assembly = Assembly(plan, problem.weights(), device)
     networks = [network(source, device).float() for source in problem.sources]
+    finished = Finished(assembly, not options.correct, problem.snapshots.next_training(), problem.progress)
     original = rows.images[: len(problem.images)].float()
     if found := outline(plan):
         own = [_own(original, problem.images.task, i)[:MAX_GRADIENT_IMAGES] for i in assembly.sources]
         solver: ResidualSolver | LayeredSolver = ResidualSolver(
-            assembly, networks, found, rows.images.float(), original, own, options, problem.progress
+            assembly, networks, found, rows.images.float(), original, own, options, finished
         )
     else:
         chain = layers(plan) or ()
-        solver = LayeredSolver(assembly, networks, chain, rows.images.float(), options, problem.progress)
+        solver = LayeredSolver(assembly, networks, chain, rows.images.float(), options, finished)
     projectors = solver.solve()
     weights = {name: t.detach().clone() for name, t in assembly.network.state_dict().items()}
-    return ClosedForm(weights, projectors, assembly.merge, assembly.unmerge, solver.facts)
+    return ClosedForm(weights, projectors, assembly.merge, assembly.unmerge, finished.facts)
 
 
 def _own(images: Tensor, task: Tensor, source: int) -> Tensor:
