@@ -16,6 +16,7 @@ from fsmerge_cli.common.options import FORBID, BatchSize, Count, NonNegativeFloa
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.data.images.augment import Augment
+from fsmerge_cli.models.head_count import HeadCount, merged_heads
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.supernet.student import Student
@@ -36,7 +37,8 @@ class Method(ABC):
     """Abstract: a frozen dataclass of options with the one method `fit`.
 
     name: key in METHODS. width: of the merged model's features in units, or a list of one per layer (null: source
-    1's). heads: number of attention heads of the merged model (null: source 1's).
+    1's). heads: attention heads of the merged model: a number, all (every head of every source, at a smaller size),
+    or same (as many as source 1 has); null: `default_heads`.
     """
 
     uses_images: ClassVar[bool] = False
@@ -45,11 +47,18 @@ class Method(ABC):
 
     name: str
     width: Positive | tuple[Positive, ...] | None = None
-    heads: Positive | None = None
+    heads: HeadCount | None = None
+
+    @property
+    def default_heads(self) -> Literal["all", "same"]:
+        """What `heads: null` stands for."""
+        return "same"
 
     def plan(self, sources: Sequence[Source]) -> Plan:
         """The plan for merging `sources` into a model of `width` and `heads`; raises as `compile_plan`."""
-        return compile_plan(sources, self.width, self.heads)
+        return compile_plan(
+            sources, self.width, merged_heads(sources, self.width, self.heads or self.default_heads)
+        )
 
     def check(self, problem: Problem) -> None:  # noqa: B027  # most problems suit every method
         """Raise UserError where the method does not apply to the problem, before anything is computed."""
@@ -137,18 +146,23 @@ class Trained(Weighted, ABC):
         """Training steps of a whole run with `k` sources."""
         return self.total_steps
 
+    @property
+    def rate_factor(self) -> float:
+        """Factor of the default learning rates."""
+        return 1.0
+
     def rate(self, width: int) -> float:
         """Peak of AdamW's one-cycle schedule: `lr`, or a rate that is inversely proportional to the feature width.
 
         Adam changes each parameter by about the learning rate, and a unit sums as many parameters as its layer is
         wide, so a good rate scales as 1 / width (Tensor Programs V, arXiv 2203.03466).
         """
-        return self.lr or self.LR_UP_TO_WIDTH_96 * 96 / max(96, width)
+        return self.lr or self.rate_factor * self.LR_UP_TO_WIDTH_96 * 96 / max(96, width)
 
     @property
     def matrix_rate(self) -> float:
         """Peak of Muon's one-cycle schedule; the length of its steps does not depend on the width."""
-        return self.matrix_lr or self.MATRIX_LR
+        return self.matrix_lr or self.rate_factor * self.MATRIX_LR
 
     @property
     def view_options(self) -> ViewOptions:

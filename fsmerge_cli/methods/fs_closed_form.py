@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -17,18 +16,16 @@ from fsmerge_cli.alignment.closed_form.solve import ClosedForm, closed_form
 from fsmerge_cli.alignment.matching import require_images
 from fsmerge_cli.architectures.ports import Unit
 from fsmerge_cli.common.errors import ConfigError
-from fsmerge_cli.common.options import FORBID, Count, Flag, NonNegativeFloat, Positive
+from fsmerge_cli.common.options import FORBID, Count, Flag, NonNegativeFloat
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.methods.base import Method
-from fsmerge_cli.models.plan import Plan, compile_plan
-from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.head_count import HeadCount
+from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import MergeMaps, maps_of_ports
 from fsmerge_cli.training.batches import ViewOptions
 from fsmerge_cli.training.problem import Problem, Solution
-
-HeadCount = Positive | Literal["all", "same"]
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -46,16 +43,12 @@ class FSClosedForm(Method):
     uses_images: ClassVar[bool] = True
 
     name: Literal["fs_closed_form"] = "fs_closed_form"
-    heads: HeadCount = "all"  # type: ignore[assignment]
+    heads: HeadCount | None = "all"
     views: Count | None = None
     augment: Augment = "strong"
     ridge: NonNegativeFloat = 1e-3
     correct: Flag = True
     row_weights: Flag = True
-
-    def plan(self, sources: Sequence[Source]) -> Plan:
-        """The plan with the number of heads that `heads` stands for."""
-        return compile_plan(sources, self.width, merged_heads(sources, self.width, self.heads))
 
     def check(self, problem: Problem) -> None:
         """Raise UserError without images, for too large a width, or an architecture of another kind."""
@@ -95,30 +88,6 @@ class FSClosedForm(Method):
 
 IMAGES_PER_TASK = 500
 """Images per task that `views: null` fills up to with augmented copies."""
-
-
-def merged_heads(
-    sources: Sequence[Source], width: int | tuple[int, ...] | None, heads: int | Literal["all", "same"]
-) -> int | None:
-    """The number of attention heads that `heads` stands for; None: those of source 1, or none at all.
-
-    `all` is the largest number that divides the merged width, up to the number of heads of all sources together.
-    """
-    if isinstance(heads, int):
-        return heads
-    counts = [source.family.heads(source.arch) for source in sources]
-    if heads == "same" or not counts or None in counts:
-        return None
-    total = sum(count or 0 for count in counts)
-    return next((n for n in range(total, 0, -1) if _fits(sources[0], width, n)), None)
-
-
-def _fits(source: Source, width: int | tuple[int, ...] | None, heads: int) -> bool:
-    try:
-        source.family.resize(source.arch, width, heads)
-    except ConfigError:
-        return False
-    return True
 
 
 def require_enough_units(plan: Plan) -> None:

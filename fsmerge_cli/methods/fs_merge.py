@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -10,11 +11,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.alignment.matching import fit_matched, unmerging_start
+from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, Flag, Positive, PositiveFloat, Share
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.methods.closed_form_start import CLOSED_FORM_RATE, check_closed_form, solved_maps
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
-from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import check_maps, start_maps
 from fsmerge_cli.supernet.maps import Structure
@@ -32,21 +34,32 @@ class FSMerge(Trained):
     (attention spaces: one block per head and mixing of whole heads; other spaces low_rank). rank: at the width of
     the features; scaled in proportion in other spaces. start: first (the merged model is source 1), average (the
     weighted mean), aligned (as first, with the maps U of the other sources fitted by least squares to source 1's
-    activations), or matched (the mean of the sources after permuting their units to match source 1 by activation
-    matching; aligned where widths or heads differ). finetune_share: last share of the steps, which is the
-    fine-tuning of the folded weights without maps, at the learning rates of kd. finetune_lr: of AdamW in that
-    fine-tuning, peak of the one-cycle schedule (null: that of kd). sequential: merge two sources, then the result
-    with the third, and so on, instead of all at once; an intermediate result has the mean weight of its tasks, and
-    only its features are distilled.
+    activations), matched (the mean of the sources after permuting their units to match source 1 by activation
+    matching; aligned where widths or heads differ), or closed_form (the maps of fs_closed_form with correct=false;
+    the default learning rates are smaller). finetune_share: last share of the steps, which is the fine-tuning of the
+    folded weights without maps, at the learning rates of kd. finetune_lr: of AdamW in that fine-tuning, peak of the
+    one-cycle schedule (null: that of kd). sequential: merge two sources, then the result with the third, and so on,
+    instead of all at once; an intermediate result has the mean weight of its tasks, and only its features are
+    distilled.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
     maps: Structure = "full"
     rank: Positive = 12
-    start: Literal["matched", "average", "first", "aligned"] = "matched"
+    start: Literal["matched", "closed_form", "average", "first", "aligned"] = "matched"
     finetune_share: Share = 0.95
     finetune_lr: PositiveFloat | None = None
     sequential: Flag = False
+
+    @property
+    def default_heads(self) -> Literal["all", "same"]:
+        """All heads of all sources where the start has them."""
+        return "all" if self.start == "closed_form" else "same"
+
+    @property
+    def rate_factor(self) -> float:
+        """Smaller learning rates after the closed form."""
+        return CLOSED_FORM_RATE if self.start == "closed_form" else 1.0
 
     def all_steps(self, k: int) -> int:
         """Training steps of a whole run with `k` sources; a sequential merge trains k - 1 stages."""
@@ -56,6 +69,19 @@ class FSMerge(Trained):
         """Raise UserError where there are no images, or where the maps do not fit the sources."""
         super().check(problem)
         check_maps(problem.plan, self.maps, self.rank)
+        if self.start != "closed_form":
+            return
+        check_closed_form(problem)
+        if self.maps != "full":
+            raise ConfigError(
+                f"method.start=closed_form needs full maps: method.maps={self.maps} cannot hold the solution. "
+                "Pass method.maps=full, or take another method.start."
+            )
+        if self.sequential and len(problem.sources) > 2:
+            raise ConfigError(
+                "method.start=closed_form solves for all sources at once. Pass method.sequential=false, or take "
+                "another method.start."
+            )
 
     def fit(self, problem: Problem) -> Solution:
         """Train the SuperNet in its folded form, fold it, and fine-tune the folded weights."""
@@ -66,8 +92,14 @@ class FSMerge(Trained):
             return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched))
         weights = problem.weights("cpu")  # the fold moves one source at a time to the device
         shares = self.weights_of_tasks(len(weights))
-        unmerge = unmerging_start(problem) if self.start == "aligned" else None
-        maps = start_maps(problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares, unmerge)
+        facts: Mapping[str, float] = {}
+        if self.start == "closed_form":
+            maps, facts = solved_maps(problem)
+        else:
+            unmerge = unmerging_start(problem) if self.start == "aligned" else None
+            maps = start_maps(
+                problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares, unmerge
+            )
         supernet = SuperNet(problem.plan, maps.to(problem.device), weights, problem.hardware)
         finetuned = min(round(self.finetune_share * self.total_steps), self.total_steps - 1)
         prepared = self.prepare(problem)
@@ -77,13 +109,14 @@ class FSMerge(Trained):
             folded = {n: t.detach().clone() for n, t in fold(problem.plan, maps, weights).items()}
             projectors = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
         if not finetuned:
-            return Solution(folded, projectors, trace, maps)
+            return Solution(folded, projectors, trace, maps, facts=facts)
         stage = Stage(problem.plan, maps, weights, folded)
         network = PlainStudent(problem, folded, projectors)
-        rates, seed = Distillation(lr=self.finetune_lr), derive(problem.seed, "release")
+        rates = Distillation(lr=self.finetune_lr, start="closed_form" if self.start == "closed_form" else "first")
+        seed = derive(problem.seed, "release")
         second = self.train(problem, network, prepared, finetuned, rates, seed, "second")
         solution = network.solution(trace.then(second, trace.start_error))
-        return replace(solution, stages=(stage,), finetuned=True)
+        return replace(solution, stages=(stage,), finetuned=True, facts=facts)
 
     def _fit_sequentially(self, problem: Problem) -> Solution:
         """Merge the model so far with the next source, stage by stage; the projectors are multiplied."""
@@ -99,7 +132,7 @@ class FSMerge(Trained):
                 problem.sources[i],
             ]  # a merged model has no single head
             groups = [0 if j < i else 1 if j == i else None for j in range(k)]
-            plan = compile_plan(pair, self.width, self.heads)
+            plan = self.plan(pair)
             step = replace(problem, plan=plan, sources=pair, images=problem.images.regroup(groups))
             shares = (sum(weights[:i]) / i, weights[i])
             solution = replace(self, sequential=False, task_weights=shares).fit(step)

@@ -16,6 +16,7 @@ from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Method, Trained, Weighted
+from fsmerge_cli.methods.closed_form_start import CLOSED_FORM_RATE, check_closed_form, solved_weights
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, start_maps
 from fsmerge_cli.supernet.student import Student
@@ -33,20 +34,38 @@ class Distillation(Trained):
     statistics stay those of the initial weights. start: first (source 1), aligned (as first, with projectors
     fitted to the other sources' features by least squares), average (the weighted mean), matched (the mean of the
     sources after permuting their units to match source 1 by activation matching; aligned where widths or heads
-    differ), or random (a new initialisation). projector: linear is one linear map per task, folded into its head,
-    as in FS-Merge; identity is none, and features are compared as they are (permuted where the sources are).
+    differ), closed_form (the solution of fs_closed_form; the default learning rates are smaller), or random (a new
+    initialisation). projector: linear is one linear map per task, folded into its head, as in FS-Merge; identity is
+    none, and features are compared as they are (permuted where the sources are).
     """
 
     LR_UP_TO_WIDTH_96: ClassVar[float] = 3e-3
     MATRIX_LR: ClassVar[float] = 1e-2
 
     name: Literal["kd"] = "kd"
-    start: Literal["matched", "average", "first", "aligned", "random"] = "matched"
+    start: Literal["matched", "closed_form", "average", "first", "aligned", "random"] = "matched"
     projector: Literal["linear", "identity"] = "linear"
+
+    @property
+    def default_heads(self) -> Literal["all", "same"]:
+        """All heads of all sources where the start has them."""
+        return "all" if self.start == "closed_form" else "same"
+
+    @property
+    def rate_factor(self) -> float:
+        """Smaller learning rates after the closed form."""
+        return CLOSED_FORM_RATE if self.start == "closed_form" else 1.0
 
     def check(self, problem: Problem) -> None:
         """Raise UserError where there are no images, or where projector=identity does not fit the widths."""
         super().check(problem)
+        if self.start == "closed_form":
+            check_closed_form(problem)
+            if self.projector == "identity":
+                raise ConfigError(
+                    "method.start=closed_form has a projector for every task. Pass method.projector=linear, or "
+                    "take another method.start."
+                )
         space = problem.plan.spaces[problem.plan.features.space]
         pairs = zip(problem.sources, space.sources)
         different = [source.name for source, width in pairs if width != space.merged]
@@ -61,6 +80,10 @@ class Distillation(Trained):
         self.check(problem)
         if self.start == "matched":
             return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched))
+        if self.start == "closed_form":
+            found, projectors, facts = solved_weights(problem)
+            solved = PlainStudent(problem, found, projectors)
+            return replace(solved.solution(self.train(problem, solved)), facts=facts)
         weights = self.weights_of_tasks(len(problem.sources))
         student = StudentNetwork(problem, self.start, self.projector, weights)
         return student.solution(self.train(problem, student))
@@ -76,8 +99,6 @@ def at_equal_budget(method: Method, k: int) -> Distillation:
         return method
     kind = next(kind for kind in (Trained, Weighted, Method) if isinstance(method, kind))
     shared = {f.name: getattr(method, f.name) for f in fields(kind) if f.name != "name"}
-    if not isinstance(shared["heads"], int):  # "all" and "same" of a closed form: the plan has their number
-        shared["heads"] = None
     if isinstance(method, Trained):
         shared |= {"steps": method.all_steps(k), "budget": "default", "lr": None, "matrix_lr": None}
     return Distillation(**shared)

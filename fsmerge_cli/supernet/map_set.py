@@ -201,6 +201,23 @@ def maps_of_ports(
     return MergeMaps(stacks=stacks, units=units, trainable=frozenset()).requires_grad_(False)
 
 
+def full_maps(
+    plan: Plan,
+    weights: Sequence[Mapping[str, Tensor]],
+    merge: Mapping[tuple[Port, int], Tensor],
+    unmerge: Mapping[tuple[Port, int], Tensor],
+    units: Mapping[str, Tensor],
+) -> MergeMaps:
+    """Trainable full maps with these values, by port and source: M [d', d_i] and U [d_i, d']."""
+    given: dict[Side, Mapping[tuple[Port, int], Tensor]] = {"M": merge, "U": unmerge}
+    trainable = frozenset(name for name in units if isinstance(role := plan.roles[name], Unit) and role.trainable)
+    stacks = [
+        {(side, port, i): Full.of(given[side][port, i]) for side, port, i in keys}
+        for keys in _stacks(plan, weights)
+    ]
+    return MergeMaps(stacks=stacks, units=units, trainable=trainable)
+
+
 def _stacks(plan: Plan, weights: Sequence[Mapping[str, Tensor]]) -> list[list[Key]]:
     """The keys of every stack: the maps that one group of tensors uses, per source, in the group's order."""
     seen: set[tuple[Side, Port]] = set()
