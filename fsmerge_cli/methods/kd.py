@@ -35,8 +35,8 @@ class Distillation(Trained):
     fitted to the other sources' features by least squares), average (the weighted mean), matched (the mean of the
     sources after permuting their units to match source 1 by activation matching; aligned where widths or heads
     differ), closed_form (the solution of fs_closed_form; the default learning rates are smaller), or random (a new
-    initialisation). projector: linear is one linear map per task, folded into its head, as in FS-Merge; identity is
-    none, and features are compared as they are (permuted where the sources are).
+    initialisation). projector: linear is one linear map per task, folded into its head, as in FS-Merge; identity
+    is none, and features are compared as they are (permuted where the sources are).
     """
 
     LR_UP_TO_WIDTH_96: ClassVar[float] = 3e-3
