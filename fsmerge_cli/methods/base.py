@@ -37,8 +37,8 @@ class Method(ABC):
     """Abstract: a frozen dataclass of options with the one method `fit`.
 
     name: key in METHODS. width: of the merged model's features in units, or a list of one per layer (null: source
-    1's). heads: of attention in the merged model; a number, all (every head of every source, at a smaller size), or
-    same (as many as source 1 has). null: `default_heads`.
+    1's). heads: of attention in the merged model; a number, all (every head of every source, at a smaller size),
+    or same (as many as source 1 has). null: `default_heads`.
     """
 
     uses_images: ClassVar[bool] = False

@@ -37,10 +37,10 @@ class FSMerge(Trained):
     activations), matched (the mean of the sources after permuting their units to match source 1 by activation
     matching; aligned where widths or heads differ), or closed_form (the maps of fs_closed_form with correct=false;
     the default learning rates are smaller). finetune_share: last share of the steps, which is the fine-tuning of
-    the folded weights without maps, at the learning rates of kd. finetune_lr: of AdamW in that fine-tuning, peak of
-    the one-cycle schedule (null: that of kd). sequential: merge two sources, then the result with the third, and so
-    on, instead of all at once; an intermediate result has the mean weight of its tasks, and only its features are
-    distilled.
+    the folded weights without maps, at the learning rates of kd. finetune_lr: of AdamW in that fine-tuning, peak
+    of the one-cycle schedule (null: that of kd). sequential: merge two sources, then the result with the third,
+    and so on, instead of all at once; an intermediate result has the mean weight of its tasks, and only its
+    features are distilled.
     """
 
     name: Literal["fs_merge"] = "fs_merge"

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.assembly import Assembly
+from fsmerge_cli.alignment.closed_form.folds import FoldMoments
 from fsmerge_cli.alignment.closed_form.heads import LogitMoments, merge_heads
-from fsmerge_cli.alignment.closed_form.moments import Linear, Moments, regression, stride
+from fsmerge_cli.alignment.closed_form.moments import Linear, Moments, stride
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import Branch
 from fsmerge_cli.alignment.closed_form.selection import select_units
@@ -42,7 +43,7 @@ class BranchSolver:
     """Solves one branch, given the streams before it.
 
     rows, after: weights of the tokens before the branch and behind it (None: all are 1). others: modules of the
-    other branches of the block.
+    other branches of the block. folds: of the images (see `folds_of`).
     """
 
     def __init__(
@@ -56,10 +57,13 @@ class BranchSolver:
         others: Sequence[str],
         rows: Tensor | None,
         after: Tensor | None,
+        folds: Tensor,
     ) -> None:
         self.assembly, self.projection, self.options, self.branch = assembly, projection, options, branch
         self.plan, self.device = assembly.plan, assembly.device
-        self.rows, self.after = rows, after
+        self.rows, self.after, self.folds = rows, after, folds
+        self._ridges: list[float] = []
+        self._before: Batches = []
         self._blocks = [network.get_submodule(block) for network in networks]
         self._merged = assembly.network.get_submodule(block)
         inside = len(block) + 1
@@ -85,6 +89,7 @@ class BranchSolver:
             self.assembly.assign(name, torch.ones(()))
         self._write(streams, after)
         facts["stream_error"] = [self._advance(after)]
+        facts["ridge"] = self._ridges
         return after, facts
 
     def replay(self, streams: Streams) -> Streams:
@@ -107,10 +112,10 @@ class BranchSolver:
         written: Tensor = self._run(self._merged, mine, (), [self._writer])[f"{self._writer}.output"]
         return mine + written
 
-    def _observe(self, streams: Streams) -> tuple[Moments, Moments, list[LogitMoments], Streams]:
+    def _observe(self, streams: Streams) -> tuple[FoldMoments, Moments, list[LogitMoments], Streams]:
         """One pass over all rows: what readers and writers see, the logits, and the sources' streams behind."""
         reader, writer = self._reader, self._writer
-        reading, outputs = Moments(), Moments(self._every(streams))
+        reading, outputs = FoldMoments(), Moments(self._every(streams))
         logits = [LogitMoments(heads) for heads in self.space.heads[1]] if self.space.heads else []
         # Only for maps are the streams before needed once more; otherwise those behind take their place.
         after = streams.sources if self.options.correct else [list(own) for own in streams.sources]
@@ -119,6 +124,8 @@ class BranchSolver:
             for part, mine in enumerate(streams.merged):
                 x = self._run(self._merged, mine, [reader])[f"{reader}.input"]
                 read, inner = [], []
+                if self.options.correct:
+                    self._before.append(self._target(streams, part).cpu())
                 for i, block in enumerate(self._blocks):
                     own = streams.sources[i][part].to(self.device)
                     found = self._run(block, own, [reader, writer], wanted)
@@ -129,7 +136,7 @@ class BranchSolver:
                         queries, keys, _ = found[f"{reader}.output"].chunk(3, dim=-1)
                         norms = [block.get_submodule(name) for name in self._norms]
                         logits[i].add(queries, keys, self.after, norms)
-                reading.add(_flat([x]), _flat(read), spread_rows(self.rows, x))
+                reading.add(_flat([x]), _flat(read), self._folds(part), spread_rows(self.rows, x))
                 outputs.add(_flat(inner), None, spread_rows(self.after, x))
         return reading, outputs, logits, Streams(after, list(streams.merged))
 
@@ -144,6 +151,10 @@ class BranchSolver:
     ) -> dict[str, Tensor]:
         return run_branch(block, self._others, stream.to(self.device), inputs, outputs)
 
+    def _folds(self, part: int) -> Tensor:
+        """The folds of the images of one part."""
+        return self.folds[part * self.options.batch : (part + 1) * self.options.batch]
+
     def _per_head(self, name: str) -> bool:
         role = self.plan.roles[name]
         return isinstance(role, Unit) and role.per_head and name.endswith(".weight")
@@ -156,10 +167,10 @@ class BranchSolver:
             value = value * self.assembly.weights[source][name].double()
         return value
 
-    def _read(self, reading: Moments) -> list[float]:
+    def _read(self, reading: FoldMoments) -> list[float]:
         """The maps U_i from the merged stream behind its norm to the sources' own; the error of each."""
         constant = self.branch.norm is not None and self.assembly.has(f"{self.branch.norm}.bias")
-        found = regression(reading, self.options.ridge, constant)
+        found, self._ridges = reading.fit(self.options.ridge, constant)
         sizes = list(self.plan.spaces[self.branch.read.space].sources)
         for i, part in enumerate(torch.split(through_constant(found) if constant else found.matrix, sizes)):
             self.assembly.unmerge[self.branch.read, i] = part
@@ -211,37 +222,45 @@ class BranchSolver:
             assembly.merge[self.branch.write, i] = self.projection.maps[i] * self._scales[i]
         has_bias = assembly.has(f"{writer}.bias")
         if self.options.correct:
-            found = regression(self._missing(before, after), self.options.ridge, has_bias)
-            assembly.assign(f"{writer}.weight", found.matrix)
+            groups = [self.plan.spaces[self.branch.write.space].merged] * 2
+            found, ridges = self._missing(before, after).fit(self.options.ridge, has_bias, groups=groups)
+            self._ridges += ridges
+            assembly.assign(f"{writer}.weight", torch.stack(found.matrix.chunk(2)).sum(0))
             if has_bias:
-                assembly.assign(f"{writer}.bias", found.intercept)
+                assembly.assign(f"{writer}.bias", torch.stack(found.intercept.chunk(2)).sum(0))
             return
-        found = regression(self._writer_inputs(before), self.options.ridge, intercept=False)
+        found, ridges = self._writer_inputs(before).fit(self.options.ridge, intercept=False)
+        self._ridges += ridges
         for i, part in enumerate(torch.split(found.matrix, list(self.space.sources))):
             assembly.unmerge[self.branch.inside, i] = part
         assembly.fold(f"{writer}.weight")
         if has_bias:
             assembly.fold(f"{writer}.bias")
 
-    def _missing(self, before: Streams, after: Streams) -> Moments:
-        """What is missing in the merged stream, on the merged input of the writer."""
-        sums = Moments()
+    def _missing(self, before: Streams, after: Streams) -> FoldMoments:
+        """What is missing in the merged stream, on the merged input of the writer.
+
+        In two parts with a ridge each: what the sources write, and the errors of the layers before. The second
+        can be noise on other images, where there are few.
+        """
+        sums = FoldMoments()
         with torch.inference_mode():
             for part, mine in enumerate(before.merged):
                 x = self._run(self._merged, mine, [self._writer])[f"{self._writer}.input"]
-                missing = self._target(after, part) - mine.to(self.device)
-                sums.add(_flat([x]), _flat([missing]), spread_rows(self.after, x))
+                wanted = self._before[part].to(self.device)
+                missing = [self._target(after, part) - wanted, wanted - mine.to(self.device)]
+                sums.add(_flat([x]), _flat(missing), self._folds(part), spread_rows(self.after, x))
         return sums
 
-    def _writer_inputs(self, before: Streams) -> Moments:
+    def _writer_inputs(self, before: Streams) -> FoldMoments:
         """The sources' inputs of the writer, on the merged one."""
-        sums, key = Moments(), f"{self._writer}.input"
+        sums, key = FoldMoments(), f"{self._writer}.input"
         with torch.inference_mode():
             for part, mine in enumerate(before.merged):
                 x = self._run(self._merged, mine, [self._writer])[key]
                 pairs = zip(self._blocks, before.sources)
                 own = [self._run(block, stream[part], [self._writer])[key] for block, stream in pairs]
-                sums.add(_flat([x]), _flat(own), spread_rows(self.after, x))
+                sums.add(_flat([x]), _flat(own), self._folds(part), spread_rows(self.after, x))
         return sums
 
     def _target(self, streams: Streams, part: int) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fsmerge_cli.alignment.closed_form.assembly import Assembly
 from fsmerge_cli.alignment.closed_form.branches import selections
 from fsmerge_cli.alignment.closed_form.finished import Finished
-from fsmerge_cli.alignment.closed_form.moments import Moments, regression
+from fsmerge_cli.alignment.closed_form.folds import FoldMoments
+from fsmerge_cli.alignment.closed_form.moments import Moments
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.selection import select_units
 from fsmerge_cli.alignment.closed_form.stages import run
@@ -61,12 +62,16 @@ def layers(plan: Plan) -> tuple[Layer, ...] | None:
 
 @dataclass
 class LayeredSolver:
-    """assembly: receives the result. networks: of the sources. images: the rows [n, C, H, W]. finished: layers."""
+    """assembly: receives the result. networks: of the sources. images: rows [n, C, H, W]. folds: of these.
+
+    finished: layers.
+    """
 
     assembly: Assembly
     networks: Sequence[nn.Module]
     layers: Sequence[Layer]
     images: Tensor
+    folds: Tensor
     options: ClosedFormOptions
     finished: Finished
 
@@ -145,9 +150,10 @@ class LayeredSolver:
         self, port: Port, merged: Tensor, before: Sequence[Tensor], picked: Sequence[Tensor]
     ) -> list[Tensor] | None:
         """U_i: from the merged units to those of every source. The ridge pulls towards the selected units."""
-        sums = Moments()
-        sums.add(merged, torch.cat(list(before), 1))
-        found = regression(sums, self.options.ridge, self.options.correct, torch.cat([M.T for M in picked]))
+        sums = FoldMoments()
+        sums.add(merged, torch.cat(list(before), 1), self.folds)
+        found, ridges = sums.fit(self.options.ridge, self.options.correct, torch.cat([M.T for M in picked]))
+        self.facts.setdefault("ridge", []).append(ridges)
         sizes = [own.shape[1] for own in before]
         for i, part in enumerate(torch.split(found.matrix, sizes)):
             self.assembly.unmerge[port, i] = part
@@ -187,9 +193,10 @@ class LayeredSolver:
         assembly.assign(f"{norm}.bias", mean + shift)
 
     def _features(self, merged: Tensor, own: Sequence[Tensor], picked: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        sums = Moments()
-        sums.add(merged, torch.cat(list(own), 1))
-        found = regression(sums, self.options.ridge, False, torch.cat([M.T for M in picked]))
+        sums = FoldMoments()
+        sums.add(merged, torch.cat(list(own), 1), self.folds)
+        found, ridges = sums.fit(self.options.ridge, False, torch.cat([M.T for M in picked]))
+        self.facts["ridge_features"] = [ridges]
         sizes = [part.shape[1] for part in own]
         self.facts["feature_error"] = [[float(part.mean()) for part in torch.split(found.errors, sizes)]]
         return tuple(part.float() for part in torch.split(found.matrix, sizes))

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 class ClosedFormOptions:
     """Options of the closed form.
 
-    ridge: of every regression, relative to the mean variance of the regressors. correct: every layer that writes
-    into the stream is fitted to what is missing there, errors of earlier layers included; without it, all weights
-    are sum_i M_i W_i U_i. row_weights: rows count by how much the features depend on them. batch: largest number
-    of images per pass. seed: of the random projections behind the row weights.
+    ridge: of every regression, relative to the mean variance of the regressors; None: chosen by cross-validation
+    over the images. correct: every layer that writes into the stream is fitted to what is missing there, errors
+    of earlier layers included; without it, all weights are sum_i M_i W_i U_i. row_weights: rows count by how much
+    the features depend on them. batch: largest number of images per pass. seed: of the random projections behind
+    the row weights.
     """
 
-    ridge: float = 1e-3
+    ridge: float | None = None
     correct: bool = True
     row_weights: bool = True
     batch: int = 32

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fsmerge_cli.alignment.closed_form.assembly import Assembly
 from fsmerge_cli.alignment.closed_form.branches import BranchSolver, Streams, set_norm, through_constant
 from fsmerge_cli.alignment.closed_form.finished import Finished
-from fsmerge_cli.alignment.closed_form.moments import Moments, regression
+from fsmerge_cli.alignment.closed_form.folds import FoldMoments, folds_of
+from fsmerge_cli.alignment.closed_form.moments import Moments
 from fsmerge_cli.alignment.closed_form.options import FLOOR, ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import Outline
 from fsmerge_cli.alignment.closed_form.rows import row_weights
@@ -42,6 +43,7 @@ class ResidualSolver:
         self.images, self.original, self.own, self.finished = images, original, own, finished
         self.device = assembly.device
         self.options = replace(options, batch=self._images_per_pass(options.batch))
+        self.folds = folds_of(len(original), len(images))
         self.facts = finished.facts
 
     def _images_per_pass(self, most: int) -> int:
@@ -81,6 +83,7 @@ class ResidualSolver:
                     others,
                     rows[depth],
                     rows[depth + 1],
+                    self.folds,
                 )
                 depth += 1
                 if depth <= self.finished.done:
@@ -142,7 +145,8 @@ class ResidualSolver:
             self._project(streams, constant=bool(last))
         sums = self._regress(streams, "")
         intercept = bool(last) and plan.features.space == self.outline.stream
-        found = regression(sums, self.options.ridge, intercept)
+        found, ridges = sums.fit(self.options.ridge, intercept)
+        self.facts["ridge_features"] = [ridges]
         sizes = [arch.features for arch in plan.source_archs]
         self.facts["feature_error"] = [[float(part.mean()) for part in torch.split(found.errors, sizes)]]
         U = through_constant(found) if intercept else found.matrix
@@ -156,7 +160,7 @@ class ResidualSolver:
             for name, role in plan.roles.items()
             if isinstance(role, Mapped) and role.read and role.write[1][0].space == plan.features.space
         )
-        found = regression(self._regress(streams, name.rpartition(".")[0]), self.options.ridge, constant)
+        found, _ = self._regress(streams, name.rpartition(".")[0]).fit(self.options.ridge, constant)
         read, write = role.read[1][0] if role.read else plan.features, role.write[1][0]
         U = through_constant(found) if constant else found.matrix
         for i, part in enumerate(torch.split(U, list(plan.spaces[read.space].sources))):
@@ -178,15 +182,15 @@ class ResidualSolver:
                 found.append([(self._tail(network, part, own[n], ""), n) for n, part in enumerate(rows)])
         return found
 
-    def _regress(self, streams: Streams, module: str) -> Moments:
+    def _regress(self, streams: Streams, module: str) -> FoldMoments:
         """What a module behind the blocks reads (empty: the features): the sources' on the merged network's."""
-        sums = Moments()
+        sums = FoldMoments()
         with torch.inference_mode():
             for part, rows in enumerate(batches(len(self.images), self.options.batch)):
                 mine = self._tail(self.assembly.network, rows, streams.merged[part], module)
                 pairs = zip(self.networks, streams.sources)
                 own = [self._tail(network, rows, stream[part], module) for network, stream in pairs]
-                sums.add(mine, torch.cat(own, 1))
+                sums.add(mine, torch.cat(own, 1), self.folds[rows])
         return sums
 
     def _tail(self, network: nn.Module, rows: slice, stream: Tensor, module: str) -> Tensor:

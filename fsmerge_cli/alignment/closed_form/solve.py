@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fsmerge_cli.alignment.closed_form.assembly import Assembly, Maps
 from fsmerge_cli.alignment.closed_form.finished import Finished
+from fsmerge_cli.alignment.closed_form.folds import folds_of
 from fsmerge_cli.alignment.closed_form.layered import LayeredSolver, layers
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import outline
@@ -62,7 +63,8 @@ def closed_form(problem: Problem, rows: Images, options: ClosedFormOptions) -> C
         )
     else:
         chain = layers(plan) or ()
-        solver = LayeredSolver(assembly, networks, chain, rows.images.float(), options, finished)
+        folds = folds_of(len(original), len(rows))
+        solver = LayeredSolver(assembly, networks, chain, rows.images.float(), folds, options, finished)
     projectors = solver.solve()
     weights = {name: t.detach().clone() for name, t in assembly.network.state_dict().items()}
     return ClosedForm(weights, projectors, assembly.merge, assembly.unmerge, finished.facts)
