@@ -36,10 +36,10 @@ def rows_of(images: int, per_image: int, signal: float) -> tuple[Tensor, Tensor,
 
 
 def test_all_copies_of_an_image_are_in_its_fold() -> None:
-    folds = folds_of(5, 20)
-    assert folds[:5].tolist() == [0, 1, 0, 1, 0]
-    assert folds[5:].view(5, 3).tolist() == [[fold] * 3 for fold in folds[:5].tolist()]
-    assert folds_of(3, 3).tolist() == [0, 1, 0]
+    folds = folds_of(6, 24)
+    assert folds[:6].tolist() == [0, 1, 2, 3, 0, 1]
+    assert folds[6:].view(6, 3).tolist() == [[fold] * 3 for fold in folds[:6].tolist()]
+    assert folds_of(3, 3).tolist() == [0, 1, 2]
 
 
 def test_the_ridge_of_every_group_is_the_best_on_the_images_that_were_not_fitted() -> None:

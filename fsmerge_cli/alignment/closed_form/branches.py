@@ -14,10 +14,12 @@ from fsmerge_cli.alignment.closed_form.heads import LogitMoments, merge_heads
 from fsmerge_cli.alignment.closed_form.moments import Linear, Moments, stride
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import Branch
+from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT, sampled_rows, spread_rows
 from fsmerge_cli.alignment.closed_form.selection import select_units
 from fsmerge_cli.alignment.closed_form.stages import run_branch
-from fsmerge_cli.alignment.closed_form.stream import StreamProjection, spread_rows
+from fsmerge_cli.alignment.closed_form.stream import StreamProjection
 from fsmerge_cli.architectures.ports import Mapped, Port, Unit
+from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.models.plan import Plan
 
 Batches = list[Tensor]
@@ -136,7 +138,7 @@ class BranchSolver:
                         queries, keys, _ = found[f"{reader}.output"].chunk(3, dim=-1)
                         norms = [block.get_submodule(name) for name in self._norms]
                         logits[i].add(queries, keys, self.after, norms)
-                reading.add(_flat([x]), _flat(read), self._folds(part), spread_rows(self.rows, x))
+                reading.add(_flat([x]), _flat(read), self._folds(part), self._sampled(self.rows, x, part))
                 outputs.add(_flat(inner), None, spread_rows(self.after, x))
         return reading, outputs, logits, Streams(after, list(streams.merged))
 
@@ -154,6 +156,11 @@ class BranchSolver:
     def _folds(self, part: int) -> Tensor:
         """The folds of the images of one part."""
         return self.folds[part * self.options.batch : (part + 1) * self.options.batch]
+
+    def _sampled(self, weights: Tensor | None, x: Tensor, part: int) -> Tensor | None:
+        """Weights of the rows of one part from which a regression on x [n, T, p] is fitted."""
+        random = generator(self.options.seed, "row sample", self.branch.writer, x.shape[-1], part)
+        return sampled_rows(weights, x, ROWS_PER_UNIT * x.shape[-1] / len(self.folds), random)
 
     def _per_head(self, name: str) -> bool:
         role = self.plan.roles[name]
@@ -249,7 +256,7 @@ class BranchSolver:
                 x = self._run(self._merged, mine, [self._writer])[f"{self._writer}.input"]
                 wanted = self._before[part].to(self.device)
                 missing = [self._target(after, part) - wanted, wanted - mine.to(self.device)]
-                sums.add(_flat([x]), _flat(missing), self._folds(part), spread_rows(self.after, x))
+                sums.add(_flat([x]), _flat(missing), self._folds(part), self._sampled(self.after, x, part))
         return sums
 
     def _writer_inputs(self, before: Streams) -> FoldMoments:
@@ -260,7 +267,7 @@ class BranchSolver:
                 x = self._run(self._merged, mine, [self._writer])[key]
                 pairs = zip(self._blocks, before.sources)
                 own = [self._run(block, stream[part], [self._writer])[key] for block, stream in pairs]
-                sums.add(_flat([x]), _flat(own), self._folds(part), spread_rows(self.after, x))
+                sums.add(_flat([x]), _flat(own), self._folds(part), self._sampled(self.after, x, part))
         return sums
 
     def _target(self, streams: Streams, part: int) -> Tensor:

@@ -15,13 +15,13 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 WITHOUT_FOLDS = 1e-2
 """The ridge for a single image, which cannot be held out."""
 
-FOLDS = 2
+FOLDS = 4
 
 
 def folds_of(images: int, rows: int) -> Tensor:
     """The fold of every row [rows]: `images` originals, then equally many copies of each, in their order.
 
-    All copies of an image are in its fold. The images of a task are neighbours, so every fold has half of them.
+    All copies of an image are in its fold. The images of a task are neighbours, so every fold has some of them.
     """
     originals = torch.arange(images)
     copies = (rows - images) // max(1, images)
@@ -37,8 +37,9 @@ class FoldMoments:
     def add(self, x: Tensor, y: Tensor, folds: Tensor, weight: Tensor | None = None) -> None:
         """Add the rows x [n, p], y [n, q] of the images in `folds` [m]; an image has n / m rows, in order."""
         spread = folds.to(x.device).repeat_interleave(len(x) // len(folds))
+        used = spread >= 0 if weight is None else weight > 0
         for place, part in enumerate(self.parts):
-            if len(rows := (spread == place).nonzero().flatten()):
+            if len(rows := (used & (spread == place)).nonzero().flatten()):
                 part.add(x[rows], y[rows], None if weight is None else weight[rows])
 
     def fit(
@@ -67,7 +68,7 @@ class FoldMoments:
 
     def _chosen(self, intercept: bool, prior: Tensor | None, groups: Sequence[int]) -> list[float]:
         used = [part for part in self.parts if float(part.weight) > 0]
-        if len(used) < FOLDS:
+        if len(used) == 1:
             return [WITHOUT_FOLDS] * len(groups)
         rest = [total([other for other in used if other is not part]) for part in used]
         errors = []

@@ -11,6 +11,32 @@ from fsmerge_cli.alignment.closed_form.stages import recorded
 from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.training.teachers import batches
 
+ROWS_PER_UNIT = 100
+"""Rows per regressor from which a regression is fitted, where there are more."""
+
+
+def spread_rows(weights: Tensor | None, stream: Tensor) -> Tensor | None:
+    """The weight of every row of a batch [n, T, d], given those of its tokens [T]; [n T]."""
+    return None if weights is None else weights.to(stream.device).expand(len(stream), -1).flatten()
+
+
+def sampled_rows(weights: Tensor | None, stream: Tensor, tokens: float, random: torch.Generator) -> Tensor | None:
+    """As `spread_rows`, for a sample of about `tokens` rows of every image; 0 for the other rows.
+
+    A row is in the sample with a probability p in proportion to its weight w, at most 1, and there weighs w / p,
+    so that the expected value of every weighted sum is the same.
+    """
+    w = torch.ones(stream.shape[1]) if weights is None else weights.cpu()
+    w = w.double()
+    if tokens >= int((w > 0).sum()):
+        return spread_rows(weights, stream)
+    scale = tokens / w.sum()
+    while (p := (scale * w).clamp(max=1)).sum() < 0.999 * tokens:  # those at most 1 leave room for the others
+        scale = scale * tokens / p.sum()
+    kept = torch.rand(stream.shape[:2], generator=random, dtype=torch.float64) < p
+    found = torch.where(kept, w / p.clamp(min=1e-300), torch.zeros_like(w))
+    return found.flatten().to(stream.device)
+
 
 def row_weights(
     networks: Sequence[nn.Module],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.moments import Moments
+from fsmerge_cli.alignment.closed_form.rows import spread_rows
 from fsmerge_cli.alignment.closed_form.stages import recorded
 from fsmerge_cli.training.teachers import batches
 
@@ -59,11 +60,6 @@ def stream_moments(
                     values = [value - value.mean(-1, keepdim=True) for value in values]
                 moments.add(torch.cat(values, -1).flatten(0, 1), None, spread_rows(weights, values[0]))
     return found
-
-
-def spread_rows(weights: Tensor | None, stream: Tensor) -> Tensor | None:
-    """The weight of every row of a batch [n, T, d], given those of its tokens [T]; [n T]."""
-    return None if weights is None else weights.to(stream.device).expand(len(stream), -1).flatten()
 
 
 @dataclass(frozen=True)
