@@ -15,7 +15,7 @@ from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, Flag, Positive, PositiveFloat, Share
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.methods.closed_form_start import CLOSED_FORM_RATE, check_closed_form, solved_maps
+from fsmerge_cli.methods.closed_form_solution import CLOSED_FORM_RATE, check_closed_form, started_maps
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import check_maps, start_maps
@@ -71,7 +71,7 @@ class FSMerge(Trained):
         check_maps(problem.plan, self.maps, self.rank)
         if self.start != "closed_form":
             return
-        check_closed_form(problem)
+        check_closed_form(problem, "fs_merge method.start=closed_form")
         if self.maps != "full":
             raise ConfigError(
                 f"method.start=closed_form needs full maps: method.maps={self.maps} cannot hold the solution. "
@@ -94,7 +94,7 @@ class FSMerge(Trained):
         shares = self.weights_of_tasks(len(weights))
         facts: Mapping[str, float] = {}
         if self.start == "closed_form":
-            maps, facts = solved_maps(problem)
+            maps, facts = started_maps(problem)
         else:
             unmerge = unmerging_start(problem) if self.start == "aligned" else None
             maps = start_maps(

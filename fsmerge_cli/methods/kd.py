@@ -16,7 +16,7 @@ from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Method, Trained, Weighted
-from fsmerge_cli.methods.closed_form_start import CLOSED_FORM_RATE, check_closed_form, solved_weights
+from fsmerge_cli.methods.closed_form_solution import CLOSED_FORM_RATE, check_closed_form, started
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, start_maps
 from fsmerge_cli.supernet.student import Student
@@ -60,7 +60,7 @@ class Distillation(Trained):
         """Raise UserError where there are no images, or where projector=identity does not fit the widths."""
         super().check(problem)
         if self.start == "closed_form":
-            check_closed_form(problem)
+            check_closed_form(problem, "kd method.start=closed_form")
             if self.projector == "identity":
                 raise ConfigError(
                     "method.start=closed_form has a projector for every task. Pass method.projector=linear, or "
@@ -81,9 +81,9 @@ class Distillation(Trained):
         if self.start == "matched":
             return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched))
         if self.start == "closed_form":
-            found, projectors, facts = solved_weights(problem)
-            solved = PlainStudent(problem, found, projectors)
-            return replace(solved.solution(self.train(problem, solved)), facts=facts)
+            found = started(problem, correct=True)
+            solved = PlainStudent(problem, found.weights, found.projectors)
+            return replace(solved.solution(self.train(problem, solved)), facts=found.facts)
         weights = self.weights_of_tasks(len(problem.sources))
         student = StudentNetwork(problem, self.start, self.projector, weights)
         return student.solution(self.train(problem, student))

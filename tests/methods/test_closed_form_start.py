@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.data.draw import Images
-from fsmerge_cli.methods import Method, fs_closed_form
-from fsmerge_cli.methods.closed_form_start import CLOSED_FORM_RATE, solved_maps, solved_weights
+from fsmerge_cli.methods import Method, closed_form_solution
+from fsmerge_cli.methods.closed_form_solution import CLOSED_FORM_RATE, started, started_maps
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
@@ -18,6 +18,7 @@ from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import start_maps
 from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.training.problem import Problem
+from fsmerge_cli.training.teachers import network
 from tests.support.sources import mlp_source
 from tests.support.vits import vit_source
 
@@ -27,7 +28,7 @@ TINY_RATE = 1e-9
 
 @pytest.fixture(autouse=True)
 def few_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs_closed_form, "IMAGES_PER_TASK", 20)
+    monkeypatch.setattr(closed_form_solution, "IMAGES_PER_TASK", 20)
 
 
 def pair(kind: str) -> list[Source]:
@@ -54,7 +55,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1e-5) ->
 def test_the_maps_fold_to_the_closed_form_without_corrections(kind: str) -> None:
     problem = problem_of(FSMerge(start="closed_form"), pair(kind))
     expected = FSClosedForm(correct=False).fit(problem)
-    maps, facts = solved_maps(problem)
+    maps, facts = started_maps(problem)
     same(dict(fold(problem.plan, maps, problem.weights())), dict(expected.weights))
     assert facts == expected.facts
     for i, U in enumerate(expected.projectors):
@@ -69,7 +70,7 @@ def test_the_maps_fold_to_the_closed_form_without_corrections(kind: str) -> None
 @pytest.mark.parametrize("kind", ["vit", "mlp"])
 def test_the_maps_are_trained_as_those_of_other_starts(kind: str) -> None:
     problem = problem_of(FSMerge(start="closed_form"), pair(kind))
-    maps, _ = solved_maps(problem)
+    maps, _ = started_maps(problem)
     other = start_maps(problem.plan, problem.weights(), "full", "first")
     shapes = {name: p.shape for name, p in other.named_parameters()}
     assert {name: p.shape for name, p in maps.named_parameters()} == shapes
@@ -93,13 +94,34 @@ def test_the_training_starts_at_the_solution(kind: str, method: str) -> None:
     assert [U.shape for U in solution.projectors] == [U.shape for U in expected.projectors]
 
 
+@pytest.mark.parametrize("correct", [True, False])
+def test_the_closed_form_is_trained_towards_the_features_of_the_sources(correct: bool) -> None:
+    sources = pair("vit")
+    problem = problem_of(FSClosedForm(), sources, validation=4)
+
+    def error(steps: int) -> float:
+        solution = FSClosedForm(correct=correct, steps=steps, augment="none").fit(problem)
+        assert len(solution.trace.loss) == steps
+        trained_maps = not correct and steps > 0
+        assert (len(solution.stages), solution.finetuned) == ((1, True) if trained_maps else (0, False))
+        merged = problem.plan.skeleton()
+        merged.load_state_dict(dict(solution.weights), assign=True)
+        with torch.no_grad():
+            z = merged(problem.images.images)
+            wanted = [network(source)(problem.images.images) for source in sources]
+            pairs = zip(solution.projectors, wanted)
+            return float(torch.stack([(z @ U.T - y).square().mean() for U, y in pairs]).sum())
+
+    assert error(60) < 0.9 * error(0)
+
+
 def test_images_for_validation_are_not_solved_on() -> None:
     problem = problem_of(Distillation(start="closed_form"), pair("mlp"), validation=4)
-    weights, _, _ = solved_weights(problem)
+    weights = dict(started(problem, correct=True).weights)
     problem.images.images[:4] = 0.0
-    same(weights, solved_weights(problem)[0], 0.0)
+    same(weights, dict(started(problem, correct=True).weights), 0.0)
     problem.images.images[4:] = problem.images.images[4:].flip(-1)
-    changed, _, _ = solved_weights(problem)
+    changed = started(problem, correct=True).weights
     assert any(not torch.equal(changed[name], weights[name]) for name in weights)
 
 

@@ -1,0 +1,126 @@
+"""The closed form as a solution of a problem: a method of its own, and the start of trainings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from fsmerge_cli.alignment.closed_form.layered import layers
+from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
+from fsmerge_cli.alignment.closed_form.outline import outline
+from fsmerge_cli.alignment.closed_form.solve import ClosedForm, closed_form
+from fsmerge_cli.alignment.matching import require_images
+from fsmerge_cli.architectures.ports import Unit
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.data.draw import Images
+from fsmerge_cli.data.images.augment import Augment
+from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.supernet.fold import fold
+from fsmerge_cli.supernet.map_set import MergeMaps, full_maps, maps_of_ports
+from fsmerge_cli.training.batches import ViewOptions
+from fsmerge_cli.training.problem import Problem, Solution
+
+CLOSED_FORM_RATE = 0.3
+"""Factor of the default learning rates after a start from the closed form; larger ones lose its solution first."""
+
+IMAGES_PER_TASK = 1000
+"""Images per task that `views: null` fills up to with augmented copies."""
+
+
+def check_closed_form(problem: Problem, name: str) -> None:
+    """Raise UserError without images, for too large a width, or an architecture of another kind."""
+    require_images(problem, name)
+    require_enough_units(problem.plan)
+    if outline(problem.plan) is None and layers(problem.plan) is None:
+        raise ConfigError(
+            f"method={name} does not know the order of computation of family '{problem.plan.family.name}': it is "
+            "neither blocks on a residual stream nor a chain of layers. Take method=fs_merge or method=kd with "
+            "another start."
+        )
+
+
+def require_enough_units(plan: Plan) -> None:
+    """Raise ConfigError where a space of the merged model has more units than those of all sources together."""
+    for space in plan.spaces.values():
+        if space.merged > sum(space.sources):
+            raise ConfigError(
+                f"method.width: the merged model has {space.merged} units in '{space.name}', but all sources "
+                f"together have {sum(space.sources)}. Give at most the sum of the sources' widths."
+            )
+
+
+def solve(
+    problem: Problem, options: ClosedFormOptions, views: int | None = None, augment: Augment = "strong"
+) -> Solution:
+    """The solution on all images and their augmented views; with its maps where there are no corrections."""
+    found = closed_form(problem, rows(problem, views, augment), options)
+    if options.correct:
+        return Solution(found.weights, found.projectors, facts=figures(found))
+    maps = as_maps(problem.plan, found)
+    weights = {name: t.detach() for name, t in fold(problem.plan, maps, problem.weights()).items()}
+    return Solution(weights, found.projectors, maps=maps, facts=figures(found))
+
+
+def rows(problem: Problem, views: int | None, augment: Augment) -> Images:
+    """All images and their augmented copies; the images of `problem` come first.
+
+    views: copies of every image; None: so many that there are IMAGES_PER_TASK images per task.
+    """
+    images = problem.images
+    tasks = max(1, len(problem.sources))
+    wanted = math.ceil(IMAGES_PER_TASK * tasks / len(images)) - 1
+    views = max(0, wanted) if views is None else views
+    if views == 0:
+        return images
+    everything = replace(images, train=torch.arange(len(images)))
+    return ViewOptions(augment, views).copies(everything, problem.seed)
+
+
+def started(problem: Problem, correct: bool) -> Solution:
+    """The solution with default options on the images that are trained on; the others tell the best step."""
+    images = problem.images
+    kept = images.train
+    own = replace(
+        images,
+        images=images.images[kept],
+        task=images.task[kept],
+        train=torch.arange(len(kept)),
+        validation=images.validation[:0],
+    )
+    options = ClosedFormOptions(correct=correct, batch=problem.hardware.eval_batch, seed=problem.seed)
+    return solve(replace(problem, images=own), options)
+
+
+def started_maps(problem: Problem) -> tuple[MergeMaps, Mapping[str, float]]:
+    """Trainable full maps that fold to the closed form without corrections, and its facts."""
+    found, plan, sources = started(problem, correct=False), problem.plan, range(len(problem.sources))
+    fixed = found.maps
+    assert fixed is not None  # noqa: S101 - there are maps without corrections
+    units = {name: found.weights[name] for name, role in plan.roles.items() if isinstance(role, Unit)}
+    merge = {(port, i): fixed.write(port, i).dense() for port in plan.writes for i in sources}
+    unmerge = {(port, i): fixed.read(port, i).dense() for port in plan.reads for i in sources}
+    return full_maps(plan, problem.weights("cpu"), merge, unmerge, units), found.facts
+
+
+def as_maps(plan: Plan, found: ClosedForm) -> MergeMaps:
+    """The maps of a solution without corrections."""
+    units = {name: found.weights[name] for name, role in plan.roles.items() if isinstance(role, Unit)}
+    read = {**found.unmerge, **{(plan.features, i): U for i, U in enumerate(found.projectors)}}
+    return maps_of_ports(plan, found.merge, read, units)
+
+
+def figures(found: ClosedForm) -> dict[str, float]:
+    """What to report of a solution: by layer where there are several, and by source."""
+    values: dict[str, float] = {}
+    for name, by_layer in found.facts.items():
+        for place, layer in enumerate(by_layer):
+            key = name if len(by_layer) == 1 else f"{name}_{place}"
+            if name == "logits_kept":
+                values[key] = min(layer)
+            else:
+                suffixes = [""] if len(layer) == 1 else [f"_source_{i + 1}" for i in range(len(layer))]
+                values |= {f"{key}{suffix}": value for suffix, value in zip(suffixes, layer)}
+    return values
