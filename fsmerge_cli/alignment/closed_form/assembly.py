@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.alignment.closed_form.moments import Linear
 from fsmerge_cli.architectures.ports import Constant, Mapped, Port
 from fsmerge_cli.models.plan import Plan
 
@@ -76,3 +77,28 @@ class Assembly:
         parts = W.movedim(axis, -1).chunk(len(ports), dim=-1)
         W = torch.cat([part @ self.unmerge[p, source] for p, part in zip(ports, parts)], dim=-1)
         return W.movedim(-1, axis)
+
+
+def through_constant(found: Linear) -> Tensor:
+    """[q, p]: the regression with its intercept, for an x whose mean over the units is 1 (`set_norm`)."""
+    return found.matrix + found.intercept[:, None] / found.matrix.shape[1]
+
+
+def write_ports(plan: Plan, module: str) -> tuple[Port, ...]:
+    """The ports that a module's weight writes to."""
+    role = plan.roles[f"{module}.weight"]
+    return role.write[1] if isinstance(role, Mapped) else ()
+
+
+def set_norm(assembly: Assembly, module: str | None) -> None:
+    """A norm of the merged stream: weight 1, and bias 1, which is the constant that intercepts go through."""
+    for name in (f"{module}.weight", f"{module}.bias"):
+        if assembly.has(name):
+            assembly.assign(name, torch.ones(()))
+
+
+def selections(chosen: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Matrices [len(chosen), d_i] that select units of the sources; chosen: places in all units, side by side."""
+    whole = torch.zeros(len(chosen), sum(sizes), dtype=torch.float64, device=chosen.device)
+    whole[torch.arange(len(chosen)), chosen] = 1
+    return list(torch.split(whole, list(sizes), dim=1))

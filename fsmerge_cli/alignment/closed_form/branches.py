@@ -8,19 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.closed_form.assembly import Assembly
+from fsmerge_cli.alignment.closed_form.assembly import (
+    Assembly,
+    selections,
+    set_norm,
+    through_constant,
+    write_ports,
+)
 from fsmerge_cli.alignment.closed_form.folds import FoldMoments
 from fsmerge_cli.alignment.closed_form.heads import LogitMoments, merge_heads
-from fsmerge_cli.alignment.closed_form.moments import Linear, Moments, stride
+from fsmerge_cli.alignment.closed_form.moments import Moments, stride
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import Branch
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT, sampled_rows, spread_rows
 from fsmerge_cli.alignment.closed_form.selection import select_units
 from fsmerge_cli.alignment.closed_form.stages import run_branch
 from fsmerge_cli.alignment.closed_form.stream import StreamProjection
-from fsmerge_cli.architectures.ports import Mapped, Port, Unit
+from fsmerge_cli.architectures.ports import Port, Unit
 from fsmerge_cli.common.seeding import generator
-from fsmerge_cli.models.plan import Plan
 
 Batches = list[Tensor]
 """A stream [n, T, d] in parts, in host memory."""
@@ -29,7 +34,7 @@ Facts = dict[str, list[float]]
 """What to report of one layer, by name."""
 
 
-ROWS_PER_UNIT = 16
+ROWS_PER_CANDIDATE = 16
 """Rows per candidate from which hidden units and heads are chosen; more change nothing but the time."""
 
 
@@ -146,7 +151,7 @@ class BranchSolver:
         """Every how many of the rows behind the branch are enough to choose units from."""
         period = streams.merged[0].shape[1] if self.after is None else int((self.after > 0).sum())
         rows = period * sum(len(part) for part in streams.merged)
-        return stride(rows, ROWS_PER_UNIT * sum(self.space.sources), period)
+        return stride(rows, ROWS_PER_CANDIDATE * sum(self.space.sources), period)
 
     def _run(
         self, block: nn.Module, stream: Tensor, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
@@ -285,31 +290,6 @@ class BranchSolver:
                 streams.merged[part] = mine.cpu()
         error, size = torch.as_tensor(errors.x).tolist()
         return float(error / max(size, 1e-300))
-
-
-def through_constant(found: Linear) -> Tensor:
-    """[q, p]: the regression with its intercept, for an x whose mean over the units is 1 (`set_norm`)."""
-    return found.matrix + found.intercept[:, None] / found.matrix.shape[1]
-
-
-def write_ports(plan: Plan, module: str) -> tuple[Port, ...]:
-    """The ports that a module's weight writes to."""
-    role = plan.roles[f"{module}.weight"]
-    return role.write[1] if isinstance(role, Mapped) else ()
-
-
-def set_norm(assembly: Assembly, module: str | None) -> None:
-    """A norm of the merged stream: weight 1, and bias 1, which is the constant that intercepts go through."""
-    for name in (f"{module}.weight", f"{module}.bias"):
-        if assembly.has(name):
-            assembly.assign(name, torch.ones(()))
-
-
-def selections(chosen: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Matrices [len(chosen), d_i] that select units of the sources; chosen: places in all units, side by side."""
-    whole = torch.zeros(len(chosen), sum(sizes), dtype=torch.float64, device=chosen.device)
-    whole[torch.arange(len(chosen)), chosen] = 1
-    return list(torch.split(whole, list(sizes), dim=1))
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:

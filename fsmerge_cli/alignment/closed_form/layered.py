@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.closed_form.assembly import Assembly
-from fsmerge_cli.alignment.closed_form.branches import selections
+from fsmerge_cli.alignment.closed_form.assembly import Assembly, selections
 from fsmerge_cli.alignment.closed_form.finished import Finished
 from fsmerge_cli.alignment.closed_form.folds import FoldMoments
 from fsmerge_cli.alignment.closed_form.moments import Moments

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.closed_form.assembly import Assembly
-from fsmerge_cli.alignment.closed_form.branches import BranchSolver, Streams, set_norm, through_constant
+from fsmerge_cli.alignment.closed_form.assembly import Assembly, set_norm, through_constant
+from fsmerge_cli.alignment.closed_form.branches import BranchSolver, Streams
 from fsmerge_cli.alignment.closed_form.finished import Finished
 from fsmerge_cli.alignment.closed_form.folds import FoldMoments, folds_of
 from fsmerge_cli.alignment.closed_form.moments import Moments
