@@ -35,7 +35,7 @@ PAPER = ["method=fs_merge_paper", *SHORT, "method.rank=2"]
 MLP_PAIR = ["merge", "+models=digits_mlp_pair", *DIGITS]
 VIT_PAIR = ["merge", "+models.sources=[{name:low,checkpoint:VITS/low},{name:high,checkpoint:VITS/high}]", *DIGITS]
 FULL = ["method=fs_merge", *SHORT, "method.finetune_share=0.5"]
-CLOSED_FORM = ["method=fs_closed_form", "method.views=1", "checkpoint.every=1"]
+CLOSED_FORM = ["method=fs_closed_form", "method.views=1", "method.steps=9", "checkpoint.every=1"]
 TRIO = ["merge", "+models=digits_mlp_trio", *DIGITS]
 
 MLP_ARCH = "model.arch={family:mlp,input_size:[1,8,8],widths:[16,16]}"
@@ -50,6 +50,7 @@ RUNS: dict[str, list[str]] = {
     "MLP, finetune": [*FINETUNE, MLP_ARCH, "model.start=random", CLASSES],
     "MLP, fs_closed_form": [*MLP_PAIR, *CLOSED_FORM],
     "ViT, kd": [*VIT_PAIR, "method=kd", *SHORT],
+    "ViT, kd from the closed form": [*VIT_PAIR, "method=kd", *SHORT, "method.start=closed_form"],
     "ViT, fs_merge": [*VIT_PAIR, *FULL],
     "ViT, fs_merge_paper": [*VIT_PAIR, *PAPER],
     "ViT, fs_closed_form": [*VIT_PAIR, *CLOSED_FORM],
@@ -66,7 +67,8 @@ CHAINS = {
         *("evaluate", "certify", *AFTER),
     ],
     "fs_closed_form": [
-        *(*BEFORE, "read images", "solve", ("solve", 1), "saving", "saved", "evaluate", "certify", *AFTER),
+        *(*BEFORE, "read images", "solve", ("solve", 1), ("train", 2), "saving"),
+        *("saved", "evaluate", "certify", *AFTER),
     ],
     "finetune": [
         *(*BEFORE, "check images", "features", ("train the", 4), ("train all", 2), ("train all", 4)),
