@@ -79,10 +79,28 @@ def rows(problem: Problem, views: int | None, augment: Augment) -> Images:
     return ViewOptions(augment, views).copies(everything, problem.seed)
 
 
-def started(problem: Problem, correct: bool) -> Solution:
-    """The solution with default options on the images that are trained on; the others tell the best step."""
-    images = problem.images
-    kept = images.train
+def started(problem: Problem) -> Solution:
+    """The solution with default options, for a training to start from."""
+    return solve(_trained_on(problem), _options(problem, correct=True))
+
+
+def started_maps(problem: Problem) -> tuple[MergeMaps, Mapping[str, float]]:
+    """Trainable full maps that fold to the closed form without corrections, and its facts."""
+    plan, own = problem.plan, _trained_on(problem)
+    found = closed_form(own, rows(own, None, "strong"), _options(problem, correct=False))
+    fixed, sources = as_maps(plan, found), range(len(problem.sources))
+    merge = {(port, i): fixed.write(port, i).dense() for port in plan.writes for i in sources}
+    unmerge = {(port, i): fixed.read(port, i).dense() for port in plan.reads for i in sources}
+    return full_maps(plan, problem.weights("cpu"), merge, unmerge, fixed.units()), figures(found)
+
+
+def _options(problem: Problem, correct: bool) -> ClosedFormOptions:
+    return ClosedFormOptions(correct=correct, batch=problem.hardware.eval_batch, seed=problem.seed)
+
+
+def _trained_on(problem: Problem) -> Problem:
+    """Only the images that are trained on: the others tell which step was the best."""
+    images, kept = problem.images, problem.images.train
     own = replace(
         images,
         images=images.images[kept],
@@ -90,19 +108,7 @@ def started(problem: Problem, correct: bool) -> Solution:
         train=torch.arange(len(kept)),
         validation=images.validation[:0],
     )
-    options = ClosedFormOptions(correct=correct, batch=problem.hardware.eval_batch, seed=problem.seed)
-    return solve(replace(problem, images=own), options)
-
-
-def started_maps(problem: Problem) -> tuple[MergeMaps, Mapping[str, float]]:
-    """Trainable full maps that fold to the closed form without corrections, and its facts."""
-    found, plan, sources = started(problem, correct=False), problem.plan, range(len(problem.sources))
-    fixed = found.maps
-    assert fixed is not None  # noqa: S101 - there are maps without corrections
-    units = {name: found.weights[name] for name, role in plan.roles.items() if isinstance(role, Unit)}
-    merge = {(port, i): fixed.write(port, i).dense() for port in plan.writes for i in sources}
-    unmerge = {(port, i): fixed.read(port, i).dense() for port in plan.reads for i in sources}
-    return full_maps(plan, problem.weights("cpu"), merge, unmerge, units), found.facts
+    return replace(problem, images=own)
 
 
 def as_maps(plan: Plan, found: ClosedForm) -> MergeMaps:

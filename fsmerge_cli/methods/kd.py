@@ -81,7 +81,7 @@ class Distillation(Trained):
         if self.start == "matched":
             return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched))
         if self.start == "closed_form":
-            found = started(problem, correct=True)
+            found = started(problem)
             solved = PlainStudent(problem, found.weights, found.projectors)
             return replace(solved.solution(self.train(problem, solved)), facts=found.facts)
         weights = self.weights_of_tasks(len(problem.sources))
