@@ -31,5 +31,5 @@ def run(arguments: list[str]) -> int:
 def listing(group: str) -> str:
     """The options of a group, one per line."""
     form = f"+{group}=" if group == "models" else f"{group}="
-    lines = [f"  {form}{name:<20}{presets.summary(group, name)}" for name in presets.names(group)]
+    lines = [f"  {form}{name:<24}{presets.summary(group, name)}" for name in presets.names(group)]
     return "\n".join([group, *lines]) + "\n"

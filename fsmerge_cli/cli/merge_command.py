@@ -21,8 +21,9 @@ run.log. `fsmerge list` shows all names.
 groups:
   +models=NAME         the source models, and the data set that belongs to them
   data=NAME            digits, folder, generated, glyphs, hf, none, per_task, tensors, torchvision
-  method=NAME          activation_matching, average, fs_closed_form, fs_merge (default),
-                       fs_merge_paper, kd, regmean, regmean_pp, slerp, zipit
+  method=NAME          activation_matching, average, fs_closed_form,
+                       fs_closed_form_trained, fs_merge (default), fs_merge_paper, kd, regmean,
+                       regmean_pp, slerp, zipit
   hardware=NAME        auto (default), cpu, gpu, multi_gpu, slurm
   launcher=NAME        joblib, submitit_local, submitit_slurm (where the jobs of --multirun run)
   sweep=NAME           optuna (hyperparameter search with --multirun, instead of a full grid)

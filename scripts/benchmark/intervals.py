@@ -18,7 +18,17 @@ Cell = tuple[str, str]
 Gap = tuple[int, float, float]
 """Number of seeds, mean difference, half-width of its interval."""
 
-METHODS = ("average", "activation_matching", "zipit", "regmean", "fs_merge_paper", "kd", "fs_merge")
+METHODS = (
+    "average",
+    "activation_matching",
+    "zipit",
+    "regmean",
+    "fs_closed_form",
+    "fs_closed_form_trained",
+    "fs_merge_paper",
+    "kd",
+    "fs_merge",
+)
 """The measured methods, in the order of every table."""
 
 LEVEL = 0.95

@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.benchmark.intervals import METHODS, Cell, Row, relative, relative_interval
 
-MARKERS = dict(zip(METHODS, "ovs^XDP", strict=True))
+MARKERS = dict(zip(METHODS, "ovs^*hXDP", strict=True))
 VARIANT = {"color": "0.5", "marker": "x", "label": "a variant (see the tables)"}
 
 

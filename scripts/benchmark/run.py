@@ -37,7 +37,7 @@ from scripts.benchmark.table import write_results
 ROWS = "quality.jsonl"
 """File name in the results folder."""
 
-TRAINED = ("kd", "fs_merge_paper", "fs_merge")
+TRAINED = ("fs_closed_form", "fs_closed_form_trained", "kd", "fs_merge_paper", "fs_merge")
 """Methods that train; the others take seconds and use no augmentation."""
 
 AUXILIARY = {

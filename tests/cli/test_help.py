@@ -63,7 +63,7 @@ def test_list_shows_every_option_of_every_group_with_its_description(fsmerge: Co
         files = sorted((REPOSITORY / "configs" / group).glob("*.yaml"))
         assert files
         expected += [group]
-        expected += [f"  {plus}{group}={file.stem:<20}{presets.summary(group, file.stem)}" for file in files]
+        expected += [f"  {plus}{group}={file.stem:<24}{presets.summary(group, file.stem)}" for file in files]
         expected += [""]
     assert out.splitlines() == expected[:-1]
 

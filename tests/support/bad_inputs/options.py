@@ -61,7 +61,8 @@ OPTIONS = [
         2,
         (
             "unknown method 'averag'. Did you mean 'average'? Available: activation_matching, average, "
-            "fs_closed_form, fs_merge, fs_merge_paper, kd, regmean, regmean_pp, slerp, zipit."
+            "fs_closed_form, fs_closed_form_trained, fs_merge, fs_merge_paper, kd, regmean, regmean_pp, slerp, "
+            "zipit."
         ),
         installed=True,
     ),
