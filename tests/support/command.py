@@ -31,5 +31,5 @@ def keys_of(cls: Any) -> str:
 
 
 def no_models() -> str:
-    lines = [f"  +models={name:<20}{presets.summary('models', name)}" for name in presets.names("models")]
+    lines = [f"  +models={name:<24}{presets.summary('models', name)}" for name in presets.names("models")]
     return "\n".join(["no models given. Choose them with +models=NAME. Available:", "models", *lines])
