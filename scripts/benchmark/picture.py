@@ -17,14 +17,7 @@ def picture(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], shown: Sequence[C
     """Write quality.svg with one panel per cell of `shown`; a method has the same marker in all panels."""
     if not shown:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update(
-        {"svg.hashsalt": "quality", "svg.fonttype": "none"}
-    )  # the same rows give the same file
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     size = (4.2 * columns, 3.0 * lines + 0.8)
@@ -47,6 +40,48 @@ def picture(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], shown: Sequence[C
     figure.legend([legend[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=8)
     figure.savefig(folder / "quality.svg", metadata={"Date": None})
     plt.close(figure)
+
+
+SUMMARY: Sequence[Cell] = (("lower_hebrew", "50"), ("armenian_symbols", "50"))
+"""The cells whose mean is shown in summary.svg."""
+
+
+def summary(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], folder: Path) -> None:
+    """Write summary.svg: per cent of the sources' accuracy against seconds, mean of the pairs of SUMMARY."""
+    if any(cell not in cells for cell in SUMMARY):
+        return
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    for method in METHODS:
+        found = [cells[cell].get(method) for cell in SUMMARY]
+        if not all(found):
+            continue
+        rows = [row for own in found for row in own or ()]
+        seconds = statistics.mean(statistics.median(row["seconds"] for row in own) for own in found if own)
+        value = statistics.mean(relative(own) for own in found if own)
+        devices = {row["device"].removeprefix("NVIDIA ") for row in rows} - {"one CPU thread"}
+        name = f"{method} ({', '.join(sorted(devices))})" if devices else method
+        style = {**_style(method), "label": name}
+        axis.plot(max(seconds, 0.1), value, linestyle="", markersize=8, **style)
+    axis.set_xscale("log")
+    axis.set_ylim(0, 104)
+    axis.set_xlabel("seconds of the fit, on one CPU thread where nothing else is said")
+    axis.set_ylabel("% of the sources' accuracy")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right center", fontsize=8)
+    figure.savefig(folder / "summary.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    """Matplotlib with a drawing surface in memory; the same rows give the same file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "quality", "svg.fonttype": "none"})
+    from matplotlib import pyplot as plt
+
+    return plt
 
 
 def _style(method: str) -> dict[str, str]:

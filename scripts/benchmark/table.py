@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.benchmark.goals import Block, goals, missing_rows, paragraph, scrambling_effect
 from scripts.benchmark.intervals import METHODS, Cell, Row, difference, relative, relative_interval, text_of
-from scripts.benchmark.picture import picture
+from scripts.benchmark.picture import picture, summary
 from scripts.benchmark.sources import FOR_TUNING
 
 WITHOUT_TASK_IMAGES = ("auxiliary", "generated")
@@ -17,7 +17,7 @@ WITHOUT_TASK_IMAGES = ("auxiliary", "generated")
 
 
 def write_results(rows: Sequence[Row], folder: Path, against: str = "kd", blocks: Sequence[Block] = ()) -> None:
-    """Write quality.md and quality.svg; differences are to the method `against`. blocks: the full matrix."""
+    """Write quality.md, quality.svg and summary.svg; differences are to the method `against`. blocks: the full matrix."""
     cells: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row["group"], row["images"]][row["method"]].append(row)
@@ -36,6 +36,7 @@ def write_results(rows: Sequence[Row], folder: Path, against: str = "kd", blocks
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "quality.md").write_text("\n".join(parts))
     picture(cells, [cell for cell in order if any(r["steps"] for m in cells[cell].values() for r in m)], folder)
+    summary(cells, folder)
 
 
 TITLE = "# Accuracy of merged models\n"
