@@ -17,7 +17,7 @@ WITHOUT_TASK_IMAGES = ("auxiliary", "generated")
 
 
 def write_results(rows: Sequence[Row], folder: Path, against: str = "kd", blocks: Sequence[Block] = ()) -> None:
-    """Write quality.md, quality.svg and summary.svg; differences are to the method `against`. blocks: the full matrix."""
+    """Write quality.md and its pictures; differences are to the method `against`. blocks: the full matrix."""
     cells: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row["group"], row["images"]][row["method"]].append(row)
