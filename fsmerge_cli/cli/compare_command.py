@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
     options = parser.parse_args(arguments)
-    from fsmerge_cli.common.output_files import check_files, write_file
+    from fsmerge_cli.common.output_files import check_files, write_files
     from fsmerge_cli.reporting import plots, tables, terminal
     from fsmerge_cli.runs import compare
 
@@ -73,12 +73,11 @@ def run(arguments: list[str]) -> int:
         "--overwrite",
     )
     rows = _rows(runs)
-    if options.csv:
-        with write_file(files["--csv "], "--csv ", options.overwrite) as temporary:
-            tables.write_csv(temporary, rows)
-    if options.plot:
-        with write_file(files["--plot "], "--plot ", options.overwrite) as temporary:
-            _plot(temporary, options.plot.suffix, runs, options.sort)
+    writers: dict[str, Callable[[Path], None]] = {
+        "--csv ": lambda path: tables.write_csv(path, rows),
+        "--plot ": lambda path: _plot(path, options.plot.suffix, runs, options.sort),
+    }
+    write_files({key: (path, writers[key]) for key, path in files.items()}, options.overwrite)
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     elif not options.quiet:

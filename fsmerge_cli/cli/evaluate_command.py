@@ -134,12 +134,7 @@ def run(arguments: list[str]) -> int:
             command=shlex.join(["fsmerge", "evaluate", *arguments]),
             more_inputs=given,
         )
-    if output.file is not None:
-        found.save(output.file, output.overwrite)
-    if output.report is not None:
-        found.save_report(output.report, output.overwrite)
-    if output.logits is not None:
-        found.save_logits(output.logits, output.overwrite)
+    found.save_files(file=output.file, report=output.report, logits=output.logits, overwrite=output.overwrite)
     evaluation = found.evaluation()
     top1 = {name: own["top1"] for name, own in evaluation["rows"]["merged"]["tasks"].items()}
     if "--json" in arguments:

@@ -33,6 +33,7 @@ from fsmerge_cli.common.shown import printable
 from fsmerge_cli.common.streams import complain
 from fsmerge_cli.reporting import terminal
 from fsmerge_cli.reporting.logs import RunLog
+from fsmerge_cli.training.interrupts import stop_on_signals, stop_without_parent
 
 LAUNCH_OVERRIDES = ("hydra.", "launcher=", "sweep=")
 """Overrides that only set how the jobs of a sweep are started."""
@@ -42,6 +43,9 @@ CONFIGS = "pkg://fsmerge_cli.configs"
 
 _checking: list[Checking] = []
 """The options where the jobs of this process are `fsmerge check`; empty for a merge."""
+
+_here: list[bool] = []
+"""Empty in a process that only runs jobs of a sweep, for another one."""
 
 _gates: list[Gate] = []
 """What has to hold for the result of a merge; empty: nothing."""
@@ -68,6 +72,7 @@ def merge_with(gate: Gate, arguments: Sequence[str], quiet: bool = False) -> int
 def launch(arguments: Sequence[str], quiet: bool = False) -> int:
     """Let Hydra compose `arguments` and run the jobs; returns the exit code. quiet: print only errors."""
     codes.clear()
+    _here[:] = [True]
     here = process_rank()
     if here is not None and here.size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
         raise ConfigError(
@@ -89,6 +94,15 @@ def launch(arguments: Sequence[str], quiet: bool = False) -> int:
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="merge")
 def _entry(config: DictConfig) -> Any:
+    """One job, in this process or, with launcher=joblib, in one that the first job starts."""
+    if _here or not parallel_jobs():
+        return _job(config)
+    stop_without_parent()
+    with stop_on_signals():
+        return _job(config)
+
+
+def _job(config: DictConfig) -> Any:
     """One job. It never raises: Hydra would report a job's error only after all jobs of the sweep."""
     given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # as typed, ${...} too
     texts = [str(override) for override in given] if isinstance(given, list) else []

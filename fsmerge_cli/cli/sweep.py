@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import re
 import sys
@@ -20,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.text import Text as Line
 
 from fsmerge_cli.cli import sweep_folder
+from fsmerge_cli.common.atomic import write_json
 from fsmerge_cli.common.distributed import is_main
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, OutputError, reason
 from fsmerge_cli.common.foreign_files import read_json_object
-from fsmerge_cli.common.output_files import write_file
+from fsmerge_cli.common.output_files import write_files
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.reporting import tables, terminal
 
@@ -71,7 +71,7 @@ def record_job(row: Mapping[str, Any]) -> Any:
         folder = Path(HydraConfig.get().sweep.dir) / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{HydraConfig.get().job.num:05d}.json"
-        path.write_text(json.dumps(row, indent=2) + "\n")
+        write_files({"": (path, partial(write_json, value=row))}, overwrite=True)
     return objective
 
 
@@ -158,10 +158,8 @@ def _written(folder: Path, jobs: Sequence[Mapping[str, Any]], searched: bool) ->
 
     def write(name: str, how: Callable[[Path], None]) -> None:
         try:
-            with write_file(folder / name, "", overwrite=True) as temporary:
-                how(temporary)
+            sweep_folder.write(folder / name, how)
             files.append(f"{folder}/{name}")
-            sweep_folder.finish(folder, [Path(file).name for file in files])
         except (OSError, FsmergeError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             unwritten = (

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.atomic import output_errors, write_json
 from fsmerge_cli.common.errors import OutputError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
+from fsmerge_cli.common.output_files import write_files
 from fsmerge_cli.common.own_files import first, sha256
 from fsmerge_cli.common.separation import resolved
 
@@ -45,10 +47,10 @@ def start(folder: Path, again: bool) -> None:
                 f"{folder} holds an earlier sweep. Pass resume=true to continue it, output.overwrite=true to "
                 "replace it, or choose another hydra.sweep.dir=..."
             )
-        for path in recorded:
-            path.unlink()
+        for path in [*recorded, *(folder / name for name in SUMMARY)]:
+            path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        finish(folder, [name for name in SUMMARY if (folder / name).exists()])
+        _write_list(folder, {})
 
 
 def records(folder: Path) -> list[Path]:
@@ -58,9 +60,20 @@ def records(folder: Path) -> list[Path]:
     return [path for path in found if RECORD.fullmatch(path.name)]
 
 
-def finish(folder: Path, names: Iterable[str]) -> None:
-    """Write the list of the tables and plots of a sweep."""
-    write_json(folder / LIST, {"written_by": "fsmerge", "files": {name: sha256(folder / name) for name in names}})
+def write(path: Path, how: Callable[[Path], None]) -> None:
+    """Write a table or plot of a sweep. The list has it first, so that a killed sweep leaves nothing unlisted."""
+
+    def listed(temporary: Path) -> None:
+        how(temporary)
+        _write_list(path.parent, {**(_listed(path.parent) or {}), path.name: sha256(temporary)})
+
+    write_files({"": (path, listed)}, overwrite=True)
+
+
+def _write_list(folder: Path, files: Mapping[str, str]) -> None:
+    """Replace the list of the tables and plots of a sweep."""
+    content = {"written_by": "fsmerge", "files": dict(files)}
+    write_files({"": (folder / LIST, partial(write_json, value=content))}, overwrite=True)
 
 
 def _listed(folder: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ Every message states what is wrong, where, which options are available and what 
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import os
 import signal
@@ -30,7 +31,14 @@ from fsmerge_cli.common.shown import listed, printable, shortened, shown
 from fsmerge_cli.common.streams import STDOUT, discard
 
 
-class FsmergeError(Exception):
+class _Pickled:
+    """An exception that reaches another process as it is: Python would call `__init__` with the whole message."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self), *getattr(self, "args", ())), self.__dict__  # type: ignore[attr-defined]
+
+
+class FsmergeError(_Pickled, Exception):
     """Base of all errors that fsmerge raises on purpose."""
 
     exit_code = 1
@@ -79,7 +87,7 @@ class DivergedError(TrainingError):
     """The loss is not finite."""
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(_Pickled, KeyboardInterrupt):
     """A signal from the user or the system stopped the command.
 
     finished: the output folder, where the run in it was complete before the signal came.

@@ -1,9 +1,9 @@
-"""Single files that a command writes: checked before anything is computed, replaced atomically."""
+"""Single files that a command writes: checked before anything is computed, replaced atomically, all or none."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -61,28 +61,58 @@ def _check(shown: str, path: Path, inputs: Inputs, overwrite: bool, replace: str
         raise OutputError(f"{shown}: the folder {path.parent} cannot be written. Choose another file.")
 
 
-@contextmanager
-def write_file(path: Path, key: str, overwrite: bool) -> Iterator[Path]:
-    """Yields a new temporary path that becomes `path` at the end of the block. Raises OutputError.
+def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwrite: bool) -> None:
+    """Write files that belong together: all appear, complete, or none. Raises OutputError.
 
-    What has appeared at `path` since `check_files` is kept, unless it is a regular file and `overwrite` is on.
+    files: by the option that sets the path, the path of `check_files` and what writes its content into a given
+    file. What has appeared at a path since then is kept, unless it is a regular file and `overwrite` is on.
     """
-    temporary: Path | None = None
+    written: list[tuple[str, Path, Path]] = []
+    appeared: list[Path] = []
     try:
-        name = path.with_name(f".{path.name[:100]}.{token_hex(4)}.tmp")
-        name.touch(exist_ok=False)
-        temporary = name
-        yield temporary
-        if not (overwrite and path.is_file() and not path.is_symlink()):
-            path.touch(exist_ok=False)  # of two commands one fails here
+        for key, (path, write) in files.items():
+            with _errors(key, path):
+                temporary = path.with_name(f".{path.name[:100]}.{token_hex(4)}.tmp")
+                temporary.touch(exist_ok=False)
+                written.append((key, temporary, path))
+                write(temporary)
+        for key, temporary, path in written:
+            with _errors(key, path):
+                if overwrite and path.is_file() and not path.is_symlink():
+                    temporary.replace(path)
+                else:
+                    _place(temporary, path)
+                    appeared.append(path)
+    except BaseException:
+        for _, temporary, path in written:
+            with suppress(OSError):
+                if path in appeared or path.samefile(temporary):  # stopped before all had appeared
+                    path.unlink()
+        raise
+    finally:
+        for _, temporary, _ in written:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Give a complete file its name, at which nothing may be; of two commands one fails here."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        path.touch(exist_ok=False)
         temporary.replace(path)
+
+
+@contextmanager
+def _errors(key: str, path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileExistsError as error:
         raise OutputError(
             f"{key}{path} has appeared while the command ran, so it is kept. Choose another file."
         ) from error
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {key}{path}: {reason(error)}. Choose another file.") from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)

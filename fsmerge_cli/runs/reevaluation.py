@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.common.atomic import write_json, write_tensors, write_text
-from fsmerge_cli.common.output_files import check_files, write_file
+from fsmerge_cli.common.output_files import check_files, write_files
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.evaluation.predictions import Example
 from fsmerge_cli.evaluation.scoring import Outputs, Score
@@ -52,21 +51,33 @@ class Reevaluation:
 
     def save(self, file: str | Path, overwrite: bool = False) -> None:
         """Write the evaluation as a JSON file, atomically. Raises OutputError."""
-        evaluation = self.evaluation()
-        typed(evaluation)
-        with self._written("output.file=", file, overwrite) as temporary:
-            write_json(temporary, evaluation)
+        self.save_files(file=file, overwrite=overwrite)
 
     def save_report(self, file: str | Path, overwrite: bool = False) -> None:
         """Write the evaluation as an HTML report, atomically. Raises OutputError."""
-        with self._written("output.report=", file, overwrite) as temporary:
-            write_text(temporary, page(self.evaluation(), self.examples))
+        self.save_files(report=file, overwrite=overwrite)
 
     def save_logits(self, file: str | Path, overwrite: bool = False) -> None:
         """Write `logits.TASK` [n, classes], `task` [n] and `label` [n] of all test images as safetensors."""
-        tensors = {f"logits.{name}": own for name, own in zip(self.model.tasks, self.outputs.logits)}
-        with self._written("output.logits=", file, overwrite) as temporary:
-            write_tensors(temporary, {**tensors, "task": self.truth[0], "label": self.truth[1]})
+        self.save_files(logits=file, overwrite=overwrite)
 
-    def _written(self, key: str, file: str | Path, overwrite: bool) -> AbstractContextManager[Path]:
-        return write_file(check_files({key: file}, self.inputs, overwrite)[key], key, overwrite)
+    def save_files(
+        self,
+        *,
+        file: str | Path | None = None,
+        report: str | Path | None = None,
+        logits: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write several of these files: all of them appear, or none. Raises OutputError."""
+        evaluation = self.evaluation()
+        typed(evaluation)
+        own = {f"logits.{name}": values for name, values in zip(self.model.tasks, self.outputs.logits)}
+        tensors = {**own, "task": self.truth[0], "label": self.truth[1]}
+        writers: dict[str, Callable[[Path], None]] = {
+            "output.file=": lambda path: write_json(path, evaluation),
+            "output.report=": lambda path: write_text(path, page(evaluation, self.examples)),
+            "output.logits=": lambda path: write_tensors(path, tensors),
+        }
+        paths = check_files(dict(zip(writers, (file, report, logits))), self.inputs, overwrite)
+        write_files({key: (path, writers[key]) for key, path in paths.items()}, overwrite)

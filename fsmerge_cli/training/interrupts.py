@@ -7,6 +7,7 @@ stays ignored.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ CLEANING = 10.0
 """Seconds for which a run that stops may clean up before another signal cuts that off."""
 
 _stopping_since = float("-inf")
+_watching = False
 
 
 class StopRequest:
@@ -110,6 +112,21 @@ def catch_signals() -> Iterator[StopRequest]:
     _restore(before)
     if stop.signal is not None:  # it came after the last step had looked
         signal.raise_signal(stop.signal)
+
+
+def stop_without_parent() -> None:
+    """Once per process: SIGTERM comes when the process that started this one is gone, which it cannot report."""
+    global _watching
+    if _watching:
+        return
+    _watching, parent = True, os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _handle(handler: Callable[[int, object], None]) -> dict[int, Any]:

@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fsmerge_cli.cli import main
-from fsmerge_cli.common.errors import OutputError
-from fsmerge_cli.common.output_files import check_files, write_file
+from fsmerge_cli.common import output_files
+from fsmerge_cli.common.errors import OutputError, Stopped
+from fsmerge_cli.common.output_files import check_files, write_files
 from fsmerge_cli.common.separation import Input, same
 from tests.support.losses import Loss, Prepare, both, check_refused, everything, link, nothing, put
 
@@ -238,15 +239,14 @@ def test_a_file_is_replaced_on_request_and_has_the_permissions_of_any_file(place
 def test_what_appears_while_the_command_runs_is_kept(overwrite: bool, place: Path) -> None:
     path = check_files({"output.file=": "x"}, (), overwrite)["output.file="]
 
-    def run() -> None:
-        with write_file(path, "output.file=", overwrite) as temporary:
-            temporary.write_text("new")
-            path.symlink_to("labels.txt") if overwrite else path.write_text("mine")
-            before.update(everything(place))
+    def write(temporary: Path) -> None:
+        temporary.write_text("new")
+        path.symlink_to("labels.txt") if overwrite else path.write_text("mine")
+        before.update(everything(place))
 
     before: dict[str, object] = {}
     with pytest.raises(OutputError) as error:
-        run()
+        write_files({"output.file=": (path, write)}, overwrite)
     assert str(error.value) == (
         f"output.file={path} has appeared while the command ran, so it is kept. Choose another file."
     )
@@ -256,18 +256,52 @@ def test_what_appears_while_the_command_runs_is_kept(overwrite: bool, place: Pat
 
 
 def test_a_failure_leaves_the_old_file(place: Path) -> None:
-    def run() -> None:
-        with write_file(place / "labels.txt", "output.file=", overwrite=True) as temporary:
-            temporary.write_text("half")
-            raise OSError(28, "No space left on device")
+    def write(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
 
     before = everything(place)
     with pytest.raises(OutputError) as error:
-        run()
+        write_files({"output.file=": (place / "labels.txt", write)}, overwrite=True)
     assert str(error.value) == (
         f"cannot write output.file={place}/labels.txt: No space left on device. Choose another file."
     )
     assert everything(place) == before
+
+
+@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), Stopped(), SystemExit()], ids=repr)
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+@pytest.mark.parametrize("moment", ["first", "second", "names"])
+def test_files_that_belong_together_appear_together_or_not_at_all(
+    moment: str, links: bool, stop: BaseException, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the same command can be given again after it was stopped."""
+    placed = output_files._place
+
+    def place_one(temporary: Path, path: Path) -> None:
+        if path.name == "two" and moment == "names":
+            raise stop
+        placed(temporary, path)
+
+    def no_links(*paths: Path) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("new")
+        if moment == "first" or (moment == "second" and temporary.name.startswith(".two")):
+            raise stop
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(output_files, "_place", place_one)
+    before = everything(place)
+    files = {key: (place / key, write) for key in ("one", "two")}
+    with pytest.raises((OutputError, Stopped, SystemExit)):
+        write_files(files, overwrite=False)
+    assert everything(place) == before
+    monkeypatch.setattr(output_files, "_place", placed)
+    write_files({key: (path, lambda temporary: None) for key, (path, _) in files.items()}, overwrite=False)
+    assert everything(place).keys() == before.keys() | {"one", "two"}
 
 
 def test_the_names_of_missing_files_are_compared_without_case_and_unicode_form(place: Path) -> None:
