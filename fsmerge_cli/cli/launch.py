@@ -33,7 +33,7 @@ from fsmerge_cli.common.shown import printable
 from fsmerge_cli.common.streams import complain
 from fsmerge_cli.reporting import terminal
 from fsmerge_cli.reporting.logs import RunLog
-from fsmerge_cli.training.interrupts import stop_on_signals, stop_without_parent
+from fsmerge_cli.training.interrupts import stop_on_signals, stop_with_parent
 
 LAUNCH_OVERRIDES = ("hydra.", "launcher=", "sweep=")
 """Overrides that only set how the jobs of a sweep are started."""
@@ -44,8 +44,8 @@ CONFIGS = "pkg://fsmerge_cli.configs"
 _checking: list[Checking] = []
 """The options where the jobs of this process are `fsmerge check`; empty for a merge."""
 
-_here: list[bool] = []
-"""Empty in a process that only runs jobs of a sweep, for another one."""
+_launching: list[int] = []
+"""The process that started the jobs; joblib gives a copy of this to its own processes."""
 
 _gates: list[Gate] = []
 """What has to hold for the result of a merge; empty: nothing."""
@@ -72,7 +72,7 @@ def merge_with(gate: Gate, arguments: Sequence[str], quiet: bool = False) -> int
 def launch(arguments: Sequence[str], quiet: bool = False) -> int:
     """Let Hydra compose `arguments` and run the jobs; returns the exit code. quiet: print only errors."""
     codes.clear()
-    _here[:] = [True]
+    _launching[:] = [os.getpid()]
     here = process_rank()
     if here is not None and here.size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
         raise ConfigError(
@@ -95,10 +95,9 @@ def launch(arguments: Sequence[str], quiet: bool = False) -> int:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="merge")
 def _entry(config: DictConfig) -> Any:
     """One job, in this process or, with launcher=joblib, in one that the first job starts."""
-    if _here or not parallel_jobs():
+    if os.getpid() in _launching or not parallel_jobs():
         return _job(config)
-    stop_without_parent()
-    with stop_on_signals():
+    with stop_with_parent(), stop_on_signals():
         return _job(config)
 
 

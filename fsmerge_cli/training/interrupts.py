@@ -30,7 +30,7 @@ CLEANING = 10.0
 """Seconds for which a run that stops may clean up before another signal cuts that off."""
 
 _stopping_since = float("-inf")
-_watching = False
+_parent: int | None = None
 
 
 class StopRequest:
@@ -114,19 +114,27 @@ def catch_signals() -> Iterator[StopRequest]:
         signal.raise_signal(stop.signal)
 
 
-def stop_without_parent() -> None:
-    """Once per process: SIGTERM comes when the process that started this one is gone, which it cannot report."""
-    global _watching
-    if _watching:
-        return
-    _watching, parent = True, os.getppid()
+@contextmanager
+def stop_with_parent() -> Iterator[None]:
+    """Inside, SIGTERM comes when the process that started this one is gone; at the end this one then ends as well.
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGTERM)
+    Between two of these blocks the signal ends the process at once.
+    """
+    global _parent
+    if _parent is None:
+        _parent = os.getppid()
+        threading.Thread(target=_watch, args=(_parent,), daemon=True).start()
+    try:
+        yield
+    finally:
+        if os.getppid() != _parent:
+            os._exit(128 + signal.SIGTERM)  # its queue may hold more jobs, and nobody reads their results
 
-    threading.Thread(target=watch, daemon=True).start()
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _handle(handler: Callable[[int, object], None]) -> dict[int, Any]:

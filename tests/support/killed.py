@@ -30,6 +30,8 @@ POINTS = {
     "state half": ("common.leftovers.remove",),
     "log": ("reporting.logs.keep_logs",),
     "log half": ("common.leftovers.Path.rmdir",),
+    "placing": ("common.output_files._place",),
+    "sweep list": ("cli.sweep_folder._write_list",),
     "table": ("reporting.tables.summary_line",),
 }
 """Name -> functions of fsmerge_cli before whose call the signal comes."""
