@@ -13,11 +13,14 @@ from fsmerge_cli.common.atomic import output_errors, write_json
 from fsmerge_cli.common.errors import OutputError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.output_files import write_files
-from fsmerge_cli.common.own_files import first, sha256
+from fsmerge_cli.common.own_files import first, sha256, strangers
 from fsmerge_cli.common.separation import resolved
 
 LIST = ".fsmerge-sweep.json"
 """Marks the folder of a sweep; lists its tables and plots with their SHA-256."""
+
+UNLISTED = re.compile(re.escape(f".{LIST}.") + r"[0-9a-f]{8}\.tmp")
+"""What a sweep leaves that is killed before it has its list."""
 
 SUMMARY = ("summary.csv", "summary.svg", "pareto.csv", "pareto.svg")
 BY_HYDRA = ("multirun.yaml", "optimization_results.yaml")
@@ -35,12 +38,18 @@ def start(folder: Path, again: bool) -> None:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"hydra.sweep.dir={folder} is a file. Give a folder.")
         listed, recorded = _listed(folder), records(folder)
+        other = [] if listed is not None or not folder.exists() else strangers(folder, UNLISTED)
         foreign = [name for name in (*SUMMARY, *BY_HYDRA, LIST, "jobs") if not _is_ours(folder / name, listed)]
         foreign += [f"jobs/{path.name}" for path in recorded if not _is_record(path)]
         if foreign:
             raise OutputError(
                 f"{folder} holds what this sweep would replace and fsmerge did not write, or was changed since: "
                 f"{first(foreign)}. Move it away, or choose another hydra.sweep.dir=..."
+            )
+        if other:
+            raise OutputError(
+                f"{folder} holds other files than those of a sweep: {first(other)}. Give a new or empty folder: "
+                "hydra.sweep.dir=..."
             )
         if listed is not None and not again:
             raise OutputError(

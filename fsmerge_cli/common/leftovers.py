@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from fsmerge_cli.common.own_files import LATER, STATE, remove, strangers
+from fsmerge_cli.common.own_files import LATER, STATE, add_to_list, remove, strangers
 
 
 def beside(folder: Path, what: str) -> Path:
@@ -35,8 +35,10 @@ def keep_logs(folder: Path) -> None:
         if _is_own(logs, LATER):
             logs.rename(renamed)
         if _is_own(renamed, LATER):
-            for path in sorted(path for path in renamed.rglob("*") if path.is_file()):
-                target = folder / path.relative_to(renamed)
+            files = {str(path.relative_to(renamed)): path for path in renamed.rglob("*") if path.is_file()}
+            add_to_list(folder, files)
+            for name, path in files.items():
+                target = folder / name
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)
             remove(renamed, LATER)

@@ -57,8 +57,22 @@ def _check(shown: str, path: Path, inputs: Inputs, overwrite: bool, replace: str
         )
     if path.exists() and not overwrite:
         raise OutputError(f"{shown} already exists. Pass {replace} to replace it, or choose another file.")
+    if path.exists() and _holds_weights(path):
+        raise OutputError(f"{shown} holds weights of a model, so it is not replaced. Choose another file.")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{shown}: the folder {path.parent} cannot be written. Choose another file.")
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a file is a checkpoint (safetensors, zip or pickle, whatever its name); logits of ours are none."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(65536)
+    except OSError:
+        return False
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return b'"logits.' not in start
+    return start.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwrite: bool) -> None:

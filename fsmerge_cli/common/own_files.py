@@ -31,7 +31,10 @@ STATE = re.compile(r"(run|training\d+)\.(json|safetensors|tmp)")
 """The files of a state folder."""
 
 UNFINISHED = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
-"""The name of a folder that is being written; only there a list without files stands for everything."""
+"""The name of a folder that is being written; only there a list without files stands for all files of a result."""
+
+BEING_WRITTEN = re.compile(r"\.fsmerge\.json(\.tmp)?|(merged/)?([a-z]+\.(json|safetensors|yaml|html)|README\.md)")
+"""The files of a result."""
 
 EXAMPLES = 3
 """Most files that a message lists."""
@@ -122,6 +125,16 @@ class OwnPaths:
 def write_list(folder: Path, finished: bool = True) -> None:
     """Write the list of all files in a folder; finished=False: a folder that is still being written."""
     files = {name: sha256(folder / name) for name, _ in _files(folder) if name != LIST} if finished else None
+    _replace_list(folder, files)
+
+
+def add_to_list(folder: Path, files: Mapping[str, Path]) -> None:
+    """Add files to the list of a finished folder, before they move there. files: by their path in the folder."""
+    if found := _read_list(folder):
+        _replace_list(folder, (found["files"] or {}) | {name: sha256(path) for name, path in files.items()})
+
+
+def _replace_list(folder: Path, files: Mapping[str, str] | None) -> None:
     temporary = folder / f"{LIST}.tmp"
     temporary.write_text(json.dumps({"written_by": "fsmerge", "files": files}, indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / LIST)
@@ -139,10 +152,10 @@ def not_ours(folder: Path, allowed: re.Pattern[str] | None = None) -> list[str]:
         return strangers(folder, re.compile(re.escape(LIST) + r"(\.tmp)?"))
     files = found["files"]
     if files is None:  # still being written when its process was killed
-        return []
+        return [name for name in strangers(folder, BEING_WRITTEN) if name != "merged/"]
     wrong = []
     for name, regular in _files(folder, expected=lambda name: _is_folder_of(files, name)):
-        if name == LIST or (regular and LATER.fullmatch(name)):
+        if name in (LIST, f"{LIST}.tmp"):
             continue
         if not regular or name not in files:
             wrong.append(name)
@@ -171,7 +184,7 @@ def remove(folder: Path, allowed: re.Pattern[str] | None = None) -> None:
         return
     files = (_read_list(folder) or {"files": {}})["files"] or {}
     for name, regular in list(_files(folder)):
-        listed = name in files or LATER.fullmatch(name)
+        listed = name in files or name == f"{LIST}.tmp"
         if regular and name != LIST and (allowed.fullmatch(name) if allowed else listed):
             (folder / name).unlink()
     if [name for name, regular in _files(folder) if name != LIST and not name.endswith("/")]:

@@ -11,7 +11,7 @@ import json
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 from fsmerge_cli.common.errors import ConfigError, Interrupted, OutputError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.leftovers import beside, discard_state
+from fsmerge_cli.common.own_files import sha256
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.separation import resolved
 from fsmerge_cli.common.shown import brief
@@ -95,8 +96,20 @@ class Snapshots:
         path = self._path(self._trainings + 1)
         if path is None or not path.is_file():
             return {}
-        found, _ = read_state(path, lambda name: name.startswith(CONTEXT))
+        found, _ = self.read(path, lambda name: name.startswith(CONTEXT))
         return {name.removeprefix(CONTEXT): tensor for name, tensor in found.items()}
+
+    def read(self, path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """`read_state` of a training of this run; raises OutputError also for that of another one."""
+        tensors, metadata = read_state(path, wanted)
+        if metadata.get("of") != self.identity(path):
+            raise damaged(path, "it belongs to another run or another training")
+        return tensors, metadata
+
+    def identity(self, path: Path) -> str:
+        """What ties the state of a training to its place in the run and to run.json."""
+        run = path.with_name(RUN)
+        return f"{path.name} {sha256(run) if run.is_file() else 'without a run'}"
 
     def _path(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"training{number}.safetensors"
@@ -218,7 +231,8 @@ class Snapshot:
             seen.add(storage)
         try:
             self.snapshots.prepare()
-            write_state(self.path, content, {**metadata, "random": random_values()})
+            of = self.snapshots.identity(self.path)
+            write_state(self.path, content, {**metadata, "random": random_values(), "of": of})
         except (OSError, SafetensorError) as error:
             why = str(error).splitlines()[0]
             self.snapshots.progress(Event(f"the training state was not saved ({why}); the run continues", 1, 1))
@@ -234,7 +248,7 @@ class Snapshot:
         """
         if self.path is None or not self.path.is_file():
             return None
-        tensors, metadata = read_state(self.path, lambda name: not name.startswith(CONTEXT))
+        tensors, metadata = self.snapshots.read(self.path, lambda name: not name.startswith(CONTEXT))
         restore_random(tensors, metadata.pop("random"))
         self.snapshots.resumed = True
         return {n: t for n, t in tensors.items() if not n.startswith(RANDOM)}, metadata

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,125 @@ def test_a_state_of_another_version_is_refused(state: Path) -> None:
     save_file(TENSORS, state, metadata={"fsmerge": json.dumps(METADATA)})
     with pytest.raises(OutputError, match="is damaged"):
         read_state(state, everything)
+
+
+RUN = ["merge", "+models=digits_mlp_trio", "method=kd", "method.steps=20", "checkpoint.every=4", "--quiet"]
+RUN += ["data.images_per_task=40"]
+FIRST, SECOND, ALL = "training1.safetensors", "training2.safetensors", "run.json"
+Spoil = Callable[[Path], object]
+
+
+def flipped(name: str, place: int = -9) -> Spoil:
+    def spoil(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 1
+        (folder / name).write_bytes(content)
+
+    return spoil
+
+
+def cut(name: str, size: int) -> Spoil:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def moved(name: str, target: str) -> Spoil:
+    return lambda folder: (folder / name).rename(folder / target)
+
+
+def linked(name: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / name).rename(folder.parent / "elsewhere")
+        (folder / name).symlink_to(folder.parent / "elsewhere")
+
+    return spoil
+
+
+def replaced(name: str, make: Spoil) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return spoil
+
+
+def of_another_run(folder: Path) -> None:
+    (folder / FIRST).write_bytes((folder.parent / ".other.state" / FIRST).read_bytes())
+
+
+DAMAGED = (
+    "the saved state of the interrupted run is damaged ({state}/%s: %s), so it cannot be resumed. Start again "
+    "with resume=false output.overwrite=true."
+)
+FOREIGN = (
+    "{state} was not written by fsmerge (it holds %s), and a run into {out} would replace it. Move it away, or "
+    "choose another output.dir=..."
+)
+OTHER = "it belongs to another run or another training"
+SPOILT: dict[str, tuple[Spoil, str | None]] = {
+    "a flipped byte": (flipped(FIRST), DAMAGED % (FIRST, "*")),
+    "a flipped byte of the header": (flipped(FIRST, 200), DAMAGED % (FIRST, "*")),
+    "a flipped byte of the options": (flipped(ALL, 1), DAMAGED % (ALL, "it cannot be read")),
+    "cut": (cut(FIRST, 1000), DAMAGED % (FIRST, "*")),
+    "empty": (cut(FIRST, 0), DAMAGED % (FIRST, "*")),
+    "options cut": (cut(ALL, 20), DAMAGED % (ALL, "it cannot be read")),
+    "options empty": (cut(ALL, 0), DAMAGED % (ALL, "it cannot be read")),
+    "options that are a list": (replaced(ALL, lambda path: path.write_text("[]")), DAMAGED % (ALL, "*")),
+    "options missing": (moved(ALL, "../elsewhere"), DAMAGED % (ALL, "it cannot be read")),
+    "training missing": (moved(FIRST, "../elsewhere"), None),
+    "another training": (moved(FIRST, SECOND), None),
+    "the training of another run": (of_another_run, DAMAGED % (FIRST, OTHER)),
+    "a link": (linked(FIRST), FOREIGN % FIRST),
+    "options a link": (linked(ALL), FOREIGN % ALL),
+    "a pipe": (replaced(FIRST, os.mkfifo), FOREIGN % FIRST),
+    "options a pipe": (replaced(ALL, os.mkfifo), FOREIGN % ALL),
+    "a folder": (replaced(FIRST, Path.mkdir), FOREIGN % f"{FIRST}/"),
+    "a file of somebody": (lambda folder: (folder / "notes").touch(), FOREIGN % "notes"),
+}
+"""What happened to a state -> the message; None: the missing training starts anew, with the same result."""
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the states of two interrupted runs, `out` and `other`."""
+    from fsmerge_cli.reporting import terminal
+
+    shown = terminal.Reporter.__call__
+
+    def stop(self: Any, event: Event) -> None:
+        shown(self, event)
+        if event.phase == "train" and event.done == 9:
+            raise KeyboardInterrupt
+
+    place = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(terminal.Reporter, "__call__", stop)
+        for name, seed in (("out", 0), ("other", 1)):
+            assert main([*RUN, f"seed={seed}", f"output.dir={place}/{name}"]) == 130
+    return place
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_state_that_is_not_as_it_was_saved_is_one_message(
+    name: str, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, message = SPOILT[name]
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    out, state = tmp_path / "out", tmp_path / ".out.state"
+    spoil(state)
+    left = sorted(path.name for path in state.iterdir())
+    capsys.readouterr()
+    code = main([*RUN, "seed=0", f"output.dir={out}", "resume=true"])
+    if message is None:
+        assert code == 0
+        assert (tmp_path / "out/evaluation.json").is_file()
+        return
+    assert code == 2
+    found = capsys.readouterr().err.splitlines()[0]
+    expected = f"fsmerge: error: {message.format(state=state, out=out)}"
+    assert re.fullmatch(re.escape(expected).replace(re.escape("*"), ".+"), found), found
+    assert not out.exists()
+    assert sorted(path.name for path in state.iterdir()) == left
 
 
 @pytest.mark.full

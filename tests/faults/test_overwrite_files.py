@@ -10,8 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fsmerge_cli.cli import main
-from fsmerge_cli.common import output_files
-from fsmerge_cli.common.errors import OutputError, Stopped
+from fsmerge_cli.common.errors import OutputError
 from fsmerge_cli.common.output_files import check_files, write_files
 from fsmerge_cli.common.separation import Input, same
 from tests.support.losses import Loss, Prepare, both, check_refused, everything, link, nothing, put
@@ -197,6 +196,11 @@ LOSSES = [
         comparing("--csv", "other/merged/model.safetensors"),
         is_read("--csv {folder}/other/merged/model.safetensors", COMPARED),
     ),
+    case(
+        "compare: a model that is not read",
+        comparing("--csv", "a/model.safetensors"),
+        "--csv {folder}/a/model.safetensors holds weights of a model, so it is not replaced. Choose another file.",
+    ),
     case("compare: into a run", comparing("--csv", "out/x"), lies_in("--csv {folder}/out/x", "out", COMPARED)),
     case(
         "compare: a device",
@@ -267,41 +271,6 @@ def test_a_failure_leaves_the_old_file(place: Path) -> None:
         f"cannot write output.file={place}/labels.txt: No space left on device. Choose another file."
     )
     assert everything(place) == before
-
-
-@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), Stopped(), SystemExit()], ids=repr)
-@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
-@pytest.mark.parametrize("moment", ["first", "second", "names"])
-def test_files_that_belong_together_appear_together_or_not_at_all(
-    moment: str, links: bool, stop: BaseException, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that the same command can be given again after it was stopped."""
-    placed = output_files._place
-
-    def place_one(temporary: Path, path: Path) -> None:
-        if path.name == "two" and moment == "names":
-            raise stop
-        placed(temporary, path)
-
-    def no_links(*paths: Path) -> None:
-        raise OSError(1, "Operation not permitted")
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("new")
-        if moment == "first" or (moment == "second" and temporary.name.startswith(".two")):
-            raise stop
-
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
-    monkeypatch.setattr(output_files, "_place", place_one)
-    before = everything(place)
-    files = {key: (place / key, write) for key in ("one", "two")}
-    with pytest.raises((OutputError, Stopped, SystemExit)):
-        write_files(files, overwrite=False)
-    assert everything(place) == before
-    monkeypatch.setattr(output_files, "_place", placed)
-    write_files({key: (path, lambda temporary: None) for key, (path, _) in files.items()}, overwrite=False)
-    assert everything(place).keys() == before.keys() | {"one", "two"}
 
 
 def test_the_names_of_missing_files_are_compared_without_case_and_unicode_form(place: Path) -> None:

@@ -40,6 +40,13 @@ LOSSES = [
     Loss("a file beside the events", put("out/tensorboard/notes"), AGAIN, NOT_OURS % "tensorboard/notes"),
     Loss("an empty folder", lambda f: (f / "out/plots").mkdir(), AGAIN, NOT_OURS % "plots/"),
     Loss("a folder", put("out/plots/a.png"), AGAIN, NOT_OURS % "plots/, plots/a.png"),
+    Loss("an edited log", put("out/run.log"), AGAIN, NOT_OURS % "run.log, which was changed"),
+    Loss(
+        "an event file of others",
+        put("out/tensorboard/events.out.tfevents.mine"),
+        AGAIN,
+        NOT_OURS % "tensorboard/, tensorboard/events.out.tfevents.mine",
+    ),
     Loss("an edited card", put("out/merged/README.md"), AGAIN, NOT_OURS % "merged/README.md, which was changed"),
     Loss(
         "other weights",
