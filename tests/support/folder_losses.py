@@ -45,7 +45,7 @@ LOSSES = [
         "an event file of others",
         put("out/tensorboard/events.out.tfevents.mine"),
         AGAIN,
-        NOT_OURS % "tensorboard/, tensorboard/events.out.tfevents.mine",
+        NOT_OURS % "tensorboard/events.out.tfevents.mine",
     ),
     Loss("an edited card", put("out/merged/README.md"), AGAIN, NOT_OURS % "merged/README.md, which was changed"),
     Loss(
