@@ -130,10 +130,12 @@ def test_an_earlier_failed_model_is_only_replaced_if_it_is_ours(place: Path) -> 
     )
 
 
-def test_a_list_without_files_stands_for_everything_only_in_a_folder_being_written(tmp_path: Path) -> None:
+def test_a_list_without_files_stands_for_the_files_of_a_result_in_a_folder_being_written(tmp_path: Path) -> None:
     for name, ours in ((".out.123.tmp", True), ("out", False), (".out.old.tmp", False)):
         folder = tmp_path / name
-        folder.mkdir()
+        (folder / "merged").mkdir(parents=True)
         own_files.write_list(folder, finished=False)
+        (folder / "config.yaml").touch()
+        assert own_files.not_ours(folder) == ([] if ours else ["config.yaml", "merged/"])
         (folder / "notes.txt").write_text("mine")
-        assert own_files.not_ours(folder) == ([] if ours else ["notes.txt"])
+        assert own_files.not_ours(folder) == (["notes.txt"] if ours else ["config.yaml", "merged/", "notes.txt"])
