@@ -91,13 +91,21 @@ REFUSED = {
 
 ADAPTER = (
     "an adapter of PEFT (LoRA or similar), not the weights of a whole model",
-    "Merge it into its model once: peft's PeftModel.from_pretrained(model, FOLDER).merge_and_unload() returns the "
-    "model, whose save_pretrained or state_dict() gives the weights.",
+    "Pass its folder and the model that it was trained on, models.sources.N.base=... (needs "
+    "pip install 'fsmerge[peft]'), or merge it once: peft's PeftModel.from_pretrained(model, "
+    "FOLDER).merge_and_unload() returns the model, whose save_pretrained or state_dict() gives the weights.",
 )
 """What a PEFT adapter is, and the remedy."""
 
+UNMERGED = (
+    "a model with an adapter of PEFT that is not merged into it",
+    "Merge it once: peft's merge_and_unload() returns the model, whose save_pretrained or state_dict() gives the "
+    "weights.",
+)
+
 NOT_WHOLE = (
-    (r"(^|\.)(lora|hada|lokr|ia3|oft|boft|vera|randlora)_\w+|\.(base_layer|modules_to_save)\.", *ADAPTER),
+    (r"\.(base_layer|modules_to_save)\.", *UNMERGED),
+    (r"(^|\.)(lora|hada|lokr|ia3|oft|boft|vera|randlora)_\w+", *ADAPTER),
     (
         r"(^|\.)_?flat_param(_\d+)?$",
         "flat parameters of FSDP, whose shapes the file does not have",

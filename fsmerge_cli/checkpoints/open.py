@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fsmerge_cli.architectures import SPECS, Family, resolve
+from fsmerge_cli.checkpoints.adapter import config_with, read_adapter
+from fsmerge_cli.checkpoints.adapter_merge import merge_adapter
 from fsmerge_cli.checkpoints.files import (
     hub_config,
     read_config,
@@ -68,6 +70,8 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
         return Checkpoint(where, f"hub:{hub}", tensors_sha256(tensors), config, tensors)
     path = model_in(readable(spec.checkpoint, f"source '{spec.name}'"))
     where = f"source '{spec.name}': {shown(path)}"
+    if spec.base is not None:
+        return _on_base(spec, spec.base, path, where, headers)
     config = read_config(path, where)
     weights = locate(path, where)
     beside = f"{where}: heads.safetensors"
@@ -85,6 +89,28 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
     digest = "" if headers else weights.sha256()
     notes = weights.notes(spec.name)
     return Checkpoint(where, str(path), digest, config, tensors, heads, weights, notes)
+
+
+def _on_base(spec: SourceSpec, base: str, path: Path, where: str, headers: bool) -> Checkpoint:
+    """The checkpoint of an entry with a base: the base, with the adapter at `path` merged into it."""
+    adapter = read_adapter(path, where, headers)
+    local = readable(base, f"source '{spec.name}'").exists()
+    entry = SourceSpec(spec.name, checkpoint=base) if local else SourceSpec(spec.name, arch=base)
+    if not local and (hub_name(entry) is None or not hub_config(base)):
+        raise SourceError(
+            f"source '{spec.name}': base={shown(base)} is no file or folder, and no timm name with weights "
+            "(vit_base_patch16_224.augreg_in21k). Pass the model that the adapter was trained on."
+        )
+    found = open_checkpoint(entry, headers)
+    tensors, note = merge_adapter(adapter, without_wrappers(found.tensors), shown(base), where, headers)
+    config = config_with(adapter, found.config, path, where)
+    digest = "" if headers else tensors_sha256(tensors)
+    notes = (*found.notes, f"'{spec.name}': {note}")
+    heads: Any = ({}, {}) if adapter.has_head else found.heads
+    same_names = tensors.keys() - adapter.whole.keys() <= found.tensors.keys()
+    return Checkpoint(
+        where, str(path), digest, config, tensors, heads, found.weights if same_names else None, notes
+    )
 
 
 def _open_clip_pixels(path: Path, where: str) -> dict[str, Any]:

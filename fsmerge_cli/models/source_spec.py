@@ -55,7 +55,9 @@ class SourceSpec:
     in a file that contains several models. ema: true uses exponentially averaged weights, false ordinary ones,
     null ordinary ones if there are any. input_size: height and width (pixels; one number for a square) to which
     the position embeddings are resampled, which is not exact; null
-    keeps the source's own. module: only in Python, a torch module instead of a checkpoint; it is never changed.
+    keeps the source's own. base: where `checkpoint` is a LoRA adapter of PEFT, the model that it was trained on
+    (a folder, a file or a timm name with weights); null: it is no adapter. module: only in Python, a torch module
+    instead of a checkpoint; it is never changed.
     """
 
     name: Text
@@ -70,6 +72,7 @@ class SourceSpec:
     prefix: Text | None = None
     ema: Flag | None = None
     input_size: Positive | tuple[Positive, Positive] | None = None
+    base: Text | None = None
     module: Any = None
 
     def __post_init__(self) -> None:
@@ -90,6 +93,8 @@ class SourceSpec:
             )
         if self.checkpoint is not None:
             raise ValueError(f"source '{self.name}' has both a checkpoint and a module. Remove one of them.")
+        if self.base is not None:
+            raise ValueError(f"source '{self.name}' has both a base and a module. Remove one of them.")
 
     def options(self) -> dict[str, Any]:
         """The entry as plain values; a module is represented by the name of its class."""

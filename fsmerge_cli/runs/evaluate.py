@@ -160,7 +160,8 @@ def evaluate_inputs(model: Merged, data: Data | None, sources: bool) -> list[Inp
         found.append(Input("the run of the evaluated model", run))
     if sources:
         specs = source_specs(group(run_options(model.folder), "models").get("sources") or [])
-        found += [i for s in specs for i in checkpoint_inputs(f"source '{s.name}'", s.checkpoint)]
+        given = [(s.name, path) for s in specs for path in (s.checkpoint, s.base)]
+        found += [i for name, path in given for i in checkpoint_inputs(f"source '{name}'", path)]
     return [*found, *data_inputs(given_data(model.folder, data), model.tasks), *cache_inputs()]
 
 

@@ -61,7 +61,8 @@ class Request:
 
     def inputs(self) -> list[Input]:
         """Every path that is read."""
-        sources = [i for s in self.sources for i in checkpoint_inputs(f"source '{s.name}'", s.checkpoint)]
+        given = [(s.name, path) for s in self.sources for path in (s.checkpoint, s.base)]
+        sources = [i for name, path in given for i in checkpoint_inputs(f"source '{name}'", path)]
         data = data_inputs(self.data, [spec.name for spec in self.sources])
         return [*sources, *self.more_inputs, *data, *cache_inputs()]
 

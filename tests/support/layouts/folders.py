@@ -8,8 +8,9 @@ from tests.support.layouts.files import Prepare, put, safe_file, shards, torch_f
 from tests.support.layouts.formats import POINTER, RESAVE, UNPACK
 
 PEFT = (
-    "Merge it into its model once: peft's PeftModel.from_pretrained(model, FOLDER).merge_and_unload() returns the "
-    "model, whose save_pretrained or state_dict() gives the weights."
+    "Pass its folder and the model that it was trained on, models.sources.N.base=... (needs pip install "
+    "'fsmerge[peft]'), or merge it once: peft's PeftModel.from_pretrained(model, FOLDER).merge_and_unload() "
+    "returns the model, whose save_pretrained or state_dict() gives the weights."
 )
 LORA = {"base_model.model.blocks.0.attn.qkv.lora_A.weight": torch.ones(2, 2)}
 
@@ -105,8 +106,9 @@ FOLDERS: dict[str, tuple[Prepare, str]] = {
             "x.safetensors",
             lambda t: {**t, "fc0.base_layer.weight": torch.ones(2), "fc0.lora_A.x.weight": torch.ones(2)},
         ),
-        "contains an adapter of PEFT (LoRA or similar), not the weights of a whole model (fc0.base_layer.weight). "
-        f"{PEFT}",
+        "contains a model with an adapter of PEFT that is not merged into it (fc0.base_layer.weight). Merge it "
+        "once: peft's merge_and_unload() returns the model, whose save_pretrained or state_dict() gives the "
+        "weights.",
     ),
     "flat parameters of FSDP": (
         safe_file("x.safetensors", lambda t: {"_fsdp_wrapped_module._flat_param": torch.ones(9)}),

@@ -1,0 +1,271 @@
+"""LoRA adapters are merged into the base that the entry names, by PEFT; what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from fsmerge_cli import load_source
+from fsmerge_cli.checkpoints import adapter as adapters
+from fsmerge_cli.cli import main
+from fsmerge_cli.common.errors import SourceError
+
+peft = pytest.importorskip("peft")
+
+ARGS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 12, "depth": 2, "num_heads": 3}
+NAME = "vit_tiny_patch16_224"
+KINDS: dict[str, dict[str, Any]] = {
+    "a head of its own": {"target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]},
+    "the convolution too, DoRA": {
+        "target_modules": ["qkv", "proj"],
+        "modules_to_save": ["head"],
+        "use_dora": True,
+    },
+    "one block, biases, another scale": {
+        "target_modules": r".*blocks\.1.*(qkv|fc2)",
+        "modules_to_save": ["head"],
+        "use_rslora": True,
+        "bias": "lora_only",
+    },
+    "all layers, own ranks": {
+        "target_modules": "all-linear",
+        "modules_to_save": ["head", "norm"],
+        "bias": "all",
+        "rank_pattern": {"blocks.0.attn.qkv": 1},
+        "alpha_pattern": {"fc1": 9},
+    },
+}
+
+
+def write_base(folder: Path, classes: int = 5) -> None:
+    torch.manual_seed(0)
+    folder.mkdir()
+    model = timm.create_model(NAME, num_classes=classes, **ARGS)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": ARGS}))
+
+
+def adapted(base: Path, folder: Path, **options: Any) -> Any:
+    """The model of PEFT whose adapter is saved in `folder`, with three classes and random values."""
+    model = timm.create_model(NAME, num_classes=5, **ARGS)
+    model.load_state_dict(load_file(base / "model.safetensors"))
+    torch.manual_seed(1)
+    model.reset_classifier(3)
+    found = peft.get_peft_model(model, peft.LoraConfig(**{"r": 2, "lora_alpha": 6, **options}))
+    with torch.no_grad():
+        for name, tensor in found.named_parameters():
+            if "lora" in name:
+                tensor.normal_(std=0.3)
+    found.save_pretrained(folder)
+    return found
+
+
+def source(place: Path, **keys: Any) -> Any:
+    given = {"base": str(place / "base"), "labels": ["x", "y", "z"], "mean": [0], "std": [1], **keys}
+    return load_source(place / "adapter", name="a", **given)
+
+
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("made")
+    write_base(place / "base")
+    adapted(place / "base", place / "adapter", **KINDS["a head of its own"])
+    return place
+
+
+@pytest.fixture
+def place(_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(_made, tmp_path / "x")
+    monkeypatch.chdir(tmp_path / "x")
+    return tmp_path / "x"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weights_are_those_of_merge_and_unload(kind: str, tmp_path: Path) -> None:
+    write_base(tmp_path / "base")
+    expected = adapted(tmp_path / "base", tmp_path / "adapter", **KINDS[kind]).merge_and_unload().state_dict()
+    found = source(tmp_path)
+    assert {*found.weights} == {name for name in expected if not name.startswith("head.")}
+    for name, tensor in found.weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+    assert torch.equal(found.head.weight, expected["head.weight"])
+    assert torch.equal(found.head.bias, expected["head.bias"])
+
+
+def test_a_layer_is_the_base_plus_the_scaled_product(place: Path) -> None:
+    base, own = load_file("base/model.safetensors"), load_file("adapter/adapter_model.safetensors")
+    found = source(place)
+    for block in (0, 1):
+        for layer in ("attn.qkv", "mlp.fc1"):
+            name = f"blocks.{block}.{layer}"
+            down, up = (own[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+            exact = base[f"{name}.weight"].double() + 6 / 2 * up.double() @ down.double()
+            torch.testing.assert_close(found.weights[f"{name}.weight"], exact.float(), rtol=0, atol=1e-6)
+    assert torch.equal(found.weights["blocks.0.mlp.fc2.weight"], base["blocks.0.mlp.fc2.weight"])
+    assert found.notes == (
+        f"'a': the LoRA adapter of 4 layers was merged into {place}/base; from the adapter itself: head",
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # between two libraries
+def test_a_base_of_hugging_face_with_and_without_its_head(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 24}
+    config = ViTConfig(**sizes, image_size=8, patch_size=4, num_channels=1, num_labels=3)
+    model = ViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    names = [name for name, _ in model.named_modules() if name.endswith(("query", "q_proj"))]
+    given = peft.LoraConfig(r=2, target_modules=names, modules_to_save=["classifier"])
+    wrapped = peft.get_peft_model(model, given)
+    for name, tensor in wrapped.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(tensor, std=0.3)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    first = source(tmp_path)
+    stored = load_file(tmp_path / "base/model.safetensors")
+    shutil.copytree(tmp_path / "base", tmp_path / "trunk")
+    trunk = {n.removeprefix("vit."): t for n, t in stored.items() if n.startswith("vit.")}
+    save_file(trunk, tmp_path / "trunk/model.safetensors")
+    second = source(tmp_path, base=str(tmp_path / "trunk"))
+    merged = wrapped.merge_and_unload().eval()
+    images = torch.rand(3, 1, 8, 8)
+    for found in (first, second):
+        network = found.family.adapt(found.family.build(found.arch).eval(), found.arch)
+        network.load_state_dict(found.weights)
+        logits = network(images) @ found.head.weight.T + found.head.bias
+        torch.testing.assert_close(logits, merged(images).logits, rtol=0, atol=1e-5)
+
+
+def stated(**changes: Any) -> Callable[[], None]:
+    def change() -> None:
+        file = Path("adapter/adapter_config.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[], None]:
+    def rewrite() -> None:
+        file = "adapter/adapter_model.safetensors"
+        content = load_file(file)
+        change(content)
+        save_file(content, file)
+
+    return rewrite
+
+
+QKV = "base_model.model.blocks.0.attn.qkv.lora_"
+MERGE = "Merge it with PEFT itself: merge_and_unload() returns the model, whose state_dict() gives the weights."
+TRAINED = "Pass the base that the adapter was trained on."
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "another kind": (
+        stated(peft_type="IA3"),
+        f"is an adapter of PEFT of the type 'IA3', and only LORA is merged here. {MERGE}",
+    ),
+    "a start that changes the base": (
+        stated(init_lora_weights="pissa"),
+        f": adapter_config.json has init_lora_weights='pissa', which is not supported here. {MERGE}",
+    ),
+    "a key that changes the sum": (
+        stated(use_qalora=True),
+        f": adapter_config.json has use_qalora=True, which is not supported here. {MERGE}",
+    ),
+    "a pattern that takes for ever": (
+        stated(target_modules="(a+)+$"),
+        f": adapter_config.json has target_modules='(a+)+$', which is not supported here. {MERGE}",
+    ),
+    "another rank": (
+        stated(r=1_000_000_000),
+        ": adapter_config.json has rank 1000000000, its tensors 2. They come from different saves: save or "
+        "download the adapter again.",
+    ),
+    "a tensor that is nothing known": (
+        tensors(lambda t: t.update({"base_model.model.blocks.0.prompt": torch.ones(2)})),
+        "has tensors that belong neither to a layer of LoRA nor to modules_to_save: "
+        f"base_model.model.blocks.0.prompt. {MERGE}",
+    ),
+    "half a layer": (
+        tensors(lambda t: t.pop(f"{QKV}B.weight")),
+        "lacks lora_A or lora_B of blocks.0.attn.qkv. Save or download the adapter again.",
+    ),
+    "a missing layer": (
+        tensors(lambda t: [t.pop(f"{QKV}{part}.weight") for part in "AB"]),
+        "has no tensors for layers of {base} that its target_modules choose: blocks.0.attn.qkv. Save or download "
+        "the adapter again, or pass the base that it was trained on.",
+    ),
+    "a missing head": (
+        tensors(lambda t: [t.pop(f"base_model.model.head.{part}") for part in ("weight", "bias")]),
+        "has no tensors of its modules_to_save: head. Save it again.",
+    ),
+    "layers that the base does not have": (
+        tensors(lambda t: [t.update({n.replace("blocks.1", "blocks.9"): t.pop(n)}) for n in [*t] if ".1." in n]),
+        ": {base} lacks layers that the adapter changes: blocks.9.attn.qkv, blocks.9.mlp.fc1. " + TRAINED,
+    ),
+    "layers of another width": (
+        tensors(lambda t: t.update({f"{QKV}A.weight": torch.ones(2, 7)})),
+        ": lora_A [2, 7] and lora_B [36, 2] of blocks.0.attn.qkv do not fit [36, 12] in {base}. " + TRAINED,
+    ),
+    "no weights": (
+        lambda: Path("adapter/adapter_model.safetensors").unlink(),
+        "has an adapter_config.json, but no adapter_model.safetensors. Save or download the adapter again.",
+    ),
+    "no adapter": (
+        lambda: Path("adapter/adapter_config.json").unlink(),
+        "is no adapter of PEFT (a folder with adapter_config.json), so that models.sources.N.base has no meaning. "
+        "Pass the adapter's folder, or remove the key.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused(case: str, place: Path) -> None:
+    change, expected = REFUSED[case]
+    change()
+    with pytest.raises(SourceError) as error:
+        source(place)
+    start = f"source 'a': {place}/adapter{'' if expected.startswith(':') else ' '}"
+    assert str(error.value) == start + expected.replace("{base}", f"{place}/base")
+
+
+def test_a_base_that_is_nothing_and_a_missing_library(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceError) as error:
+        source(place, base="gone/base")
+    assert str(error.value) == (
+        "source 'a': base=gone/base is no file or folder, and no timm name with weights "
+        "(vit_base_patch16_224.augreg_in21k). Pass the model that the adapter was trained on."
+    )
+    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SourceError) as error:
+        source(place)
+    assert str(error.value) == (
+        f"source 'a': {place}/adapter is an adapter of PEFT, which merges it: pip install 'fsmerge[peft]'"
+    )
+
+
+def test_check_reads_only_headers_and_merge_protects_the_base(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = (
+        "models.sources=[{name: a, checkpoint: adapter, base: base, labels: [x, y, z], mean: [0], std: [1]}, "
+        "{name: b, checkpoint: base, labels: [p, q, r, s, t], mean: [0], std: [1]}]"
+    )
+    assert main(["check", pair, "method=average", "data=none"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    note = "note: 'a': the LoRA adapter of 4 layers was merged into base; from the adapter itself: head"
+    assert note in out
+    assert main(["merge", pair, "method=average", "data=none", "output.dir=base/out"]) == 2
+    assert capsys.readouterr().err == (
+        f"fsmerge: error: output.dir={place}/base/out lies in base (source 'a'), which this run reads and never "
+        "changes. Choose another output.dir=...\n"
+    )
+    assert not Path("base/out").exists()
