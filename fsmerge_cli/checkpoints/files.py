@@ -104,12 +104,26 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(key) or {}, dict):
             raise SourceError(f"{where}: {key} in {name} should be an object, it is {brief(config[key])}.")
+    _require_one_order(config, where, name)
     size = (config.get("pretrained_cfg") or {}).get("input_size")
     if size and not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
         raise SourceError(
             f"{where}: input_size in {name} should be [channels, height, width], it is {str(size)[:99]}."
         )
     return config
+
+
+def _require_one_order(config: Mapping[str, Any], where: str, name: str) -> None:
+    """Raise SourceError where id2label and label2id give a class two rows."""
+    names, rows = config.get("id2label"), config.get("label2id")
+    if not isinstance(names, dict) or not isinstance(rows, dict):
+        return
+    for row, label in names.items():
+        if isinstance(label, str) and label in rows and str(rows[label]) != str(row):
+            raise SourceError(
+                f"{where}: in {name} id2label has '{shown(label)}' in row {shown(row)}, label2id in row "
+                f"{shown(rows[label])}. Correct one of them."
+            )
 
 
 def float_list(stated: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:

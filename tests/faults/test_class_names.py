@@ -59,3 +59,14 @@ def test_another_problem_type_is_refused(kind: str, what: str, tmp_path: Path) -
     with pytest.raises(SourceError) as error:
         load_source(with_config(tmp_path, {"problem_type": kind}))
     assert f"predicts {what}: problem_type in config.json is '{kind}'. " in str(error.value)
+
+
+def test_two_tables_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    names = {str(row): f"c{row}" for row in range(C)}
+    rows = {name: int(row) for row, name in names.items()}
+    assert load_source(with_config(tmp_path, {"id2label": names, "label2id": rows})).notes is not None
+    with pytest.raises(SourceError) as error:
+        load_source(with_config(tmp_path, {"id2label": names, "label2id": rows | {"c0": 1, "c1": 0}}))
+    assert str(error.value).endswith(
+        ": in config.json id2label has 'c0' in row 0, label2id in row 1. Correct one of them."
+    )

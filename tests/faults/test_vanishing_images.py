@@ -44,6 +44,17 @@ def test_hidden_folders_and_those_of_macos_are_no_classes(root: Path) -> None:
     assert list(build(root).classes or ()) == [0, 1]
 
 
+def test_two_classes_that_are_one_folder_are_refused(root: Path) -> None:
+    train = root / "birds/train"
+    (train / "raven").symlink_to(train / "owl")
+    with pytest.raises(DataError) as error:
+        build(root, Task("birds", ("owl", "raven", "wren")))
+    assert str(error.value) == (
+        f"data=folder: the class folders 'owl' and 'raven' in {train} are one folder, by a link, so that each "
+        "image would have two classes. Remove one of them."
+    )
+
+
 def test_links_are_followed_once(root: Path, tmp_path: Path) -> None:
     for i in range(3):
         put(tmp_path / f"elsewhere/{i}.png", 5)

@@ -180,6 +180,13 @@ def _class_folders(folder: Path) -> dict[str, Path]:
                 f"data=folder: two class folders in {shown(folder)} are called '{shown(path.name)}', written with "
                 "different Unicode characters. Merge them into one."
             )
+    places: dict[str, str] = {}
+    for name, path in found.items():
+        if (first := places.setdefault(os.path.realpath(path), name)) != name:
+            raise DataError(
+                f"data=folder: the class folders '{shown(first)}' and '{shown(name)}' in {shown(folder)} are one "
+                "folder, by a link, so that each image would have two classes. Remove one of them."
+            )
     kept = {name: path for name, path in found.items() if images(path)}
     for name, path in found.items():
         if name not in kept and (others := other_files(path)):
