@@ -55,7 +55,7 @@ keys:
                                the name of its image folder
   model.labels=[cat,dog]       its class names: a list, a file, or data (names of class folders)
   model.arch=vit_base_patch16_224, model.mean=[...], model.std=[...], model.normalize=true,
-                               model.head=NAME, model.prefix=student, model.ema=true,
+                               model.head=NAME, model.prefix=student, model.ema=true, model.base=MODEL,
                                model.input_size=224: for third-party checkpoints that do not
                                contain this information (docs/sources.md)
   --config-dir FOLDER          your own folder with data/*.yaml, ... (trusted like code)
@@ -109,7 +109,7 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.reporting import tables, terminal
     from fsmerge_cli.runs.evaluate import evaluate, evaluate_inputs
     from fsmerge_cli.runs.from_run import FROM_RUN
-    from fsmerge_cli.runs.inputs import config_inputs, label_inputs
+    from fsmerge_cli.runs.inputs import checkpoint_inputs, config_inputs, label_inputs
     from fsmerge_cli.runs.merged import load_merged
 
     data = FROM_RUN if from_run else options.data
@@ -117,6 +117,7 @@ def run(arguments: list[str]) -> int:
     files = {"file": output.file, "report": output.report, "logits": output.logits}
     given = [
         *label_inputs("model.labels", options.model.get("labels")),
+        *checkpoint_inputs("model.base", options.model.get("base")),
         *config_inputs([search] if search else []),
     ]
     inputs = [*given, *evaluate_inputs(model, data, "--sources" in arguments)]

@@ -33,7 +33,8 @@ keys:
   model.start=random           start from random weights
   model.task=NAME              name of the source; with data=folder also of its image folder
   model.labels=[cat,dog]       default: the classes of the data set; or a file, or a label set name
-  model.mean=[...], model.std=[...], model.prefix=student, model.ema=true, model.input_size=224
+  model.mean=[...], model.std=[...], model.prefix=student, model.ema=true, model.input_size=224,
+                               model.base=MODEL (of a LoRA adapter):
                                how the initial weights are read (docs/sources.md)
   data=NAME                    digits, folder, glyphs, hf, per_task, tensors, torchvision;
                                uses all training images, or data.images_per_task=N

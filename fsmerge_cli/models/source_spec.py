@@ -84,6 +84,11 @@ class SourceSpec:
                 f"tensor names. Pass models.sources.N.name=... of 1 to {LONGEST_NAME} printable characters, "
                 "without / and \\, not starting with a dot, without spaces at either end."
             )
+        if self.base is not None and self.checkpoint is None:
+            raise ValueError(
+                f"source '{self.name}' has a base but no checkpoint. Pass the folder of the adapter as its "
+                "checkpoint, or remove the base."
+            )
         if self.module is None:
             return
         if not hasattr(self.module, "state_dict"):
@@ -93,8 +98,6 @@ class SourceSpec:
             )
         if self.checkpoint is not None:
             raise ValueError(f"source '{self.name}' has both a checkpoint and a module. Remove one of them.")
-        if self.base is not None:
-            raise ValueError(f"source '{self.name}' has both a base and a module. Remove one of them.")
 
     def options(self) -> dict[str, Any]:
         """The entry as plain values; a module is represented by the name of its class."""

@@ -37,8 +37,8 @@ class FinetuneStart:
     and its head, and of the folder of images of data=folder; null takes the data set's name. checkpoint: a folder
     or a file of weights (docs/sources.md); null with a timm name takes those of the hub. start: pretrained, or
     random weights of `arch`. labels: class names in the order of the head's rows; a file of them; or the name of a
-    label set of the data set; null takes the data set's. mean, std, prefix, ema, input_size: as in
-    `models.sources`.
+    label set of the data set; null takes the data set's. mean, std, prefix, ema, input_size, base:
+    as in `models.sources`.
     """
 
     arch: Text | dict[str, Any] | None = None
@@ -51,9 +51,10 @@ class FinetuneStart:
     prefix: Text | None = None
     ema: Flag | None = None
     input_size: Positive | tuple[Positive, Positive] | None = None
+    base: Text | None = None
 
 
-CHECKPOINT_FIELDS = ("mean", "std", "prefix", "ema", "input_size")
+CHECKPOINT_FIELDS = ("mean", "std", "prefix", "ema", "input_size", "base")
 """Fields that only apply to a checkpoint."""
 
 
@@ -82,6 +83,7 @@ class FinetuneRequest:
     def inputs(self) -> list[Input]:
         """Every path that is read."""
         start = checkpoint_inputs("model.checkpoint", self.start.checkpoint)
+        start += checkpoint_inputs("model.base", self.start.base)
         labels = label_inputs("model.labels", self.start.labels)
         return [*start, *labels, *data_inputs(self.data, [self.spec.name]), *cache_inputs()]
 

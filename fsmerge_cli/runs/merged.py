@@ -33,7 +33,7 @@ class Reading:
     """What the files of a third-party model do not state.
 
     task: name of the task of the one head inside the checkpoint (null: `model`). arch, head, labels, mean, std,
-    normalize, prefix, ema, input_size: as in `models.sources`; null takes the checkpoint's.
+    normalize, prefix, ema, input_size, base: as in `models.sources`; null takes the checkpoint's.
     """
 
     task: Text | None = None
@@ -46,6 +46,7 @@ class Reading:
     prefix: Text | None = None
     ema: Flag | None = None
     input_size: Positive | tuple[Positive, Positive] | None = None
+    base: Text | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from fsmerge_cli import load_source
 from fsmerge_cli.checkpoints import adapter as adapters
 from fsmerge_cli.cli import main
-from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.errors import ConfigError, SourceError
 
 peft = pytest.importorskip("peft")
 
@@ -249,6 +249,15 @@ def test_a_base_that_is_nothing_and_a_missing_library(place: Path, monkeypatch: 
         source(place)
     assert str(error.value) == (
         f"source 'a': {place}/adapter is an adapter of PEFT, which merges it: pip install 'fsmerge[peft]'"
+    )
+
+
+def test_a_base_without_an_adapter(place: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_source({"name": "a", "arch": NAME, "base": "base"})
+    assert str(error.value) == (
+        "source 'a' has a base but no checkpoint. Pass the folder of the adapter as its checkpoint, or remove the "
+        "base."
     )
 
 
