@@ -261,6 +261,7 @@ def test_a_base_without_an_adapter(place: Path) -> None:
     )
 
 
+@pytest.mark.full
 def test_check_reads_only_headers_and_merge_protects_the_base(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
