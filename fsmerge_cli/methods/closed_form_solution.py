@@ -65,18 +65,20 @@ def solve(
 
 
 def rows(problem: Problem, views: int | None, augment: Augment) -> Images:
-    """All images and their augmented copies; the images of `problem` come first.
-
-    views: copies of every image; None: so many that there are IMAGES_PER_TASK images per task.
-    """
+    """All images and their augmented copies; the images of `problem` come first. views: see `copies_per_image`."""
     images = problem.images
-    tasks = max(1, len(problem.sources))
-    wanted = math.ceil(IMAGES_PER_TASK * tasks / len(images)) - 1
-    views = max(0, wanted) if views is None else views
+    views = copies_per_image(len(images), len(problem.sources), views)
     if views == 0:
         return images
     everything = replace(images, train=torch.arange(len(images)))
     return ViewOptions(augment, views).copies(everything, problem.seed)
+
+
+def copies_per_image(images: int, tasks: int, views: int | None) -> int:
+    """`views`; None: so many copies of all `images` that there are IMAGES_PER_TASK images per task."""
+    if views is not None or not images:
+        return views or 0
+    return max(0, math.ceil(IMAGES_PER_TASK * max(1, tasks) / images) - 1)
 
 
 def started(problem: Problem) -> Solution:

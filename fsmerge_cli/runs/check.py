@@ -26,6 +26,7 @@ from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.sampling import TestImages, count_images
 from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.methods import METHODS, Method, Problem
+from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import estimate
@@ -260,6 +261,8 @@ def _estimated_cost(
     work = estimate.Workload(tuple(train), tuple(test), auxiliary)
     network = estimate.measure(plan)
     sizes = [sum(4 * t.numel() for t in s.weights.values()) for s in sources]
+    if isinstance(requested.method, FSClosedForm):
+        more = (*more, _views_note(requested.method, plan, work))
     rate = _rate(requested.hardware, device)
     methods = methods_of(requested)
     seconds = sum(estimate.operations(plan, method, work, network) for method in methods) / rate
@@ -267,6 +270,14 @@ def _estimated_cost(
         return None, seconds, (*more, "peak memory is estimated only for the CPU")
     peaks = [estimate.peak_memory(plan, sizes, method, requested.hardware, work, network) for method in methods]
     return max(peaks), seconds, more
+
+
+def _views_note(method: FSClosedForm, plan: Plan, work: estimate.Workload) -> str:
+    inputs = estimate.rows_of(method, plan, work)
+    return (
+        f"the closed form runs all networks on {work.images} images x {inputs // max(1, work.images)} views = "
+        f"{inputs} inputs; method.views changes that"
+    )
 
 
 def _rate(hardware: Hardware, device: torch.device) -> float:

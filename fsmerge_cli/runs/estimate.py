@@ -14,6 +14,8 @@ features:
 - certificates: the merged model in fp32 and in fp64 (12 n), its file (4 n), the maps (4 t), and in fp64 one layer
   of all sources concatenated between the maps.
 
+The closed form has a module of its own (`closed_form_cost`).
+
 LATER is the measured size of what a merge imports and a check does not, and of the buffers of its first products.
 """
 
@@ -35,9 +37,12 @@ from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.data.draw import MIN_FOR_VALIDATION
 from fsmerge_cli.evaluation.certificates import IMAGES
 from fsmerge_cli.methods.base import Method, Trained
+from fsmerge_cli.methods.closed_form_solution import copies_per_image
+from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.models.plan import Plan, Space
+from fsmerge_cli.runs import closed_form_cost
 
 BASE = 700_000_000
 """Bytes of the interpreter and the libraries, on systems that do not report them."""
@@ -171,12 +176,24 @@ def peak_memory(
     fit = max(
         _training(plan, method, hardware, work, network, t) + (4 * n * (k - 1) if permuted else 0),
         capture if isinstance(method, Trained) else 4 * n,
+        _closed_form(plan, method, hardware, work, network) if isinstance(method, FSClosedForm) else 0,
         _statistics(plan, False) if permuted else 0,
     )
     test_activations = network.widest * min(hardware.eval_batch, max(work.test, default=0))
     evaluation = 8 * n + 4 * t + test_activations if any(work.test) else 0
     certificates = 16 * n + 4 * t + 2 * network.widest * IMAGES * (k + 2)
     return constant + max(fit, evaluation, certificates)
+
+
+def rows_of(method: FSClosedForm, plan: Plan, work: Workload) -> int:
+    """Images with their views."""
+    return work.images * (1 + copies_per_image(work.images, len(plan.tasks), method.views))
+
+
+def _closed_form(plan: Plan, method: FSClosedForm, hardware: Hardware, work: Workload, network: Network) -> int:
+    shapes = closed_form_cost.shapes(plan, rows_of(method, plan, work))
+    pixels = torch.Size(plan.arch.input_size).numel()
+    return closed_form_cost.memory(shapes, network.parameters, pixels, method.correct, hardware.eval_batch)
 
 
 def permutes_sources(plan: Plan, method: Method, images: int) -> bool:
@@ -196,7 +213,7 @@ def _statistics(plan: Plan, whole: bool) -> int:
 
 def _training(plan: Plan, method: Method, hardware: Hardware, work: Workload, network: Network, t: int) -> int:
     if not isinstance(method, Trained):
-        if not method.uses_images:
+        if not method.uses_images or isinstance(method, FSClosedForm):
             return 0
         inputs = len(plan.tasks) * sum(8 * space.merged**2 for space in plan.spaces.values())  # RegMean's Grams
         return max(_statistics(plan, method.name == "zipit"), inputs) + 8 * network.parameters
@@ -223,6 +240,9 @@ def operations(plan: Plan, method: Method, work: Workload, network: Network) -> 
         total += forward * images * (k if getattr(method, "targets", "own") == "all" else 1)
     if permutes_sources(plan, method, images):
         total += forward * images * k
+    if isinstance(method, FSClosedForm):
+        shapes = closed_form_cost.shapes(plan, rows_of(method, plan, work))
+        total += closed_form_cost.operations(plan, shapes, forward)
     if isinstance(method, Trained):
         batch = method.images_per_step(work.images)
         step = 3 * forward * batch
