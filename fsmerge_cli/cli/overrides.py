@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsmerge_cli.cli.preset_rules import check_preset
 from fsmerge_cli.cli.quoting import literal
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, reason, unknown
-from fsmerge_cli.common.foreign_files import read_yaml
 from fsmerge_cli.common.shown import shortened
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def config_folder(text: str) -> Path:
         )
     for group in GROUPS:
         for file in sorted((folder / group).glob("**/*.yaml")):
-            read_yaml(file)  # Hydra would answer a fault with an error of its parser, or wait for a named pipe
+            check_preset(file, group)  # Hydra would answer a fault with an error of its parser, or wait for a pipe
     return folder
 
 
