@@ -56,8 +56,8 @@ keys:
   model.labels=[cat,dog]       its class names: a list, a file, or data (names of class folders)
   model.arch=vit_base_patch16_224, model.mean=[...], model.std=[...], model.normalize=true,
                                model.head=NAME, model.prefix=student, model.ema=true,
-                               model.base=MODEL, model.input_size=224: for third-party checkpoints that do not
-                               contain this information (docs/sources.md)
+                               model.base=MODEL, model.input_size=224: for third-party checkpoints
+                               that do not contain this information (docs/sources.md)
   --config-dir FOLDER          your own folder with data/*.yaml, ... (trusted like code)
 
 examples:
