@@ -29,8 +29,8 @@ def check_preset(file: Path, group: str) -> None:
     for what in (*_packages(text), *_keys(found)):
         raise ConfigError(
             f"{shown(str(file))}: a preset of '{group}' must not reach Hydra's own options "
-            f"({shown(what)}): they can run code and write elsewhere. Remove that from the file. Launchers and sweeps "
-            "of your own go into launcher/ and sweep/."
+            f"({shown(what)}): they can run code and write elsewhere. Remove that from the file. Launchers and "
+            "sweeps of your own go into launcher/ and sweep/."
         )
 
 
