@@ -2,6 +2,8 @@
 
 python -m scripts.trials --groups greek_cyrillic --label "30 views" name=fs_closed_form views=30
 
+python -m scripts.trials --table
+
 Appends one line per group, number of images and seed to docs/results/trials/trials.jsonl, and prints it.
 `accuracy`, `joint`: as in quality.md (joint by softmax), of the merged model and of the ensemble. On the test
 images of every task: `agreement` with the source's predictions in per cent, `divergence` (KL divergence of the
@@ -41,9 +43,15 @@ def main() -> None:
     parser.add_argument("--groups", default="digits_capitals,greek_cyrillic", help="comma-separated tuning groups")
     parser.add_argument("--images", default="50", help="comma-separated: unlabelled images per task")
     parser.add_argument("--seeds", default="0", help="comma-separated")
-    parser.add_argument("--label", required=True, help="name of the trial")
-    parser.add_argument("options", nargs="+", metavar="KEY=VALUE", help="options of the method, with its name")
+    parser.add_argument("--label", help="name of the trial")
+    parser.add_argument("--table", action="store_true", help="only print all trials as a Markdown table")
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the method, with its name")
     given = parser.parse_args()
+    if given.table:
+        sys.stdout.write(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+        return
+    if not given.label or not given.options:
+        parser.error("give --label=NAME and the options of the method, such as name=fs_closed_form views=30.")
     torch.set_num_threads(1)
     options = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in given.options)}
     for group in given.groups.split(","):
@@ -58,6 +66,26 @@ def main() -> None:
                     file.write(json.dumps(line) + "\n")
                 sys.stdout.write(json.dumps({k: v for k, v in line.items() if k != "options"}) + "\n")
                 sys.stdout.flush()
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """One row per trial and number of images; of several groups their figures side by side."""
+    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        found.setdefault((line["trial"], line["images"]), []).append(line)
+    rows = ["| trial | images | accuracy | joint - ensemble | agreement | divergence | error | seconds |"]
+    rows.append("|" + "---|" * 8)
+    for (name, images), own in found.items():
+        columns = [
+            ", ".join(f"{line['accuracy']:.1f}" for line in own),
+            ", ".join(f"{line['joint'] - line['ensemble']:+.1f}" for line in own),
+            ", ".join(f"{line['agreement']:.1f}" for line in own),
+            ", ".join(f"{line['divergence']:.4f}" for line in own),
+            ", ".join(f"{line['error']:.4f}" for line in own),
+            f"{sum(line['seconds'] for line in own) / len(own):.0f}",
+        ]
+        rows.append(f"| {name} | {images} | {' | '.join(columns)} |")
+    return "\n".join(rows) + "\n"
 
 
 def trial(group: str, images: int, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
