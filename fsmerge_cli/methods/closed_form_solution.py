@@ -128,6 +128,8 @@ def figures(found: ClosedForm) -> dict[str, float]:
             key = name if len(by_layer) == 1 else f"{name}_{place}"
             if name == "logits_kept":
                 values[key] = min(layer)
+            elif name == "ridge" and len(layer) > 1:
+                values |= {f"{key}_{kind}": value for kind, value in zip(("read", "write", "correction"), layer)}
             else:
                 suffixes = [""] if len(layer) == 1 else [f"_source_{i + 1}" for i in range(len(layer))]
                 values |= {f"{key}{suffix}": value for suffix, value in zip(suffixes, layer)}

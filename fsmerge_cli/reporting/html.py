@@ -17,6 +17,7 @@ from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.shown import printable
 from fsmerge_cli.evaluation.predictions import Example
 from fsmerge_cli.reporting import charts, summary
+from fsmerge_cli.reporting.stages import stages
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -40,6 +41,7 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str
         .render(
             evaluation=evaluation,
             summary=summary,
+            stages=stages,
             verdict=summary.verdict(evaluation),
             warnings=warnings_in(evaluation["notes"]),
             notes=notes_in(evaluation["notes"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,11 @@ PROTOCOLS = {
 
 JOINT = "the task is not given: the prediction is the best label over all tasks"
 """What joint accuracy means."""
+
+STAGE_FIGURE = re.compile(
+    r"(read_error|stream_error|units|heads|logits_kept|ridge)(?:_(\d+))?(?:_source_(\d+)|_([a-z]+))?"
+)
+"""A fact of one stage: its name, the place in the order of such facts, the source, or the kind of ridge."""
 
 CURVE_ROWS = 20
 """Most rows of the table of losses."""
@@ -266,7 +272,11 @@ def cost(evaluation: Values) -> Table:
         ["peak memory", NONE if memory is None else f"{memory / 1e9:.2f} GB"],
         *([f"seconds: {phase}", f"{seconds:,.2f}"] for phase, seconds in found["seconds"].items()),
         ["seconds in total", f"{sum(found['seconds'].values()):,.2f}"],
-        *([name.replace("_", " "), number(value)] for name, value in evaluation["facts"].items()),
+        *(
+            [name.replace("_", " "), number(value)]
+            for name, value in evaluation["facts"].items()
+            if not STAGE_FIGURE.fullmatch(name)
+        ),
     ]
     return Table(["", ""], cells)
 
