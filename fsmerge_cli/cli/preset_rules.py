@@ -9,7 +9,7 @@ from typing import Any
 
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError
-from fsmerge_cli.common.foreign_files import read_yaml
+from fsmerge_cli.common.foreign_files import read_text, read_yaml
 from fsmerge_cli.common.shown import shown
 
 PACKAGE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
@@ -25,7 +25,7 @@ def check_preset(file: Path, group: str) -> None:
     found = read_yaml(file)
     if group in presets.SWEEPS:
         return
-    text = file.read_text(encoding="utf-8-sig")
+    text = read_text(file)
     for what in (*_packages(text), *_keys(found)):
         raise ConfigError(
             f"{shown(str(file))}: a preset of '{group}' must not reach Hydra's own options "

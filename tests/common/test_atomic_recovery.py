@@ -14,7 +14,7 @@ from tests.support.output_folders import finish, refusing, tree
 def test_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     stale = tmp_path / ".run.99999999.tmp"
     (stale / "merged").mkdir(parents=True)
-    (stale / "merged/half").write_text("half")
+    (stale / "merged/model.safetensors").write_text("half")
     write_list(stale, finished=False)
     (tmp_path / ".run.lock").write_text("")
     finish(tmp_path / "run")

@@ -118,5 +118,5 @@ def test_an_evaluation_without_its_auxiliary_images_is_not_calibrated(tmp_path: 
     found = evaluate(tmp_path / "out", data="from_run", sources=True)
     assert found.scores["merged"].temperatures == {}
     assert tuple(notes_in(found.notes)) == (
-        f"not calibrated, which needs images besides the test images: {error.value}",
+        f"not calibrated, which needs images besides the test images: data.auxiliary: {error.value}",
     )

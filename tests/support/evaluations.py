@@ -54,6 +54,6 @@ def timm_folder(folder: Path, **rows_of: Any) -> torch.nn.Module:
 
 
 UNKNOWN_LABLES = (
-    "unknown key in model 'lables'. Did you mean 'labels'? Available: arch, ema, head, input_size, labels, mean, "
-    "normalize, prefix, std, task."
+    "unknown key in model 'lables'. Did you mean 'labels'? Available: arch, base, ema, head, input_size, labels, "
+    "mean, normalize, prefix, std, task."
 )
