@@ -196,6 +196,8 @@ def check_lines(inspection: Mapping[str, Any]) -> list[str]:
     lines.append(f"methods that apply: {', '.join(applicable)}")
     lines += [f"  {m['name']} does not apply: {m['why_not']}" for m in inspection["methods"] if m["why_not"]]
     lines.append(f"recommended: {inspection['recommended']} ({inspection['why']})")
+    if "fs_closed_form" in applicable and inspection["recommended"] != "method=average":
+        lines.append("for a first result sooner: method=fs_closed_form")
     estimates = []
     if inspection["memory"] is not None:
         estimates.append(f"about {inspection['memory'] / 1e9:.1f} GB of peak memory")
