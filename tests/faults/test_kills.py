@@ -56,7 +56,7 @@ RUNS: dict[str, list[str]] = {
     "ViT, fs_closed_form": [*VIT_PAIR, *CLOSED_FORM],
     "ViT, finetune": [*FINETUNE, "model.checkpoint=VITS/low", CLASSES],
 }
-IN_TEST = ("MLP, kd", "ViT, fs_merge", "ViT, finetune")
+IN_TEST = ("MLP, kd", "ViT, fs_merge")
 """Runs in `make test`; the others in `make test-slow`."""
 
 BEFORE = ["composing", "loading", "read test images"]
