@@ -126,13 +126,13 @@ def measure(problem: Problem, solution: Solution, sets: Sequence[tuple[Tensor, T
         p, q = a[task].log_softmax(1), b[task].log_softmax(1)
         offset = sum(part.shape[1] for part in a[:task])
         hit, reference = (share(x[task].argmax(1) == labels) for x in (a, b))
-        note(accuracy=hit / reference, agreement=share(a[task].argmax(1) == b[task].argmax(1)))
-        note(divergence=float((q.exp() * (q - p)).sum(1).mean()) / 100)
-        note(joint=joint(a, labels + offset), ensemble=joint(b, labels + offset))
+        note(accuracy=100 * hit / reference, agreement=100 * share(a[task].argmax(1) == b[task].argmax(1)))
+        note(divergence=float((q.exp() * (q - p)).sum(1).mean()))
+        note(joint=100 * joint(a, labels + offset), ensemble=100 * joint(b, labels + offset))
         for i, (x, y) in enumerate(zip(mine, own)):
             error = float((x - y).square().sum() / (y - y.mean(0)).square().sum())
-            note(**{"error" if i == task else "error_elsewhere": error / 100})
-    return {key: round(100 * sum(found) / len(found), 4) for key, found in values.items()}
+            note(**{"error" if i == task else "error_elsewhere": error})
+    return {key: round(sum(found) / len(found), 4) for key, found in values.items()}
 
 
 def features(net: nn.Module, pixels: Tensor) -> Tensor:

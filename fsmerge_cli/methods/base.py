@@ -28,6 +28,9 @@ from fsmerge_cli.training.state import Schedule, Trace
 from fsmerge_cli.training.teachers import TeacherTargets, capture
 
 Budget = Literal["fast", "default", "best"]
+CLOSED_FORM_RATE = 0.3
+"""Factor of the default learning rates after a start from the closed form; larger ones lose its solution first."""
+
 BUDGETS: dict[Budget, float] = {"fast": 0.25, "default": 1.0, "best": 4.0}
 """Factor of `method.steps` by budget."""
 
@@ -147,9 +150,19 @@ class Trained(Weighted, ABC):
         return self.total_steps
 
     @property
+    def solved_start(self) -> bool:
+        """Whether the training starts from the closed form."""
+        return False
+
+    @property
+    def default_heads(self) -> Literal["all", "same"]:
+        """All heads of all sources where the start has them."""
+        return "all" if self.solved_start else "same"
+
+    @property
     def rate_factor(self) -> float:
         """Factor of the default learning rates."""
-        return 1.0
+        return CLOSED_FORM_RATE if self.solved_start else 1.0
 
     def rate(self, width: int) -> float:
         """Peak of AdamW's one-cycle schedule: `lr`, or a rate that is inversely proportional to the feature width.

@@ -23,9 +23,6 @@ from fsmerge_cli.supernet.map_set import MergeMaps, full_maps, maps_of_ports
 from fsmerge_cli.training.batches import ViewOptions
 from fsmerge_cli.training.problem import Problem, Solution
 
-CLOSED_FORM_RATE = 0.3
-"""Factor of the default learning rates after a start from the closed form; larger ones lose its solution first."""
-
 IMAGES_PER_TASK = 1000
 """Images per task that `views: null` fills up to with augmented copies."""
 

@@ -1,4 +1,4 @@
-"""FS-Merge in closed form: the merged network by least squares, without a gradient step."""
+"""FS-Merge in closed form: the merged network by least squares; a short training may follow."""
 
 from __future__ import annotations
 
@@ -57,13 +57,16 @@ class FSClosedForm(Method):
         found = solve(problem, options, self.views, self.augment)
         return self._trained(problem, found) if self.steps else found
 
+    def training(self) -> Distillation:
+        """The training of `steps` steps after the solution."""
+        return replace(FEATURES_ONLY, steps=self.steps, augment=self.augment)
+
     def _trained(self, problem: Problem, found: Solution) -> Solution:
         """The solution after `steps` steps on all images; its maps fold to the solution before."""
         every = torch.arange(len(problem.images))
         images = replace(problem.images, train=every, validation=every[:0])
-        training = replace(FEATURES_ONLY, steps=self.steps, augment=self.augment)
         network = PlainStudent(problem, found.weights, found.projectors)
-        trace = training.train(replace(problem, images=images), network)
+        trace = self.training().train(replace(problem, images=images), network)
         solution = replace(network.solution(trace), facts=found.facts)
         if found.maps is None:
             return solution

@@ -15,7 +15,7 @@ from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, Flag, Positive, PositiveFloat, Share
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.methods.closed_form_solution import CLOSED_FORM_RATE, check_closed_form, started_maps
+from fsmerge_cli.methods.closed_form_solution import check_closed_form, started_maps
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import check_maps, start_maps
@@ -52,14 +52,9 @@ class FSMerge(Trained):
     sequential: Flag = False
 
     @property
-    def default_heads(self) -> Literal["all", "same"]:
-        """All heads of all sources where the start has them."""
-        return "all" if self.start == "closed_form" else "same"
-
-    @property
-    def rate_factor(self) -> float:
-        """Smaller learning rates after the closed form."""
-        return CLOSED_FORM_RATE if self.start == "closed_form" else 1.0
+    def solved_start(self) -> bool:
+        """Whether the training starts from the closed form."""
+        return self.start == "closed_form"
 
     def all_steps(self, k: int) -> int:
         """Training steps of a whole run with `k` sources; a sequential merge trains k - 1 stages."""
@@ -69,7 +64,7 @@ class FSMerge(Trained):
         """Raise UserError where there are no images, or where the maps do not fit the sources."""
         super().check(problem)
         check_maps(problem.plan, self.maps, self.rank)
-        if self.start != "closed_form":
+        if not self.solved_start:
             return
         check_closed_form(problem, "fs_merge method.start=closed_form")
         if self.maps != "full":
@@ -112,7 +107,7 @@ class FSMerge(Trained):
             return Solution(folded, projectors, trace, maps, facts=facts)
         stage = Stage(problem.plan, maps, weights, folded)
         network = PlainStudent(problem, folded, projectors)
-        rates = Distillation(lr=self.finetune_lr, start="closed_form" if self.start == "closed_form" else "first")
+        rates = Distillation(lr=self.finetune_lr, start="closed_form" if self.solved_start else "first")
         seed = derive(problem.seed, "release")
         second = self.train(problem, network, prepared, finetuned, rates, seed, "second")
         solution = network.solution(trace.then(second, trace.start_error))

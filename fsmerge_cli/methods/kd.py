@@ -16,7 +16,7 @@ from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Method, Trained, Weighted
-from fsmerge_cli.methods.closed_form_solution import CLOSED_FORM_RATE, check_closed_form, started
+from fsmerge_cli.methods.closed_form_solution import check_closed_form, started
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, start_maps
 from fsmerge_cli.supernet.student import Student
@@ -47,19 +47,14 @@ class Distillation(Trained):
     projector: Literal["linear", "identity"] = "linear"
 
     @property
-    def default_heads(self) -> Literal["all", "same"]:
-        """All heads of all sources where the start has them."""
-        return "all" if self.start == "closed_form" else "same"
-
-    @property
-    def rate_factor(self) -> float:
-        """Smaller learning rates after the closed form."""
-        return CLOSED_FORM_RATE if self.start == "closed_form" else 1.0
+    def solved_start(self) -> bool:
+        """Whether the training starts from the closed form."""
+        return self.start == "closed_form"
 
     def check(self, problem: Problem) -> None:
         """Raise UserError where there are no images, or where projector=identity does not fit the widths."""
         super().check(problem)
-        if self.start == "closed_form":
+        if self.solved_start:
             check_closed_form(problem, "kd method.start=closed_form")
             if self.projector == "identity":
                 raise ConfigError(

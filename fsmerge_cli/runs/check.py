@@ -29,7 +29,7 @@ from fsmerge_cli.methods import METHODS, Method, Problem
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
-from fsmerge_cli.runs import estimate
+from fsmerge_cli.runs import closed_form_cost, estimate
 from fsmerge_cli.runs.merge import methods_of, problem_of, state_content
 from fsmerge_cli.runs.request import Models, Request, chosen_method, source_specs
 from fsmerge_cli.training.snapshots import usable_state
@@ -261,8 +261,8 @@ def _estimated_cost(
     work = estimate.Workload(tuple(train), tuple(test), auxiliary)
     network = estimate.measure(plan)
     sizes = [sum(4 * t.numel() for t in s.weights.values()) for s in sources]
-    if isinstance(requested.method, FSClosedForm):
-        more = (*more, _views_note(requested.method, plan, work))
+    if solved := closed_form_cost.parts(requested.method)[0]:
+        more = (*more, _views_note(solved, plan, work.images, solved is requested.method))
     rate = _rate(requested.hardware, device)
     methods = methods_of(requested)
     seconds = sum(estimate.operations(plan, method, work, network) for method in methods) / rate
@@ -272,12 +272,12 @@ def _estimated_cost(
     return max(peaks), seconds, more
 
 
-def _views_note(method: FSClosedForm, plan: Plan, work: estimate.Workload) -> str:
-    inputs = estimate.rows_of(method, plan, work)
-    return (
-        f"the closed form runs all networks on {work.images} images x {inputs // max(1, work.images)} views = "
-        f"{inputs} inputs; method.views changes that"
-    )
+def _views_note(method: FSClosedForm, plan: Plan, images: int, chosen: bool) -> str:
+    """chosen: `method` is the method of the run, and not only the start of its training."""
+    inputs = closed_form_cost.rows_of(method, plan, images)
+    how = "; method.views changes that" if chosen else ""
+    views = inputs // max(1, images)
+    return f"the closed form runs all networks on {images} images x {views} views = {inputs} inputs{how}"
 
 
 def _rate(hardware: Hardware, device: torch.device) -> float:

@@ -24,6 +24,10 @@ from fsmerge_cli.alignment.closed_form.residual import MAX_BYTES
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.stages import embed
 from fsmerge_cli.architectures.ports import Mapped
+from fsmerge_cli.methods.base import Method, Trained
+from fsmerge_cli.methods.closed_form_solution import copies_per_image
+from fsmerge_cli.methods.fs_closed_form import FSClosedForm
+from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.models.plan import Plan
 
 COPIES = 3
@@ -48,6 +52,19 @@ class Shapes:
     merged: int
     stream: int
     merged_stream: int
+
+
+def parts(method: Method) -> tuple[FSClosedForm | None, Method]:
+    """The closed form that a method solves, if any, and what it trains afterwards (the method itself without)."""
+    if isinstance(method, FSClosedForm):
+        return method, method.training() if method.steps else method
+    solved = isinstance(method, Trained) and method.solved_start
+    return FSClosedForm(correct=isinstance(method, Distillation)) if solved else None, method
+
+
+def rows_of(method: FSClosedForm, plan: Plan, images: int) -> int:
+    """Images with their views."""
+    return images * (1 + copies_per_image(images, len(plan.tasks), method.views))
 
 
 def shapes(plan: Plan, rows: int) -> Shapes:
@@ -88,9 +105,7 @@ def memory(s: Shapes, parameters: int, pixels: int, correct: bool, batch: int) -
 def operations(plan: Plan, s: Shapes, forward: float) -> float:
     """Operations, those in fp64 counted DOUBLE. forward: of one image through the merged network."""
     k = len(plan.tasks)
-    total = (
-        s.rows * forward * (k + 2)
-    )  # the merged network to the inputs of its writers, and again to their outputs
+    total = s.rows * forward * (k + 2)  # the merged network to its writers' inputs, and again to their outputs
     rows = s.rows * s.tokens
     for role in plan.roles.values():
         if not isinstance(role, Mapped) or role.read is None:
@@ -99,9 +114,7 @@ def operations(plan: Plan, s: Shapes, forward: float) -> float:
         candidates, own = sum(read.sources), read.merged
         fitted = min(rows, ROWS_PER_UNIT * own) if s.depths else rows
         if s.depths and write.merged == s.merged_stream and read.merged != s.merged_stream:
-            chosen = min(
-                rows, ROWS_PER_CANDIDATE * candidates
-            )  # hidden units: selection, then regression on the rest
+            chosen = min(rows, ROWS_PER_CANDIDATE * candidates)  # hidden units are selected, then regressed on
             pairs = 1.2 * chosen * candidates**2 + fitted * own * (1.2 * own + 2 * write.merged)
             pairs += 2.0 * own * candidates * (candidates / 2 + write.merged)
         else:

@@ -37,7 +37,6 @@ from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.data.draw import MIN_FOR_VALIDATION
 from fsmerge_cli.evaluation.certificates import IMAGES
 from fsmerge_cli.methods.base import Method, Trained
-from fsmerge_cli.methods.closed_form_solution import copies_per_image
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
@@ -165,6 +164,7 @@ def peak_memory(
     sources: bytes of each source in memory. Within 30 % of the measured peak in the tests; see the module
     docstring.
     """
+    solved, method = closed_form_cost.parts(method)
     n, k, t = network.parameters, len(plan.tasks), trainable_parameters(plan, method, network)
     images = work.images
     pixels = 4 * images * torch.Size(plan.arch.input_size).numel()
@@ -176,7 +176,7 @@ def peak_memory(
     fit = max(
         _training(plan, method, hardware, work, network, t) + (4 * n * (k - 1) if permuted else 0),
         capture if isinstance(method, Trained) else 4 * n,
-        _closed_form(plan, method, hardware, work, network) if isinstance(method, FSClosedForm) else 0,
+        _closed_form(plan, solved, hardware, work, network) if solved else 0,
         _statistics(plan, False) if permuted else 0,
     )
     test_activations = network.widest * min(hardware.eval_batch, max(work.test, default=0))
@@ -185,13 +185,8 @@ def peak_memory(
     return constant + max(fit, evaluation, certificates)
 
 
-def rows_of(method: FSClosedForm, plan: Plan, work: Workload) -> int:
-    """Images with their views."""
-    return work.images * (1 + copies_per_image(work.images, len(plan.tasks), method.views))
-
-
 def _closed_form(plan: Plan, method: FSClosedForm, hardware: Hardware, work: Workload, network: Network) -> int:
-    shapes = closed_form_cost.shapes(plan, rows_of(method, plan, work))
+    shapes = closed_form_cost.shapes(plan, closed_form_cost.rows_of(method, plan, work.images))
     pixels = torch.Size(plan.arch.input_size).numel()
     return closed_form_cost.memory(shapes, network.parameters, pixels, method.correct, hardware.eval_batch)
 
@@ -232,6 +227,7 @@ def _training(plan: Plan, method: Method, hardware: Hardware, work: Workload, ne
 
 def operations(plan: Plan, method: Method, work: Workload, network: Network) -> float:
     """Floating-point operations of a whole run: teacher features, training, folds, evaluation."""
+    solved, method = closed_form_cost.parts(method)
     k, images = len(plan.tasks), work.images
     rows = k + (1 if method.name == "average" else 2)
     forward = float(network.operations)
@@ -240,8 +236,8 @@ def operations(plan: Plan, method: Method, work: Workload, network: Network) -> 
         total += forward * images * (k if getattr(method, "targets", "own") == "all" else 1)
     if permutes_sources(plan, method, images):
         total += forward * images * k
-    if isinstance(method, FSClosedForm):
-        shapes = closed_form_cost.shapes(plan, rows_of(method, plan, work))
+    if solved:
+        shapes = closed_form_cost.shapes(plan, closed_form_cost.rows_of(solved, plan, work.images))
         total += closed_form_cost.operations(plan, shapes, forward)
     if isinstance(method, Trained):
         batch = method.images_per_step(work.images)

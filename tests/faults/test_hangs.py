@@ -103,7 +103,7 @@ def test_a_stream_that_looks_like_a_regular_file(tmp_path: Path, monkeypatch: py
     os.close(write)
 
 
-@pytest.mark.skipif(not Path("/proc/1").exists(), reason="a folder of Linux")
+@pytest.mark.skipif(not Path("/proc/1").exists(), reason="only Linux has /proc")
 def test_a_folder_without_weights_is_not_searched_for_ever(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

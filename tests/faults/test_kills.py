@@ -50,6 +50,7 @@ RUNS: dict[str, list[str]] = {
     "MLP, finetune": [*FINETUNE, MLP_ARCH, "model.start=random", CLASSES],
     "MLP, fs_closed_form": [*MLP_PAIR, *CLOSED_FORM],
     "ViT, kd": [*VIT_PAIR, "method=kd", *SHORT],
+    "MLP, fs_merge from the closed form": [*MLP_PAIR, *FULL, "method.start=closed_form"],
     "ViT, kd from the closed form": [*VIT_PAIR, "method=kd", *SHORT, "method.start=closed_form"],
     "ViT, fs_merge": [*VIT_PAIR, *FULL],
     "ViT, fs_merge_paper": [*VIT_PAIR, *PAPER],

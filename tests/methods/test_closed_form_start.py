@@ -9,7 +9,8 @@ from torch import Tensor
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.methods import Method, closed_form_solution
-from fsmerge_cli.methods.closed_form_solution import CLOSED_FORM_RATE, started, started_maps
+from fsmerge_cli.methods.base import CLOSED_FORM_RATE
+from fsmerge_cli.methods.closed_form_solution import started, started_maps
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.methods.closed_form_solution import copies_per_image
+from fsmerge_cli.methods.fs_closed_form import FSClosedForm
+from fsmerge_cli.methods.fs_merge import FSMerge
+from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.runs import estimate
 from fsmerge_cli.runs.closed_form_cost import Shapes, memory, operations, shapes
+from fsmerge_cli.runs.estimate import Workload, measure, peak_memory
 from tests.support.sources import mlp_source
 from tests.support.vits import vit_source
 
@@ -45,3 +53,25 @@ def test_views_fill_up_to_1000_images_per_task() -> None:
 def test_one_pass_is_a_batch_of_small_images() -> None:
     few, many = (memory(Shapes(1000, 37, 9, 768, 384, 192, 96), 0, 0, True, batch) for batch in (1, 256))
     assert many - few == 3 * 255 * 8 * 37 * (768 + 384)
+
+
+@pytest.mark.parametrize("start", [Distillation(start="closed_form"), FSMerge(start="closed_form")])
+def test_a_start_from_the_closed_form_is_solved_and_trained(start: Distillation | FSMerge) -> None:
+    plan = start.plan([vit_source("class token", seed) for seed in (1, 2)])
+    work, network = Workload((50, 50), (10, 10), 0), measure(plan)
+    other = replace(start, start="first")
+    solved = operations(plan, shapes(plan, 2000), float(network.operations))
+    assert estimate.operations(plan, start, work, network) == pytest.approx(
+        estimate.operations(plan, other, work, network) + solved
+    )
+    trained, both = (peak_memory(plan, (1, 1), m, Hardware(), work, network) for m in (other, start))
+    assert both > trained
+
+
+def test_the_training_after_the_closed_form_counts() -> None:
+    plan = FSClosedForm().plan([vit_source("class token", seed) for seed in (1, 2)])
+    work, network = Workload((50, 50), (10, 10), 0), measure(plan)
+    none, some, twice = (estimate.operations(plan, FSClosedForm(steps=n), work, network) for n in (0, 100, 200))
+    step = float(network.operations) * 128 * (3 + 2)  # the student forward and backward, and both teachers
+    assert twice - some == pytest.approx(100 * step)
+    assert some > none + 100 * step
