@@ -8,12 +8,9 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from fsmerge_cli.common.errors import SourceError
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.shown import few
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
-
-MAX_LISTED = 3
-"""How many tensors a note or a message lists."""
 
 TRAINING = (
     r"(criterion|loss\w*|\w+_loss|(\w+_)?(metrics?|acc|accuracy|ema)|ema_\w+|optimi[sz]er\w*|(lr_)?scheduler)"
@@ -39,9 +36,7 @@ PIXELS = re.compile(r"(^|.*[._])(?<!running_)(mean|std)")
 
 def listed(names: Iterable[str]) -> str:
     """The first of the names, and how many there are besides."""
-    found = sorted(names)
-    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
-    return ", ".join(map(shown, found[:MAX_LISTED])) + more
+    return few(sorted(names))
 
 
 def without_effect(names: Iterable[str], spec: SourceSpec, where: str) -> list[str]:

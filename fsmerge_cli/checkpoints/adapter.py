@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fsmerge_cli.checkpoints.files import read_config, read_tensors
 from fsmerge_cli.common.errors import SourceError
-from fsmerge_cli.common.shown import brief, shown
+from fsmerge_cli.common.shown import brief, few, shown
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -44,17 +44,19 @@ OTHERS = frozenset(
         "modules_to_save",
         "init_lora_weights",
     }
-    | {"runtime_config", "ensure_weight_tying"}
+    | {"runtime_config", "ensure_weight_tying", "eva_config"}
 )
 """Keys without effect on how tensors are merged; `bias` and `modules_to_save` are read from the tensors."""
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the weights of the base as they are."""
 
+MAX_RANK = 4096
+"""Largest `r` that is read where a pattern gives the ranks."""
+
 CLASSES = ("num_classes", "label_names", "labels", "id2label", "label2id", "num_labels")
 """Keys of config.json that describe the head."""
 
 MERGE = "Merge it with PEFT itself: merge_and_unload() returns the model, whose state_dict() gives the weights."
-LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def read_adapter(path: Path, where: str, headers: bool = False) -> Adapter:
     config = _checked(read_config(path, where, CONFIG), where)
     tensors = read_tensors(weights_file(path, where), where, headers)[0]
     saved = tuple(config.get("modules_to_save") or ())
+    inside = re.compile(rf"(^|\.)({'|'.join(map(re.escape, saved))})\.")
     layers: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     unknown = []
@@ -111,16 +114,12 @@ def read_adapter(path: Path, where: str, headers: bool = False) -> Adapter:
             continue
         if found := PARTS.fullmatch(own):
             layers.setdefault(found[1], {})[found[2]] = tensor
-        elif any(re.search(rf"(^|\.){re.escape(str(module))}\.", own) for module in saved) or (
-            config.get("bias", "none") != "none" and own.endswith(".bias")
-        ):
+        elif (saved and inside.search(own)) or (config.get("bias", "none") != "none" and own.endswith(".bias")):
             whole[own] = tensor
         else:
             unknown.append(name)
-    if saved and not any(re.search(rf"(^|\.){re.escape(str(m))}\.", n) for m in saved for n in whole):
-        raise SourceError(
-            f"{where} has no tensors of its modules_to_save: {few([*map(str, saved)])}. Save it again."
-        )
+    if saved and not any(map(inside.search, whole)):
+        raise SourceError(f"{where} has no tensors of its modules_to_save: {few(saved)}. Save it again.")
     if unknown:
         raise SourceError(
             f"{where} has tensors that belong neither to a layer of LoRA nor to modules_to_save: {few(unknown)}. "
@@ -153,6 +152,9 @@ def _checked(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(key) or {}, dict):
             changed[key] = config[key]
+    saved = config.get("modules_to_save")
+    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+        changed["modules_to_save"] = saved
     changed |= {key: value for key, value in _patterns(config) if not _is_quick(value)}
     if changed:
         key, value = next(iter(changed.items()))
@@ -174,18 +176,31 @@ def _patterns(config: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _is_quick(pattern: object) -> bool:
-    """Whether a regular expression ends soon: no repetition of a group, few repetitions."""
+    """Whether a text is a regular expression that ends soon: no repetition of a group, few repetitions."""
     text = str(pattern)
+    try:
+        re.compile(text)
+    except re.error:
+        return False
     return len(text) < 500 and not re.search(r"\)\s*[*+{]", text) and sum(map(text.count, "*+{")) <= 4
 
 
 def require_ranks(adapter: Adapter, where: str) -> None:
     """Raise SourceError where the ranks of the configuration are not those of the tensors."""
+    for name, parts in adapter.layers.items():
+        for part, tensor in parts.items():
+            if part.startswith("lora_") and part.endswith("weight") and tensor.ndim not in (2, 4):
+                raise SourceError(
+                    f"{where}: {part} of {shown(name)} has the shape {list(tensor.shape)}, not that of a matrix. "
+                    "Save or download the adapter again."
+                )
     ranks = {len(parts["lora_A.weight"]) for parts in adapter.layers.values()}
     stated = adapter.config.get("r", 8)
     pattern = adapter.config.get("rank_pattern") or {}
     for rank in (stated, *pattern.values()):
-        if type(rank) is not int or rank < 1 or rank > max(ranks) or (not pattern and ranks != {rank}):
+        # With a pattern r may belong to no layer; PEFT compares the ranks of all layers with their tensors.
+        most = max(*ranks, MAX_RANK) if pattern and rank is stated else max(ranks)
+        if type(rank) is not int or not 1 <= rank <= most or (not pattern and ranks != {rank}):
             raise SourceError(
                 f"{where}: {CONFIG} has rank {brief(rank)}, its tensors {', '.join(map(str, sorted(ranks)))}. "
                 "They come from different saves: save or download the adapter again."
@@ -198,9 +213,3 @@ def config_with(adapter: Adapter, config: Mapping[str, Any], path: Path, where: 
         return dict(config)
     own = read_config(path, where)
     return {n: v for n, v in config.items() if n not in CLASSES} | {n: own[n] for n in CLASSES if n in own}
-
-
-def few(names: Sequence[str]) -> str:
-    """The first names, and how many there are besides."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{', '.join(map(shown, names[:LISTED]))}{more}"

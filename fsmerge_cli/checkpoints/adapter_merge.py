@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fsmerge_cli.checkpoints.adapter import CHOICE, CONFIG, START, USED, Adapter, few
+from fsmerge_cli.checkpoints.adapter import CHOICE, CONFIG, START, USED, Adapter
 from fsmerge_cli.common.errors import SourceError, first_line
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.shown import few, shown
 
 TRANSFORMERS_5 = {
     r"\bencoder\.layer\.(\d+)\.": r"layers.\1.",
@@ -130,7 +130,10 @@ def _merged(
 
 
 def _require_all(adapter: Adapter, base: Mapping[str, Tensor], place: _Places, title: str, where: str) -> None:
-    """Raise SourceError for layers that the configuration chooses, by PEFT's rule, and the file does not have."""
+    """Raise SourceError for layers of blocks that the configuration chooses, by PEFT's rule, and the file lacks.
+
+    Only of numbered blocks: a file of the base may hold more (a pooler, a head) than the model that was trained.
+    """
     import peft
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -142,6 +145,7 @@ def _require_all(adapter: Adapter, base: Mapping[str, Tensor], place: _Places, t
         name
         for name in matrices
         if name not in have
+        and any(part.isdigit() for part in name.split("."))
         and name.startswith(place.added)
         and check_target_module_exists(config, name.removeprefix(place.added))
     ]

@@ -114,12 +114,15 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
 
 
 def _require_one_order(config: Mapping[str, Any], where: str, name: str) -> None:
-    """Raise SourceError where id2label and label2id give a class two rows."""
+    """Raise SourceError where label2id gives a class a row that has another name in id2label.
+
+    A name that several rows have (`crane` of ImageNet) has only one of them in label2id.
+    """
     names, rows = config.get("id2label"), config.get("label2id")
     if not isinstance(names, dict) or not isinstance(rows, dict):
         return
     for row, label in names.items():
-        if isinstance(label, str) and label in rows and str(rows[label]) != str(row):
+        if isinstance(label, str) and label in rows and names.get(str(rows[label])) != label:
             raise SourceError(
                 f"{where}: in {name} id2label has '{shown(label)}' in row {shown(row)}, label2id in row "
                 f"{shown(rows[label])}. Correct one of them."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fsmerge_cli.checkpoints.files import as_float32
 from fsmerge_cli.checkpoints.head_modules import HeadModule, read_head
 from fsmerge_cli.common.errors import SourceError, unknown
-from fsmerge_cli.common.shown import listed
+from fsmerge_cli.common.shown import brief, listed
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
 
@@ -104,7 +104,7 @@ def choose_head(
         )
     if chosen not in names:
         raise SourceError(f"{where}: {unknown('head', chosen, names)}")
-    _refuse_other_targets(config, where)
+    target = _target_note(config, where)
     found = _linear(spec, stored[chosen], chosen, where)
     weight, bias = found.weight, found.bias
     given = (spec.labels,) if isinstance(spec.labels, str) else spec.labels
@@ -123,7 +123,7 @@ def choose_head(
             f"{where}: the head '{chosen}' starts with a LayerNorm, and normalize=true would scale its features "
             "to unit length before. Remove models.sources.N.normalize."
         )
-    notes = found.notes
+    notes = (*found.notes, *target)
     if one_logit:
         low, high = (*classes, "?", "?")[:2]
         notes += (f"its head has one logit, read as two classes: '{high}' above 0, '{low}' at 0 and below",)
@@ -180,15 +180,18 @@ TARGETS = {
 """Hugging Face's `problem_type` of models that are not supported."""
 
 
-def _refuse_other_targets(config: Mapping[str, Any], where: str) -> None:
-    kind = config.get("problem_type")
-    if kind not in (None, "single_label_classification"):
-        what = TARGETS.get(str(kind).lower(), "something else than one label per image")
+def _target_note(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """A note on a `problem_type` that is not known. Raises SourceError for those that are not supported."""
+    kind = config.get("problem_type") or "single_label_classification"
+    if what := TARGETS.get(str(kind).lower()):
         raise SourceError(
-            f"{where} predicts {what}: problem_type in config.json is {str(kind)[:99]!r}. fsmerge evaluates and "
+            f"{where} predicts {what}: problem_type in config.json is {brief(kind)}. fsmerge evaluates and "
             "distils one label per image, the one of the largest logit. Pass a model trained for that, or remove "
             "its head from the file to merge it without one."
         )
+    if str(kind).lower() == "single_label_classification":
+        return ()
+    return (f"problem_type in its config.json is {brief(kind)}; it is read as one label per image",)
 
 
 def _label_notes(given: tuple[str, ...] | None, listed: tuple[str, ...], rows: int) -> tuple[str, ...]:
@@ -227,7 +230,7 @@ def stated_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _placeholders(config: Mapping[str, Any]) -> bool:
     """Whether a config.json without usable labels states no names either, or only LABEL_0, LABEL_1, ..."""
     found = config.get("label_names") or config.get("id2label") or {}
-    names = found.values() if isinstance(found, dict) else found
+    names = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
     return all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names)
 
 

@@ -91,6 +91,14 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
     return Checkpoint(where, str(path), digest, config, tensors, heads, weights, notes)
 
 
+def digest(spec: SourceSpec) -> str | None:
+    """SHA-256 of the weights of an entry, as `open_checkpoint` records it; None where it has no file."""
+    path = None if spec.checkpoint is None else model_in(Path(spec.checkpoint).expanduser())
+    if path is None or not path.exists():
+        return None
+    return open_checkpoint(spec).sha256 if spec.base else locate(path, f"source '{spec.name}': {path}").sha256()
+
+
 def _on_base(spec: SourceSpec, base: str, path: Path, where: str, headers: bool) -> Checkpoint:
     """The checkpoint of an entry with a base: the base, with the adapter at `path` merged into it."""
     adapter = read_adapter(path, where, headers)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fsmerge_cli.common.errors import SourceError, unknown
-from fsmerge_cli.common.shown import listed
+from fsmerge_cli.common.shown import few
 
 EMA = re.compile(r"(^|[._])ema([._]|$)")
 """A prefix of exponentially averaged weights: model_ema., state_dict_ema., ema.module., ..."""
@@ -22,9 +22,6 @@ WRAPPERS = frozenset(
     | {"_checkpoint_wrapped_module"}
 )
 """Parts of a name that torch.compile, DataParallel, FSDP, checkpointing and their like insert, at any depth."""
-
-MAX_LISTED = 3
-"""How many ignored tensors a note lists."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,7 @@ def ignored_notes(found: Stripped, name: str) -> list[str]:
     rest = sorted(found.rest)
     if not rest:
         return []
-    more = f" and {len(rest) - MAX_LISTED} more" if len(rest) > MAX_LISTED else ""
-    return [f"'{name}': the weights under '{found.prefix}' were used; ignored: {listed(rest[:MAX_LISTED])}{more}"]
+    return [f"'{name}': the weights under '{found.prefix}' were used; ignored: {few(rest)}"]
 
 
 def _choose(found: list[str], where: str, chosen: str | None, ema: bool | None) -> tuple[str, tuple[str, ...]]:

@@ -21,7 +21,7 @@ from fsmerge_cli.checkpoints.key_tables import ADAPTER
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.safe_pickle import read_pickled
-from fsmerge_cli.common.shown import brief, shown
+from fsmerge_cli.common.shown import brief, few, shown
 
 INDEX = ".index.json"
 NAMES = (
@@ -41,9 +41,6 @@ OTHERS = re.compile(
     r"(bf16_)?zero_pp_rank_.*"
 )
 """Files with the suffix of weights that libraries write beside them."""
-
-LISTED = 3
-"""How many names a message lists."""
 
 LOOKED_AT = 500
 """How many entries of a folder without weights are looked at for a hint."""
@@ -71,7 +68,7 @@ class Weights:
         """A note for the source `name` on files that were not read; empty if there are none."""
         if not self.unread:
             return ()
-        others = f"{_few(self.unread)} in the same folder {_are(self.unread, 'was')} not"
+        others = f"{few(self.unread)} in the same folder {_are(self.unread, 'was')} not"
         return (f"'{name}': {self.files[0].name} was read, {others}",)
 
     def sha256(self) -> str:
@@ -137,7 +134,7 @@ def locate(path: Path, where: str) -> Weights:
         return _of(path, path / others[0], where)
     if others:
         raise SourceError(
-            f"{where} holds {len(others)} files of weights: {_few(others)}. Pass one of them: "
+            f"{where} holds {len(others)} files of weights: {few(others)}. Pass one of them: "
             f"models.sources.N.checkpoint={path / others[0]}"
         )
     raise SourceError(f"{where} {_nothing_in(path, shards)}")
@@ -168,7 +165,7 @@ def _read_index(file: Path, where: str) -> dict[str, Path]:
         raise SourceError(f"{where} names a file outside its folder: {brief(outside[0])}. Download it again.")
     if missing := [name for name in files if not (file.parent / name).is_file()]:
         raise SourceError(
-            f"{where} names {len(files)} files, of which {len(missing)} {_are(missing)} missing: {_few(missing)}. "
+            f"{where} names {len(files)} files, of which {len(missing)} {_are(missing)} missing: {few(missing)}. "
             "Download them again."
         )
     return {name: file.parent / shard for name, shard in names.items()}
@@ -179,8 +176,8 @@ def _check_index(index: Mapping[str, Path], found: Mapping[Path, Mapping[str, Te
     absent = [name for name, file in index.items() if name not in found[file]]
     extra = [name for tensors in found.values() for name in tensors if name not in index]
     if absent or extra:
-        texts = [f"names tensors that its files do not have: {_few(absent)}"] if absent else []
-        texts += [f"does not name tensors that its files have: {_few(extra)}"] if extra else []
+        texts = [f"names tensors that its files do not have: {few(absent)}"] if absent else []
+        texts += [f"does not name tensors that its files have: {few(extra)}"] if extra else []
         raise SourceError(
             f"{where}: the index of the shards {', and '.join(texts)}. They come from different saves: download "
             "the folder again."
@@ -195,7 +192,7 @@ def _looks_like_weights(file: Path) -> bool:
 def _nothing_in(path: Path, shards: Sequence[str]) -> str:
     """Why a folder has no weights, and what to do."""
     if shards:
-        return f"holds shards ({_few(shards)}) without their index, a file that ends in {INDEX}. Download it too."
+        return f"holds shards ({few(shards)}) without their index, a file that ends in {INDEX}. Download it too."
     if (path / "adapter_config.json").is_file():
         return f"holds {ADAPTER[0]}. {ADAPTER[1]}"
     known = sorted((file.name, found) for file in islice(path.iterdir(), LOOKED_AT) if (found := foreign(file)))
@@ -203,7 +200,7 @@ def _nothing_in(path: Path, shards: Sequence[str]) -> str:
         name, (title, remedy) = known[0]
         return f"holds no weights that can be read: {shown(name)} is {title}. {remedy}"
     if below := _below(path):
-        return f"holds no weights, but folders below it do: {_few(below)}. Pass one of them."
+        return f"holds no weights, but folders below it do: {few(below)}. Pass one of them."
     return (
         f"holds no weights ({NAMES[0]}, {NAMES[2]}, or another file of weights), and no merged/ of a run. Pass "
         "another folder, or a file."
@@ -222,11 +219,6 @@ def _folders(path: Path) -> list[Path]:
         return [file for file in islice(path.iterdir(), LOOKED_AT) if file.is_dir()]
     except OSError:
         return []
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{', '.join(map(shown, names[:LISTED]))}{more}"
 
 
 def _are(names: Sequence[str], singular: str = "is") -> str:

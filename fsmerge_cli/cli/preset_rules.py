@@ -26,6 +26,11 @@ def check_preset(file: Path, group: str) -> None:
     if group in presets.SWEEPS:
         return
     text = read_text(file)
+    if other := next(_other_groups(found), None):
+        raise ConfigError(
+            f"{shown(str(file))}: its defaults take '{shown(other)}'. Only files of {', '.join(presets.GROUPS)} "
+            "are checked, so a preset takes no others. Copy what it needs."
+        )
     for what in (*_packages(text), *_keys(found)):
         raise ConfigError(
             f"{shown(str(file))}: a preset of '{group}' must not reach Hydra's own options "
@@ -41,17 +46,24 @@ def _packages(text: str) -> Iterator[str]:
 
 
 def _keys(found: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of a preset that reach Hydra's node, and defaults that do or are of no group of ours."""
-    yield from (key for key in map(str, found) if _names_hydra(key))
+    """The keys of a preset, and the entries of its defaults, that reach Hydra's node."""
+    return filter(_names_hydra, (*map(str, found), *_defaults(found)))
+
+
+def _other_groups(found: Mapping[str, Any]) -> Iterator[str]:
+    """Entries of the defaults that take a file of a group that is neither ours nor Hydra's."""
+    for name in _defaults(found):
+        path = re.sub(r"^(override|optional)\s+", "", name.strip())
+        if path.startswith("/") and re.split(r"[/@]", path)[1] not in (*presets.GROUPS, "hydra"):
+            yield name
+
+
+def _defaults(found: Mapping[str, Any]) -> Iterator[str]:
     entries = found.get("defaults")
     for entry in entries if isinstance(entries, list) else ():
-        for name in map(str, entry) if isinstance(entry, Mapping) else [str(entry)]:
-            path = re.sub(r"^(override|optional)\s+", "", name.strip())
-            other = path.startswith("/") and re.split(r"[/@]", path)[1] not in presets.GROUPS
-            if _names_hydra(name) or other:
-                yield name
+        yield from map(str, entry) if isinstance(entry, Mapping) else [str(entry)]
 
 
 def _names_hydra(name: str) -> bool:
-    """Whether the name of a key, a package or a group leads to Hydra's node."""
-    return "hydra" in re.split(r"[^0-9a-zA-Z]+", name.lower().replace("_global_", " "))
+    """Whether a part of a key, a package or a group is Hydra's node."""
+    return "hydra" in re.split(r"[\s./@:]+", name.lower())

@@ -96,15 +96,14 @@ def _changed(path: Path) -> int | None:
 
 def check_sources(folder: Path, specs: Sequence[Any], evaluation: Mapping[str, Any]) -> None:
     """Raise ConfigError where a checkpoint has changed since the finished run."""
-    from fsmerge_cli.checkpoints.weights import locate, model_in  # imports torch
+    from fsmerge_cli.checkpoints.open import digest  # imports torch
 
     hashes = {source["name"]: source["sha256"] for source in evaluation["provenance"]["sources"]}
     for spec in specs:
-        if spec.checkpoint is None:
-            continue
-        path = model_in(Path(spec.checkpoint).expanduser())
-        if path.exists() and locate(path, f"source '{spec.name}': {path}").sha256() != hashes.get(spec.name):
+        found = digest(spec)
+        if found is not None and found != hashes.get(spec.name):
             raise ConfigError(
-                f"resume=true: source '{spec.name}' has changed since the finished run in {folder}: {path}. "
-                "Choose another output.dir=..., or start over with resume=false output.overwrite=true."
+                f"resume=true: source '{spec.name}' has changed since the finished run in {folder}: "
+                f"{spec.checkpoint}. Choose another output.dir=..., or start over with resume=false "
+                "output.overwrite=true."
             )

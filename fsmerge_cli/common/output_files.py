@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,7 +73,7 @@ def _holds_weights(path: Path) -> bool:
     except OSError:
         return False
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return b'"logits.' not in start
+        return re.search(rb'"(?!logits\.|task"|label"|__metadata__")[^"]+":\{"', start) is not None
     return start.startswith((b"PK\x03\x04", b"\x80"))
 
 
@@ -79,20 +81,23 @@ def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwr
     """Write files that belong together: all appear, complete, or none. Raises OutputError.
 
     files: by the option that sets the path, the path of `check_files` and what writes its content into a given
-    file. What has appeared at a path since then is kept, unless it is a regular file and `overwrite` is on.
+    file. What has appeared at a path since then is kept, unless it is a regular file and `overwrite` is on. A file
+    that is replaced comes back where another one cannot be written.
     """
     written: list[tuple[str, Path, Path]] = []
     appeared: list[Path] = []
+    replaced: list[tuple[Path, Path]] = []
     try:
         for key, (path, write) in files.items():
             with _errors(key, path):
-                temporary = path.with_name(f".{path.name[:100]}.{token_hex(4)}.tmp")
+                temporary = _beside(path)
                 temporary.touch(exist_ok=False)
                 written.append((key, temporary, path))
                 write(temporary)
         for key, temporary, path in written:
             with _errors(key, path):
                 if overwrite and path.is_file() and not path.is_symlink():
+                    replaced.append((_copy(path), path))
                     temporary.replace(path)
                 else:
                     _place(temporary, path)
@@ -102,11 +107,28 @@ def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwr
             with suppress(OSError):
                 if path in appeared or path.samefile(temporary):  # stopped before all had appeared
                     path.unlink()
+        for copy, path in replaced:
+            with suppress(OSError):
+                copy.replace(path)
         raise
     finally:
-        for _, temporary, _ in written:
+        for temporary in (*(temporary for _, temporary, _ in written), *(copy for copy, _ in replaced)):
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name[:100]}.{token_hex(4)}.tmp")
+
+
+def _copy(path: Path) -> Path:
+    """A second name of a file that is to be replaced, or a copy of it where there are no hard links."""
+    copy = _beside(path)
+    try:
+        os.link(path, copy)
+    except OSError:
+        shutil.copy2(path, copy)
+    return copy
 
 
 def _place(temporary: Path, path: Path) -> None:
@@ -117,7 +139,11 @@ def _place(temporary: Path, path: Path) -> None:
         raise
     except OSError:  # a file system without hard links
         path.touch(exist_ok=False)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 @contextmanager

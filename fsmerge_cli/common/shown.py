@@ -50,11 +50,16 @@ MAX_NAMES = 100
 """How many names of others a message lists."""
 
 
-def listed(names: Iterable[str], empty: str = "none") -> str:
-    """Names of others, on one line; of very many, the first and the number of the others."""
+def listed(names: Iterable[str], empty: str = "none", most: int = MAX_NAMES) -> str:
+    """Names of others, on one line; of more than `most`, the first and the number of the others."""
     found = [*names]
-    more = f" and {len(found) - MAX_NAMES} more" if len(found) > MAX_NAMES else ""
-    return (", ".join(map(shown, found[:MAX_NAMES])) or empty) + more
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return (", ".join(map(shown, found[:most])) or empty) + more
+
+
+def few(names: Iterable[str]) -> str:
+    """The first three names, and how many there are besides."""
+    return listed(names, most=3)
 
 
 def json_text(value: object) -> str:

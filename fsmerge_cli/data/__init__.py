@@ -73,7 +73,9 @@ def auxiliary_images(
     try:
         images = found[0].build("train", Task("", found[1]), transform)
     except DataError as error:
-        raise DataError(error if config.auxiliary_only else f"data.auxiliary: {error}") from None
+        if config.auxiliary_only:
+            raise
+        raise DataError(f"data.auxiliary: {error}") from None
     return None if images is None else (images, found[0])
 
 

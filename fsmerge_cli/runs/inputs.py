@@ -11,7 +11,14 @@ from fsmerge_cli.common.presets import GROUPS, SWEEPS
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.data import DataConfig, auxiliary
 
-BESIDE = ("config.json", "preprocessor_config.json", "heads.safetensors", "*.index.json", "*-of-*")
+BESIDE = (
+    "config.json",
+    "adapter_config.json",
+    "preprocessor_config.json",
+    "heads.safetensors",
+    "*.index.json",
+    "*-of-*",
+)
 """Files that are read with a file of weights in the same folder."""
 
 

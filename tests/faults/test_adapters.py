@@ -17,6 +17,7 @@ from fsmerge_cli import load_source
 from fsmerge_cli.checkpoints import adapter as adapters
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, SourceError
+from fsmerge_cli.runs.inputs import checkpoint_inputs
 
 peft = pytest.importorskip("peft")
 
@@ -184,6 +185,19 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         stated(target_modules="(a+)+$"),
         f": adapter_config.json has target_modules='(a+)+$', which is not supported here. {MERGE}",
     ),
+    "modules of another kind": (
+        stated(modules_to_save="head"),
+        f": adapter_config.json has modules_to_save='head', which is not supported here. {MERGE}",
+    ),
+    "a pattern that is none": (
+        stated(rank_pattern={"(": 2}),
+        f": adapter_config.json has rank_pattern='(', which is not supported here. {MERGE}",
+    ),
+    "a number for a matrix": (
+        tensors(lambda t: t.update({f"{QKV}A.weight": torch.tensor(1.0)})),
+        ": lora_A.weight of blocks.0.attn.qkv has the shape [], not that of a matrix. Save or download the "
+        "adapter again.",
+    ),
     "another rank": (
         stated(r=1_000_000_000),
         ": adapter_config.json has rank 1000000000, its tensors 2. They come from different saves: save or "
@@ -235,6 +249,47 @@ def test_what_does_not_fit_is_refused(case: str, place: Path) -> None:
         source(place)
     start = f"source 'a': {place}/adapter{'' if expected.startswith(':') else ' '}"
     assert str(error.value) == start + expected.replace("{base}", f"{place}/base")
+
+
+def test_a_base_may_hold_more_than_the_model_that_was_trained(place: Path) -> None:
+    stated(target_modules=["qkv", "fc1", "dense"])()
+    base = load_file("base/model.safetensors")
+    save_file({**base, "pooler.dense.weight": torch.ones(12, 12)}, "base/model.safetensors")
+    with pytest.raises(SourceError, match="there is a head and a pooler"):  # the adapter fits
+        source(place)
+
+
+def test_ranks_that_a_pattern_gives_to_all_layers(tmp_path: Path) -> None:
+    write_base(tmp_path / "base")
+    options = {"target_modules": ["qkv"], "r": 8, "rank_pattern": {"qkv": 2}}
+    expected = adapted(tmp_path / "base", tmp_path / "adapter", **options).merge_and_unload()
+    keys = {"base": str(tmp_path / "base"), "labels": list("uvwxy"), "mean": [0], "std": [1]}
+    found = load_source(tmp_path / "adapter", name="a", **keys)
+    name = "blocks.0.attn.qkv.weight"
+    torch.testing.assert_close(found.weights[name], expected.state_dict()[name].float())
+
+
+@pytest.mark.full
+def test_a_finished_run_of_an_adapter_is_resumed_and_a_changed_base_is_seen(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = "{name:%s,checkpoint:adapter,base:base,labels:[x,y,z],mean:[0],std:[1]}"
+    command = ["merge", f"+models.sources=[{entry % 'a'},{entry % 'b'}]", "method=average", "data=none"]
+    command += ["output.dir=out", "resume=true", "--quiet"]
+    assert main(command) == 0
+    assert main(command) == 0
+    base = load_file("base/model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in base.items()}, "base/model.safetensors")
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "source 'a' has changed since the finished run in " in capsys.readouterr().err
+
+
+def test_what_is_read_beside_the_file_of_an_adapter_is_protected(place: Path) -> None:
+    read = {
+        Path(found.path).name for found in checkpoint_inputs("checkpoint", "adapter/adapter_model.safetensors")
+    }
+    assert read == {"adapter_model.safetensors", "adapter_config.json"}
 
 
 def test_a_base_that_is_nothing_and_a_missing_library(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

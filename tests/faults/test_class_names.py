@@ -52,7 +52,7 @@ def test_placeholders_of_hugging_face_are_no_names(tmp_path: Path) -> None:
     ("kind", "what"),
     [
         ("MULTI_LABEL_CLASSIFICATION", "several labels per image (multi-label)"),
-        ("ranking", "something else than one label per image"),
+        ("regression", "a number per image (regression)"),
     ],
 )
 def test_another_problem_type_is_refused(kind: str, what: str, tmp_path: Path) -> None:
@@ -61,10 +61,33 @@ def test_another_problem_type_is_refused(kind: str, what: str, tmp_path: Path) -
     assert f"predicts {what}: problem_type in config.json is '{kind}'. " in str(error.value)
 
 
+@pytest.mark.parametrize("kind", [None, "", "single_label_classification", "SINGLE_LABEL_CLASSIFICATION"])
+def test_one_label_per_image_needs_no_note(kind: str | None, tmp_path: Path) -> None:
+    assert load_source(with_config(tmp_path, {"problem_type": kind})).notes == ()
+
+
+def test_an_unknown_problem_type_is_a_note(tmp_path: Path) -> None:
+    note = "'a': problem_type in its config.json is 'ranking'; it is read as one label per image"
+    assert load_source(with_config(tmp_path, {"problem_type": "ranking"})).notes == (note,)
+
+
+@pytest.mark.parametrize("config", [{"label_names": 5}, {"id2label": 5}, {"label_names": "abc"}])
+def test_class_names_of_another_kind_are_none(config: dict[str, Any], tmp_path: Path) -> None:
+    assert load_source(with_config(tmp_path, config)).notes == ()
+
+
+def test_a_name_of_two_rows_has_one_of_them_in_label2id(tmp_path: Path) -> None:
+    names = {str(row): f"c{row}" for row in range(C)} | {"2": "c0"}  # as `crane` of ImageNet
+    rows = {name: int(row) for row, name in names.items()}
+    found = load_source(with_config(tmp_path, {"id2label": names, "label2id": rows}))
+    assert found.head is not None
+    assert found.head.labels[:3] == ("c0", "c1", "c0")
+
+
 def test_two_tables_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     names = {str(row): f"c{row}" for row in range(C)}
     rows = {name: int(row) for row, name in names.items()}
-    assert load_source(with_config(tmp_path, {"id2label": names, "label2id": rows})).notes is not None
+    assert load_source(with_config(tmp_path, {"id2label": names, "label2id": rows})).notes == ()
     with pytest.raises(SourceError) as error:
         load_source(with_config(tmp_path, {"id2label": names, "label2id": rows | {"c0": 1, "c1": 0}}))
     assert str(error.value).endswith(

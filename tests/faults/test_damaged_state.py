@@ -205,7 +205,9 @@ def test_a_state_that_is_not_as_it_was_saved_is_one_message(
     code = main([*RUN, "seed=0", f"output.dir={out}", "resume=true"])
     if message is None:
         assert code == 0
-        assert (tmp_path / "out/evaluation.json").is_file()
+        assert main([*RUN, "seed=0", f"output.dir={tmp_path}/whole"]) == 0
+        model = "merged/model.safetensors"
+        assert (out / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
         return
     assert code == 2
     found = capsys.readouterr().err.splitlines()[0]

@@ -24,7 +24,6 @@ REFUSED = {
     "optional defaults": ("defaults: [{optional /hydra/launcher: mine}]\n", "optional /hydra/launcher"),
     "defaults in that package": ("defaults: [{/data@hydra.run: mine}]\n", "/data@hydra.run"),
     "defaults as text": ("defaults: [/hydra/callbacks/mine]\n", "/hydra/callbacks/mine"),
-    "a file of another folder": ("defaults: [/other/mine]\n", "/other/mine"),
 }
 
 ACCEPTED = {
@@ -32,6 +31,7 @@ ACCEPTED = {
     "the data of the set": "defaults:\n  - override /data@_global_.data: digits\n" + SOURCES,
     "a comment": "# for hydra users\n" + SOURCES,
     "a name": "sources: [{name: hydra, checkpoint: hydra.safetensors}]\n",
+    "a preset of a name like it": "defaults: [hydra_small]\n" + SOURCES,
     "itself": "defaults: [_self_]\n" + SOURCES,
 }
 
@@ -49,6 +49,17 @@ def test_a_preset_that_reaches_hydra_is_refused(case: str, group: str, tmp_path:
         "elsewhere. Remove that from the file. Launchers and sweeps of your own go into launcher/ and sweep/."
     )
     check_preset(file, "launcher")
+
+
+def test_files_that_are_not_checked_are_not_taken(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("defaults: [/common/base]\n")
+    with pytest.raises(ConfigError) as error:
+        check_preset(file, "models")
+    assert str(error.value) == (
+        f"{file}: its defaults take '/common/base'. Only files of models, data, method, hardware are checked, so "
+        "a preset takes no others. Copy what it needs."
+    )
 
 
 @pytest.mark.parametrize("case", ACCEPTED)

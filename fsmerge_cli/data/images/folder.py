@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -154,7 +155,7 @@ def _files(folder: Path, task: Task, classified: bool) -> tuple[list[tuple[Path,
     if not classes or task.labels is None:
         return flat + [(path, -1) for own in classes.values() for path in images(own)], ()
     labels = tuple(_normal(label) for label in task.labels)
-    if repeated := sorted({name for name in labels if labels.count(name) > 1 and name in classes}):
+    if repeated := sorted(name for name, times in Counter(labels).items() if times > 1 and name in classes):
         raise DataError(
             f"data=folder: task '{task.name}' has the label {listed(repeated)} more than once, so that the "
             "folder of that name has no row of its own. Pass models.sources.N.labels=[...] without repetition."
