@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
+from fsmerge_cli.checkpoints.architecture import architecture
 from fsmerge_cli.checkpoints.files import file_sha256
-from fsmerge_cli.checkpoints.open import architecture
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, write_json
 from fsmerge_cli.common.cache import cache_folder

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fsmerge_cli.architectures import SPECS, Family, resolve
+from fsmerge_cli.architectures import Family
 from fsmerge_cli.checkpoints.adapter import config_with, read_adapter
 from fsmerge_cli.checkpoints.adapter_merge import merge_adapter
+from fsmerge_cli.checkpoints.architecture import architecture, hub_name, infer_architecture
 from fsmerge_cli.checkpoints.files import (
     hub_config,
     read_config,
@@ -28,7 +29,7 @@ from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.translation import CLIP_PIXELS, Translation, of_timm, translate
 from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
-from fsmerge_cli.common.errors import SourceError, unknown
+from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.source_spec import SourceSpec
 
@@ -191,7 +192,7 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     config = {**stated, **config}
     _refuse_depth(spec, config, len(stored), where)
     if spec.module is not None and spec.arch is None and "architecture" not in config:
-        family, arch = _infer_architecture(spec.module, where)
+        family, arch = infer_architecture(spec.module, where)
     else:
         family, arch = architecture(spec, config, where)
     if spec.module is not None and not _fits(config["pretrained_cfg"], arch.input_size[0]):
@@ -229,74 +230,3 @@ def stored_names(spec: SourceSpec, found: Checkpoint) -> dict[str, str]:
 def _fits(stated: Mapping[str, Any], channels: int) -> bool:
     """Whether a normalisation has this number of channels; timm gives every module that of its public weights."""
     return all(len(stated.get(key) or ()) in (0, 1, channels) for key in ("mean", "std"))
-
-
-def _infer_architecture(module: nn.Module, where: str) -> tuple[Family, Any]:
-    """Family and options of a module from which they can be inferred."""
-    for part in module.modules():
-        for family in SPECS.values():
-            try:
-                arch = family.describe(part)
-            except SourceError as error:
-                raise SourceError(f"{where}: {error}") from None
-            if arch is not None:
-                return family, arch
-    raise SourceError(
-        f"{where} does not specify its architecture. Also pass its arch, a timm name or "
-        f"{{'family': ..., ...}} ({', '.join(sorted(SPECS))})."
-    )
-
-
-def hub_name(spec: SourceSpec) -> str | None:
-    """The timm name of an entry's hub weights (an architecture with a tag); None if `arch` is not such a name."""
-    name = spec.arch if isinstance(spec.arch, str) else (spec.arch or {}).get("name")
-    return name if isinstance(name, str) and "." in name else None
-
-
-def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tuple[Family, Any]:
-    """Family and options, from the entry or from the checkpoint's config.json, which must not contradict it."""
-    stated = config.get("architecture")
-    if isinstance(spec.arch, str):
-        _require_same(spec.arch.split(".")[0], stated, where)
-        return resolve(spec.arch, {}, config, f"{where}: arch")
-    if spec.arch is not None:
-        # Options of another library's file that are not given in the entry.
-        options = _projected(spec.arch, config)
-        name = options.pop("family", None)
-        options = {**({"eps": config["eps"]} if name == "vit" and "eps" in config else {}), **options}
-        if name is None:
-            glued = any(":" in key for key in spec.arch)  # YAML reads {family:vit} as a key `family:vit`
-            advice = "with a space after every colon in a YAML file." if glued else "or a timm name."
-            raise SourceError(
-                f"{where}: arch={spec.arch} has no family. Pass arch={{family: ..., ...}} "
-                f"({', '.join(sorted(SPECS))}), {advice}"
-            )
-        if not isinstance(name, str) or name not in SPECS:
-            raise SourceError(f"{where}: {unknown('arch.family', str(name), SPECS)}")
-        if isinstance(options.get("name"), str):
-            _require_same(options["name"].split(".")[0], stated, where)
-        return resolve(name, options, {}, f"{where}: arch")
-    if not isinstance(stated, str):
-        raise SourceError(
-            f"{where} does not specify its architecture. Put a config.json next to the weights or pass "
-            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} "
-            f"({', '.join(sorted(SPECS))})."
-        )
-    return resolve(stated, config.get("model_args") or {}, config, f"{where}: arch")
-
-
-def _projected(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of an entry, completed with the projection of the checkpoint."""
-    if not config.get("projection") or "projection" in options:
-        return dict(options)
-    args = {"num_classes": config.get("num_classes"), **(options.get("args") or {})}
-    return {**options, "projection": True, "args": args}
-
-
-def _require_same(chosen: str, stated: Any, where: str) -> None:
-    """A contradiction is refused, since shapes do not distinguish architectures (GELU or quick-GELU)."""
-    if isinstance(stated, str) and stated != chosen:
-        raise SourceError(
-            f"{where} is a {stated} according to its config.json, but models.sources.N.arch is {chosen}. "
-            "Pass models.sources.N.arch=null to use the architecture of the checkpoint."
-        )

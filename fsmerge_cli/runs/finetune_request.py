@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from pydantic.dataclasses import dataclass as checked
 
+from fsmerge_cli.checkpoints.architecture import architecture, hub_name
 from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.load import assemble, check_weights
-from fsmerge_cli.checkpoints.open import architecture, hub_name, open_checkpoint
+from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.tasks import DATA, FILES, with_label_names
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError, unknown

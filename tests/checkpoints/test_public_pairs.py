@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import create_model
 
+from fsmerge_cli.checkpoints.architecture import hub_name
 from fsmerge_cli.checkpoints.files import hub_config
-from fsmerge_cli.checkpoints.open import hub_name
 from fsmerge_cli.cli import main
 from fsmerge_cli.common import presets
 from fsmerge_cli.data import DATASETS

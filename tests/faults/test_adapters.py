@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -18,11 +15,10 @@ from fsmerge_cli.checkpoints import adapter as adapters
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, SourceError
 from fsmerge_cli.runs.inputs import checkpoint_inputs
+from tests.support.adapters import NAME, adapted, source, stated, write_base
 
 peft = pytest.importorskip("peft")
 
-ARGS = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 12, "depth": 2, "num_heads": 3}
-NAME = "vit_tiny_patch16_224"
 KINDS: dict[str, dict[str, Any]] = {
     "a head of its own": {"target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]},
     "the convolution too, DoRA": {
@@ -46,47 +42,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_base(folder: Path, classes: int = 5) -> None:
-    torch.manual_seed(0)
-    folder.mkdir()
-    model = timm.create_model(NAME, num_classes=classes, **ARGS)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": ARGS}))
-
-
-def adapted(base: Path, folder: Path, **options: Any) -> Any:
-    """The model of PEFT whose adapter is saved in `folder`, with three classes and random values."""
-    model = timm.create_model(NAME, num_classes=5, **ARGS)
-    model.load_state_dict(load_file(base / "model.safetensors"))
-    torch.manual_seed(1)
-    model.reset_classifier(3)
-    found = peft.get_peft_model(model, peft.LoraConfig(**{"r": 2, "lora_alpha": 6, **options}))
-    with torch.no_grad():
-        for name, tensor in found.named_parameters():
-            if "lora" in name:
-                tensor.normal_(std=0.3)
-    found.save_pretrained(folder)
-    return found
-
-
-def source(place: Path, **keys: Any) -> Any:
-    given = {"base": str(place / "base"), "labels": ["x", "y", "z"], "mean": [0], "std": [1], **keys}
-    return load_source(place / "adapter", name="a", **given)
-
-
-@pytest.fixture(scope="module")
-def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("made")
-    write_base(place / "base")
-    adapted(place / "base", place / "adapter", **KINDS["a head of its own"])
-    return place
-
-
 @pytest.fixture
-def place(_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(_made, tmp_path / "x")
-    monkeypatch.chdir(tmp_path / "x")
-    return tmp_path / "x"
+def place(adapted_place: Path) -> Path:
+    return adapted_place
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,110 +103,6 @@ def test_a_base_of_hugging_face_with_and_without_its_head(tmp_path: Path) -> Non
         network.load_state_dict(found.weights)
         logits = network(images) @ found.head.weight.T + found.head.bias
         torch.testing.assert_close(logits, merged(images).logits, rtol=0, atol=1e-5)
-
-
-def stated(**changes: Any) -> Callable[[], None]:
-    def change() -> None:
-        file = Path("adapter/adapter_config.json")
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-    return change
-
-
-def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[], None]:
-    def rewrite() -> None:
-        file = "adapter/adapter_model.safetensors"
-        content = load_file(file)
-        change(content)
-        save_file(content, file)
-
-    return rewrite
-
-
-QKV = "base_model.model.blocks.0.attn.qkv.lora_"
-MERGE = "Merge it with PEFT itself: merge_and_unload() returns the model, whose state_dict() gives the weights."
-TRAINED = "Pass the base that the adapter was trained on."
-REFUSED: dict[str, tuple[Callable[[], object], str]] = {
-    "another kind": (
-        stated(peft_type="IA3"),
-        f"is an adapter of PEFT of the type 'IA3', and only LORA is merged here. {MERGE}",
-    ),
-    "a start that changes the base": (
-        stated(init_lora_weights="pissa"),
-        f": adapter_config.json has init_lora_weights='pissa', which is not supported here. {MERGE}",
-    ),
-    "a key that changes the sum": (
-        stated(use_qalora=True),
-        f": adapter_config.json has use_qalora=True, which is not supported here. {MERGE}",
-    ),
-    "a pattern that takes for ever": (
-        stated(target_modules="(a+)+$"),
-        f": adapter_config.json has target_modules='(a+)+$', which is not supported here. {MERGE}",
-    ),
-    "modules of another kind": (
-        stated(modules_to_save="head"),
-        f": adapter_config.json has modules_to_save='head', which is not supported here. {MERGE}",
-    ),
-    "a pattern that is none": (
-        stated(rank_pattern={"(": 2}),
-        f": adapter_config.json has rank_pattern='(', which is not supported here. {MERGE}",
-    ),
-    "a number for a matrix": (
-        tensors(lambda t: t.update({f"{QKV}A.weight": torch.tensor(1.0)})),
-        ": lora_A.weight of blocks.0.attn.qkv has the shape [], not that of a matrix. Save or download the "
-        "adapter again.",
-    ),
-    "another rank": (
-        stated(r=1_000_000_000),
-        ": adapter_config.json has rank 1000000000, its tensors 2. They come from different saves: save or "
-        "download the adapter again.",
-    ),
-    "a tensor that is nothing known": (
-        tensors(lambda t: t.update({"base_model.model.blocks.0.prompt": torch.ones(2)})),
-        "has tensors that belong neither to a layer of LoRA nor to modules_to_save: "
-        f"base_model.model.blocks.0.prompt. {MERGE}",
-    ),
-    "half a layer": (
-        tensors(lambda t: t.pop(f"{QKV}B.weight")),
-        "lacks lora_A or lora_B of blocks.0.attn.qkv. Save or download the adapter again.",
-    ),
-    "a missing layer": (
-        tensors(lambda t: [t.pop(f"{QKV}{part}.weight") for part in "AB"]),
-        "has no tensors for layers of {base} that its target_modules choose: blocks.0.attn.qkv. Save or download "
-        "the adapter again, or pass the base that it was trained on.",
-    ),
-    "a missing head": (
-        tensors(lambda t: [t.pop(f"base_model.model.head.{part}") for part in ("weight", "bias")]),
-        "has no tensors of its modules_to_save: head. Save it again.",
-    ),
-    "layers that the base does not have": (
-        tensors(lambda t: [t.update({n.replace("blocks.1", "blocks.9"): t.pop(n)}) for n in [*t] if ".1." in n]),
-        ": {base} lacks layers that the adapter changes: blocks.9.attn.qkv, blocks.9.mlp.fc1. " + TRAINED,
-    ),
-    "layers of another width": (
-        tensors(lambda t: t.update({f"{QKV}A.weight": torch.ones(2, 7)})),
-        ": lora_A [2, 7] and lora_B [36, 2] of blocks.0.attn.qkv do not fit [36, 12] in {base}. " + TRAINED,
-    ),
-    "no weights": (
-        lambda: Path("adapter/adapter_model.safetensors").unlink(),
-        "has an adapter_config.json, but no adapter_model.safetensors. Save or download the adapter again.",
-    ),
-    "no adapter": (
-        lambda: Path("adapter/adapter_config.json").unlink(),
-        "is no adapter of PEFT (a folder with adapter_config.json), so that models.sources.N.base has no meaning. "
-        "Pass the adapter's folder, or remove the key.",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused(case: str, place: Path) -> None:
-    change, expected = REFUSED[case]
-    change()
-    with pytest.raises(SourceError) as error:
-        source(place)
-    start = f"source 'a': {place}/adapter{'' if expected.startswith(':') else ' '}"
-    assert str(error.value) == start + expected.replace("{base}", f"{place}/base")
 
 
 def test_a_base_may_hold_more_than_the_model_that_was_trained(place: Path) -> None:

@@ -1,0 +1,83 @@
+"""The architecture of a checkpoint: from the entry, from its config.json, or from a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fsmerge_cli.architectures import SPECS, Family, resolve
+from fsmerge_cli.common.errors import SourceError, unknown
+from fsmerge_cli.models.source_spec import SourceSpec
+
+
+def infer_architecture(module: nn.Module, where: str) -> tuple[Family, Any]:
+    """Family and options of a module from which they can be inferred."""
+    for part in module.modules():
+        for family in SPECS.values():
+            try:
+                arch = family.describe(part)
+            except SourceError as error:
+                raise SourceError(f"{where}: {error}") from None
+            if arch is not None:
+                return family, arch
+    raise SourceError(
+        f"{where} does not specify its architecture. Also pass its arch, a timm name or "
+        f"{{'family': ..., ...}} ({', '.join(sorted(SPECS))})."
+    )
+
+
+def hub_name(spec: SourceSpec) -> str | None:
+    """The timm name of an entry's hub weights (an architecture with a tag); None if `arch` is not such a name."""
+    name = spec.arch if isinstance(spec.arch, str) else (spec.arch or {}).get("name")
+    return name if isinstance(name, str) and "." in name else None
+
+
+def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tuple[Family, Any]:
+    """Family and options, from the entry or from the checkpoint's config.json, which must not contradict it."""
+    stated = config.get("architecture")
+    if isinstance(spec.arch, str):
+        _require_same(spec.arch.split(".")[0], stated, where)
+        return resolve(spec.arch, {}, config, f"{where}: arch")
+    if spec.arch is not None:
+        # Options of another library's file that are not given in the entry.
+        options = _projected(spec.arch, config)
+        name = options.pop("family", None)
+        options = {**({"eps": config["eps"]} if name == "vit" and "eps" in config else {}), **options}
+        if name is None:
+            glued = any(":" in key for key in spec.arch)  # YAML reads {family:vit} as a key `family:vit`
+            advice = "with a space after every colon in a YAML file." if glued else "or a timm name."
+            raise SourceError(
+                f"{where}: arch={spec.arch} has no family. Pass arch={{family: ..., ...}} "
+                f"({', '.join(sorted(SPECS))}), {advice}"
+            )
+        if not isinstance(name, str) or name not in SPECS:
+            raise SourceError(f"{where}: {unknown('arch.family', str(name), SPECS)}")
+        if isinstance(options.get("name"), str):
+            _require_same(options["name"].split(".")[0], stated, where)
+        return resolve(name, options, {}, f"{where}: arch")
+    if not isinstance(stated, str):
+        raise SourceError(
+            f"{where} does not specify its architecture. Put a config.json next to the weights or pass "
+            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} "
+            f"({', '.join(sorted(SPECS))})."
+        )
+    return resolve(stated, config.get("model_args") or {}, config, f"{where}: arch")
+
+
+def _projected(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an entry, completed with the projection of the checkpoint."""
+    if not config.get("projection") or "projection" in options:
+        return dict(options)
+    args = {"num_classes": config.get("num_classes"), **(options.get("args") or {})}
+    return {**options, "projection": True, "args": args}
+
+
+def _require_same(chosen: str, stated: Any, where: str) -> None:
+    """A contradiction is refused, since shapes do not distinguish architectures (GELU or quick-GELU)."""
+    if isinstance(stated, str) and stated != chosen:
+        raise SourceError(
+            f"{where} is a {stated} according to its config.json, but models.sources.N.arch is {chosen}. "
+            "Pass models.sources.N.arch=null to use the architecture of the checkpoint."
+        )
