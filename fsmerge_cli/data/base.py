@@ -185,6 +185,13 @@ class DataConfig(ABC):
         paths = self.paths().items()
         return [Input(key, path.replace("{task}", task)) for task in tasks for key, path in paths]
 
+    def is_mixed(self, tasks: Sequence[str]) -> bool:
+        """Whether the images belong to no particular task, so that every source sees every image.
+
+        They are then those of the task "", and `images_per_task` times the number of tasks are sampled.
+        """
+        return False
+
     def count(self, available: int) -> int:
         """The number of images that are sampled from `available` ones."""
         return available if self.images_per_task == "all" else min(self.images_per_task, available)

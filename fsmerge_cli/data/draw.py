@@ -27,7 +27,8 @@ MIN_FOR_VALIDATION = 32
 Targets = Literal["own", "all"]
 
 NO_TASK = -1
-"""Task index of auxiliary images, which belong to no task: every source is a teacher on them."""
+"""Task index of images that belong to no particular task (auxiliary ones, one folder for all tasks): every source
+is a teacher on them."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,22 @@ def draw(
     progress: Progress = silent,
     counts: Sequence[int] | None = None,
     tests: Mapping[bytes, str] | None = None,
+    mixed: bool = False,
 ) -> tuple[Images, list[LeftOut]]:
     """Sample `images_per_task` images of each task, with their augmented views; also which images were left out.
 
     The first images of one random permutation are taken, so that a smaller sample is part of a larger one. An
     image that is left out is replaced by the next one. auxiliary: auxiliary images, and the data set whose options
     set their number; none of them is held out for validation. counts: number of images of each task, overriding
-    `config`. tests: digest (see `digest`) -> title of the test images, none of which is sampled. workers:
-    processes that read and augment; the result does not depend on their number. Raises DataError if an image
+    `config`. tests: digest (see `digest`) -> title of the test images, none of which is sampled. mixed: the
+    images of `sets` belong to no particular task. workers: processes that read and augment; the result does not
+    depend on their number. Raises DataError if an image
     cannot be read and its set does not skip unreadable images.
     """
     counts = [config.count(len(own)) for own in sets] if counts is None else counts
     hold_out = min(counts, default=0) >= MIN_FOR_VALIDATION
     samples = [
-        _TaskSample(own, config, seed, index, count, workers)
+        _TaskSample(own, config, seed, NO_TASK if mixed else index, count, workers)
         for index, (own, count) in enumerate(zip(sets, counts))
     ]
     if auxiliary is not None:
@@ -100,8 +103,8 @@ def draw(
         progress(Event("read images", done, total, images=1))
 
     excluded = dict(tests or {})
-    for sample in samples:  # of all tasks first, so that no other task trains on these images
-        share = sample.config.validation if hold_out and sample.task != NO_TASK else 0
+    for place, sample in enumerate(samples):  # of all tasks first, so that no other task trains on these images
+        share = sample.config.validation if hold_out and place < len(sets) else 0
         sample.hold_out(min(round(share * sample.count), sample.count - 1), excluded, report)
     held_out = {key: title for sample in samples for key, title in sample.digests.items()}
     for sample in samples:

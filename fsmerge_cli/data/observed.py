@@ -36,14 +36,16 @@ class Observed:
     def notes(self) -> tuple[str, ...]:
         """The notes for the user."""
         found = []
+        start = f"task '{self.task.name}': " if self.task.name else ""
+        its = "its" if self.task.name else "the"
         if self.brightest is not None and self.brightest < DARK:
             found.append(
-                f"task '{self.task.name}': no pixel of its {self.what} is above {self.brightest:.3g} of the range "
+                f"{start}no pixel of {its} {self.what} is above {self.brightest:.3g} of the range "
                 "0..1: if they are stored with fewer bits than their files have, scale them to the whole range"
             )
         missing = [label for row, label in enumerate(self.task.labels or ()) if row not in self.classes]
         if self.classes and missing:
-            found.append(f"task '{self.task.name}': there are no {self.what} of {_few(missing)}")
+            found.append(f"{start}there are no {self.what} of {_few(missing)}")
         return tuple(found)
 
 

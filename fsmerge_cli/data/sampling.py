@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.common.shown import listed
 from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
 from fsmerge_cli.data.base import Split
 from fsmerge_cli.data.draw import NO_TASK, READ_BATCH, Images, LeftOut, digest, draw
@@ -20,6 +21,9 @@ from fsmerge_cli.data.reading import combined_error, read_valid
 
 MAX_EXAMPLES = 3
 """Largest number of examples in a note."""
+
+EVERY = Task("", None)
+"""The task of images that belong to no particular one."""
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -41,13 +45,35 @@ class TestImages:
 
 
 def build_sets(
-    data: DataConfig, split: Split, tasks: Sequence[Task], transform: Transform
+    data: DataConfig, split: Split, tasks: Sequence[Task], transform: Transform, mixed: bool | None = None
 ) -> list[ImageSet | None]:
-    """The images of every task in a split; None for a training split that is not sampled. Raises DataError."""
+    """The images of every task in a split; None for a training split that is not sampled. Raises DataError.
+
+    mixed: whether every source sees every image (None: as the data set says for these tasks). Then all tasks have
+    the same test images, and the training images are those of `shared_images`.
+    """
+    if _is_mixed(data, tasks) if mixed is None else mixed:
+        return [data.build("test", EVERY, transform) if split == "test" else None] * len(tasks)
     skipped = [
         split == "train" and (data.auxiliary_only or data.of(task.name).images_per_task == 0) for task in tasks
     ]
     return [None if skip else data.build(split, task, transform) for task, skip in zip(tasks, skipped)]
+
+
+def shared_images(data: DataConfig, tasks: Sequence[Task], transform: Transform) -> ImageSet | None:
+    """The images that every source sees; None where each task has its own, or none are sampled."""
+    if not _is_mixed(data, tasks) or data.images_per_task == 0:
+        return None
+    return data.build("train", EVERY, transform)
+
+
+def _is_mixed(data: DataConfig, tasks: Sequence[Task]) -> bool:
+    return data.is_mixed([task.name for task in tasks])
+
+
+def _count_shared(data: DataConfig, tasks: Sequence[Task], shared: ImageSet) -> int:
+    """Number of sampled images that every source sees: as many as if each task had its own."""
+    return len(shared) if data.images_per_task == "all" else min(len(tasks) * data.images_per_task, len(shared))
 
 
 def read_test_images(
@@ -120,22 +146,32 @@ def sample_images(
 ) -> tuple[Images, tuple[str, ...]]:
     """The images that a merge may use, without duplicates of test images, and notes. Raises DataError."""
     sets = build_sets(data, "train", tasks, transform)
-    others = auxiliary_images(data, transform)
-    notes = [note for own in sets if own for note in own.notes]
+    others, shared = auxiliary_images(data, transform), shared_images(data, tasks, transform)
+    notes = [note for own in [*sets, shared] if own for note in own.notes]
     if others is not None:
         kind = "generated" if others[1].name in ("generated", "none") else f"data={others[1].name}"
         notes.append(f"{others[1].count(len(others[0]))} auxiliary unlabelled images ({kind})")
     notes += [note for task, own in zip(tasks, sets) if own and (note := _too_few(data, task, own))]
-    full = [own or ImageSet(0, _no_image, transform, labelled=False) for own in sets if not data.auxiliary_only]
-    counts = [data.of(task.name).count(len(own)) for task, own in zip(tasks, full)]
-    images, left_out = draw(data, full, seed, workers, others, progress, counts, tests.digests)
-    for index, (task, own) in enumerate(zip(tasks, sets)):
+    if shared is not None:
+        full, counts = [shared], [_count_shared(data, tasks, shared)]
+        notes.append(_shared_note(tasks, len(shared), counts[0]))
+    else:
+        full = [own or ImageSet(0, _no_image, transform, False) for own in sets if not data.auxiliary_only]
+        counts = [data.of(task.name).count(len(own)) for task, own in zip(tasks, full)]
+    images, left_out = draw(
+        data, full, seed, workers, others, progress, counts, tests.digests, mixed=shared is not None
+    )
+    titles = ["the images"] if shared is not None else [f"task '{task.name}'" for task, _ in zip(tasks, full)]
+    titles.append("auxiliary images")
+    seen = enumerate(zip(tasks, sets)) if shared is None else [(NO_TASK, (EVERY, shared))]
+    for index, (task, own) in seen:
         if own is not None:
             observed = Observed(task, "images")
             observed.pixels(images.images[images.task == index] if len(images) else images.images)
             observed.labels(own.classes or ())
             notes += observed.notes()
-    return images, tuple(dict.fromkeys([*notes, *(note for own in left_out for note in _left_out(own, tasks))]))
+    found = [note for title, own in zip(titles, left_out) for note in _left_out(own, title)]
+    return images, tuple(dict.fromkeys([*notes, *found]))
 
 
 def count_images(
@@ -151,10 +187,15 @@ def count_images(
     sets, others = build_sets(data, "train", tasks, transform), auxiliary_images(data, transform)
     counts = [data.of(task.name).count(len(own)) if own else 0 for task, own in zip(tasks, sets)]
     count, other = (others[1].count(len(others[0])), others[1]) if others else (0, data)
+    count *= _views(other)
+    shared, more = shared_images(data, tasks, transform), list[str]()
+    if shared is not None:
+        own_count = _count_shared(data, tasks, shared)
+        count, more = count + own_count * _views(data), [_shared_note(tasks, len(shared), own_count)]
     tests = build_sets(data, "test", tasks, transform)
-    notes = tuple(dict.fromkeys(note for own in [*sets, *tests] if own for note in own.notes))
+    notes = tuple(dict.fromkeys([*(note for own in [*sets, *tests, shared] if own for note in own.notes), *more]))
     sizes = [len(own) if own else 0 for own in tests]
-    return [n * _views(data) for n in counts], sizes, count * _views(other), notes
+    return [n * _views(data) for n in counts], sizes, count, notes
 
 
 def no_images() -> Images:
@@ -176,9 +217,16 @@ def _too_few(data: DataConfig, task: Task, own: ImageSet) -> str | None:
     )
 
 
-def _left_out(images: LeftOut, tasks: Sequence[Task]) -> list[str]:
+def _shared_note(tasks: Sequence[Task], available: int, count: int) -> str:
+    how_many = f"{count} of the {available} images are" if count < available else f"all {available} images are"
+    return (
+        f"no folder is named after a task ({listed(task.name for task in tasks)}), so {how_many} used for every "
+        "one: each source is run on all of them, and their folders are not classes"
+    )
+
+
+def _left_out(images: LeftOut, where: str) -> list[str]:
     """Notes on the images of one task that were left out."""
-    where = "auxiliary images" if images.task == NO_TASK else f"task '{tasks[images.task].name}'"
     found = [_skipped(images.unreadable, "image")] if images.unreadable else []
     for kind, pairs in {"test": images.test, "validation": images.validation}.items():
         if pairs:

@@ -229,7 +229,7 @@ def _tasks_and_transform(model: Merged) -> tuple[list[Task], ToPixels]:
 
 def _build_set(model: Merged, data: DataConfig, split: Any, task: Task, pixels: ToPixels) -> ImageSet | None:
     try:
-        return build_sets(data, split, [task], pixels)[0]
+        return build_sets(data, split, [task], pixels, data.is_mixed(model.tasks))[0]
     except DataError as error:
         raise DataError(reworded_for_model(str(error), task.name)) from None
 

@@ -160,6 +160,9 @@ def problem_of(
     pixels = partial(ToPixels, sources[0].arch.input_size, sources[0].preprocessing)
     seed, workers = requested.run.seed, requested.hardware.workers
     tests, images, notes = prepare_images(requested.data, tasks, pixels, seed, workers, progress)
+    method = requested.method
+    if method.mixed_images and requested.data and requested.data.is_mixed([task.name for task in tasks]):
+        notes.append(f"method={method.name} {method.mixed_images}")
     return Problem(plan, sources, images, requested.hardware, device, seed, progress), tests, notes
 
 

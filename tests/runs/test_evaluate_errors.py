@@ -73,7 +73,9 @@ MESSAGES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "other",
         {"data": {"name": "folder", "root": "{0}/images"}},
         DataError,
-        "data=folder: no folder for task 'model' in {0}/images. Found: pets. Name one folder after each task.",
+        "data=folder: no folder for task 'model' in {0}/images. Found: pets. "
+        "Name one folder after each task, or put "
+        "the images of all tasks directly into the root.",
     ),
     (
         "other",

@@ -2,6 +2,7 @@
 
 ROOT/TASK/train/...          images for the merge: class folders or flat
 ROOT/TASK/test/...           images for the evaluation: class folders, or flat (then only features are compared)
+ROOT/...                     only images: every source sees every image (see `mixed`)
 ROOT/TASK/...                without train/ and test/: class folders are split by file name; flat images
                              are all used for the merge, and no accuracy is measured
 """
@@ -29,18 +30,19 @@ from fsmerge_cli.common.shown import listed, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.decode import open_image
 from fsmerge_cli.data.images.files import SUFFIXES, images, is_ignored, is_image, other_files
+from fsmerge_cli.data.images.mixed import is_mixed
 from fsmerge_cli.data.matching import of_folders
 
 
 @dataclass(frozen=True, config=FORBID)
 class Folder(DataConfig):
-    """One folder per task below `root`.
+    """One folder per task below `root`, or one folder of images for all tasks.
 
-    root: folder with one folder per task, named after the task. test_share: share of each class held out for the
-    evaluation if a task's folder has no train/ and test/. bad_files: what happens with images that cannot be read:
-    refuse (an error that lists them) or skip (the notes list them). class_folders: where subfolders are classes:
-    both, test (only in test/; images in train/ have no labels) or none (images in folders of any depth, without
-    labels).
+    root: folder with one folder per task, named after the task, or with images that every source sees. test_share:
+    share of each class held out for the evaluation if a task's folder has no train/ and test/. bad_files: what
+    happens with images that cannot be read: refuse (an error that lists them) or skip (the notes list them).
+    class_folders: where subfolders are classes: both, test (only in test/; images in train/ have no labels) or
+    none (images in folders of any depth, without labels).
     """
 
     name: Literal["folder"] = "folder"
@@ -90,6 +92,15 @@ class Folder(DataConfig):
             title_of=partial(_path, files),
         )
 
+    def is_mixed(self, tasks: Sequence[str]) -> bool:
+        """Whether the root holds images for all tasks, and no folder of one of them."""
+        if self.root is None:
+            return False
+        try:
+            return is_mixed(Path(self.root).expanduser(), tasks)
+        except (OSError, ValueError, RuntimeError):  # an invalid path, which `_folder` reports
+            return False
+
     def paths(self) -> Mapping[str, str]:
         """The root."""
         return {} if self.root is None else {"data.root": self.root}
@@ -134,7 +145,8 @@ class Folder(DataConfig):
             found = sorted(p.name for p in root.iterdir() if p.is_dir())
             raise DataError(
                 f"data=folder: no folder for task '{task.name}' in {root}. "
-                f"Found: {listed(found, 'no folders')}. Name one folder after each task."
+                f"Found: {listed(found, 'no folders')}. Name one folder after each task, or put "
+                "the images of all tasks directly into the root."
             )
         return folder
 
@@ -206,7 +218,8 @@ def _normal(name: str) -> str:
 def _notes(folder: Path, task: str) -> tuple[str, ...]:
     """The files that were not used because of their suffixes."""
     found = other_files(folder)
-    return (f"task '{task}': files in {shown(folder)} that are no images were not used: {found}",) if found else ()
+    where = f"task '{task}': " if task else ""
+    return (f"{where}files in {shown(folder)} that are no images were not used: {found}",) if found else ()
 
 
 def _path(files: Sequence[tuple[Path, int]], i: int) -> str:

@@ -154,14 +154,16 @@ def test_a_missing_root_is_refused(tmp_path: Path) -> None:
 def test_a_missing_folder_of_a_task_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path) == (
         f"data=folder: no folder for task 'birds' in {tmp_path}. "
-        "Found: no folders. Name one folder after each task."
+        "Found: no folders. Name one folder after each task, or put "
+        "the images of all tasks directly into the root."
     )
     (tmp_path / "fish").mkdir()
     (tmp_path / "bird").mkdir()
     (tmp_path / "birds").write_text("a file")
     assert refused(tmp_path) == (
         f"data=folder: no folder for task 'birds' in {tmp_path}. "
-        "Found: bird, fish. Name one folder after each task."
+        "Found: bird, fish. Name one folder after each task, or put "
+        "the images of all tasks directly into the root."
     )
 
 

@@ -55,7 +55,9 @@ IMAGES = [
         "no folder for a task",
         KD,
         2,
-        "data=folder: no folder for task 'a' in images. Found: A, b. Name one folder after each task.",
+        "data=folder: no folder for task 'a' in images. Found: A, b. "
+        "Name one folder after each task, or put "
+        "the images of all tasks directly into the root.",
         lambda f, p: (f / "images/a").rename(f / "images/A"),
     ),
     Case(
