@@ -12,9 +12,11 @@ import torch
 
 from fsmerge_cli import merge
 from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.data.draw import Targets
 from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.supernet.fold import PreparedFold, fold
+from fsmerge_cli.training import teacher_group
 from fsmerge_cli.training.optimizers import orthogonalised
 from tests.supernet.test_fold import random_maps
 from tests.supernet.test_network import double, pair
@@ -58,6 +60,22 @@ def test_a_training_in_fp32_equals_that_on_the_cpu(
         # The gradient of the bias of the keys is rounding error, which Adam scales to full steps.
         if not name.endswith("qkv.bias"):
             torch.testing.assert_close(found.weights[name].cpu(), tensor, atol=5e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("small", [0.0, 5e11], ids=["one by one", "batched"])
+@pytest.mark.parametrize("targets", ["own", "all"])
+def test_teachers_on_a_stream_of_their_own_equal_those_on_the_cpu(
+    make_problem: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch, targets: Targets, small: float
+) -> None:
+    monkeypatch.setattr(teacher_group, "SMALL_PASS", small)
+    monkeypatch.setattr(teacher_group, "MAX_PADDING", 2.0)
+    problem = make_problem([vit_source("class token", seed) for seed in (1, 2)], per_task=8)
+    method = distilling(steps=8, targets=targets, mixup=0.5, batch_size=8)
+    expected = method.fit(problem).trace.loss
+    hardware = Hardware(device="cuda", precision="fp32")
+    with hardware.session() as device:
+        found = method.fit(replace(problem, device=device, hardware=hardware)).trace.loss
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_orthogonal_factors_on_the_gpu_equal_those_on_the_cpu_up_to_bf16() -> None:

@@ -151,6 +151,12 @@ def _devices(count: int) -> str:
     return f"{count} CUDA device{'' if count == 1 else 's'}"
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on a GPU or on the CPU."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate" in text
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Peak memory of this process in bytes: GPU memory, or resident memory (None: not available)."""
     if device.type == "cuda":

@@ -13,14 +13,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fsmerge_cli.common.errors import DivergedError, TrainingError
-from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.hardware import Hardware, out_of_memory
 from fsmerge_cli.common.options import FORBID, BatchSize, Count, NonNegativeFloat, Positive, PositiveFloat, Share
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.images.augment import Augment, new_views
 from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.training.batches import Order
 from fsmerge_cli.training.interrupts import catch_signals
-from fsmerge_cli.training.loop import VALIDATIONS, out_of_memory
+from fsmerge_cli.training.loop import VALIDATIONS
 from fsmerge_cli.training.snapshots import Snapshots
 from fsmerge_cli.training.state import Schedule, Trace, TrainingState
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.common.distributed import SINGLE_PROCESS, World
 from fsmerge_cli.common.errors import ConfigError, TrainingError
-from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.hardware import Hardware, out_of_memory
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.transfer import Feed
@@ -135,12 +135,6 @@ def _within_memory(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         progress(Event(f"out of memory: {state.images_at_once} images at a time from now on", 1, 1))
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, on a GPU or on the CPU."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate" in text
 
 
 def _check_batch_size(size: int, world: World) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fsmerge_cli.common.distributed import World
 from fsmerge_cli.data.transfer import Feed
 from fsmerge_cli.supernet.student import Student
+from fsmerge_cli.training.teacher_group import Pending, TeacherGroup
 from fsmerge_cli.training.teachers import TeacherTargets
 
 TEMPERATURE = 2.0
@@ -25,7 +26,8 @@ class Batch:
 
     mask: the images on which each source is compared, [k, n]. pixels: positions in the batch [m] -> images
     [m, C, H, W]. targets: source, positions inside its mask [m] -> its features [m, d_i]. Both are computed when
-    called. other_task: the images that are known to belong to another task than the source's, [k, n].
+    called. other_task: the images that are known to belong to another task than the source's, [k, n]. start:
+    positions -> starts whatever their targets need, so that it is computed beside the student.
     Masks and positions are in host memory: reading one on a GPU would wait for all work queued there.
     """
 
@@ -33,6 +35,7 @@ class Batch:
     pixels: Callable[[Tensor], Tensor]
     targets: Callable[[int, Tensor], Tensor]
     other_task: Tensor
+    start: Callable[[Tensor], None] = lambda positions: None
 
     @classmethod
     def of(cls, pixels: Feed | Tensor, targets: Sequence[TeacherTargets], rows: Tensor) -> Batch:
@@ -53,7 +56,10 @@ class Batch:
         def at(use: Tensor) -> Tensor:
             return select_rows(pixels, use)
 
-        return cls(mask, at, lambda i, use: targets[i].run(at(use)), other_task)
+        if (group := targets[0].group) is None:
+            return cls(mask, at, lambda i, use: targets[i].run(at(use)), other_task)
+        passes = _GroupPasses(group, mask, at)
+        return cls(mask, at, passes.targets, other_task, passes.start)
 
     def counts(self) -> Tensor:
         """Numbers of images in the mask and of other tasks, per source, [2, k]; at least 1, as divisors."""
@@ -62,6 +68,29 @@ class Batch:
     def positions(self) -> Tensor:
         """All positions, [n]."""
         return torch.arange(self.mask.shape[1])
+
+
+class _GroupPasses:
+    """The passes of all teachers over the positions of a batch that are computed now."""
+
+    def __init__(self, group: TeacherGroup, mask: Tensor, pixels: Callable[[Tensor], Tensor]) -> None:
+        self._group, self._mask, self._pixels = group, mask, pixels
+        self._pending: Pending | None = None
+
+    def start(self, positions: Tensor) -> None:
+        """Start the passes, each over the positions inside the teacher's mask."""
+        self._pending = None  # frees the features of another part of the batch
+        if bool(self._mask[:, positions].all()):
+            inputs = [self._pixels(positions)] * len(self._mask)
+        else:
+            inputs = [self._pixels(positions[own[positions]]) for own in self._mask]
+        self._pending = self._group.start(inputs)
+
+    def targets(self, teacher: int, use: Tensor) -> Tensor:
+        """The features of one teacher; use: the started positions inside its mask."""
+        if self._pending is None:
+            raise RuntimeError("the passes were not started")
+        return self._pending.of(teacher)
 
 
 def select_rows(table: Tensor, use: Tensor) -> Tensor:
@@ -104,6 +133,7 @@ def objective(
     """
     positions = batch.positions() if positions is None else positions
     counts = batch.counts() if counts is None else counts
+    batch.start(positions)
     features = student(batch.pixels(positions))
     total = features.new_zeros((), dtype=torch.float32)
     for i, own in enumerate(targets):

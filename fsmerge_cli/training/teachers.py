@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 
@@ -23,6 +23,7 @@ from fsmerge_cli.data.draw import NO_TASK, Images, Targets
 from fsmerge_cli.data.transfer import Feed, to_host
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.training.teacher_group import TeacherGroup, rounded
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class TeacherTargets:
     mask, mean over units. It divides the source's loss, so that a source with large features does not dominate.
     lookup: rows of the images -> features, captured or computed. run: new images -> features. other_task: the
     images that are known to belong to another task, [n]. weight: of the source's loss, 1 on average. head: of the
-    source, where it has one. The masks are in host memory.
+    source, where it has one. group: runs all teachers of the training on new images at once, where that is faster.
+    The masks are in host memory.
     """
 
     mask: Tensor
@@ -43,6 +45,7 @@ class TeacherTargets:
     other_task: Tensor
     weight: float = 1.0
     head: Head | None = None
+    group: TeacherGroup | None = None
 
     def at(self, rows: Tensor) -> Tensor:
         """Features of the images `rows`, all inside the mask, [len(rows), d_i] in fp32, on the device."""
@@ -76,7 +79,8 @@ def capture(
     `hardware.features` decides where they are kept: on disk (memory-mapped and shared by runs; in memory where the
     cache cannot be written), in memory, or nowhere (live: computed in every step). The teachers run in batches of
     `hardware.eval_batch`, in fp32 unless `hardware.precision` is bf16 (auto is fp32 here: the targets should be
-    exact). On a GPU one source at a time is moved; with live features all of them stay there.
+    exact; on new images of a step they have the precision of the student). On a GPU one source at a time is moved;
+    with live features, or new images, all of them stay there.
     """
     digests = _digests(images.images) if hardware.features == "disk" else []
     pixels = cache(lambda: Feed(images.images, device))  # shared by all sources; created only if needed
@@ -95,11 +99,14 @@ def capture(
             lookup = _FeatureTable(Feed(table, device), mask.cumsum(0) - 1)
             variance = _variance(table[part] for part in torch.split(train, hardware.eval_batch))
         head = source.head.to(device) if source.head else None
-        live = _Teacher(source, pixels, hardware, device)  # a new one, so that the first network is freed
+        live = _Teacher(source, pixels, hardware, device, fresh=True)  # new, so that the first network is freed
         other_task = (images.task != index) & (images.task != NO_TASK)
         captured.append(TeacherTargets(mask, variance, lookup, live.run, other_task, head=head))
         counter.finish_source(len(rows))
-    return tuple(captured)
+    if device.type != "cuda":  # on a CPU, running one after the other as the loss needs them is faster
+        return tuple(captured)
+    group = TeacherGroup(sources, [own.run for own in captured], hardware, device)
+    return tuple(replace(own, group=group) for own in captured)
 
 
 class _CaptureProgress:
@@ -131,14 +138,21 @@ class _Teacher:
     """A frozen source as a teacher; its network is built on the device at the first use."""
 
     def __init__(
-        self, source: Source, pixels: Callable[[], Feed], hardware: Hardware, device: torch.device
+        self,
+        source: Source,
+        pixels: Callable[[], Feed],
+        hardware: Hardware,
+        device: torch.device,
+        fresh: bool = False,
     ) -> None:
+        """fresh: for the new images of a step, in the precision of the student."""
         self._source, self._pixels, self._hardware, self._device = source, pixels, hardware, device
-        self._bf16 = hardware.precision == "bf16"
+        self._bf16 = hardware.precision == "bf16" or (fresh and hardware.bf16(device))
 
     @cached_property
     def _network(self) -> nn.Module:
-        return network(self._source, self._device)
+        found = network(self._source, self._device)
+        return rounded(found) if self._bf16 else found
 
     @property
     def width(self) -> int:
