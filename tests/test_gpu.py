@@ -38,15 +38,22 @@ def test_a_fold_on_the_gpu_equals_that_on_the_cpu(structure: str) -> None:
     weights = [double(s) for s in sources]
     expected = {n: t.clone() for n, t in fold(plan, maps, weights).items()}  # the maps themselves move
     maps = maps.to(CUDA)
-    for batched in (True, False):
-        folded = PreparedFold(plan, weights, CUDA, batched=batched)(maps.stacked(), maps.units())
+    compiled = Hardware(device="cuda", compile=True).compiled
+    for options in (
+        {},
+        {"maps": maps.stacked()},
+        {"maps": maps.stacked(), "compiled": compiled},
+        {"batched": False},
+    ):
+        prepared = PreparedFold(plan, weights, CUDA, **{"batched": True, **options})
+        folded = prepared(maps.stacked(), maps.units())
         torch.testing.assert_close({n: t.cpu() for n, t in folded.items()}, expected)
 
 
 @pytest.mark.parametrize(
     "method", [folding(steps=8), folding(steps=8, maps="low_rank", mixup=0.5), distilling(steps=8)]
 )
-@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"features": "live"}])
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"features": "live"}, {"graphs": True}])
 def test_a_training_in_fp32_equals_that_on_the_cpu(
     make_problem: Callable[..., Problem], method: Trained, options: dict[str, Any]
 ) -> None:
@@ -60,6 +67,26 @@ def test_a_training_in_fp32_equals_that_on_the_cpu(
         # The gradient of the bias of the keys is rounding error, which Adam scales to full steps.
         if not name.endswith("qkv.bias"):
             torch.testing.assert_close(found.weights[name].cpu(), tensor, atol=5e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("method", [folding(steps=8, maps="low_rank"), distilling(steps=8)])
+def test_cuda_graphs_are_recorded_and_replayed(
+    make_problem: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch, method: Trained
+) -> None:
+    replays, notes = [], []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda own: (replays.append(own), replay(own))[1])
+    problem = make_problem([vit_source("class token", seed) for seed in (1, 2)], per_task=8)
+    method = replace(method, mixup=0.5, targets="all", batch_size=8)
+    losses = []
+    for graphs in (False, True):
+        hardware = Hardware(device="cuda", precision="fp32", graphs=graphs)
+        with hardware.session() as device:
+            given = replace(problem, device=device, hardware=hardware, progress=lambda e: notes.append(e.phase))
+            losses.append(method.fit(given).trace.loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert len({id(graph) for graph in replays}) == 3  # teachers; forward and backward pass of the student
+    assert not [note for note in notes if "graphs" in note]
 
 
 @pytest.mark.parametrize("small", [0.0, 5e11], ids=["one by one", "batched"])

@@ -8,28 +8,31 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from fsmerge_cli.common.distributed import ProcessRank, checked_rank
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, Count, Flag, Positive, Text
 from fsmerge_cli.common.shown import brief
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True, config=FORBID)
 class Hardware:
     """Fields of the `hardware` group.
 
-    device: auto (a GPU if available), cpu, cuda or cuda:N. precision: of the forward and backward pass; auto uses
-    bf16 on a GPU and fp32 on the CPU; maps and optimizer state stay fp32. threads: CPU threads (null: torch's
-    default). workers: processes that load images (0: the main process). eval_batch: images per batch outside of
-    training. features: where the sources' features are kept during training: disk (a memory-mapped cache, shared
-    by runs), memory, or live (computed again at every step). compile: torch.compile of the trained network.
+    device: auto (a GPU if available), cpu, cuda or cuda:N. precision: of the forward and backward pass; auto
+    uses bf16 on a GPU and fp32 on the CPU; maps and optimizer state stay fp32. threads: CPU threads (null:
+    torch's default). workers: processes that load images (0: the main process). eval_batch: images per batch
+    outside of training. features: where the sources' features are kept during training: disk (a memory-mapped
+    cache, shared by runs), memory, or live (computed again at every step). compile: torch.compile of the
+    trained network; on a GPU also of the fold of low-rank maps and of the teachers on new views. graphs: CUDA
+    graphs of the student's and the teachers' passes over batches of one size (no effect on a CPU).
     checkpointing: recompute the activations of a block in the backward pass, and fold FS-Merge one block at a
     time. distributed: split every batch over the processes that torchrun or a cluster started. deterministic:
     refuse operations without a deterministic implementation; CPU runs are byte-identical without it.
@@ -42,6 +45,7 @@ class Hardware:
     eval_batch: Positive = 256
     features: Literal["disk", "memory", "live"] = "disk"
     compile: Flag = False
+    graphs: Flag = False
     checkpointing: Flag = False
     distributed: Flag = False
     deterministic: Flag = False
@@ -52,6 +56,11 @@ class Hardware:
             raise ValueError(
                 "hardware.compile and hardware.checkpointing cannot be combined. Pass compile=true for speed or "
                 "checkpointing=true for memory."
+            )
+        if self.graphs and (self.checkpointing or self.distributed):
+            other = "checkpointing" if self.checkpointing else "distributed"
+            raise ValueError(
+                f"hardware.graphs and hardware.{other} cannot be combined. Pass graphs=false or {other}=false."
             )
 
     def resolve(self) -> torch.device:
@@ -85,13 +94,13 @@ class Hardware:
         """Whether forward and backward passes on `device` run in bf16."""
         return self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
 
-    def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def compiled(self, function: Callable[..., Result]) -> Callable[..., Result]:
         """`function` compiled by torch.compile where `compile` is on; ConfigError where compilation fails."""
         if not self.compile:
             return function
         inner = torch.compile(function)
 
-        def run(*args: Any, **kwargs: Any) -> Tensor:
+        def run(*args: Any, **kwargs: Any) -> Result:
             from torch._dynamo.exc import TorchDynamoException  # slow to import
 
             try:

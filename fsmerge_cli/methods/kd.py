@@ -133,7 +133,8 @@ class PlainStudent(Student):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [n, d']."""
-        return self._run(images)
+        features: Tensor = self._run(images)
+        return features
 
     def project(self, features: Tensor, source: int) -> Tensor:
         """[n, d'] -> [n, d_i]."""

@@ -13,11 +13,13 @@ from fsmerge_cli.architectures.ports import Constant
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.supernet.groups import Group, group
+from fsmerge_cli.supernet.joined_fold import Joined, fold_full, fold_joined, fold_joined_fused, is_full, join
 from fsmerge_cli.supernet.low_rank_fold import fold_low_rank, is_low_rank
 from fsmerge_cli.supernet.map_set import MergeMaps, StackedMaps
 from fsmerge_cli.supernet.maps import Map
 
 Prepare = Callable[[Tensor], Tensor]
+FoldJoined = Callable[..., list[Tensor]]
 
 
 def fold(plan: Plan, maps: MergeMaps, weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -42,7 +44,9 @@ class PreparedFold:
 
     batched: one product per kind of tensor on stacked sources (on a GPU the launch of a thousand small kernels
     costs more than their arithmetic); otherwise one tensor at a time, without copies. dtype: of the sources'
-    matrices; with bf16 autocast they are rounded as in the network itself.
+    matrices; with bf16 autocast they are rounded as in the network itself. maps: of the structure of these; then
+    sources of equal shapes are folded by one product for all of them (None: source by source). compiled: compiles
+    that fold.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class PreparedFold:
         device: torch.device | str,
         dtype: torch.dtype | None = None,
         batched: bool = False,
+        maps: StackedMaps | None = None,
+        compiled: Callable[[FoldJoined], FoldJoined] | None = None,
     ) -> None:
         def prepare(W: Tensor) -> Tensor:
             return W.to(device, dtype)
@@ -60,8 +66,15 @@ class PreparedFold:
             return W.to(device)
 
         # Tensors that read no space (tables, tokens, biases) go into the residual stream, which stays fp32.
-        groups = group(plan, weights, batched)
-        self._groups = [(g, _stacked(g, weights, prepare if g.role.read else prepare_fp32)) for g in groups]
+        self._groups: list[tuple[Group, list[Tensor]]] = []
+        self._joined: list[Joined] = []
+        for found in group(plan, weights, batched):
+            stacks = _stacked(found, weights, prepare if found.role.read else prepare_fp32)
+            if maps is not None and (joined := join(found, stacks, maps)):
+                self._joined.append(joined)
+            else:
+                self._groups.append((found, stacks))
+        self._fold_joined = compiled(fold_joined_fused) if compiled else fold_joined
         roles = plan.roles.items()
         self._constants = {n: weights[0][n].to(device) for n, role in roles if isinstance(role, Constant)}
 
@@ -73,6 +86,15 @@ class PreparedFold:
         for found, stacks in self._groups:
             if names is None or not names.isdisjoint(found.names):
                 folded |= fold_group(found, stacks, stacked)
+        joined = [one for one in self._joined if names is None or not names.isdisjoint(one.group.names)]
+        if joined:
+            merge, unmerge = zip(*(one.maps(stacked) for one in joined))
+            results = self._fold_joined([one.sources for one in joined], merge, unmerge)
+            for one, result in zip(joined, results):
+                whole = result.reshape(
+                    len(one.group.names), -1, result.shape[-1]
+                )  # the parts of a tensor together
+                folded |= dict(zip(one.group.names, whole.unbind(0)))
         return folded if names is None else {name: folded[name] for name in names}
 
 
@@ -87,6 +109,8 @@ def fold_group(found: Group, stacks: Sequence[Tensor], stacked: StackedMaps) -> 
             folded = sum(terms[1:], terms[0])
     elif role.write[0] == 0 and role.read[0] == 1 and is_low_rank([*merge, *unmerge]):
         folded = fold_low_rank(stacks, merge, unmerge)
+    elif stacks[0].is_cuda and (role.write[0], role.read[0]) == (0, 1) and is_full([*merge, *unmerge]):
+        folded = fold_full(stacks, merge, unmerge)
     else:
         terms = []
         for i, W in enumerate(stacks):

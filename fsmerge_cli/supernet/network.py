@@ -28,7 +28,7 @@ class SuperNet(Student):
     It runs on the device of the maps. hardware.precision: the frozen matrices are stored in bf16 where the network
     runs in bf16. hardware.checkpointing: every block is folded inside its activation checkpoint, so that memory
     holds the folded weights of one block at a time; the backward pass computes them again.
-    hardware.compile: compiles the network, not the fold.
+    hardware.compile: compiles the network; on a GPU also the fold of diagonal and low-rank maps, by itself.
     """
 
     def __init__(
@@ -47,7 +47,9 @@ class SuperNet(Student):
         dtype = torch.bfloat16 if hardware.bf16(device) else None
         # In tuples, so that nn.Module does not register them: only maps and per-unit vectors are parameters.
         self._skeleton = (plan.skeleton(),)
-        self._fold = (PreparedFold(plan, weights, device, dtype, batched),)
+        structure = maps.stacked() if batched else None
+        compiled = hardware.compiled if batched and hardware.compile else None
+        self._fold = (PreparedFold(plan, weights, device, dtype, batched, structure, compiled),)
         names = plan.family.blocks(self._skeleton[0]) if hardware.checkpointing else ()
         self._blocks = tuple(_checkpoint(self._skeleton[0], name) for name in names)
         self._inside = {name: _inside(plan, name) for name in names}

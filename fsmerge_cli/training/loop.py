@@ -17,6 +17,7 @@ from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.transfer import Feed
 from fsmerge_cli.supernet.student import Student
 from fsmerge_cli.training.batches import Batches, Order, ViewOptions
+from fsmerge_cli.training.graphs import graphed
 from fsmerge_cli.training.interrupts import catch_signals
 from fsmerge_cli.training.objective import Batch, LossWeights, StepLoss, source_error
 from fsmerge_cli.training.snapshots import Snapshots
@@ -62,7 +63,8 @@ def train(
     batches = Batches(order, view_options, pixels, targets, seed)
     _check_batch_size(batches.size, world)
     state = TrainingState(student, schedule, student.matrices())
-    step_loss = world.parallel(StepLoss(student, targets, world, loss_weights))
+    trained = graphed(student, hardware, device, progress, whole=lambda: not state.images_at_once)
+    step_loss = world.parallel(StepLoss(trained, targets, world, loss_weights))
     snapshot = (snapshots or Snapshots()).next_training()
     saved = snapshot.load()
     validation = (student, pixels, targets, images.validation, hardware, device, world, loss_weights)

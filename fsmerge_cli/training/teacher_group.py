@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fsmerge_cli.common.hardware import Hardware, out_of_memory
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.training.graphs import GraphedPass
 
 SMALL_PASS = 5e11
 """Most operations of a forward pass in which a GPU spends most of its time on launching kernels."""
@@ -51,6 +52,7 @@ class TeacherGroup:
     ) -> None:
         self._sources, self._runs, self._hardware, self._device = sources, runs, hardware, device
         self._stackable = len(sources) > 1 and equal(sources)
+        self._run = GraphedPass(self._features) if hardware.graphs else self._features
 
     def start(self, inputs: Sequence[Tensor]) -> Pending:
         """Start the passes; inputs: one [m_i, C, H, W] per teacher, or the same tensor for all of them."""
@@ -61,7 +63,7 @@ class TeacherGroup:
         for one in inputs:
             one.record_stream(theirs)
         with torch.cuda.stream(theirs):
-            features = self._features(inputs)
+            features = self._run(inputs)
             done = theirs.record_event()
         return Pending(features, done)
 

@@ -147,12 +147,18 @@ class _Teacher:
     ) -> None:
         """fresh: for the new images of a step, in the precision of the student."""
         self._source, self._pixels, self._hardware, self._device = source, pixels, hardware, device
+        self._fresh = fresh
         self._bf16 = hardware.precision == "bf16" or (fresh and hardware.bf16(device))
 
     @cached_property
     def _network(self) -> nn.Module:
         found = network(self._source, self._device)
         return rounded(found) if self._bf16 else found
+
+    @cached_property
+    def _call(self) -> Callable[[Tensor], Tensor]:
+        compiled = self._fresh and self._device.type == "cuda"
+        return self._hardware.compiled(self._network) if compiled else self._network
 
     @property
     def width(self) -> int:
@@ -179,11 +185,11 @@ class _Teacher:
     def _of_batches(
         self, batches: Iterable[Tensor], mode: Callable[[], AbstractContextManager[None]]
     ) -> Iterator[Tensor]:
-        network = self._network
+        call = self._call
         for batch in batches:
             # Its own context, so that the autocast of a training step does not apply to the targets.
             with mode(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-                features = network(batch).float()
+                features = call(batch).float()
             yield features
 
     def key(self, digests: Sequence[bytes]) -> str:

@@ -125,7 +125,7 @@ class Case:
         """One complete training step, as in the library's training loop."""
         student = self.student(method)
         parameters = [p for p in student.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-3)
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-3, fused=True)
         rows, pixels, targets = torch.arange(self.shape.batch), self.pixels, self.targets
 
         def step() -> None:
