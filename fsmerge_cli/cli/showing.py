@@ -80,12 +80,14 @@ def run_check(config: DictConfig, checking: Checking) -> None:
 
 
 def show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = None) -> None:
-    """Print the warnings, the scores, the notes and the paths of a run."""
+    """Print the warnings, the scores, the result in a sentence, the notes and the paths of a run."""
     console = page or terminal.console()
     for warning in warnings_in(evaluation["notes"]):
         console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
-    if evaluation["rows"]:
-        console.print(tables.score_table(evaluation))
+    for table in tables.result_tables(evaluation):
+        console.print(table)
+    for sentence in tables.result_lines(evaluation):
+        console.print(Line(sentence))
     for note in notes_in(evaluation["notes"]):
         console.print(Line(f"note: {note}"))
     console.print(Line(tables.summary_line(evaluation)))

@@ -149,6 +149,8 @@ class DataConfig(ABC):
     validation share included; `all` takes the whole training split. augment: none, shift, paper or strong, for
     the images that every method uses. views: augmented copies added per image, unless augment is none.
     validation: share of the images held out for choosing the best step; used from 32 images per task on.
+    held_back: share of a task's images that the merge does not use, and that measure it, where there are no test
+    images; used from 16 images per task on.
     auxiliary: another data set (its name and keys; labels: only images with these labels) of auxiliary unlabelled
     images, which belong to no task: every source is a teacher on each of them.
     """
@@ -161,6 +163,7 @@ class DataConfig(ABC):
     augment: Augment = "none"
     views: Positive = 4
     validation: Share = 0.1
+    held_back: Share = 0.2
     auxiliary: Mapping[str, Any] | None = None
 
     @classmethod

@@ -65,6 +65,12 @@ class Images:
         return Images(self.images[kept], task[kept], train, validation)
 
 
+def order(images: ImageSet, seed: int, task: int) -> list[int]:
+    """The random order in which the images of a task (its index, or NO_TASK) are taken."""
+    found: list[int] = torch.randperm(len(images), generator=generator(seed, "queries", task)).tolist()
+    return found
+
+
 def draw(
     config: DataConfig,
     sets: Sequence[ImageSet],
@@ -75,6 +81,8 @@ def draw(
     counts: Sequence[int] | None = None,
     tests: Mapping[bytes, str] | None = None,
     mixed: bool = False,
+    held_back: Sequence[int] = (),
+    held_back_auxiliary: int = 0,
 ) -> tuple[Images, list[LeftOut]]:
     """Sample `images_per_task` images of each task, with their augmented views; also which images were left out.
 
@@ -82,19 +90,22 @@ def draw(
     image that is left out is replaced by the next one. auxiliary: auxiliary images, and the data set whose options
     set their number; none of them is held out for validation. counts: number of images of each task, overriding
     `config`. tests: digest (see `digest`) -> title of the test images, none of which is sampled. mixed: the
-    images of `sets` belong to no particular task. workers: processes that read and augment; the result does not
-    depend on their number. Raises DataError if an image
-    cannot be read and its set does not skip unreadable images.
+    images of `sets` belong to no particular task. held_back, held_back_auxiliary: number of images at the end of
+    the order of each set, and of the auxiliary images, that are not taken. workers: processes that read and
+    augment; the result does not depend on their number. Raises DataError if an image cannot be read and its set
+    does not skip unreadable images.
     """
+    last = held_back or [0] * len(sets)
     counts = [config.count(len(own)) for own in sets] if counts is None else counts
     hold_out = min(counts, default=0) >= MIN_FOR_VALIDATION
     samples = [
-        _TaskSample(own, config, seed, NO_TASK if mixed else index, count, workers)
+        _TaskSample(own, config, seed, NO_TASK if mixed else index, count, workers, last[index])
         for index, (own, count) in enumerate(zip(sets, counts))
     ]
     if auxiliary is not None:
         own, other = auxiliary
-        samples.append(_TaskSample(own, other, seed, NO_TASK, other.count(len(own)), workers))
+        count = min(other.count(len(own)), len(own) - held_back_auxiliary)
+        samples.append(_TaskSample(own, other, seed, NO_TASK, count, workers, held_back_auxiliary))
     total, done = sum(sample.count for sample in samples), 0
 
     def report(count: int) -> None:
@@ -142,8 +153,9 @@ class _TaskSample:
     """The sampled images of one task: `held_out` for validation, `originals` to train on, and their `views`."""
 
     def __init__(
-        self, images: ImageSet, config: DataConfig, seed: int, task: int, count: int, workers: int
+        self, images: ImageSet, config: DataConfig, seed: int, task: int, count: int, workers: int, last: int
     ) -> None:
+        """last: number of images at the end of the order that are not taken."""
         self.images, self.config, self.seed, self.task, self.count = images, config, seed, task, count
         self.workers = workers
         self.left_out = LeftOut(task)
@@ -152,8 +164,7 @@ class _TaskSample:
         self.views: list[Tensor] = []
         self.digests: dict[bytes, str] = {}
         self.errors: list[DataError] = []
-        order = torch.randperm(len(images), generator=generator(seed, "queries", task))
-        self._order = iter(order.tolist())
+        self._order = iter(order(images, seed, task)[: len(images) - last])
 
     def __len__(self) -> int:
         return sum(len(part) for part in (*self.held_out, *self.originals, *self.views))

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.progress import Event, Progress, silent
-from fsmerge_cli.common.shown import listed
-from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
-from fsmerge_cli.data.base import Split
+from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.draw import NO_TASK, READ_BATCH, Images, LeftOut, digest, draw
+from fsmerge_cli.data.held_back import Measured, held_back_notes, held_counts, hold_back, is_generated
 from fsmerge_cli.data.observed import Observed
+from fsmerge_cli.data.pools import EVERY, Pools, Transform, build_sets
 from fsmerge_cli.data.reading import combined_error, read_valid
 
 MAX_EXAMPLES = 3
 """Largest number of examples in a note."""
-
-EVERY = Task("", None)
-"""The task of images that belong to no particular one."""
-
-Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,8 @@ class TestImages:
     """The readable test images of every task (None: none).
 
     digests: digest of each image -> its title. notes: what the user should know about them. sha256: hash of their
-    pixels and labels by task; equal if models were evaluated on the same test images.
+    pixels and labels by task; equal if models were evaluated on the same test images. measured: where the images
+    of each task come from.
     """
 
     __test__ = False  # not a test class
@@ -42,54 +36,33 @@ class TestImages:
     digests: dict[bytes, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     sha256: str = sha256(b"[]").hexdigest()
-
-
-def build_sets(
-    data: DataConfig, split: Split, tasks: Sequence[Task], transform: Transform, mixed: bool | None = None
-) -> list[ImageSet | None]:
-    """The images of every task in a split; None for a training split that is not sampled. Raises DataError.
-
-    mixed: whether every source sees every image (None: as the data set says for these tasks). Then all tasks have
-    the same test images, and the training images are those of `shared_images`.
-    """
-    if _is_mixed(data, tasks) if mixed is None else mixed:
-        return [data.build("test", EVERY, transform) if split == "test" else None] * len(tasks)
-    skipped = [
-        split == "train" and (data.auxiliary_only or data.of(task.name).images_per_task == 0) for task in tasks
-    ]
-    return [None if skip else data.build(split, task, transform) for task, skip in zip(tasks, skipped)]
-
-
-def shared_images(data: DataConfig, tasks: Sequence[Task], transform: Transform) -> ImageSet | None:
-    """The images that every source sees; None where each task has its own, or none are sampled."""
-    if not _is_mixed(data, tasks) or data.images_per_task == 0:
-        return None
-    return data.build("train", EVERY, transform)
-
-
-def _is_mixed(data: DataConfig, tasks: Sequence[Task]) -> bool:
-    return data.is_mixed([task.name for task in tasks])
-
-
-def _count_shared(data: DataConfig, tasks: Sequence[Task], shared: ImageSet) -> int:
-    """Number of sampled images that every source sees: as many as if each task had its own."""
-    return len(shared) if data.images_per_task == "all" else min(len(tasks) * data.images_per_task, len(shared))
+    measured: Sequence[Measured] = ()
 
 
 def read_test_images(
-    sets: Sequence[ImageSet | None], tasks: Sequence[Task], workers: int = 0, progress: Progress = silent
+    sets: Sequence[ImageSet | None],
+    tasks: Sequence[Task],
+    workers: int = 0,
+    progress: Progress = silent,
+    measured: Sequence[Measured] | None = None,
 ) -> TestImages:
-    """Read every test image once. Raises DataError for the unreadable images of sets that do not skip them."""
+    """Read every test image once. Raises DataError for the unreadable images of sets that do not skip them.
+
+    measured: the same images, with where they come from (None: all are test images). Those that the merge uses as
+    well are not among the digests.
+    """
+    given = measured or [Measured(own) for own in sets]
     total, done = sum(len(own) for own in sets if own), 0
     digests: dict[bytes, str] = {}
     notes: list[str] = []
     errors: list[DataError] = []
     kept: list[ImageSet | None] = []
     content: list[tuple[str, str]] = []
-    for task, own in zip(tasks, sets):
+    for task, own, origin in zip(tasks, sets, given):
         if own is None:
             kept.append(None)
             continue
+        before = [*notes]
         notes += own.notes
         observed = Observed(task, "test images")
         unreadable: set[int] = set()
@@ -100,7 +73,8 @@ def read_test_images(
                 observed.labels(part.content[1].tolist())
             for row, pixels, label in zip(part.indices, *(part.content or ((), ()))):
                 key, name = digest(pixels), task.labels[label] if task.labels and label >= 0 else None
-                digests[key] = own.title(row)
+                if origin.kind != "merge":
+                    digests[key] = own.title(row)
                 content_hash.update(repr((key, name)).encode())
             unreadable |= part.errors.keys()
             errors += [] if own.skip_unreadable else part.errors.values()
@@ -112,10 +86,13 @@ def read_test_images(
             notes.append(f"task '{task.name}': {_skipped(sorted(map(own.title, unreadable)), 'test image')}")
             readable = [row for row in range(len(own)) if row not in unreadable]
             own = own.only(readable) if readable else None
+        if origin.kind == "merge":  # the notes on these images are those of the merge
+            notes = before
         kept.append(own)
     if errors:
         raise combined_error(errors)
-    return TestImages(kept, digests, tuple(notes), sha256(repr(sorted(content)).encode()).hexdigest())
+    given = [replace(origin, images=own) for origin, own in zip(given, kept)]
+    return TestImages(kept, digests, tuple(notes), sha256(repr(sorted(content)).encode()).hexdigest(), given)
 
 
 def prepare_images(
@@ -126,13 +103,18 @@ def prepare_images(
     workers: int = 0,
     progress: Progress = silent,
 ) -> tuple[TestImages, Images, list[str]]:
-    """The test images of every task, the sampled images, and notes. Raises DataError."""
+    """The images that measure every task, the sampled images, and notes. Raises DataError.
+
+    Where a task has no test images, some of its own are held back, see `held_back`.
+    """
     if data is None:
         return TestImages([None] * len(tasks)), no_images(), ["no data: nothing was evaluated"]
     transform = pixels()
-    tests = read_test_images(build_sets(data, "test", tasks, transform), tasks, workers, progress)
-    images, notes = sample_images(data, tasks, transform, tests, seed, workers, progress)
-    return tests, images, [*dict.fromkeys([*notes, *tests.notes])]
+    pools = Pools.of(data, tasks, transform)
+    measured = hold_back(pools, build_sets(data, "test", tasks, transform), seed)
+    tests = read_test_images([own.images for own in measured], tasks, workers, progress, measured)
+    images, notes = _sample(pools, transform, tests, seed, workers, progress)
+    return tests, images, [*dict.fromkeys([*notes, *tests.notes, *held_back_notes(data, tests.measured, tasks)])]
 
 
 def sample_images(
@@ -145,57 +127,64 @@ def sample_images(
     progress: Progress = silent,
 ) -> tuple[Images, tuple[str, ...]]:
     """The images that a merge may use, without duplicates of test images, and notes. Raises DataError."""
-    sets = build_sets(data, "train", tasks, transform)
-    others, shared = auxiliary_images(data, transform), shared_images(data, tasks, transform)
-    notes = [note for own in [*sets, shared] if own for note in own.notes]
-    if others is not None:
-        kind = "generated" if others[1].name in ("generated", "none") else f"data={others[1].name}"
-        notes.append(f"{others[1].count(len(others[0]))} auxiliary unlabelled images ({kind})")
-    notes += [note for task, own in zip(tasks, sets) if own and (note := _too_few(data, task, own))]
-    if shared is not None:
-        full, counts = [shared], [_count_shared(data, tasks, shared)]
-        notes.append(_shared_note(tasks, len(shared), counts[0]))
+    return _sample(Pools.of(data, tasks, transform), transform, tests, seed, workers, progress)
+
+
+def _sample(
+    pools: Pools, transform: Transform, tests: TestImages, seed: int, workers: int, progress: Progress
+) -> tuple[Images, tuple[str, ...]]:
+    tasks, held, sets = pools.tasks, held_counts(tests.measured, len(pools.tasks)), pools.sets(transform)
+    notes = [note for own in [*pools.own, pools.shared] if own for note in own.notes]
+    if pools.auxiliary is not None:
+        other = pools.auxiliary[1]
+        kind = "generated" if is_generated(other) else f"data={other.name}"
+        notes.append(f"{pools.count_auxiliary(held.auxiliary)} auxiliary unlabelled images ({kind})")
+    notes += [note for index in range(len(tasks)) if (note := _too_few(pools, index, held.own[index]))]
+    if pools.shared is not None:
+        counts, last, titles = [pools.count_shared(held.shared)], [held.shared], ["the images"]
+        notes.append(pools.shared_note(held.shared))
     else:
-        full = [own or ImageSet(0, _no_image, transform, False) for own in sets if not data.auxiliary_only]
-        counts = [data.of(task.name).count(len(own)) for task, own in zip(tasks, full)]
+        counts, last = [pools.count(i, held.own[i]) for i, _ in enumerate(sets)], held.own[: len(sets)]
+        titles = [f"task '{task.name}'" for task, _ in zip(tasks, sets)]
     images, left_out = draw(
-        data, full, seed, workers, others, progress, counts, tests.digests, mixed=shared is not None
-    )
-    titles = ["the images"] if shared is not None else [f"task '{task.name}'" for task, _ in zip(tasks, full)]
-    titles.append("auxiliary images")
-    seen = enumerate(zip(tasks, sets)) if shared is None else [(NO_TASK, (EVERY, shared))]
+        pools.data, sets, seed, workers, pools.auxiliary, progress, counts, tests.digests,
+        pools.shared is not None, last, held.auxiliary,
+    )  # fmt: skip
+    seen = enumerate(zip(tasks, pools.own)) if pools.shared is None else [(NO_TASK, (EVERY, pools.shared))]
     for index, (task, own) in seen:
         if own is not None:
             observed = Observed(task, "images")
             observed.pixels(images.images[images.task == index] if len(images) else images.images)
             observed.labels(own.classes or ())
             notes += observed.notes()
-    found = [note for title, own in zip(titles, left_out) for note in _left_out(own, title)]
-    return images, tuple(dict.fromkeys([*notes, *found]))
+    what = "held-back" if any(own.kind == "held_back" for own in tests.measured) else "test"
+    for title, found in zip([*titles, "auxiliary images"], left_out):
+        notes += _left_out(found, title, what)
+    return images, tuple(dict.fromkeys(notes))
 
 
 def count_images(
     data: DataConfig | None, tasks: Sequence[Task], pixels: Callable[[], Transform]
 ) -> tuple[list[int], list[int], int, tuple[str, ...]]:
-    """Number of sampled images (views included) per task, of test images per task, of auxiliary images; notes.
+    """Number of sampled images (views included) per task, of images that measure it, of other images; notes.
 
     No image is read.
     """
     if data is None:
         return [], [], 0, ()
     transform = pixels()
-    sets, others = build_sets(data, "train", tasks, transform), auxiliary_images(data, transform)
-    counts = [data.of(task.name).count(len(own)) if own else 0 for task, own in zip(tasks, sets)]
-    count, other = (others[1].count(len(others[0])), others[1]) if others else (0, data)
-    count *= _views(other)
-    shared, more = shared_images(data, tasks, transform), list[str]()
-    if shared is not None:
-        own_count = _count_shared(data, tasks, shared)
-        count, more = count + own_count * _views(data), [_shared_note(tasks, len(shared), own_count)]
-    tests = build_sets(data, "test", tasks, transform)
-    notes = tuple(dict.fromkeys([*(note for own in [*sets, *tests, shared] if own for note in own.notes), *more]))
-    sizes = [len(own) if own else 0 for own in tests]
-    return [n * _views(data) for n in counts], sizes, count, notes
+    pools, tests = Pools.of(data, tasks, transform), build_sets(data, "test", tasks, transform)
+    measured = hold_back(pools, tests, 0)
+    held = held_counts(measured, len(tasks))
+    counts = [pools.count(index, own) * _views(data) for index, own in enumerate(held.own)]
+    other = pools.count_auxiliary(held.auxiliary) * _views(pools.auxiliary[1] if pools.auxiliary else data)
+    notes = [note for own in [*pools.own, *tests, pools.shared] if own for note in own.notes]
+    if pools.shared is not None:
+        other += pools.count_shared(held.shared) * _views(data)
+        notes.append(pools.shared_note(held.shared))
+    notes += held_back_notes(data, measured, tasks)
+    sizes = [len(own.images) if own.images else 0 for own in measured]
+    return counts, sizes, other, tuple(dict.fromkeys(notes))
 
 
 def no_images() -> Images:
@@ -208,27 +197,20 @@ def _views(data: DataConfig) -> int:
     return 1 if data.augment == "none" else 1 + data.views
 
 
-def _too_few(data: DataConfig, task: Task, own: ImageSet) -> str | None:
-    requested = data.of(task.name).images_per_task
-    if requested == "all" or len(own) >= requested:
+def _too_few(pools: Pools, index: int, held: int) -> str | None:
+    own, task = pools.own[index], pools.tasks[index]
+    requested = pools.data.of(task.name).images_per_task if own else "all"
+    if own is None or requested == "all" or len(own) - held >= requested:
         return None
-    return (
-        f"task '{task.name}' has {len(own)} images, fewer than images_per_task={requested}; all of them are used"
-    )
+    found = f"{len(own)} images" + (f", {held} of them held back" if held else "")
+    rest = f"the other {len(own) - held} are used" if held else "all of them are used"
+    return f"task '{task.name}' has {found}, fewer than images_per_task={requested}; {rest}"
 
 
-def _shared_note(tasks: Sequence[Task], available: int, count: int) -> str:
-    how_many = f"{count} of the {available} images are" if count < available else f"all {available} images are"
-    return (
-        f"no folder is named after a task ({listed(task.name for task in tasks)}), so {how_many} used for every "
-        "one: each source is run on all of them, and their folders are not classes"
-    )
-
-
-def _left_out(images: LeftOut, where: str) -> list[str]:
-    """Notes on the images of one task that were left out."""
+def _left_out(images: LeftOut, where: str, tests: str) -> list[str]:
+    """Notes on the images of one task that were left out. tests: what the images that measure are called."""
     found = [_skipped(images.unreadable, "image")] if images.unreadable else []
-    for kind, pairs in {"test": images.test, "validation": images.validation}.items():
+    for kind, pairs in {tests: images.test, "validation": images.validation}.items():
         if pairs:
             what = "duplicates" if len(pairs) > 1 else "duplicate"
             few = ", ".join(f"{title} is identical to {duplicate}" for title, duplicate in pairs[:MAX_EXAMPLES])
@@ -240,7 +222,3 @@ def _left_out(images: LeftOut, where: str) -> list[str]:
 def _skipped(names: Sequence[str], what: str) -> str:
     rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return f"{len(names)} {what}{'s' if len(names) > 1 else ''} skipped, unreadable: {', '.join(names[:10])}{rest}"
-
-
-def _no_image(index: int) -> tuple[Image.Image, int]:
-    raise DataError("there is no image.")

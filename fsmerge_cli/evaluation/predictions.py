@@ -80,22 +80,33 @@ def chosen_tasks(
     return found
 
 
+def agreement(
+    logits: Sequence[Tensor], sources: Sequence[Tensor], task: Tensor, heads: Heads
+) -> dict[str, tuple[int, int]]:
+    """By task: number of images, and of those on which model and source predict the same label of the task."""
+    found = {}
+    for name, index, mine, other in zip(heads.tasks, heads.index, logits, sources):
+        own = task == index
+        if bool(own.any()):
+            same = mine[own].argmax(1) == other[own].argmax(1)
+            found[name] = (int(own.sum()), int(same.sum()))
+    return found
+
+
 def predictions_by_task(
     merged: Sequence[Tensor], sources: Sequence[Tensor], truth: tuple[Tensor, Tensor], heads: Heads
 ) -> dict[str, dict[str, Any]]:
     """By task: number of images, of equal predictions of merged model and source, and the most confused pairs."""
     task, label = truth
     found: dict[str, dict[str, Any]] = {}
-    for place, index in enumerate(heads.index):
-        own = task == index
-        if not bool(own.any()):
-            continue
-        predicted, expected = (logits[place][own].argmax(1) for logits in (merged, sources))
-        found[heads.tasks[place]] = {
-            "images": int(own.sum()),
-            "same_as_source": int((predicted == expected).sum()),
-            "pairs": _pairs(predicted, expected, label[own], heads.labels[place]),
-        }
+    agreed = agreement(merged, sources, task, heads)
+    for place, (name, index) in enumerate(zip(heads.tasks, heads.index)):
+        if name in agreed:
+            own = task == index
+            predicted, expected = (logits[place][own].argmax(1) for logits in (merged, sources))
+            pairs = _pairs(predicted, expected, label[own], heads.labels[place])
+            images, same = agreed[name]
+            found[name] = {"images": images, "same_as_source": same, "pairs": pairs}
     return found
 
 

@@ -17,10 +17,11 @@ from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Progress
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.draw import Images
+from fsmerge_cli.data.held_back import Measured
 from fsmerge_cli.evaluation.certificates import IMAGES, EvaluatedBatch
 from fsmerge_cli.evaluation.metrics import matched_temperatures, temperatures
 from fsmerge_cli.evaluation.plausibility import implausible
-from fsmerge_cli.evaluation.predictions import Example, Heads, examples, predictions_by_task
+from fsmerge_cli.evaluation.predictions import Example, Heads, agreement, examples, predictions_by_task
 from fsmerge_cli.evaluation.scoring import (
     Forward,
     Outputs,
@@ -44,7 +45,8 @@ class Evaluation:
     """Rows by name, and the merged model's similarity to the sources by task and layer.
 
     evaluated: a few images with all logits. predictions: by task, see `predictions_by_task`. examples: images for
-    the report page. warnings: on sources whose accuracy is not plausible.
+    the report page. warnings: on sources whose accuracy is not plausible. measured: where the images of each task
+    come from, by name.
     """
 
     rows: Mapping[str, Score] = field(default_factory=dict)
@@ -53,20 +55,22 @@ class Evaluation:
     predictions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     examples: Sequence[Example] = ()
     warnings: Sequence[str] = ()
+    measured: Mapping[str, Measured] = field(default_factory=dict)
 
 
 def evaluate(
     problem: Problem,
     solution: Solution,
-    sets: Sequence[ImageSet | None],
+    measured: Sequence[Measured],
     method: Method,
     extra_rows: Mapping[str, Solution] | None = None,
     stated: Mapping[str, Stated] | None = None,
 ) -> Evaluation:
-    """Scores of the sources, the plain average, `extra_rows` and the solution; empty without test images.
+    """Scores of the sources, the plain average, `extra_rows` and the solution; empty without images.
 
-    stated: by task, the accuracy that the files of its source state.
+    measured: the images of each task. stated: by task, the accuracy that the files of its source state.
     """
+    sets = [own.images for own in measured]
     if not any(sets):
         return Evaluation()
     heads = {source.name: source.head for source in problem.sources}
@@ -82,13 +86,18 @@ def evaluate(
     merged, outputs = scorer.row("merged", _forward(problem, solution, backbone), reference)
     rows |= {name: rows.get(name, merged) for name in (*others, "merged")}
     given = outputs.logits, reference.logits, scorer.truth, scorer.heads
+    shown = examples(sets, *given, problem.seed)
+    if any(own.of != "task" for own in measured):  # these images belong to no task
+        rows = {name: replace(row, chosen={}) for name, row in rows.items()}
+        shown = tuple(replace(example, other_task=None) for example in shown)
     return Evaluation(
         rows,
         similarities(problem, backbone, sets),
         _evaluated_batch(sets, outputs),
         predictions_by_task(*given),
-        examples(sets, *given, problem.seed),
+        shown,
         scorer.warnings(reference, stated or {}),
+        {name: own for name, own in zip(problem.plan.tasks, measured) if own.images},
     )
 
 
@@ -173,7 +182,11 @@ class Scorer:
 
     def _score(self, outputs: Outputs, reference: Outputs | None) -> Score:
         given = self.truth, self.tasks, self.heads.index, self.labels, self._temperatures(outputs, reference)
-        return score(outputs, reference or outputs, *given)
+        found = score(outputs, reference or outputs, *given)
+        if reference is None or outputs is reference:
+            return found
+        agreed = agreement(outputs.logits, reference.logits, self.truth[0], self.heads)
+        return replace(found, agreement=agreed)
 
     @property
     def _has_joint(self) -> bool:

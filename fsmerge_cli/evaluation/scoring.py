@@ -50,7 +50,8 @@ class Score:
     features: similarity of the estimated features to the source's, by task (error relative to their variance,
     cosine, cka). temperatures: by task. correct: whether each prediction is correct, `task.NAME` [n of the task]
     and `joint.PROTOCOL` [n], in the order of the test images. chosen: number of images by protocol, task of the
-    image and task whose label is predicted.
+    image and task whose label is predicted. agreement: by task, number of images, and of those on which the model
+    predicts the label that the source predicts; empty for the sources.
     """
 
     tasks: Mapping[str, TaskScore]
@@ -59,6 +60,7 @@ class Score:
     temperatures: Mapping[str, float] = field(default_factory=dict)
     correct: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
     chosen: ChosenTasks = field(default_factory=dict)
+    agreement: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:

@@ -25,10 +25,6 @@ One backbone of the size of one source, merged by `{method}` from {k} sources, w
 
 {table}
 
-Top-1 accuracy on test images in per cent, in brackets the 95 % interval (Wilson). `ensemble` runs every source and
-is the reference of a merge. `plain average` averages the sources' weights. `joint` is joint accuracy (the task is
-not given: the prediction is the best label over all tasks). `-`: not applicable.
-
 ## Load it without fsmerge
 
 {snippet}
@@ -48,7 +44,15 @@ Versions: {versions}. Device: {device}. Seed: {seed}.
 
 {options}
 """
+SCORES = """
+
+Top-1 accuracy on test images in per cent, in brackets the 95 % interval (Wilson). `ensemble` runs every source and
+is the reference of a merge. `plain average` averages the sources' weights. `joint` is joint accuracy (the task is
+not given: the prediction is the best label over all tasks). `-`: not applicable."""
+
 TITLES = {
+    "Agreement with the sources": "The share of the images on which a model predicts the label that the source of "
+    "the task predicts, right or wrong; without classifier heads, the mean cosine of the features.",
     "Metrics by task": "The merged model. '% equal to source': images on which merged model and source predict "
     "the same label. Feature error (relative to the variance), cosine and CKA compare the features that each head "
     "receives with those of the source.",
@@ -82,7 +86,7 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         rounding=_rounding(evaluation["config"]),
         verdict=escaped(" ".join(summary.verdict(evaluation))),
         warnings="".join(f"\n**Warning:** {escaped(text)}\n" for text in warnings_in(evaluation["notes"])),
-        table=markdown(scores) if scores else "There were no labelled test images.",
+        table=markdown(scores) + SCORES if scores else "There were no labelled test images.",
         sections=_sections(evaluation),
         snippet=fenced(plan.family.snippet(plan.arch, head_lines(heads)), "python"),
         command=fenced(provenance["command"], "sh"),
@@ -108,6 +112,7 @@ def _sections(evaluation: Mapping[str, Any]) -> str:
     protocols = {summary.PROTOCOLS[p]: summary.confusion(evaluation, "merged", p) for p in ("softmax", "logits")}
     wrong = {escaped(name): summary.mistakes(evaluation, name) for name in evaluation["predictions"]}
     tables: dict[str, dict[str, Table | None]] = {
+        "Agreement with the sources": {"": summary.agreements(evaluation)},
         "Metrics by task": {"": summary.details(evaluation)},
         "Training": {"": summary.losses(evaluation)},
         "Similarity by layer": {"": summary.similarity(evaluation)},

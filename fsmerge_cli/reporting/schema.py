@@ -4,7 +4,8 @@
                    -> LayerSimilarity, Agreement, Training, Certificate, Cost, Provenance
 
 Every key is required and no other is allowed, but for the protocols of a row, of which a model without several
-heads has none. Values are shares of 1 where nothing else is stated.
+heads has none, and for `agreement` and `measured_on`, which earlier files of this version lack. Values are shares
+of 1 where nothing else is stated.
 """
 
 from __future__ import annotations
@@ -67,6 +68,27 @@ class ChosenTasks(_Model):
     logits: Chosen | None = Field(None, description="largest raw logit")
 
 
+class SameLabel(_Model):
+    """Predictions of a model compared with those of the source of the task."""
+
+    images: Positive
+    same: Count = Field(description="images on which both predict the same label of the task")
+
+
+class MeasuredOn(_Model):
+    """The images that measure one task."""
+
+    images: Positive
+    kind: Literal["test", "held_back", "merge"] = Field(
+        description="test: test images; held_back: images that the merge did not use, where there are no test "
+        "images; merge: images that the merge used, since there are too few to hold some back"
+    )
+    of: Literal["task", "all", "auxiliary"] = Field(
+        description="whose they are: of the task, of all tasks, or auxiliary ones, of no task; the last two "
+        "measure several tasks"
+    )
+
+
 class MethodRow(_Model):
     """One model, or an ensemble, on the test images of all tasks."""
 
@@ -83,6 +105,9 @@ class MethodRow(_Model):
     )
     feature_cosine: dict[str, float | None] = Field(description="mean cosine to the source's features")
     feature_cka: dict[str, float | None] = Field(description="linear CKA with the source's features")
+    agreement: dict[str, SameLabel] = Field(
+        default_factory=dict, description="by task with a head; empty for the sources and without them"
+    )
 
 
 class LayerSimilarity(_Model):
@@ -208,6 +233,9 @@ class EvaluationFile(_Model):
     training: Training
     certificates: dict[str, Certificate] = Field(
         description="comparisons of the written files with independent computations"
+    )
+    measured_on: dict[str, MeasuredOn] = Field(
+        default_factory=dict, description="by task, of a merge; empty where nothing was measured"
     )
     facts: dict[str, int | float] = Field(description="figures of the method itself, such as condition numbers")
     notes: list[str] = Field(

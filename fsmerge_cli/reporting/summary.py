@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsmerge_cli.evaluation.metrics import interval
+from fsmerge_cli.reporting.agreement import agreement as agreement
+from fsmerge_cli.reporting.agreement import images_in_words as images_in_words
+from fsmerge_cli.reporting.agreement import sentences, values_by_row
 
 Values = Mapping[str, Any]
 
@@ -115,13 +118,7 @@ def _outcome(evaluation: Values) -> list[str]:
     mean = merged.get("mean_top1")
     model = "The model" if evaluation["method"] == "unknown" else "The merged model"
     if mean is None:
-        same = agreement(evaluation)
-        if same is None:
-            return ["Nothing was evaluated: there were no test images."]
-        return [
-            f"{model} and its source predict the same label on {per_cent(same)} % of the test images. The images "
-            "have no labels, so the accuracy is not known."
-        ]
+        return sentences(evaluation, model) or ["Nothing was evaluated: there were no images to measure with."]
     kept = merged["mean_relative"]
     over = " (mean over its tasks)" if len(evaluation["tasks"]) > 1 else ""
     parts = [f"{model} has a top-1 accuracy of {per_cent(mean)} %{over}"]
@@ -138,11 +135,13 @@ def _outcome(evaluation: Values) -> list[str]:
     return parts
 
 
-def agreement(evaluation: Values) -> float | None:
-    """Share of all test images on which merged model and source predict the same label."""
-    found = evaluation["predictions"].values()
-    count = sum(own["images"] for own in found)
-    return sum(own["same_as_source"] for own in found) / count if count else None
+def agreements(evaluation: Values) -> Table | None:
+    """Agreement of every model with the source of each task, or the cosine without heads; None without either."""
+    rows = shown_rows(evaluation)
+    measure, found = values_by_row(evaluation, rows)
+    shown = per_cent if measure.endswith("%") else fixed
+    cells = [[row_name(evaluation, name), *map(shown, values)] for name, values in found.items()]
+    return Table([measure, *evaluation["tasks"], "mean"], cells) if cells else None
 
 
 def scores(evaluation: Values) -> Table | None:
@@ -187,7 +186,7 @@ def details(evaluation: Values) -> Table | None:
                 fixed(row["feature_cka"].get(task)),
             ]
         )
-    columns = ["task", "test images", "% of source accuracy", "% equal to source", "top-5 %", "loss (nats)"]
+    columns = ["task", "images", "% of source accuracy", "% equal to source", "top-5 %", "loss (nats)"]
     columns += ["calibration error", "feature error", "feature cosine", "feature CKA"]
     return Table(columns, cells)
 

@@ -37,6 +37,37 @@ def score_table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
+def result_tables(evaluation: Mapping[str, Any]) -> list[Table]:
+    """The accuracies of a run; without labels the agreement with the sources; empty without either."""
+    from fsmerge_cli.reporting.summary import agreements, images_in_words
+
+    if any(row["tasks"] for row in evaluation["rows"].values()):
+        return [score_table(evaluation)]
+    found = agreements(evaluation)
+    if found is None:
+        return []
+    title = f"{found.columns[0][0].upper()}{found.columns[0][1:]}, on {images_in_words(evaluation)}"
+    table = Table(title=line(title), title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for name in found.columns[1:]:
+        table.add_column(line(name), justify="right")
+    for name, *cells in found.rows:
+        table.add_row(line(name), *cells, style="bold" if name == "merged" else None)
+    return [table]
+
+
+def result_lines(evaluation: Mapping[str, Any]) -> list[str]:
+    """The result of a run in a sentence, and for labelled images the agreement with the sources."""
+    from fsmerge_cli.reporting.summary import agreement, verdict
+
+    found = verdict(evaluation)[:1] if evaluation["rows"] else []
+    same, other = agreement(evaluation), agreement(evaluation, "average")
+    if found and same is not None and evaluation["rows"]["merged"]["tasks"]:
+        beside = f" (plain average: {per_cent(other)} %)" if other is not None else ""
+        found.append(f"It agrees with its sources on {per_cent(same)} % of the images{beside}.")
+    return [" ".join(found)] if found else []
+
+
 def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
     """One row of evaluation.json by task: interval, top-5 accuracy, loss and calibration error."""
     from fsmerge_cli.reporting.summary import PROTOCOLS
@@ -123,7 +154,10 @@ def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean") -> Tabl
     table = Table(title="Top-1 accuracy on test images, %", title_justify="left")
     names = dict.fromkeys(name for row in rows for name in row)
     tasks = [name for name in names if name.startswith("top1.")]
-    columns = ["run", *tasks, *(n for n in names if n in (*SHOWN, sort) and n not in tasks)]
+    shown = [*SHOWN, sort]
+    if any(row.get("mean") is None for row in rows):  # without labels
+        shown += ["agreement", "agreement_average"]
+    columns = ["run", *tasks, *(n for n in names if n in shown and n not in tasks)]
     for name in columns:
         title = line(name.removeprefix("top1.").replace("_", " "))
         wide = {"justify": "left", "min_width": 16} if name == "run" else {"justify": "right"}
@@ -133,7 +167,17 @@ def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean") -> Tabl
     return _explained(table, [row.get("joint") for row in rows])
 
 
-SHARES = ("top1", "top5", "mean", "relative", "joint", "joint_calibrated", "joint_logits")
+SHARES = (
+    "agreement",
+    "agreement_average",
+    "top1",
+    "top5",
+    "mean",
+    "relative",
+    "joint",
+    "joint_calibrated",
+    "joint_logits",
+)
 """Metrics that are shown in per cent, without their suffix `.TASK`."""
 
 

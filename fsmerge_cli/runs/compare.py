@@ -231,7 +231,8 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     scores = _scores(row)
     return {
         **{f"top1.{task}": scores.get(f"top1.{task}") for task in evaluation["tasks"]},
-        **{name: scores[name] for name in ("mean", "relative", *JOINT)},
+        **{name: scores[name] for name in ("mean", "relative", "agreement", *JOINT)},
+        "agreement_average": _scores(rows.get("average", EMPTY))["agreement"],
         "seconds": sum(cost["seconds"].values()),
         "trained_parameters": cost["trained_parameters"],
         "peak_memory_gb": None if memory is None else memory / 1e9,
@@ -250,6 +251,9 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
     }
     for task, values in row["tasks"].items():
         found |= {f"{name}.{task}": values.get(name) for name in TASK}
+    agreed = {task: own["same"] / own["images"] for task, own in row.get("agreement", {}).items()}
+    found["agreement"] = sum(agreed.values()) / len(agreed) if agreed else None
+    found |= {f"agreement.{task}": share for task, share in agreed.items()}
     for name in ("feature_error", "feature_cosine", "feature_cka"):
         found |= {f"{name}.{task}": value for task, value in row.get(name, {}).items()}
     return found

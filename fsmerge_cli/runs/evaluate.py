@@ -20,7 +20,8 @@ from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.draw import Images
-from fsmerge_cli.data.sampling import TestImages, build_sets, no_images, read_test_images, sample_images
+from fsmerge_cli.data.pools import build_sets
+from fsmerge_cli.data.sampling import TestImages, no_images, read_test_images, sample_images
 from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by_task
 from fsmerge_cli.evaluation.score_table import Scorer, single_task_rows
 from fsmerge_cli.evaluation.scoring import Outputs, Score, merged_forward

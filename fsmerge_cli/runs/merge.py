@@ -209,7 +209,7 @@ def _result(
         evaluation = evaluate(
             problem,
             solution,
-            tests.sets if problem.world.main else [],
+            tests.measured if problem.world.main else [],
             requested.method,
             extra_rows,
             stated_accuracies(requested.sources),
@@ -218,7 +218,7 @@ def _result(
     pixels = probe(problem.images, plan, problem.seed)
     certifier = Certifier(plan, sources, exact, heads, pixels, evaluation.evaluated, dtype, problem.progress)
     if requested.data is not None and not evaluation.rows:
-        reason = "the data set has no test images" if problem.world.main else "only process 0 evaluates"
+        reason = "there are no images to measure with" if problem.world.main else "only process 0 evaluates"
         notes = [*notes, f"{reason}: nothing was evaluated"]
     notes = [
         *evaluation.warnings,

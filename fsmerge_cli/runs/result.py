@@ -86,6 +86,7 @@ class MergeResult:
             training=course(trace, {name: known(e) for name, e in zip(self.plan.tasks, trace.start_error)}),
             certificates=dict(certificates or {}),
             facts=dict(self.solution.facts),
+            measured_on=measured_on(self.measured),
         )
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
@@ -137,7 +138,7 @@ def document(
     """The content of an evaluation.json.
 
     found: what was measured, with its scores, cost, provenance, options and notes. more: similarity, predictions,
-    certificates and facts, each empty by default.
+    certificates, facts and measured_on, each empty by default.
     """
     content = {
         "schema_version": VERSION,
@@ -149,12 +150,22 @@ def document(
         "training": training or course(Trace(), {}),
         "certificates": more.get("certificates", {}),
         "facts": more.get("facts", {}),
+        "measured_on": more.get("measured_on", {}),
         "notes": list(found.notes),
         "cost": dict(found.cost),
         "provenance": dict(found.provenance),
         "config": plain_values(found.options),
     }
     return dict(well_formed(content))
+
+
+def measured_on(found: Evaluation) -> dict[str, Any]:
+    """By task: which images measure it, and how many they are."""
+    return {
+        name: {"images": len(own.images), "kind": own.kind, "of": own.of}
+        for name, own in found.measured.items()
+        if own.images
+    }
 
 
 def course(trace: Trace, start_error: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,6 +211,7 @@ def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
         "feature_error": {name: values["error"] for name, values in score.features.items()},
         "feature_cosine": {name: values["cosine"] for name, values in score.features.items()},
         "feature_cka": {name: values["cka"] for name, values in score.features.items()},
+        "agreement": {name: {"images": n, "same": same} for name, (n, same) in score.agreement.items()},
     }
 
 

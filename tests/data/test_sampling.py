@@ -19,8 +19,10 @@ from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.draw import NO_TASK, digest
 from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.data.none import NoImages
-from fsmerge_cli.data.sampling import build_sets, count_images, prepare_images, read_test_images, sample_images
+from fsmerge_cli.data.pools import build_sets
+from fsmerge_cli.data.sampling import count_images, prepare_images, read_test_images, sample_images
 from fsmerge_cli.reporting import summary
+from fsmerge_cli.reporting.model_card import escaped
 from tests.support.bad_inputs.case import save
 from tests.support.sources import mlp_source
 
@@ -163,11 +165,13 @@ def test_the_counts_are_those_of_the_sampled_images(tmp_path: Path) -> None:
     for data, expected in (
         (folder, ([40, 40], [6, 6], 0)),
         (augmented, ([30, 30], [6, 6], 2000)),
-        (NoImages(images_per_task=50, augment="shift"), ([0, 0], [0, 0], 250)),
-        (NoImages(images_per_task=7, auxiliary={"name": "glyphs", "labels": "symbols"}), ([0, 0], [0, 0], 7)),
+        (NoImages(images_per_task=50, augment="shift"), ([0, 0], [16, 16], 250)),
+        (NoImages(images_per_task=7, auxiliary={"name": "glyphs", "labels": "symbols"}), ([0, 0], [200, 200], 7)),
     ):
-        assert counts(data) == (*expected, ())
-        found = prepare_images(data, TASKS, lambda: PIXELS, seed=0)[1]
+        assert counts(data)[:3] == expected
+        tests, found, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
+        assert [len(own) for own in tests.sets if own] == expected[1]
+        assert set(counts(data)[3]) <= set(notes)
         tally = [int((found.task == task).sum()) for task in (0, 1, NO_TASK)]
         assert tally == [*expected[0], expected[2]]
 
@@ -183,16 +187,21 @@ def test_a_merge_without_task_images_is_reported_everywhere(tmp_path: Path) -> N
     found = merge(pair(tmp_path), data=data, method={"name": "kd", "steps": 2}, output=tmp_path / "out")
     assert found.notes[:2] == (
         "30 auxiliary unlabelled images (generated)",
-        "the data set has no test images: nothing was evaluated",
+        "there are no test images, so images are held back from the merge and measure it: 16 of the auxiliary "
+        "images (data.held_back=0.2)",
     )
     assert found.cost["images"] == 30
+    same = [found.scores[name].agreement.values() for name in ("merged", "average")]
+    merged, average = (f"{100 * sum(n for _, n in own) / 32:.1f} %" for own in same)
     sentences = (
-        "Nothing was evaluated: there were no test images. "
-        "The merge used no images of its tasks, only generated images."
+        f"The merged model and its source predict the same label on {merged} (mean over tasks) of 16 auxiliary "
+        f"images held back from the merge; for the plain average it is {average}. The images have no labels, so "
+        "the accuracy is not known. The merge used no images of its tasks, only generated images."
     )
     assert " ".join(summary.verdict(found.evaluation())) == sentences
-    for file in ("merged/README.md", "report.html"):
-        assert sentences in (tmp_path / "out" / file).read_text()
+    assert found.scores["merged"].chosen == {}  # these images belong to no task
+    assert escaped(sentences) in (tmp_path / "out/merged/README.md").read_text()
+    assert sentences.replace(" %", "&nbsp;%") in (tmp_path / "out/report.html").read_text()
 
 
 def test_labelled_test_images_suffice_to_evaluate_a_merge_without_task_images(tmp_path: Path) -> None:

@@ -105,19 +105,22 @@ def test_a_page_has_only_sections_with_content(name: str, present: set[str], abs
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "sentences"),
     [
-        ("evaluated", "The model has a top-1 accuracy of 75.0 %."),
-        ("nothing", "Nothing was evaluated: there were no test images."),
+        ("evaluated", ("The model has a top-1 accuracy of 75.0 %.",)),
+        ("nothing", ("Nothing was evaluated: there were no images to measure with.",)),
         (
             "unlabelled",
-            "The merged model and its source predict the same label on 85.0 % of the test images. The images have "
-            "no labels, so the accuracy is not known.",
+            (
+                "The merged model and its source predict the same label on 85.0 % (mean over tasks) of the test "
+                "images.",
+                "The images have no labels, so the accuracy is not known.",
+            ),
         ),
     ],
 )
-def test_the_verdict_if_labels_or_images_are_missing(name: str, sentence: str) -> None:
-    assert summary.verdict(CASES[name][0]) == [sentence]
+def test_the_verdict_if_labels_or_images_are_missing(name: str, sentences: tuple[str, ...]) -> None:
+    assert summary.verdict(CASES[name][0]) == [*sentences]
 
 
 def test_missing_and_non_finite_values_are_a_dash() -> None:

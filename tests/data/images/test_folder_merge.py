@@ -74,8 +74,15 @@ def test_flat_unlabelled_images_suffice_for_a_merge(
         export(tmp_path / "images", task, labels, "test", lambda label, i: f"{i:04}.png")
     assert run("data=folder", "data.root=images", "output.dir=out", "data.images_per_task=40") == 0
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert found["rows"] == {}
     assert found["cost"]["images"] == 80
+    rows = found["rows"]
+    assert rows["merged"]["tasks"] == {}
+    assert found["measured_on"] == {task: {"images": 200, "kind": "held_back", "of": "task"} for task in TASKS}
+    merged, average = (
+        [own["same"] / own["images"] for own in rows[name]["agreement"].values()] for name in ("merged", "average")
+    )
+    assert min(merged) > 0.85
+    assert max(average) < 0.85
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -87,10 +94,14 @@ def test_fewer_images_than_requested_are_reported(tmp_path: Path, monkeypatch: p
             put(tmp_path / f"images/{task}/{n}.png", 100 + n, size=(8, 8))
     assert run("data=folder", "data.root=images", "output.dir=out", "data.images_per_task=50") == 0
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert found["cost"]["images"] == 53
+    assert found["cost"]["images"] == 43
     assert found["notes"] == [
         "task 'low' has 3 images, fewer than images_per_task=50; all of them are used",
-        "the data set has no test images: nothing was evaluated",
+        "task 'high' has 50 images, 10 of them held back, fewer than images_per_task=50; the other 40 are used",
+        "there are no test images, so images are held back from the merge and measure it: 10 of 'high' "
+        "(data.held_back=0.2)",
+        "nothing is held back of 'low' (fewer than 16 images): agreement with the sources is measured on images "
+        "that the merge used, so it is optimistic",
     ]
 
 

@@ -22,6 +22,9 @@ TASKS = [Task("pets", ("cat", "dog")), Task("cars", None)]
 HOW = "no folder is named after a task (pets, cars), so {} used for every one: each source is run on all of them, "
 HOW += "and their folders are not classes"
 
+REUSED = "nothing is held back of all tasks (fewer than 16 images): agreement with the sources is measured on "
+REUSED += "images that the merge used, so it is optimistic"
+
 
 def folder(root: Path, *paths: str) -> Folder:
     """A folder with a different image at every path."""
@@ -45,11 +48,11 @@ def folder(root: Path, *paths: str) -> Folder:
 def test_images_of_no_task_are_seen_by_every_source(tmp_path: Path, paths: tuple[str, ...]) -> None:
     data = folder(tmp_path, *paths)
     tests, images, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
-    assert tests.sets == [None, None]
+    assert [(own.kind, own.of, len(own.images or ())) for own in tests.measured] == [("merge", "all", 3)] * 2
     assert images.task.tolist() == [NO_TASK] * 3
     assert all(images.selected(source, "own").all() for source in (0, 1))
-    assert notes == [HOW.format("all 3 images are")]
-    assert count_images(data, TASKS, lambda: PIXELS) == ([0, 0], [0, 0], 3, tuple(notes))
+    assert notes == [HOW.format("all 3 images are"), REUSED]
+    assert count_images(data, TASKS, lambda: PIXELS) == ([0, 0], [3, 3], 3, tuple(notes))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,8 @@ def test_the_budget_is_that_of_all_tasks_and_a_share_is_held_out(tmp_path: Path)
     data = Folder(root=folder(tmp_path, *(f"{n}.png" for n in range(100))).root, images_per_task=40)
     _, images, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
     assert (len(images), len(images.train), len(images.validation)) == (80, 72, 8)
-    assert notes == [HOW.format("80 of the 100 images are")]
+    held = "there are no test images, so images are held back from the merge and measure it: 20 of all tasks "
+    assert notes == [HOW.format("80 of the 100 images are"), f"{held}(data.held_back=0.2)"]
     again = prepare_images(data, TASKS, lambda: PIXELS, seed=0)[1]
     assert torch.equal(images.images, again.images)
 
@@ -97,16 +101,17 @@ def test_a_merge_says_what_mixed_images_cost_and_calls_none_of_them_auxiliary(tm
     costly = merge("digits_mlp_pair", method="regmean", data=data)
     how = HOW.format("all 12 images are").replace("pets, cars", "low, high")
     other = f"files in {tmp_path}/photos that are no images were not used: 1 x .heic"
-    none = "the data set has no test images: nothing was evaluated"
     assert list(costly.notes) == [
         other,
         how,
+        REUSED,
         "method=regmean fits every source to images of its own task, and it is not known which these are. On the "
         "scanned digits that cost 3 to 6 points of accuracy, and 14 to 22 of joint accuracy (task not given). "
         "Folders named after the tasks avoid it, and fs_closed_form or zipit",
-        none,
     ]
-    assert summary.verdict(costly.evaluation()) == ["Nothing was evaluated: there were no test images."]
+    first = summary.verdict(costly.evaluation())[0]
+    assert " (mean over tasks) of 12 images that the merge used (optimistic); for the plain average" in first
+    assert costly.scores["merged"].chosen == {}
     costly.save(tmp_path / "run")
     with pytest.raises(DataError, match="data=folder has no test images for low, high"):
         evaluate(tmp_path / "run", data=data)

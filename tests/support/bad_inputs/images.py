@@ -23,6 +23,14 @@ from tests.support.bad_inputs.case import (
     sixteen,
 )
 
+REUSED = (
+    "nothing is held back of 'a', 'b' (fewer than 16 images): agreement with the sources is measured on images "
+    "that the merge used, so it is optimistic"
+)
+HELD = (
+    "there are no test images, so images are held back from the merge and measure it: 16 of the auxiliary "
+    "images (data.held_back=0.2)"
+)
 DARK = (
     "task '{}': no pixel of its images is above {} of the range 0..1: if they are stored with fewer bits than "
     "their files have, scale them to the whole range"
@@ -104,7 +112,7 @@ IMAGES = [
             f"{DARK.format('a', 0)}\n"
             "task 'a': 2 images skipped, unreadable: images/a/1.png, images/a/2.png\n"
             "task 'b': 1 image skipped, unreadable: images/b/0.png\n"
-            "the data set has no test images: nothing was evaluated"
+            f"{REUSED}"
         ),
         both(put("images/a/1.png", ""), both(put("images/a/2.png", "x"), put("images/b/0.png", b""))),
     ),
@@ -181,7 +189,7 @@ IMAGES = [
         "no images of the tasks, and no evaluation",
         KD.replace("data=folder data.root=images data.images_per_task=3", "data=none data.images_per_task=4"),
         0,
-        "4 auxiliary unlabelled images (generated)\nthe data set has no test images: nothing was evaluated",
+        f"4 auxiliary unlabelled images (generated)\n{HELD}",
     ),
     Case(
         "an unknown value of bad_files",
@@ -220,36 +228,36 @@ IMAGES = [
         "colour images for grey-scale sources",
         KD,
         0,
-        "the data set has no test images: nothing was evaluated",
+        REUSED,
         images(lambda path: Image.new("RGB", (4, 4), (9, 200, 30)).save(path)),
     ),
     Case(
         "a CMYK image",
         KD,
         0,
-        "the data set has no test images: nothing was evaluated",
+        REUSED,
         images(lambda path: Image.new("CMYK", (4, 4), (9, 200, 30, 5)).save(path), ("a/3.jpg",)),
     ),
-    Case("a 16-bit image", KD, 0, "the data set has no test images: nothing was evaluated", images(sixteen)),
+    Case("a 16-bit image", KD, 0, REUSED, images(sixteen)),
     Case(
         "an animated image",
         KD,
         0,
-        "the data set has no test images: nothing was evaluated",
+        REUSED,
         images(animated, ("a/3.gif",)),
     ),
     Case(
         "a transparent palette image",
         KD,
         0,
-        "the data set has no test images: nothing was evaluated",
+        REUSED,
         images(lambda path: Image.new("P", (4, 4)).save(path, transparency=b"\x00\x80")),
     ),
     Case(
         "an image of one pixel",
         KD,
         0,
-        "the data set has no test images: nothing was evaluated",
+        REUSED,
         images(lambda path: Image.new("L", (1, 1), 7).save(path)),
     ),
     Case(
@@ -260,7 +268,7 @@ IMAGES = [
             "task 'a' has 1 images, fewer than images_per_task=3; all of them are used\n"
             "task 'b' has 1 images, fewer than images_per_task=3; all of them are used\n"
             f"{DARK.format('a', 0)}\n{DARK.format('b', 0.00392)}\n"
-            "the data set has no test images: nothing was evaluated"
+            f"{REUSED}"
         ),
         both(only("a", 1), only("b", 1)),
     ),
@@ -268,7 +276,7 @@ IMAGES = [
         "fewer images than the batch",
         KD + " method.batch_size=64",
         0,
-        "the data set has no test images: nothing was evaluated",
+        REUSED,
     ),
     Case(
         "fewer images than requested",
@@ -277,7 +285,7 @@ IMAGES = [
         (
             "task 'a' has 3 images, fewer than images_per_task=50; all of them are used\n"
             "task 'b' has 3 images, fewer than images_per_task=50; all of them are used\n"
-            "the data set has no test images: nothing was evaluated"
+            f"{REUSED}"
         ),
     ),
 ]

@@ -1,0 +1,99 @@
+"""Quality without labels: how often a model and the source of a task agree, as words and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Values = Mapping[str, Any]
+
+
+def agreement(evaluation: Values, name: str = "merged") -> float | None:
+    """Share of the images on which a row and the source predict the same label, mean over tasks; None without."""
+    if name == "merged":
+        counts = [(own["images"], own["same_as_source"]) for own in evaluation["predictions"].values()]
+    else:
+        counts = list(_counts(evaluation["rows"].get(name, {})).values())
+    return sum(same / images for images, same in counts) / len(counts) if counts else None
+
+
+def cosine(evaluation: Values, name: str = "merged") -> float | None:
+    """Mean cosine of a row's features to those of the sources, mean over tasks; None without."""
+    found = [*evaluation["rows"].get(name, {}).get("feature_cosine", {}).values()]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def task_agreement(row: Values, task: str) -> float | None:
+    """The share of one task in a row of evaluation.json."""
+    images, same = _counts(row).get(task, (0, 0))
+    return same / images if images else None
+
+
+def _counts(row: Values) -> dict[str, tuple[int, int]]:
+    return {task: (own["images"], own["same"]) for task, own in row.get("agreement", {}).items()}
+
+
+def images_in_words(evaluation: Values) -> str:
+    """Which images measured the merge, as the end of `on ...`.
+
+    >>> one = {"images": 20, "kind": "held_back", "of": "task"}
+    >>> images_in_words({"measured_on": {"a": one, "b": one}})
+    '40 images held back from the merge'
+    """
+    found = evaluation.get("measured_on", {}).values()
+    kinds = {own["kind"] for own in found}
+    if kinds <= {"test"}:
+        return "the test images"
+    count = sum(own["images"] for own in found if own["of"] == "task")
+    count += max((own["images"] for own in found if own["of"] != "task"), default=0)
+    what = "auxiliary images" if {own["of"] for own in found} == {"auxiliary"} else "images"
+    if kinds == {"held_back"}:
+        return f"{count:,} {what} held back from the merge"
+    if kinds == {"merge"}:
+        return f"{count:,} {what} that the merge used (optimistic)"
+    return f"{count:,} {what} (for some tasks not test images, see the notes)"
+
+
+def sentences(evaluation: Values, model: str) -> list[str]:
+    """The result of a run without labels; empty where nothing was compared."""
+    same, other = agreement(evaluation), agreement(evaluation, "average")
+    over = " (mean over tasks)" if len(evaluation["tasks"]) > 1 else ""
+    where = images_in_words(evaluation)
+    if same is not None:
+        beside = f"; for the plain average it is {100 * other:.1f} %" if other is not None else ""
+        return [
+            f"{model} and its source predict the same label on {100 * same:.1f} %{over} of {where}{beside}.",
+            "The images have no labels, so the accuracy is not known.",
+        ]
+    alike, other = cosine(evaluation), cosine(evaluation, "average")
+    if alike is None:
+        return []
+    beside = f"; those of the plain average {other:.3f}" if other is not None else ""
+    return [
+        f"{model}'s features have a cosine of {alike:.3f}{over} to those of its sources on {where}{beside}.",
+        "There are no classifier heads, so there are no predictions to compare.",
+    ]
+
+
+def values_by_row(evaluation: Values, rows: Mapping[str, Values]) -> tuple[str, dict[str, list[float | None]]]:
+    """The name of the measure, and by row its values of the tasks and their mean; empty where nothing is known.
+
+    The measure is the agreement; the cosine where no task has a classifier head.
+    """
+    tasks: Sequence[str] = evaluation["tasks"]
+    names = [name for name in rows if name not in tasks and name != "ensemble"]
+    if any(_counts(rows[name]) for name in names):
+        measure = "same label as the source, %"
+        found = {name: [task_agreement(rows[name], task) for task in tasks] for name in names}
+    elif any(value is not None for name in names for value in rows[name]["feature_cosine"].values()):
+        measure = "cosine to the source's features"
+        found = {name: [rows[name]["feature_cosine"].get(task) for task in tasks] for name in names}
+    else:
+        return "", {}
+    return measure, {name: [*values, _mean(values)] for name, values in found.items()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
