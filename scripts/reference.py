@@ -27,7 +27,7 @@ from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.source_spec import Recipe, SourceSpec
 from fsmerge_cli.runs.finetune_request import FinetuneStart
 from fsmerge_cli.runs.merged import Reading
-from fsmerge_cli.training.classifier import TrainingOptions
+from fsmerge_cli.training.finetuning_options import TrainingOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/configuration.md"

@@ -114,7 +114,7 @@ def check_keys(words: list[str]) -> None:
     elif command == "finetune":
         keys = composed("finetune", overrides, None)
         from fsmerge_cli.runs.finetune_request import FinetuneStart
-        from fsmerge_cli.training.classifier import TrainingOptions
+        from fsmerge_cli.training.finetuning_options import TrainingOptions
 
         build(FinetuneStart, keys["model"], "model")
         build(TrainingOptions, keys["training"], "training")

@@ -38,7 +38,7 @@ keys:
                                how the initial weights are read (docs/sources.md)
   data=NAME                    digits, folder, glyphs, hf, per_task, tensors, torchvision;
                                uses all training images, or data.images_per_task=N
-  data.augment=paper           none, shift, paper, strong: sampled anew at every step
+  data.augment=paper           none, shift, crop_flip, paper, strong: sampled anew at every step
   data.validation=0.1          share of the training images for early stopping and for the choice of
                                the best step
   training.head_steps=300      steps that train only the head; training.head_lr=0.01

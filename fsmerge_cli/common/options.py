@@ -21,6 +21,7 @@ NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Magnitude = Annotated[int, Field(strict=True, ge=0, le=30)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 

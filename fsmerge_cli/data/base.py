@@ -146,8 +146,8 @@ class DataConfig(ABC):
     """Options of every data set.
 
     name: key in DATASETS. images_per_task: number of unlabelled images of each task that a merge may use, the
-    validation share included; `all` takes the whole training split. augment: none, shift, paper or strong, for
-    the images that every method uses. views: augmented copies added per image, unless augment is none.
+    validation share included; `all` takes the whole training split. augment: none, shift, crop_flip, paper or
+    strong, for the images that every method uses. views: augmented copies added per image, unless augment is none.
     validation: share of the images held out for choosing the best step; used from 32 images per task on.
     held_back: share of a task's images that the merge does not use, and that measure it, where there are no test
     images; used from 16 images per task on.

@@ -118,10 +118,10 @@ class Trained(Weighted, ABC):
     of the KL divergence between the heads' logits (temperature 2), relative to the loss of the features.
     cross_task_weight: factor of that divergence on images of other tasks. outlier_exposure: weight of the penalty
     for confident predictions on images of other tasks, the KL divergence from the uniform distribution (arXiv
-    1812.04606). augment: none, shift, paper or strong, applied to the training images. views: fresh (new views at
-    every step), or the number of fixed augmented copies of each image. mixup: share of every batch that is mixed
-    with other images. retries: how often the training restarts with half the learning rate where the loss is not
-    finite.
+    1812.04606). augment: none, shift, crop_flip, paper or strong, applied to the training images. views:
+    fresh (new views at every step), or the number of fixed augmented copies of each image. mixup: share of every
+    batch that is mixed with other images. retries: how often the training restarts with half the learning rate
+    where the loss is not finite.
     """
 
     uses_images: ClassVar[bool] = True

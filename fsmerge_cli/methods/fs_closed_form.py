@@ -23,9 +23,9 @@ class FSClosedForm(Method):
     """All sources side by side, pruned to the merged width by least squares, from the first layer to the last.
 
     width: of the merged model, from one source's to the sum of all. heads: all (every head of every source, at a
-    smaller size), a number, or same (as many as source 1 has); heads beyond that number are left out whole.
-    views: augmented copies of every image as further rows (null: so many that there are IMAGES_PER_TASK images
-    per task). augment: none, shift, paper or strong. ridge: of every regression, relative to the mean variance of
+    smaller size), a number, or same (as many as source 1 has); heads beyond that number are left out whole. views:
+    augmented copies of every image as further rows (null: so many that there are IMAGES_PER_TASK images per task).
+    augment: none, shift, crop_flip, paper or strong. ridge: of every regression, relative to the mean variance of
     its inputs (null: chosen by cross-validation over the images). correct: every layer that writes into the
     residual stream is fitted to what is missing there; without it all weights are of the form sum_i M_i W_i U_i.
     row_weights: tokens count by how much the features depend on them. steps: training steps afterwards, in which

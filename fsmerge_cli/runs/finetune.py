@@ -33,7 +33,8 @@ from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs.finetune_request import FinetuneRequest, FinetuneStart, load_start, request
 from fsmerge_cli.runs.finetuned import Finetuned
 from fsmerge_cli.runs.result import versions
-from fsmerge_cli.training.classifier import Classifier, TrainingOptions, TrainingSetup, fit
+from fsmerge_cli.training.classifier import Classifier, TrainingSetup, fit
+from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.snapshots import Snapshots, check_state, state_folder
 from fsmerge_cli.training.state import Trace
 
@@ -61,9 +62,9 @@ def finetune(
     model: a timm name, or a mapping with the keys of `finetune_request.FinetuneStart`. data: name of a shipped
     preset, a mapping with the keys of that group, or the dataclass itself; all images of the training split are
     used unless `images_per_task` sets fewer, a share `validation` of them selects the best step, and `augment` is
-    sampled anew at every step. training: the keys of `classifier.TrainingOptions`. output: folder to write (None:
-    nothing is written, `Finetuned.save` does it later). more_inputs: other paths that must not change. The rest is
-    as in `merge`.
+    sampled anew at every step. training: the keys of `finetuning_options.TrainingOptions`. output: folder to write
+    (None: nothing is written, `Finetuned.save` does it later). more_inputs: other paths that must not change. The
+    rest is as in `merge`.
 
     Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails,
     Interrupted where a signal stopped it and `resume` can continue it.

@@ -26,7 +26,7 @@ from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.inputs import cache_inputs, checkpoint_inputs, data_inputs, label_inputs
 from fsmerge_cli.runs.request import chosen_hardware
-from fsmerge_cli.training.classifier import TrainingOptions
+from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.snapshots import SaveInterval
 
 

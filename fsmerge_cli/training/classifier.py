@@ -3,56 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass as plain_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fsmerge_cli.common.errors import DivergedError, TrainingError
 from fsmerge_cli.common.hardware import Hardware, out_of_memory
-from fsmerge_cli.common.options import FORBID, BatchSize, Count, NonNegativeFloat, Positive, PositiveFloat, Share
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.images.augment import Augment, new_views
 from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.training.batches import Order
+from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.interrupts import catch_signals
 from fsmerge_cli.training.loop import VALIDATIONS
+from fsmerge_cli.training.regularization import (
+    EMA,
+    MovingAverage,
+    block_matrices,
+    drop_parts,
+    keep_all_patches,
+    mixed_with_labels,
+    randaugmented,
+)
 from fsmerge_cli.training.snapshots import Snapshots
 from fsmerge_cli.training.state import Schedule, Trace, TrainingState
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """First step -> inputs and classes [n] of this step and all later ones."""
-
-
-@dataclass(frozen=True, config=FORBID)
-class TrainingOptions:
-    """Fields of the `training` group.
-
-    head_steps: steps that train only the head, on features of the frozen backbone (0: none). steps: steps that
-    train all weights (0: none, only the head is trained). head_lr, lr: peaks of their linear one-cycle schedules.
-    batch_size: images per step. weight_decay: of AdamW. label_smoothing: share of the target that is spread evenly
-    over all classes. clip: largest norm of the gradient. patience: a phase ends early after this many validations
-    (of 20 per phase) without improvement (null: never).
-    """
-
-    head_steps: Count = 300
-    steps: Count = 2000
-    head_lr: PositiveFloat = 1e-2
-    lr: PositiveFloat = 1e-4
-    batch_size: BatchSize = 64
-    weight_decay: NonNegativeFloat = 0.05
-    label_smoothing: Share = 0.1
-    clip: PositiveFloat = 1.0
-    patience: Positive | None = 5
-
-    def __post_init__(self) -> None:
-        """Check that there is a step."""
-        if not self.head_steps and not self.steps:
-            raise ValueError("training.head_steps and training.steps are both 0. Give one of them, or both.")
 
 
 class Classifier(nn.Module):
@@ -68,7 +50,7 @@ class Classifier(nn.Module):
         return logits
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class TrainingSetup:
     """Images, their split into training and validation rows, and the options of one training."""
 
@@ -84,9 +66,9 @@ class TrainingSetup:
 def fit(classifier: Classifier, setup: TrainingSetup, snapshots: Snapshots) -> Trace:
     """Train `classifier` in place, head first; each phase ends with its best weights on the validation share.
 
-    AdamW with a one-cycle schedule, cross-entropy. Without a validation share the last weights are kept. Raises
-    DivergedError where the loss is not finite, TrainingError where one image does not fit into memory,
-    Interrupted where the user stops the run.
+    A one-cycle schedule, cross-entropy, and what `TrainingOptions` adds. Without a validation share the last
+    weights are kept. Raises DivergedError where the loss is not finite, TrainingError where one image does not fit
+    into memory, Interrupted where the user stops the run.
     """
     options, trace = setup.options, None
     size = min(options.batch_size, len(setup.train))
@@ -95,22 +77,37 @@ def fit(classifier: Classifier, setup: TrainingSetup, snapshots: Snapshots) -> T
         inputs = _on_features(classifier, setup, size)
         trace = _train("train the head", classifier.head, schedule, *inputs, setup, snapshots)
     if options.steps:
-        schedule = Schedule(options.steps, size, options.lr, options.weight_decay, options.clip)
-        pool, validation = setup.pool, setup.validation
-
-        def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-            order = Order(torch.tensor(setup.train), size, setup.seed)
-            parts = (order.batch(step).tolist() for step in range(first, options.steps))
-            for step, (pixels, classes) in enumerate(pool.batches(parts, size), first):
-                yield new_views(pixels, setup.augment, 0.0, setup.seed, step)[0], classes
-
-        def held_out() -> Iterator[tuple[Tensor, Tensor]] | None:
-            return pool.all(validation) if validation else None
-
-        second = _train("train all", classifier, schedule, batches, held_out, setup, snapshots)
+        second = _train_all(classifier, setup, size, snapshots)
         trace = second if trace is None else trace.then(second, ())
     classifier.eval()
     return trace or Trace()
+
+
+def _train_all(classifier: Classifier, setup: TrainingSetup, size: int, snapshots: Snapshots) -> Trace:
+    options, pool = setup.options, setup.pool
+    matrix_lr = options.matrix_lr if options.optimizer == "muon" else None
+    shape = options.anneal, options.warmup
+    schedule = Schedule(options.steps, size, options.lr, options.weight_decay, options.clip, matrix_lr, *shape)
+    plain_from = round(options.steps * (1 - options.plain_share))
+    drop_parts(classifier.backbone, options)
+
+    def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = Order(torch.tensor(setup.train), size, setup.seed)
+        parts = (order.batch(step).tolist() for step in range(first, options.steps))
+        for step, (pixels, classes) in enumerate(pool.batches(parts, size), first):
+            views = new_views(pixels, setup.augment, 0.0, setup.seed, step)[0]
+            if step >= plain_from:
+                keep_all_patches(classifier.backbone)
+                yield views, classes
+                continue
+            if options.randaugment:
+                views = randaugmented(views, options.randaugment, setup.seed, step)
+            yield mixed_with_labels(views, classes, classifier.head.out_features, options, setup.seed, step)
+
+    def held_out() -> Iterator[tuple[Tensor, Tensor]] | None:
+        return pool.all(setup.validation) if setup.validation else None
+
+    return _train("train all", classifier, schedule, batches, held_out, setup, snapshots)
 
 
 HeldOut = Callable[[], Iterator[tuple[Tensor, Tensor]] | None]
@@ -157,14 +154,17 @@ def _train(
     snapshots: Snapshots,
 ) -> Trace:
     options, hardware, device = setup.options, setup.pool.hardware, setup.pool.device
-    state: Any = TrainingState(module, schedule)  # type: ignore[arg-type]  # it needs no method of Student
+    whole = isinstance(module, Classifier)
+    matrices = block_matrices(module.backbone) if isinstance(module, Classifier) else ()
+    state: Any = TrainingState(module, schedule, matrices)  # type: ignore[arg-type]  # no method of Student is used
+    average = MovingAverage(module, options.ema) if options.ema is not None and whole else None
     snapshot = snapshots.next_training()
     if (saved := snapshot.load()) is not None:
-        state.restore(*saved)
+        _restore(state, average, *saved)
     forward = hardware.compiled(module)
     every = max(1, schedule.steps // VALIDATIONS)
     if _ended(state, options.patience):
-        return _finished(state)
+        return _finished(state, average)
     with catch_signals() as stop:
         for step, (inputs, classes) in enumerate(batches(state.step), state.step):
             module.train()
@@ -173,22 +173,42 @@ def _train(
             state.losses.append(_finite(loss, step, phase))
             values = {"loss": loss, "lr": state.rate}
             state.advance()
+            if average:
+                average.update(step)
             last = step + 1 == schedule.steps
             if (step + 1) % every == 0 or last:
-                values |= _validate(state, forward, held_out(), step, phase, hardware, device)
+                with average.in_place() if average else nullcontext():
+                    values |= _validate(state, forward, held_out(), step, phase, hardware, device)
             last = last or _ended(state, options.patience)
             setup.progress(Event(phase, step + 1, schedule.steps, values, len(classes)))
             stops = stop.signal is not None
             due = last or stops or snapshot.due(step + 1)
-            saved_now = due and snapshot.save(state.tensors(), state.metadata())
+            saved_now = due and snapshot.save(_tensors(state, average), state.metadata())
             if stops:
                 raise stop.error(f"step {step + 1} of {schedule.steps}, {phase}", saved_now)
             if last:
                 break
-    return _finished(state)
+    return _finished(state, average)
 
 
-def _finished(state: Any) -> Trace:
+def _tensors(state: Any, average: MovingAverage | None) -> dict[str, Tensor]:
+    """What a snapshot holds: the state, and the averaged weights."""
+    return {**state.tensors(), **(average.tensors() if average else {})}
+
+
+def _restore(
+    state: Any, average: MovingAverage | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(EMA)}
+    state.restore({name: tensor for name, tensor in tensors.items() if name not in own}, metadata)
+    if average:
+        average.restore(own)
+
+
+def _finished(state: Any, average: MovingAverage | None) -> Trace:
+    """The module gets its best weights, or without a validation the last; of the average, where there is one."""
+    if average:
+        average.load()
     trace: Trace = state.finish()
     return trace
 

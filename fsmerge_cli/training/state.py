@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from fsmerge_cli.training.optimizers import optimisers
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps; batch_size (images); lr at the peak of a linear one-cycle; weight_decay; clip (gradient norm).
+    """steps; batch_size (images); lr at the peak of a one-cycle; weight_decay; clip (gradient norm).
 
     matrix_lr: peak for matrices between hidden units, which Muon trains (None: AdamW trains all parameters).
+    anneal: linear or cosine; warmup: share of the steps until the peak.
     """
 
     steps: int
@@ -28,6 +29,8 @@ class Schedule:
     weight_decay: float
     clip: float
     matrix_lr: float | None = None
+    anneal: Literal["linear", "cosine"] = "linear"
+    warmup: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class TrainingState:
                 optimiser,
                 optimiser.param_groups[0]["lr"],
                 total_steps=schedule.steps,
-                anneal_strategy="linear",
+                anneal_strategy="linear" if schedule.anneal == "linear" else "cos",
+                pct_start=schedule.warmup,
                 cycle_momentum=False,
             )
             for optimiser in self._optimisers

@@ -12,7 +12,7 @@ from torch import Tensor
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data.images.strong import SHIFT, strong
 
-Augment = Literal["none", "shift", "paper", "strong"]
+Augment = Literal["none", "shift", "crop_flip", "paper", "strong"]
 
 SHARED_BY = 8
 """Images per call of a torchvision transform in `new_views`; they share parameters, as one call each is slow."""
@@ -21,9 +21,9 @@ SHARED_BY = 8
 def augmentation(name: Augment, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     """The augmentation `name`, on pixels in 0..1 [..., C, H, W] of `size`; uses torch's global generator.
 
-    shift: translations. paper: crop, flip and one of greyscale, solarisation and blur, as in FS-Merge (arXiv
-    2410.01483). strong: rotation, scale, shear, translation, contrast, brightness, blur and noise, sampled
-    independently for each image.
+    shift: translations. crop_flip: crop after reflected padding, horizontal flip. paper: crop, flip
+    and one of greyscale, solarisation and blur, as in FS-Merge (arXiv 2410.01483). strong: rotation, scale, shear,
+    translation, contrast, brightness, blur and noise, sampled independently for each image.
     """
     if name == "none":
         return _same
@@ -34,11 +34,14 @@ def augmentation(name: Augment, size: tuple[int, int]) -> Callable[[Tensor], Ten
 
 
 @cache
-def _transforms(name: Literal["shift", "paper"], size: tuple[int, int]) -> Any:
+def _transforms(name: Literal["shift", "crop_flip", "paper"], size: tuple[int, int]) -> Any:
     from torchvision.transforms import v2  # slow to import
 
     if name == "shift":
         return v2.RandomAffine(degrees=0, translate=(SHIFT, SHIFT))
+    if name == "crop_flip":
+        padding = [max(1, size[1] // 8), max(1, size[0] // 8)]  # left and right, above and below
+        return v2.Compose([v2.RandomCrop(size, padding, padding_mode="reflect"), v2.RandomHorizontalFlip()])
     # One of three with equal probability, as in DeiT III (arXiv 2204.07118).
     one = [v2.Lambda(_grey), v2.RandomSolarize(0.5, p=1.0), v2.GaussianBlur(3, sigma=(0.1, 2.0))]
     crop = v2.RandomCrop(size, padding=4, padding_mode="reflect")

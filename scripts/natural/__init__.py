@@ -1,0 +1,1 @@
+"""Merging networks trained on public photographs: sources, runs and tables."""
