@@ -72,10 +72,7 @@ def drop_parts(backbone: nn.Module, options: TrainingOptions) -> None:
     from timm.models.vision_transformer import VisionTransformer
 
     if not isinstance(backbone, VisionTransformer):
-        raise ConfigError(
-            f"{' and '.join(wanted)}: only for vision transformers, and this is a {type(backbone).__name__}. "
-            "Leave it out."
-        )
+        raise ConfigError(f"{' and '.join(wanted)}: only vision transformers have such parts. Leave it out.")
     model: Any = backbone
     last = max(1, len(model.blocks) - 1)
     for number, block in enumerate(model.blocks):
