@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fsmerge_cli.common.errors import DivergedError, TrainingError
 from fsmerge_cli.common.hardware import Hardware, out_of_memory
 from fsmerge_cli.common.progress import Event, Progress
+from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.data.images.augment import Augment, new_views
 from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.training.batches import Order
@@ -29,6 +30,7 @@ from fsmerge_cli.training.regularization import (
     keep_all_patches,
     mixed_with_labels,
     randaugmented,
+    seeded,
 )
 from fsmerge_cli.training.snapshots import Snapshots
 from fsmerge_cli.training.state import Schedule, Trace, TrainingState
@@ -168,7 +170,9 @@ def _train(
     with catch_signals() as stop:
         for step, (inputs, classes) in enumerate(batches(state.step), state.step):
             module.train()
-            loss = _gradients(forward, inputs, classes, state, setup)
+            # Dropped branches and patches are sampled from the global generator.
+            with seeded(inputs, derive(setup.seed, "drop", step)):
+                loss = _gradients(forward, inputs, classes, state, setup)
             nn.utils.clip_grad_norm_(state.parameters, schedule.clip)
             state.losses.append(_finite(loss, step, phase))
             values = {"loss": loss, "lr": state.rate}

@@ -28,7 +28,7 @@ def randaugmented(pixels: Tensor, magnitude: int, seed: int, step: int) -> Tenso
 
     transform = v2.RandAugment(num_ops=RANDAUGMENT_OPERATIONS, magnitude=magnitude)
     levels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
-    with _seeded(pixels, derive(seed, "randaugment", step)):
+    with seeded(pixels, derive(seed, "randaugment", step)):
         found = torch.stack([transform(image) for image in levels])
     return found.to(pixels.dtype) / 255
 
@@ -49,13 +49,13 @@ def mixed_with_labels(
         kinds.append(v2.CutMix(alpha=options.cutmix, num_classes=count))
     if not kinds:
         return pixels, classes
-    with _seeded(pixels, derive(seed, "mix labels", step)):
+    with seeded(pixels, derive(seed, "mix labels", step)):
         mixed: tuple[Tensor, Tensor] = v2.RandomChoice(kinds)(pixels, classes)
     return mixed
 
 
 @contextmanager
-def _seeded(pixels: Tensor, seed: int) -> Iterator[None]:
+def seeded(pixels: Tensor, seed: int) -> Iterator[None]:
     """Torch's global generators with this seed, restored afterwards."""
     with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
         torch.manual_seed(seed)

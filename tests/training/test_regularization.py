@@ -109,7 +109,8 @@ def test_only_vits_have_parts_to_drop() -> None:
     with pytest.raises(ConfigError) as error:
         small_finetune(training={"head_steps": 0, "steps": 2, "stochastic_depth": 0.1, "patch_drop": 0.2})
     assert str(error.value) == (
-        "training.stochastic_depth and training.patch_drop: only vision transformers have such parts. Leave it out."
+        "training.stochastic_depth and training.patch_drop: only vision transformers have such parts. "
+        "Leave it out."
     )
 
 
