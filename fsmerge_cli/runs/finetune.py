@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
 from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
@@ -88,6 +89,7 @@ def finetune(
         with clock.phase("fit"):
             classifier = _network(requested, source).to(device)
             trace = fit(classifier, setup, snapshots)
+            weights = _without_normalisation(requested, source, classifier)
         head = Head(classifier.head.weight.detach(), classifier.head.bias.detach(), requested.labels)
         with clock.phase("evaluate"):
             scores = _scores(requested, classifier, head, tests.sets[0], device, progress)
@@ -107,7 +109,6 @@ def finetune(
             "images_sha256": images,
             "tests_sha256": tests.sha256,
         }
-        weights = {name: tensor.detach().cpu() for name, tensor in classifier.backbone.state_dict().items()}
         done = Finetuned(
             replace(source, weights=weights, head=head.to("cpu")),
             scores,
@@ -167,7 +168,19 @@ def _network(requested: FinetuneRequest, source: Source) -> Classifier:
     backbone.load_state_dict({name: tensor.clone() for name, tensor in source.weights.items()}, assign=True)
     if requested.hardware.checkpointing and hasattr(backbone, "set_grad_checkpointing"):
         backbone.set_grad_checkpointing(True)
-    return Classifier(backbone.requires_grad_(True), head)
+    return Classifier(backbone.requires_grad_(True), head, *requested.normalisation())
+
+
+def _without_normalisation(
+    requested: FinetuneRequest, source: Source, classifier: Classifier
+) -> dict[str, torch.Tensor]:
+    """The backbone's weights for pixels in 0..1, in host memory; the backbone gets them too."""
+    weights = {name: tensor.detach().cpu() for name, tensor in classifier.backbone.state_dict().items()}
+    mean, std = requested.normalisation()
+    folded = fold_normalisation(source.family, source.arch, weights, mean, std, f"source '{source.name}'")
+    classifier.backbone.load_state_dict(folded)
+    classifier.normalised = False
+    return folded
 
 
 def _training_setup(

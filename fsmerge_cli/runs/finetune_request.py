@@ -14,6 +14,7 @@ from fsmerge_cli.checkpoints.architecture import architecture, hub_name
 from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
+from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
 from fsmerge_cli.checkpoints.tasks import DATA, FILES, with_label_names
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError, unknown
@@ -38,8 +39,8 @@ class FinetuneStart:
     and its head, and of the folder of images of data=folder; null takes the data set's name. checkpoint: a folder
     or a file of weights (docs/sources.md); null with a timm name takes those of the hub. start: pretrained, or
     random weights of `arch`. labels: class names in the order of the head's rows; a file of them; or the name of a
-    label set of the data set; null takes the data set's. mean, std, prefix, ema, input_size, base:
-    as in `models.sources`.
+    label set of the data set; null takes the data set's. mean, std, prefix, ema, input_size, base: as in
+    `models.sources`; with random weights, mean and std normalise the images during the training.
     """
 
     arch: Text | dict[str, Any] | None = None
@@ -55,7 +56,7 @@ class FinetuneStart:
     base: Text | None = None
 
 
-CHECKPOINT_FIELDS = ("mean", "std", "prefix", "ema", "input_size", "base")
+CHECKPOINT_FIELDS = ("prefix", "ema", "input_size", "base")
 """Fields that only apply to a checkpoint."""
 
 
@@ -87,6 +88,14 @@ class FinetuneRequest:
         start += checkpoint_inputs("model.base", self.start.base)
         labels = label_inputs("model.labels", self.start.labels)
         return [*start, *labels, *data_inputs(self.data, [self.spec.name]), *cache_inputs()]
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std by which the images are normalised while random weights are trained: else (0,) and (1,).
+
+        Those of a checkpoint are folded into its first layer before the training.
+        """
+        random = self.start.start == "random"
+        return (self.start.mean or (0.0,), self.start.std or (1.0,)) if random else ((0.0,), (1.0,))
 
     def options(self) -> dict[str, Any]:
         """Every option by group, as in config.yaml."""
@@ -212,4 +221,5 @@ def load_start(requested: FinetuneRequest) -> Source:
     with torch.random.fork_rng(devices=[]):  # layers sample initial weights from the global generator
         torch.manual_seed(derive(requested.run.seed, "finetune", "start"))
         weights = family.build(arch).state_dict()
+    fold_normalisation(family, arch, weights, *requested.normalisation(), where)  # refused before a training
     return Source(spec.name, family, arch, weights, None, "random weights", tensors_sha256(weights))

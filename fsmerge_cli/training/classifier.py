@@ -40,15 +40,31 @@ Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
 class Classifier(nn.Module):
-    """A backbone with a head: images [n, C, H, W] -> logits [n, classes]."""
+    """A backbone with a head: images in 0..1 [n, C, H, W] -> logits [n, classes].
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
+    mean, std: per channel or of all; the images are normalised with them first.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Linear, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+    ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.normalised = tuple(mean) != (0.0,) or tuple(std) != (1.0,)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Features [n, d] of images in 0..1."""
+        found: Tensor = self.backbone((pixels - self.mean) / self.std if self.normalised else pixels)
+        return found
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits."""
-        logits: Tensor = self.head(self.backbone(pixels))
+        logits: Tensor = self.head(self.features(pixels))
         return logits
 
 
@@ -126,7 +142,7 @@ def _on_features(classifier: Classifier, setup: TrainingSetup, size: int) -> tup
             hardware, device = setup.pool.hardware, setup.pool.device
             for pixels, classes in setup.pool.all(rows):
                 with torch.no_grad(), hardware.autocast(device):
-                    parts.append((classifier.backbone(pixels).float(), classes))
+                    parts.append((classifier.features(pixels).float(), classes))
                 done += len(classes)
                 setup.progress(Event(f"features ({name})", done, len(rows), images=1))
             cached[name] = torch.cat([f for f, _ in parts]), torch.cat([c for _, c in parts])

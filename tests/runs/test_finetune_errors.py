@@ -64,7 +64,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"model": {"mean": (0.5,), "ema": False, "input_size": 8}},
         ConfigError,
-        "model.start=random reads no checkpoint, to which model.mean, model.ema, model.input_size would apply. "
+        "model.start=random reads no checkpoint, to which model.ema, model.input_size would apply. "
         "Leave it out (the image size belongs into model.arch).",
     ),
     (

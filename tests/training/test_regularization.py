@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.images.augment import augmentation, new_views
@@ -179,6 +180,21 @@ def test_a_regularised_run_is_resumed_to_the_byte(stop_after: int, tmp_path: Pat
         small_finetune(output=tmp_path / "parts", checkpoint_every=2, progress=stop, **options)
     small_finetune(output=tmp_path / "parts", resume=True, **options)
     assert weight_bytes(tmp_path / "whole") == weight_bytes(tmp_path / "parts")
+
+
+def test_a_normalisation_of_random_weights_is_folded_at_the_end() -> None:
+    still = {"head_steps": 0, "steps": 1, "lr": 1e-12, "weight_decay": 0.0}
+    plain = small_finetune(training=still).source
+    normalised = small_finetune(training=still, model={"mean": [0.3], "std": [0.2]}).source
+    expected = fold_normalisation(plain.family, plain.arch, plain.weights, (0.3,), (0.2,), "x")
+    assert expected.keys() == normalised.weights.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(normalised.weights[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_the_figures_are_of_the_folded_weights() -> None:
+    done = small_finetune(training={"head_steps": 20, "steps": 60}, model={"mean": [0.5], "std": [0.3]})
+    assert done.scores["low"].tasks["low"].top1 > 0.7
 
 
 @pytest.mark.full
