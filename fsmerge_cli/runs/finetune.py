@@ -34,7 +34,8 @@ from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs.finetune_request import FinetuneRequest, FinetuneStart, load_start, request
 from fsmerge_cli.runs.finetuned import Finetuned
 from fsmerge_cli.runs.result import versions
-from fsmerge_cli.training.classifier import Classifier, TrainingSetup, fit
+from fsmerge_cli.training.classifier import TrainingSetup, fit
+from fsmerge_cli.training.classifier_network import Classifier
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.snapshots import Snapshots, check_state, state_folder
 from fsmerge_cli.training.state import Trace

@@ -19,6 +19,7 @@ from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.data.images.augment import Augment, new_views
 from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.training.batches import Order
+from fsmerge_cli.training.classifier_network import Classifier
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.interrupts import catch_signals
 from fsmerge_cli.training.loop import VALIDATIONS
@@ -37,35 +38,6 @@ from fsmerge_cli.training.state import Schedule, Trace, TrainingState
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """First step -> inputs and classes [n] of this step and all later ones."""
-
-
-class Classifier(nn.Module):
-    """A backbone with a head: images in 0..1 [n, C, H, W] -> logits [n, classes].
-
-    mean, std: per channel or of all; the images are normalised with them first.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self, backbone: nn.Module, head: nn.Linear, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
-    ) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
-        self.normalised = tuple(mean) != (0.0,) or tuple(std) != (1.0,)
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)
-
-    def features(self, pixels: Tensor) -> Tensor:
-        """Features [n, d] of images in 0..1."""
-        found: Tensor = self.backbone((pixels - self.mean) / self.std if self.normalised else pixels)
-        return found
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.head(self.features(pixels))
-        return logits
 
 
 @dataclass(frozen=True)
