@@ -10,7 +10,7 @@ BOTH := $(PYTEST) -n 2 --dist worksteal
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
-.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full docs pictures test-slow test-browser wheel-test reference clean
+.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full natural docs pictures test-slow test-browser wheel-test reference clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -65,6 +65,9 @@ quality: $(READY)  ## what merges keep, small matrix (under 30 minutes on 2 core
 
 quality-full: $(READY)  ## the whole matrix, resumable, a line per run (days on 2 cores)
 	$(BIN)/python -m scripts.benchmark --full
+
+natural: $(READY)  ## merging networks trained on photographs, resumable; DATA=folder of the data sets (days on 2 cores)
+	$(BIN)/python -m scripts.natural --root $(DATA)
 
 reference: $(READY)  ## generated docs: configuration, examples, the schema of evaluation.json (seconds)
 	$(BIN)/python scripts/reference.py

@@ -111,9 +111,9 @@ def _source(alphabet: str, group: Group) -> SourceSpec:
     folder = SOURCES / f"{alphabet}{f'_of_{group.parent}' if group.parent else ''}_{group.width}"
     if not (folder / "model.safetensors").is_file():
         if group.parent is None:
-            _store(ensure_trained(spec, silent), folder)
+            store(ensure_trained(spec, silent), folder)
         else:
-            _store(_fine_tuned(alphabet, group), folder)
+            store(_fine_tuned(alphabet, group), folder)
     return replace(spec, checkpoint=str(folder), labels=None)  # the folder contains the labels
 
 
@@ -132,7 +132,7 @@ def _fine_tuned(alphabet: str, group: Group) -> SourceSpec:
     return replace(_spec(alphabet, group.width), checkpoint=str(folder), labels=None)
 
 
-def _store(spec: SourceSpec, folder: Path) -> None:
+def store(spec: SourceSpec, folder: Path) -> None:
     """Write a source into `folder` in float16; merges use the rounded weights."""
     source = load(spec)
     with claim(folder, overwrite=True, replaced=ENTRY) as temporary:

@@ -45,23 +45,26 @@ TASKS = {
     "mnist": PhotoTask("mnist", DIGITS, DIGITS),
     "deer_horse": PhotoTask("cifar10", CIFAR, ("deer", "horse")),
     "ship_truck": PhotoTask("cifar10", CIFAR, ("ship", "truck")),
+    "other_photographs": PhotoTask(
+        "cifar10", CIFAR, ("airplane", "automobile", "bird", "cat", "dog", "frog")
+    ),  # auxiliary images for the two before it
 }
 
 
-def archive(root: Path, folder: Path, task: str, split: str) -> Path:
+def archive(root: Path, folder: Path, task: str, split: str, labels: bool = True) -> Path:
     """The archive TASK-SPLIT.npz in `folder`, made from the data set in `root` where it is missing.
 
-    images: uint8 [n, 32, 32, 3]; labels: rows of the task's head [n].
+    images: uint8 [n, 32, 32, 3]; labels: rows of the task's head [n], unless they are left out.
     """
-    path = folder / f"{task}-{split}.npz"
+    path = folder / f"{task}-{split}{'' if labels else '-unlabelled'}.npz"
     if not path.is_file():
         found = TASKS[task]
-        images, labels = _read(root / found.data_set, split)
+        images, classes = _read(root / found.data_set, split)
         places = {row: place for place, row in enumerate(found.rows)}
-        kept = np.isin(labels, found.rows)
+        kept = np.isin(classes, found.rows)
         folder.mkdir(parents=True, exist_ok=True)
-        own = np.array([places[int(label)] for label in labels[kept]])
-        np.savez(path, images=images[kept], labels=own)
+        own = {"labels": np.array([places[int(label)] for label in classes[kept]])} if labels else {}
+        np.savez(path, images=images[kept], **own)
     return path
 
 

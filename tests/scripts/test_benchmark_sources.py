@@ -41,7 +41,7 @@ def test_sources_with_a_shared_initialisation_are_fine_tuned_once(
         folder.mkdir(parents=True)
         (folder / "model.safetensors").touch()
 
-    monkeypatch.setattr(sources, "_store", store)
+    monkeypatch.setattr(sources, "store", store)
     for _ in range(2):
         folder = sources.prepare(["hebrew_armenian_of_lower"])
     entries = yaml.safe_load((folder / "models/quality_hebrew_armenian_of_lower.yaml").read_text())["sources"]
@@ -55,7 +55,7 @@ def test_sources_with_a_shared_initialisation_are_fine_tuned_once(
 def test_a_source_is_stored_in_half_precision(tmp_path: Path) -> None:
     source = vit_source("class token", 1)
     sources._write(tmp_path / "float32", source, source.weights)
-    sources._store(SourceSpec(source.name, checkpoint=str(tmp_path / "float32")), tmp_path / "float16")
+    sources.store(SourceSpec(source.name, checkpoint=str(tmp_path / "float32")), tmp_path / "float16")
     stored = load_file(tmp_path / "float16/model.safetensors")
     assert {t.dtype for t in stored.values()} == {torch.float16}
     loaded = load(SourceSpec(source.name, checkpoint=str(tmp_path / "float16")))
