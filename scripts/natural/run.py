@@ -47,7 +47,7 @@ AUXILIARY = {
     "animals_vehicles": "fashion",
     "deer_horse_ship_truck": "other_photographs",
 }
-"""The images that replace those of the tasks at --images=auxiliary: 5,000, of another data set or other classes."""
+"""What replaces the images of the tasks at --images=auxiliary: 5,000 of another data set, or of other classes."""
 
 SOLVED = ("average", "activation_matching", "zipit", "regmean", "fs_closed_form")
 TRAINED = ("fs_closed_form_trained", "kd", "fs_merge", "fs_merge_paper")
