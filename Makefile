@@ -10,7 +10,7 @@ BOTH := $(PYTEST) -n 2 --dist worksteal
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
 
-.PHONY: help dev demo test quick smoke check format table bench scale cost quality quality-full natural docs pictures test-slow test-browser wheel-test reference clean
+.PHONY: help dev demo test quick smoke check format table bench scale device cost quality quality-full natural docs pictures test-slow test-browser wheel-test reference clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -56,6 +56,9 @@ bench: $(READY)  ## speed and memory beside distillation, each with its bar (und
 
 scale: $(READY)  ## four ViT-L/16-sized sources in under 16 GB (minutes, 5 GB of temporary files; docs/scale.json)
 	$(BIN)/python -m scripts.speed.scale
+
+device: $(READY)  ## every GPU row in one call of nine minutes at most; one line without a GPU (docs/device.md)
+	$(BIN)/python -m scripts.speed.device --page docs/device.md
 
 cost: $(READY)  ## how a step's cost grows, into docs/how-cost-grows.md (under 10 minutes)
 	$(BIN)/python -m scripts.speed.cost

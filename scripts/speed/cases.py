@@ -28,6 +28,7 @@ from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import start_maps
 from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.supernet.reference import UnfoldedSuperNet
+from fsmerge_cli.training.graphs import graphed
 from fsmerge_cli.training.objective import Batch, objective
 from fsmerge_cli.training.problem import Problem
 from fsmerge_cli.training.teachers import TeacherTargets, capture
@@ -50,6 +51,7 @@ class Shape:
     device: str = "cpu"
     precision: str = "fp32"
     compile: bool = False
+    graphs: bool = False
 
     def __str__(self) -> str:
         name = "ViT-B/16" if self.width == 768 else f"ViT/16, width {self.width}"
@@ -65,7 +67,11 @@ class Case:
         self.device = torch.device(shape.device)
         precision: Any = shape.precision
         self.hardware = Hardware(
-            device=shape.device, precision=precision, features="memory", compile=shape.compile
+            device=shape.device,
+            precision=precision,
+            features="memory",
+            compile=shape.compile,
+            graphs=shape.graphs,
         )
         sources = [random_source(shape, i) for i in range(shape.k)]
         random = torch.Generator().manual_seed(0)
@@ -123,7 +129,7 @@ class Case:
 
     def step(self, method: str) -> Callable[[], None]:
         """One complete training step, as in the library's training loop."""
-        student = self.student(method)
+        student = graphed(self.student(method), self.hardware, self.device, silent, whole=lambda: True)
         parameters = [p for p in student.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-3, fused=True)
         rows, pixels, targets = torch.arange(self.shape.batch), self.pixels, self.targets
@@ -166,7 +172,7 @@ class Case:
         images = self.problem.images.images
 
         def loop() -> None:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.hardware.autocast(self.device):
                 for module in networks:
                     for part in images.split(batch):
                         module(part.to(self.device))

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,11 @@ def write_source(folder: Path, kind: dict[str, Any], seed: int) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def write_images(root: Path, size: int) -> None:
+def write_images(root: Path, size: int, tasks: Sequence[str] = TASKS, images: Mapping[str, int] = IMAGES) -> None:
     """Write a few random images per task, in class folders."""
     random = np.random.default_rng(0)
-    for task in TASKS:
-        for split, count in IMAGES.items():
+    for task in tasks:
+        for split, count in images.items():
             for i in range(count):
                 folder = root / task / split / LABELS[i % len(LABELS)]
                 folder.mkdir(parents=True, exist_ok=True)
