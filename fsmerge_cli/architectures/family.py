@@ -39,6 +39,8 @@ class Table:
     heads: Mapping[str, HeadSpace] = field(default_factory=dict)
 
 
+Classifier = Callable[[Any, Mapping[str, Tensor], Tensor, Tensor], tuple[dict[str, Any], dict[str, Tensor]]]
+
 Resample = Callable[[Any, Mapping[str, Tensor], tuple[int, int], str], tuple[Any, dict[str, Tensor]]]
 
 
@@ -60,7 +62,8 @@ class Family:
     in order, whose outputs [n, ..., d] are the features of each layer. adapt: changes to an instance after
     `build`. describe: a third-party instance -> options (None: another family, or not inferable). resample:
     options, weights, (height, width) and location for messages -> options and weights for that image size (None:
-    not possible).
+    not possible). classifier: options, weights, weight and bias of a classifier -> `architecture` and `model_args`
+    of a config.json and the tensors of the whole model, as timm runs it (None: it has no such model).
     """
 
     name: str
@@ -82,6 +85,7 @@ class Family:
     adapt: Callable[[nn.Module, Any], nn.Module] = lambda module, arch: module
     describe: Callable[[nn.Module], Any] = lambda module: None
     resample: Resample | None = None
+    classifier: Classifier | None = None
 
     def skeleton(self, arch: Any) -> nn.Module:
         """The network of `arch` without weights (on the `meta` device), in evaluation mode."""

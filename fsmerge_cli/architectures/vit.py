@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.family import Family
+from fsmerge_cli.architectures.vit_classifier import classifier
 from fsmerge_cli.architectures.vit_module import (
     arguments,
     eps_of,
@@ -289,4 +290,7 @@ VIT = Family(
     adapt=adapt,
     describe=describe,
     resample=resample,
+    classifier=lambda arch, weights, weight, bias: classifier(
+        config(arch), arch.projection, weights, weight, bias
+    ),
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +35,9 @@ def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str
         "numbered": [name for name, head in heads.items() if not head.named],
         "layer_norm": {name: head.layer_norm for name, head in heads.items() if head.layer_norm is not None},
     }
+    if len(heads) > 1:  # for the joint decision: the largest logit / temperature + shift
+        kinds["temperatures"] = {name: head.temperature for name, head in heads.items()}
+        kinds["shifts"] = {name: head.shift for name, head in heads.items()}
     return tensors, {**facts, **{kind: names for kind, names in kinds.items() if names}}
 
 
@@ -131,6 +136,9 @@ def choose_head(
         notes += ("the class names in its config.json are not numbered from 0 on, so they are not used",)
     notes += _label_notes(given, (() if chosen in facts["numbered"] else known) or stated, len(weight))
     head = Head(weight, bias, classes, unit, bool(names_given), stored[chosen].get("projector"), layer_norm)
+    head = replace(
+        head, temperature=facts["temperatures"].get(chosen, 1.0), shift=facts["shifts"].get(chosen, 0.0)
+    )
     return head, chosen, tuple(f"'{spec.name}': {note}" for note in notes)
 
 
@@ -241,6 +249,18 @@ def _stored_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
         labels = {str(name): [str(x) for x in entry] for name, entry in stored.get("labels", {}).items()}
         kinds = {kind: [str(name) for name in stored.get(kind, [])] for kind in ("normalize", "numbered")}
         norms = {str(name): float(eps) for name, eps in stored.get("layer_norm", {}).items()}
-        return {"labels": labels, **kinds, "layer_norm": norms}
+        scales = {kind: _figures(stored.get(kind, {})) for kind in ("temperatures", "shifts")}
+        if not all(value > 0 for value in scales["temperatures"].values()):
+            scales["temperatures"] = {}
+        return {"labels": labels, **kinds, "layer_norm": norms, **scales}
     except (ValueError, RecursionError, AttributeError, TypeError):
-        return {"labels": {}, "normalize": [], "numbered": [], "layer_norm": {}}
+        empty: dict[str, Any] = {"labels": {}, "normalize": [], "numbered": [], "layer_norm": {}}
+        return {**empty, "temperatures": {}, "shifts": {}}
+
+
+def _figures(stored: Mapping[str, Any]) -> dict[str, float]:
+    """Finite numbers by name. Raises ValueError, TypeError or AttributeError for anything else."""
+    found = {str(name): float(value) for name, value in stored.items()}
+    if not all(map(math.isfinite, found.values())):
+        raise ValueError("not finite")
+    return found

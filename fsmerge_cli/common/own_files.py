@@ -33,7 +33,9 @@ STATE = re.compile(r"(run|training\d+)\.(json|safetensors|tmp)")
 UNFINISHED = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
 """The name of a folder that is being written; only there a list without files stands for all files of a result."""
 
-BEING_WRITTEN = re.compile(r"\.fsmerge\.json(\.tmp)?|(merged/)?([a-z]+\.(json|safetensors|yaml|html)|README\.md)")
+BEING_WRITTEN = re.compile(
+    r"\.fsmerge\.json(\.tmp)?|((merged|classifier)/)?([a-z]+\.(json|safetensors|yaml|html)|README\.md)"
+)
 """The files of a result."""
 
 EXAMPLES = 3
@@ -152,7 +154,7 @@ def not_ours(folder: Path, allowed: re.Pattern[str] | None = None) -> list[str]:
         return strangers(folder, re.compile(re.escape(LIST) + r"(\.tmp)?"))
     files = found["files"]
     if files is None:  # still being written when its process was killed
-        return [name for name in strangers(folder, BEING_WRITTEN) if name != "merged/"]
+        return [name for name in strangers(folder, BEING_WRITTEN) if name not in ("merged/", "classifier/")]
     wrong = []
     for name, regular in _files(folder, expected=lambda name: _is_folder_of(files, name)):
         if name in (LIST, f"{LIST}.tmp"):

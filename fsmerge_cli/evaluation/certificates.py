@@ -90,20 +90,20 @@ class Certifier:
     dtype: str = "float32"
     progress: Progress = silent
 
-    def certify(self, folder: Path) -> dict[str, Any]:
+    def certify(self, folder: Path, more: Sequence[Callable[[], Certificate]] = ()) -> dict[str, Any]:
         """All certificates of the model in `folder`, by name, as in evaluation.json.
 
-        Raises CertificateError if one does not hold.
+        more: checks of what else was written. Raises CertificateError if one does not hold.
         """
         written = load_file(folder / "model.safetensors")
         heads = load_file(folder / "heads.safetensors") if self.heads else {}
         with torch.no_grad():
             # The fp64 network is released at once: it is the largest object in memory.
-            features = _network(self.plan, written)(self.pixels.double())
+            features = network(self.plan, written)(self.pixels.double())
             known, exact = heads, features
             checks: list[Callable[[], Certificate]] = [lambda: _reloaded(self, folder, written, heads)]
             if self.dtype != "float32":  # the other checks use the weights before rounding
-                exact = _network(self.plan, self.solution.weights)(self.pixels.double())
+                exact = network(self.plan, self.solution.weights)(self.pixels.double())
                 known, _ = head_tensors(self.heads)
                 checks.append(lambda: _rounded(self, features, exact))
             checks += [
@@ -111,6 +111,7 @@ class Certifier:
                 lambda: _heads(self, known, exact),
                 lambda: _evaluated(self, written, heads),
                 lambda: _permuted(self),
+                *more,
             ]
             found: list[Certificate] = []
             for check in checks:
@@ -178,7 +179,7 @@ def _unfolded(certifier: Certifier, features: Tensor) -> Certificate:
         if certifier.solution.finetuned:  # weights trained after the fold have no maps
             what = "features before fine-tuning of the folded weights = features of the sources between the maps"
             return Certificate("unfolded", what, max(errors), TOLERANCE)
-        last = _network(certifier.plan, stages[-1].weights)(certifier.pixels.double())
+        last = network(certifier.plan, stages[-1].weights)(certifier.pixels.double())
         return Certificate("unfolded", what, max(*errors, relative_error(features, last)), TOLERANCE)
     if certifier.solution.maps is None:
         return Certificate("unfolded", what, None, None)
@@ -189,7 +190,7 @@ def _unfolded(certifier: Certifier, features: Tensor) -> Certificate:
 
 def _stage_error(certifier: Certifier, stage: Stage) -> float:
     """The features of one stage's weights, compared with its sources side by side between its maps."""
-    made = _network(stage.plan, stage.weights)(certifier.pixels.double())
+    made = network(stage.plan, stage.weights)(certifier.pixels.double())
     return relative_error(made, _unfolded_stage(stage)(certifier.pixels))
 
 
@@ -218,8 +219,8 @@ def _heads(certifier: Certifier, heads: Mapping[str, Tensor], features: Tensor) 
     errors = []
     for source, projector in zip(certifier.sources, certifier.solution.projectors):
         if source.head is not None:
-            expected = _double(source.head)(features @ projector.cpu().double().T)
-            found = _double(written_head(certifier, source.name, heads))(features)
+            expected = double_head(source.head)(features @ projector.cpu().double().T)
+            found = double_head(written_head(certifier, source.name, heads))(features)
             errors.append(relative_error(found, expected))
     return Certificate("heads", what, max(errors) if errors else None, TOLERANCE)
 
@@ -229,7 +230,7 @@ def _evaluated(certifier: Certifier, written: Mapping[str, Tensor], heads: Mappi
     evaluated = certifier.evaluated
     if evaluated is None or not certifier.heads or len(evaluated.pixels) == 0:
         return Certificate("evaluated", what, None, None)
-    features = _network(certifier.plan, written, torch.float32)(evaluated.pixels)  # fp32, as the evaluation
+    features = network(certifier.plan, written, torch.float32)(evaluated.pixels)  # fp32, as the evaluation
     errors = [
         relative_error(logits, written_head(certifier, name, to_dtype(heads, "float32"))(features))
         for name, logits in zip(certifier.heads, evaluated.logits)
@@ -245,8 +246,8 @@ def _permuted(certifier: Certifier) -> Certificate:
         found = [(stage.plan, *own) for stage in stages for own in zip(stage.sources, stage.permutations)]
     errors = []
     for plan, weights, orders in found:
-        before = _network(plan, weights)(certifier.pixels.double())
-        after = _network(plan, permute(plan, weights, orders))(certifier.pixels.double())
+        before = network(plan, weights)(certifier.pixels.double())
+        after = network(plan, permute(plan, weights, orders))(certifier.pixels.double())
         errors.append(relative_error(after, before[:, orders[plan.features.space].cpu()]))
     return Certificate("permuted", what, max(errors) if errors else None, TOLERANCE)
 
@@ -285,7 +286,7 @@ def _difference(written: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> fl
     return max(errors)
 
 
-def _network(plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> nn.Module:
+def network(plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> nn.Module:
     """The plan's network with these weights, on the CPU."""
     module = plan.skeleton()
     cast = {n: t.cpu().to(dtype) if t.is_floating_point() else t.cpu() for n, t in weights.items()}
@@ -293,6 +294,7 @@ def _network(plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype = tor
     return module.requires_grad_(False).eval()
 
 
-def _double(head: Head) -> Head:
+def double_head(head: Head) -> Head:
+    """The same head in fp64."""
     bias, projector = (None if t is None else t.cpu().double() for t in (head.bias, head.projector))
     return replace(head, weight=head.weight.cpu().double(), bias=bias, projector=projector)

@@ -19,6 +19,7 @@ from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.held_back import Measured
 from fsmerge_cli.evaluation.certificates import IMAGES, EvaluatedBatch
+from fsmerge_cli.evaluation.joint import Decision, best_decision, expected_labels
 from fsmerge_cli.evaluation.metrics import matched_temperatures, temperatures
 from fsmerge_cli.evaluation.plausibility import implausible
 from fsmerge_cli.evaluation.predictions import Example, Heads, agreement, examples, predictions_by_task
@@ -159,10 +160,16 @@ class Scorer:
         outputs = self._outputs("sources", ensemble_forward(sources, self.device))
         return self._score(outputs, outputs), outputs
 
-    def row(self, name: str, forward: Forward, reference: Outputs | None = None) -> tuple[Score, Outputs]:
-        """Score one model. reference: outputs of the sources (None: they are not available)."""
+    def row(
+        self, name: str, forward: Forward, reference: Outputs | None = None, decision: Decision | None = None
+    ) -> tuple[Score, Outputs]:
+        """Score one model.
+
+        reference: outputs of the sources (None: they are not available). decision: of the model as it was written
+        (None: the best one is chosen).
+        """
         outputs = self._outputs(name, forward)
-        return self._score(outputs, reference), outputs
+        return self._score(outputs, reference, decision), outputs
 
     def warnings(self, outputs: Outputs, stated: Mapping[str, Stated]) -> list[str]:
         """Warnings on the heads whose accuracy is not plausible. stated: accuracies by task, where known."""
@@ -178,10 +185,15 @@ class Scorer:
 
     def _outputs(self, name: str, forward: Forward) -> Outputs:
         found = self.tests.predict(forward, self.device, self.progress, name)
-        return replace(found, calibrating=self._calibrating(forward))
+        needed = self._has_joint or name in ("sources", "merged")  # the written model has a joint decision
+        return replace(found, calibrating=self._calibrating(forward) if needed else ())
 
-    def _score(self, outputs: Outputs, reference: Outputs | None) -> Score:
-        given = self.truth, self.tasks, self.heads.index, self.labels, self._temperatures(outputs, reference)
+    def _score(self, outputs: Outputs, reference: Outputs | None, decision: Decision | None = None) -> Score:
+        temperatures = self._temperatures(outputs, reference)
+        if decision is None and outputs.calibrating:
+            expected = expected_labels((reference or outputs).calibrating, self._heads_of_images())
+            decision = best_decision(outputs.calibrating, expected, temperatures)
+        given = self.truth, self.tasks, self.heads.index, self.labels, temperatures, decision
         found = score(outputs, reference or outputs, *given)
         if reference is None or outputs is reference:
             return found
@@ -198,12 +210,19 @@ class Scorer:
         """Whether there are unlabelled images of every task with a head."""
         return self.images is not None and set(self.heads.index) <= set(self.images.task.tolist())
 
+    def _heads_of_images(self) -> Tensor | None:
+        """The head of the task of each image of `_calibrating`; None where some task has no images."""
+        if self.images is None or not self._every_task_has_images:
+            return None
+        position = {index: place for place, index in enumerate(self.heads.index)}
+        return torch.tensor([position[own] for own in self.images.task.tolist() if own in position])
+
     def _calibrating(self, forward: Forward) -> list[Tensor]:
         """Logits of every head on the images that temperatures are fitted on.
 
         These are the images of the tasks; if some task has none, all images.
         """
-        if self.images is None or not self._has_joint:
+        if self.images is None or not len(self.images) or len(self.heads.index) < 2:
             return []
         rows = torch.arange(len(self.images))
         if self._every_task_has_images:
@@ -227,9 +246,8 @@ class Scorer:
         if not self._has_joint:
             return ones  # they are not used
         if self._every_task_has_images:
-            position = {index: place for place, index in enumerate(self.heads.index)}
-            task = [position[own] for own in self.images.task.tolist() if own in position]
-            return temperatures(outputs.calibrating, torch.tensor(task, dtype=torch.long))
+            place = self._heads_of_images()
+            return temperatures(outputs.calibrating, torch.empty(0) if place is None else place)
         if reference is None or not outputs.calibrating:
             return []
         return ones if outputs is reference else matched_temperatures(outputs.calibrating, reference.calibrating)

@@ -14,6 +14,7 @@ from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.base import ImageSet
 from fsmerge_cli.data.reading import read
 from fsmerge_cli.data.transfer import fits
+from fsmerge_cli.evaluation.joint import Decision
 from fsmerge_cli.evaluation.metrics import FeatureSimilarity, calibration_error, interval, top
 from fsmerge_cli.evaluation.predictions import ChosenTasks, chosen_tasks
 from fsmerge_cli.models.head import Head
@@ -46,12 +47,14 @@ class Score:
 
     tasks: by name. joint: joint accuracy (the task is not given: the prediction is the best label over all tasks),
     a share, by protocol (`softmax`: the largest probability of all heads' softmax outputs; `logits`: the largest
-    raw logit; `..._calibrated`: the same after dividing by one temperature per head); empty for a single source.
+    raw logit; `..._calibrated`: the same after dividing by one temperature per head; `classifier`: by `decision`);
+    empty for a single source.
     features: similarity of the estimated features to the source's, by task (error relative to their variance,
     cosine, cka). temperatures: by task. correct: whether each prediction is correct, `task.NAME` [n of the task]
     and `joint.PROTOCOL` [n], in the order of the test images. chosen: number of images by protocol, task of the
     image and task whose label is predicted. agreement: by task, number of images, and of those on which the model
-    predicts the label that the source predicts; empty for the sources.
+    predicts the label that the source predicts; empty for the sources. decision: of the written classifier, for the tasks
+    `heads`.
     """
 
     tasks: Mapping[str, TaskScore]
@@ -61,6 +64,16 @@ class Score:
     correct: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
     chosen: ChosenTasks = field(default_factory=dict)
     agreement: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    decision: Decision | None = None
+    heads: Sequence[str] = ()
+
+    @property
+    def decisions(self) -> dict[str, dict[str, float]]:
+        """The decision by task; empty without one."""
+        if self.decision is None:
+            return {}
+        found = zip(self.heads, self.decision.temperatures, self.decision.shifts)
+        return {name: {"temperature": t, "shift": s} for name, t, s in found}
 
     @property
     def mean(self) -> float | None:
@@ -160,11 +173,13 @@ def score(
     heads: Sequence[int],
     labels: Sequence[Sequence[str]],
     temperatures: Sequence[float] = (),
+    decision: Decision | None = None,
 ) -> Score:
     """Compare a model's outputs with the labels and with the sources' features (`reference`).
 
     truth: task [n] and class [n]. heads: task index of each entry of `outputs.logits`; labels: its class names;
-    temperatures: its temperature (empty: no calibration). Features are compared if the model estimates them.
+    temperatures: its temperature (empty: no calibration); decision: of the written classifier (None: there is
+    none). Features are compared if the model estimates them.
     """
     task, label = truth
     scores: dict[str, TaskScore] = {}
@@ -182,6 +197,9 @@ def score(
         scaled = [a / t for a, t in zip(outputs.logits, temperatures)]
         calibrated = _joint(scaled, task, label, heads, labels)
         joint |= {f"{protocol}_calibrated": found for protocol, found in calibrated.items()}
+    if joint and decision:
+        shifted = [a / t + s for a, t, s in zip(outputs.logits, decision.temperatures, decision.shifts)]
+        joint["classifier"] = _joint(shifted, task, label, heads, labels)["logits"]
     correct |= {f"joint.{protocol}": found for protocol, found in joint.items()}
     shares = {protocol: found.double().mean().item() for protocol, found in joint.items()}
     features = {}
@@ -192,7 +210,9 @@ def score(
             similarity.add(outputs.features[index][own], reference.features[index][own])
             features[name] = similarity.values()
     found = {tasks[i]: t for i, t in zip(heads, temperatures)} if joint else {}
-    return Score(scores, shares, features, found, correct, chosen_tasks(outputs.logits, task, heads, tasks))
+    chosen = chosen_tasks(outputs.logits, task, heads, tasks)
+    names = [tasks[index] for index in heads]
+    return Score(scores, shares, features, found, correct, chosen, decision=decision, heads=names)
 
 
 def task_score(logits: Tensor, label: Tensor) -> TaskScore:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +19,8 @@ class Head:
     normalize: features are scaled to unit length first. layer_norm: eps of a LayerNorm without weight and bias
     that is applied to the features first (None: there is none; never together with normalize). projector: [d, d']
     from merged features to the features that the head was trained on, if it cannot be folded into the weight
-    (None: there is none).
+    (None: there is none). temperature, shift: for the joint decision over the labels of several heads, the largest
+    logit / temperature + shift; they change nothing within a head.
     """
 
     weight: Tensor
@@ -27,6 +30,8 @@ class Head:
     named: bool = True
     projector: Tensor | None = None
     layer_norm: float | None = None
+    temperature: float = 1.0
+    shift: float = 0.0
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits [n, classes] of features [n, d] (or [n, d'] if there is a projector)."""
@@ -37,6 +42,10 @@ class Head:
         if self.layer_norm is not None:
             features = F.layer_norm(features, features.shape[-1:], eps=self.layer_norm)
         return F.linear(features, self.weight, self.bias)
+
+    def joint_logits(self, features: Tensor) -> Tensor:
+        """Logits [n, classes] that are compared with those of other heads."""
+        return self(features) / self.temperature + self.shift
 
     @property
     def stated(self) -> tuple[object, ...]:
@@ -52,3 +61,33 @@ class Head:
         """The same head on `device`."""
         bias, projector = (None if t is None else t.to(device) for t in (self.bias, self.projector))
         return replace(self, weight=self.weight.to(device), bias=bias, projector=projector)
+
+
+def joint_labels(heads: Mapping[str, Head]) -> list[str]:
+    """One name for each label of all heads, in their order: the label, or `TASK: LABEL` where that is ambiguous.
+
+    >>> one = Head(torch.zeros(2, 1), None, ("cat", "other"))
+    >>> joint_labels({"pets": one, "wild": replace(one, labels=("lynx", "other"))})
+    ['cat', 'pets: other', 'lynx', 'wild: other']
+    """
+    times = Counter(label for head in heads.values() for label in head.labels)
+    return [
+        label if times[label] == 1 and (head.named or len(heads) == 1) else f"{name}: {label}"
+        for name, head in heads.items()
+        for label in head.labels
+    ]
+
+
+def joint_classifier(heads: Mapping[str, Head]) -> tuple[Tensor, Tensor] | None:
+    """Weight [classes, d] and bias [classes] of one linear classifier over the labels of all heads.
+
+    Temperatures and shifts are folded in. None if some head is not one linear map of the features.
+    """
+    if not heads or not all(head.absorbs_projector and head.projector is None for head in heads.values()):
+        return None
+    weights, biases = [], []
+    for head in heads.values():
+        bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
+        weights.append(head.weight / head.temperature)
+        biases.append(bias / head.temperature + head.shift)
+    return torch.cat(weights), torch.cat(biases)

@@ -4,7 +4,8 @@
                    -> LayerSimilarity, Agreement, Training, Certificate, Cost, Provenance
 
 Every key is required and no other is allowed, but for the protocols of a row, of which a model without several
-heads has none, and for `agreement` and `measured_on`, which earlier files of this version lack. Values are shares
+heads has none, and for `agreement`,
+`joint_decision` and `measured_on`, which earlier files of this version lack. Values are shares
 of 1 where nothing else is stated.
 """
 
@@ -56,6 +57,11 @@ class Joint(_Model):
     logits: Share | None = Field(None, description="largest raw logit")
     softmax_calibrated: Share | None = Field(None, description="as softmax, after one temperature per head")
     logits_calibrated: Share | None = Field(None, description="as logits, after one temperature per head")
+    classifier: Share | None = Field(
+        None,
+        description="the decision of classifier/ and `fsmerge predict`: largest logit after a temperature and a "
+        "shift per head, best on the unlabelled images that the merge was given",
+    )
 
 
 Chosen = dict[str, dict[str, Count]]
@@ -73,6 +79,13 @@ class SameLabel(_Model):
 
     images: Positive
     same: Count = Field(description="images on which both predict the same label of the task")
+
+
+class HeadDecision(_Model):
+    """The part of one head in the joint decision: its logits / temperature + shift are compared."""
+
+    temperature: Annotated[float, Field(gt=0)]
+    shift: float
 
 
 class MeasuredOn(_Model):
@@ -99,6 +112,9 @@ class MethodRow(_Model):
     chosen_tasks: ChosenTasks = Field(description="which task's label is predicted; empty for a single source")
     temperatures: dict[str, Annotated[float, Field(gt=0)]] = Field(
         description="by task; fitted on the unlabelled images that the merge was given"
+    )
+    joint_decision: dict[str, HeadDecision] = Field(
+        default_factory=dict, description="by task; of the protocol `classifier`; empty for fewer than two heads"
     )
     feature_error: dict[str, float | None] = Field(
         description="squared error of the projected features of a task, relative to their variance"

@@ -23,6 +23,7 @@ PROTOCOLS = {
     "logits": "raw logits",
     "softmax_calibrated": "calibrated softmax per head",
     "logits_calibrated": "calibrated logits",
+    "classifier": "as `predict` decides",
 }
 """How the joint prediction is made, in words."""
 

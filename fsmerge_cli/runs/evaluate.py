@@ -22,6 +22,7 @@ from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.pools import build_sets
 from fsmerge_cli.data.sampling import TestImages, no_images, read_test_images, sample_images
+from fsmerge_cli.evaluation.joint import Decision
 from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by_task
 from fsmerge_cli.evaluation.score_table import Scorer, single_task_rows
 from fsmerge_cli.evaluation.scoring import Outputs, Score, merged_forward
@@ -108,7 +109,7 @@ def evaluate(
         with clock.phase("evaluate"):
             heads = [head.to(device) for head in model.heads.values()]
             forward = merged_forward(model.backbone.to(device), (), heads)
-            rows["merged"], outputs = scorer.row("merged", forward, reference)
+            rows["merged"], outputs = scorer.row("merged", forward, reference, _decision(model))
         model.backbone.to("cpu")
         stated = {name: stated_accuracy(model.folder, name) for name in model.tasks}
         found = scorer.warnings(outputs, {name: own for name, own in stated.items() if own})
@@ -164,6 +165,13 @@ def evaluate_inputs(model: Merged, data: Data | None, sources: bool) -> list[Inp
         given = [(s.name, path) for s in specs for path in (s.checkpoint, s.base)]
         found += [i for name, path in given for i in checkpoint_inputs(f"source '{name}'", path)]
     return [*found, *data_inputs(given_data(model.folder, data), model.tasks), *cache_inputs()]
+
+
+def _decision(model: Merged) -> Decision | None:
+    """The joint decision that a merge chose for its heads; None for a third-party model."""
+    heads = model.heads.values()
+    found = Decision(tuple(head.temperature for head in heads), tuple(head.shift for head in heads))
+    return found if run_folder(model.folder) is not None and len(model.heads) > 1 else None
 
 
 def _seed(given: int | None, run: Mapping[str, Any]) -> int:

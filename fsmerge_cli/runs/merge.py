@@ -27,10 +27,12 @@ from fsmerge_cli.data import DataConfig, Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.sampling import TestImages, prepare_images
 from fsmerge_cli.evaluation.certificates import Certifier, probe
+from fsmerge_cli.evaluation.joint import with_decision
 from fsmerge_cli.evaluation.score_table import evaluate
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import at_equal_budget
+from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs.request import Models, Request, request
@@ -214,7 +216,8 @@ def _result(
             extra_rows,
             stated_accuracies(requested.sources),
         )
-    heads = _heads(sources, solution)
+    merged = evaluation.rows.get("merged")
+    heads = with_decision(_heads(sources, solution), merged.decision if merged else None)
     pixels = probe(problem.images, plan, problem.seed)
     certifier = Certifier(plan, sources, exact, heads, pixels, evaluation.evaluated, dtype, problem.progress)
     if requested.data is not None and not evaluation.rows:
@@ -279,12 +282,9 @@ def _rate(problem: Problem, trace: Trace, method: Method, clock: Clock) -> float
     return round(len(trace.loss) * batch / seconds, 1)
 
 
-def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Any]:
-    return {
-        s.name: fold_head(s.head.to("cpu"), U.cpu())
-        for s, U in zip(sources, solution.projectors)
-        if s.head is not None
-    }
+def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Head]:
+    pairs = zip(sources, solution.projectors)
+    return {s.name: fold_head(s.head.to("cpu"), U.cpu()) for s, U in pairs if s.head is not None}
 
 
 def _start_notes(plan: Plan, solution: Solution) -> list[str]:

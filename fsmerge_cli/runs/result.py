@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import well_formed
 from fsmerge_cli.data.draw import Images
-from fsmerge_cli.evaluation.certificates import Certifier
+from fsmerge_cli.evaluation.certificates import Certificate, Certifier
 from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.score_table import Evaluation
 from fsmerge_cli.evaluation.scoring import Score
@@ -33,6 +34,8 @@ from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.reporting.html import page
 from fsmerge_cli.reporting.model_card import model_card
 from fsmerge_cli.reporting.schema import VERSION, typed
+from fsmerge_cli.runs.classifier import FOLDER as CLASSIFIER
+from fsmerge_cli.runs.classifier import classifier_certificate, why_no_classifier, write_classifier
 from fsmerge_cli.training.state import Trace
 
 CURVE = 500
@@ -90,7 +93,7 @@ class MergeResult:
         )
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write merged/, evaluation.json, report.html and config.yaml, atomically. Raises OutputError."""
+        """Write the folder of the run, atomically: model, evaluation, report, options. Raises OutputError."""
         with claim(Path(folder), overwrite, self.inputs) as temporary, output_errors(Path(folder)):
             self.write(temporary)
 
@@ -108,7 +111,7 @@ class MergeResult:
         )
         self.certifier.progress(Event("write", 1, 2))
         start = time.perf_counter()
-        evaluation = self.evaluation(self.certifier.certify(merged))
+        evaluation = self.evaluation(self.certifier.certify(merged, self._written_classifier(folder / CLASSIFIER)))
         cost = evaluation["cost"]
         cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
         typed(evaluation)
@@ -120,6 +123,14 @@ class MergeResult:
             write_correct(folder, self.scores["merged"].correct)
         write_json(folder / "evaluation.json", evaluation)
         self.certifier.progress(Event("write", 2, 2))
+
+    def _written_classifier(self, folder: Path) -> list[Callable[[], Certificate]]:
+        """Write classifier/, if there can be one; its certificate."""
+        if why_no_classifier(self.plan, self.heads) is not None:
+            return []
+        heads, dtype = self.certifier.heads, self.solution.dtype  # the heads before rounding
+        write_classifier(folder, self.plan, self.preprocessing, self.solution.weights, heads, dtype)
+        return [partial(classifier_certificate, self.certifier, folder)]
 
 
 def known(error: float) -> float | None:
@@ -208,6 +219,7 @@ def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
         "joint_top1": dict(score.joint),
         "chosen_tasks": {protocol: dict(own) for protocol, own in score.chosen.items()},
         "temperatures": dict(score.temperatures),
+        "joint_decision": dict(score.decisions),
         "feature_error": {name: values["error"] for name, values in score.features.items()},
         "feature_cosine": {name: values["cosine"] for name, values in score.features.items()},
         "feature_cka": {name: values["cka"] for name, values in score.features.items()},

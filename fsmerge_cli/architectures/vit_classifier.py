@@ -1,0 +1,37 @@
+"""A merged vision transformer with one classifier, in the form that timm and transformers run as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey, as in PIL's conversion (ITU-R 601-2)."""
+
+ENTRY = "patch_embed.proj.weight"
+
+
+def classifier(
+    stated: Mapping[str, Any], projection: bool, weights: Mapping[str, Tensor], weight: Tensor, bias: Tensor
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`architecture` and `model_args` of config.json, and the tensors of the whole model.
+
+    stated: those of the backbone. projection: whether its `head` is a linear map behind the pooling, which is
+    folded into the classifier. weight [classes, d], bias [classes]: of the classifier of the features. A model of
+    grey images gets three channels, since others read images in colour: grey is a fixed sum of them.
+    """
+    tensors, args = dict(weights), dict(stated["model_args"])
+    if projection:
+        args.pop("num_classes", None)
+        inner, constant = tensors.pop("head.weight"), tensors.pop("head.bias", None)
+        bias = bias if constant is None else bias + weight @ constant
+        weight = weight @ inner
+    if args["in_chans"] == 1:
+        args["in_chans"] = 3
+        grey = tensors[ENTRY]
+        tensors[ENTRY] = grey * torch.tensor(LUMINANCE, dtype=grey.dtype, device=grey.device)[:, None, None]
+    found = {"architecture": stated["architecture"], "model_args": args}
+    return found, {**tensors, "head.weight": weight.contiguous(), "head.bias": bias.contiguous()}
