@@ -53,8 +53,8 @@ class Score:
     cosine, cka). temperatures: by task. correct: whether each prediction is correct, `task.NAME` [n of the task]
     and `joint.PROTOCOL` [n], in the order of the test images. chosen: number of images by protocol, task of the
     image and task whose label is predicted. agreement: by task, number of images, and of those on which the model
-    predicts the label that the source predicts; empty for the sources. decision: of the written classifier, for the
-    tasks `heads`.
+    predicts the label that the source predicts; empty for the sources. decision: of the written classifier, for
+    the tasks `heads`.
     """
 
     tasks: Mapping[str, TaskScore]
