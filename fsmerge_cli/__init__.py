@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fsmerge_cli.runs.finetuned import Finetuned
     from fsmerge_cli.runs.merge import merge
     from fsmerge_cli.runs.merged import Merged, load_merged
+    from fsmerge_cli.runs.predict import Prediction
     from fsmerge_cli.runs.reevaluation import Reevaluation
     from fsmerge_cli.runs.result import MergeResult
 
@@ -29,6 +30,7 @@ _HOMES = {
     "Finetuned": "runs.finetuned",
     "MergeResult": "runs.result",
     "Merged": "runs.merged",
+    "Prediction": "runs.predict",
     "Reevaluation": "runs.reevaluation",
     "Source": "models.source",
     "SourceSpec": "models.source_spec",
@@ -44,6 +46,7 @@ __all__ = [
     "Finetuned",
     "MergeResult",
     "Merged",
+    "Prediction",
     "Reevaluation",
     "Source",
     "SourceSpec",

@@ -20,6 +20,7 @@ COMMANDS = {
     "finetune": "train a source model from a timm model and a data set",
     "check": "preview a merge: compatibility, applicable methods, memory and time",
     "evaluate": "evaluate a merged model or a third-party checkpoint",
+    "predict": "predict the labels of images with a merged model",
     "list": "list the available methods, models, data sets and hardware settings",
     "compare": "compare finished runs in one table, with paired differences",
     "schema": "print the JSON schema of evaluation.json",

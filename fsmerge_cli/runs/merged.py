@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
+from PIL import Image
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 
@@ -21,10 +22,12 @@ from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
 from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text, build
 from fsmerge_cli.common.shown import listed, shown
+from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.from_run import Data, given_data
+from fsmerge_cli.runs.predict import Prediction, batches, is_one, ranked, require_top_k
 from fsmerge_cli.training.teachers import network
 
 
@@ -82,14 +85,58 @@ class Merged:
         with torch.no_grad():
             return self._head(task)(self.backbone(images))
 
-    def predict(self, images: Tensor, task: str | None = None) -> list[str]:
-        """The label of every image: of one task, or over all tasks (the largest softmax of all heads)."""
-        names = self.tasks if task is None else (task,)
+    @property
+    def transform(self) -> ToPixels:
+        """PIL image -> pixels in 0..1 [C, H, W]: resized, cropped and scaled as the sources need it."""
+        return ToPixels(self.arch.input_size, self.preprocessing)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.backbone.parameters()).device
+
+    def to(self, device: torch.device | str) -> Merged:
+        """The same model with its weights moved to `device`."""
+        heads = {name: head.to(device) for name, head in self.heads.items()}
+        return replace(self, backbone=self.backbone.to(device), heads=heads)
+
+    def probabilities(self, images: Tensor, task: str | None = None) -> Tensor:
+        """Softmax [n, labels] for images [n, C, H, W]: of one task, or of the labels of all tasks in their order.
+
+        Over all tasks the logits of every head are divided by its temperature and get its shift, as in
+        `classifier/`. Raises ConfigError for an unknown task.
+        """
         with torch.no_grad():
-            features = self.backbone(images)
-            probabilities = torch.cat([self._head(name)(features).softmax(1) for name in names], 1)
-        labels = [label for name in names for label in self.heads[name].labels]
-        return [labels[index] for index in probabilities.argmax(1).tolist()]
+            features = self.backbone(images.to(self.device))
+            if task is not None:
+                return self._head(task)(features).softmax(1)
+            return torch.cat([head.joint_logits(features) for head in self.heads.values()], 1).softmax(1)
+
+    @overload
+    def predict(self, images: str | Path | Image.Image, task: str | None = None, top_k: int = 5) -> Prediction: ...
+
+    @overload
+    def predict(self, images: Any, task: str | None = None, top_k: int = 5) -> Any: ...
+
+    def predict(self, images: Any, task: str | None = None, top_k: int = 5) -> Any:
+        """The most probable labels, of one task or of all tasks together (the task is not known).
+
+        images: one image (a path, a PIL image, an array [H, W] or [H, W, C], a tensor [C, H, W]; uint8 or floats
+        in 0..1), or several: a list of such, or a tensor [n, C, H, W]. Returns a Prediction for one image, and a
+        list of them for several. Raises ConfigError for an unknown task, DataError for an unreadable image.
+        """
+        count, names = require_top_k(top_k), self._label_names(task)
+        if is_one(images):
+            return self.predict([images], task, top_k)[0]
+        found: list[Prediction] = []
+        for pixels in batches(images, self.transform):
+            found += ranked(self.probabilities(pixels, task), names, count)
+        return found
+
+    def _label_names(self, task: str | None) -> list[tuple[str, str]]:
+        """Task and label of every column of `probabilities`."""
+        heads = self.heads if task is None else {task: self._head(task)}
+        return [(name, label) for name, head in heads.items() for label in head.labels]
 
     def only(self, tasks: tuple[str, ...]) -> Merged:
         """The same model with only some of its tasks. Raises ConfigError for an unknown task."""

@@ -5,19 +5,14 @@ python scripts/examples/predict.py RUN [IMAGE]
 
 import sys
 
-import torch
 from PIL import Image
 
 from fsmerge_cli import load_merged
-from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.images.decode import open_image
 
-model = load_merged(sys.argv[1])
-prepare = ToPixels(model.arch.input_size, model.preprocessing)  # resize, crop, scale to 0..1
-image = open_image(sys.argv[2]) if len(sys.argv) > 2 else Image.effect_noise((64, 64), 80)
-pixels = prepare(image)[None]  # [1, C, H, W]
+model = load_merged(sys.argv[1])  # .to("cuda") moves it
+image = sys.argv[2] if len(sys.argv) > 2 else Image.effect_noise((64, 64), 80)  # a path, or a PIL image
 
-print("among the labels of all tasks:", model.predict(pixels))
+print("among the labels of all tasks:", model.predict(image, top_k=3))
 for task in model.tasks:
-    probability = torch.softmax(model.logits(pixels, task), 1).max().item()
-    print(f"{task}: {model.predict(pixels, task)[0]} ({probability:.0%})")
+    best = model.predict(image, task)
+    print(f"{task}: {best.label} ({best.probability:.0%})")

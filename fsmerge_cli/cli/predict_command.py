@@ -1,0 +1,93 @@
+"""`fsmerge predict`: the labels of images, from a written model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.shown import shown
+
+HELP = """usage: fsmerge predict RUN IMAGE [IMAGE ...] [--task NAME] [--top-k 5] [--csv FILE] [--json]
+                       [--device NAME] [--overwrite] [--quiet]
+
+Predicts the labels of images. RUN is a folder written by `fsmerge merge` or its merged/. IMAGE is
+a file or a folder, which is searched for images (.bmp, .gif, .jpg, .png, .ppm, .tif, .webp).
+Without --task the labels of all tasks compete, as in classifier/; the decision is the one that
+was best on the images of the merge.
+
+  --task NAME     only the labels of this task
+  --top-k N       number of labels per image (default: 5)
+  --csv FILE      write image, rank, task, label and probability as CSV
+  --json          print the predictions as JSON
+  --device NAME   cpu or cuda (default: cuda where there is one)
+  --overwrite     replace an existing FILE
+  -q, --quiet     print only errors; --csv is still written
+
+examples:
+  fsmerge predict outputs/demo photo.jpg
+  fsmerge predict outputs/demo holiday/ --top-k 1 --csv holiday.csv
+  fsmerge predict outputs/demo photo.jpg --task low --json
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"fsmerge predict: {shown(message)}. See fsmerge predict --help.")
+
+
+def run(arguments: list[str]) -> int:
+    """Predict the labels of every image, print them and write the file."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("model", metavar="RUN")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--task")
+    parser.add_argument("--top-k", type=int, default=5, metavar="N")
+    parser.add_argument("--csv", type=Path, metavar="FILE")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("-q", "--quiet", action="store_true")
+    options = parser.parse_intermixed_args(arguments)
+    from fsmerge_cli.common.output_files import check_files, write_files
+    from fsmerge_cli.common.separation import Input
+    from fsmerge_cli.reporting import tables, terminal
+    from fsmerge_cli.runs.inputs import checkpoint_inputs
+    from fsmerge_cli.runs.merged import load_merged
+    from fsmerge_cli.runs.predict import chosen_device, image_files, predictions, require_top_k
+
+    require_top_k(options.top_k)
+    files = image_files(options.images)
+    inputs = [*checkpoint_inputs("the model", options.model), *(Input("an image", str(file)) for file in files)]
+    written = check_files({"--csv ": options.csv}, inputs, options.overwrite, "--overwrite")
+    model = load_merged(options.model).to(chosen_device(options.device))
+    with terminal.Reporter(terminal.console(stderr=True, quiet=options.quiet)) as progress:
+        found = predictions(model, files, options.task, options.top_k, progress)
+    rows = [
+        {"image": str(file), "rank": rank, "task": own.task, "label": own.label, "probability": own.probability}
+        for file, prediction in zip(files, found)
+        for rank, own in enumerate(prediction.top, 1)
+    ]
+    writers: dict[str, Callable[[Path], None]] = {"--csv ": lambda path: tables.write_csv(path, rows)}
+    write_files({key: (path, writers[key]) for key, path in written.items()}, options.overwrite)
+    if options.json:
+        sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    elif not options.quiet:
+        _print(terminal.console(), rows)
+    return 0
+
+
+def _print(console: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """One paragraph per image: its path, then its labels, best first."""
+    from rich.text import Text
+
+    wide = max(len(shown(row["label"])) for row in rows)
+    for row in rows:
+        if row["rank"] == 1:
+            console.print(Text(shown(row["image"]), style="bold"), soft_wrap=True)
+        line = f"  {100 * row['probability']:5.1f} %  {shown(row['label']):<{wide}}  {shown(row['task'])}"
+        console.print(Text(line), soft_wrap=True)
