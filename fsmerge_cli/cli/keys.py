@@ -30,12 +30,14 @@ class Output:
     """The output of a run.
 
     dir: output folder (null: named after models, method and a hash). overwrite: replace a finished run. dtype: of
-    the written weights: float32, float16 or bfloat16. tensorboard: also write TensorBoard event files.
+    the written weights: float32, float16 or bfloat16. license: of the merged model, for its card, as the hub names
+    it (null: unknown). tensorboard: also write TensorBoard event files.
     """
 
     dir: Text | None = None
     overwrite: Flag = False
     dtype: Text = "float32"
+    license: Text | None = None
     tensorboard: Flag = False
 
 

@@ -171,6 +171,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             checkpoint_every=checkpoint.every,
             kd=evaluation_of.kd,
             dtype=output.dtype,
+            license=output.license,
             progress=progress,
             command=command,
             more_inputs=config_inputs(),

@@ -56,7 +56,9 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     from fsmerge_cli.training.snapshots import check_same
 
     groups = keys["models"]["sources"], keys["method"], keys.get("data"), keys["hardware"], keys["seed"]
-    more = {"kd": keys["evaluation"]["kd"], "dtype": keys["output"].get("dtype", "float32")}
+    output = keys["output"]
+    more = {"dtype": output.get("dtype", "float32"), "license": output.get("license")}
+    more["kd"] = keys["evaluation"]["kd"]
     merge_request = request(*groups, overwrite=False, **more)
     check_same(
         f"the finished run in {folder}",

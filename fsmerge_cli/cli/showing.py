@@ -59,6 +59,7 @@ def run_check(config: DictConfig, checking: Checking) -> None:
         every=checkpoint.every,
         kd=evaluation.kd,
         dtype=given.dtype,
+        license=given.license,
     )
     merge_request = replace(merge_request, more_inputs=(*merge_request.more_inputs, *config_inputs()))
     stderr = terminal.console(stderr=True)

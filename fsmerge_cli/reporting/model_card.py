@@ -12,9 +12,11 @@ from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.reporting import summary
+from fsmerge_cli.reporting.front_matter import front_matter
 from fsmerge_cli.reporting.summary import Table
 
-CARD = """# A merged {family}
+CARD = """{front}
+# A merged {family}
 
 One backbone of the size of one source, merged by `{method}` from {k} sources, with one linear head per task
 ({tasks}). Input: pixels in 0..1, {input}, without further normalisation.{rounding}
@@ -25,7 +27,9 @@ One backbone of the size of one source, merged by `{method}` from {k} sources, w
 
 {table}
 
-## Load it without fsmerge
+## Use it without fsmerge
+{classifier}
+The backbone in `merged/`, and the head of one task:
 
 {snippet}
 
@@ -42,7 +46,17 @@ One backbone of the size of one source, merged by `{method}` from {k} sources, w
 
 Versions: {versions}. Device: {device}. Seed: {seed}.
 
+<details><summary>All options of the run</summary>
+
 {options}
+
+</details>
+"""
+
+CLASSIFIER = """
+`classifier/` is one model with the labels of all tasks:
+
+{code}
 """
 SCORES = """
 
@@ -78,6 +92,8 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
     channels, height, width = plan.arch.input_size
     scores = summary.scores(evaluation)
     card = CARD.format(
+        front=front_matter(evaluation, plan.family.name, bool(heads)),
+        classifier=_classifier(evaluation),
         family=plan.family.name,
         method=evaluation["method"],
         k=len(plan.tasks),
@@ -98,6 +114,17 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         options=fenced(options, "yaml"),
     )
     return printable(card)
+
+
+def _classifier(evaluation: Mapping[str, Any]) -> str:
+    """How to use classifier/; empty where there is none."""
+    if "classifier" not in evaluation["certificates"]:
+        return ""
+    code = """from transformers import pipeline
+
+print(pipeline("image-classification", model="classifier")("photo.jpg"))
+# or: timm.create_model("local-dir:classifier", pretrained=True)"""
+    return CLASSIFIER.format(code=fenced(code, "python"))
 
 
 def _rounding(options: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,8 +32,9 @@ from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import at_equal_budget
 from fsmerge_cli.models.head import Head
-from fsmerge_cli.models.plan import Plan, duplicate_notes
+from fsmerge_cli.models.plan import duplicate_notes
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.runs.merge_notes import start_notes, training_notes
 from fsmerge_cli.runs.request import Models, Request, request
 from fsmerge_cli.runs.result import MergeResult, images_sha256, versions
 from fsmerge_cli.supernet.fold import fold_head
@@ -55,6 +55,7 @@ def merge(
     checkpoint_every: int | str = "60s",
     kd: bool = False,
     dtype: str = "float32",
+    license: str | None = None,
     progress: Progress = silent,
     command: str | None = None,
     more_inputs: Sequence[Input] = (),
@@ -68,8 +69,9 @@ def merge(
     resume: continue the interrupted run into that folder, if there is one. checkpoint_every: how often the state
     of the training is written (steps, or "60s", "5m"). kd: also evaluate distillation, trained with the method's
     images, steps, batches and losses at its own learning rate. dtype: of the written weights (float32, float16,
-    bfloat16); everything is computed in fp32, and the rounded model is evaluated. progress: called with every
-    `Event`. command: what to record as the run's origin. more_inputs: other paths that must not change.
+    bfloat16); everything is computed in fp32, and the rounded model is evaluated. license: for the model card.
+    progress: called with every `Event`. command: what to record as the run's origin. more_inputs: other paths that
+    must not change.
 
     With several processes (hardware.distributed) each returns the merged model, and only rank 0 evaluates, writes
     and reports progress.
@@ -78,7 +80,9 @@ def merge(
     CertificateError where the written model differs from the merged one, Interrupted where a signal stopped it and
     `resume` can continue it.
     """
-    requested = request(models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype)
+    requested = request(
+        models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype, license
+    )
     inputs = (*requested.inputs(), *more_inputs)
     clock = Clock()
     snapshots = Snapshots()
@@ -226,19 +230,13 @@ def _result(
     notes = [
         *evaluation.warnings,
         *notes,
-        *_start_notes(plan, solution),
+        *start_notes(plan, solution),
         *requested.notes,
         *source_notes(sources),
         *duplicate_notes(sources),
     ]
     trace = solution.trace
-    if trace.restarts:
-        notes.append(f"the loss was not finite, and the training was restarted with lr={trace.lr:g}")
-    if trace.images_at_once:
-        notes.append(
-            "memory did not suffice for a whole batch: each batch was computed in parts of "
-            f"{trace.images_at_once} images"
-        )
+    notes += training_notes(trace)
     cost = {
         "seconds": clock.seconds,
         "steps": len(trace.loss),
@@ -285,14 +283,3 @@ def _rate(problem: Problem, trace: Trace, method: Method, clock: Clock) -> float
 def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Head]:
     pairs = zip(sources, solution.projectors)
     return {s.name: fold_head(s.head.to("cpu"), U.cpu()) for s, U in pairs if s.head is not None}
-
-
-def _start_notes(plan: Plan, solution: Solution) -> list[str]:
-    """Where widths or heads differ: the relative feature error of the initial merged model."""
-    if plan.same_shape or not solution.trace.start_error:
-        return []
-    found = zip(plan.tasks, solution.trace.start_error)
-    errors = ", ".join(f"{name} {error:.3f}" for name, error in found if math.isfinite(error))
-    return [
-        f"widths or heads differ, so the initial model reproduces no source; its relative feature error: {errors}"
-    ]

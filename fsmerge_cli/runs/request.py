@@ -13,7 +13,7 @@ from fsmerge_cli.checkpoints.tasks import order_note, tasks
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, DataError, unknown
 from fsmerge_cli.common.hardware import Hardware
-from fsmerge_cli.common.options import FORBID, Count, Flag, build, choose
+from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build, choose
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import brief
 from fsmerge_cli.data import DATASETS, DataConfig, auxiliary
@@ -32,7 +32,7 @@ class Run:
 
     seed: of all random numbers. overwrite: replace a finished run. resume: continue an interrupted one. every: how
     often the state of a training is written (steps, or "60s", "5m"). kd: whether distillation at equal budget is a
-    row of the evaluation. dtype: of the written weights.
+    row of the evaluation. dtype: of the written weights. license: of the model, for its card (None: unknown).
     """
 
     seed: Count
@@ -41,6 +41,7 @@ class Run:
     every: int | str
     kd: Flag
     dtype: Dtype = "float32"
+    license: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ class Request:
             "hardware": asdict(self.hardware),
             "seed": self.run.seed,
             "evaluation": {"kd": self.run.kd},
-            "output": {"dtype": self.run.dtype},
+            "output": {
+                "dtype": self.run.dtype,
+                **({"license": self.run.license} if self.run.license is not None else {}),
+            },
         }
 
 
@@ -90,6 +94,7 @@ def request(
     every: int | str = "60s",
     kd: bool = False,
     dtype: str = "float32",
+    license: str | None = None,
 ) -> Request:
     """Read every preset and validate every value. Raises UserError."""
     images = _data(models, data)
@@ -98,7 +103,15 @@ def request(
     chosen, machine = chosen_method(method), chosen_hardware(hardware)
     if dtype not in DTYPES:
         raise ConfigError(unknown("output.dtype", str(dtype), DTYPES))
-    top = {"seed": seed, "overwrite": overwrite, "resume": resume, "every": every, "kd": kd, "dtype": dtype}
+    top: dict[str, Any] = {
+        "seed": seed,
+        "overwrite": overwrite,
+        "resume": resume,
+        "every": every,
+        "kd": kd,
+        "dtype": dtype,
+    }
+    top["license"] = license
     run = build(Run, top, "")
     SaveInterval.parse(every)
     if isinstance(chosen, Weighted) and specs:

@@ -1,0 +1,66 @@
+"""The front matter of a model card: what the Hugging Face hub reads about a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+Values = Mapping[str, Any]
+
+HUB = re.compile(r"(?:hf[-_]hub:|https?://huggingface\.co/)?([\w.-]+/[\w.-]+)$")
+"""The name of a model of the hub, with the prefixes that timm takes."""
+
+UNKNOWN = "unknown"
+"""The hub's word for a licence that is not stated."""
+
+
+def front_matter(evaluation: Values, family: str, heads: bool) -> str:
+    """YAML between two lines of dashes. family: of the architecture. heads: whether there are classifier heads."""
+    from huggingface_hub import ModelCardData
+
+    options, bases = evaluation["config"], base_models(evaluation["config"])
+    kind = "image-classification" if heads else "image-feature-extraction"
+    results = _results(evaluation, kind)
+    data = ModelCardData(
+        library_name="timm" if family == "vit" else "pytorch",
+        pipeline_tag=kind,
+        license=(options.get("output") or {}).get("license") or UNKNOWN,
+        tags=["merge", "fsmerge", evaluation["method"]],
+        base_model=bases or None,
+        base_model_relation="merge" if bases else None,
+        model_name=" + ".join(evaluation["tasks"]) if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def base_models(options: Values) -> list[str]:
+    """The sources that come from the hub, by their names there, in order."""
+    found = []
+    for source in (options.get("models") or {}).get("sources") or ():
+        arch, checkpoint = source.get("arch"), source.get("checkpoint")
+        if isinstance(checkpoint, str) and (match := re.match(r"hf[-_]hub:(.+)", checkpoint)):
+            found.append(match[1])
+        elif checkpoint is None and source.get("recipe") is None and isinstance(arch, str):
+            match = HUB.match(arch)
+            found.append(match[1] if match else f"timm/{arch}")
+    return list(dict.fromkeys(found))
+
+
+def _results(evaluation: Values, kind: str) -> list[Any]:
+    """The accuracies of the merged model on labelled test images, as the hub lists them."""
+    from huggingface_hub import EvalResult
+
+    merged = evaluation["rows"].get("merged", {"tasks": {}})
+    return [
+        EvalResult(
+            task_type=kind,
+            dataset_type=task,
+            dataset_name=task,
+            metric_type="accuracy",
+            metric_name="top-1 accuracy",
+            metric_value=round(found["top1"], 4),
+        )
+        for task, found in merged["tasks"].items()
+    ]
