@@ -28,6 +28,7 @@ from fsmerge_cli.common.distributed import is_main, outcome, process_rank
 from fsmerge_cli.common.errors import ConfigError, stop_behind
 from fsmerge_cli.common.foreign_files import read_json_object
 from fsmerge_cli.common.options import build
+from fsmerge_cli.common.private_paths import PrivatePaths
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.shown import printable
 from fsmerge_cli.common.streams import complain
@@ -158,7 +159,8 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             terminal.console().print(Line("already finished: nothing was run"))
         return found
     command = shlex.join(["fsmerge", "merge", *overrides])
-    with _progress(folder, command, keys["resume"] is True, output.tensorboard) as (progress, log):
+    private = PrivatePaths.of(keys, folder)
+    with _progress(folder, command, keys["resume"] is True, output.tensorboard, private) as (progress, log):
         result = merge(
             keys["models"]["sources"],
             data=keys.get("data"),
@@ -187,13 +189,14 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def _progress(
-    folder: Path, command: str, resume: bool, tensorboard: bool
+    folder: Path, command: str, resume: bool, tensorboard: bool, private: PrivatePaths
 ) -> Iterator[tuple[Progress, RunLog | None]]:
     """The progress callback of a run (terminal and log), and the log; no output except on rank 0."""
     if not is_main():
         yield silent, None
         return
-    with report_stop(folder, resume), RunLog(folder, command, resume=resume, tensorboard=tensorboard) as log:
+    run_log = RunLog(folder, command, resume=resume, tensorboard=tensorboard, private=private)
+    with report_stop(folder, resume), run_log as log:
         if parallel_jobs():  # progress bars of several processes would overwrite each other
             yield log, log
             return

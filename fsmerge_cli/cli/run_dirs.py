@@ -16,6 +16,7 @@ from fsmerge_cli.common.atomic import tidy
 from fsmerge_cli.common.errors import ConfigError, Interrupted, Stopped
 from fsmerge_cli.common.foreign_files import read_yaml
 from fsmerge_cli.common.leftovers import beside, unfinished
+from fsmerge_cli.common.private_paths import restored
 from fsmerge_cli.common.separation import resolved
 from fsmerge_cli.reporting.schema import read_evaluation
 
@@ -62,7 +63,7 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     merge_request = request(*groups, overwrite=False, **more)
     check_same(
         f"the finished run in {folder}",
-        read_yaml(folder / "config.yaml", AGAIN),
+        restored(folder / "evaluation.json", read_yaml(folder / "config.yaml", AGAIN)),
         merge_request.options(),
     )
     evaluation = read_evaluation(folder / "evaluation.json", AGAIN)

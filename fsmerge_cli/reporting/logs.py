@@ -19,6 +19,7 @@ from typing import Any
 from fsmerge_cli.common.errors import ConfigError, UserError
 from fsmerge_cli.common.leftovers import beside, keep_logs
 from fsmerge_cli.common.own_files import LATER, remove
+from fsmerge_cli.common.private_paths import PrivatePaths
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.separation import resolved
 from fsmerge_cli.common.shown import printable, shown
@@ -34,10 +35,18 @@ class RunLog:
     """Writes events, warnings and errors of one run; a context manager. I/O errors of the log itself are ignored.
 
     resume: append to the log of the interrupted run. tensorboard: write event files as well; ConfigError if that
-    package is not installed.
+    package is not installed. private: paths that are not written.
     """
 
-    def __init__(self, output: Path, command: str, *, resume: bool = False, tensorboard: bool = False) -> None:
+    def __init__(
+        self,
+        output: Path,
+        command: str,
+        *,
+        resume: bool = False,
+        tensorboard: bool = False,
+        private: PrivatePaths | None = None,
+    ) -> None:
         if tensorboard and find_spec("tensorboard") is None:
             raise ConfigError(
                 "output.tensorboard=true needs the package tensorboard, which is not installed. Install it: "
@@ -48,7 +57,7 @@ class RunLog:
         self._missing = [parent for parent in self._output.parents if not parent.exists()]
         self._kept = resume and self.place.is_dir()
         self._phases, self._board = Phases(), _Board(self.place / BOARD) if tensorboard else None
-        self._handler = _BufferedHandler()
+        self._handler = _BufferedHandler(private)
         self._log = logging.getLogger("fsmerge_cli.run")
         self._command = command
 
@@ -108,19 +117,27 @@ class RunLog:
 
 
 class SafeFormatter(logging.Formatter):
-    """Escapes control characters; further lines of a message are indented, so that none looks like an entry."""
+    """Escapes control characters; further lines of a message are indented, so that none looks like an entry.
+
+    private: paths that are not written.
+    """
+
+    def __init__(self, form: str, private: PrivatePaths | None = None) -> None:
+        super().__init__(form)
+        self._private = private
 
     def format(self, record: logging.LogRecord) -> str:
         """The message and its traceback, if there is one."""
-        return printable(super().format(record)).replace("\n", "\n    ")
+        text = super().format(record)
+        return printable(self._private.text(text) if self._private else text).replace("\n", "\n    ")
 
 
 class _BufferedHandler(logging.Handler):
     """Buffers its lines until the file is opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, private: PrivatePaths | None = None) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(SafeFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self.setFormatter(SafeFormatter("%(asctime)s %(levelname)-7s %(message)s", private))
         self.opened = False
         self._waiting: list[str] = []
         self._file: Any = None

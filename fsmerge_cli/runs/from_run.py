@@ -16,6 +16,7 @@ from typing import Any
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_yaml
+from fsmerge_cli.common.private_paths import restored
 from fsmerge_cli.data import DataConfig
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.request import chosen_data
@@ -41,7 +42,7 @@ def run_options(path: Path) -> dict[str, Any]:
     if folder is None:
         return {}
     try:
-        return read_yaml(folder / CONFIG)
+        return restored(folder / FINISHED, read_yaml(folder / CONFIG))
     except UnreadableError as error:
         remedy = error.remedy or f"Move {folder / 'merged'} into another folder, and pass data=..."
         raise ConfigError(f"{folder / CONFIG} cannot be read: {error.why}. {remedy}") from None

@@ -112,7 +112,7 @@ def merge(
         result = replace(result, inputs=inputs)
         if folder is not None:
             with output_errors(Path(output or folder)):
-                result.write(folder)
+                result.write(folder, Path(output or folder))
     snapshots.discard()
     return result
 

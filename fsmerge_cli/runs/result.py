@@ -19,6 +19,7 @@ from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
+from fsmerge_cli.common.private_paths import PrivatePaths, remember
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import well_formed
@@ -95,10 +96,13 @@ class MergeResult:
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the folder of the run, atomically: model, evaluation, report, options. Raises OutputError."""
         with claim(Path(folder), overwrite, self.inputs) as temporary, output_errors(Path(folder)):
-            self.write(temporary)
+            self.write(temporary, Path(folder))
 
-    def write(self, folder: Path) -> None:
-        """Write the files into an existing folder. Raises CertificateError where they differ from the model."""
+    def write(self, folder: Path, output: Path | None = None) -> None:
+        """Write the files into an existing folder. Raises CertificateError where they differ from the model.
+
+        output: what the folder will be called. No file names a path of this machine, see `private_paths`.
+        """
         merged, dtype = folder / "merged", self.solution.dtype
         tensors, facts = head_tensors(self.heads)
         self.certifier.progress(Event("write", 0, 2))
@@ -114,14 +118,18 @@ class MergeResult:
         evaluation = self.evaluation(self.certifier.certify(merged, self._written_classifier(folder / CLASSIFIER)))
         cost = evaluation["cost"]
         cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
+        private = PrivatePaths.of(self.options, output)
+        evaluation = private.values(evaluation)
         typed(evaluation)
-        options = yaml.safe_dump(plain_values(self.options), sort_keys=False, allow_unicode=True)
+        written = private.values(plain_values(self.options))
+        options = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
         write_text(merged / "README.md", model_card(self.plan, self.heads, evaluation, options))
         write_text(folder / "config.yaml", options)
         write_text(folder / "report.html", page(evaluation, self.measured.examples))
         if self.scores:
             write_correct(folder, self.scores["merged"].correct)
         write_json(folder / "evaluation.json", evaluation)
+        remember(folder / "evaluation.json", plain_values(self.options), written)
         self.certifier.progress(Event("write", 2, 2))
 
     def _written_classifier(self, folder: Path) -> list[Callable[[], Certificate]]:
