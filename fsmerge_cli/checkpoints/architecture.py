@@ -34,9 +34,27 @@ def hub_name(spec: SourceSpec) -> str | None:
     return name if isinstance(name, str) and "." in name else None
 
 
+def open_arguments(spec: SourceSpec) -> dict[str, Any] | None:
+    """Arguments of an entry without a name of an architecture ({family: vit, args: {num_heads: 6}}), else None.
+
+    The rest is read from the checkpoint.
+    """
+    if spec.module is not None:
+        return None
+    if spec.arch is None:
+        return {}
+    if not isinstance(spec.arch, dict) or "name" in spec.arch or spec.arch.get("family") != "vit":
+        return None
+    args = spec.arch.get("args", {})
+    return dict(args) if isinstance(args, Mapping) else None
+
+
 def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tuple[Family, Any]:
     """Family and options, from the entry or from the checkpoint's config.json, which must not contradict it."""
-    stated = config.get("architecture")
+    stated, given = config.get("architecture"), open_arguments(spec)
+    if (spec.arch is None or given is not None) and isinstance(stated, str):
+        args = {**(config.get("model_args") or {}), **(given or {})}
+        return resolve(stated, args, {**config, "model_args": args}, f"{where}: arch")
     if isinstance(spec.arch, str):
         _require_same(spec.arch.split(".")[0], stated, where)
         return resolve(spec.arch, {}, config, f"{where}: arch")
@@ -57,13 +75,11 @@ def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tup
         if isinstance(options.get("name"), str):
             _require_same(options["name"].split(".")[0], stated, where)
         return resolve(name, options, {}, f"{where}: arch")
-    if not isinstance(stated, str):
-        raise SourceError(
-            f"{where} does not specify its architecture. Put a config.json next to the weights or pass "
-            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} "
-            f"({', '.join(sorted(SPECS))})."
-        )
-    return resolve(stated, config.get("model_args") or {}, config, f"{where}: arch")
+    raise SourceError(
+        f"{where} does not specify its architecture. Put a config.json next to the weights or pass "
+        "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} "
+        f"({', '.join(sorted(SPECS))})."
+    )
 
 
 def _projected(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

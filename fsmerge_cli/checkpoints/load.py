@@ -14,7 +14,7 @@ from fsmerge_cli.architectures import Family
 from fsmerge_cli.checkpoints.accounting import listed, refuse_beside, without_effect
 from fsmerge_cli.checkpoints.files import as_float32, float_list
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads
-from fsmerge_cli.checkpoints.open import Checkpoint, interpret, open_checkpoint
+from fsmerge_cli.checkpoints.open import USUAL, Checkpoint, interpret, open_checkpoint
 from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
@@ -59,11 +59,11 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
             )
         backbone = {name: tensor for name, tensor in backbone.items() if name not in pooler}
         notes += (f"'{spec.name}': the features are those before the pooler, which is not used: {listed(pooler)}",)
+    if family.name == "vit":  # an MLP has no usual normalisation
+        notes += _guessed_pixels(spec, config, family.config(arch)["architecture"])
     mean, std = normalisation(spec, config, where)
     weights = fold_normalisation(family, arch, backbone, mean, std, where)
     how = Preprocessing.of(config.get("pretrained_cfg") or {}, where)
-    if family.name == "vit":  # an MLP has no usual normalisation
-        notes += _guessed_pixels(spec, config)
     if spec.module is not None and spec.mean is spec.std is None and (set(mean), set(std)) != ({0.0}, {1.0}):
         notes += (
             f"'{spec.name}': mean {list(mean)} and std {list(std)} are taken from the module; if it was trained "
@@ -85,19 +85,23 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes)
 
 
-def _guessed_pixels(spec: SourceSpec, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """A note where mean or std are neither in the entry nor in the files, so that 0 or 1 is a guess."""
-    stated = config.get("pretrained_cfg") or {}
+def _guessed_pixels(spec: SourceSpec, config: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A note where mean or std are neither in the entry nor in the files, so that they are a guess.
+
+    name: of the architecture.
+    """
+    stated, usual = config.get("pretrained_cfg") or {}, config.get(USUAL) or {}
     guesses = {
-        key: f"{key} {value}"
+        key: f"{key} {usual.get(key, value)}"
         for key, value in (("mean", 0), ("std", 1))
         if getattr(spec, key) is None and not stated.get(key)
     }
     if not guesses or spec.recipe is not None:
         return ()
+    whose = f" (timm's for {name})" if usual else ""
     return (
-        f"'{spec.name}': its files do not state {' and '.join(guesses)}, so {' and '.join(guesses.values())} are "
-        "assumed, for pixels in 0..1; if it was trained with other values, pass "
+        f"'{spec.name}': its files do not state {' and '.join(guesses)}, so {' and '.join(guesses.values())}"
+        f"{whose} are assumed, for pixels in 0..1; if it was trained with other values, pass "
         + " and ".join(f"models.sources.N.{key}=[...]" for key in guesses),
     )
 
@@ -189,10 +193,14 @@ def _resample(
 def normalisation(
     spec: SourceSpec, config: Mapping[str, Any], where: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per channel that a source was trained with: of the entry or the checkpoint, else 0 and 1."""
-    stated = config.get("pretrained_cfg") or {}
-    mean = float_list(stated, "mean", where) or (0.0,) if spec.mean is None else spec.mean
-    return mean, float_list(stated, "std", where) or (1.0,) if spec.std is None else spec.std
+    """Mean and std per channel that a source was trained with: of the entry or the checkpoint.
+
+    Else timm's for the name of its architecture, else 0 and 1 (see `_guessed_pixels`).
+    """
+    stated, usual = config.get("pretrained_cfg") or {}, config.get(USUAL) or {}
+    mean = float_list(stated, "mean", where) or tuple(usual.get("mean", (0.0,)))
+    std = float_list(stated, "std", where) or tuple(usual.get("std", (1.0,)))
+    return mean if spec.mean is None else spec.mean, std if spec.std is None else spec.std
 
 
 def source_notes(sources: Sequence[Source]) -> list[str]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fsmerge_cli.architectures import Family
+from fsmerge_cli.architectures import Family, resolve
 from fsmerge_cli.checkpoints.adapter import config_with, read_adapter
 from fsmerge_cli.checkpoints.adapter_merge import merge_adapter
-from fsmerge_cli.checkpoints.architecture import architecture, hub_name, infer_architecture
+from fsmerge_cli.checkpoints.architecture import architecture, hub_name, infer_architecture, open_arguments
 from fsmerge_cli.checkpoints.files import (
     hub_config,
     read_config,
@@ -27,11 +27,16 @@ from fsmerge_cli.checkpoints.files import (
 from fsmerge_cli.checkpoints.image_processor import read_processor
 from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
+from fsmerge_cli.checkpoints.preprocessing import usual_pixels
 from fsmerge_cli.checkpoints.translation import CLIP_PIXELS, Translation, of_timm, translate
+from fsmerge_cli.checkpoints.vit_shapes import ANCHOR, Inferred, inferred
 from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.source_spec import SourceSpec
+
+USUAL = "usual_pixels"
+"""Key that `interpret` adds to a config.json: mean and std of timm's own weights, where the files state none."""
 
 
 @dataclass(frozen=True)
@@ -183,29 +188,55 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     layout = recognise(stored, config, where)
     selection = spec.prefix, spec.ema, spec.head
     stated: Mapping[str, Any] = {}
+    given = open_arguments(spec)
     if layout is not None:
-        has_arch = spec.arch is not None
-        read = translate(layout, stored, config, where, spec.name, selection, has_arch)
+        known = {"num_attention_heads": "num_heads", "image_size": "img_size"}
+        own_keys = {key: given[name] for key, name in known.items() if given and name in given}
+        has_arch = spec.arch is not None and given is None
+        read = translate(layout, stored, {**config, **own_keys}, where, spec.name, selection, has_arch)
         stated = read.config
     if not config.get("pretrained_cfg"):
         config["pretrained_cfg"] = (hub_config(hub) if hub else {}) or stated.get("pretrained_cfg") or {}
     config = {**stated, **config}
     _refuse_depth(spec, config, len(stored), where)
+    found_in: tuple[str, ...] = ()
+    shaped = _shaped(spec, stored, given, where) if layout is None and "architecture" not in config else None
     if spec.module is not None and spec.arch is None and "architecture" not in config:
         family, arch = infer_architecture(spec.module, where)
+    elif shaped is not None:
+        family, arch = resolve("vit", shaped.options, {}, f"{where}: arch")
+        found_in = (
+            f"'{spec.name}': its architecture is read from its tensors: {shaped.note}; if that is wrong, pass "
+            "models.sources.N.arch=...",
+        )
     else:
         family, arch = architecture(spec, config, where)
     if spec.module is not None and not _fits(config["pretrained_cfg"], arch.input_size[0]):
         config["pretrained_cfg"] = {}
+    if family.name == "vit" and spec.module is None and spec.recipe is None:
+        config[USUAL] = usual_pixels(arch)
     if layout is None:
         own = strip(stored, f"{family.entry}.weight", where, *selection)
         tensors = of_timm(own.tensors) if family.name == "vit" else own.tensors
-        notes = (*(f"'{spec.name}': {note}" for note in own.notes), *ignored_notes(own, spec.name))
+        notes = (*found_in, *(f"'{spec.name}': {note}" for note in own.notes), *ignored_notes(own, spec.name))
         parts = own.prefix, own.beside, own.rest
         return family, arch, config, Translation(tensors, own.heads, {}, (*found.notes, *notes), (), None, *parts)
     tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
     notes = (*found.notes, *read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
     return family, arch, config, replace(read, tensors=tensors, config=stated, notes=notes, guess=(), clip=None)
+
+
+def _shaped(
+    spec: SourceSpec, stored: Mapping[str, Tensor], given: Mapping[str, Any] | None, where: str
+) -> Inferred | None:
+    """The architecture that the shapes of a timm vision transformer show; None for others.
+
+    given: arguments of the entry; None: it names the architecture.
+    """
+    if given is None:
+        return None
+    own = strip(stored, ANCHOR, where, spec.prefix, spec.ema, spec.head)
+    return inferred(of_timm(own.tensors), given, where)
 
 
 def _refuse_depth(spec: SourceSpec, config: Mapping[str, Any], count: int, where: str) -> None:

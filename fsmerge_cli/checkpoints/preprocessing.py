@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
+from fsmerge_cli.architectures.vit import VIT, ViTArch
 from fsmerge_cli.common.errors import SourceError
 
 MIN_STD, MAX_STD = 1e-6, 2.0
@@ -150,3 +151,21 @@ def _fold_shift(
         return {}
     table[:, place[1] :] -= shift
     return {place[0]: table.to(weights[place[0]].dtype)}
+
+
+def usual_pixels(arch: ViTArch) -> dict[str, list[float]]:
+    """Mean and std, per channel, of timm's own weights for a vision transformer of this name and size.
+
+    Empty where the options make it another network than the one of that name, or where timm has none.
+    """
+    from timm.models import get_pretrained_cfg, is_model
+
+    if not is_model(arch.name) or arch.input_size[0] != 3:
+        return {}
+    plain = ViTArch(arch.name, {})
+    own: tuple[Any, Any] = VIT.skeleton(arch), VIT.skeleton(plain)
+    if (own[0].embed_dim, len(own[0].blocks)) != (own[1].embed_dim, len(own[1].blocks)):
+        return {}  # another network under this name
+    known = get_pretrained_cfg(arch.name, allow_unregistered=True)
+    stated = {key: getattr(known, key, None) for key in ("mean", "std")}
+    return {key: list(value) for key, value in stated.items() if value is not None and len(value) == 3}

@@ -15,6 +15,7 @@ from fsmerge_cli.architectures.vit import BASE
 from fsmerge_cli.checkpoints.image_processor import HALF, timm_keys
 from fsmerge_cli.checkpoints.key_tables import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
+from fsmerge_cli.checkpoints.vit_shapes import SIZES, ask_heads
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, shown
 
@@ -26,9 +27,6 @@ CLIP_PIXELS = {
     "crop_pct": 1.0,
     "crop_mode": "center",
 }
-NUM_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
-"""Number of attention heads of the published sizes by (width, depth), which cannot be inferred from weights."""
-
 ACTIVATIONS = {
     "gelu": None,
     "gelu_new": "gelu_tanh",
@@ -191,12 +189,9 @@ def _architecture(
     depth = len({found[1] for n in tensors if (found := re.match(r"blocks\.(\d+)\.", n))})
     side = math.isqrt(max(positions, 0))
     size = config.get("image_size") or [side * rows, side * cols]
-    heads = config.get("num_attention_heads") or NUM_HEADS.get((width, depth))
+    heads = config.get("num_attention_heads") or SIZES.get((width, depth), ("", None))[1]
     if heads is None:
-        raise SourceError(
-            f"{where} looks like {layout.title} of width {width}, whose number of heads cannot be inferred. "
-            f"Pass models.sources.N.arch={{family: vit, name: {BASE}, args: {{num_heads: ..., ...}}}}."
-        )
+        raise SourceError(ask_heads(f"{where} ({layout.title})", width))
     args: dict[str, Any] = {"img_size": size, "patch_size": rows if rows == cols else [rows, cols]}
     args |= {"in_chans": chans, "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": ratio}
     if "blocks.0.attn.qkv.bias" not in tensors:
