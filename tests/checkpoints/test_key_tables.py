@@ -76,8 +76,8 @@ def test_for_unpublished_sizes_the_number_of_heads_has_to_be_given(tmp_path: Pat
     torch.save(torchvision_vit(1).state_dict(), file)
     assert refused(SourceSpec("a", checkpoint=str(file))) == (
         f"source 'a': {file} (torchvision's VisionTransformer) is a vision transformer of width 12, whose number "
-        "of attention heads is not in its tensors: 1, 2, 3, 4, 6, 12 are possible. Pass the one that it was trained "
-        "with, for example 'models.sources.N.arch={family: vit, args: {num_heads: 1}}'"
+        "of attention heads is not in its tensors: 1, 2, 3, 4, 6, 12 are possible. Pass the one that it was "
+        "trained with, for example 'models.sources.N.arch={family: vit, args: {num_heads: 1}}'"
     )
     entry = SourceSpec("a", checkpoint=str(file), arch={"family": "vit", "args": {"num_heads": 3}})
     assert load(entry).arch.args["num_heads"] == 3
