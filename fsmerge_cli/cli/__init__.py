@@ -17,6 +17,7 @@ from fsmerge_cli.training.interrupts import stop_on_signals
 
 COMMANDS = {
     "merge": "merge trained networks into one and evaluate it",
+    "init": "write the commented YAML of a merge, for fsmerge merge FILE",
     "finetune": "train a source model from a timm model and a data set",
     "check": "preview a merge: compatibility, applicable methods, memory and time",
     "evaluate": "evaluate a merged model or a third-party checkpoint",
@@ -39,6 +40,8 @@ commands:
 
 examples:
   fsmerge list
+  fsmerge check pets.safetensors cars.safetensors --images photos/
+  fsmerge merge pets.safetensors cars.safetensors --images photos/ -o out
   fsmerge check +models=digits_mlp_pair
   fsmerge merge +models=digits_mlp_pair
   fsmerge merge +models=digits_mlp_pair method=kd output.dir=outputs/by-distillation

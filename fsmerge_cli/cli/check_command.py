@@ -6,8 +6,10 @@ from fsmerge_cli.cli.gate import gate_of
 from fsmerge_cli.cli.merge_command import composed
 from fsmerge_cli.common.errors import ConfigError
 
-HELP = """usage: fsmerge check +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--headers-only] [--json]
-                     [--strict] [--fail-under=PERCENT] [--quiet]
+HELP = """usage: fsmerge check MODEL MODEL [...] [--images FOLDER] [GROUP=NAME ...] [KEY=VALUE ...]
+                     [--headers-only] [--json] [--strict] [--fail-under=PERCENT] [--quiet]
+       fsmerge check +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] ...
+       fsmerge check FILE.yaml [KEY=VALUE ...] ...
 
 Takes the arguments of `fsmerge merge` and reports what the merge would do: one row per source
 model, every mismatch, every guess, whether the sources seem to share a pretrained initialisation,
@@ -27,6 +29,8 @@ Exit code 0: the sources can be merged; 1: --strict or --fail-under failed; 2: t
 merged, and standard error lists every reason.
 
 examples:
+  fsmerge check pets.safetensors cars.safetensors
+  fsmerge check pets.safetensors cars.safetensors --images photos/ method=kd
   fsmerge check +models=digits_mlp_pair
   fsmerge check +models=digits_mlp_trio method=kd hardware=cpu --json
   fsmerge check +models=digits_mlp_pair --strict --fail-under=90

@@ -52,6 +52,10 @@ _gates: list[Gate] = []
 """What has to hold for the result of a merge; empty: nothing."""
 
 
+_typed: list[str] = []
+"""The command that the user typed; empty where it is not known."""
+
+
 def check(arguments: Sequence[str], checking: Checking, quiet: bool = False) -> int:
     """Let Hydra compose `arguments` and inspect the merge; returns the exit code."""
     _checking[:] = [checking]
@@ -61,13 +65,17 @@ def check(arguments: Sequence[str], checking: Checking, quiet: bool = False) -> 
         _checking.clear()
 
 
-def merge_with(gate: Gate, arguments: Sequence[str], quiet: bool = False) -> int:
-    """Let Hydra compose `arguments` and merge; exit code 1 where the result fails the gate."""
-    _gates[:] = [gate]
+def merge_with(gate: Gate, arguments: Sequence[str], quiet: bool = False, typed: str = "") -> int:
+    """Let Hydra compose `arguments` and merge; exit code 1 where the result fails the gate.
+
+    typed: the command as the user typed it, which a single run reports.
+    """
+    _gates[:], _typed[:] = [gate], [typed] if typed else []
     try:
         return launch(arguments, quiet)
     finally:
         _gates.clear()
+        _typed.clear()
 
 
 def launch(arguments: Sequence[str], quiet: bool = False) -> int:
@@ -158,7 +166,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             show(found, folder)
             terminal.console().print(Line("already finished: nothing was run"))
         return found
-    command = shlex.join(["fsmerge", "merge", *overrides])
+    command = _command(overrides)
     private = PrivatePaths.of(keys, folder)
     with _progress(folder, command, keys["resume"] is True, output.tensorboard, private) as (progress, log):
         result = merge(
@@ -185,6 +193,15 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if not parallel_jobs():  # the tables of parallel jobs would be interleaved
         show(evaluation, folder)
     return evaluation
+
+
+def _command(overrides: Sequence[str]) -> str:
+    """The command of this job: as typed, or of one job of a sweep, which then runs alone."""
+    if _typed and not is_sweep():
+        return _typed[0]
+    sources = HydraConfig.get().runtime.config_sources
+    own = [part for s in sources if s.schema == "file" and s.path for part in ("--config-dir", str(s.path))]
+    return shlex.join(["fsmerge", "merge", *own, *overrides])
 
 
 @contextmanager

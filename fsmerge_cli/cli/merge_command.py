@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from fsmerge_cli.cli.composing import added
 from fsmerge_cli.cli.gate import gate_of
 from fsmerge_cli.cli.list_command import listing
 from fsmerge_cli.cli.overrides import checked
+from fsmerge_cli.cli.short_form import expanded
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, unknown
 
-HELP = """usage: fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
+HELP = """usage: fsmerge merge MODEL MODEL [...] [--images FOLDER] [-o FOLDER] [GROUP=NAME ...] [KEY=VALUE ...]
+       fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
+       fsmerge merge FILE.yaml [KEY=VALUE ...]
 
-Merges the source models of +models=NAME into one model, evaluates it and writes a folder with
-merged/ (the model, loadable without fsmerge), report.html, evaluation.json, config.yaml and
-run.log. `fsmerge list` shows all names.
+Merges trained models into one model, evaluates it and writes a folder with merged/ (the model,
+loadable without fsmerge), report.html, evaluation.json, config.yaml and run.log.
 
-groups:
-  +models=NAME         the source models, and the data set that belongs to them
+  MODEL                a file of weights, a folder, or a timm name with a tag; also TASK=MODEL.
+                       Without TASK, the task has the name of the file or folder
+  --images FOLDER      unlabelled images for all tasks, or one folder per task, named after it
+                       (stands for data=folder data.root=FOLDER)
+  -o FOLDER            the output folder (stands for output.dir=FOLDER)
+  FILE.yaml            the config.yaml of a run, or what `fsmerge init` wrote
+
+groups (`fsmerge list` shows all names):
+  +models=NAME         source models, and the data set that belongs to them
   data=NAME            digits, folder, generated, glyphs, hf, none, per_task, tensors, torchvision
   method=NAME          activation_matching, average, fs_closed_form,
                        fs_closed_form_trained, fs_merge (default), fs_merge_paper, kd, regmean,
@@ -39,8 +49,7 @@ keys:
   evaluation.kd=true           also train a distillation baseline with the budget of the method
   data.images_per_task=100     unlabelled images per task for the merge (or all)
   method.steps=2000            training steps; --cfg job prints all keys of a method
-  models.sources.0.checkpoint=PATH
-                               another checkpoint for the first source
+  models.sources.0.labels=FILE class names of the first source; also arch, head, mean, std, ...
 
   -m, --multirun       run every combination of comma-separated values, then write one table,
                        summary.csv and summary.svg. With resume=true, finished jobs are skipped
@@ -54,6 +63,9 @@ keys:
   --config-dir FOLDER  your own folder with models/*.yaml, method/*.yaml, ... (trusted like code)
 
 examples:
+  fsmerge merge pets.safetensors cars.safetensors --images photos/ -o out
+  fsmerge merge pets=a/model.pt cars=b/ --images photos/ method=fs_closed_form seed=1
+  fsmerge merge out/config.yaml seed=2 -o again
   fsmerge merge +models=digits_mlp_pair method=fs_merge
   fsmerge merge +models=digits_mlp_pair method=fs_merge method.maps=low_rank method.rank=8 \\
       method.targets=all
@@ -69,18 +81,20 @@ FILES_OF_HYDRA = ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "
 
 def run(arguments: list[str]) -> int:
     """Compose the configuration and run it, or every combination with --multirun."""
-    arguments, gate = gate_of(arguments)
+    rest, gate = gate_of(arguments)
     if gate and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
         raise ConfigError("--strict and --fail-under apply to one run. Leave out --multirun.")
     quiet = {"-q", "--quiet"}
-    overrides = composed([argument for argument in arguments if argument not in quiet], "merge", sorted(quiet))
+    overrides = composed([argument for argument in rest if argument not in quiet], "merge", sorted(quiet))
     from fsmerge_cli.cli import launch  # imports Hydra
 
-    return launch.merge_with(gate, overrides, bool(quiet & {*arguments}))
+    typed = shlex.join(["fsmerge", "merge", *arguments])
+    return launch.merge_with(gate, overrides, bool(quiet & {*arguments}), typed)
 
 
 def composed(arguments: list[str], command: str = "merge", own_options: Sequence[str] = ()) -> list[str]:
     """The arguments in Hydra's syntax; ConfigError where Hydra cannot read one, or where no models are given."""
+    arguments = expanded(arguments, command)
     arguments = [rewrite(argument) for argument in checked(arguments, command, own_options)]
     # Hydra's parser accepts the flag before or after all overrides, not between them.
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -29,6 +30,14 @@ def summary(group: str, name: str) -> str:
     """The description of an option: the first line of its file (after Hydra's `@package` line)."""
     lines = _files(group)[name].read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if not line.startswith("# @")).removeprefix("# ").strip()
+
+
+def comments(group: str, name: str) -> dict[str, str]:
+    """The comment behind each key of an option (of the YAML in the top folder for group "")."""
+    files_of = {name: files(PACKAGE) / f"{name}.yaml"} if not group else _files(group)
+    text = files_of[name].read_text(encoding="utf-8") if name in files_of else ""
+    found = (re.match(r"\s*(\w+):.*?\s# (.*)", line) for line in text.splitlines())
+    return {line[1]: line[2] for line in found if line}
 
 
 def load(group: str, name: str) -> dict[str, Any]:
