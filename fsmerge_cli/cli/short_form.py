@@ -145,8 +145,8 @@ def _stem(path: str) -> str:
     place = Path(os.path.abspath(os.path.expanduser(path)))
     for own in (place, *list(place.parents)[:2]):
         name = own.name
-        while own == place and name.lower().endswith(SUFFIXES):
-            name = name.rpartition(".")[0]
+        while own == place and (suffix := next((s for s in SUFFIXES if name.lower().endswith(s)), "")):
+            name = name[: -len(suffix)]
         if name and not COMMON.fullmatch(name):
             return _clean(name)
     return _clean(place.name)
