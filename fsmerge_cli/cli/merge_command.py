@@ -14,7 +14,7 @@ from fsmerge_cli.cli.short_form import expanded
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, unknown
 
-HELP = """usage: fsmerge merge MODEL MODEL [...] [--images FOLDER] [-o FOLDER] [GROUP=NAME ...] [KEY=VALUE ...]
+HELP = """usage: fsmerge merge MODEL MODEL [...] [--images FOLDER] [-o FOLDER] [KEY=VALUE ...]
        fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
        fsmerge merge FILE.yaml [KEY=VALUE ...]
 
@@ -28,7 +28,9 @@ loadable without fsmerge), report.html, evaluation.json, config.yaml and run.log
   -o FOLDER            the output folder (stands for output.dir=FOLDER)
   FILE.yaml            the config.yaml of a run, or what `fsmerge init` wrote
 
-groups (`fsmerge list` shows all names):
+`fsmerge list` shows all names of the groups.
+
+groups:
   +models=NAME         source models, and the data set that belongs to them
   data=NAME            digits, folder, generated, glyphs, hf, none, per_task, tensors, torchvision
   method=NAME          activation_matching, average, fs_closed_form,
