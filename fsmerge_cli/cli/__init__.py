@@ -22,6 +22,8 @@ COMMANDS = {
     "check": "preview a merge: compatibility, applicable methods, memory and time",
     "evaluate": "evaluate a merged model or a third-party checkpoint",
     "predict": "predict the labels of images with a merged model",
+    "export": "write a merged model as ONNX or as a program of torch.export",
+    "push": "upload a finished run to the Hugging Face hub",
     "list": "list the available methods, models, data sets and hardware settings",
     "compare": "compare finished runs in one table, with paired differences",
     "schema": "print the JSON schema of evaluation.json",

@@ -53,6 +53,8 @@ Versions: {versions}. Device: {device}. Seed: {seed}.
 </details>
 """
 
+WRITTEN_BY_US = "<!-- Written by fsmerge; `fsmerge push` replaces only a card with this line. -->"
+
 CLASSIFIER = """
 `classifier/` is one model with the labels of all tasks:
 
@@ -113,7 +115,7 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         seed=provenance["seed"],
         options=fenced(options, "yaml"),
     )
-    return printable(card)
+    return printable(f"{card}\n{WRITTEN_BY_US}\n")
 
 
 def _classifier(evaluation: Mapping[str, Any]) -> str:

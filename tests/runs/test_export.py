@@ -1,0 +1,92 @@
+"""Exported files run without this package and give the logits of the model; wrong calls are refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsmerge_cli import load_merged
+from fsmerge_cli.cli import main
+from fsmerge_cli.common.errors import CertificateError, ConfigError
+from fsmerge_cli.runs import export
+
+
+def expected_logits(run: Path, pixels: torch.Tensor, task: str | None) -> torch.Tensor:
+    model = load_merged(run)
+    if task is not None:
+        return model.logits(pixels, task)
+    with torch.no_grad():
+        features = model.backbone(pixels)
+        return torch.cat([head.joint_logits(features) for head in model.heads.values()], 1)
+
+
+@pytest.mark.parametrize("task", [None, "low"])
+def test_a_torch_program_has_the_logits_of_the_model(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ["--task", task, "--output", "run.pt2"] if task else []
+    assert main(["export", str(digits_run), "--format", "torch", *more]) == 0
+    labels = {"labels.json": ""}
+    program = torch.export.load(tmp_path / "run.pt2", extra_files=labels)
+    pixels = torch.rand(5, 1, 8, 8)
+    torch.testing.assert_close(program.module()(pixels), expected_logits(digits_run, pixels, task))
+    names = list("01234") if task else list("0123456789")
+    assert [label.rpartition(": ")[2] for label in json.loads(labels["labels.json"])] == names
+    assert main(["export", str(digits_run), "--format", "torch", *more]) == 2  # the file exists
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+def test_onnxruntime_gives_the_logits_of_the_model(digits_run: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    file = tmp_path / "run.onnx"
+    assert main(["export", str(digits_run), "--format", "onnx", "--output", str(file)]) == 0
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    pixels = torch.rand(5, 1, 8, 8)
+    (found,) = session.run(["logits"], {"pixels": pixels.numpy()})
+    expected = expected_logits(digits_run, pixels, None)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+    labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+    assert len(labels) == expected.shape[1]
+
+
+def test_a_file_that_differs_from_the_model_is_not_kept(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = torch.export.load
+
+    def changed(file: io.BytesIO) -> object:
+        program = load(file)
+        next(iter(program.state_dict.values())).add_(1)
+        return program
+
+    monkeypatch.setattr(torch.export, "load", changed)
+    model = export.prepared(load_merged(digits_run), None)
+    with pytest.raises(CertificateError, match=r"exported: logits of x.pt2 = those of the model; largest error"):
+        export.write(model, "torch", tmp_path / "x.pt2")
+    file = tmp_path / "run.pt2"
+    assert main(["export", str(digits_run), "--format", "torch", "--output", str(file)]) == 1
+    assert not file.exists()
+
+
+def test_wrong_calls_are_refused(
+    digits_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as error:
+        export.require_packages("onnx")
+    assert str(error.value) == (
+        "--format onnx needs the packages onnx and onnxscript, not installed. Install: pip install onnx onnxscript"
+    )
+    assert main(["export", str(digits_run)]) == 2
+    assert "required: --format. See fsmerge export --help." in capsys.readouterr().err
+    assert main(["export", str(digits_run), "--format", "torch", "--task", "hgh"]) == 2
+    assert "unknown task 'hgh'. Did you mean 'high'?" in capsys.readouterr().err
+    inside = digits_run / "merged/x.pt2"
+    assert main(["export", str(digits_run), "--format", "torch", "--output", str(inside)]) == 2

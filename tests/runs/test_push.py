@@ -1,0 +1,88 @@
+"""A run becomes a repository of the hub in one commit, and a card of somebody else is never replaced."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import LocalTokenNotFoundError
+
+from fsmerge_cli.cli import main
+from fsmerge_cli.common.errors import ConfigError, OutputError
+from fsmerge_cli.runs.push import push, repository_files
+
+
+class FakeHub:
+    """The calls of `HfApi` that are made, on repositories in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.calls = root, list[str]()
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
+        assert exist_ok
+        self.calls.append(f"create_repo {name} private={private}")
+        (self.root / name).mkdir(parents=True, exist_ok=True)
+        return f"https://hub.example/{name}"
+
+    def file_exists(self, name: str, path: str) -> bool:
+        return (self.root / name / path).is_file()
+
+    def hf_hub_download(self, name: str, path: str) -> str:
+        return str(self.root / name / path)
+
+    def create_commit(self, name: str, operations: list[Any], *, commit_message: str) -> None:
+        self.calls.append(f"create_commit {commit_message}")
+        for operation in operations:
+            target = self.root / name / operation.path_in_repo
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(Path(operation.path_or_fileobj).read_bytes())
+
+
+def test_a_run_is_uploaded_in_one_commit_and_again(digits_run: Path, tmp_path: Path) -> None:
+    hub = FakeHub(tmp_path)
+    for _ in range(2):  # the second time its card is ours
+        assert push(digits_run, "jane/digits", private=True, api=hub) == "https://hub.example/jane/digits"
+    assert hub.calls == ["create_repo jane/digits private=True", "create_commit Merged model, by fsmerge"] * 2
+    folder = tmp_path / "jane/digits"
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        *("README.md", "config.json", "model.safetensors", "config.yaml", "evaluation.json", "report.html"),
+        *("merged/config.json", "merged/model.safetensors", "merged/heads.safetensors"),
+    }
+    assert (folder / "README.md").read_bytes() == (digits_run / "merged/README.md").read_bytes()
+
+
+def test_a_card_of_somebody_else_is_not_replaced(digits_run: Path, tmp_path: Path) -> None:
+    hub, card = FakeHub(tmp_path), tmp_path / "jane/digits/README.md"
+    card.parent.mkdir(parents=True)
+    card.write_text("# My own words")
+    with pytest.raises(OutputError, match=r"has a README.md that fsmerge did not write, and nothing was uploaded"):
+        push(digits_run, "jane/digits", api=hub)
+    assert card.read_text() == "# My own words"
+    assert len(list(card.parent.iterdir())) == 1
+
+
+def test_a_dry_run_lists_every_file_and_sends_nothing(
+    digits_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", None)
+    assert main(["push", str(digits_run), "jane/digits", "--dry-run"]) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    files = repository_files(digits_run)
+    assert [re.split(r" MB +", line)[1] for line in lines] == list(files)
+    assert total.endswith(f"MB  {len(files)} files would be sent to jane/digits; nothing was sent")
+
+
+def test_wrong_names_folders_and_a_missing_token_are_refused(digits_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"jane is no name of a repository. Give USER/NAME"):
+        push(digits_run, "jane", api=FakeHub(tmp_path))
+    with pytest.raises(OutputError, match="is no finished run"):
+        push(tmp_path, "jane/digits", api=FakeHub(tmp_path))
+
+    class NoToken(FakeHub):
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
+            raise LocalTokenNotFoundError("no token")
+
+    with pytest.raises(ConfigError, match=r"no token of the Hugging Face hub. Log in with: hf auth login"):
+        push(digits_run, "jane/digits", api=NoToken(tmp_path))
