@@ -25,7 +25,8 @@ confidence intervals.
                   not given), joint_calibrated, joint_logits, seconds, steps, trained_parameters,
                   peak_memory_gb, images, images_per_second;
                   of one task: top1.TASK, top5.TASK, loss.TASK, calibration_error.TASK,
-                  relative.TASK, agreement.TASK, feature_error.TASK, feature_cosine.TASK, feature_cka.TASK
+                  relative.TASK, agreement.TASK, feature_error.TASK, feature_cosine.TASK,
+                  feature_cka.TASK
   --csv FILE      write all metrics as CSV
   --json          print all metrics as JSON
   --plot FILE     plot accuracy (mean, or the accuracy given by --sort) against seconds, with 95 %

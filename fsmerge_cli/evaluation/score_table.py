@@ -190,8 +190,9 @@ class Scorer:
 
     def _score(self, outputs: Outputs, reference: Outputs | None, decision: Decision | None = None) -> Score:
         temperatures = self._temperatures(outputs, reference)
-        if decision is None and outputs.calibrating:
-            expected = expected_labels((reference or outputs).calibrating, self._heads_of_images())
+        place = self._heads_of_images()
+        if decision is None and outputs.calibrating and (reference is not None or place is not None):
+            expected = expected_labels((reference or outputs).calibrating, place)
             decision = best_decision(outputs.calibrating, expected, temperatures)
         given = self.truth, self.tasks, self.heads.index, self.labels, temperatures, decision
         found = score(outputs, reference or outputs, *given)
