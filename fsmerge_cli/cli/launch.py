@@ -167,7 +167,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             terminal.console().print(Line("already finished: nothing was run"))
         return found
     command = _command(overrides)
-    private = PrivatePaths.of(keys, folder)
+    private = PrivatePaths.of(keys, folder, command)
     with _progress(folder, command, keys["resume"] is True, output.tensorboard, private) as (progress, log):
         result = merge(
             keys["models"]["sources"],

@@ -13,6 +13,7 @@ from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.foreign_files import read_yaml
 from fsmerge_cli.common.options import refuse_code
+from fsmerge_cli.common.private_paths import restored
 from fsmerge_cli.common.shown import shown
 
 ADVICE = "Give the config.yaml of a run, or a file of fsmerge init."
@@ -30,7 +31,7 @@ def overrides_of(text: str, given: Collection[str]) -> Iterator[str]:
     path = Path(text).expanduser()
     if not path.exists():
         raise ConfigError(f"{shown(text)}: no such file. {ADVICE}")
-    values = read_yaml(path, ADVICE)
+    values = restored(path.parent / "evaluation.json", read_yaml(path, ADVICE))
     refuse_code(values, "")
     if wrong := [key for key in values if key not in TOP]:
         raise ConfigError(f"{shown(path)}: {unknown('key', str(wrong[0]), TOP)}")

@@ -23,6 +23,9 @@ from fsmerge_cli.common.cache import cache_folder
 MAX_NAME = 4096
 """Longer texts are no paths."""
 
+IN_COMMAND = re.compile(r"(?:^|[\s=,:\[{'\"])(~?/[^\s,\]}'\"]+)")
+"""An absolute path in a command."""
+
 Key = tuple[str | int, ...]
 """Where a value stands in nested mappings and lists."""
 
@@ -34,9 +37,10 @@ class PrivatePaths:
     names: Mapping[str, str]
 
     @classmethod
-    def of(cls, options: Any, output: Path | None = None) -> PrivatePaths:
-        """All absolute paths among the values of `options`, the output folder, and the folders of this machine."""
+    def of(cls, options: Any, output: Path | None = None, command: str = "") -> PrivatePaths:
+        """All absolute paths of `options` and `command`, the output folder, and the folders of this machine."""
         given = [text for _, text in _texts(options) if _is_private(text)]
+        given += IN_COMMAND.findall(command)
         names: dict[str, str] = {}
         for text in [*given, *([str(output.absolute())] if output else [])]:
             public = _public(text)

@@ -118,7 +118,7 @@ class MergeResult:
         evaluation = self.evaluation(self.certifier.certify(merged, self._written_classifier(folder / CLASSIFIER)))
         cost = evaluation["cost"]
         cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
-        private = PrivatePaths.of(self.options, output)
+        private = PrivatePaths.of(self.options, output, self.provenance["command"])
         evaluation = private.values(evaluation)
         typed(evaluation)
         written = private.values(plain_values(self.options))

@@ -45,6 +45,8 @@ def test_no_file_of_a_run_names_a_path_of_the_machine(
 ) -> None:
     home, command = private
     output = tmp_path / "results/first"
+    presets = tmp_path / "presets"
+    presets.mkdir()
     assert main([*command, f"output.dir={output}"]) == 0, capfd.readouterr().err
     files = contents(output)
     assert {"run.log", "config.yaml", "evaluation.json", "report.html", "merged/README.md"} <= files.keys()
@@ -62,6 +64,10 @@ def test_no_file_of_a_run_names_a_path_of_the_machine(
     assert again.scores["merged"].tasks["a"].count == 20
     assert main([*command, f"output.dir={output}", "resume=true"]) == 0
     assert "already finished" in capfd.readouterr().out
+    assert main(["merge", str(output / "config.yaml"), "--config-dir", str(presets), "-o", "again"]) == 0
+    assert (Path("again/merged/model.safetensors")).read_bytes() == files["merged/model.safetensors"]
+    for name, content in contents(Path("again")).items():
+        assert str(tmp_path).encode() not in content, name
 
 
 def test_an_edited_option_is_not_replaced(private: tuple[Path, list[str]], tmp_path: Path) -> None:
