@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fsmerge_cli.runs.merged import Merged, load_merged
     from fsmerge_cli.runs.predict import Prediction
     from fsmerge_cli.runs.reevaluation import Reevaluation
+    from fsmerge_cli.runs.register import register
     from fsmerge_cli.runs.result import MergeResult
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _HOMES = {
     "load_merged": "runs.merged",
     "load_source": "checkpoints.api",
     "merge": "runs.merge",
+    "register": "runs.register",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "load_merged",
     "load_source",
     "merge",
+    "register",
 ]
 
 

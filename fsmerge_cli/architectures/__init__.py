@@ -1,4 +1,8 @@
-"""Architectures as data. To add one, write a `Family` in a file here and add one line below."""
+"""Architectures as data. To add one, write a `Family` in a file here and add one line below.
+
+Those of other packages come from the entry points `fsmerge.architectures`, those of scripts from
+`fsmerge_cli.register`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,20 @@ from typing import Any
 from fsmerge_cli.architectures.family import Arch, Compiled, Family, compile_table
 from fsmerge_cli.architectures.mlp import MLP
 from fsmerge_cli.architectures.vit import VIT
+from fsmerge_cli.common import plugins
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.plugins import Registry
+from fsmerge_cli.common.shown import brief
 
-SPECS: dict[str, Family] = {
-    "mlp": MLP,
-    "vit": VIT,
-}
+
+def _check(name: str, found: Any) -> None:
+    if not isinstance(found, Family):
+        raise ConfigError(f"should be a Family, got {brief(found)}.")
+    if found.name != name:
+        raise ConfigError(f"the `name` of the Family should be {name!r}, it is {brief(found.name)}.")
+
+
+SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, {"mlp": MLP, "vit": VIT}, _check)
 
 
 def resolve(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from fsmerge_cli import __version__
+from fsmerge_cli.cli import plugin_presets
 from fsmerge_cli.common import streams
 from fsmerge_cli.common.distributed import is_main, outcome
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, Interrupted, Stopped, reason, stop_behind, unknown
@@ -137,7 +138,7 @@ def _dispatch(arguments: list[str]) -> int:
     _require_working_folder()
     command = import_module(f"fsmerge_cli.cli.{name}_command")  # a module named `list` would hide the builtin
     if any(argument in ("-h", "--help") for argument in rest):
-        sys.stdout.write(command.HELP)
+        sys.stdout.write(command.HELP + plugin_presets.help_lines(command.HELP))
         return 0
     code: int = command.run(rest)
     return code

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fsmerge_cli.cli.overrides import checked_override, config_folder
+from fsmerge_cli.cli.plugin_presets import store_plugins
 from fsmerge_cli.common.options import refuse_code
 
 
@@ -40,6 +41,7 @@ def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[
 
     own = [] if search is None else [f"hydra.searchpath=['file://{config_folder(search)}']"]
     overrides = [checked_override(override) for override in overrides]
+    store_plugins(overrides)
     overrides = ["~data" if override == "data=null" else added(override) for override in overrides]
     GlobalHydra.instance().clear()
     try:

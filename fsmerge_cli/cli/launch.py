@@ -20,6 +20,7 @@ from rich.text import Text as Line
 from fsmerge_cli.cli.gate import Gate
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, folder_of, keys_of
+from fsmerge_cli.cli.plugin_presets import store_plugins
 from fsmerge_cli.cli.run_dirs import config_inputs, finished, report_stop
 from fsmerge_cli.cli.showing import Checking, run_check, show
 from fsmerge_cli.cli.sweep import codes, is_sweep, parallel_jobs, record_job
@@ -88,6 +89,7 @@ def launch(arguments: Sequence[str], quiet: bool = False) -> int:
             f"--multirun under torchrun: {here.size} processes would each start every job. Start one run per "
             "torchrun, or let a cluster start the processes: fsmerge merge --multirun ... hardware=slurm"
         )
+    store_plugins(arguments)
     with _process_of(arguments, quiet):
         try:
             _entry()

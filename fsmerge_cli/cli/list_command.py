@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from fsmerge_cli.cli.plugin_presets import import_kinds
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, unknown
 
@@ -31,5 +32,7 @@ def run(arguments: list[str]) -> int:
 def listing(group: str) -> str:
     """The options of a group, one per line."""
     form = f"+{group}=" if group == "models" else f"{group}="
+    if presets.more_names(group):
+        import_kinds()
     lines = [f"  {form}{name:<24}{presets.summary(group, name)}" for name in presets.names(group)]
     return "\n".join([group, *lines]) + "\n"

@@ -6,10 +6,12 @@ import re
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from inspect import getdoc
 from typing import Any
 
 import yaml
 
+from fsmerge_cli.common import plugins
 from fsmerge_cli.common.errors import ConfigError, unknown
 
 GROUPS = ("models", "data", "method", "hardware")
@@ -21,13 +23,28 @@ DATA_KEY = "override /data@_global_.data"
 """The key by which a models file sets its data set; +models=NAME is composed last, so it may override data."""
 
 
+PLUGINS = {"method": plugins.METHODS, "data": plugins.DATA}
+"""Groups whose options may come from other packages."""
+
+
 def names(group: str) -> list[str]:
-    """The options of a config group, sorted."""
-    return sorted(_files(group))
+    """The options of a config group, sorted: its files, and the names of other packages and of scripts."""
+    return sorted({*_files(group), *more_names(group)})
+
+
+def more_names(group: str) -> list[str]:
+    """The options of a config group that have no file; their keys and values are those of a dataclass."""
+    found = PLUGINS[group].names() if group in PLUGINS else []
+    return [name for name in found if name not in _files(group)]
 
 
 def summary(group: str, name: str) -> str:
-    """The description of an option: the first line of its file (after Hydra's `@package` line)."""
+    """The description of an option: the first line of its file (after Hydra's `@package` line), or docstring."""
+    if name in more_names(group):
+        try:
+            return (getdoc(PLUGINS[group].load(name)) or "").partition("\n")[0]
+        except ConfigError as error:
+            return f"({error})"
     lines = _files(group)[name].read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if not line.startswith("# @")).removeprefix("# ").strip()
 
@@ -45,6 +62,8 @@ def load(group: str, name: str) -> dict[str, Any]:
 
     An option that also sets keys of Hydra (`@package _global_`) has its own keys under the name of its group.
     """
+    if name in more_names(group):
+        return plugins.defaults(PLUGINS[group].load(name))
     values = _read(group, name)
     values.pop("defaults", None)
     return dict(values.get(group, values))
@@ -61,7 +80,7 @@ def default_data(models: str) -> str | None:
 def _read(group: str, name: str) -> dict[str, Any]:
     found = _files(group)
     if name not in found:
-        raise ConfigError(unknown(group, name, found))
+        raise ConfigError(unknown(group, name, names(group)))
     return dict(yaml.safe_load(found[name].read_text(encoding="utf-8")) or {})
 
 

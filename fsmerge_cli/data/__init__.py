@@ -1,14 +1,20 @@
-"""Data sets. To add one: write one file here, one line below and one YAML in configs/data."""
+"""Data sets. To add one: write one file here, one line below and one YAML in configs/data.
+
+Those of other packages come from the entry points `fsmerge.data`, those of scripts from `fsmerge_cli.register`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from PIL import Image
 from torch import Tensor
 
+from fsmerge_cli.common import plugins
 from fsmerge_cli.common.errors import ConfigError, DataError, unknown
 from fsmerge_cli.common.options import choose
+from fsmerge_cli.common.plugins import Registry, check_options
 from fsmerge_cli.common.shown import brief
 from fsmerge_cli.data.base import DataConfig, ImageSet, Task
 from fsmerge_cli.data.images.digits import Digits
@@ -21,7 +27,7 @@ from fsmerge_cli.data.images.torchvision import TorchVision
 from fsmerge_cli.data.none import NoImages
 from fsmerge_cli.data.per_task import PerTask
 
-DATASETS: dict[str, type[DataConfig]] = {
+SHIPPED: dict[str, type[DataConfig]] = {
     "digits": Digits,
     "folder": Folder,
     "generated": Generated,
@@ -32,6 +38,8 @@ DATASETS: dict[str, type[DataConfig]] = {
     "tensors": Tensors,
     "torchvision": TorchVision,
 }
+
+DATASETS: Registry[type[DataConfig]] = Registry(plugins.DATA, SHIPPED, partial(check_options, DataConfig))
 
 
 def auxiliary(config: DataConfig) -> tuple[DataConfig, tuple[str, ...] | None] | None:

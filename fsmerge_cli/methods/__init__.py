@@ -1,7 +1,14 @@
-"""The merging methods. To add one: one file here, one line in METHODS, one YAML in configs/method."""
+"""The merging methods. To add one: one file here, one line in METHODS, one YAML in configs/method.
+
+Those of other packages come from the entry points `fsmerge.methods`, those of scripts from `fsmerge_cli.register`.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+
+from fsmerge_cli.common import plugins
+from fsmerge_cli.common.plugins import Registry, check_options
 from fsmerge_cli.methods.activation_matching import ActivationMatching
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.methods.base import Method
@@ -14,7 +21,7 @@ from fsmerge_cli.methods.slerp import Slerp
 from fsmerge_cli.methods.zipit import ZipIt
 from fsmerge_cli.training.problem import Problem, Solution
 
-METHODS: dict[str, type[Method]] = {
+SHIPPED: dict[str, type[Method]] = {
     "activation_matching": ActivationMatching,
     "average": Average,
     "fs_closed_form": FSClosedForm,
@@ -25,5 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "slerp": Slerp,
     "zipit": ZipIt,
 }
+
+METHODS: Registry[type[Method]] = Registry(plugins.METHODS, SHIPPED, partial(check_options, Method))
 
 __all__ = ["METHODS", "Method", "Problem", "Solution"]

@@ -18,7 +18,7 @@ from fsmerge_cli.checkpoints.stated import stated_accuracies
 from fsmerge_cli.checkpoints.weight_cosine import weight_similarity
 from fsmerge_cli.common.atomic import check_claim
 from fsmerge_cli.common.distributed import checked_rank
-from fsmerge_cli.common.errors import DataError, MismatchError
+from fsmerge_cli.common.errors import ConfigError, DataError, MismatchError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.data import Task
@@ -219,9 +219,13 @@ def _source_row(own: SourceHeaders) -> SourceRow:
 
 
 def _reason_against(name: str, plan: Plan, requested: Request) -> str | None:
-    if METHODS[name].one_width and not plan.same_shape:
+    try:
+        method = METHODS[name]
+    except ConfigError as error:  # of another package
+        return str(error)
+    if method.one_width and not plan.same_shape:
         return "widths or numbers of heads differ"
-    if METHODS[name].uses_images and requested.data is None:
+    if method.uses_images and requested.data is None:
         return "needs unlabelled images (data=...)"
     return None
 

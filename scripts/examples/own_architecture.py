@@ -3,7 +3,7 @@
     python scripts/examples/own_architecture.py [STEPS]
 
 The network: x = embed(pixels), then x = x + fc2(gelu(fc1(norm(x)))) per block, then a norm. To use it on the
-command line, put the file into fsmerge_cli/architectures and its Family into SPECS.
+command line, offer its Family as an entry point `fsmerge.architectures` of a package (docs/write-a-method.md).
 """
 
 import sys

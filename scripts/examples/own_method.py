@@ -2,8 +2,8 @@
 
     python scripts/examples/own_method.py
 
-An instance can be passed to `merge` without registration. To use it by name on the command line, put the file into
-fsmerge_cli/methods, its class into METHODS and its keys into configs/method/.
+An instance can be passed to `merge` without registration. `fsmerge_cli.register` makes it known by name in this
+process, an entry point of a package also on the command line (docs/write-a-method.md).
 """
 
 from typing import ClassVar, Literal
