@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import fsmerge_cli
-from fsmerge_cli import load_source, merge
+from fsmerge_cli import load_merged, load_source, merge
 from fsmerge_cli.common.errors import ConfigError, SourceError
 from fsmerge_cli.runs.result import MergeResult
 from fsmerge_cli.training.teachers import network
@@ -31,6 +32,36 @@ def test_every_public_name_exists_with_types_and_docstring() -> None:
 def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MergeResult]:
     folder = tmp_path_factory.mktemp("api") / "out"
     return folder, merge("digits_mlp_pair", method="average", output=folder)
+
+
+def test_results_show_themselves_in_one_line_and_as_a_table_in_a_notebook(
+    merged: tuple[Path, MergeResult],
+) -> None:
+    folder, result = merged
+    score = result.scores["merged"]
+    assert score.mean is not None
+    mean, joint = f"{100 * score.mean:.1f}", f"{100 * score.joint['softmax']:.1f}"
+    assert repr(result) == (
+        f"MergeResult(method=average, tasks: low, high, top-1 accuracy {mean} %, joint {joint} %)"
+    )
+    html = result._repr_html_()
+    assert html.count("<tr>") == 1 + 4  # the title; two sources, ensemble, merged
+    assert mean in html
+    assert "<td>low (source)</td>" in html
+    model = load_merged(folder)
+    assert repr(model) == f"Merged(mlp; low (5 classes), high (5 classes); from {folder}/merged)"
+    assert repr(model.heads["low"]) == "Head(64 features -> 5 classes)"
+    source = load_source(folder / "merged", head="low")
+    assert repr(source) == f"Source(source: mlp, 8,320 parameters, 5 classes, from {source.origin})"
+
+
+def test_progress_true_shows_the_phases_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    merge("digits_mlp_pair", method="average", data="none", progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(r"^[a-z ]+: \d+/\d+", err, re.MULTILINE), err
+    merge("digits_mlp_pair", method="average", data="none", progress=False)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_source_is_loaded_from_a_folder_a_file_an_entry_and_a_module(

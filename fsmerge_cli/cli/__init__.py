@@ -27,6 +27,7 @@ COMMANDS = {
     "push": "upload a finished run to the Hugging Face hub",
     "list": "list the available methods, models, data sets and hardware settings",
     "compare": "compare finished runs in one table, with paired differences",
+    "completion": "print a script that lets bash, zsh or fish complete commands and keys",
     "schema": "print the JSON schema of evaluation.json",
 }
 
@@ -36,7 +37,7 @@ initialisations and tasks, into one network of the original size.
 usage: fsmerge COMMAND ...
 
 commands:
-{chr(10).join(f"  {name:<10}{line}" for name, line in COMMANDS.items())}
+{chr(10).join(f"  {name:<12}{line}" for name, line in COMMANDS.items())}
 
   fsmerge COMMAND --help   options and examples of a command
   fsmerge --version        the version

@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.shown import shown
 
-HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--csv FILE] [--json] [--plot FILE]
-                       [--overwrite] [--quiet]
+HELP = """usage: fsmerge compare RUN [RUN ...] [--sort METRIC] [--group-by KEY] [--csv FILE] [--json]
+                       [--plot FILE] [--overwrite] [--quiet]
 
 Prints one table of finished runs, best first. RUN is a folder written by `fsmerge merge` or
 `fsmerge finetune`, a glob of them ("outputs/*"), or the folder of a sweep. Differences are
 relative to the first run with the same tasks. They are paired over the test images, with 95 %
-confidence intervals.
+confidence intervals. A narrow terminal shows the most important columns; a pipe or a file, --csv
+and --json get all of them.
 
   --sort METRIC   of the whole run: mean (default; top-1 accuracy averaged over the tasks),
                   relative (accuracy relative to the sources'), joint (accuracy when the task is
@@ -27,10 +28,14 @@ confidence intervals.
                   of one task: top1.TASK, top5.TASK, loss.TASK, calibration_error.TASK,
                   relative.TASK, agreement.TASK, feature_error.TASK, feature_cosine.TASK,
                   feature_cka.TASK
+  --group-by KEY  one row for all runs that differ only in KEY (seed, method.lr, ...): the mean and
+                  the standard deviation of every metric. The difference is that of runs with the
+                  same value of KEY
   --csv FILE      write all metrics as CSV
   --json          print all metrics as JSON
   --plot FILE     plot accuracy (mean, or the accuracy given by --sort) against seconds, with 95 %
-                  intervals, as .svg, .png or .pdf (needs pip install 'fsmerge[plot]')
+                  intervals (with --group-by: standard deviations), as .svg, .png or .pdf
+                  (needs pip install 'fsmerge[plot]')
   --overwrite     replace existing files of --csv and --plot
   -q, --quiet     print only errors; --csv and --plot are still written
 
@@ -39,6 +44,7 @@ examples:
   fsmerge compare outputs/sweeps/2026-01-31_12-00-00 --sort joint
   fsmerge compare outputs/by-kd outputs/by-fs-merge --csv runs.csv
   fsmerge compare outputs/* --plot runs.svg
+  fsmerge compare outputs/sweeps/2026-01-31_12-00-00 --group-by seed
 """
 
 ACCURACIES = ("mean", "joint", "joint_calibrated", "joint_logits")
@@ -54,6 +60,7 @@ def run(arguments: list[str]) -> int:
     parser = _Parser(add_help=False)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--sort", default="mean", metavar="METRIC")
+    parser.add_argument("--group-by", metavar="KEY")
     parser.add_argument("--csv", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path, metavar="FILE")
@@ -61,8 +68,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("-q", "--quiet", action="store_true")
     options = parser.parse_args(arguments)
     from fsmerge_cli.common.output_files import check_files, write_files
-    from fsmerge_cli.reporting import plots, tables, terminal
-    from fsmerge_cli.runs import compare
+    from fsmerge_cli.reporting import comparison_table, plots, tables, terminal
+    from fsmerge_cli.runs import compare, grouping
 
     if options.plot:
         plots.check_plot(options.plot)
@@ -73,28 +80,33 @@ def run(arguments: list[str]) -> int:
         options.overwrite,
         "--overwrite",
     )
-    rows = _rows(runs)
+    groups = grouping.grouped(runs, options.group_by, options.sort) if options.group_by else []
+    rows = grouping.group_rows(groups, options.group_by) if groups else _rows(runs)
     writers: dict[str, Callable[[Path], None]] = {
         "--csv ": lambda path: tables.write_csv(path, rows),
-        "--plot ": lambda path: _plot(path, options.plot.suffix, runs, options.sort),
+        "--plot ": lambda path: _plot(path, options.plot.suffix, runs, options.sort, groups),
     }
     write_files({key: (path, writers[key]) for key, path in files.items()}, options.overwrite)
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     elif not options.quiet:
-        terminal.console().print(tables.compare_table(rows, options.sort))
+        console = terminal.console()
+        console.print(comparison_table.compare_table(rows, options.sort, console.width))
     return 0
 
 
-def _plot(path: Path, kind: str, runs: Sequence[Any], sort: str) -> None:
+def _plot(path: Path, kind: str, runs: Sequence[Any], sort: str, groups: Sequence[Any]) -> None:
     from fsmerge_cli.reporting import plots
-    from fsmerge_cli.runs import compare
+    from fsmerge_cli.runs import compare, grouping
 
     metric = sort if sort in ACCURACIES or sort.startswith("top1.") else "mean"
     points = compare.points(runs, compare.labels(runs), metric)
+    title = compare.title(metric)
+    if groups:
+        points, title = grouping.group_points(groups, metric), f"{title} ± standard deviation"
     if not points:
         raise ConfigError(f"--plot: none of these runs has an accuracy ({metric}), so there is nothing to plot.")
-    plots.plot_cost(path, points, compare.title(metric), compare.bound(runs, metric), kind)
+    plots.plot_cost(path, points, title, compare.bound(runs, metric), kind)
 
 
 def _rows(runs: Sequence[Any]) -> list[dict[str, Any]]:

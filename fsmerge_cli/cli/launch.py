@@ -31,7 +31,7 @@ from fsmerge_cli.common.foreign_files import read_json_object
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.private_paths import PrivatePaths
 from fsmerge_cli.common.progress import Event, Progress, silent
-from fsmerge_cli.common.shown import printable
+from fsmerge_cli.common.shown import json_text, printable
 from fsmerge_cli.common.streams import complain
 from fsmerge_cli.reporting import terminal
 from fsmerge_cli.reporting.logs import RunLog
@@ -48,6 +48,9 @@ _checking: list[Checking] = []
 
 _launching: list[int] = []
 """The process that started the jobs; joblib gives a copy of this to its own processes."""
+
+_as_json: list[bool] = []
+"""Not empty: the result of a merge is printed as JSON."""
 
 _gates: list[Gate] = []
 """What has to hold for the result of a merge; empty: nothing."""
@@ -66,17 +69,22 @@ def check(arguments: Sequence[str], checking: Checking, quiet: bool = False) -> 
         _checking.clear()
 
 
-def merge_with(gate: Gate, arguments: Sequence[str], quiet: bool = False, typed: str = "") -> int:
+def merge_with(
+    gate: Gate, arguments: Sequence[str], quiet: bool = False, typed: str = "", as_json: bool = False
+) -> int:
     """Let Hydra compose `arguments` and merge; exit code 1 where the result fails the gate.
 
-    typed: the command as the user typed it, which a single run reports.
+    typed: the command as the user typed it, which a single run reports. as_json: standard output gets one JSON
+    object and nothing else.
     """
     _gates[:], _typed[:] = [gate], [typed] if typed else []
+    _as_json[:] = [True] if as_json else []
     try:
         return launch(arguments, quiet)
     finally:
         _gates.clear()
         _typed.clear()
+        _as_json.clear()
 
 
 def launch(arguments: Sequence[str], quiet: bool = False) -> int:
@@ -165,8 +173,8 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     tidy(folder)
     if keys["resume"] is True and (found := finished(keys, folder)) is not None:
         if is_main():
-            show(found, folder)
-            terminal.console().print(Line("already finished: nothing was run"))
+            _print(found, folder)
+            terminal.console(stderr=bool(_as_json)).print(Line("already finished: nothing was run"))
         return found
     command = _command(overrides)
     private = PrivatePaths.of(keys, folder, command)
@@ -193,7 +201,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         evaluation = read_json_object(folder / "evaluation.json")
         log.finish(_final_text(evaluation, folder), evaluation)
     if not parallel_jobs():  # the tables of parallel jobs would be interleaved
-        show(evaluation, folder)
+        _print(evaluation, folder)
     return evaluation
 
 
@@ -204,6 +212,14 @@ def _command(overrides: Sequence[str]) -> str:
     sources = HydraConfig.get().runtime.config_sources
     own = [part for s in sources if s.schema == "file" and s.path for part in ("--config-dir", str(s.path))]
     return shlex.join(["fsmerge", "merge", *own, *overrides])
+
+
+def _print(evaluation: Mapping[str, Any], folder: Path) -> None:
+    """The tables of a run, or its one JSON object."""
+    if _as_json:
+        sys.stdout.write(json_text({"folder": str(folder), "evaluation": evaluation}))
+    else:
+        show(evaluation, folder)
 
 
 @contextmanager

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+from typing import Any
 
 from fsmerge_cli.cli.plugin_presets import import_kinds
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.streams import columns
 
 HELP = """usage: fsmerge list [GROUP]
 
@@ -18,6 +21,11 @@ examples:
   fsmerge list method
 """
 
+LEAST, SIX = 40, " " * 6
+"""With fewer columns than this for a description, it begins on the next line, with an indent of six."""
+
+AT_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+
 
 def run(arguments: list[str]) -> int:
     """List one group, or all."""
@@ -25,14 +33,27 @@ def run(arguments: list[str]) -> int:
     for name in arguments:
         if name not in groups:
             raise ConfigError(unknown("group", name, groups))
-    sys.stdout.write("\n".join(listing(group) for group in arguments or groups))
+    width = columns(sys.stdout)
+    sys.stdout.write("\n".join(listing(group, width) for group in arguments or groups))
     return 0
 
 
-def listing(group: str) -> str:
-    """The options of a group, one per line."""
+def listing(group: str, width: int | None = None) -> str:
+    """The options of a group, one per line; wrapped at words where `width` columns are fewer."""
     form = f"+{group}=" if group == "models" else f"{group}="
     if presets.more_names(group):
         import_kinds()
-    lines = [f"  {form}{name:<24}{presets.summary(group, name)}" for name in presets.names(group)]
+    found = presets.names(group)
+    indent = 4 + len(form) + max(map(len, found))
+    lines = []
+    for name in found:
+        start = f"  {form}{name}".ljust(indent)
+        text = presets.summary(group, name)
+        if width is None or indent + len(text) <= width:
+            lines.append(start + text)
+        elif width - indent >= LEAST:
+            lines += textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * indent, **AT_WORDS)
+        else:
+            lines.append(start.rstrip())
+            lines += textwrap.wrap(text, width, initial_indent=SIX, subsequent_indent=SIX, **AT_WORDS)
     return "\n".join([group, *lines]) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 
 from fsmerge_cli.cli.composing import added
@@ -13,6 +14,7 @@ from fsmerge_cli.cli.overrides import checked
 from fsmerge_cli.cli.short_form import expanded
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.streams import columns
 
 HELP = """usage: fsmerge merge MODEL MODEL [...] [--images FOLDER] [-o FOLDER] [KEY=VALUE ...]
        fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
@@ -59,6 +61,8 @@ keys:
                        accuracy that its folder states, or with its classes in another order)
   --fail-under=PERCENT exit code 1 where the merged model has a lower top-1 accuracy on a task
                        (the files are written all the same)
+  --json               print one JSON object (folder, evaluation: the content of evaluation.json);
+                       everything else goes to standard error
   -q, --quiet          print only errors. By default: progress bars on a terminal; plain lines in a
                        file or pipe, with NO_COLOR=1 or with TERM=dumb
   --cfg job            print the composed configuration instead of running
@@ -86,12 +90,16 @@ def run(arguments: list[str]) -> int:
     rest, gate = gate_of(arguments)
     if gate and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
         raise ConfigError("--strict and --fail-under apply to one run. Leave out --multirun.")
-    quiet = {"-q", "--quiet"}
-    overrides = composed([argument for argument in rest if argument not in quiet], "merge", sorted(quiet))
+    if "--json" in arguments and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
+        raise ConfigError(
+            "--json applies to one run. Leave out --multirun, and run fsmerge compare FOLDER --json."
+        )
+    own = {"-q", "--quiet", "--json"}
+    overrides = composed([argument for argument in rest if argument not in own], "merge", sorted(own))
     from fsmerge_cli.cli import launch  # imports Hydra
 
-    typed = shlex.join(["fsmerge", "merge", *arguments])
-    return launch.merge_with(gate, overrides, bool(quiet & {*arguments}), typed)
+    typed, quiet = shlex.join(["fsmerge", "merge", *arguments]), bool({"-q", "--quiet"} & {*arguments})
+    return launch.merge_with(gate, overrides, quiet, typed, "--json" in arguments)
 
 
 def composed(arguments: list[str], command: str = "merge", own_options: Sequence[str] = ()) -> list[str]:
@@ -111,7 +119,8 @@ def composed(arguments: list[str], command: str = "merge", own_options: Sequence
             raise ConfigError(f"{argument} only applies to --multirun. Add --multirun, or leave it out.")
     if not any(argument.lstrip("+").startswith(("models=", "models.sources=")) for argument in arguments):
         raise ConfigError(
-            "no models given. Choose them with +models=NAME. Available:\n" + listing("models").rstrip()
+            "no models given. Choose them with +models=NAME. Available:\n"
+            + listing("models", columns(sys.stderr)).rstrip()
         )
     return arguments
 

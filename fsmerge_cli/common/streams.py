@@ -11,6 +11,20 @@ from typing import Any, TextIO
 STDOUT = "standard output"
 """The file name in an error of standard output."""
 
+NARROWEST, WIDTH = 20, 80
+"""Fewest columns that COLUMNS can set, and what is used instead of fewer: with COLUMNS=0 rich prints nothing."""
+
+
+def columns(stream: TextIO) -> int | None:
+    """Columns of the terminal of a stream, or those that COLUMNS states; None for a file or a pipe: no limit."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdigit():
+        return int(given) if len(given) < 5 and int(given) >= NARROWEST else WIDTH
+    try:
+        return (os.get_terminal_size(stream.fileno()).columns or WIDTH) if stream.isatty() else None
+    except (OSError, ValueError):  # a stream without a descriptor
+        return None
+
 
 class _Output(io.FileIO):
     """Standard output, whose errors name it: they come from any line that prints, far from what they are about."""

@@ -19,6 +19,7 @@ from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.held_back import Measured
 from fsmerge_cli.evaluation.certificates import IMAGES, EvaluatedBatch
+from fsmerge_cli.evaluation.class_results import class_results, joint_confusion
 from fsmerge_cli.evaluation.joint import Decision, best_decision, expected_labels
 from fsmerge_cli.evaluation.metrics import matched_temperatures, temperatures
 from fsmerge_cli.evaluation.plausibility import implausible
@@ -47,7 +48,7 @@ class Evaluation:
 
     evaluated: a few images with all logits. predictions: by task, see `predictions_by_task`. examples: images for
     the report page. warnings: on sources whose accuracy is not plausible. measured: where the images of each task
-    come from, by name.
+    come from, by name. classes, joint_confusion: see `class_results`.
     """
 
     rows: Mapping[str, Score] = field(default_factory=dict)
@@ -57,6 +58,8 @@ class Evaluation:
     examples: Sequence[Example] = ()
     warnings: Sequence[str] = ()
     measured: Mapping[str, Measured] = field(default_factory=dict)
+    classes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    joint_confusion: Mapping[str, Any] | None = None
 
 
 def evaluate(
@@ -82,9 +85,9 @@ def evaluate(
     others = {"average": solution if plain else Average().fit(problem), **(extra_rows or {})}
     for name, other in others.items():
         if other is not solution:
-            rows[name], _ = scorer.row(name, _forward(problem, other, _backbone(problem, other)), reference)
-    backbone = _backbone(problem, solution)
-    merged, outputs = scorer.row("merged", _forward(problem, solution, backbone), reference)
+            rows[name], _ = scorer.row(name, forward_of(problem, other, backbone_of(problem, other)), reference)
+    backbone = backbone_of(problem, solution)
+    merged, outputs = scorer.row("merged", forward_of(problem, solution, backbone), reference)
     rows |= {name: rows.get(name, merged) for name in (*others, "merged")}
     given = outputs.logits, reference.logits, scorer.truth, scorer.heads
     shown = examples(sets, *given, problem.seed)
@@ -99,6 +102,8 @@ def evaluate(
         shown,
         scorer.warnings(reference, stated or {}),
         {name: own for name, own in zip(problem.plan.tasks, measured) if own.images},
+        class_results(*given),
+        joint_confusion(outputs.logits, scorer.truth, scorer.heads, merged.decision),
     )
 
 
@@ -254,13 +259,14 @@ class Scorer:
         return ones if outputs is reference else matched_temperatures(outputs.calibrating, reference.calibrating)
 
 
-def _backbone(problem: Problem, solution: Solution) -> nn.Module:
+def backbone_of(problem: Problem, solution: Solution) -> nn.Module:
+    """The merged backbone in evaluation mode."""
     backbone = problem.plan.skeleton()
     backbone.load_state_dict(dict(solution.weights), assign=True)
     return backbone.eval()
 
 
-def _forward(problem: Problem, solution: Solution, backbone: nn.Module) -> Forward:
+def forward_of(problem: Problem, solution: Solution, backbone: nn.Module) -> Forward:
     """The merged model with its projectors and heads."""
     pairs = zip(problem.sources, solution.projectors)
     heads = [

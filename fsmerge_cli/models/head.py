@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Head:
     """A linear classifier: weight [classes, d], bias [classes] or None, one label per class.
 
@@ -46,6 +46,10 @@ class Head:
     def joint_logits(self, features: Tensor) -> Tensor:
         """Logits [n, classes] that are compared with those of other heads."""
         return self(features) / self.temperature + self.shift
+
+    def __repr__(self) -> str:
+        """One line: the sizes."""
+        return f"Head({self.weight.shape[1]} features -> {len(self.labels)} classes)"
 
     @property
     def stated(self) -> tuple[object, ...]:

@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.architectures import Family
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
     """A trained model: backbone weights by name, its head (None: merged on features) and its origin.
 
@@ -30,6 +31,13 @@ class Source:
     sha256: str
     preprocessing: Preprocessing = PLAIN
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line: name, size, classes and origin."""
+        classes = "no head" if self.head is None else f"{len(self.head.labels)} classes"
+        size = sum(tensor.numel() for tensor in self.weights.values())
+        name, origin = shown(self.name), shown(self.origin)
+        return f"Source({name}: {self.family.name}, {size:,} parameters, {classes}, from {origin})"
 
     @property
     def labels(self) -> tuple[str, ...] | None:

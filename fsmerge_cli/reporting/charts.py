@@ -114,6 +114,8 @@ def loss_plot(evaluation: Values) -> Plot | None:
     training = evaluation["training"]
     curves = {"training": training["curve"], "validation": training["validation"]}
     raw = {kind: [(p["step"], p["loss"]) for p in points] for kind, points in curves.items()}
+    for kind in ("features", "logits"):
+        raw[kind] = [(p["step"], p[kind]) for p in training["validation_parts"] if p[kind] > 0]
     values = [loss for points in raw.values() for _, loss in points if math.isfinite(loss)]
     if not raw["training"] or not values:
         return None

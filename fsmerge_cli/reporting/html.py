@@ -16,7 +16,8 @@ from torch import Tensor
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.shown import printable
 from fsmerge_cli.evaluation.predictions import Example
-from fsmerge_cli.reporting import charts, summary
+from fsmerge_cli.reporting import charts, class_charts, summary
+from fsmerge_cli.reporting.losses import losses
 from fsmerge_cli.reporting.stages import stages
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str
         .render(
             evaluation=evaluation,
             summary=summary,
+            losses=losses,
             stages=stages,
             verdict=summary.verdict(evaluation),
             warnings=warnings_in(evaluation["notes"]),
@@ -49,6 +51,7 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str
             plot=charts.loss_plot(evaluation),
             similarity_map=charts.similarity_map(evaluation),
             confusions=charts.confusion_maps(evaluation),
+            class_charts=class_charts,
             pictures=_by_task(evaluation["tasks"], examples),
             config=yaml.dump(evaluation["config"], Dumper=_Lines, sort_keys=False, allow_unicode=True, width=90),
             few_layers=FEW_LAYERS,

@@ -23,7 +23,7 @@ from fsmerge_cli.common.private_paths import PrivatePaths
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.separation import resolved
 from fsmerge_cli.common.shown import printable, shown
-from fsmerge_cli.reporting.terminal import Phases
+from fsmerge_cli.reporting.phases import Phases
 
 LOG = "run.log"
 BOARD = "tensorboard"

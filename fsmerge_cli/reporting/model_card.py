@@ -13,6 +13,7 @@ from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.reporting import summary
 from fsmerge_cli.reporting.front_matter import front_matter
+from fsmerge_cli.reporting.losses import losses
 from fsmerge_cli.reporting.summary import Table
 
 CARD = """{front}
@@ -143,7 +144,7 @@ def _sections(evaluation: Mapping[str, Any]) -> str:
     tables: dict[str, dict[str, Table | None]] = {
         "Agreement with the sources": {"": summary.agreements(evaluation)},
         "Metrics by task": {"": summary.details(evaluation)},
-        "Training": {"": summary.losses(evaluation)},
+        "Training": {"": losses(evaluation)},
         "Similarity by layer": {"": summary.similarity(evaluation)},
         "Predicted tasks": protocols,
         "Confused labels": {name: table for name, table in wrong.items() if table.rows},

@@ -35,9 +35,6 @@ STAGE_FIGURE = re.compile(
 )
 """A fact of one stage: its name, the place in the order of such facts, the source, or the kind of ridge."""
 
-CURVE_ROWS = 20
-"""Most rows of the table of losses."""
-
 
 @dataclass(frozen=True)
 class Table:
@@ -190,30 +187,6 @@ def details(evaluation: Values) -> Table | None:
     columns = ["task", "images", "% of source accuracy", "% equal to source", "top-5 %", "loss (nats)"]
     columns += ["calibration error", "feature error", "feature cosine", "feature CKA"]
     return Table(columns, cells)
-
-
-def losses(evaluation: Values) -> Table | None:
-    """Losses at some of the steps; None without training."""
-    training = evaluation["training"]
-    curve, seen = training["curve"], {v["step"]: v["loss"] for v in training["validation"]}
-    if not curve:
-        return None
-    steps = sorted(seen) or [point["step"] for point in thinned(curve)]
-    cells = [
-        [f"{step:,}", number(next((p["loss"] for p in curve if p["step"] >= step), None)), number(seen.get(step))]
-        for step in steps
-    ]
-    return Table(["step", "training loss", "validation loss"], cells)
-
-
-def thinned(points: Sequence[Any], count: int = CURVE_ROWS) -> list[Any]:
-    """At most `count` points, evenly spaced, including the last one.
-
-    >>> thinned(range(7), 3)
-    [0, 3, 6]
-    """
-    size = math.ceil(len(points) / count)
-    return list(points[::-1][::size][::-1]) if size else []
 
 
 def similarity(evaluation: Values) -> Table | None:

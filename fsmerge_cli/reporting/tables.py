@@ -145,54 +145,6 @@ def per_cent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-SHOWN = ("mean", "joint", "joint_calibrated", "seconds", "difference")
-"""Columns of a comparison in addition to the tasks' accuracies; CSV and JSON have all others as well."""
-
-
-def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean") -> Table:
-    """One row per run, as `fsmerge compare` sorted them."""
-    table = Table(title="Top-1 accuracy on test images, %", title_justify="left")
-    names = dict.fromkeys(name for row in rows for name in row)
-    tasks = [name for name in names if name.startswith("top1.")]
-    shown = [*SHOWN, sort]
-    if any(row.get("mean") is None for row in rows):  # without labels
-        shown += ["agreement", "agreement_average"]
-    columns = ["run", *tasks, *(n for n in names if n in shown and n not in tasks)]
-    for name in columns:
-        title = line(name.removeprefix("top1.").replace("_", " "))
-        wide = {"justify": "left", "min_width": 16} if name == "run" else {"justify": "right"}
-        table.add_column(title, overflow="fold", **wide)
-    for row in rows:
-        table.add_row(*(line(_compare_cell(row, name)) for name in columns))
-    return _explained(table, [row.get("joint") for row in rows])
-
-
-SHARES = (
-    "agreement",
-    "agreement_average",
-    "top1",
-    "top5",
-    "mean",
-    "relative",
-    "joint",
-    "joint_calibrated",
-    "joint_logits",
-)
-"""Metrics that are shown in per cent, without their suffix `.TASK`."""
-
-
-def _compare_cell(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if name == "run":
-        return str(value)
-    if name == "difference":
-        low, high = row["difference_low"], row["difference_high"]
-        return "" if value is None else f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    if name.partition(".")[0] in SHARES:
-        return per_cent(value)
-    return "-" if value is None else f"{value:.1f}" if name == "seconds" else f"{value:,.5g}"
-
-
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the rows as CSV with a header of all their columns. Raises OutputError."""
     try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,6 +25,8 @@ from fsmerge_cli.reporting.plots import Point
 from fsmerge_cli.reporting.schema import read_evaluation
 from fsmerge_cli.reporting.summary import PROTOCOLS
 from fsmerge_cli.runs.finetuned import METHOD
+
+T = TypeVar("T")
 
 LOWER_IS_BETTER = (
     *("seconds", "steps", "images", "peak_memory_gb", "trained_parameters"),
@@ -92,13 +94,18 @@ def ordered(runs: Sequence[RunEntry], metric: str) -> list[RunEntry]:
     known = dict.fromkeys(name for run in runs for name in run.metrics)
     if metric not in known:
         raise ConfigError(f"--sort: {unknown('metric', metric, known)}")
+    return best_first(runs, metric, lambda run: run.metrics.get(metric))
+
+
+def best_first(entries: Sequence[T], metric: str, value_of: Callable[[T], float | None]) -> list[T]:
+    """The entries by a metric, best first; those without a value last."""
     sign = 1 if metric.partition(".")[0] in LOWER_IS_BETTER else -1
 
-    def place(run: RunEntry) -> float:
-        value = run.metrics.get(metric)
+    def place(entry: T) -> float:
+        value = value_of(entry)
         return math.inf if value is None else sign * value
 
-    return sorted(runs, key=place)
+    return sorted(entries, key=place)
 
 
 def difference(run: RunEntry, first: RunEntry) -> Difference | None:
@@ -150,10 +157,14 @@ def points(runs: Sequence[RunEntry], names: Sequence[str], metric: str) -> list[
         value, seconds = run.metrics.get(metric), run.metrics["seconds"]
         if value is not None and seconds:
             method = str(run.evaluation["method"])
-            rest = " ".join(part for part in name.split() if part != f"method={method}")
             low, high = interval(run, metric) or (None, None)
-            found.append(Point(rest or method, method, seconds, value, low, high))
+            found.append(Point(short_name(name, method), method, seconds, value, low, high))
     return found
+
+
+def short_name(name: str, method: str) -> str:
+    """A label without the method, which the colour of its point states."""
+    return " ".join(part for part in name.split() if part != f"method={method}") or method
 
 
 def title(metric: str) -> str:
@@ -169,13 +180,13 @@ def bound(runs: Sequence[RunEntry], metric: str) -> float | None:
     return rows[0] if rows and len(set(rows)) == 1 else None
 
 
-def labels(runs: Sequence[RunEntry]) -> list[str]:
-    """A label for each run: the options in which the runs differ, else its folder."""
-    options = [dict(_flat(run.evaluation["config"])) for run in runs]
+def labels(runs: Sequence[RunEntry], but: str | None = None) -> list[str]:
+    """A label for each run: the options in which the runs differ (without `but`), else its folder."""
+    options = [dict(flat(run.evaluation["config"])) for run in runs]
     if any("method.name" in own for own in options):  # a fine-tuned source has none
         options = [{"method.name": METHOD, **own} for own in options]
     keys = dict.fromkeys(key for own in options for key in own)
-    shared = [key for key in keys if all(key in own for own in options) and not _ignored(key)]
+    shared = [key for key in keys if all(key in own for own in options) and not _ignored(key) and key != but]
     different = [key for key in shared if len({str(own[key]) for own in options}) > 1]
     names = [" ".join(f"{key.removesuffix('.name')}={own[key]}" for key in different) for own in options]
     return [name if names.count(name) == 1 and name else str(run.folder) for name, run in zip(names, runs)]
@@ -264,7 +275,8 @@ def _tensor_name(metric: str) -> str:
     return f"joint.{JOINT[metric]}" if metric in JOINT else metric.replace("top1.", "task.", 1)
 
 
-def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
+def flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    """The entries of nested mappings, with dotted keys."""
     if isinstance(value, Mapping):
-        return [pair for name, entry in value.items() for pair in _flat(entry, f"{key}.{name}".lstrip("."))]
+        return [pair for name, entry in value.items() for pair in flat(entry, f"{key}.{name}".lstrip("."))]
     return [(key, value)]

@@ -13,7 +13,7 @@ from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.checkpoints.stated import stated_accuracy
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
-from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import brief
 from fsmerge_cli.common.timing import Clock
@@ -22,11 +22,13 @@ from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.pools import build_sets
 from fsmerge_cli.data.sampling import TestImages, no_images, read_test_images, sample_images
+from fsmerge_cli.evaluation.class_results import class_results, joint_confusion
 from fsmerge_cli.evaluation.joint import Decision
 from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by_task
 from fsmerge_cli.evaluation.score_table import Scorer, single_task_rows
 from fsmerge_cli.evaluation.scoring import Outputs, Score, merged_forward
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.from_run import (
     FROM_RUN,
     Data,
@@ -54,7 +56,7 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     reading: Reading | Mapping[str, Any] | None = None,
     sources: bool = False,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     command: str | None = None,
     more_inputs: Sequence[Input] = (),
 ) -> Reevaluation:
@@ -84,15 +86,15 @@ def evaluate(
     if not model.tasks:
         raise ConfigError("tasks=[] leaves nothing to evaluate. List one or more tasks, or pass null for all.")
     images = required_data(model.folder, data)
-    if data == FROM_RUN:
-        progress(Event(f"data={FROM_RUN}: {described(images)}", 1, 1))
     notes = [*model.notes]
-    with machine.session() as device:
+    with reported(progress) as report, machine.session() as device:
+        if data == FROM_RUN:
+            report(Event(f"data={FROM_RUN}: {described(images)}", 1, 1))
         with clock.phase("data"):
-            tests = _tests(model, images, machine.workers, progress)
+            tests = _tests(model, images, machine.workers, report)
             notes += tests.notes
             fit_images = _calibration_images(model, images, tests, seed, machine.workers, notes, sources)
-        scorer = Scorer.of(model.heads, tests.sets, fit_images, machine, device, progress)
+        scorer = Scorer.of(model.heads, tests.sets, fit_images, machine, device, report)
         if not bool((scorer.truth[1] >= 0).any()):
             raise DataError(
                 "no test image has a label, so there is no accuracy to compute. Put the images into class folders."
@@ -101,7 +103,7 @@ def evaluate(
         reference: Outputs | None = None
         if sources:
             with clock.phase("load sources"):
-                originals = _sources(model, run, progress)
+                originals = _sources(model, run, report)
             with clock.phase("evaluate sources"):
                 ensemble, reference = scorer.sources(originals)
                 notes = [*scorer.warnings(reference, {}), *notes]
@@ -127,6 +129,7 @@ def evaluate(
         "images": 0 if fit_images is None else len(fit_images),
         "images_per_second": None,
         "peak_memory_bytes": peak_memory(device),
+        "serving": None,
     }
     provenance = {
         "command": command or "fsmerge.evaluate(...)",
@@ -152,6 +155,8 @@ def evaluate(
     return Reevaluation(
         model, rows, predictions, outputs, scorer.truth, method if method in METHODS else "unknown",
         cost, provenance, options, tuple(notes), shown, (*evaluate_inputs(model, images, sources), *more_inputs),
+        class_results(outputs.logits, reference.logits if reference else None, scorer.truth, scorer.heads),
+        joint_confusion(outputs.logits, scorer.truth, scorer.heads, rows["merged"].decision),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
 from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
-from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.common.separation import Input, resolved
 from fsmerge_cli.common.timing import Clock
@@ -31,6 +31,7 @@ from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.evaluation.scoring import Score, merged_forward
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.finetune_request import FinetuneRequest, FinetuneStart, load_start, request
 from fsmerge_cli.runs.finetuned import Finetuned
 from fsmerge_cli.runs.result import versions
@@ -55,7 +56,7 @@ def finetune(
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_every: int | str = "60s",
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     command: str | None = None,
     more_inputs: Sequence[Input] = (),
 ) -> Finetuned:
@@ -68,14 +69,13 @@ def finetune(
     (None: nothing is written, `Finetuned.save` does it later). more_inputs: other paths that must not change. The
     rest is as in `merge`.
 
-    Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails,
-    Interrupted where a signal stopped it and `resume` can continue it.
+    Raises UserError for wrong input, TrainingError where a run fails, Interrupted where `resume` continues it.
     """
     requested = request(model, data, training, hardware, seed, overwrite, resume, checkpoint_every)
-    inputs = (*requested.inputs(), *more_inputs)
+    inputs, notes = (*requested.inputs(), *more_inputs), list[str]()
     clock, snapshots = Clock(), Snapshots()
-    notes: list[str] = []
     with ExitStack() as stack:
+        report = stack.enter_context(reported(progress))
         device = stack.enter_context(requested.hardware.session())
         folder = None
         if output is not None:
@@ -83,7 +83,7 @@ def finetune(
         with clock.phase("sources"):
             source = load_start(requested)
         with clock.phase("data"):
-            setup, tests, images = _training_setup(requested, source, device, progress, notes)
+            setup, tests, images = _training_setup(requested, source, device, report, notes)
         if output is not None:
             snapshots = _snapshots(requested, source, setup, images, Path(output))
             stack.enter_context(snapshots.report_progress_on_interrupt())
@@ -93,7 +93,7 @@ def finetune(
             weights = _without_normalisation(requested, source, classifier)
         head = Head(classifier.head.weight.detach(), classifier.head.bias.detach(), requested.labels)
         with clock.phase("evaluate"):
-            scores = _scores(requested, classifier, head, tests.sets[0], device, progress)
+            scores = _scores(requested, classifier, head, tests.sets[0], device, report)
         if trace.images_at_once:
             notes.append(
                 "memory did not suffice for a whole batch: each batch was computed in parts of "
@@ -123,9 +123,9 @@ def finetune(
         )
         if folder is not None:
             with output_errors(Path(output or folder)):
-                progress(Event("write", 0, 2))
+                report(Event("write", 0, 2))
                 done.write(folder, resolved(Path(output or folder)))
-                progress(Event("write", 2, 2))
+                report(Event("write", 2, 2))
     snapshots.discard()
     return done
 
@@ -158,6 +158,7 @@ def _cost(
         "images": len(setup.train) + len(setup.validation),
         "images_per_second": round(seen / seconds, 1) if seconds else None,
         "peak_memory_bytes": peak_memory(setup.pool.device),
+        "serving": None,
     }
 
 

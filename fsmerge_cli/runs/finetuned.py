@@ -23,6 +23,7 @@ from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting import summary
 from fsmerge_cli.reporting.model_card import escaped, fenced, head_lines, markdown
+from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import typed
 from fsmerge_cli.runs.merged import load_merged
 from fsmerge_cli.runs.result import course, document, plain_values
@@ -59,7 +60,7 @@ Start: {origin} (SHA-256 `{sha256}`). Versions: {versions}. Device: {device}. Se
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Finetuned:
     """One trained source and its evaluation.
 
@@ -78,6 +79,14 @@ class Finetuned:
     options: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line: method, tasks and accuracy."""
+        return one_line("Finetuned", self.evaluation())
+
+    def _repr_html_(self) -> str:
+        """The table of scores, in a notebook."""
+        return as_html(self.evaluation())
 
     def backbone(self) -> nn.Module:
         """The backbone as an ordinary module in evaluation mode, pixels [n, C, H, W] -> features [n, d]."""

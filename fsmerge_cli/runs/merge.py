@@ -28,12 +28,14 @@ from fsmerge_cli.data.sampling import TestImages, prepare_images
 from fsmerge_cli.evaluation.certificates import Certifier, probe
 from fsmerge_cli.evaluation.joint import with_decision
 from fsmerge_cli.evaluation.score_table import evaluate
+from fsmerge_cli.evaluation.serving import serving
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import at_equal_budget
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import duplicate_notes
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.merge_notes import start_notes, training_notes
 from fsmerge_cli.runs.request import Models, Request, request
 from fsmerge_cli.runs.result import MergeResult, images_sha256, versions
@@ -56,7 +58,7 @@ def merge(
     kd: bool = False,
     dtype: str = "float32",
     license: str | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     command: str | None = None,
     more_inputs: Sequence[Input] = (),
 ) -> MergeResult:
@@ -70,15 +72,12 @@ def merge(
     of the training is written (steps, or "60s", "5m"). kd: also evaluate distillation, trained with the method's
     images, steps, batches and losses at its own learning rate. dtype: of the written weights (float32, float16,
     bfloat16); everything is computed in fp32, and the rounded model is evaluated. license: for the model card.
-    progress: called with every `Event`. command: what to record as the run's origin. more_inputs: other paths that
-    must not change.
+    progress: called with every `Event`; True: shown on standard error. command: recorded as the run's origin.
+    more_inputs: other paths that must not change. With several processes (hardware.distributed) each returns the
+    merged model, and only rank 0 evaluates, writes and reports progress.
 
-    With several processes (hardware.distributed) each returns the merged model, and only rank 0 evaluates, writes
-    and reports progress.
-
-    Raises UserError (and its kinds in `errors`) where the input is wrong, TrainingError where the run fails,
-    CertificateError where the written model differs from the merged one, Interrupted where a signal stopped it and
-    `resume` can continue it.
+    Raises UserError where the input is wrong, TrainingError where the run fails, CertificateError where the
+    written model differs from the merged one, Interrupted where a signal stopped it and `resume` can continue it.
     """
     requested = request(
         models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype, license
@@ -87,8 +86,9 @@ def merge(
     clock = Clock()
     snapshots = Snapshots()
     with ExitStack() as stack:
+        report = stack.enter_context(reported(progress))
         with join(requested.hardware.distributed) as world:
-            progress = progress if world.main else silent
+            report = report if world.main else silent
             with world.synchronized():
                 # Report every mismatch from the headers before anything is read or trained.
                 requested.method.plan([own.source for own in read_headers(requested.sources)])
@@ -96,7 +96,7 @@ def merge(
                 folder = None
                 if output is not None and world.main:
                     folder = stack.enter_context(claim(Path(output), requested.run.overwrite, inputs))
-            problem, tests, notes = _problem(requested, device, progress, world, clock)
+            problem, tests, notes = _problem(requested, device, report, world, clock)
             for method in methods_of(requested):
                 method.check(problem)
             if output is not None:
@@ -245,6 +245,7 @@ def _result(
         "images": len(problem.images),
         "images_per_second": _rate(problem, trace, requested.method, clock),
         "peak_memory_bytes": peak_memory(problem.device),
+        "serving": serving(problem, solution, pixels, dtype) if problem.world.main else None,
     }
     provenance = {
         "command": command,

@@ -52,7 +52,7 @@ class Reading:
     base: Text | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Merged:
     """A model read from disk.
 
@@ -69,6 +69,11 @@ class Merged:
     backbone: nn.Module
     heads: Mapping[str, Head]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line: the architecture, the tasks with their numbers of classes, and the folder."""
+        tasks = listed(f"{name} ({len(head.labels)} classes)" for name, head in self.heads.items())
+        return f"Merged({self.family.name}; {tasks}; from {shown(self.folder)})"
 
     @property
     def tasks(self) -> tuple[str, ...]:

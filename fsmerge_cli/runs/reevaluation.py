@@ -15,12 +15,13 @@ from fsmerge_cli.common.separation import Input
 from fsmerge_cli.evaluation.predictions import Example
 from fsmerge_cli.evaluation.scoring import Outputs, Score
 from fsmerge_cli.reporting.html import page
+from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import typed
 from fsmerge_cli.runs.merged import Merged
 from fsmerge_cli.runs.result import document
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reevaluation:
     """The evaluation of a written model on some data.
 
@@ -28,7 +29,8 @@ class Reevaluation:
     predictions: by task, compared with those of the sources (see `evaluation.predictions`). outputs: logits of
     every head on all test images. truth: task [n] and class [n] (-1: unknown) of the test images. method: key of
     the method that made the model (`unknown`: third-party). cost, provenance, options, notes: as those of a merge.
-    examples: test images with both predictions, for the report. inputs: what was read, which is never written.
+    examples: test images with both predictions, for the report. classes, joint_confusion: see
+    `evaluation.class_results`. inputs: what was read, which is never written.
     """
 
     model: Merged
@@ -43,11 +45,28 @@ class Reevaluation:
     notes: tuple[str, ...] = field(default=())
     examples: tuple[Example, ...] = ()
     inputs: tuple[Input, ...] = ()
+    classes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    joint_confusion: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """One line: method, tasks and accuracy."""
+        return one_line("Reevaluation", self.evaluation())
+
+    def _repr_html_(self) -> str:
+        """The table of scores, in a notebook."""
+        return as_html(self.evaluation())
 
     def evaluation(self) -> dict[str, Any]:
         """The content of an evaluation.json; fields that only a merge has are empty."""
         predictions = {name: dict(values) for name, values in self.predictions.items()}
-        return document(self, self.method, self.model.tasks, predictions=predictions)
+        return document(
+            self,
+            self.method,
+            self.model.tasks,
+            predictions=predictions,
+            classes=self.classes,
+            joint_confusion=self.joint_confusion,
+        )
 
     def save(self, file: str | Path, overwrite: bool = False) -> None:
         """Write the evaluation as a JSON file, atomically. Raises OutputError."""

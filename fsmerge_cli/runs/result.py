@@ -34,6 +34,7 @@ from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.reporting.html import page
 from fsmerge_cli.reporting.model_card import model_card
+from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import VERSION, typed
 from fsmerge_cli.runs.classifier import FOLDER as CLASSIFIER
 from fsmerge_cli.runs.classifier import classifier_certificate, why_no_classifier, write_classifier
@@ -43,7 +44,7 @@ CURVE = 500
 """Largest number of points of the training loss that are recorded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergeResult:
     """One merged model and its evaluation.
 
@@ -67,6 +68,14 @@ class MergeResult:
     certifier: Certifier
     inputs: tuple[Input, ...] = ()
 
+    def __repr__(self) -> str:
+        """One line: method, tasks and accuracy."""
+        return one_line("MergeResult", self.evaluation())
+
+    def _repr_html_(self) -> str:
+        """The table of scores, in a notebook."""
+        return as_html(self.evaluation())
+
     @property
     def scores(self) -> Mapping[str, Score]:
         """The rows of the score table, by name."""
@@ -88,6 +97,8 @@ class MergeResult:
             similarity=dict(self.measured.similarity),
             predictions={name: dict(values) for name, values in self.measured.predictions.items()},
             training=course(trace, {name: known(e) for name, e in zip(self.plan.tasks, trace.start_error)}),
+            classes=dict(self.measured.classes),
+            joint_confusion=self.measured.joint_confusion,
             certificates=dict(certificates or {}),
             facts=dict(self.solution.facts),
             measured_on=measured_on(self.measured),
@@ -152,12 +163,14 @@ def document(
     tasks: Sequence[str],
     *,
     training: Mapping[str, Any] | None = None,
+    joint_confusion: Mapping[str, Any] | None = None,
     **more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of an evaluation.json.
 
-    found: what was measured, with its scores, cost, provenance, options and notes. more: similarity, predictions,
-    certificates, facts and measured_on, each empty by default.
+    found: what was measured, with its scores, cost, provenance, options and notes. joint_confusion: see
+    `evaluation.class_results`. more: similarity, predictions, classes, certificates, facts and
+    measured_on, each empty by default.
     """
     content = {
         "schema_version": VERSION,
@@ -166,6 +179,8 @@ def document(
         "rows": {name: row(score, found.scores) for name, score in found.scores.items()},
         "similarity": more.get("similarity", {}),
         "predictions": more.get("predictions", {}),
+        "classes": more.get("classes", {}),
+        "joint_confusion": joint_confusion,
         "training": training or course(Trace(), {}),
         "certificates": more.get("certificates", {}),
         "facts": more.get("facts", {}),
@@ -194,8 +209,19 @@ def course(trace: Trace, start_error: Mapping[str, Any]) -> dict[str, Any]:
         "curve": curve(trace.loss),
         "final_loss": trace.loss[-1] if trace.loss else None,
         "validation": [{"step": step, "loss": loss} for step, loss in trace.validation],
+        "validation_parts": parts(trace),
         "chosen_step": trace.chosen_step,
     }
+
+
+def parts(trace: Trace) -> list[dict[str, Any]]:
+    """The validation loss by its parts: the error of the features, and the rest, of the heads."""
+    features = dict(trace.feature_part)
+    return [
+        {"step": step, "features": features[step], "logits": max(0.0, loss - features[step])}
+        for step, loss in trace.validation
+        if step in features
+    ]
 
 
 def curve(loss: Sequence[float]) -> list[dict[str, Any]]:

@@ -68,10 +68,18 @@ def train(
     snapshot = (snapshots or Snapshots()).next_training()
     saved = snapshot.load()
     validation = (student, pixels, targets, images.validation, hardware, device, world, loss_weights)
+    task_weights = [own.weight for own in targets]
+
+    def record(state: TrainingState, keep_best: bool = True) -> None:
+        """Record the loss on the validation share, and the part of the features where it has others."""
+        parts = loss_weights.logit_weight > 0 and any(own.head is not None for own in targets)
+        features = _errors(*validation[:-1]) if parts else None
+        state.record_validation(_errors(*validation), task_weights, keep_best, features)
+
     if saved is None:
         state.start_error = _errors(student, pixels, targets, images.train, hardware, device, world)
         if phase == "second" and len(images.validation):
-            state.record_validation(_errors(*validation), [own.weight for own in targets])
+            record(state)
     else:
         state.restore(*saved)
         if state.step == schedule.steps:
@@ -100,7 +108,7 @@ def train(
             state.advance()
             last = step + 1 == schedule.steps
             if len(images.validation) and ((step + 1) % every == 0 or last):
-                state.record_validation(_errors(*validation), [own.weight for own in targets], phase != "first")
+                record(state, phase != "first")
                 values["validation"] = state.validation[-1][1]
             progress(Event("train", step + 1, schedule.steps, values, batches.size))
             due = last or stops or snapshot.due(step + 1)

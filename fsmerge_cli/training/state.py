@@ -41,7 +41,8 @@ class Trace:
     kept. start_error: relative squared error of the features before the first step, per source. trainable: number
     of trainable parameters. images_at_once: size of the parts of a batch that did not fit into memory (0: all
     batches did). lr: peak learning rate of the successful attempt. restarts: how often the training diverged and
-    was restarted with half the learning rate.
+    was restarted with half the learning rate. feature_part: (step, error of the features) on the validation share,
+    where the loss has other parts as well.
     """
 
     loss: tuple[float, ...] = ()
@@ -52,6 +53,7 @@ class Trace:
     images_at_once: int = 0
     lr: float | None = None
     restarts: int = 0
+    feature_part: tuple[tuple[int, float], ...] = ()
 
     def then(self, stage: Trace, start_error: tuple[float, ...]) -> Trace:
         """Both trainings as one; `stage` started from the end of this one.
@@ -62,6 +64,7 @@ class Trace:
         return Trace(
             loss=self.loss + stage.loss,
             validation=self.validation + tuple((len(self.loss) + s, e) for s, e in stage.validation),
+            feature_part=self.feature_part + tuple((len(self.loss) + s, e) for s, e in stage.feature_part),
             chosen_step=len(self.loss) + stage.chosen_step,
             start_error=start_error,
             trainable=self.trainable + stage.trainable,
@@ -102,6 +105,7 @@ class TrainingState:
         ]
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
+        self.feature_part: list[tuple[int, float]] = []
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.start_error: tuple[float, ...] = ()
         self.images_at_once = 0
@@ -129,14 +133,20 @@ class TrainingState:
             optimiser.zero_grad(set_to_none=True)
 
     def record_validation(
-        self, errors: Sequence[float], task_weights: Sequence[float], keep_best: bool = True
+        self,
+        errors: Sequence[float],
+        task_weights: Sequence[float],
+        keep_best: bool = True,
+        features: Sequence[float] | None = None,
     ) -> None:
-        """Record the errors on the validation share after the last step.
+        """Record the errors on the validation share after the last step; features: their part of the features.
 
         keep_best: also keep the weights where they are the best so far; otherwise the last weights are kept.
         """
         error = finite(_mean(errors, task_weights), self.step - 1)
         self.validation.append((self.step, error))
+        if features is not None:
+            self.feature_part.append((self.step, _mean(features, task_weights)))
         if keep_best and (self.best is None or error < self.best[0]):
             self.best = error, self.step, {n: t.detach().clone() for n, t in self.student.state_dict().items()}
 
@@ -154,6 +164,7 @@ class TrainingState:
             trainable,
             self.images_at_once,
             self.lr,
+            feature_part=tuple(self.feature_part),
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -169,7 +180,7 @@ class TrainingState:
         """The rest of the state, as JSON."""
         rates = [optimiser.param_groups[0]["lr"] for optimiser in self._optimisers]
         best = self.best and list(self.best[:2])
-        names = ("step", "steps", "losses", "validation", "start_error", "images_at_once")
+        names = ("step", "steps", "losses", "validation", "feature_part", "start_error", "images_at_once")
         return {**{n: getattr(self, n) for n in names}, "best": best, "rates": rates}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -187,6 +198,7 @@ class TrainingState:
             optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         self.losses = list(metadata["losses"])
         self.validation = [(step, error) for step, error in metadata["validation"]]
+        self.feature_part = [(step, error) for step, error in metadata.get("feature_part", ())]
         self.start_error, self.images_at_once = tuple(metadata["start_error"]), metadata["images_at_once"]
         device = next(iter(self.parameters)).device
         if metadata["best"]:

@@ -54,7 +54,10 @@ def test_no_arguments_show_the_help_and_fail(fsmerge: Command) -> None:
     assert fsmerge() == (2, HELP, "")
 
 
-def test_list_shows_every_option_of_every_group_with_its_description(fsmerge: Command) -> None:
+def test_list_shows_every_option_of_every_group_with_its_description(
+    fsmerge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
     code, out, err = fsmerge("list")
     assert (code, err) == (0, "")
     expected = []
@@ -63,9 +66,20 @@ def test_list_shows_every_option_of_every_group_with_its_description(fsmerge: Co
         files = sorted((REPOSITORY / "configs" / group).glob("*.yaml"))
         assert files
         expected += [group]
-        expected += [f"  {plus}{group}={file.stem:<24}{presets.summary(group, file.stem)}" for file in files]
+        name = max(len(file.stem) for file in files) + 2
+        expected += [f"  {plus}{group}={file.stem:<{name}}{presets.summary(group, file.stem)}" for file in files]
         expected += [""]
     assert out.splitlines() == expected[:-1]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_list_wraps_at_words_in_a_terminal(fsmerge: Command, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = fsmerge("list", "method", "models").out.splitlines()
+    assert max(map(len, lines)) <= width
+    words = [word for line in lines for word in line.split()]
+    monkeypatch.delenv("COLUMNS")
+    assert words == fsmerge("list", "method", "models").out.split()
 
 
 def test_list_of_one_group_shows_only_that_group(fsmerge: Command) -> None:
@@ -89,7 +103,10 @@ for arguments in (["--help"], ["list"], ["--version"], ["merge", "--help"], ["me
     assert main(arguments) == (2 if arguments == ["merge"] else 0), arguments
 sys.exit(str(sorted({"torch", "hydra", "omegaconf", "rich"} & set(sys.modules))))
 """
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
     assert ran.stderr == f"fsmerge: error: {no_models()}\n[]\n"
 
 

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.browser
 VIEWS = {
     "light": {},
     "dark": {"dark": True},
-    "narrow": {"width": 400},
-    "narrow dark": {"width": 400, "dark": True},
+    "narrow": {"width": 360},
+    "narrow dark": {"width": 360, "dark": True},
 }
 # Visible texts with a contrast below 4.5 : 1 (WCAG 2.2, AA).
 LOW_CONTRAST = """
@@ -58,6 +58,35 @@ WRAPPED = """
   return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1;
 }).map(e => e.textContent)
 """
+# Titles of columns with a word on two lines, and legends or axes that are cut or broken inside a word.
+BROKEN = """
+(() => {
+  const found = [];
+  for (const element of document.querySelectorAll(".plain thead bdi, .legend span, .ramp, .under, .scale span")) {
+    const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+    for (let node; node = walker.nextNode();) {
+      for (const word of node.data.matchAll(/\\S+/g)) {
+        const range = document.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        const boxes = [...range.getClientRects()];
+        const outside = !element.closest(".scroll") && boxes.some(b => b.left < 0 || b.right > innerWidth);
+        const lines = new Set(boxes.map(b => Math.round(b.top))).size;
+        if (word[0].length < 16 && (lines > 1 || outside)) found.push(word[0]);
+      }
+    }
+  }
+  return found;
+})()
+"""
+# Areas of a light colour in dark mode, images aside.
+SLABS = """
+[...document.querySelectorAll("body, body *:not(img)")].filter(e => {
+  const colour = getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).map(Number);
+  const box = e.getBoundingClientRect();
+  return colour[3] !== 0 && Math.min(...colour.slice(0, 3)) > 140 && box.width * box.height > 2000;
+}).map(e => e.className || e.tagName)
+"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -82,6 +111,8 @@ def test_a_page_logs_nothing_fits_its_window_and_has_enough_contrast(
     assert browser.evaluate(OVERFLOW) == 0
     assert browser.evaluate(LOW_CONTRAST) == []
     assert browser.evaluate(WRAPPED) == []
+    assert browser.evaluate(BROKEN) == []
+    assert "dark" not in view or browser.evaluate(SLABS) == []
     assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert browser.evaluate("document.scripts.length") == 0
     assert browser.console == []
@@ -123,12 +154,15 @@ def test_the_page_of_a_run(browser: Page, tmp_path: Path) -> None:
 def test_defects_are_detected(browser: Page, tmp_path: Path) -> None:
     text = page(*CASES["plain"])
     bad = '<script>console.log(1)</script><p style="color:#999;background:#fff;width:3000px">faint</p>'
+    bad += '<p class="legend"><span style="width:3em">unbreakable</span></p>'
     bad += '<div class="pictures"><dt style="width:1em">bro ken</dt></div>'
     (tmp_path / "bad.html").write_text(text.replace("</main>", f"{bad}</main>"))
     browser.open(tmp_path / "bad.html")
     assert "violates the following Content Security Policy" in "".join(browser.console)
     assert browser.evaluate(LOW_CONTRAST) == ["faint: 2.85"]
     assert browser.evaluate(WRAPPED) == ["bro ken"]
+    assert browser.evaluate(BROKEN) == ["unbreakable"]
+    assert browser.evaluate(SLABS) != []
     assert browser.evaluate(OVERFLOW) > 0
     (tmp_path / "request.html").write_text("<!doctype html><img src=http://127.0.0.1:9/x>")
     browser.open(tmp_path / "request.html")

@@ -20,6 +20,7 @@ from fsmerge_cli.common.shown import printable
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.reporting import charts, schema, summary
 from fsmerge_cli.reporting.html import LARGEST, data_uri, page
+from fsmerge_cli.reporting.losses import losses
 from fsmerge_cli.reporting.model_card import escaped, markdown, model_card
 from fsmerge_cli.runs.result import CURVE, curve
 from tests.support.pages import CASES, HOSTILE, evaluation, examples
@@ -81,7 +82,7 @@ def test_a_page_has_the_content_of_evaluation_json() -> None:
     assert "The merged model has a top-1 accuracy of 86.5\xa0% (mean over its tasks)" in parsed.text
     bars = [a["aria-label"] for tag, a in parsed.elements if tag == "svg"]
     assert bars[:4] == ["source: 95.0 %", "ensemble: 95.0 %", "plain average: 30.5 %", "merged: 86.5 %"]
-    for table in (summary.scores, summary.details, summary.losses, summary.similarity, summary.cost):
+    for table in (summary.scores, summary.details, losses, summary.similarity, summary.cost):
         found = table(CASES["plain"][0])
         assert found
         for row in found.rows:
@@ -151,12 +152,12 @@ def test_a_curve_stays_inside_its_plot(values: list[float]) -> None:
 
 
 def test_a_long_curve_is_averaged_and_a_short_one_keeps_every_step() -> None:
-    losses = [float(i) for i in range(1201)]
-    found = curve(losses)
+    values = [float(i) for i in range(1201)]
+    found = curve(values)
     assert len(found) == 401 <= CURVE
     assert found[0] == {"step": 3, "loss": 1.0}
     assert found[-1] == {"step": 1201, "loss": 1200.0}
-    assert len(curve(losses[:CURVE])) == CURVE
+    assert len(curve(values[:CURVE])) == CURVE
     assert curve([]) == []
 
 

@@ -64,6 +64,29 @@ def test_labels_of_near_points_do_not_cover_each_other(tmp_path: Path, monkeypat
     assert [t.get_text() for t in figures[1].axes[0].texts] == ["run=0"]  # the most accurate and fastest run
 
 
+@pytest.mark.parametrize("label", ["run={i}", "method.steps={i} method.lr=0.00{i} data.x=1", "/a/long/path/" * 9])
+def test_labels_and_the_name_of_the_bound_stay_inside_the_plot(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    figures = []
+    save = plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, *place: (figures.append(figure), save(figure, *place)))
+    points = [
+        Point(label.replace("{i}", str(i)), "kd", 10 * 1.3**i, 1 - 0.1 * abs(5 - i), 0.4, 1.0) for i in range(9)
+    ]
+    plot_cost(tmp_path / "x.png", points, "top-1 accuracy, " + "a task of a long name " * 6, 1.0)
+    axis = figures[0].axes[0]
+    frame = axis.get_window_extent()
+    boxes = [plots._box_of(text) for text in axis.texts]
+    assert len(boxes) == 10
+    assert all(box.x0 > frame.x0 - 1 and box.x1 < frame.x1 + 1 for box in boxes)
+    assert all(box.y0 > frame.y0 - 1 and box.y1 < frame.y1 + 1 for box in boxes)
+    title = axis.yaxis.label.get_window_extent()
+    assert title.y0 >= 0
+    assert title.y1 <= figures[0].bbox.y1
+
+
 def test_a_long_label_is_wrapped_and_does_not_shrink_the_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

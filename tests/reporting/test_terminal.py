@@ -14,7 +14,8 @@ from fsmerge_cli import merge
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.reporting import terminal
-from fsmerge_cli.reporting.terminal import Phases, Reporter
+from fsmerge_cli.reporting.phases import Phases
+from fsmerge_cli.reporting.terminal import Reporter, SafeConsole
 
 pytestmark = pytest.mark.full
 
@@ -28,6 +29,12 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Latin(io.StringIO):
+    """A terminal without the characters of Unicode's bars and spinners."""
+
+    encoding = "ascii"
 
 
 def new_console(**options: Any) -> Console:
@@ -66,23 +73,71 @@ def test_a_rate_counts_only_steps_of_this_process_and_a_phase_may_restart() -> N
     clock = Clock()
     phases = Phases(clock)
     phase, new = phases(Event("train", 901, 1000, images=10))  # resumed
-    assert (new, phase.note(clock.now), phase.seconds_left(clock.now, 1000)) == (True, "", None)
+    assert (new, phase.note(clock.now), phase.seconds_left(clock.now)) == (True, "", None)
     clock.now = 2.0
     phase, new = phases(Event("train", 951, 1000, images=10))
-    assert (new, phase.note(2.0), phase.seconds_left(2.0, 1000)) == (False, "250 images/s", pytest.approx(1.96))
+    assert (new, phase.note(2.0), phase.seconds_left(2.0)) == (False, "250 images/s", pytest.approx(1.96))
     phase, new = phases(Event("train", 1, 1000, {"loss": 2.0}))
     assert (new, phase.note(2.0)) == (True, "loss 2")
 
 
-def test_a_terminal_shows_bars_with_time_left_loss_and_rate() -> None:
-    clock, console = Clock(), new_console(force_terminal=True)
-    with Reporter(console, clock) as shown:
-        for step in range(1, 11):
-            shown(Event("train", step, 10, {"loss": 0.5}, images=8))
-            clock.now += 1.0
-        shown(Event("train", 1, 10, {"loss": 0.25}))  # restarted with half the learning rate
-    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text(console)).splitlines()[-1]
-    assert re.search(r"train +\S+ +1/10 +0:00:00 -:--:-- loss 0\.25", last), last
+VALUES = {"loss": 0.0123456, "lr": 1.2e-5, "validation": 0.6748, "features": 0.1, "logits": 0.32}
+RUNNING = {
+    60: [
+        "* train source capitals . ----     1000/2000 5:00 5:00 left",
+        "  loss 0.01235  lr 1.2e-05  validation 0.6748  features 0.1",
+        "  logits 0.32  213 images/s",
+        "* certify                  -------       3/5 0:00 -:-- left",
+    ],
+    80: [
+        "* train source capitals o. -------------               1000/2000 5:00 5:00 left",
+        "  loss 0.01235  lr 1.2e-05  validation 0.6748  features 0.1  logits 0.32",
+        "  213 images/s",
+        "* certify                  -------------------               3/5 0:00 -:-- left",
+    ],
+    120: [
+        "* train source capitals o. --------------------                     1000/2000 5:00 5:00 left",
+        "  loss 0.01235  lr 1.2e-05  validation 0.6748  features 0.1  logits 0.32  213 images/s",
+        "* certify                  ------------------------                 3/5 0:00 -:-- left",
+    ],
+}
+FINISHED = {
+    60: "+ train source capitals o. 2000/2000 5:00  loss 0.01235",
+    80: "+ train source capitals o. 2000/2000 5:00  loss 0.01235  lr 1.2e-05",
+    120: "+ train source capitals o. 2000/2000 5:00  loss 0.01235  lr 1.2e-05  validation 0.6748  features 0.1"
+    "  logits 0.32",
+}
+
+
+@pytest.mark.parametrize("width", RUNNING)
+def test_bar_step_and_time_left_fit_every_terminal_and_a_finished_phase_is_one_line(width: int) -> None:
+    clock = Clock()
+    console = SafeConsole(file=Latin(), width=width, force_terminal=True, color_system=None)
+    reporter = Reporter(console, clock)
+    name = "train source capitals of a long name"
+    reporter(Event(name, 1, 2000, VALUES, images=64))
+    clock.now = 300.0
+    reporter(Event(name, 1000, 2000, VALUES, images=64))
+    reporter(Event("certify", 3, 5))
+    console.print(reporter._view)
+    running = re.sub(r"(?m)^[-\\|/]", "*", text(console)).splitlines()
+    assert [row.rstrip() for row in running] == RUNNING[width]
+    console.file = Latin()
+    reporter(Event(name, 2000, 2000, VALUES, images=64))
+    assert text(console) == FINISHED[width] + "\n"
+
+
+def test_only_running_phases_have_a_bar_and_a_repeated_last_step_shows_nothing_new() -> None:
+    console = SafeConsole(file=Latin(), width=80, force_terminal=True, color_system=None)
+    clock = Clock()
+    reporter = Reporter(console, clock)
+    for done in (1, 5, 5):
+        reporter(Event("certify", done, 5))
+    reporter(Event("train", 7, 10, {"loss": 0.5}))
+    reporter(Event("train", 1, 10, {"loss": 0.25}))  # restarted with half the learning rate
+    assert text(console) == "+ certify                  5/5 0:00\n"
+    console.print(reporter._view)
+    assert re.search(r"train +-* +1/10 0:00 -:-- left\n  loss 0\.25\n$", text(console)), text(console)
 
 
 @pytest.mark.parametrize("variable", [("NO_COLOR", "1"), ("TERM", "dumb")])

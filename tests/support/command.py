@@ -31,5 +31,6 @@ def keys_of(cls: Any) -> str:
 
 
 def no_models() -> str:
-    lines = [f"  +models={name:<24}{presets.summary('models', name)}" for name in presets.names("models")]
+    width = max(map(len, presets.names("models"))) + 2
+    lines = [f"  +models={name:<{width}}{presets.summary('models', name)}" for name in presets.names("models")]
     return "\n".join(["no models given. Choose them with +models=NAME. Available:", "models", *lines])

@@ -57,6 +57,35 @@ def rows(tasks: Sequence[str], labelled: bool = True) -> dict[str, Any]:
     return sources | {name: row(tasks, correct, labelled=labelled) for name, correct in others.items()}
 
 
+def class_results(labels: Sequence[str], number: int) -> dict[str, Any]:
+    """Few classes with a confusion matrix, or, for every other task, 40 classes without one."""
+    names = list(labels) if number % 2 == 0 else [f"class {i}" for i in range(40)]
+    size = len(names)
+    bins = [
+        {"images": 10 + 5 * i, "confidence": (i + 0.5) / 15, "accuracy": ((i + 0.5) / 15) ** 1.5}
+        for i in range(3, 15)
+    ]
+    return {
+        "labels": names,
+        "images": [20] * size,
+        "correct": [20 - i % 7 for i in range(size)],
+        "source_correct": [19 - i % 3 for i in range(size)],
+        "confusion": [[16 if i == j else 4 * (j == (i + 1) % size) for j in range(size)] for i in range(size)]
+        if size <= 30
+        else None,
+        "reliability": bins,
+        "source_reliability": [own | {"accuracy": own["confidence"]} for own in bins[4:]],
+    }
+
+
+def joint_confusion(tasks: Sequence[str]) -> dict[str, Any]:
+    classes = [{"task": task, "label": label} for task in tasks for label in "abcd"]
+    return {
+        "classes": classes,
+        "counts": [[9 if i == j else (i * j) % 3 for j in range(len(classes))] for i in range(len(classes))],
+    }
+
+
 def evaluation(
     tasks: Sequence[str] = ("low", "high"),
     *,
@@ -87,11 +116,16 @@ def evaluation(
         }
         if tested
         else {},
+        "classes": {task: class_results(labels, n) for n, task in enumerate(tasks)} if tested and labelled else {},
+        "joint_confusion": joint_confusion(tasks) if tested and labelled and 1 < len(tasks) < 4 else None,
         "training": {
             "start_error": dict.fromkeys(tasks, 0.5),
             "curve": [{"step": s + 1, "loss": 2 * math.exp(-s / 40) + 0.01} for s in range(steps)],
             "final_loss": 0.01 if steps else None,
             "validation": [{"step": s, "loss": 3 / s} for s in range(10, steps + 1, 10)],
+            "validation_parts": [
+                {"step": s, "features": 2 / s, "logits": 1 / s} for s in range(10, steps + 1, 10)
+            ],
             "chosen_step": steps,
         },
         "certificates": {"reloaded": CERTIFICATE, "permuted": {"what": "c = d", "status": "not applicable"}},
@@ -105,6 +139,13 @@ def evaluation(
             "images": 100,
             "images_per_second": None,
             "peak_memory_bytes": None,
+            "serving": {
+                "images": 32,
+                "merged_bytes": 44_000_000,
+                "sources_bytes": 88_000_000,
+                "merged_ms": 1.25,
+                "sources_ms": 2.5,
+            },
         },
         "provenance": {
             "command": "fsmerge merge +models=pair \"x=</pre><script>alert('no')</script>\"\x1b[2J",
@@ -149,6 +190,10 @@ def evaluated() -> dict[str, Any]:
         "rows": {"merged": merged},
         "similarity": {},
         "predictions": {},
+        "classes": {
+            "pets": class_results(("cat", "dog", "bird"), 0) | {"source_correct": None, "source_reliability": None}
+        },
+        "cost": content["cost"] | {"serving": None},
         "certificates": {},
         "facts": {},
     }

@@ -12,11 +12,12 @@ from fsmerge_cli.common.errors import DivergedError, TrainingError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Event, silent
 from fsmerge_cli.methods import Problem
+from fsmerge_cli.runs.result import parts
 from fsmerge_cli.supernet.map_set import start_maps
 from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.training.batches import Order
 from fsmerge_cli.training.loop import train
-from fsmerge_cli.training.objective import Batch, objective
+from fsmerge_cli.training.objective import Batch, LossWeights, objective
 from fsmerge_cli.training.snapshots import Snapshot, Snapshots
 from fsmerge_cli.training.state import Schedule, Trace
 from fsmerge_cli.training.teachers import capture
@@ -89,6 +90,22 @@ def test_without_a_validation_share_the_last_weights_are_kept(make_problem: Make
     trace = train(supernet, problem.images, captured, Schedule(7, 8, 1e-3, 0.0, 1.0), Hardware(), CPU, 0, silent)
     assert trace.chosen_step == 7
     assert trace.validation == ()
+
+
+def test_the_part_of_the_features_in_the_validation_loss_is_recorded(make_problem: Make) -> None:
+    problem = make_problem(per_task=12, held=4)
+    schedule = Schedule(steps=20, batch_size=8, lr=1e-3, weight_decay=0.0, clip=1.0)
+    supernet, captured = start(problem)
+    weights = LossWeights(logit_weight=0.5)
+    trace = train(supernet, problem.images, captured, schedule, Hardware(), CPU, 0, silent, loss_weights=weights)
+    assert [step for step, _ in trace.feature_part] == [step for step, _ in trace.validation]
+    batch = Batch.of(problem.images.images, captured, problem.images.validation)
+    features, whole = (objective(supernet, batch, captured, own).item() for own in (LossWeights(), weights))
+    assert whole > features
+    assert dict(trace.validation)[trace.chosen_step] == pytest.approx(whole, rel=1e-5)
+    assert dict(trace.feature_part)[trace.chosen_step] == pytest.approx(features, rel=1e-5)
+    rest = next(own["logits"] for own in parts(trace) if own["step"] == trace.chosen_step)
+    assert rest == pytest.approx(whole - features, rel=1e-3)
 
 
 def test_the_best_weights_on_the_validation_share_are_kept(make_problem: Make) -> None:
