@@ -110,8 +110,9 @@ def prepare_images(
     if data is None:
         return TestImages([None] * len(tasks)), no_images(), ["no data: nothing was evaluated"]
     transform = pixels()
+    tested = build_sets(data, "test", tasks, transform)
     pools = Pools.of(data, tasks, transform)
-    measured = hold_back(pools, build_sets(data, "test", tasks, transform), seed)
+    measured = hold_back(pools, tested, seed)
     tests = read_test_images([own.images for own in measured], tasks, workers, progress, measured)
     images, notes = _sample(pools, transform, tests, seed, workers, progress)
     return tests, images, [*dict.fromkeys([*notes, *tests.notes, *held_back_notes(data, tests.measured, tasks)])]

@@ -29,10 +29,19 @@ def front_matter(evaluation: Values, family: str, heads: bool) -> str:
         tags=["merge", "fsmerge", evaluation["method"]],
         base_model=bases or None,
         base_model_relation="merge" if bases else None,
-        model_name=" + ".join(evaluation["tasks"]) if results else None,
+        model_name=" + ".join(map(plain, evaluation["tasks"])) if results else None,
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def plain(name: str) -> str:
+    """A name without what some page could take for markup: front matter is not escaped everywhere.
+
+    >>> plain("cats & <b>dogs</b>")
+    'cats - -b-dogs--b-'
+    """
+    return re.sub(r"[^\w .,:+()-]|(?<![^\W_])_|_(?![^\W_])", "-", name)
 
 
 def base_models(options: Values) -> list[str]:
@@ -56,8 +65,8 @@ def _results(evaluation: Values, kind: str) -> list[Any]:
     return [
         EvalResult(
             task_type=kind,
-            dataset_type=task,
-            dataset_name=task,
+            dataset_type=plain(task),
+            dataset_name=plain(task),
             metric_type="accuracy",
             metric_name="top-1 accuracy",
             metric_value=round(found["top1"], 4),
