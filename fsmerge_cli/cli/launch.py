@@ -207,11 +207,11 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _command(overrides: Sequence[str]) -> str:
     """The command of this job: as typed, or of one job of a sweep, which then runs alone."""
-    if _typed and not is_sweep():
-        return _typed[0]
     sources = HydraConfig.get().runtime.config_sources
-    own = [part for s in sources if s.schema == "file" and s.path for part in ("--config-dir", str(s.path))]
-    return shlex.join(["fsmerge", "merge", *own, *overrides])
+    folders = [str(source.path) for source in sources if source.schema == "file" and source.path]
+    job = ["fsmerge", "merge", *(part for folder in folders for part in ("--config-dir", folder)), *overrides]
+    command = _typed[0] if _typed and not is_sweep() else shlex.join(job)
+    return PrivatePaths.of(folders).text(command)
 
 
 def _print(evaluation: Mapping[str, Any], folder: Path) -> None:

@@ -60,6 +60,7 @@ def run_check(config: DictConfig, checking: Checking) -> None:
         kd=evaluation.kd,
         dtype=given.dtype,
         license=given.license,
+        images_needed=False,
     )
     merge_request = replace(merge_request, more_inputs=(*merge_request.more_inputs, *config_inputs()))
     stderr = terminal.console(stderr=True)
@@ -77,6 +78,7 @@ def run_check(config: DictConfig, checking: Checking) -> None:
             console.print(Line(line), soft_wrap=True)
     if inspection.reasons:
         raise MismatchError(inspection.reasons)
+    merge_request.require_images()
     checking.gate.require("the source", inspection.notes, inspection.top1)
 
 

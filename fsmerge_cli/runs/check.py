@@ -138,7 +138,7 @@ def inspect(
             sources = [load(own.spec) if _has_weights(own) else own.source for own in opened]
             problem, tests, notes = problem_of(requested, sources, device, progress)
             notes = notes if requested.data else []  # without data: that nothing was evaluated
-            for method in methods_of(requested):
+            for method in methods_of(requested) if requested.data else ():  # else see `Request.require_images`
                 method.check(problem)
             if output is not None:
                 content = None if any(map(_is_meta, sources)) else state_content(requested, problem)
@@ -255,6 +255,8 @@ def _estimated_cost(
 ) -> tuple[int | None, float | None, tuple[str, ...]]:
     """Estimated peak memory in bytes, estimated seconds, and notes on what could not be estimated."""
     device = requested.hardware.resolve()
+    if requested.data is None and any(method.uses_images for method in methods_of(requested)):
+        return None, None, ("no estimate without images (data=...)",)
     try:
         tasks = [Task.of(source.name, source.head) for source in sources]
         train, test, auxiliary, more = count_images(

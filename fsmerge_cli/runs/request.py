@@ -67,6 +67,20 @@ class Request:
         data = data_inputs(self.data, [spec.name for spec in self.sources])
         return [*sources, *self.more_inputs, *data, *cache_inputs()]
 
+    def require_images(self) -> None:
+        """Raise DataError where the method needs images and there is no data set."""
+        names = ", ".join(sorted(DATASETS))
+        if self.data is None and self.method.uses_images:
+            raise DataError(
+                f"method={self.method.name} needs unlabelled images and no data set is given. Pass data=NAME "
+                f"({names}; data.root=PATH for your own folder), or method=average."
+            )
+        if self.data is None and self.run.kd:
+            raise DataError(
+                "evaluation.kd=true trains a student, which needs unlabelled images, and no data set is given. Pass "
+                f"data=NAME ({names}), or evaluation.kd=false."
+            )
+
     def options(self) -> dict[str, Any]:
         """Every option by group, as in config.yaml."""
         return {
@@ -95,8 +109,9 @@ def request(
     kd: bool = False,
     dtype: str = "float32",
     license: str | None = None,
+    images_needed: bool = True,
 ) -> Request:
-    """Read every preset and validate every value. Raises UserError."""
+    """Read every preset and validate every value; `images_needed`: also that there are images. Raises UserError."""
     images = _data(models, data)
     entries = source_entries(models)
     specs = _tasks(entries, images)
@@ -116,20 +131,13 @@ def request(
     SaveInterval.parse(every)
     if isinstance(chosen, Weighted) and specs:
         chosen.weights_of_tasks(len(specs))  # before anything is read or trained
-    if images is None and chosen.uses_images:
-        raise DataError(
-            f"method={chosen.name} needs unlabelled images and no data set is given. Pass data=NAME "
-            f"({', '.join(sorted(DATASETS))}; data.root=PATH for your own folder), or method=average."
-        )
-    if images is None and kd:
-        raise DataError(
-            "evaluation.kd=true trains a student, which needs unlabelled images, and no data set is given. Pass "
-            f"data=NAME ({', '.join(sorted(DATASETS))}), or evaluation.kd=false."
-        )
     labels = {spec.name: spec.labels for spec in specs if isinstance(spec.labels, tuple)}
     notes = [order_note(entry, labels[entry.name]) for entry in entries if entry.name in labels]
     files = [i for entry in entries for i in label_inputs(f"the labels of source '{entry.name}'", entry.labels)]
-    return Request(specs, images, chosen, machine, run, tuple(note for note in notes if note), tuple(files))
+    found = Request(specs, images, chosen, machine, run, tuple(note for note in notes if note), tuple(files))
+    if images_needed:
+        found.require_images()
+    return found
 
 
 def source_specs(models: Models, images: DataConfig | None = None) -> list[SourceSpec]:
