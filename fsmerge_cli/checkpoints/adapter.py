@@ -100,7 +100,7 @@ def read_adapter(path: Path, where: str, headers: bool = False) -> Adapter:
             "meaning. Pass the adapter's folder, or remove the key."
         )
     if importlib.util.find_spec("peft") is None:
-        raise SourceError(f"{where} is an adapter of PEFT, which merges it: pip install 'fsmerge[peft]'")
+        raise SourceError(f"{where} is an adapter of PEFT, which merges it: pip install peft")
     config = _checked(read_config(path, where, CONFIG), where)
     tensors = read_tensors(weights_file(path, where), where, headers)[0]
     saved = tuple(config.get("modules_to_save") or ())

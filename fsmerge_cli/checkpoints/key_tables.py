@@ -92,7 +92,7 @@ REFUSED = {
 ADAPTER = (
     "an adapter of PEFT (LoRA or similar), not the weights of a whole model",
     "Pass its folder and the model that it was trained on, models.sources.N.base=... (needs "
-    "pip install 'fsmerge[peft]'), or merge it once: peft's PeftModel.from_pretrained(model, "
+    "pip install peft), or merge it once: peft's PeftModel.from_pretrained(model, "
     "FOLDER).merge_and_unload() returns the model, whose save_pretrained or state_dict() gives the weights.",
 )
 """What a PEFT adapter is, and the remedy."""

@@ -35,7 +35,7 @@ and --json get all of them.
   --json          print all metrics as JSON
   --plot FILE     plot accuracy (mean, or the accuracy given by --sort) against seconds, with 95 %
                   intervals (with --group-by: standard deviations), as .svg, .png or .pdf
-                  (needs pip install 'fsmerge[plot]')
+                  (needs pip install matplotlib)
   --overwrite     replace existing files of --csv and --plot
   -q, --quiet     print only errors; --csv and --plot are still written
 

@@ -50,7 +50,7 @@ keys:
   output.dir=FOLDER            default: outputs/finetune-TASK-HASH
   output.overwrite=true        replace a finished run
   output.tensorboard=true      also write TensorBoard event files (needs
-                               pip install 'fsmerge[tensorboard]')
+                               pip install tensorboard)
   resume=true                  continue an interrupted run in output.dir
   checkpoint.every=60s         how often the training state is saved (60s, 5m, or a number of steps)
 

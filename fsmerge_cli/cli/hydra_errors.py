@@ -18,8 +18,8 @@ from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, unknown, unknown_key
 
 PLUGINS = {
-    "hydra/launcher=joblib": ("Hydra's joblib launcher", "launcher=joblib"),
-    "hydra/sweeper=optuna": ("Hydra's Optuna sweeper", "sweep=optuna"),
+    "hydra/launcher=joblib": ("Hydra's joblib launcher", "launcher=joblib", "hydra-joblib-launcher"),
+    "hydra/sweeper=optuna": ("Hydra's Optuna sweeper", "sweep=optuna", "hydra-optuna-sweeper"),
 }
 
 
@@ -34,13 +34,11 @@ def explain(error: Exception, arguments: Sequence[str], config: str = "merge") -
         if name.startswith("submitit_"):
             return ConfigError(
                 f"{group}={name} (of hardware=slurm) needs Hydra's submitit launcher, which is not installed. "
-                "Install it: pip install 'fsmerge[slurm]'"
+                "Install it: pip install hydra-submitit-launcher"
             )
         if f"{group}={name}" in PLUGINS:
-            what, key = PLUGINS[f"{group}={name}"]
-            return ConfigError(
-                f"{key} needs {what}, which is not installed. Install it: pip install 'fsmerge[sweep]'"
-            )
+            what, key, package = PLUGINS[f"{group}={name}"]
+            return ConfigError(f"{key} needs {what}, which is not installed. Install it: pip install {package}")
         return ConfigError(unknown(group or "configuration", name, error.options or []))
     unknown_keys = _unknown_keys(arguments, config)
     if unknown_keys:

@@ -47,7 +47,7 @@ keys:
   output.dir=FOLDER            default: outputs/MODELS-METHOD-HASH
   output.overwrite=true        replace a finished run
   output.tensorboard=true      also write TensorBoard event files (needs
-                               pip install 'fsmerge[tensorboard]')
+                               pip install tensorboard)
   resume=true                  continue an interrupted run in output.dir
   checkpoint.every=60s         how often the training state is saved (60s, 5m, or a number of steps)
   evaluation.kd=true           also train a distillation baseline with the budget of the method
@@ -77,8 +77,7 @@ examples:
       method.targets=all
   fsmerge merge +models=digits_mlp_trio method=kd data.images_per_task=20 output.dir=outputs/trio
   fsmerge merge --multirun +models=digits_mlp_pair method=average,kd,fs_merge seed=0,1,2
-  fsmerge merge --multirun +models=digits_mlp_pair method=slerp 'method.t=interval(0,1)' \\
-      sweep=optuna
+  fsmerge merge --multirun +models=digits_mlp_pair method=slerp method.t=0.2,0.5,0.8
 """
 
 

@@ -50,7 +50,7 @@ class RunLog:
         if tensorboard and find_spec("tensorboard") is None:
             raise ConfigError(
                 "output.tensorboard=true needs the package tensorboard, which is not installed. Install it: "
-                "pip install 'fsmerge[tensorboard]'"
+                "pip install tensorboard"
             )
         self._output = resolved(output)
         self.place = beside(self._output, "logs")

@@ -121,7 +121,7 @@ def _pyplot() -> Any:
     try:
         from matplotlib import figure, rcParams
     except ImportError:
-        raise ConfigError("a plot needs matplotlib. Install it: pip install 'fsmerge[plot]'") from None
+        raise ConfigError("a plot needs matplotlib. Install it: pip install matplotlib") from None
     # Text stays text (also where the user's settings pass all text to LaTeX), and output is deterministic.
     rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fsmerge", "text.usetex": False})
     return figure

@@ -77,8 +77,8 @@ class Request:
             )
         if self.data is None and self.run.kd:
             raise DataError(
-                "evaluation.kd=true trains a student, which needs unlabelled images, and no data set is given. Pass "
-                f"data=NAME ({names}), or evaluation.kd=false."
+                "evaluation.kd=true trains a student, which needs unlabelled images, and no data set is given. "
+                f"Pass data=NAME ({names}), or evaluation.kd=false."
             )
 
     def options(self) -> dict[str, Any]:
@@ -111,7 +111,10 @@ def request(
     license: str | None = None,
     images_needed: bool = True,
 ) -> Request:
-    """Read every preset and validate every value; `images_needed`: also that there are images. Raises UserError."""
+    """Read every preset and validate every value, with `images_needed` also that there is a data set.
+
+    Raises UserError.
+    """
     images = _data(models, data)
     entries = source_entries(models)
     specs = _tasks(entries, images)

@@ -57,7 +57,7 @@ def test_without_matplotlib_a_sweep_ends_with_a_note(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*SWEEP, "method=average", "seed=0,1"]) == 0
     assert capsys.readouterr().out.endswith(
-        "\nnote: no plot of the runs: a plot needs matplotlib. Install it: pip install 'fsmerge[plot]'\n"
+        "\nnote: no plot of the runs: a plot needs matplotlib. Install it: pip install matplotlib\n"
         "all runs: sweep/summary.csv\n"
     )
 
@@ -248,7 +248,7 @@ def test_an_impossible_search_is_reported(
 
 
 @pytest.mark.parametrize(("key", "plugin"), [("launcher=joblib", "joblib"), ("sweep=optuna", "optuna")])
-def test_without_the_plugin_the_message_names_the_extra(
+def test_without_the_plugin_the_message_names_the_package(
     key: str, plugin: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hydra.core.config_store import ConfigStore
@@ -258,7 +258,8 @@ def test_without_the_plugin_the_message_names_the_extra(
     assert main([*SWEEP, key]) == 2
     what = {"joblib": "Hydra's joblib launcher", "optuna": "Hydra's Optuna sweeper"}[plugin]
     assert capsys.readouterr().err == (
-        f"fsmerge: error: {key} needs {what}, which is not installed. Install it: pip install 'fsmerge[sweep]'\n"
+        f"fsmerge: error: {key} needs {what}, which is not installed. Install it: pip install "
+        f"{'hydra-joblib-launcher' if plugin == 'joblib' else 'hydra-optuna-sweeper'}\n"
     )
 
 

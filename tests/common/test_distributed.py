@@ -188,7 +188,7 @@ def test_without_the_slurm_plugin_the_message_names_the_extra(
     assert main(["merge", "--multirun", *PAIR[1:], "hydra/launcher=submitit_nowhere"]) == 2
     assert capsys.readouterr().err == (
         "fsmerge: error: hydra/launcher=submitit_nowhere (of hardware=slurm) needs Hydra's submitit launcher, "
-        "which is not installed. Install it: pip install 'fsmerge[slurm]'\n"
+        "which is not installed. Install it: pip install hydra-submitit-launcher\n"
     )
 
 

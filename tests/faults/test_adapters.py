@@ -157,7 +157,7 @@ def test_a_base_that_is_nothing_and_a_missing_library(place: Path, monkeypatch: 
     with pytest.raises(SourceError) as error:
         source(place)
     assert str(error.value) == (
-        f"source 'a': {place}/adapter is an adapter of PEFT, which merges it: pip install 'fsmerge[peft]'"
+        f"source 'a': {place}/adapter is an adapter of PEFT, which merges it: pip install peft"
     )
 
 

@@ -170,6 +170,6 @@ def test_without_tensorboard_the_message_names_the_extra(
     assert main([*QUICK, "output.tensorboard=true"]) == 2
     assert capsys.readouterr().err == (
         "fsmerge: error: output.tensorboard=true needs the package tensorboard, which is not installed. Install "
-        "it: pip install 'fsmerge[tensorboard]'\n"
+        "it: pip install tensorboard\n"
     )
     assert list(Path().iterdir()) == []

@@ -104,7 +104,7 @@ def test_without_matplotlib_the_message_names_the_extra(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError) as error:
         plots.check_plot(tmp_path / "runs.svg")
-    assert str(error.value) == "a plot needs matplotlib. Install it: pip install 'fsmerge[plot]'"
+    assert str(error.value) == "a plot needs matplotlib. Install it: pip install matplotlib"
 
 
 def test_a_plot_that_cannot_be_written_is_reported(tmp_path: Path) -> None:

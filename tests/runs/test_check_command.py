@@ -140,3 +140,15 @@ def test_a_sweep_is_refused(check: Callable[..., Any]) -> None:
         "fsmerge: error: fsmerge check inspects one merge. Leave out --multirun and give every key one value.\n",
     )
     assert "--headers-only" in HELP
+
+
+@pytest.mark.parametrize("more", [(), ("--headers-only",), ("--json",)])
+def test_without_data_the_sources_are_reported_and_the_end_is_that_of_merge(
+    more: tuple[str, ...], check: Callable[..., Any], capsys: Any
+) -> None:
+    code, out, err = check("method=kd", *more)
+    assert (code, "no estimate without images (data=...)" in out, "vit" in out) == (2, True, True)
+    models = "+models=digits_mlp_pair"
+    assert main(["merge", models, "data=null", "method=kd"]) == 2
+    assert capsys.readouterr().err == err
+    assert check("method=average", *more)[::2] == (0, "")

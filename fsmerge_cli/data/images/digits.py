@@ -50,7 +50,7 @@ def _load() -> dict[str, tuple[Any, Any]]:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError:
-        raise DataError("data=digits needs scikit-learn: pip install 'fsmerge[embedded]'") from None
+        raise DataError("data=digits needs scikit-learn: pip install scikit-learn") from None
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     train_x, test_x, train_y, test_y = train_test_split(

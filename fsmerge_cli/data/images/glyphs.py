@@ -169,7 +169,7 @@ def _folder() -> Path:
     try:
         import matplotlib
     except ImportError:
-        raise DataError("data=glyphs needs matplotlib's fonts: pip install 'fsmerge[embedded]'") from None
+        raise DataError("data=glyphs needs matplotlib's fonts: pip install matplotlib") from None
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 

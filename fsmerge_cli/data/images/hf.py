@@ -128,7 +128,7 @@ def _library() -> Iterator[Any]:
     try:
         import datasets
     except ImportError:
-        raise DataError("data=hf needs Hugging Face's datasets: pip install 'fsmerge[hf]'") from None
+        raise DataError("data=hf needs Hugging Face's datasets: pip install datasets") from None
     shown = datasets.are_progress_bars_disabled()
     level = datasets.logging.get_verbosity()
     datasets.disable_progress_bars()

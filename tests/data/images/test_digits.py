@@ -113,6 +113,6 @@ def test_a_missing_scikit_learn_is_reported_with_its_extra(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError) as error:
         build("train", "1")
-    assert str(error.value) == "data=digits needs scikit-learn: pip install 'fsmerge[embedded]'"
+    assert str(error.value) == "data=digits needs scikit-learn: pip install scikit-learn"
     monkeypatch.undo()
     assert len(build("train", "1")) > 0

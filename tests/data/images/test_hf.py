@@ -144,7 +144,7 @@ def test_an_unreachable_hub_and_a_missing_library_are_reported(monkeypatch: pyte
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert refused("nobody/nothing") == "data=hf needs Hugging Face's datasets: pip install 'fsmerge[hf]'"
+    assert refused("nobody/nothing") == "data=hf needs Hugging Face's datasets: pip install datasets"
 
 
 def test_no_path_and_no_test_split(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ SOURCES = [
         "scikit-learn is not installed",
         PAIR + " data=digits",
         2,
-        "data=digits needs scikit-learn: pip install 'fsmerge[embedded]'",
+        "data=digits needs scikit-learn: pip install scikit-learn",
         missing("sklearn.datasets"),
     ),
     Case(

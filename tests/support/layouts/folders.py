@@ -9,7 +9,7 @@ from tests.support.layouts.formats import POINTER, RESAVE, UNPACK
 
 PEFT = (
     "Pass its folder and the model that it was trained on, models.sources.N.base=... (needs pip install "
-    "'fsmerge[peft]'), or merge it once: peft's PeftModel.from_pretrained(model, FOLDER).merge_and_unload() "
+    "peft), or merge it once: peft's PeftModel.from_pretrained(model, FOLDER).merge_and_unload() "
     "returns the model, whose save_pretrained or state_dict() gives the weights."
 )
 LORA = {"base_model.model.blocks.0.attn.qkv.lora_A.weight": torch.ones(2, 2)}
