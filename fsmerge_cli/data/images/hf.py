@@ -14,10 +14,14 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Text
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
 from fsmerge_cli.data.images.decode import raster_only
 from fsmerge_cli.data.images.files import compared
 from fsmerge_cli.data.matching import of_task
+
+HUB_SECONDS = 10.0
+"""How long the hub may take to answer whether it has a data set."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -83,10 +87,10 @@ class HuggingFace(DataConfig):
             try:
                 found = _load(datasets, path, self.config_name)
             except Exception as error:  # its readers raise errors of many types
-                local = Path(path).expanduser().exists()
+                local = Path(path).expanduser().exists() or isinstance(error, FileNotFoundError)
                 hint = "Pass another data.path=PATH" if local else "Without network access, pass a local path"
                 cause = first_line(error)
-                raise DataError(f"data=hf: {path} cannot be loaded ({cause}). {hint}.") from None
+                raise DataError(f"data=hf: {shown(path)} cannot be loaded ({cause}). {hint}.") from None
         return {str(name): own for name, own in found.items()}
 
     def _one(self, splits: Mapping[str, Any], split: str) -> Any:
@@ -129,7 +133,7 @@ def _library() -> Iterator[Any]:
         import datasets
     except ImportError:
         raise DataError("data=hf needs Hugging Face's datasets: pip install datasets") from None
-    shown = datasets.are_progress_bars_disabled()
+    hidden = datasets.are_progress_bars_disabled()
     level = datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
@@ -137,7 +141,7 @@ def _library() -> Iterator[Any]:
         yield datasets
     finally:
         datasets.logging.set_verbosity(level)
-        if not shown:
+        if not hidden:
             datasets.enable_progress_bars()
 
 
@@ -148,7 +152,34 @@ def _load(datasets: Any, path: str, config_name: str | None) -> Mapping[str, Any
         return dict(datasets.load_from_disk(str(folder)))
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         return {"train": datasets.load_from_disk(str(folder))}
-    return dict(datasets.load_dataset(str(folder) if folder.exists() else path, config_name))
+    if folder.exists():
+        return dict(datasets.load_dataset(str(folder), config_name))
+    with _hub(datasets, path):
+        return dict(datasets.load_dataset(path, config_name))
+
+
+@contextmanager
+def _hub(datasets: Any, path: str) -> Iterator[None]:
+    """Ask the hub once; inside, where it does not answer, only what was downloaded before is read.
+
+    The library itself would ask again for half a minute. Raises FileNotFoundError for an unknown name.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(path, timeout=HUB_SECONDS)
+    except GatedRepoError:
+        pass  # which the library explains
+    except (RepositoryNotFoundError, HFValidationError):
+        raise FileNotFoundError("no such folder, and no public data set of this name on the hub") from None
+    except Exception:  # no network: errors of many types
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _passed_over(splits: Mapping[str, Any], column: str, path: str, task: str) -> tuple[str, ...]:

@@ -132,7 +132,27 @@ def test_unknown_splits_and_columns_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "empty").startswith(f"data=hf: {tmp_path}/empty cannot be loaded (")
 
 
+def test_a_name_that_the_hub_does_not_know_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def unknown(*args: Any, **options: Any) -> None:
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unknown)
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: pytest.fail("asked again"))
+    for name in ("nobody/nothing", "no-such-set"):
+        assert refused(name) == (
+            f"data=hf: {name} cannot be loaded (no such folder, and no public data set of this name on the hub). "
+            "Pass another data.path=PATH."
+        )
+
+
 def test_an_unreachable_hub_and_a_missing_library_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any, **options: Any) -> None:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited to ask again"))
     message = refused("nobody/nothing")
     assert message.startswith("data=hf: nobody/nothing cannot be loaded (")
     assert message.endswith("). Without network access, pass a local path.")
