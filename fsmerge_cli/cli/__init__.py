@@ -13,7 +13,7 @@ from fsmerge_cli.cli import plugin_presets
 from fsmerge_cli.common import streams
 from fsmerge_cli.common.distributed import is_main, outcome
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, Interrupted, Stopped, reason, stop_behind, unknown
-from fsmerge_cli.common.shown import printable, shown
+from fsmerge_cli.common.shown import printable, remember_typed, shown
 from fsmerge_cli.training.interrupts import stop_on_signals
 
 COMMANDS = {
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if argv is None else [*argv]
     streams.prepare()
+    remember_typed(arguments)
     with stop_on_signals(until_exit=argv is None) as ignore_signals:
         try:
             return _run(arguments, ignore_signals)

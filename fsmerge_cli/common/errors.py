@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fsmerge_cli.common.shown import listed, printable, shortened, shown
+from fsmerge_cli.common.shown import listed, message, printable, shortened, shown
 from fsmerge_cli.common.streams import STDOUT, discard
 
 
@@ -178,14 +178,14 @@ def describe(error: Exception) -> tuple[str, int]:
     traced = not known or os.environ.get("FSMERGE_DEBUG") == "1"
     trace = printable("".join(traceback.format_exception(error))) if traced else ""
     if isinstance(error, FsmergeError):
-        return f"{trace}fsmerge: error: {printable(str(error))}\n", error.exit_code
+        return f"{trace}fsmerge: error: {message(str(error))}\n", error.exit_code
     if "not enough memory" in str(error) or type(error).__name__ == "OutOfMemoryError":  # torch's
         error = MemoryError(*error.args if isinstance(error, MemoryError) else ())
     for kind, told in SYSTEM.items():
         if isinstance(error, kind):
             trace = trace if os.environ.get("FSMERGE_DEBUG") == "1" else ""
             text, code = told(error)
-            return f"{trace}fsmerge: error: {printable(text)}\n", code
+            return f"{trace}fsmerge: error: {message(text)}\n", code
     return f"{trace}fsmerge: this is a bug in fsmerge; please report it with the lines above\n", 1
 
 

@@ -6,6 +6,7 @@ Whatever is printed, logged or written for a person to read goes through this mo
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,6 +26,23 @@ def printable(text: str) -> str:
     """
     kept = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
     return "".join(kept)
+
+
+_typed: list[str] = []
+"""Parts of the command's arguments that hold a line break, such as the name of a folder; the longest first."""
+
+
+def remember_typed(arguments: Iterable[str]) -> None:
+    """Keep the arguments of the command, for :func:`message`."""
+    parts = {part for text in arguments if "\n" in text for part in re.split(r"[/=,:\[\]{}\"']", text)}
+    _typed[:] = sorted((part for part in parts if part.strip("\n") and "\n" in part), key=len, reverse=True)
+
+
+def message(text: str) -> str:
+    """As :func:`printable`, with the line breaks of what the user typed as escapes too, wherever it is quoted."""
+    for part in _typed:
+        text = text.replace(part, shown(part))
+    return printable(text)
 
 
 def shown(text: object) -> str:

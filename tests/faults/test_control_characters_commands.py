@@ -106,3 +106,32 @@ def test_a_terminal_of_another_encoding(encoding: dict[str, str], tmp_path: Path
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.isascii()
     assert "| \\u540d\\u524d |" in ran.stdout.decode("ascii")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["merge", "gone\nfsmerge: error/a.pt", "b.pt"],
+        ["merge", "+models=digits_mlp_pair", "method=average", "output.dir='a\nfile'"],
+        ["merge", "+models=digits_mlp_pair", "method=average", "data=folder", "data.root='a\nfile'"],
+        ["merge", "+models=digits_mlp_pair", "method=average", "--config-dir", "a\nfile"],
+        ["merge", "+models=digits_mlp_pair", "models.sources.0.checkpoint='gone\nfile'"],
+        ["merge", "+models=digits_mlp_pair", "models.sources.0.labels='gone\nfile.txt'"],
+        ["evaluate", "a\nfile"],
+        ["evaluate", "gone\nfile"],
+        ["compare", "gone\nfile"],
+        ["compare", ".", "--csv", "a\nfile/x.csv"],
+        ["init", "+models=digits_mlp_pair", "-o", "gone\nfile/x.yaml"],
+        ["finetune", "model.checkpoint='gone\nfile'", "model.labels=[a,b]", "data=digits"],
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[-1]!r}",
+)
+def test_a_line_break_in_a_path_that_was_typed_is_an_escape_in_the_message(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a\nfile").touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    assert "\\n" in err or "compare" in arguments[:1], err
