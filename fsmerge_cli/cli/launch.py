@@ -210,8 +210,7 @@ def _command(overrides: Sequence[str]) -> str:
     sources = HydraConfig.get().runtime.config_sources
     folders = [str(source.path) for source in sources if source.schema == "file" and source.path]
     job = ["fsmerge", "merge", *(part for folder in folders for part in ("--config-dir", folder)), *overrides]
-    command = _typed[0] if _typed and not is_sweep() else shlex.join(job)
-    return PrivatePaths.of(folders).text(command)
+    return _typed[0] if _typed and not is_sweep() else shlex.join(job)
 
 
 def _print(evaluation: Mapping[str, Any], folder: Path) -> None:
