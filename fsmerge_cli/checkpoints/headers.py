@@ -29,11 +29,11 @@ def read_headers(specs: Sequence[SourceSpec]) -> list[SourceHeaders]:
     Raises SourceError with the messages of all sources that cannot be read.
     """
     opened, messages = [], []
-    for spec in specs:
+    for i, spec in enumerate(specs):
         try:
             opened.append(_open(spec))
-        except SourceError as error:
-            messages.append(str(error))
+        except SourceError as error:  # an override in quotes is meant to be pasted
+            messages.append(str(error).replace("'models.sources.N.", f"'models.sources.{i}."))
     if messages:
         raise SourceError("\n".join(messages))
     return opened

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fsmerge_cli.architectures.vit import VIT
+from fsmerge_cli.checkpoints.headers import read_headers
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.models.source import Source
@@ -178,3 +179,14 @@ def test_a_name_with_other_sizes_is_another_network_without_timm_s_mean(tmp_path
     arch = {"family": "vit", "name": "vit_tiny_patch16_224", "args": {"img_size": 32, "embed_dim": 48, "depth": 2}}
     notes = load(SourceSpec("a", checkpoint=str(tmp_path / "a.safetensors"), arch=arch)).notes
     assert any("so mean 0 and std 1 are assumed" in note for note in notes)
+
+
+def test_the_entries_to_paste_have_the_numbers_of_their_sources(tmp_path: Path) -> None:
+    for name in "ab":
+        written(tmp_path / f"{name}.safetensors", **SMALL)
+    specs = [SourceSpec(name, checkpoint=str(tmp_path / f"{name}.safetensors")) for name in "ab"]
+    with pytest.raises(SourceError) as error:
+        read_headers(specs)
+    asked = [ASKED.replace("'a'", f"'{s.name}'").replace("FILE", s.checkpoint or "") for s in specs]
+    lines = [line.replace("sources.N.", f"sources.{i}.") for i, line in enumerate(asked)]
+    assert str(error.value).splitlines() == lines
