@@ -41,7 +41,7 @@ def plain(name: str) -> str:
     >>> plain("cats & <b>dogs</b>")
     'cats - -b-dogs--b-'
     """
-    return re.sub(r"[^\w .,:+()-]|(?<![^\W_])_|_(?![^\W_])", "-", name)
+    return re.sub(r"[^\w .,:+()-]|(?<![^\W_])_|_(?![^\W_])|(?<=[wW])\.", "-", name)
 
 
 def base_models(options: Values) -> list[str]:
