@@ -65,6 +65,7 @@ class Registry(MutableMapping[str, T]):
 
     def __init__(self, plugins: Plugins, shipped: dict[str, T], check: Callable[[str, Any], None]) -> None:
         self.plugins, self.shipped = plugins, shipped
+        self._own = frozenset(shipped)
         plugins.check = check
 
     def register(self, name: str, found: T) -> None:
@@ -86,10 +87,10 @@ class Registry(MutableMapping[str, T]):
         return found
 
     def __setitem__(self, name: str, found: T) -> None:
-        (self.shipped if name in self.shipped else self.plugins.registered)[name] = found
+        (self.shipped if name in self._own else self.plugins.registered)[name] = found
 
     def __delitem__(self, name: str) -> None:
-        del (self.shipped if name in self.shipped else self.plugins.registered)[name]
+        del (self.shipped if name in self._own else self.plugins.registered)[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.shipped or name in self.plugins.names()

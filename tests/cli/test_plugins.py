@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
 from hydra.core.config_store import ConfigStore
@@ -85,11 +86,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("COLUMNS", "200")
     state: Any = ConfigStore.instance().repo
     before = {group: dict(state.get(group, {})) for group in ("method", "data")}
+    kinds = (plugins.METHODS, plugins.DATA, plugins.ARCHITECTURES)
+    registered = [dict(own.registered) for own in kinds]
     yield folder
     for group, nodes in before.items():
         state[group] = nodes
-    for own in (plugins.METHODS, plugins.DATA, plugins.ARCHITECTURES):
+    for own, names in zip(kinds, registered):
         own.registered.clear()
+        own.registered.update(names)
 
 
 ABSENT = (
@@ -203,7 +207,12 @@ def test_sweeps_find_a_method_in_the_processes_of_joblib(package: Path, monkeypa
     assert summary.read_text().count("method=lean") == 2
 
 
-def test_registries_are_mappings() -> None:
+def test_registries_are_mappings_that_can_be_patched() -> None:
+    shipped, registered = dict(METHODS.shipped), dict(plugins.METHODS.registered)
+    with mock.patch.dict(METHODS):  # clears and fills it afterwards
+        METHODS["more"] = Average
+        assert METHODS["more"] is Average
+    assert (METHODS.shipped, plugins.METHODS.registered) == (shipped, registered)
     assert len(METHODS) == len(list(METHODS))
     assert METHODS.get("absent") is None
     assert "absent" not in METHODS
