@@ -128,14 +128,15 @@ def test_a_method_of_a_package_runs_by_name_with_its_own_keys(capsys: pytest.Cap
 @pytest.mark.usefixtures("package")
 def test_names_of_packages_are_listed_explained_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "method", "data"]) == 0
-    listed = capsys.readouterr().out.splitlines()
-    assert (
-        "  method=lean                    The weights of two sources, with a given share of the second one."
-        in listed
-    )
-    assert f"  data={'white':<24}Generated images under another name." in listed
-    assert f"  method={'broken':<24}({ABSENT})" in listed
-    assert len([line for line in listed if "method=average " in line]) == 1
+    listed = capsys.readouterr().out
+    words = " ".join(listed.split())
+    for entry in (
+        "method=lean The weights of two sources, with a given share of the second one.",
+        "data=white Generated images under another name.",
+        f"method=broken ({ABSENT})",
+    ):
+        assert entry in words
+    assert listed.count("method=average ") == 1
     assert main(["merge", "--help"]) == 0
     tail = (
         "\nfrom other packages:\n  method=NAME          broken, lean, other, wrong\n  data=NAME            white\n"
