@@ -28,7 +28,7 @@ from tests.test_docs import check_keys
 def test_help_names_every_command(fsmerge: Command) -> None:
     for argument in ("--help", "-h", "help"):
         assert fsmerge(argument) == (0, HELP, "")
-    assert all(f"\n  {name:<10}{line}\n" in HELP for name, line in COMMANDS.items())
+    assert all(f"\n  {name:<12}{line}\n" in HELP for name, line in COMMANDS.items())
 
 
 def test_every_command_has_its_own_help(fsmerge: Command) -> None:

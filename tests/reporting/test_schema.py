@@ -73,7 +73,8 @@ def test_the_schema_is_a_schema_and_leaves_nothing_open() -> None:
     for own in found:
         assert own["additionalProperties"] is False
         if own["title"] not in protocols:
-            assert set(own["required"]) == set(own["properties"]) - later
+            left_out = set() if own["title"] == "JointConfusion" else later  # it has a key `classes` as well
+            assert set(own["required"]) == set(own["properties"]) - left_out
 
 
 def test_the_documents_hold_the_same_schema() -> None:
