@@ -40,7 +40,7 @@ COMMON = re.compile(
 )
 """Names of files that say nothing of the task; the folder's name is taken instead."""
 
-TAGGED = re.compile(r"(?:hf[-_]hub:)?(?:timm/)?(\w+\.\w+)")
+TAGGED = re.compile(r"(?:hf[-_]hub:)?(?:timm/)?([A-Za-z0-9]+_\w+\.\w+)")
 """A model of timm on the hub: an architecture and the tag of its weights."""
 
 
@@ -111,7 +111,8 @@ def _source(argument: str) -> tuple[str | None, str] | None:
     """Name (None: not given) and path of a source; None for an override."""
     name, equals, value = argument.partition("=")
     if not equals:
-        return (None, argument) if _is_source(argument) else None
+        override = re.match(r"[+~](?!/)", argument)
+        return (None, argument) if not override and _is_source(argument) else None
     if re.split(r"[.@/]", name.lstrip("+~"))[0] in KEYS and not name.startswith(("~/", "/", ".")):
         return None
     if _exists(argument):

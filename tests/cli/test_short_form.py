@@ -79,7 +79,7 @@ def test_names_come_from_files_and_folders_and_are_unique(
         ("digits_mlp_pair --images=x", 'data=folder data.root="x" +models=digits_mlp_pair'),
         ("+models=digits_mlp_pair method=kd seed=0,1 -m", "+models=digits_mlp_pair method=kd seed=0,1 -m"),
         ("--config-dir pets.safetensors +models=x", "--config-dir pets.safetensors +models=x"),
-        ("models.sources.0.labels=a.txt hydra/launcher=joblib ~data sed=1", None),
+        ("models.sources.0.labels=a.txt hydra/launcher=joblib ~data ~ sed=1 method.lr +x", None),
     ],
 )
 def test_the_short_form_stands_for_overrides(typed: str, meant: str | None) -> None:
