@@ -44,7 +44,10 @@ keys:
   training.head_steps=300      steps that train only the head; training.head_lr=0.01
   training.steps=2000          steps that train all weights; training.lr=0.0001
   training.batch_size=64       also weight_decay, label_smoothing, clip, patience
-                               (docs/configuration.md)
+  training.mixup=0.2           also cutmix=1.0, randaugment=9, stochastic_depth=0.1, patch_drop=0.5,
+                               ema=0.999, plain_share=0.1: regularisation, all off by default
+  training.anneal=cosine       also warmup=0.05; training.optimizer=muon with matrix_lr=0.006
+                               (docs/configuration.md lists all keys of training)
   hardware=NAME                auto (default: a GPU with bf16 if available), cpu, gpu
   seed=0                       random seed
   output.dir=FOLDER            default: outputs/finetune-TASK-HASH
@@ -63,6 +66,9 @@ examples:
       data=folder data.root=images/ data.augment=paper output.dir=outputs/pets
   fsmerge finetune model.checkpoint=mine.safetensors model.arch=vit_small_patch16_224 \\
       model.task=cars data=folder data.root=images/ output.dir=outputs/cars
+  fsmerge finetune model.arch=vit_small_patch16_224 model.start=random model.task=shapes \\
+      data=folder data.root=images/ data.augment=crop_flip training.head_steps=0 \\
+      training.optimizer=muon training.anneal=cosine training.randaugment=9 training.ema=0.999
   fsmerge merge \\
       '+models.sources=[{name:pets,checkpoint:outputs/pets},{name:cars,checkpoint:outputs/cars}]' \\
       data=folder data.root=images/ method=fs_merge method.maps=low_rank
