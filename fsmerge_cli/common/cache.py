@@ -8,16 +8,18 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import platformdirs
-import torch
-from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, reason
 from fsmerge_cli.common.foreign_files import require_regular
 from fsmerge_cli.common.locking import locked
 from fsmerge_cli.common.shown import shortened
+
+if TYPE_CHECKING:  # the folder is asked for by commands that need no torch
+    from torch import Tensor
 
 LIMIT = 10 * 2**30
 """Maximum size of the feature cache in bytes; the least recently used entries are removed first."""
@@ -113,6 +115,8 @@ def _open(path: Path, shape: tuple[int, int]) -> Tensor | None:
         return None
     with suppress(OSError):
         os.utime(path)  # record the last use
+    import torch
+
     return torch.from_numpy(table)
 
 

@@ -47,7 +47,7 @@ def sources_table() -> str:
     """The accuracy of every stored source and the cost of its training."""
     lines = [
         "## The sources\n",
-        "| task | top-1 % | test images | steps of 64 images | minutes on one CPU thread |",
+        "| task | top-1 % | test images | steps of 64 images | minutes on one CPU thread, beside other work |",
     ]
     lines.append("|---|---|---|---|---|")
     for path in sorted(SOURCES.glob("*_128/training.json")):

@@ -50,7 +50,7 @@ REFUSED = [
     ("\udcff=1", READ.format("\\udcff=1")),
     (
         "~",
-        "fsmerge check: sources are given twice, as ~ and as models.sources=... Give them once.",
+        "cannot read '~': it has no key. Write KEY=VALUE; quote a value with spaces or symbols: 'KEY=\"a, b\"'.",
     ),
     (
         "=5",
