@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import runpy
 import shlex
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +37,7 @@ from fsmerge_cli.architectures import SPECS
 from fsmerge_cli.cli import COMMANDS, main
 from fsmerge_cli.cli.composing import composed, config_dir_of
 from fsmerge_cli.cli.merge_command import composed as merge_overrides
+from fsmerge_cli.cli.short_form import SUFFIXES, expanded
 from fsmerge_cli.common.options import build
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.methods import METHODS
@@ -105,12 +108,17 @@ def check_keys(words: list[str]) -> None:
     if words[0] == "torchrun":
         words = ["fsmerge", *words[words.index("fsmerge_cli") + 1 :]]
     words, search = config_dir_of(words)
-    command, arguments = words[1], [word for word in words[2:] if not word.startswith("--")]
+    command, given = words[1], words[2:]
+    if command in ("merge", "check", "init"):
+        if any(word.endswith(".yaml") for word in given):
+            return  # states the keys
+        given = expanded_as_if_there(given, command)
+    arguments = [word for word in given if not word.startswith("--")]
     overrides = [first(word) for word in arguments if "=" in word and not word.startswith("hydra.")]
-    if command in ("merge", "check"):
+    if command in ("merge", "check", "init"):
         keys = composed("merge", merge_overrides(overrides), search)
         groups = (keys["method"], keys.get("data"), keys["hardware"], keys["seed"])
-        request(keys["models"]["sources"], *groups, overwrite=False)
+        request(keys["models"]["sources"], *groups, overwrite=False, images_needed=command != "check")
     elif command == "finetune":
         keys = composed("finetune", overrides, None)
         from fsmerge_cli.runs.finetune_request import FinetuneStart
@@ -122,6 +130,24 @@ def check_keys(words: list[str]) -> None:
         chosen_hardware(keys["hardware"])
     elif command == "evaluate":
         composed("evaluate", [override for override in overrides if override != "data=from_run"], None)
+
+
+def expanded_as_if_there(given: list[str], command: str) -> list[str]:
+    """The arguments without the short form, in a folder in which the files of weights exist."""
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            for path in (Path(word.rpartition("=")[2]) for word in given if not word.startswith("data.")):
+                if path.suffix in SUFFIXES and not path.is_absolute():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.touch()
+            for word in given:
+                if word.endswith("/"):
+                    Path(word.rpartition("=")[2]).mkdir(parents=True, exist_ok=True)
+            return expanded(given, command)
+        finally:
+            os.chdir(here)
 
 
 def first(word: str) -> str:

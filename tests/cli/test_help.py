@@ -11,8 +11,13 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from fsmerge_cli import __version__
 from fsmerge_cli.cli import COMMANDS, HELP
@@ -140,7 +145,8 @@ def test_every_help_fits_100_columns(text: str) -> None:
 
 
 def test_every_help_has_examples() -> None:
-    assert len(EXAMPLES) == len(set(EXAMPLES)) + EXAMPLES.count("fsmerge list") - 1
+    for text in (HELP, MERGE_HELP, LIST_HELP):
+        assert len(examples(text)) == len(set(examples(text)))
     assert sum("merge " in line for line in EXAMPLES) >= 4
     assert any("--multirun" in line for line in EXAMPLES)
     for name, text in HELPS.items():
@@ -163,8 +169,25 @@ def test_every_line_of_keys_starts_a_key_or_continues_a_description(name: str) -
         assert re.match(r"  ([a-z][\w.]*=\S| {20}|--)", line), line
 
 
+@pytest.fixture
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsmerge: Command) -> None:
+    """What the examples of the short form read: two small checkpoints twice, photographs, and the run `out`."""
+    monkeypatch.chdir(tmp_path)
+    sizes: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    for seed, (name, other) in enumerate({"pets": "a/model.pt", "cars": "b/model.pt"}.items()):
+        torch.manual_seed(seed)
+        # With q/k norm, the number of heads is in the tensors.
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=3, qk_norm=True, **sizes)
+        save_file(model.state_dict(), f"{name}.safetensors")
+        Path(other).parent.mkdir()
+        torch.save(model.state_dict(), other)
+    Path("photos").mkdir()
+    for number in range(24):
+        Image.new("RGB", (16, 16), (10 * number, 90, 255 - 9 * number)).save(f"photos/{number}.jpg")
+
+
 @pytest.mark.full
-@pytest.mark.usefixtures("_trained")
+@pytest.mark.usefixtures("_trained", "_files")
 @pytest.mark.parametrize("line", dict.fromkeys(EXAMPLES))
 def test_an_example_of_the_help_runs_as_printed(
     line: str, fsmerge: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -174,10 +197,14 @@ def test_an_example_of_the_help_runs_as_printed(
     monkeypatch.setattr(Trained, "total_steps", few)
     if "sweep=optuna" in line:
         pytest.importorskip("optuna", reason="the extra `sweep` is not installed")
+    if "out/config.yaml" in line:
+        words = "merge pets.safetensors cars.safetensors --images photos/ -o out method=average"
+        assert fsmerge(*words.split()).code == 0
+    before = {*tmp_path.rglob("merged/model.safetensors")}
     ran = fsmerge(*shlex.split(line)[1:])
     assert ran.code == 0, ran.err
     assert ran.out
-    runs = list(tmp_path.rglob("merged/model.safetensors"))
+    runs = {*tmp_path.rglob("merged/model.safetensors")} - before
     several = 20 if "sweep=optuna" in line else 9
     assert len(runs) == (several if "--multirun" in line else int(" merge " in line))
 
