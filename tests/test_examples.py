@@ -72,7 +72,7 @@ def test_evaluate_a_written_model(merged: Path, folder: Path, capsys: pytest.Cap
 
 def test_predict(merged: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = run("predict.py", folder, capsys, "outputs/both").splitlines()
-    assert lines[0].startswith("among the labels of all tasks: ['")
+    assert lines[0].startswith("among the labels of all tasks: Prediction(")
     assert [line.partition(":")[0] for line in lines[1:]] == ["low", "high"]
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fsmerge_cli.data.images.decode import open_image
+
 SIZE = 32
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -79,7 +81,7 @@ def _read(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64
 
         table = parquet.read_table(folder / f"{split}.parquet").to_pydict()
         labels = np.array(table["label"])
-        opened = (Image.open(io.BytesIO(cell["bytes"])) for cell in table["image"])
+        opened = (open_image(io.BytesIO(cell["bytes"])) for cell in table["image"])
     else:
         raise SystemExit(
             f"{folder} has no {split}.parquet and no {split}.npz. Put the data sets into --root=FOLDER: "

@@ -43,7 +43,8 @@ def test_timm_loads_the_merged_folder_and_the_snippet_of_the_card_gives_the_same
     models = [written(tmp_path / str(seed), variant, seed, normalize) for seed in (1, 2)]
     result = merge(models, method="average", output=tmp_path / "out")
     merged = tmp_path / "out/merged"
-    snippet = (merged / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    blocks = [part.split("```")[0] for part in (merged / "README.md").read_text().split("```python\n")[1:]]
+    (snippet,) = [block for block in blocks if "logits = " in block]
     snippet += "\nfrom safetensors.torch import save_file"
     snippet += "\nsave_file({'images': images, 'logits': logits.detach()}, 'got')"
     blocked = "import sys\nsys.modules['fsmerge_cli'] = None\n"

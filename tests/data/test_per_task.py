@@ -79,6 +79,7 @@ def test_a_merge_works_with_a_task_without_training_images(tmp_path: Path, targe
         "logits",
         "softmax_calibrated",
         "logits_calibrated",
+        "classifier",
     }
     assert found["rows"]["ensemble"]["temperatures"] == {"birds": 1.0, "numbers": 1.0}
     error = found["training"]["start_error"]

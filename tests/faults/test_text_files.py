@@ -267,6 +267,10 @@ ELSEWHERE = {
     "common/presets.py": "shipped files",
     "common/hardware.py": "/proc/self/status",
     "runs/estimate.py": "/proc/self/status",
+    "common/private_paths.py": "our own files in the cache, passed over where they cannot be read",
+    "runs/classifier.py": "a file that the run has just written",
+    "runs/export.py": "a file that the run has just written",
+    "runs/push.py": "what huggingface_hub has downloaded",
 }
 
 

@@ -73,7 +73,9 @@ def test_the_command_reports_mistakes(fsmerge: Callable[..., tuple[int, str, str
     assert fsmerge("finetune", "--help") == (0, HELP, "")
     cases = {
         ("data=digits", "training.stps=3"): "unknown key in training 'stps'. Did you mean 'steps'? Available: "
-        "batch_size, clip, head_lr, head_steps, label_smoothing, lr, patience, steps, weight_decay.",
+        "anneal, batch_size, clip, cutmix, ema, head_lr, head_steps, label_smoothing, lr, matrix_lr, mixup, "
+        "optimizer, patch_drop, patience, plain_share, randaugment, steps, stochastic_depth, warmup, "
+        "weight_decay.",
         ("model.task=a",): "finetune needs labelled images. Pass data=NAME",
         ("outputs/x",): "fsmerge finetune: unknown argument 'outputs/x'. Available: KEY=VALUE.",
         ("--jsno",): "fsmerge finetune: unknown option '--jsno'. Did you mean '--json'? Available: --config-dir, "

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -24,8 +24,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _pillow_open = Image.open
 
 
-def open_image(path: Path | str) -> Image.Image:
-    """The first image of a file, with 8 bits per channel and upright.
+def open_image(path: Path | str | BinaryIO) -> Image.Image:
+    """The first image of a file or of an open one, with 8 bits per channel and upright.
 
     Raises the errors of Pillow, also for other formats and for decompression bombs; DataError where the range of
     its pixels is not known.

@@ -144,7 +144,7 @@ IMAGES = [
         2,
         (
             "unknown key in data.tasks.a 'rot'. Did you mean 'root'? Available: augment, auxiliary, bad_files, "
-            "class_folders, images_per_task, name, root, test_share, validation, views."
+            "class_folders, held_back, images_per_task, name, root, test_share, validation, views."
         ),
     ),
     Case(
