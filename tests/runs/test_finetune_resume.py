@@ -17,6 +17,7 @@ from fsmerge_cli.data import labelled
 from tests.support.finetuning import (
     StopError,
     small_finetune,
+    stop_after,
     weight_bytes,
     write_class_folders,
 )
@@ -25,28 +26,20 @@ pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("stop_after", [3, 20, 33])
+@pytest.mark.parametrize("count", [3, 20, 33])
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
-    stop_after: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kept:
         monkeypatch.setattr(labelled, "MAX_KEPT_BYTES", 0)
-    steps = 0
-
-    def stop(event: Event) -> None:
-        nonlocal steps
-        steps += event.phase.startswith("train")
-        if steps == stop_after:
-            raise StopError
-
     data = {"augment": "shift", "images_per_task": 100}
     small_finetune(output=tmp_path / "whole", data=data)
     with pytest.raises(StopError):
-        small_finetune(output=tmp_path / "parts", data=data, checkpoint_every=2, progress=stop)
+        small_finetune(output=tmp_path / "parts", data=data, checkpoint_every=2, progress=stop_after(count))
     assert [path.name for path in tmp_path.iterdir() if path.name != "whole"] == [".parts.state"]
     seen: list[Event] = []
     done = small_finetune(output=tmp_path / "parts", data=data, resume=True, progress=seen.append)
-    assert sum(event.phase.startswith("train") for event in seen) <= 60 - stop_after + 3
+    assert sum(event.phase.startswith("train") for event in seen) <= 60 - count + 3
     assert weight_bytes(tmp_path / "whole") == weight_bytes(tmp_path / "parts")
     assert len(done.trace.loss) == 60
     assert not (tmp_path / ".parts.state").exists()

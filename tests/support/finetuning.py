@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.runs.finetune import finetune
 from fsmerge_cli.runs.finetuned import Finetuned
 
@@ -41,6 +42,19 @@ def weight_bytes(folder: Path) -> tuple[bytes, bytes]:
 
 class StopError(Exception):
     """Stops a run like a kill, but in this process."""
+
+
+def stop_after(count: int) -> Progress:
+    """A progress that raises StopError at the training step `count`, of all phases together."""
+    steps = 0
+
+    def progress(event: Event) -> None:
+        nonlocal steps
+        steps += event.phase.startswith("train")
+        if steps == count:
+            raise StopError
+
+    return progress
 
 
 def write_class_folders(root: Path, task: str = "pets", classes: tuple[str, ...] = ("cat", "dog")) -> None:

@@ -13,7 +13,6 @@ from torch import nn
 
 from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
 from fsmerge_cli.common.errors import ConfigError
-from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.images.augment import augmentation, new_views
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.regularization import (
@@ -24,7 +23,7 @@ from fsmerge_cli.training.regularization import (
     randaugmented,
 )
 from fsmerge_cli.training.state import Schedule, TrainingState
-from tests.support.finetuning import VIT, StopError, small_finetune, weight_bytes
+from tests.support.finetuning import VIT, StopError, small_finetune, stop_after, weight_bytes
 
 ALL: dict[str, Any] = {
     "head_steps": 5,
@@ -164,20 +163,12 @@ def test_crop_flip_keeps_shape_and_range() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("stop_after", [3, 12, 22])
-def test_a_regularised_run_is_resumed_to_the_byte(stop_after: int, tmp_path: Path) -> None:
-    steps = 0
-
-    def stop(event: Event) -> None:
-        nonlocal steps
-        steps += event.phase.startswith("train")
-        if steps == stop_after:
-            raise StopError
-
+@pytest.mark.parametrize("count", [3, 12, 22])
+def test_a_regularised_run_is_resumed_to_the_byte(count: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"arch": VIT, "training": ALL, "data": {"images_per_task": 100}}
     small_finetune(output=tmp_path / "whole", **options)
     with pytest.raises(StopError):
-        small_finetune(output=tmp_path / "parts", checkpoint_every=2, progress=stop, **options)
+        small_finetune(output=tmp_path / "parts", checkpoint_every=2, progress=stop_after(count), **options)
     small_finetune(output=tmp_path / "parts", resume=True, **options)
     assert weight_bytes(tmp_path / "whole") == weight_bytes(tmp_path / "parts")
 
