@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def derive(seed: int, *names: str | int) -> int:
@@ -13,5 +16,16 @@ def derive(seed: int, *names: str | int) -> int:
 
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator seeded by :func:`derive`; the global generators are never touched."""
+    """A CPU generator seeded by :func:`derive`; the global generators are not touched."""
     return torch.Generator().manual_seed(derive(seed, *names))
+
+
+@contextmanager
+def seeded(seed: int, beside: Tensor) -> Iterator[None]:
+    """Torch's global generators, of the CPU and of the device of `beside`, with this seed; restored afterwards.
+
+    For libraries that take no generator.
+    """
+    with torch.random.fork_rng(devices=[beside.device] if beside.is_cuda else []):
+        torch.manual_seed(seed)
+        yield

@@ -55,17 +55,32 @@ def with_decision(heads: Mapping[str, Head], decision: Decision | None) -> dict[
 def best_decision(logits: Sequence[Tensor], target: Tensor, temperatures: Sequence[float]) -> Decision:
     """The decision that is right on most of these images: raw logits, `temperatures`, or a fit to these images.
 
+    The fit is judged on the images that it was not made from: every half by the fit to the other one.
     logits: of every head, [m, classes]. target [m]: index of the expected label among those of all heads.
     """
     heads = len(logits)
     if heads < 2 or not len(target):
         return plain(heads)
     exact = [a.double() for a in logits]
-    candidates = [plain(heads), fitted(exact, target)]
+    candidates = [plain(heads)]
     if len(temperatures) == heads:
-        candidates.insert(1, _rounded(temperatures, (0.0,) * heads))
-    right = [int((own.logits(exact).argmax(1) == target).sum()) for own in candidates]
-    return candidates[max(range(len(right)), key=lambda place: right[place])]  # the first of equals
+        candidates.append(_rounded(temperatures, (0.0,) * heads))
+    right = [_right(own, exact, target) for own in candidates]
+    best = max(range(len(right)), key=lambda place: right[place])  # the first of equals
+    return fitted(exact, target) if _right_of_fit(exact, target) > right[best] else candidates[best]
+
+
+def _right(decision: Decision, logits: Sequence[Tensor], target: Tensor) -> int:
+    return int((decision.logits(logits).argmax(1) == target).sum())
+
+
+def _right_of_fit(logits: Sequence[Tensor], target: Tensor) -> int:
+    """How many images are decided right by the fit to the other half; both halves have every label alike."""
+    if len(target) < 2:
+        return 0
+    order = target.argsort(stable=True)
+    halves = [([own[half] for own in logits], target[half]) for half in (order[::2], order[1::2])]
+    return sum(_right(fitted(*halves[1 - i]), *halves[i]) for i in (0, 1))
 
 
 def fitted(logits: Sequence[Tensor], target: Tensor) -> Decision:

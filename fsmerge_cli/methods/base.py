@@ -126,9 +126,8 @@ class Trained(Weighted, ABC):
 
     uses_images: ClassVar[bool] = True
     mixed_images: ClassVar[str] = (
-        "learns to tell the tasks apart from images of known tasks, and it is not known which these are of. On "
-        "the scanned digits that cost no accuracy, and 2 to 4 points of joint accuracy (task not given). Folders "
-        "named after the tasks avoid it"
+        "learns to tell the tasks apart from images of known tasks, and it is not known which these are of. "
+        "That costs joint accuracy (task not given). Folders named after the tasks avoid it"
     )
     LR_UP_TO_WIDTH_96: ClassVar[float] = 1e-3
     """Default learning rate of AdamW for features of 96 units or fewer."""

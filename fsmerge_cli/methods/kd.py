@@ -20,6 +20,7 @@ from fsmerge_cli.methods.closed_form_solution import check_closed_form, started
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, start_maps
 from fsmerge_cli.supernet.student import Student
+from fsmerge_cli.training.optimizers import matrices_of
 from fsmerge_cli.training.problem import Problem, Solution
 from fsmerge_cli.training.state import Trace
 
@@ -129,7 +130,7 @@ class PlainStudent(Student):
 
     def matrices(self) -> list[nn.Parameter]:
         """All matrices of the network, without convolutions and projectors."""
-        return [p for p in self.network.parameters() if p.ndim == 2]
+        return matrices_of(self.network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [n, d']."""

@@ -29,9 +29,8 @@ class Regression(Weighted, ABC):
     uses_images: ClassVar[bool] = True
     one_width: ClassVar[bool] = True
     mixed_images: ClassVar[str] = (
-        "fits every source to images of its own task, and it is not known which these are. On the scanned digits "
-        "that cost 3 to 6 points of accuracy, and 14 to 22 of joint accuracy (task not given). Folders named "
-        "after the tasks avoid it, and fs_closed_form or zipit"
+        "fits every source to images of its own task, and it is not known which these are. That "
+        "costs accuracy, and more of the joint accuracy (task not given). Folders named after the tasks avoid it"
     )
 
     scale: Annotated[float, Field(ge=0, le=1)] = 0.9

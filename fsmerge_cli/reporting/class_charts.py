@@ -82,7 +82,7 @@ def confusions(evaluation: Values) -> list[tuple[str, Heat]]:
     joint = evaluation["joint_confusion"]
     if joint:
         names = [f"{own['task']}: {own['label']}" for own in joint["classes"]]
-        found.append(("Joint, the task is not given", _matrix(names, joint["counts"])))
+        found.append(("Joint, the task is not given (as in classifier/)", _matrix(names, joint["counts"])))
     return found
 
 

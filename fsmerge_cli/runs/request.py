@@ -72,8 +72,8 @@ class Request:
         names = ", ".join(sorted(DATASETS))
         if self.data is None and self.method.uses_images:
             raise DataError(
-                f"method={self.method.name} needs unlabelled images and no data set is given. Pass data=NAME "
-                f"({names}; data.root=PATH for your own folder), or method=average."
+                f"method={self.method.name} needs unlabelled images and no data set is given. Pass "
+                f"--images FOLDER, data=NAME ({names}), or method=average."
             )
         if self.data is None and self.run.kd:
             raise DataError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fsmerge_cli.common.errors import DivergedError, TrainingError
 from fsmerge_cli.common.hardware import Hardware, out_of_memory
 from fsmerge_cli.common.progress import Event, Progress
-from fsmerge_cli.common.seeding import derive
+from fsmerge_cli.common.seeding import derive, seeded
 from fsmerge_cli.data.images.augment import Augment, new_views
 from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.training.batches import Order
@@ -23,15 +23,14 @@ from fsmerge_cli.training.classifier_network import Classifier
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.interrupts import catch_signals
 from fsmerge_cli.training.loop import VALIDATIONS
+from fsmerge_cli.training.optimizers import matrices_of
 from fsmerge_cli.training.regularization import (
     EMA,
     MovingAverage,
-    block_matrices,
     drop_parts,
     keep_all_patches,
     mixed_with_labels,
     randaugmented,
-    seeded,
 )
 from fsmerge_cli.training.snapshots import Snapshots
 from fsmerge_cli.training.state import Schedule, Trace, TrainingState
@@ -78,7 +77,7 @@ def _train_all(classifier: Classifier, setup: TrainingSetup, size: int, snapshot
     matrix_lr = options.matrix_lr if options.optimizer == "muon" else None
     shape = options.anneal, options.warmup
     schedule = Schedule(options.steps, size, options.lr, options.weight_decay, options.clip, matrix_lr, *shape)
-    plain_from = round(options.steps * (1 - options.plain_share))
+    plain_from = _plain_from(options)
     drop_parts(classifier.backbone, options)
 
     def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,6 +97,11 @@ def _train_all(classifier: Classifier, setup: TrainingSetup, size: int, snapshot
         return pool.all(setup.validation) if setup.validation else None
 
     return _train("train all", classifier, schedule, batches, held_out, setup, snapshots)
+
+
+def _plain_from(options: TrainingOptions) -> int:
+    """The first step without mixtures and dropped patches."""
+    return round(options.steps * (1 - options.plain_share))
 
 
 HeldOut = Callable[[], Iterator[tuple[Tensor, Tensor]] | None]
@@ -145,7 +149,7 @@ def _train(
 ) -> Trace:
     options, hardware, device = setup.options, setup.pool.hardware, setup.pool.device
     whole = isinstance(module, Classifier)
-    matrices = block_matrices(module.backbone) if isinstance(module, Classifier) else ()
+    matrices = matrices_of(module.backbone) if isinstance(module, Classifier) else ()
     state: Any = TrainingState(module, schedule, matrices)  # type: ignore[arg-type]  # no method of Student is used
     average = MovingAverage(module, options.ema) if options.ema is not None and whole else None
     snapshot = snapshots.next_training()
@@ -153,13 +157,13 @@ def _train(
         _restore(state, average, *saved)
     forward = hardware.compiled(module)
     every = max(1, schedule.steps // VALIDATIONS)
-    if _ended(state, options.patience):
+    first = _plain_from(options) if whole and options.plain_share else 0
+    if _ended(state, options.patience, first):
         return _finished(state, average)
     with catch_signals() as stop:
         for step, (inputs, classes) in enumerate(batches(state.step), state.step):
             module.train()
-            # Dropped branches and patches are sampled from the global generator.
-            with seeded(inputs, derive(setup.seed, "drop", step)):
+            with seeded(derive(setup.seed, "drop", step), inputs):  # what is dropped, by the global generator
                 loss = _gradients(forward, inputs, classes, state, setup)
             nn.utils.clip_grad_norm_(state.parameters, schedule.clip)
             state.losses.append(_finite(loss, step, phase))
@@ -171,7 +175,7 @@ def _train(
             if (step + 1) % every == 0 or last:
                 with average.in_place() if average else nullcontext():
                     values |= _validate(state, forward, held_out(), step, phase, hardware, device)
-            last = last or _ended(state, options.patience)
+            last = last or _ended(state, options.patience, first)
             setup.progress(Event(phase, step + 1, schedule.steps, values, len(classes)))
             stops = stop.signal is not None
             due = last or stops or snapshot.due(step + 1)
@@ -205,9 +209,9 @@ def _finished(state: Any, average: MovingAverage | None) -> Trace:
     return trace
 
 
-def _ended(state: Any, patience: int | None) -> bool:
-    """Whether all steps are done, or `patience` validations have brought no improvement."""
-    since = sum(step > state.best[1] for step, _ in state.validation) if state.best else 0
+def _ended(state: Any, patience: int | None, first: int) -> bool:
+    """Whether all steps are done, or `patience` validations behind step `first` have brought no improvement."""
+    since = sum(step > max(state.best[1], first) for step, _ in state.validation) if state.best else 0
     return state.step >= state.steps or (patience is not None and since >= patience)
 
 

@@ -29,12 +29,13 @@ class TrainingOptions:
     many validations (of 20 per phase) without improvement (null: never).
 
     The rest holds for the phase that trains all weights. anneal: shape of the schedule. warmup: share of the steps
-    until the peak. optimizer: AdamW for all, or Muon (with matrix_lr) for the matrices of the blocks. mixup,
+    until the peak. optimizer: AdamW for all, or Muon (with matrix_lr) for all matrices of the backbone. mixup,
     cutmix: alpha of the beta distribution of each (arXiv 1710.09412, 1905.04899; 0: off; both: one of them at
     random per batch). randaugment: magnitude of RandAugment with two operations per image (arXiv 1909.13719; 0:
     off). stochastic_depth: share of the last block's branches that is skipped, growing linearly with the depth
     (arXiv 1603.09382). patch_drop: share of the patches that each image leaves out (arXiv 2208.07220), which makes
-    steps of ViTs cheaper. plain_share: last share of the steps without mixup, cutmix, randaugment and patch_drop.
+    steps of ViTs cheaper. plain_share: last share of the steps without mixup, cutmix, randaugment and patch_drop,
+    from which on patience counts.
     ema: decay of the moving average of the weights that is validated and kept (null: none).
     """
 

@@ -71,6 +71,11 @@ class Muon(torch.optim.Optimizer):
         return torch._foreach_lerp(gradients, momenta, MOMENTUM)
 
 
+def matrices_of(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters for Muon: all [rows, cols]; not convolutions, biases, tokens and position embeddings."""
+    return [parameter for parameter in module.parameters() if parameter.ndim == 2]
+
+
 def _batched(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Parameters grouped by the shape of their matrices, at most MAX_BATCHED elements per group."""
     waiting: dict[tuple[int, ...], list[Tensor]] = {}

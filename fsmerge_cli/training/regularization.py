@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.common.errors import ConfigError
-from fsmerge_cli.common.seeding import derive
+from fsmerge_cli.common.seeding import derive, seeded
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 
 RANDAUGMENT_OPERATIONS = 2
@@ -28,7 +28,7 @@ def randaugmented(pixels: Tensor, magnitude: int, seed: int, step: int) -> Tenso
 
     transform = v2.RandAugment(num_ops=RANDAUGMENT_OPERATIONS, magnitude=magnitude)
     levels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
-    with seeded(pixels, derive(seed, "randaugment", step)):
+    with seeded(derive(seed, "randaugment", step), pixels):
         found = torch.stack([transform(image) for image in levels])
     return found.to(pixels.dtype) / 255
 
@@ -49,17 +49,9 @@ def mixed_with_labels(
         kinds.append(v2.CutMix(alpha=options.cutmix, num_classes=count))
     if not kinds:
         return pixels, classes
-    with seeded(pixels, derive(seed, "mix labels", step)):
+    with seeded(derive(seed, "mix labels", step), pixels):
         mixed: tuple[Tensor, Tensor] = v2.RandomChoice(kinds)(pixels, classes)
     return mixed
-
-
-@contextmanager
-def seeded(pixels: Tensor, seed: int) -> Iterator[None]:
-    """Torch's global generators with this seed, restored afterwards."""
-    with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def drop_parts(backbone: nn.Module, options: TrainingOptions) -> None:
@@ -85,11 +77,6 @@ def keep_all_patches(backbone: Any) -> None:
     """End the dropping of patches, in place."""
     if hasattr(backbone, "patch_drop"):
         backbone.patch_drop = nn.Identity()
-
-
-def block_matrices(backbone: nn.Module) -> list[nn.Parameter]:
-    """The matrices between hidden units, which Muon trains: all parameters [rows, cols] of the backbone."""
-    return [parameter for parameter in backbone.parameters() if parameter.ndim == 2]
 
 
 class MovingAverage:

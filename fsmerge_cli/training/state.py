@@ -89,6 +89,8 @@ class TrainingState:
         for parameter in self.parameters:
             parameter.data = parameter.data.contiguous()
         rate = schedule.matrix_lr
+        # OneCycleLR divides by the number of steps before the peak less one: no warm-up instead of one step of it.
+        warmup = 0.0 if schedule.warmup * schedule.steps == 1 else schedule.warmup
         self._optimisers = optimisers(
             self.parameters, matrices if rate else (), schedule.lr, rate or 0.0, schedule.weight_decay
         )
@@ -98,7 +100,7 @@ class TrainingState:
                 optimiser.param_groups[0]["lr"],
                 total_steps=schedule.steps,
                 anneal_strategy="linear" if schedule.anneal == "linear" else "cos",
-                pct_start=schedule.warmup,
+                pct_start=warmup,
                 cycle_momentum=False,
             )
             for optimiser in self._optimisers

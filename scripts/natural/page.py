@@ -54,7 +54,7 @@ def sources_table() -> str:
         own = json.loads(path.read_text())
         lines.append(
             f"| {path.parent.name.removesuffix('_128')} | {100 * own['top1']:.1f} | {own['test_images']} | "
-            f"{own['steps']} | {own['seconds'] / 60:.0f} |"
+            f"{own['steps']} | {'-' if own['seconds'] is None else round(own['seconds'] / 60)} |"
         )
     return "\n".join(lines) + "\n"
 

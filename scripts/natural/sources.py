@@ -90,7 +90,7 @@ def command(task: str, root: Path, work: Path, extra: Sequence[str] = ()) -> lis
 def ensure(task: str, root: Path, work: Path) -> Path:
     """The folder of the source of `task`, trained and stored where it is missing."""
     folder = stored(task)
-    if not (folder / "model.safetensors").is_file():
+    if not (folder / "training.json").is_file():  # written last
         # On a CPU the fused kernel is the slower one in bf16: half as many images per second.
         os.environ.setdefault("TIMM_FUSED_ATTN", "0")
         sys.stderr.write(f"training the source of {task}\n")
@@ -106,5 +106,6 @@ def keep(task: str, trained: Path) -> None:
     found = json.loads((trained / "evaluation.json").read_text())
     own = found["rows"][task]["tasks"][task]
     facts = {"top1": own["top1"], "test_images": own["count"], "steps": found["cost"]["steps"]}
-    facts["seconds"] = round(found["cost"]["seconds"]["fit"])
+    resumed = found["cost"]["images_per_second"] is None  # then the seconds are those of the last part only
+    facts["seconds"] = None if resumed else round(found["cost"]["seconds"]["fit"])
     (stored(task) / "training.json").write_text(json.dumps(facts) + "\n")

@@ -66,7 +66,9 @@ def archive(root: Path, folder: Path, task: str, split: str, labels: bool = True
         kept = np.isin(classes, found.rows)
         folder.mkdir(parents=True, exist_ok=True)
         own = {"labels": np.array([places[int(label)] for label in classes[kept]])} if labels else {}
-        np.savez(path, images=images[kept], **own)
+        partial = path.with_suffix(".partial.npz")  # a killed run leaves no half archive
+        np.savez(partial, images=images[kept], **own)
+        partial.replace(path)
     return path
 
 

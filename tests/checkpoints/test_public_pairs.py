@@ -40,8 +40,8 @@ def test_missing_data_is_reported_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert main(["merge", f"+models={models}"]) == 2
     assert capsys.readouterr().err == (
-        "fsmerge: error: method=fs_merge needs unlabelled images and no data set is given. Pass data=NAME "
-        f"({', '.join(sorted(DATASETS))}; data.root=PATH for your own folder), or method=average.\n"
+        "fsmerge: error: method=fs_merge needs unlabelled images and no data set is given. Pass "
+        f"--images FOLDER, data=NAME ({', '.join(sorted(DATASETS))}), or method=average.\n"
     )
     assert list(tmp_path.iterdir()) == []
 

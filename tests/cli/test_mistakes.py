@@ -130,13 +130,13 @@ REFUSED: list[tuple[str, str]] = [
     ),
     (
         f"merge {PAIR} method=kd ~data",
-        "method=kd needs unlabelled images and no data set is given. Pass data=NAME "
-        f"({listed(DATASETS)}; data.root=PATH for your own folder), or method=average.",
+        "method=kd needs unlabelled images and no data set is given. Pass --images FOLDER, data=NAME "
+        f"({listed(DATASETS)}), or method=average.",
     ),
     (
         f"merge {PAIR} method=kd data=null",
-        "method=kd needs unlabelled images and no data set is given. Pass data=NAME "
-        f"({listed(DATASETS)}; data.root=PATH for your own folder), or method=average.",
+        "method=kd needs unlabelled images and no data set is given. Pass --images FOLDER, data=NAME "
+        f"({listed(DATASETS)}), or method=average.",
     ),
 ]
 

@@ -31,6 +31,23 @@ def test_the_fit_is_better_than_raw_logits_and_given_temperatures() -> None:
     assert (chosen.logits(logits).argmax(1) == target).float().mean() == right["fitted"]
 
 
+def test_a_fit_is_not_chosen_for_the_images_that_it_was_made_from() -> None:
+    """Raw logits of two equal heads are the best decision there is; a fit to 24 images often looks better on them."""
+    random = torch.Generator().manual_seed(3)
+    rejected = looks_better = 0
+    for _ in range(40):
+        label = torch.randint(0, 6, (24,), generator=random)
+        both = torch.randn(24, 6, generator=random)
+        both[torch.arange(24), label] += 3
+        logits = [both[:, :3], both[:, 3:]]
+        fit = fitted([own.double() for own in logits], label)
+        right = [int((own.logits(logits).argmax(1) == label).sum()) for own in (fit, plain(2))]
+        looks_better += right[0] > right[1]
+        rejected += best_decision(logits, label, []) != plain(2)
+    assert looks_better > 10
+    assert rejected <= 5
+
+
 def test_of_equally_good_decisions_the_simplest_is_taken() -> None:
     logits = [torch.tensor([[5.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [5.0, 0.0]])]
     assert best_decision(logits, torch.tensor([0, 2]), [2.0, 2.0]) == plain(2)

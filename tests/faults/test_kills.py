@@ -41,6 +41,8 @@ TRIO = ["merge", "+models=digits_mlp_trio", *DIGITS]
 MLP_ARCH = "model.arch={family:mlp,input_size:[1,8,8],widths:[16,16]}"
 CLASSES = "model.labels=['0','1','2','3','4']"
 
+REGULARISED = ["training.mixup=0.2", "training.cutmix=1.0", "training.randaugment=5", "training.ema=0.9"]
+REGULARISED += ["training.stochastic_depth=0.2", "training.patch_drop=0.5", "training.plain_share=0.3"]
 RUNS: dict[str, list[str]] = {
     "MLP, kd": [*MLP_PAIR, "method=kd", *SHORT],
     "MLP, fs_merge": [*MLP_PAIR, *FULL],
@@ -56,6 +58,7 @@ RUNS: dict[str, list[str]] = {
     "ViT, fs_merge_paper": [*VIT_PAIR, *PAPER],
     "ViT, fs_closed_form": [*VIT_PAIR, *CLOSED_FORM],
     "ViT, finetune": [*FINETUNE, "model.checkpoint=VITS/low", CLASSES],
+    "ViT, regularised, finetune": [*FINETUNE, "model.checkpoint=VITS/low", CLASSES, *REGULARISED],
 }
 IN_TEST = ("MLP, kd", "ViT, fs_merge")
 """Runs in `make test`; the others in `make test-slow`."""
@@ -123,7 +126,7 @@ def uninterrupted(arguments: Arguments, tmp_path_factory: pytest.TempPathFactory
 
 
 def points(run: str) -> Iterator[Kill]:
-    kind = run.partition(", ")[2]
+    kind = run.rpartition(", ")[2]
     for number, point in enumerate(CHAINS.get(kind, CHAINS["merge"])):
         name, moment = point if isinstance(point, tuple) else (point, 0)
         yield Kill(name, moment, SIGNALS[number % len(SIGNALS)])

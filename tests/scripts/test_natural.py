@@ -108,7 +108,8 @@ def test_a_source_is_trained_once_and_kept_in_float16(tmp_path: Path, monkeypatc
         out = Path(next(key for key in call if key.startswith("output.dir=")).removeprefix("output.dir="))
         out.mkdir(parents=True)
         own = {"mnist": {"top1": 0.9, "count": 7}}
-        found = {"rows": {"mnist": {"tasks": own}}, "cost": {"steps": 1000, "seconds": {"fit": 61.2}}}
+        cost = {"steps": 1000, "seconds": {"fit": 61.2}, "images_per_second": 9.0}
+        found = {"rows": {"mnist": {"tasks": own}}, "cost": cost}
         (out / "evaluation.json").write_text(json.dumps(found))
         return 0
 

@@ -14,6 +14,7 @@ from torch import nn
 from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.data.images.augment import augmentation, new_views
+from fsmerge_cli.training import classifier
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.regularization import (
     MovingAverage,
@@ -38,6 +39,7 @@ ALL: dict[str, Any] = {
     "patch_drop": 0.5,
     "plain_share": 0.3,
     "ema": 0.9,
+    "patience": None,
 }
 
 
@@ -160,6 +162,61 @@ def test_crop_flip_keeps_shape_and_range() -> None:
     ramp = torch.arange(8.0).expand(1, 3, 8, 8) / 8
     slopes = {bool(flip(ramp)[0, 0, 4, 5] > flip(ramp)[0, 0, 4, 3]) for _ in range(12)}
     assert slopes == {True, False}
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 0.1), (100, 0.01), (20, 0.05), (5, 0.0), (1, 0.3)])
+def test_a_warmup_of_one_step_is_none(steps: int, warmup: float) -> None:
+    network = nn.Linear(2, 2)
+    state = TrainingState(network, Schedule(steps, 4, 1.0, 0.0, 1.0, None, "cosine", warmup))  # type: ignore[arg-type]
+    assert 0 < state.rate <= 1
+
+
+def test_the_options_reach_the_training_until_its_plain_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixed targets, RandAugment, skipped branches and half of the patches; none of them in the last share."""
+    seen: list[tuple[torch.Size, bool, int]] = []
+    augmented: list[int] = []
+    gradients, augment = classifier._gradients, classifier.randaugmented
+
+    def watched(forward: Any, inputs: Any, targets: Any, state: Any, setup: Any) -> float:
+        blocks = state.student.backbone.blocks
+        patches: list[int] = []
+        with blocks[0].register_forward_hook(lambda module, given, output: patches.append(output.shape[1])):
+            loss = gradients(forward, inputs, targets, state, setup)
+        seen.append((targets.shape, blocks[-1].drop_path1.drop_prob == 0.3, patches[0]))
+        return loss
+
+    def counted(pixels: Any, magnitude: int, seed: int, step: int) -> Any:
+        augmented.append(magnitude)
+        return augment(pixels, magnitude, seed, step)
+
+    monkeypatch.setattr(classifier, "_gradients", watched)
+    monkeypatch.setattr(classifier, "randaugmented", counted)
+    training = {**ALL, "head_steps": 0, "steps": 10, "patience": None, "batch_size": 8}
+    small_finetune(arch=VIT, training=training, data={"images_per_task": 40})
+    assert seen == [(torch.Size([8, 5]), True, 3)] * 7 + [(torch.Size([8]), True, 5)] * 3
+    assert augmented == [5] * 7
+
+
+def test_patience_counts_from_the_plain_part_on() -> None:
+    training = {"head_steps": 0, "steps": 40, "lr": 1e-9, "patience": 1, "patch_drop": 0.5}
+    early = small_finetune(arch=VIT, training=training, data={"images_per_task": 100})
+    assert len(early.trace.loss) < 20
+    late = small_finetune(arch=VIT, training={**training, "plain_share": 0.5}, data={"images_per_task": 100})
+    assert 20 < len(late.trace.loss) < 40
+
+
+@pytest.mark.full
+def test_an_averaged_run_that_ends_early_is_resumed_to_the_byte(tmp_path: Path) -> None:
+    training = {"head_steps": 0, "steps": 40, "lr": 0.3, "patience": 2, "ema": 0.5}
+    options: dict[str, Any] = {"training": training, "data": {"images_per_task": 100}}
+    whole = small_finetune(output=tmp_path / "whole", **options)
+    ended = len(whole.trace.loss)
+    assert whole.trace.chosen_step < ended < 40
+    for count in (ended - 2, ended):
+        with pytest.raises(StopError):
+            small_finetune(output=tmp_path / f"{count}", checkpoint_every=1, progress=stop_after(count), **options)
+        small_finetune(output=tmp_path / f"{count}", resume=True, **options)
+        assert weight_bytes(tmp_path / "whole") == weight_bytes(tmp_path / f"{count}")
 
 
 @pytest.mark.full

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fsmerge_cli.common.seeding import derive, generator
+from fsmerge_cli.common.seeding import derive, generator, seeded
 from fsmerge_cli.data.images.strong import SHIFT, strong
 
 Augment = Literal["none", "shift", "crop_flip", "paper", "strong"]
@@ -58,9 +58,7 @@ def new_views(pixels: Tensor, augment: Augment, mixup: float, seed: int, step: i
     if augment != "none":
         height, width = pixels.shape[-2:]
         transform = augmentation(augment, (height, width))
-        devices = [pixels.device] if pixels.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derive(seed, "augment", step))
+        with seeded(derive(seed, "augment", step), pixels):
             size = len(pixels) if augment == "strong" else SHARED_BY
             pixels = torch.cat([transform(part) for part in torch.split(pixels, size)])
     if mixup:

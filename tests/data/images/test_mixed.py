@@ -105,9 +105,8 @@ def test_a_merge_says_what_mixed_images_cost_and_calls_none_of_them_auxiliary(tm
         other,
         how,
         REUSED,
-        "method=regmean fits every source to images of its own task, and it is not known which these are. On the "
-        "scanned digits that cost 3 to 6 points of accuracy, and 14 to 22 of joint accuracy (task not given). "
-        "Folders named after the tasks avoid it, and fs_closed_form or zipit",
+        "method=regmean fits every source to images of its own task, and it is not known which these are. That "
+        "costs accuracy, and more of the joint accuracy (task not given). Folders named after the tasks avoid it",
     ]
     first = summary.verdict(costly.evaluation())[0]
     assert " (mean over tasks) of 12 images that the merge used (optimistic); for the plain average" in first

@@ -153,8 +153,8 @@ OPTIONS = [
         two() + " method=kd",
         2,
         (
-            f"method=kd needs unlabelled images and no data set is given. Pass data=NAME ({DATA}; data.root=PATH "
-            "for your own folder), or method=average."
+            f"method=kd needs unlabelled images and no data set is given. Pass --images FOLDER, data=NAME "
+            f"({DATA}), or method=average."
         ),
     ),
     Case(
