@@ -32,7 +32,7 @@ def test_the_fit_is_better_than_raw_logits_and_given_temperatures() -> None:
 
 
 def test_a_fit_is_not_chosen_for_the_images_that_it_was_made_from() -> None:
-    """Raw logits of two equal heads are the best decision there is; a fit to 24 images often looks better on them."""
+    """Raw logits of two equal heads are best; a fit to 24 images often looks better on them."""
     random = torch.Generator().manual_seed(3)
     rejected = looks_better = 0
     for _ in range(40):
