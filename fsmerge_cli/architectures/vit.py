@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from fsmerge_cli.architectures.family import Family
 from fsmerge_cli.architectures.vit_classifier import classifier
 from fsmerge_cli.architectures.vit_module import (
+    LOADER_ARGUMENTS,
     arguments,
     eps_of,
     properties,
     reasons,
+    refuse_arguments,
     require_depth,
     resampled,
     set_eps,
@@ -32,13 +34,6 @@ from fsmerge_cli.common.errors import ConfigError, SourceError, first_line, unkn
 from fsmerge_cli.common.options import FORBID, Flag, NonNegativeFloat, Text
 from fsmerge_cli.common.options import build as build_options
 from fsmerge_cli.common.shown import shortened
-
-LOADER_ARGUMENTS = frozenset(
-    {"checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
-    | {"pretrained_custom_load"}
-    | {"scriptable", "exportable", "no_jit", "features_only", "feature_cfg", "pruned", "model_name"}
-)
-"""Arguments of timm's loader that are not architecture options; some of them would read files."""
 
 BASE = "vit_base_patch16_224"
 """The timm name that describes instances without a timm name of their own."""
@@ -100,10 +95,16 @@ def _meta(arch: ViTArch) -> Any:
     return _instance(arch.name, json.dumps(arch.args, sort_keys=True), arch.projection)
 
 
+def stated_options(options: Mapping[str, Any], where: str) -> ViTArch:
+    """Options from an entry, not yet tried with timm. Raises ConfigError for unknown keys and wrong values."""
+    refuse_arguments(options, [field.name for field in fields(ViTArch)], where)
+    return build_options(ViTArch, {"args": {}, **options}, where)
+
+
 def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> ViTArch:
     """Options from `{family: vit, name: ..., args: ...}`, or from a timm name and a checkpoint's config.json."""
     if architecture == "vit":
-        arch: ViTArch = build_options(ViTArch, {"args": {}, **options}, where)
+        arch = stated_options(options, where)
     else:
         eps = config.get("eps")
         own = eps if isinstance(eps, float) and 0 <= eps < 1 else None

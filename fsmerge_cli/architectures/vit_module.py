@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.errors import ConfigError, SourceError
 from fsmerge_cli.common.shown import brief
 
 MAX_DEPTH = 128
 """Most blocks: building a network takes seconds for every hundred, even without weights."""
+
+
+LOADER_ARGUMENTS = frozenset(
+    {"checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+    | {"pretrained_custom_load"}
+    | {"scriptable", "exportable", "no_jit", "features_only", "feature_cfg", "pruned", "model_name"}
+)
+"""Arguments of timm's loader that are not architecture options; some of them would read files."""
 
 
 def require_depth(args: Mapping[str, Any], where: str) -> None:
@@ -22,6 +31,18 @@ def require_depth(args: Mapping[str, Any], where: str) -> None:
         raise SourceError(
             f"{where}: depth should be a whole number from 1 to {MAX_DEPTH}, it is {brief(depth)}. Change "
             "arch.args, or model_args in config.json."
+        )
+
+
+def refuse_arguments(options: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raise ConfigError for an argument of timm's VisionTransformer beside the `known` keys, not in args."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    own = inspect.signature(VisionTransformer.__init__).parameters
+    if found := [key for key in options if key not in known and key in own]:
+        raise ConfigError(
+            f"{where}: {found[0]} is an argument of timm and belongs in args: "
+            f"args: {{{found[0]}: {brief(options[found[0]])}}}."
         )
 
 

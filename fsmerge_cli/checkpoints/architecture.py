@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from fsmerge_cli.architectures import SPECS, Family, resolve
+from fsmerge_cli.architectures.vit import BASE, stated_options
 from fsmerge_cli.common.errors import SourceError, unknown
 from fsmerge_cli.models.source_spec import SourceSpec
 
@@ -34,27 +36,41 @@ def hub_name(spec: SourceSpec) -> str | None:
     return name if isinstance(name, str) and "." in name else None
 
 
-def open_arguments(spec: SourceSpec) -> dict[str, Any] | None:
-    """Arguments of an entry without a name of an architecture ({family: vit, args: {num_heads: 6}}), else None.
+@dataclass(frozen=True)
+class OpenEntry:
+    """An entry without a name of an architecture ({family: vit, eps: 1e-5, args: {num_heads: 6}}).
 
-    The rest is read from the checkpoint.
+    args: timm's arguments. options: other options of the family (eps, projection). The rest is read from the
+    checkpoint.
     """
+
+    args: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+def open_entry(spec: SourceSpec, where: str) -> OpenEntry | None:
+    """The arch of an entry that leaves its name open, else None. Raises SourceError for an unknown key."""
     if spec.module is not None:
         return None
     if spec.arch is None:
-        return {}
+        return OpenEntry({}, {})
     if not isinstance(spec.arch, dict) or "name" in spec.arch or spec.arch.get("family") != "vit":
         return None
-    args = spec.arch.get("args", {})
-    return dict(args) if isinstance(args, Mapping) else None
+    given = {key: value for key, value in spec.arch.items() if key != "family"}
+    if not isinstance(given.get("args", {}), Mapping):
+        return None
+    arch = stated_options({**given, "name": BASE}, f"{where}: arch")
+    options = {key: getattr(arch, key) for key in given if key != "args"}
+    return OpenEntry(arch.args, {key: value for key, value in options.items() if value is not None})
 
 
 def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tuple[Family, Any]:
     """Family and options, from the entry or from the checkpoint's config.json, which must not contradict it."""
-    stated, given = config.get("architecture"), open_arguments(spec)
+    stated, given = config.get("architecture"), open_entry(spec, where)
     if (spec.arch is None or given is not None) and isinstance(stated, str):
-        args = {**(config.get("model_args") or {}), **(given or {})}
-        return resolve(stated, args, {**config, "model_args": args}, f"{where}: arch")
+        own = given or OpenEntry({}, {})
+        args = {**(config.get("model_args") or {}), **own.args}
+        return resolve(stated, args, {**config, **own.options, "model_args": args}, f"{where}: arch")
     if isinstance(spec.arch, str):
         _require_same(spec.arch.split(".")[0], stated, where)
         return resolve(spec.arch, {}, config, f"{where}: arch")

@@ -15,7 +15,13 @@ from torch.nn.parameter import is_lazy
 from fsmerge_cli.architectures import Family, resolve
 from fsmerge_cli.checkpoints.adapter import config_with, read_adapter
 from fsmerge_cli.checkpoints.adapter_merge import merge_adapter
-from fsmerge_cli.checkpoints.architecture import architecture, hub_name, infer_architecture, open_arguments
+from fsmerge_cli.checkpoints.architecture import (
+    OpenEntry,
+    architecture,
+    hub_name,
+    infer_architecture,
+    open_entry,
+)
 from fsmerge_cli.checkpoints.files import (
     hub_config,
     read_config,
@@ -188,10 +194,11 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     layout = recognise(stored, config, where)
     selection = spec.prefix, spec.ema, spec.head
     stated: Mapping[str, Any] = {}
-    given = open_arguments(spec)
+    given = open_entry(spec, where)
     if layout is not None:
         known = {"num_attention_heads": "num_heads", "image_size": "img_size"}
-        own_keys = {key: given[name] for key, name in known.items() if given and name in given}
+        own_keys = {key: given.args[name] for key, name in known.items() if given and name in given.args}
+        own_keys |= {"layer_norm_eps": given.options["eps"]} if given and "eps" in given.options else {}
         has_arch = spec.arch is not None and given is None
         read = translate(layout, stored, {**config, **own_keys}, where, spec.name, selection, has_arch)
         stated = read.config
@@ -227,16 +234,16 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
 
 
 def _shaped(
-    spec: SourceSpec, stored: Mapping[str, Tensor], given: Mapping[str, Any] | None, where: str
+    spec: SourceSpec, stored: Mapping[str, Tensor], given: OpenEntry | None, where: str
 ) -> Inferred | None:
     """The architecture that the shapes of a timm vision transformer show; None for others.
 
-    given: arguments of the entry; None: it names the architecture.
+    given: the arch of the entry; None: it names the architecture.
     """
     if given is None:
         return None
     own = strip(stored, ANCHOR, where, spec.prefix, spec.ema, spec.head)
-    return inferred(of_timm(own.tensors), given, where)
+    return inferred(of_timm(own.tensors), given.args, where, given.options)
 
 
 def _refuse_depth(spec: SourceSpec, config: Mapping[str, Any], count: int, where: str) -> None:

@@ -15,7 +15,8 @@ from fsmerge_cli.architectures.vit import BASE
 from fsmerge_cli.checkpoints.image_processor import HALF, timm_keys
 from fsmerge_cli.checkpoints.key_tables import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
-from fsmerge_cli.checkpoints.vit_shapes import SIZES, ask_heads
+from fsmerge_cli.checkpoints.vit_names import SIZES
+from fsmerge_cli.checkpoints.vit_shapes import ask_heads
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, shown
 

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
-from fsmerge_cli.architectures.vit import BASE, VIT, ViTArch
+from fsmerge_cli.checkpoints.vit_names import SIZES, head_count, matching_names, nearest_name
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import few
 
 ANCHOR = "patch_embed.proj.weight"
 """The tensor by which a vision transformer of timm is recognised."""
-
-SIZES = {
-    (192, 12): ("tiny", 3),
-    (384, 12): ("small", 6),
-    (512, 12): ("medium", 8),
-    (640, 12): ("betwixt", 10),
-    (768, 12): ("base", 12),
-    (1024, 24): ("large", 16),
-    (1152, 27): ("so400m", 16),
-    (1280, 32): ("huge", 16),
-    (1408, 40): ("giant", 16),
-    (1536, 40): ("giant", 24),
-    (1664, 48): ("gigantic", 16),
-}
-"""(width, depth) of the published models -> their size in timm's names, and their usual number of heads."""
-
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -44,38 +26,61 @@ class Inferred:
     note: str
 
 
-def inferred(tensors: Mapping[str, Tensor], given: Mapping[str, Any], where: str) -> Inferred | None:
+def inferred(
+    tensors: Mapping[str, Tensor], given: Mapping[str, Any], where: str, options: Mapping[str, Any] | None = None
+) -> Inferred | None:
     """The architecture of tensors under timm's names; None if they are no vision transformer.
 
-    given: arguments that the user states, which are kept (num_heads, img_size, ...). Raises SourceError for what
-    the shapes leave open, with the possible values and an entry to paste.
+    given: arguments that the user states, which are kept (num_heads, img_size, ...). options: other options of a
+    `ViTArch` that the user states (eps, projection). Raises SourceError for what the shapes leave open, with the
+    possible values and an entry to paste.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     patches, qkv = shapes.get(ANCHOR, ()), shapes.get("blocks.0.attn.qkv.weight", ())
     if len(patches) != 4 or len(qkv) != 2 or not all(patches) or "blocks.0.mlp.fc2.weight" not in shapes:
         return None
     args = {**_arguments(shapes, given, where), **given}
-    names = _names(args, tuple(sorted(shapes.items())))
+    names = matching_names(args, tuple(sorted(shapes.items())))
     if args["pre_norm"]:
         _refuse_activation(names, where)
-    heads = {_heads(name) for name in names} if "num_heads" not in given else set()
+    heads = {head_count(name) for name in names} if "num_heads" not in given else set()
     width, depth = args["embed_dim"], args["depth"]
     facts = f"{depth} blocks of width {width}, {_by(args['patch_size'])} patches, {_by(args['img_size'])} pixels"
+    pooling, own = _pooling(args, given), dict(options or {})
     if names and len(heads) < 2:
         count = f", {heads.pop()} attention heads as in that model" if heads else ""
         keep = {key: args[key] for key in ("img_size", "patch_size", "in_chans")} | dict(given)
-        return Inferred({"name": names[0], "args": keep}, f"timm's {names[0]} ({facts}{count})")
+        found = {"name": names[0], "args": keep, **own}
+        return Inferred(found, f"timm's {names[0]} ({facts}{count}, {pooling})")
     if any(name.startswith("blocks.0.mlp.fc1_g.") for name in shapes) or _packed(shapes):
         raise SourceError(
             f"{where} is a vision transformer with a gated MLP, whose activation is not in its tensors, and none "
             "of timm's models has its shapes. Pass models.sources.N.arch=..., the timm name of the model that was "
             "trained."
         )
+    if args["scale_attn_norm"] and args["scale_mlp_norm"] and "eps" not in own:
+        raise SourceError(
+            f"{where} is a vision transformer with norms inside attention and MLP, as BEiT-3 has them, but none "
+            "of timm's BEiT-3 models has its shapes, and the eps of its norms is not in its tensors. Pass it "
+            "(BEiT-3: 1e-5, timm's usual one: 1e-6), for example: 'models.sources.N.arch={family: vit, eps: 1e-5}'"
+        )
     how = ""
     if "num_heads" not in args:
         args["num_heads"], how = _head_count(shapes, args, heads, where)
     kept = {key: value for key, value in args.items() if value != DEFAULTS.get(key, ())}
-    return Inferred({"name": _near(width, depth), "args": kept}, f"a vision transformer of timm ({facts}{how})")
+    found = {"name": nearest_name(width, depth), "args": kept, **own}
+    return Inferred(found, f"a vision transformer of timm ({facts}{how}, {pooling})")
+
+
+def _pooling(args: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """What the features are, and what else the same tensors allow."""
+    if args["global_pool"] != "token" or "global_pool" in given:
+        kind = {"token": "the class token", "avg": "the mean of the patches", "map": "attention pooling"}
+        return f"{kind.get(args['global_pool'], args['global_pool'])} as features"
+    return (
+        "the class token as features; the mean of the patches has the same tensors, with "
+        "arch={family: vit, args: {global_pool: avg, fc_norm: false}}"
+    )
 
 
 DEFAULTS = {
@@ -208,83 +213,6 @@ def _refuse_activation(names: Sequence[str], where: str) -> None:
         f"{where} is a CLIP vision tower, whose activation (GELU or quick-GELU) is not in its tensors. Pass "
         f"{advice}, the timm name of the model that was trained."
     )
-
-
-@lru_cache(maxsize=16)
-def _matching(names: tuple[str, ...], args: tuple[tuple[str, Any], ...], shapes: Shapes) -> tuple[str, ...]:
-    """Those of timm's models that have these tensors, apart from the classifier and all blocks but one."""
-    found = []
-    wanted = {name: shape for name, shape in shapes if not re.match(r"head\.|blocks\.(?!0\.)", name)}
-    for name in names:
-        own = {key: list(value) if isinstance(value, tuple) else value for key, value in args}
-        arch = ViTArch(name, {**own, "depth": 1})
-        try:
-            model = VIT.skeleton(arch)
-        except Exception:  # timm passes all arguments on, so that errors of any type are raised
-            continue
-        built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        if built == wanted:
-            found.append(name)
-            if name == names[0]:  # the plain model of this size
-                break
-    return tuple(found)
-
-
-def _names(args: Mapping[str, Any], shapes: Shapes) -> tuple[str, ...]:
-    """Timm's models of this size and with these tensors, the closest name first."""
-    size = SIZES.get((args["embed_dim"], args["depth"]))
-    if size is None:
-        return ()
-    own = {key: args[key] for key in ("img_size", "patch_size", "in_chans")}
-    frozen = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in own.items())
-    return _matching(tuple(_candidates(size[0], args)), frozen, shapes)
-
-
-def _candidates(size: str, args: Mapping[str, Any]) -> Iterator[str]:
-    """Names of the same size and kind, one for all sizes of images, those of the same patch first."""
-    from timm.models import is_model, list_models
-
-    patch, image = args["patch_size"], args["img_size"]
-    plain = f"vit_{size}_patch{patch}_{image}"
-    if is_model(plain):
-        yield plain
-    sizes = [size, "giantopt"] if size == "giant" else [size]
-    found = [name for own in sizes for name in list_models(f"vit_{own}_patch*", module="vision_transformer")]
-    names = [name for name in found if not re.search(r"_\d+x\d+_", name)]  # of another depth
-    alike = [name for name in sorted(names, key=lambda n: (len(n), n)) if name != plain and _is_kind(name, args)]
-    same_patch = [name for name in alike if f"_patch{patch}_" in name]
-    seen = {re.sub(r"_\d+$", "", plain)} if is_model(plain) else set()
-    best = sorted(same_patch or alike, key=lambda name: not name.endswith(f"_{image}"))
-    for name in best:
-        kind = re.sub(r"_\d+$", "", name)
-        if kind not in seen:
-            seen.add(kind)
-            yield name
-
-
-def _is_kind(name: str, args: Mapping[str, Any]) -> bool:
-    """Whether the parts of a name agree with what the tensors show."""
-    registers = re.search(r"_reg(\d+)", name)
-    pooled = any(part in name for part in ("_gap", "siglip", "aimv2"))
-    clip = "clip" in name
-    return (
-        (int(registers[1]) if registers else 0) == args["reg_tokens"]
-        and clip == args["pre_norm"]
-        and not (pooled and args["class_token"])
-    )
-
-
-def _near(width: int, depth: int) -> str:
-    """A name of timm for options of this width and depth."""
-    from timm.models import is_model
-
-    size = SIZES.get((width, depth))
-    name = f"vit_{size[0]}_patch16_224" if size else BASE
-    return name if is_model(name) else BASE
-
-
-def _heads(name: str) -> int:
-    return int(VIT.heads(ViTArch(name, {})) or 0)
 
 
 def _by(value: Any) -> str:

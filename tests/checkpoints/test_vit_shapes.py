@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from fsmerge_cli.architectures.vit import VIT
+from fsmerge_cli.architectures.vit_module import eps_of, set_eps
 from fsmerge_cli.checkpoints.headers import read_headers
 from fsmerge_cli.checkpoints.load import load
-from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.checkpoints.vit_shapes import inferred
+from fsmerge_cli.common.errors import ConfigError, SourceError
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 
@@ -72,7 +75,7 @@ def refused(path: Path, **entry: Any) -> str:
         {"global_pool": "avg"},
         {"in_chans": 1},
         {"patch_size": [8, 4], "img_size": [32, 16]},
-        {"scale_mlp_norm": True, "scale_attn_norm": True},
+        {"scale_mlp_norm": True},
     ],
 )
 def test_every_option_is_read_from_the_tensors(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -106,8 +109,8 @@ def test_the_models_of_timm_are_known_by_their_shapes(tmp_path: Path, name: str,
     found = [note for note in source.notes if not note.startswith("'a': the head")]
     assert found == [
         f"'a': its architecture is read from its tensors: timm's {source.arch.name} (12 blocks of width {width}, "
-        f"{patch} x {patch} patches, 64 x 64 pixels, {heads} attention heads as in that model); if that is wrong, "
-        "pass models.sources.N.arch=...",
+        f"{patch} x {patch} patches, 64 x 64 pixels, {heads} attention heads as in that model, {CLASS_TOKEN}); "
+        "if that is wrong, pass models.sources.N.arch=...",
         "'a': its files do not state mean and std, so mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] (timm's for "
         f"{source.arch.name}) are assumed, for pixels in 0..1; if it was trained with other values, pass "
         "models.sources.N.mean=[...] and models.sources.N.std=[...]",
@@ -117,6 +120,75 @@ def test_the_models_of_timm_are_known_by_their_shapes(tmp_path: Path, name: str,
         assert torch.allclose(logits(source, images), model((images - 0.5) / 0.5), atol=1e-3)
 
 
+def note(source: Source) -> str:
+    return next(note for note in source.notes if "read from its tensors" in note)
+
+
+def test_the_mean_of_the_patches_has_the_tensors_of_the_class_token_and_is_named(tmp_path: Path) -> None:
+    model = written(tmp_path / "a.safetensors", **SMALL, global_pool="avg", fc_norm=False)
+    source = read(tmp_path / "a.safetensors", arch=HEADS)
+    assert f", 32 x 32 pixels, {CLASS_TOKEN})" in note(source)
+    assert not same(source, model)
+    pooled = {"family": "vit", "args": {"num_heads": 3, "global_pool": "avg", "fc_norm": False}}
+    source = read(tmp_path / "a.safetensors", arch=pooled)
+    assert ", 32 x 32 pixels, the mean of the patches as features)" in note(source)
+    assert same(source, model)
+
+
+@pytest.mark.parametrize("options", [{"eps": 1e-2}, {"eps": 1e-2, "projection": False}])
+def test_an_eps_without_a_name_is_used(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = set_eps(written(tmp_path / "a.safetensors", **SMALL), 1e-2)
+    source = read(tmp_path / "a.safetensors", arch={**HEADS, **options})
+    assert source.arch.eps == 1e-2
+    assert same(source, model)
+    assert not same(read(tmp_path / "a.safetensors", arch=HEADS), model)
+    torch.save(model.state_dict(), tmp_path / "model.bin")
+    config = {"architecture": "vit_base_patch16_224", "model_args": {**SMALL, "num_heads": 6}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "a.safetensors").unlink()
+    assert same(read(tmp_path, arch={**HEADS, **options}), model)  # a config.json that states the name
+
+
+@pytest.mark.parametrize("name", [{}, {"name": "vit_base_patch16_224"}])
+def test_other_keys_without_a_name_are_refused(tmp_path: Path, name: dict[str, str]) -> None:
+    written(tmp_path / "a.safetensors", **SMALL)
+    messages = {}
+    for key, value in {"num_heads": 3, "esp": 1e-5, "eps": "small"}.items():
+        with pytest.raises(ConfigError) as error:
+            read(tmp_path / "a.safetensors", arch={"family": "vit", **name, key: value})
+        messages[key] = str(error.value).replace(f"source 'a': {tmp_path / 'a.safetensors'}", "FILE")
+    assert messages == {
+        "num_heads": "FILE: arch: num_heads is an argument of timm and belongs in args: args: {num_heads: 3}.",
+        "esp": "unknown key in FILE: arch 'esp'. Did you mean 'eps'? Available: args, eps, name, projection.",
+        "eps": "FILE: arch.eps: should be a valid number, got 'small'.",
+    }
+
+
+def test_beit_3_has_an_eps_of_its_own(tmp_path: Path) -> None:
+    """Its published models are known by their shapes, and the eps of other ones is asked for."""
+    for name in ("beit3_base_patch16_224", "beit3_giant_patch14_336"):
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=3)
+        found = inferred(model.state_dict(), {}, "here")
+        assert found is not None
+        assert found.options["name"] in (name, name.replace("336", "224"))
+        assert found.options["args"]["img_size"] == model.patch_embed.img_size[0]
+        arch = VIT.parse("vit", found.options, {}, "here")
+        assert eps_of(VIT.skeleton(arch)) == eps_of(model) == 1e-5
+    model = written(tmp_path / "a.safetensors", "beit3_base_patch16_224", **SMALL)
+    assert refused(tmp_path / "a.safetensors", arch=HEADS) == EPS
+    assert same(read(tmp_path / "a.safetensors", arch={**HEADS, "eps": 1e-5}), model)
+
+
+CLASS_TOKEN = (
+    "the class token as features; the mean of the patches has the same tensors, with "
+    "arch={family: vit, args: {global_pool: avg, fc_norm: false}}"
+)
+EPS = (
+    "source 'a': FILE is a vision transformer with norms inside attention and MLP, as BEiT-3 has them, but none "
+    "of timm's BEiT-3 models has its shapes, and the eps of its norms is not in its tensors. Pass it (BEiT-3: "
+    "1e-5, timm's usual one: 1e-6), for example: 'models.sources.N.arch={family: vit, eps: 1e-5}'"
+)
 ASKED = (
     "source 'a': FILE is a vision transformer of width 48, whose number of attention heads is not in its "
     "tensors: 1, 2, 3, 4, 6, 8, 12, 16, 24, 48 are possible. Pass the one that it was trained with, for example "
