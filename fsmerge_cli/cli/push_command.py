@@ -14,9 +14,10 @@ HELP = """usage: fsmerge push RUN USER/NAME [--private] [--dry-run] [--quiet]
 Uploads a finished run of `fsmerge merge` to the Hugging Face hub, in one commit: the model card,
 the whole model in the root (timm: hf-hub:USER/NAME; transformers: pipeline(model="USER/NAME")),
 classifier/, merged/, config.yaml, evaluation.json and report.html. It needs a token
-(hf auth login). A repository whose card fsmerge did not write is not touched.
+(hf auth login). report.html contains test images with their predictions, which become public
+with the repository. A repository with files and without a card of fsmerge is not touched.
 
-  --private     create a private repository
+  --private     create a private repository; an existing public one is refused
   --dry-run     list the files and their sizes; nothing is sent
   -q, --quiet   print only errors
 
@@ -43,17 +44,20 @@ def run(arguments: list[str]) -> int:
     from rich.text import Text
 
     from fsmerge_cli.reporting import terminal
-    from fsmerge_cli.runs.push import push, repository_files, require_name, sizes
+    from fsmerge_cli.runs.push import REPORT, push, repository_files, require_name, sizes
 
     console = terminal.console(quiet=options.quiet)
     require_name(options.name)
     if options.dry_run:
-        found = sizes(repository_files(options.run))
+        files = repository_files(options.run)
+        found = sizes(files)
         for path, size in found:
             console.print(Text(f"{size / 1e6:>10,.2f} MB  {shown(path)}"), soft_wrap=True)
         total = sum(size for _, size in found)
         text = f"{total / 1e6:>10,.2f} MB  {len(found)} files would be sent to {options.name}; nothing was sent"
         console.print(Text(text), soft_wrap=True)
+        if REPORT in files and b"data:image/" in files[REPORT].read_bytes():
+            console.print(Text(f"{REPORT} contains test images. Look at it before they become public."))
         return 0
     console.print(Text(push(options.run, options.name, private=options.private)), soft_wrap=True)
     return 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, OutputError, first_line
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.shown import few, shown
 from fsmerge_cli.reporting.model_card import WRITTEN_BY_US
 
 CARD = "README.md"
@@ -18,7 +18,13 @@ NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """user/name, or organisation/name."""
 
 FOLDERS = ("classifier", "merged")
-FILES = ("config.yaml", FINISHED, "report.html")
+REPORT = "report.html"
+FILES = ("config.yaml", FINISHED, REPORT)
+MODEL_FILES = ("config.json", "model.safetensors", "heads.safetensors")
+"""What a run writes into its FOLDERS, beside the card."""
+
+EMPTY = (".gitattributes",)
+"""What the hub writes into a new repository."""
 
 
 def repository_files(run: Path) -> dict[str, Path]:
@@ -51,19 +57,31 @@ def require_name(name: str) -> None:
 def push(run: Path, name: str, *, private: bool = False, api: Any = None) -> str:
     """Upload a finished run in one commit; the address of the repository.
 
-    A repository is created where there is none. One whose card fsmerge did not write is not touched. api: an
-    `HfApi` (None: one with the user's own token). Raises OutputError and ConfigError.
+    A repository is created where there is none. One with files and without a card that fsmerge wrote is not
+    touched, and neither is a public one with `private`. Files of an earlier run that this one does not have are
+    removed. api: an `HfApi` (None: one with the user's own token). Raises OutputError and ConfigError.
     """
     require_name(name)
     files = repository_files(run)
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     hub = api or HfApi(library_name="fsmerge")
     try:
         url = hub.create_repo(name, private=private, exist_ok=True)
-        _require_own_card(hub, name)
-        operations = [CommitOperationAdd(path, str(file)) for path, file in files.items()]
+        if private and not hub.repo_info(name).private:
+            raise OutputError(
+                f"{name} exists and is public, and nothing was uploaded. Make it private in its settings on the "
+                "hub, choose another name, or leave out --private."
+            )
+        present = hub.list_repo_files(name)
+        _require_own(hub, name, present)
+        ours = {f"{folder}/{file}" for folder in FOLDERS for file in MODEL_FILES}
+        stale = sorted(ours.intersection(present) - files.keys())
+        operations: list[CommitOperationAdd | CommitOperationDelete | CommitOperationCopy] = [
+            *(CommitOperationAdd(path, str(file)) for path, file in files.items()),
+            *(CommitOperationDelete(path) for path in stale),
+        ]
         hub.create_commit(name, operations, commit_message="Merged model, by fsmerge")
     except LocalTokenNotFoundError:
         raise ConfigError("no token of the Hugging Face hub. Log in with: hf auth login") from None
@@ -73,15 +91,20 @@ def push(run: Path, name: str, *, private: bool = False, api: Any = None) -> str
     return str(url)
 
 
-def _require_own_card(hub: Any, name: str) -> None:
-    if not hub.file_exists(name, CARD):
+def _require_own(hub: Any, name: str, present: Sequence[str]) -> None:
+    """Raise OutputError for a repository with files of somebody else."""
+    if CARD in present:
+        text = Path(hub.hf_hub_download(name, CARD)).read_text(encoding="utf-8", errors="replace")
+        if WRITTEN_BY_US in text:
+            return
+        found = f"a {CARD} that fsmerge did not write"
+    elif own := sorted(path for path in present if path not in EMPTY):
+        found = f"files that fsmerge did not write ({few(own)})"
+    else:
         return
-    text = Path(hub.hf_hub_download(name, CARD)).read_text(encoding="utf-8", errors="replace")
-    if WRITTEN_BY_US not in text:
-        raise OutputError(
-            f"{name} has a {CARD} that fsmerge did not write, and nothing was uploaded. Choose another name, or "
-            f"remove that file there first."
-        )
+    raise OutputError(
+        f"{name} has {found}, and nothing was uploaded. Choose another name, or empty that repository first."
+    )
 
 
 def sizes(files: Mapping[str, Path]) -> list[tuple[str, int]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import CommitOperationDelete
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from fsmerge_cli.cli import main
@@ -18,16 +20,23 @@ class FakeHub:
     """The calls of `HfApi` that are made, on repositories in a folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.calls = root, list[str]()
+        self.root, self.calls, self.private = root, list[str](), dict[str, bool]()
 
     def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
         assert exist_ok
         self.calls.append(f"create_repo {name} private={private}")
-        (self.root / name).mkdir(parents=True, exist_ok=True)
+        if not (self.root / name).is_dir():
+            (self.root / name).mkdir(parents=True)
+            (self.root / name / ".gitattributes").touch()
+            self.private[name] = private
         return f"https://hub.example/{name}"
 
-    def file_exists(self, name: str, path: str) -> bool:
-        return (self.root / name / path).is_file()
+    def repo_info(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.private.get(name, False))
+
+    def list_repo_files(self, name: str) -> list[str]:
+        folder = self.root / name
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
     def hf_hub_download(self, name: str, path: str) -> str:
         return str(self.root / name / path)
@@ -36,6 +45,9 @@ class FakeHub:
         self.calls.append(f"create_commit {commit_message}")
         for operation in operations:
             target = self.root / name / operation.path_in_repo
+            if isinstance(operation, CommitOperationDelete):
+                target.unlink()
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(Path(operation.path_or_fileobj).read_bytes())
 
@@ -47,20 +59,67 @@ def test_a_run_is_uploaded_in_one_commit_and_again(digits_run: Path, tmp_path: P
     assert hub.calls == ["create_repo jane/digits private=True", "create_commit Merged model, by fsmerge"] * 2
     folder = tmp_path / "jane/digits"
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
-        *("README.md", "config.json", "model.safetensors", "config.yaml", "evaluation.json", "report.html"),
+        *(
+            ".gitattributes",
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "config.yaml",
+            "evaluation.json",
+            "report.html",
+        ),
         *("merged/config.json", "merged/model.safetensors", "merged/heads.safetensors"),
     }
     assert (folder / "README.md").read_bytes() == (digits_run / "merged/README.md").read_bytes()
 
 
-def test_a_card_of_somebody_else_is_not_replaced(digits_run: Path, tmp_path: Path) -> None:
-    hub, card = FakeHub(tmp_path), tmp_path / "jane/digits/README.md"
-    card.parent.mkdir(parents=True)
-    card.write_text("# My own words")
-    with pytest.raises(OutputError, match=r"has a README.md that fsmerge did not write, and nothing was uploaded"):
+OTHERS = "jane/digits has {}, and nothing was uploaded. Choose another name, or empty that repository first."
+
+
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [
+        ("README.md", "a README.md that fsmerge did not write"),
+        ("config.json", "files that fsmerge did not write (config.json)"),
+        ("merged/model.safetensors", "files that fsmerge did not write (merged/model.safetensors)"),
+    ],
+)
+def test_files_of_somebody_else_are_not_replaced(digits_run: Path, tmp_path: Path, file: str, found: str) -> None:
+    hub, own = FakeHub(tmp_path), tmp_path / "jane/digits" / file
+    own.parent.mkdir(parents=True)
+    own.write_text("# My own words")
+    with pytest.raises(OutputError) as error:
         push(digits_run, "jane/digits", api=hub)
-    assert card.read_text() == "# My own words"
-    assert len(list(card.parent.iterdir())) == 1
+    assert str(error.value) == OTHERS.format(found)
+    assert own.read_text() == "# My own words"
+    assert hub.list_repo_files("jane/digits") == [file]
+
+
+def test_files_of_an_earlier_run_are_removed_and_others_stay(digits_run: Path, tmp_path: Path) -> None:
+    hub, folder = FakeHub(tmp_path), tmp_path / "jane/digits"
+    push(digits_run, "jane/digits", api=hub)
+    before = set(hub.list_repo_files("jane/digits"))
+    (folder / "classifier").mkdir()
+    for name in ("config.json", "model.safetensors", "my-notes.md"):
+        (folder / "classifier" / name).write_text("of a run with a classifier")
+    push(digits_run, "jane/digits", api=hub)
+    assert set(hub.list_repo_files("jane/digits")) == before | {"classifier/my-notes.md"}
+    assert hub.calls.count("create_commit Merged model, by fsmerge") == 2
+
+
+def test_private_is_not_uploaded_to_a_public_repository(digits_run: Path, tmp_path: Path) -> None:
+    hub = FakeHub(tmp_path)
+    hub.create_repo("jane/digits", private=False, exist_ok=True)
+    with pytest.raises(OutputError) as error:
+        push(digits_run, "jane/digits", private=True, api=hub)
+    assert str(error.value) == (
+        "jane/digits exists and is public, and nothing was uploaded. Make it private in its settings on the hub, "
+        "choose another name, or leave out --private."
+    )
+    assert hub.list_repo_files("jane/digits") == [".gitattributes"]
+    push(digits_run, "jane/digits", api=hub)
+    hub.private["jane/digits"] = True
+    push(digits_run, "jane/digits", private=True, api=hub)
 
 
 def test_a_dry_run_lists_every_file_and_sends_nothing(
@@ -68,10 +127,11 @@ def test_a_dry_run_lists_every_file_and_sends_nothing(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi", None)
     assert main(["push", str(digits_run), "jane/digits", "--dry-run"]) == 0
-    *lines, total = capsys.readouterr().out.splitlines()
+    *lines, total, images = capsys.readouterr().out.splitlines()
     files = repository_files(digits_run)
     assert [re.split(r" MB +", line)[1] for line in lines] == list(files)
     assert total.endswith(f"MB  {len(files)} files would be sent to jane/digits; nothing was sent")
+    assert images == "report.html contains test images. Look at it before they become public."
 
 
 def test_wrong_names_folders_and_a_missing_token_are_refused(digits_run: Path, tmp_path: Path) -> None:
