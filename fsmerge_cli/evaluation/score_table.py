@@ -20,19 +20,12 @@ from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.held_back import Measured
 from fsmerge_cli.evaluation.certificates import IMAGES, EvaluatedBatch
 from fsmerge_cli.evaluation.class_results import class_results, joint_confusion
+from fsmerge_cli.evaluation.forward import Forward, Outputs, TestSet, ensemble_forward, merged_forward
 from fsmerge_cli.evaluation.joint import Decision, best_decision, expected_labels
 from fsmerge_cli.evaluation.metrics import matched_temperatures, temperatures
 from fsmerge_cli.evaluation.plausibility import implausible
 from fsmerge_cli.evaluation.predictions import Example, Heads, agreement, examples, predictions_by_task
-from fsmerge_cli.evaluation.scoring import (
-    Forward,
-    Outputs,
-    Score,
-    TestSet,
-    ensemble_forward,
-    merged_forward,
-    score,
-)
+from fsmerge_cli.evaluation.scoring import Score, score
 from fsmerge_cli.evaluation.similarity import Layers, similarities
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.average import Average
@@ -85,9 +78,10 @@ def evaluate(
     others = {"average": solution if plain else Average().fit(problem), **(extra_rows or {})}
     for name, other in others.items():
         if other is not solution:
-            rows[name], _ = scorer.row(name, forward_of(problem, other, backbone_of(problem, other)), reference)
+            forward = forward_of(problem, other, backbone_of(problem, other), name == "average")
+            rows[name], _ = scorer.row(name, forward, reference)
     backbone = backbone_of(problem, solution)
-    merged, outputs = scorer.row("merged", forward_of(problem, solution, backbone), reference)
+    merged, outputs = scorer.row("merged", forward_of(problem, solution, backbone, plain), reference)
     rows |= {name: rows.get(name, merged) for name in (*others, "merged")}
     given = outputs.logits, reference.logits, scorer.truth, scorer.heads
     shown = examples(sets, *given, problem.seed)
@@ -149,7 +143,7 @@ class Scorer:
         progress: Progress,
     ) -> Scorer:
         """A scorer of tasks with their heads and test images, both in the same order."""
-        tests = TestSet(tuple(heads), tuple(sets), hardware.workers, hardware.eval_batch)
+        tests = TestSet(tuple(heads), tuple(sets), hardware, device, progress)
         # Classes without label names differ from those of every other head, even if their indices are equal.
         labels = [
             head.labels if head.named else tuple(f"{name} {label}" for label in head.labels)
@@ -189,7 +183,7 @@ class Scorer:
         return [warning for warning in found if warning]
 
     def _outputs(self, name: str, forward: Forward) -> Outputs:
-        found = self.tests.predict(forward, self.device, self.progress, name)
+        found = self.tests.predict(forward, name)
         needed = self._has_joint or name in ("sources", "merged")  # the written model has a joint decision
         return replace(found, calibrating=self._calibrating(forward) if needed else ())
 
@@ -266,13 +260,15 @@ def backbone_of(problem: Problem, solution: Solution) -> nn.Module:
     return backbone.eval()
 
 
-def forward_of(problem: Problem, solution: Solution, backbone: nn.Module) -> Forward:
-    """The merged model with its projectors and heads."""
+def forward_of(problem: Problem, solution: Solution, backbone: nn.Module, reused: bool = False) -> Forward:
+    """The merged model with its projectors and heads. reused: other runs evaluate the same model."""
     pairs = zip(problem.sources, solution.projectors)
     heads = [
         rounded_head(fold_head(s.head.to(problem.device), U), solution.dtype) if s.head else None for s, U in pairs
     ]
-    return merged_forward(backbone, solution.projectors, heads)
+    plan = problem.plan
+    network = (plan.family, plan.arch, solution.weights) if reused else None
+    return merged_forward(backbone, solution.projectors, heads, network)
 
 
 def _evaluated_batch(sets: Sequence[ImageSet | None], outputs: Outputs) -> EvaluatedBatch:

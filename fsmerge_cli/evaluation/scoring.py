@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from fsmerge_cli.common.progress import Event, Progress
-from fsmerge_cli.data.base import ImageSet
-from fsmerge_cli.data.reading import read
-from fsmerge_cli.data.transfer import fits
+from fsmerge_cli.evaluation.forward import Outputs
 from fsmerge_cli.evaluation.joint import Decision
 from fsmerge_cli.evaluation.metrics import FeatureSimilarity, calibration_error, interval, top
 from fsmerge_cli.evaluation.predictions import ChosenTasks, chosen_tasks
-from fsmerge_cli.models.head import Head
-from fsmerge_cli.models.source import Source
-from fsmerge_cli.training.teachers import network
-
-Forward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
-"""Image batch -> estimated features of every source, and logits of every head."""
 
 
 @dataclass(frozen=True)
@@ -79,90 +69,6 @@ class Score:
     def mean(self) -> float | None:
         """Mean top-1 accuracy over tasks; None without labels."""
         return sum(t.top1 for t in self.tasks.values()) / len(self.tasks) if self.tasks else None
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Outputs of one model for all test images: logits per head [n, classes], features per source [n, d_i].
-
-    calibrating: logits per head on the images that temperatures are fitted on, [m, classes]; empty without them.
-    """
-
-    logits: list[Tensor]
-    features: list[Tensor]
-    calibrating: Sequence[Tensor] = ()
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """The test images of all tasks, one set per task (None: no images), concatenated in task order."""
-
-    __test__ = False  # not a test class
-
-    tasks: tuple[str, ...]
-    sets: tuple[ImageSet | None, ...]
-    workers: int
-    batch: int
-
-    def predict(self, forward: Forward, device: torch.device, progress: Progress, what: str) -> Outputs:
-        """Run a model over every task's test images."""
-        logits: list[list[Tensor]] = []
-        features: list[list[Tensor]] = []
-        total = sum(len(s) for s in self.sets if s)
-        done = 0
-        gpu = device.type == "cuda"
-        with torch.inference_mode():
-            for own in filter(None, self.sets):
-                for pixels, _ in read(own, range(len(own)), self.batch, self.workers, pinned=gpu):
-                    estimates, outputs = forward(pixels.to(device, non_blocking=gpu))
-                    features.append([f.float().cpu() for f in estimates])
-                    logits.append([a.float().cpu() for a in outputs])
-                    done += len(pixels)
-                    progress(Event(f"evaluate {what}", done, total, images=1))
-        return Outputs(*([torch.cat(parts) for parts in zip(*rows)] for rows in (logits, features)))
-
-    def truth(self) -> tuple[Tensor, Tensor]:
-        """Task index [n] and class index [n] of every test image."""
-        task = [torch.full((len(s),), i) for i, s in enumerate(self.sets) if s]
-        classes = [s.classes or [s.read(j)[1] for j in range(len(s))] for s in self.sets if s]
-        label = [torch.tensor(own, dtype=torch.long) for own in classes]
-        empty = torch.empty(0, dtype=torch.long)
-        return torch.cat([empty, *task]), torch.cat([empty, *label])
-
-
-def merged_forward(
-    backbone: Callable[[Tensor], Tensor], projectors: Sequence[Tensor], heads: Sequence[Head | None]
-) -> Forward:
-    """One backbone with a projector (U_out) and a folded head per task."""
-
-    def forward(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        z = backbone(pixels)
-        return [z @ U.T for U in projectors], [head(z) for head in heads if head]
-
-    return forward
-
-
-def ensemble_forward(sources: Sequence[Source], device: torch.device) -> Forward:
-    """All sources side by side: the reference of a merged model.
-
-    If they take too much of the GPU's memory (see `data.transfer.fits`), each one is moved there for its forward
-    pass only.
-    """
-    size = sum(t.nbytes for s in sources for t in s.weights.values())
-    networks = [network(source, device if fits(size, device) else "cpu") for source in sources]
-    heads = [s.head.to(device) if s.head else None for s in sources]
-
-    def run(module: nn.Module, pixels: Tensor) -> Tensor:
-        features: Tensor = functional_call(
-            module, {n: t.to(device) for n, t in module.state_dict().items()}, pixels
-        )
-        return features
-
-    def forward(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        features = [run(module, pixels) for module in networks]
-        return features, [head(f) for head, f in zip(heads, features) if head]
-
-    return forward
 
 
 def score(

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fsmerge_cli.evaluation.forward import Forward, ensemble_forward
 from fsmerge_cli.evaluation.score_table import backbone_of, forward_of
-from fsmerge_cli.evaluation.scoring import Forward, ensemble_forward
 from fsmerge_cli.methods import Problem, Solution
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.supernet.fold import fold_head

@@ -23,10 +23,11 @@ from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.pools import build_sets
 from fsmerge_cli.data.sampling import TestImages, no_images, read_test_images, sample_images
 from fsmerge_cli.evaluation.class_results import class_results, joint_confusion
+from fsmerge_cli.evaluation.forward import Outputs, merged_forward
 from fsmerge_cli.evaluation.joint import Decision
 from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by_task
 from fsmerge_cli.evaluation.score_table import Scorer, single_task_rows
-from fsmerge_cli.evaluation.scoring import Outputs, Score, merged_forward
+from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.from_run import (

@@ -27,8 +27,9 @@ from fsmerge_cli.data.draw import MIN_FOR_VALIDATION, READ_BATCH, digest
 from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.data.reading import combined_error, read_valid
 from fsmerge_cli.data.sampling import MAX_EXAMPLES, TestImages, read_test_images
+from fsmerge_cli.evaluation.forward import merged_forward
 from fsmerge_cli.evaluation.score_table import Scorer
-from fsmerge_cli.evaluation.scoring import Score, merged_forward
+from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
@@ -41,8 +42,7 @@ from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.snapshots import Snapshots, check_state, state_folder
 from fsmerge_cli.training.state import Trace
 
-PROBE = 16
-"""Number of images on which the written model is compared with the one in memory."""
+PROBE = 16  # images on which the written model is compared with the one in memory
 
 
 def finetune(

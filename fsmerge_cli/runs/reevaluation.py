@@ -12,8 +12,9 @@ from torch import Tensor
 from fsmerge_cli.common.atomic import write_json, write_tensors, write_text
 from fsmerge_cli.common.output_files import check_files, write_files
 from fsmerge_cli.common.separation import Input
+from fsmerge_cli.evaluation.forward import Outputs
 from fsmerge_cli.evaluation.predictions import Example
-from fsmerge_cli.evaluation.scoring import Outputs, Score
+from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.reporting.html import page
 from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import typed

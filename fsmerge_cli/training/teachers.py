@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.common.cache import cached_table, feature_folder
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Event, Progress
@@ -23,6 +18,7 @@ from fsmerge_cli.data.draw import NO_TASK, Images, Targets
 from fsmerge_cli.data.transfer import Feed, to_host
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.training.feature_key import feature_key
 from fsmerge_cli.training.teacher_group import TeacherGroup, rounded
 
 
@@ -193,26 +189,10 @@ class _Teacher:
             yield features
 
     def key(self, digests: Sequence[bytes]) -> str:
-        """Cache key of the features of images with these digests: a hash of all that changes their bits.
-
-        The weights are hashed because `Source.sha256` is the hash of the original file; folding, permuting and
-        merging change the weights.
-        """
-        cuda = self._device.type == "cuda"
-        family = self._source.family
-        code = [sys.modules[family.build.__module__], sys.modules[__name__]]
-        name = torch.cuda.get_device_name(self._device) if cuda else torch.backends.cpu.get_cpu_capability()
-        content = {
-            "weights": tensors_sha256(self._source.weights),
-            "architecture": [family.name, asdict(self._source.arch)],
-            "images": hashlib.sha256(b"".join(digests)).hexdigest(),
-            "code": [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in code],
-            "versions": [torch.__version__, version("timm")],
-            "device": name,
-            "numerics": [self._bf16, self._hardware.eval_batch, torch.are_deterministic_algorithms_enabled()],
-            "threads": None if cuda else torch.get_num_threads(),
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """Cache key of the features of images with these digests."""
+        own = self._source.family, self._source.arch, self._source.weights
+        images = hashlib.sha256(b"".join(digests)).hexdigest()
+        return feature_key([own], images, __name__, self._hardware, self._device, self._bf16)
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,19 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import silent
 from fsmerge_cli.data import ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.draw import draw
 from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.data.reading import read
-from fsmerge_cli.evaluation.scoring import TestSet
+from fsmerge_cli.evaluation.forward import TestSet
 
 # torch suggests no more workers than there are cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
+CPU = torch.device("cpu")
 WORKERS = [0, pytest.param(2, marks=pytest.mark.full)]
 
 
@@ -58,9 +60,9 @@ def test_an_unreadable_image_gives_the_same_message_with_workers(tmp_path: Path,
         draw(config, [images(config, "train")], 0, workers)
     expected = f"the image {bad} cannot be read (cannot identify image file '{bad}'). Repair or remove it."
     assert str(error.value) == expected
-    tests = TestSet(("a",), (images(config, "test"),), workers, 2)
+    tests = TestSet(("a",), (images(config, "test"),), Hardware(workers=workers, eval_batch=2), CPU, silent)
     with pytest.raises(DataError) as error:
-        tests.predict(lambda pixels: ([pixels.flatten(1)], []), torch.device("cpu"), silent, "x")
+        tests.predict(lambda pixels: ([pixels.flatten(1)], []), "x")
     assert str(error.value) == expected.replace("/train/", "/test/")
 
 
@@ -93,6 +95,6 @@ def test_a_worker_that_dies_is_reported() -> None:
 def test_labels_of_a_folder_are_known_without_reading(tmp_path: Path) -> None:
     config = folder(tmp_path, images=3)
     (tmp_path / "a/test/x/02.png").write_bytes(b"no image")
-    tests = TestSet(("a",), (images(config, "test"),), 0, 2)
+    tests = TestSet(("a",), (images(config, "test"),), Hardware(eval_batch=2), CPU, silent)
     task, label = tests.truth()
     assert (task.tolist(), label.tolist()) == ([0, 0, 0], [0, 0, 0])

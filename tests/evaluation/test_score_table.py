@@ -17,9 +17,9 @@ from fsmerge_cli.data import ImageSet, Task
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.draw import NO_TASK, Images
 from fsmerge_cli.data.images.folder import Folder
+from fsmerge_cli.evaluation.forward import ensemble_forward
 from fsmerge_cli.evaluation.metrics import temperatures
 from fsmerge_cli.evaluation.score_table import Scorer
-from fsmerge_cli.evaluation.scoring import ensemble_forward
 from tests.data.test_sampling import images, pair, picture
 from tests.support.sources import mlp_source
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fsmerge_cli.evaluation import scoring
+from fsmerge_cli.evaluation.forward import Outputs, ensemble_forward
 from fsmerge_cli.evaluation.metrics import interval
-from fsmerge_cli.evaluation.scoring import Outputs, ensemble_forward, score
+from fsmerge_cli.evaluation.scoring import score
 from fsmerge_cli.training.teachers import network
 from tests.support.sources import mlp_source
 
