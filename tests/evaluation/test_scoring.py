@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fsmerge_cli.evaluation import scoring
+from fsmerge_cli.evaluation import forward
 from fsmerge_cli.evaluation.forward import Outputs, ensemble_forward
 from fsmerge_cli.evaluation.metrics import interval
 from fsmerge_cli.evaluation.scoring import score
@@ -94,7 +94,7 @@ def test_predictions_of_either_head_count_for_tasks_that_share_labels() -> None:
 
 @pytest.mark.parametrize("together", [True, False])
 def test_the_ensemble_runs_every_source_with_its_head(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "fits", lambda size, device: together)
+    monkeypatch.setattr(forward, "fits", lambda size, device: together)
     sources = [mlp_source("a", [8], 1, norm="batch"), mlp_source("b", [6], 2, classes=None)]
     pixels = torch.rand(5, 1, 4, 4)
     features, logits = ensemble_forward(sources, torch.device("cpu"))(pixels)
