@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.ports import Mapped, Port
+from fsmerge_cli.common.inputs import Inputs, in_use, used_rows
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.training.teachers import batches
@@ -67,14 +68,18 @@ def places(plan: Plan) -> tuple[Place, ...]:
 
 @contextmanager
 def recording(network: nn.Module, selected: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
-    """Inside, every forward pass of `network` records the activations at the `selected` places, [n, size]."""
+    """Inside, every forward pass of `network` records the activations at the `selected` places, [n, size].
+
+    The padding of texts is left out.
+    """
     recorded: dict[Place, Tensor] = {}
+    used: list[Tensor | None] = [None]
 
     def keep(place: Place, value: Tensor) -> None:
         part = value.detach().chunk(place.parts, dim=-1)[place.part]
-        recorded[place] = part.reshape(-1, part.shape[-1])
+        recorded[place] = used_rows(part, used[0])
 
-    handles = []
+    handles = [network.register_forward_pre_hook(_on_inputs(used))]
     for place in selected:
         module = network.get_submodule(place.module)
         if place.side == "input":
@@ -92,7 +97,7 @@ def recording(network: nn.Module, selected: Sequence[Place]) -> Iterator[dict[Pl
 def correlations(
     plan: Plan,
     networks: Sequence[nn.Module],
-    images: Tensor,
+    images: Inputs,
     batch: int,
     device: torch.device,
     progress: Progress = silent,
@@ -145,7 +150,7 @@ def _passes(selected: Sequence[Place], sizes: Mapping[str, int], max_bytes: int 
 def grams(
     network: nn.Module,
     modules: Sequence[str],
-    images: Tensor,
+    images: Inputs,
     batch: int,
     device: torch.device,
     progress: Progress = silent,
@@ -156,10 +161,11 @@ def grams(
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
-    handles = []
+    used: list[Tensor | None] = [None]
+    handles = [network.register_forward_pre_hook(_on_inputs(used))]
 
     def add(name: str, module: nn.Module, value: Tensor) -> None:
-        x = _rows(module, value.detach()).double()
+        x = _rows(module, value.detach(), used[0]).double()
         sums[name] = sums.get(name, 0) + x.T @ x
         counts[name] = counts.get(name, 0) + len(x)
 
@@ -176,14 +182,14 @@ def grams(
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _rows(module: nn.Module, value: Tensor) -> Tensor:
+def _rows(module: nn.Module, value: Tensor, used: Tensor | None) -> Tensor:
     if isinstance(module, nn.Conv2d):
         patches = F.unfold(value, module.kernel_size, padding=module.padding, stride=module.stride)  # type: ignore[arg-type]
         value = patches.transpose(1, 2)
-    return value.reshape(-1, value.shape[-1])
+    return used_rows(value, used)
 
 
-def _run(network: nn.Module, selected: Sequence[Place], pixels: Tensor) -> Mapping[Place, Tensor]:
+def _run(network: nn.Module, selected: Sequence[Place], pixels: Inputs) -> Mapping[Place, Tensor]:
     with recording(network, selected) as recorded:
         network(pixels)
     return dict(recorded)
@@ -192,7 +198,7 @@ def _run(network: nn.Module, selected: Sequence[Place], pixels: Tensor) -> Mappi
 def unmerging(
     plan: Plan,
     networks: Sequence[nn.Module],
-    images: Tensor,
+    images: Inputs,
     batch: int,
     device: torch.device,
     ridge: float,
@@ -232,6 +238,15 @@ def _pearson(count: int, total: Tensor, square: Tensor, product: Tensor) -> Tens
     constant = (variance <= 1e-12 * square / count) | (variance <= 1e-18 * variance.max())
     scale = torch.where(constant, torch.zeros_like(variance), variance.clamp(min=1e-300).rsqrt())
     return (covariance * scale[:rows, None] * scale).clamp(-1, 1)
+
+
+def _on_inputs(used: list[Tensor | None]) -> Callable[[nn.Module, tuple[Inputs, ...]], None]:
+    """A hook of a whole network that keeps which positions of its inputs are not padding."""
+
+    def hook(module: nn.Module, inputs: tuple[Inputs, ...]) -> None:
+        used[0] = in_use(inputs[0])
+
+    return hook
 
 
 Keep = Callable[[Place, Tensor], None]

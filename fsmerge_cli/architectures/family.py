@@ -6,12 +6,13 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.ports import FIXED, HeadSpace, Norm, Port, Role, Spec, Stack, compile_role
+from fsmerge_cli.common.inputs import Inputs
 
 
 class Arch(Protocol):
@@ -39,6 +40,18 @@ class Table:
     heads: Mapping[str, HeadSpace] = field(default_factory=dict)
 
 
+Kind = Literal["image", "text"]
+
+Sample = Callable[[Any, int, torch.Generator | None], Inputs]
+
+
+def random_pixels(arch: Any, count: int, random: torch.Generator | None) -> Tensor:
+    """Images [count, C, H, W] of random pixels in 0..1; without a generator on the meta device."""
+    if random is None:
+        return torch.empty(count, *arch.input_size, device="meta")
+    return torch.rand(count, *arch.input_size, generator=random)
+
+
 Classifier = Callable[[Any, Mapping[str, Tensor], Tensor, Tensor], tuple[dict[str, Any], dict[str, Tensor]]]
 
 Resample = Callable[[Any, Mapping[str, Tensor], tuple[int, int], str], tuple[Any, dict[str, Tensor]]]
@@ -48,10 +61,10 @@ Resample = Callable[[Any, Mapping[str, Tensor], tuple[int, int], str], tuple[Any
 class Family:
     """An architecture family; every field is a value or a function of the options (`arch`).
 
-    name: key in SPECS. arch: the dataclass of its options. build: an ordinary module without a task head, image
-    batch [n, C, H, W] -> features [n, d]. resize: options, width, heads -> options of the merged model. table: the
-    specification, for an instance (on the meta device). entry: name of the first module, whose input are pixels.
-    signature: properties that have to be equal in all sources, by the name used in messages. config:
+    name: key in SPECS. arch: the dataclass of its options. build: an ordinary module without a task head, inputs
+    (images [n, C, H, W]) -> features [n, d]. resize: options, width, heads -> options of the merged model. table:
+    the specification, for an instance (on the meta device). entry: name of the first module, whose input are
+    pixels. signature: properties that have to be equal in all sources, by the name used in messages. config:
     `architecture` and `model_args` of config.json. parse: name, given options, the checkpoint's config.json and
     the location for messages -> options. snippet: Python that loads a merged model without this package and
     computes `logits` of `images`; it contains the given lines, which define `head` from `heads`. head: name of the
@@ -63,7 +76,9 @@ class Family:
     `build`. describe: a third-party instance -> options (None: another family, or not inferable). resample:
     options, weights, (height, width) and location for messages -> options and weights for that image size (None:
     not possible). classifier: options, weights, weight and bias of a classifier -> `architecture` and `model_args`
-    of a config.json and the tensors of the whole model, as timm runs it (None: it has no such model).
+    of a config.json and the tensors of the whole model, as timm runs it (None: it has no such model). kind: of
+    input that it reads. post_norm: whether its blocks normalise the residual stream after every sum. sample:
+    options, number and generator -> random inputs (without a generator on the meta device).
     """
 
     name: str
@@ -86,6 +101,9 @@ class Family:
     describe: Callable[[nn.Module], Any] = lambda module: None
     resample: Resample | None = None
     classifier: Classifier | None = None
+    kind: Kind = "image"
+    post_norm: bool = False
+    sample: Sample = random_pixels
 
     def skeleton(self, arch: Any) -> nn.Module:
         """The network of `arch` without weights (on the `meta` device), in evaluation mode."""

@@ -5,18 +5,14 @@ Those of other packages come from the entry points `fsmerge.data`, those of scri
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-
-from PIL import Image
-from torch import Tensor
 
 from fsmerge_cli.common import plugins
 from fsmerge_cli.common.errors import ConfigError, DataError, unknown
 from fsmerge_cli.common.options import choose
 from fsmerge_cli.common.plugins import Registry, check_options
 from fsmerge_cli.common.shown import brief
-from fsmerge_cli.data.base import DataConfig, ImageSet, Task
+from fsmerge_cli.data.base import DataConfig, ImageSet, Task, Transform
 from fsmerge_cli.data.images.digits import Digits
 from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.data.images.generated import Generated
@@ -69,9 +65,7 @@ def auxiliary(config: DataConfig) -> tuple[DataConfig, tuple[str, ...] | None] |
     return found, None if labels is None else tuple(labels)
 
 
-def auxiliary_images(
-    config: DataConfig, transform: Callable[[Image.Image], Tensor]
-) -> tuple[ImageSet, DataConfig] | None:
+def auxiliary_images(config: DataConfig, transform: Transform) -> tuple[ImageSet, DataConfig] | None:
     """The auxiliary images, and the data set whose options set how many are sampled; raises DataError."""
     found = auxiliary(config)
     if found is None:

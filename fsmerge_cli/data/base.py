@@ -29,6 +29,9 @@ Split = Literal["train", "test"]
 
 T = TypeVar("T")
 
+Transform = Callable[[Any], Any]
+"""An image or a text -> what a network reads of it (see `common.inputs`), without the axis of the rows."""
+
 
 @plain_dataclass(frozen=True)
 class Task:
@@ -52,7 +55,7 @@ class Task:
 
 @plain_dataclass(frozen=True)
 class ImageSet:
-    """Images of one task: `size` of them, `read(i)` -> (image, class index in the task's labels; -1: none).
+    """Images or texts of one task: `size` of them, `read(i)` -> (item, class index in the task's labels, or -1).
 
     classes: the class index of every image, if it is known without reading the image. skip_unreadable: leave out
     images that cannot be read, instead of raising an error. notes: what the user should know about this set.
@@ -60,8 +63,8 @@ class ImageSet:
     """
 
     size: int
-    read: Callable[[int], tuple[Image.Image, int]]
-    transform: Callable[[Image.Image], Tensor]
+    read: Callable[[int], tuple[Any, int]]
+    transform: Transform
     labelled: bool
     classes: Sequence[int] | None = None
     skip_unreadable: bool = False
@@ -71,8 +74,8 @@ class ImageSet:
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Pixels in 0..1 [C, H, W], and the class index (-1: none)."""
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Pixels in 0..1 [C, H, W] or the tensors of a text, and the class index (-1: none)."""
         image, label = self.read(index)
         return self.transform(image), label
 
@@ -200,5 +203,5 @@ class DataConfig(ABC):
         return available if self.images_per_task == "all" else min(self.images_per_task, available)
 
     @abstractmethod
-    def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
+    def build(self, split: Split, task: Task, transform: Transform) -> ImageSet | None:
         """The images of `task` in `split`; None if that split has none. Raises DataError."""

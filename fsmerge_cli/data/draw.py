@@ -6,17 +6,18 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.inputs import Inputs, content, join, stack
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data.base import DataConfig, ImageSet
-from fsmerge_cli.data.images.augment import augmentation
 from fsmerge_cli.data.reading import combined_error, read_valid
+from fsmerge_cli.data.views import augmentation
 
 READ_BATCH = 16
 """Images that a worker process reads per batch."""
@@ -33,13 +34,13 @@ is a teacher on them."""
 
 @dataclass(frozen=True)
 class Images:
-    """images: pixels [n, C, H, W]; task: index of the task that each image belongs to [n], or NO_TASK.
+    """images: pixels [n, C, H, W], or n texts; task: index of the task of each of them [n], or NO_TASK.
 
     train, validation: rows of `images`; validation is empty under 32 images per task. Augmented views are views
     of training images and lie in train; validation holds only original images.
     """
 
-    images: Tensor
+    images: Inputs
     task: Tensor
     train: Tensor
     validation: Tensor
@@ -131,7 +132,7 @@ def draw(
     sides = [(len(sample), sum(map(len, sample.held_out))) for sample in samples]
     task = torch.cat([torch.full((size,), sample.task) for sample, (size, _) in zip(samples, sides)])
     mask = torch.cat([torch.arange(size) < count for size, count in sides])
-    found = Images(torch.cat(images), task, (~mask).nonzero().flatten(), mask.nonzero().flatten())
+    found = Images(join(images), task, (~mask).nonzero().flatten(), mask.nonzero().flatten())
     return found, [sample.left_out for sample in samples]
 
 
@@ -159,9 +160,9 @@ class _TaskSample:
         self.images, self.config, self.seed, self.task, self.count = images, config, seed, task, count
         self.workers = workers
         self.left_out = LeftOut(task)
-        self.held_out: list[Tensor] = []
-        self.originals: list[Tensor] = []
-        self.views: list[Tensor] = []
+        self.held_out: list[Inputs] = []
+        self.originals: list[Inputs] = []
+        self.views: list[Inputs] = []
         self.digests: dict[bytes, str] = {}
         self.errors: list[DataError] = []
         self._order = iter(order(images, seed, task)[: len(images) - last])
@@ -190,8 +191,8 @@ class _TaskSample:
         tests: Mapping[bytes, str],
         held_out: Mapping[bytes, str],
         report: Callable[[int], None],
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows and their pixels [n, 1 + views, C, H, W], until `count` are taken or none is left."""
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Rows and their inputs [n, 1 + views, ...], until `count` are taken or none is left."""
         items = _WithViews(self.images, config, self.seed, self.task)
         while count > 0 and (rows := list(itertools.islice(self._order, count))):
             for part in read_valid(items, rows, READ_BATCH, self.workers):
@@ -212,25 +213,25 @@ class _TaskSample:
                     count -= len(taken)
 
 
-def digest(pixels: Tensor) -> bytes:
-    """128-bit hash of the preprocessed pixels; images with the same digest count as duplicates."""
-    return hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
+def digest(item: Inputs) -> bytes:
+    """128-bit hash of one preprocessed input; inputs with the same digest count as duplicates."""
+    return hashlib.blake2b(content(item), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
 class _WithViews:
-    """Item i: image i and its augmented views, [1 + views, C, H, W]; the same in any process."""
+    """Item i: input i and its augmented views, [1 + views, ...]; the same in any process."""
 
     images: ImageSet
     config: DataConfig
     seed: int
     task: int
 
-    def __getitem__(self, index: int) -> Tensor:
-        pixels = self.images[index][0]
+    def __getitem__(self, index: int) -> Inputs:
+        item: Inputs = self.images[index][0]
         if self.config.augment == "none":
-            return pixels[None]
-        augment = augmentation(self.config.augment, (pixels.shape[-2], pixels.shape[-1]))
+            return item[None]
+        augment = augmentation(self.config.augment, item)
         with torch.random.fork_rng(devices=[]):  # augmentations use the global generator
             torch.manual_seed(derive(self.seed, "views", self.task, index))
-            return torch.stack([pixels, *(augment(pixels) for _ in range(self.config.views))])
+            return stack([item, *(augment(item) for _ in range(self.config.views))])

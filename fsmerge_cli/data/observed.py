@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.shown import listed
 from fsmerge_cli.data.base import Task
 
@@ -24,9 +25,9 @@ class Observed:
         self.brightest: float | None = None
         self.classes: set[int] = set()
 
-    def pixels(self, pixels: Tensor) -> None:
-        """Add images in 0..1 of any shape."""
-        if pixels.numel():
+    def inputs(self, pixels: Inputs) -> None:
+        """Add images in 0..1 of any shape; of texts only the labels are observed."""
+        if isinstance(pixels, Tensor) and pixels.numel():
             self.brightest = max(self.brightest or 0.0, float(pixels.max()))
 
     def labels(self, classes: Iterable[int]) -> None:

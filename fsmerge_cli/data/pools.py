@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
-from torch import Tensor
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.shown import listed
 from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
-from fsmerge_cli.data.base import Split
+from fsmerge_cli.data.base import Split, Transform
 
 EVERY = Task("", None)
 """The task of images that belong to no particular one."""
-
-Transform = Callable[[Image.Image], Tensor]
 
 
 def build_sets(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
-from torch.utils.data import default_collate as stacked
+from torch.utils.data import DataLoader, default_collate
 
 from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.inputs import NamedTensors, stack
 from fsmerge_cli.common.shown import shown
 
 T = TypeVar("T", covariant=True)
@@ -100,6 +100,17 @@ def combined_error(errors: Sequence[DataError]) -> DataError:
     lines = "\n".join(f"  - {shown(error)}" for error in errors[:MAX_LISTED])
     more = f"\n  - and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
     return DataError(f"{len(errors)} images cannot be read:\n{lines}{more}")
+
+
+def stacked(items: list[Any]) -> Any:
+    """Items as one batch: of tensors, of inputs with their classes, of inputs alone."""
+    first = items[0]
+    if isinstance(first, NamedTensors):
+        return stack(items)
+    if isinstance(first, tuple) and isinstance(first[0], NamedTensors):
+        inputs, *others = zip(*items)
+        return [stack(inputs), *(default_collate(list(own)) for own in others)]
+    return default_collate(items)
 
 
 def _collate(items: list[tuple[int, Any]]) -> tuple[list[int], Any, dict[int, DataError]]:

@@ -11,10 +11,11 @@ import torch
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.data import DataConfig, ImageSet, Task
+from fsmerge_cli.data.base import Transform
 from fsmerge_cli.data.draw import NO_TASK, READ_BATCH, Images, LeftOut, digest, draw
 from fsmerge_cli.data.held_back import Measured, held_back_notes, held_counts, hold_back, is_generated
 from fsmerge_cli.data.observed import Observed
-from fsmerge_cli.data.pools import EVERY, Pools, Transform, build_sets
+from fsmerge_cli.data.pools import EVERY, Pools, build_sets
 from fsmerge_cli.data.reading import combined_error, read_valid
 
 MAX_EXAMPLES = 3
@@ -69,7 +70,7 @@ def read_test_images(
         content_hash = sha256()
         for part in read_valid(own, range(len(own)), READ_BATCH, workers):
             if part.content:
-                observed.pixels(part.content[0])
+                observed.inputs(part.content[0])
                 observed.labels(part.content[1].tolist())
             for row, pixels, label in zip(part.indices, *(part.content or ((), ()))):
                 key, name = digest(pixels), task.labels[label] if task.labels and label >= 0 else None
@@ -155,7 +156,8 @@ def _sample(
     for index, (task, own) in seen:
         if own is not None:
             observed = Observed(task, "images")
-            observed.pixels(images.images[images.task == index] if len(images) else images.images)
+            if len(images):
+                observed.inputs(images.images[images.task == index])
             observed.labels(own.classes or ())
             notes += observed.notes()
     what = "held-back" if any(own.kind == "held_back" for own in tests.measured) else "test"

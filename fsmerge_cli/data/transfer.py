@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fsmerge_cli.common.inputs import Inputs
 
 MEMORY_FRACTION = 4
 """A table is kept on a GPU if it takes at most 1 / MEMORY_FRACTION of the free memory."""
@@ -27,7 +30,7 @@ class Feed:
     computes. (Pinning the whole table would not help: rows taken from it are a new tensor, in pageable memory.)
     """
 
-    def __init__(self, table: Tensor, device: torch.device) -> None:
+    def __init__(self, table: Inputs, device: torch.device) -> None:
         self.device = device
         self.moved = fits(table.nbytes, device)
         self._table = table.to(device) if self.moved else table
@@ -36,10 +39,12 @@ class Feed:
         """Number of rows of the table."""
         return len(self._table)
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """Rows (indices [m] on any device) as a new tensor [m, ...] on the device."""
+    def __getitem__(self, rows: Tensor) -> Any:
+        """Rows (indices [m] on any device) as new inputs, or a new tensor [m, ...], on the device."""
         if self.moved:
             return self._table[rows.to(self.device, non_blocking=True)]
+        if not isinstance(self._table, Tensor):
+            return self._table[rows.cpu()].to(self.device, non_blocking=True)
         shape = (len(rows), *self._table.shape[1:])
         pinned = torch.empty(shape, dtype=self._table.dtype, pin_memory=True)  # reused by torch once copied
         torch.index_select(self._table, 0, rows.cpu(), out=pinned)

@@ -21,6 +21,7 @@ from fsmerge_cli.checkpoints.dtype import to_dtype
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.common.errors import CertificateError
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.data.draw import Images
@@ -59,8 +60,7 @@ class Certificate:
         """The entry of evaluation.json."""
         if self.error is None:
             return {"what": self.what, "status": "not applicable"}
-        content = asdict(self)
-        content.pop("name")
+        content = {name: value for name, value in asdict(self).items() if name != "name"}
         return {**content, "status": "holds"}
 
 
@@ -68,7 +68,7 @@ class Certificate:
 class EvaluatedBatch:
     """A few images of the evaluation: pixels [n, C, H, W] and the logits of every head [n, classes], in fp32."""
 
-    pixels: Tensor
+    pixels: Inputs
     logits: Sequence[Tensor]
 
 
@@ -85,7 +85,7 @@ class Certifier:
     sources: Sequence[Source]
     solution: Solution
     heads: Mapping[str, Head]
-    pixels: Tensor
+    pixels: Inputs
     evaluated: EvaluatedBatch | None = None
     dtype: str = "float32"
     progress: Progress = silent
@@ -126,10 +126,10 @@ class Certifier:
         return {c.name: c.entry() for c in found}
 
 
-def probe(images: Images, plan: Plan, seed: int) -> Tensor:
-    """Up to IMAGES images of the merge, equally many per task; random pixels if the merge used none."""
+def probe(images: Images, plan: Plan, seed: int) -> Inputs:
+    """Up to IMAGES inputs of the merge, equally many per task; random ones if the merge used none."""
     if len(images) == 0:
-        return torch.rand(IMAGES, *plan.arch.input_size, generator=generator(seed, "certificates"))
+        return plan.family.sample(plan.arch, IMAGES, generator(seed, "certificates"))
     own = [(images.task == task).nonzero().flatten() for task in torch.unique(images.task)]
     share = math.ceil(IMAGES / len(own))
     return images.images[torch.cat([rows[:share] for rows in own])[:IMAGES]]

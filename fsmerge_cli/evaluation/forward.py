@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from fsmerge_cli.common.cache import cached_table
 from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.inputs import Inputs, content
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.base import ImageSet
 from fsmerge_cli.data.reading import read
@@ -25,7 +26,7 @@ from fsmerge_cli.training.teachers import network
 
 T = TypeVar("T")
 
-Forward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
+Forward = Callable[[Inputs], tuple[list[Tensor], list[Tensor]]]
 """Image batch -> estimated features of every source, and logits of every head."""
 
 
@@ -37,12 +38,12 @@ class Reused:
     `Forward`. networks: what the features depend on; widths: their sizes.
     """
 
-    features: Callable[[Tensor], list[Tensor]]
+    features: Callable[[Inputs], list[Tensor]]
     outputs: Callable[[list[Tensor]], tuple[list[Tensor], list[Tensor]]]
     networks: Sequence[Network]
     widths: Sequence[int]
 
-    def __call__(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def __call__(self, pixels: Inputs) -> tuple[list[Tensor], list[Tensor]]:
         """As a `Forward`."""
         return self.outputs(self.features(pixels))
 
@@ -82,7 +83,7 @@ class TestSet:
                 logits.append([a.float().cpu() for a in outputs])
         return Outputs(*([torch.cat(parts) for parts in zip(*rows)] for rows in (logits, features)))
 
-    def _run(self, run: Callable[[Tensor], T], what: str) -> Iterator[T]:
+    def _run(self, run: Callable[[Inputs], T], what: str) -> Iterator[T]:
         """The results of every batch."""
         done = 0
         for pixels in self._batches():
@@ -115,7 +116,7 @@ class TestSet:
                 features = torch.split(part, list(forward.widths), 1)
                 yield forward.outputs([f.contiguous() for f in features])
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self) -> Iterator[Inputs]:
         hardware = self.hardware
         for own in filter(None, self.sets):
             pinned = self.device.type == "cuda"
@@ -128,8 +129,11 @@ class TestSet:
         digest = hashlib.sha256(repr([len(own) if own else 0 for own in self.sets]).encode())
         done = 0
         for pixels in self._batches():
-            digest.update(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
-            digest.update(pixels.contiguous().numpy().data)
+            if isinstance(pixels, Tensor):
+                digest.update(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
+                digest.update(pixels.contiguous().numpy().data)
+            else:
+                digest.update(repr([content(item) for item in pixels]).encode())
             done += len(pixels)
             self.progress(Event("hash test images", done, len(self), images=1))
         return digest.hexdigest()
@@ -147,7 +151,7 @@ class TestSet:
 
 
 def merged_forward(
-    backbone: Callable[[Tensor], Tensor],
+    backbone: Callable[[Inputs], Tensor],
     projectors: Sequence[Tensor],
     heads: Sequence[Head | None],
     reused: Network | None = None,
@@ -173,9 +177,9 @@ def ensemble_forward(sources: Sequence[Source], device: torch.device) -> Reused:
     networks = [network(source, device if fits(size, device) else "cpu") for source in sources]
     heads = [s.head.to(device) if s.head else None for s in sources]
 
-    def run(module: nn.Module, pixels: Tensor) -> Tensor:
+    def run(module: nn.Module, pixels: Inputs) -> Tensor:
         features: Tensor = functional_call(
-            module, {n: t.to(device) for n, t in module.state_dict().items()}, pixels
+            module, {n: t.to(device) for n, t in module.state_dict().items()}, (pixels,)
         )
         return features
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fsmerge_cli.checkpoints.dtype import rounded_head
 from fsmerge_cli.checkpoints.stated import Stated
 from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.inputs import stack
 from fsmerge_cli.common.progress import Progress
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.draw import Images
@@ -278,6 +279,4 @@ def _evaluated_batch(sets: Sequence[ImageSet | None], outputs: Outputs) -> Evalu
     starts = itertools.accumulate([0, *map(len, own)])
     picked = [(s, start, i) for s, start in zip(own, starts) for i in range(min(share, len(s)))]
     rows = torch.tensor([start + i for _, start, i in picked])
-    return EvaluatedBatch(
-        torch.stack([s[i][0] for s, _, i in picked]), [logits[rows] for logits in outputs.logits]
-    )
+    return EvaluatedBatch(stack([s[i][0] for s, _, i in picked]), [logits[rows] for logits in outputs.logits])

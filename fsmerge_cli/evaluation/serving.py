@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.evaluation.forward import Forward, ensemble_forward
 from fsmerge_cli.evaluation.score_table import backbone_of, forward_of
 from fsmerge_cli.methods import Problem, Solution
@@ -19,7 +20,7 @@ BATCH, REPEATS, SECONDS = 32, 5, 0.5
 """Images at a time, how often they are run, and the time after which no further repeat begins."""
 
 
-def milliseconds_per_image(forward: Forward, pixels: Tensor, device: torch.device) -> float:
+def milliseconds_per_image(forward: Forward, pixels: Inputs, device: torch.device) -> float:
     """The median of some forward passes over pixels [n, C, H, W], after one to warm up, per image."""
 
     def once() -> float:
@@ -38,7 +39,7 @@ def milliseconds_per_image(forward: Forward, pixels: Tensor, device: torch.devic
     return 1000 * statistics.median(found) / len(pixels)
 
 
-def serving(problem: Problem, solution: Solution, pixels: Tensor, dtype: str) -> dict[str, float | int]:
+def serving(problem: Problem, solution: Solution, pixels: Inputs, dtype: str) -> dict[str, float | int]:
     """Parameters, bytes (in `dtype`) and milliseconds per image of the merged model and of all its sources.
 
     Both with their heads. pixels: some images [n, C, H, W], of which at most BATCH are run at a time.

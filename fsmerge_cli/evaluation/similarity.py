@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.common.inputs import in_use, used_rows
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.reading import read
@@ -43,13 +44,13 @@ def similarities(problem: Problem, backbone: nn.Module, sets: Sequence[ImageSet 
         with torch.inference_mode():
             size = min(hardware.eval_batch, BATCH)
             for pixels, _ in read(own, rows, size, hardware.workers, pinned=device.type == "cuda"):
-                outputs = []
+                outputs, used = [], in_use(pixels.to(device))
                 for module in (backbone, teacher):
                     with recorded_outputs(module, names) as recorded:
                         module(pixels.to(device))
                     outputs.append(recorded)
                 for name in names:
-                    x, y = (recorded[name].float().flatten(0, -2) for recorded in outputs)
+                    x, y = (used_rows(recorded[name].float(), used) for recorded in outputs)
                     similarity[name].add(x, y)
                 done += len(pixels)
                 problem.progress(Event("compare layers", done, total, images=1))

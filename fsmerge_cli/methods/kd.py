@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fsmerge_cli.alignment.matching import fit_matched, unmerging_start
 from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Method, Trained, Weighted
@@ -132,7 +133,7 @@ class PlainStudent(Student):
         """All matrices of the network, without convolutions and projectors."""
         return matrices_of(self.network)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Inputs) -> Tensor:
         """Features [n, d']."""
         features: Tensor = self._run(images)
         return features

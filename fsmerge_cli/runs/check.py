@@ -22,7 +22,7 @@ from fsmerge_cli.common.errors import ConfigError, DataError, MismatchError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.data import Task
-from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.readers import reader
 from fsmerge_cli.data.sampling import TestImages, count_images
 from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.methods import METHODS, Method, Problem
@@ -259,9 +259,7 @@ def _estimated_cost(
         return None, None, ("no estimate without images (data=...)",)
     try:
         tasks = [Task.of(source.name, source.head) for source in sources]
-        train, test, auxiliary, more = count_images(
-            requested.data, tasks, partial(ToPixels, sources[0].arch.input_size)
-        )
+        train, test, auxiliary, more = count_images(requested.data, tasks, partial(reader, sources[0]))
     except DataError as error:  # only without reading images: a merge refuses it
         return None, None, (f"no estimate without the images: {error}",)
     work = estimate.Workload(tuple(train), tuple(test), auxiliary)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fsmerge_cli.checkpoints.dtype import to_dtype
 from fsmerge_cli.checkpoints.write import model_config, write_model
+from fsmerge_cli.common.inputs import pixels_of
 from fsmerge_cli.evaluation.certificates import (
     ROUNDING,
     TOLERANCE,
@@ -83,7 +84,7 @@ def classifier_certificate(certifier: Certifier, folder: Path) -> Certificate:
         module = timm.create_model(config["architecture"], pretrained=False, **args)
     tensors = load_file(folder / "model.safetensors")
     module.load_state_dict({n: t.double() for n, t in tensors.items()}, assign=True)
-    pixels = certifier.pixels.double()
+    pixels = pixels_of(certifier.pixels).double()
     own = pixels.expand(-1, args["in_chans"], -1, -1) if pixels.shape[1] == 1 else pixels
     with torch.no_grad():
         features = network(certifier.plan, certifier.solution.weights)(pixels)

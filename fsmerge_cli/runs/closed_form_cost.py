@@ -24,6 +24,7 @@ from fsmerge_cli.alignment.closed_form.residual import MAX_BYTES
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.stages import embed
 from fsmerge_cli.architectures.ports import Mapped
+from fsmerge_cli.common.inputs import pixels_of
 from fsmerge_cli.methods.base import Method, Trained
 from fsmerge_cli.methods.closed_form_solution import copies_per_image
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
@@ -82,7 +83,7 @@ def shapes(plan: Plan, rows: int) -> Shapes:
 
 
 def _tokens(plan: Plan, found: Outline) -> int:
-    image = torch.empty(1, *plan.arch.input_size, device="meta")
+    image = pixels_of(plan.family.sample(plan.arch, 1, None))
     with torch.inference_mode():
         return embed(plan.skeleton(), found.blocks, image).shape[1]
 

@@ -89,7 +89,7 @@ def measure(plan: Plan) -> Network:
     module = plan.skeleton().requires_grad_(True)
     names = list(plan.family.blocks(module))
     own = {p.untyped_storage()._cdata for p in [*module.parameters(), *module.buffers()]}
-    image = torch.empty(1, *plan.arch.input_size, device="meta")
+    image = plan.family.sample(plan.arch, 1, None)
     sizes: list[int] = []
     block: list[tuple[int, int]] = []  # of every block: bytes stored before it, bytes of its input
     stored: dict[int, Tensor] = {}
@@ -167,7 +167,7 @@ def peak_memory(
     solved, method = closed_form_cost.parts(method)
     n, k, t = network.parameters, len(plan.tasks), trainable_parameters(plan, method, network)
     images = work.images
-    pixels = 4 * images * torch.Size(plan.arch.input_size).numel()
+    pixels = images * plan.family.sample(plan.arch, 1, None).nbytes
     target_rows = images * k if isinstance(method, Trained) and method.targets == "all" else images
     features = 4 * target_rows * plan.arch.features if isinstance(method, Trained) else 0
     constant = resident() + LATER + sum(sources) + pixels + features
@@ -187,7 +187,7 @@ def peak_memory(
 
 def _closed_form(plan: Plan, method: FSClosedForm, hardware: Hardware, work: Workload, network: Network) -> int:
     shapes = closed_form_cost.shapes(plan, closed_form_cost.rows_of(method, plan, work.images))
-    pixels = torch.Size(plan.arch.input_size).numel()
+    pixels = plan.family.sample(plan.arch, 1, None).nbytes // 4
     return closed_form_cost.memory(shapes, network.parameters, pixels, method.correct, hardware.eval_batch)
 
 

@@ -18,9 +18,10 @@ from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import brief
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
-from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.base import Transform
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.pools import build_sets
+from fsmerge_cli.data.readers import reader
 from fsmerge_cli.data.sampling import TestImages, no_images, read_test_images, sample_images
 from fsmerge_cli.evaluation.class_results import class_results, joint_confusion
 from fsmerge_cli.evaluation.forward import Outputs, merged_forward
@@ -237,12 +238,12 @@ def _calibration_images(
     return images
 
 
-def _tasks_and_transform(model: Merged) -> tuple[list[Task], ToPixels]:
+def _tasks_and_transform(model: Merged) -> tuple[list[Task], Transform]:
     tasks = [Task.of(name, model.heads[name]) for name in model.tasks]
-    return tasks, ToPixels(model.arch.input_size, model.preprocessing)
+    return tasks, reader(model)
 
 
-def _build_set(model: Merged, data: DataConfig, split: Any, task: Task, pixels: ToPixels) -> ImageSet | None:
+def _build_set(model: Merged, data: DataConfig, split: Any, task: Task, pixels: Transform) -> ImageSet | None:
     try:
         return build_sets(data, split, [task], pixels, data.is_mixed(model.tasks))[0]
     except DataError as error:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.architectures.family import random_pixels
 from fsmerge_cli.common.errors import CertificateError, ConfigError
 from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.evaluation.certificates import relative_error
@@ -60,7 +61,7 @@ def prepared(model: Merged, task: str | None) -> Exported:
     own = model if task is None else model.only((task,))
     heads = list(own.heads.values())
     labels = heads[0].labels if task is not None else tuple(joint_labels(model.heads))
-    pixels = torch.rand(2, *model.arch.input_size, generator=generator(0, "export"))
+    pixels = random_pixels(model.arch, 2, generator(0, "export"))
     return Exported(JointModel(model.backbone, heads, joint=task is None).eval(), labels, pixels)
 
 

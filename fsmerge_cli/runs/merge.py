@@ -23,7 +23,7 @@ from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data import DataConfig, Task
-from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.readers import reader
 from fsmerge_cli.data.sampling import TestImages, prepare_images
 from fsmerge_cli.evaluation.certificates import Certifier, probe
 from fsmerge_cli.evaluation.joint import with_decision
@@ -163,9 +163,9 @@ def problem_of(
     """The problem of loaded sources, with all images read; the test images; notes about the images."""
     plan = requested.method.plan(sources)
     tasks = [Task.of(source.name, source.head) for source in sources]
-    pixels = partial(ToPixels, sources[0].arch.input_size, sources[0].preprocessing)
+    transform = partial(reader, sources[0])
     seed, workers = requested.run.seed, requested.hardware.workers
-    tests, images, notes = prepare_images(requested.data, tasks, pixels, seed, workers, progress)
+    tests, images, notes = prepare_images(requested.data, tasks, transform, seed, workers, progress)
     method = requested.method
     if method.mixed_images and requested.data and requested.data.is_mixed([task.name for task in tasks]):
         notes.append(f"method={method.name} {method.mixed_images}")

@@ -19,6 +19,7 @@ from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
+from fsmerge_cli.common.inputs import named
 from fsmerge_cli.common.private_paths import PrivatePaths, remember
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.separation import Input
@@ -283,4 +284,4 @@ def versions() -> dict[str, str]:
 
 def images_sha256(images: Images) -> str:
     """SHA-256 of the pixels and tasks of all images that a merge uses, in order."""
-    return tensors_sha256({"pixels": images.images, "task": images.task})
+    return tensors_sha256({**named(images.images), "task": images.task})

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.supernet.fold import PreparedFold
 from fsmerge_cli.supernet.map_set import MergeMaps
@@ -56,7 +57,7 @@ class SuperNet(Student):
         self._run = hardware.compiled(partial(_call, self._skeleton[0]))
         self._outside = {name for name in plan.roles if not name.startswith(tuple(f"{b}." for b in names))}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Inputs) -> Tensor:
         """Merged features z' of a batch."""
         stacked, units = self.maps.stacked(), self.maps.units()
         fold = self._fold[0]
@@ -80,7 +81,7 @@ class SuperNet(Student):
         return estimate
 
 
-def _call(network: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+def _call(network: nn.Module, weights: dict[str, Tensor], images: Inputs) -> Tensor:
     features: Tensor = functional_call(network, weights, (images,))
     return features
 

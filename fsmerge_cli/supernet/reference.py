@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.ports import Constant, Mapped, Unit
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.supernet.map_set import MergeMaps
 from fsmerge_cli.supernet.maps import Map
@@ -37,7 +38,7 @@ class UnfoldedSuperNet(nn.Module):
         self._weights = tuple(weights)
         self._constants = {n: weights[0][n] for n, role in plan.roles.items() if isinstance(role, Constant)}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Inputs) -> Tensor:
         """Merged features z' of a batch."""
         network = self.plan.skeleton().to(self.dtype).to_empty(device=images.device)
         _set(network, self._constants)

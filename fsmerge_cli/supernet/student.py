@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Student(nn.Module, ABC):
-    """A trainable module; `forward` maps images [n, C, H, W] to merged features [n, d']."""
+    """A trainable module; `forward` maps inputs (pixels [n, C, H, W]) to merged features [n, d']."""
 
     def matrices(self) -> list[nn.Parameter]:
         """The parameters that are matrices between hidden units, or stacks of them."""

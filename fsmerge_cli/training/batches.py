@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fsmerge_cli.common.inputs import join, stack
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data.draw import Images
-from fsmerge_cli.data.images.augment import Augment, augmentation, new_views
 from fsmerge_cli.data.transfer import Feed
+from fsmerge_cli.data.views import Augment, augmentation, new_views
 from fsmerge_cli.training.objective import Batch
 from fsmerge_cli.training.teachers import TeacherTargets
 
@@ -38,7 +39,7 @@ class ViewOptions:
         """The images, and the fixed views of the training images."""
         if self.augment == "none" or self.views == "fresh":
             return images
-        transform = augmentation(self.augment, (images.images.shape[-2], images.images.shape[-1]))
+        transform = augmentation(self.augment, images.images[0])
         copies = []
         for row in images.train.tolist():
             with torch.random.fork_rng(devices=[]):
@@ -48,7 +49,7 @@ class ViewOptions:
         new = torch.arange(len(images), len(images) + len(task))
         return replace(
             images,
-            images=torch.cat([images.images, torch.stack(copies)]),
+            images=join([images.images, stack(copies)]),
             task=torch.cat([images.task, task]),
             train=torch.cat([images.train, new]),
         )

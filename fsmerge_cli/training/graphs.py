@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.common.hardware import Hardware, out_of_memory
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.supernet.student import Student
 
@@ -51,9 +52,9 @@ class _GraphedStudent(Student):
         """The student's own projector, outside of the graph."""
         return self.student.project(features, source)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Merged features of a batch."""
-        if torch.is_grad_enabled() and self._whole():
+    def forward(self, images: Inputs) -> Tensor:
+        """Merged features of a batch. Texts, whose length changes from batch to batch, are not recorded."""
+        if isinstance(images, Tensor) and torch.is_grad_enabled() and self._whole():
             if self._shape is None:
                 self._shape = images.shape
                 self._graph = self._recorded(images)
@@ -136,7 +137,7 @@ class GraphedPass:
     The results stay valid until the next call. All calls are made on one stream.
     """
 
-    def __init__(self, function: Callable[[Sequence[Tensor]], list[Tensor]], record: Capture = capture) -> None:
+    def __init__(self, function: Callable[[Sequence[Any]], list[Tensor]], record: Capture = capture) -> None:
         self._function, self._record = function, record
         self._shapes: list[torch.Size] = []
         self._places: list[Tensor] = []
@@ -144,8 +145,10 @@ class GraphedPass:
         self._replay: Callable[[], None] | None = None
         self._usable = True
 
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The function's results; the same tensor may be several of the inputs."""
+    def __call__(self, inputs: Sequence[Any]) -> list[Tensor]:
+        """The function's results; the same tensor may be several of the inputs. Texts are not recorded."""
+        if not all(isinstance(one, Tensor) for one in inputs):
+            return self._function(inputs)
         distinct = list({id(one): one for one in inputs}.values())
         order = [next(i for i, one in enumerate(distinct) if one is own) for own in inputs]
         shapes = [own.shape for own in inputs]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsmerge_cli.common.distributed import World
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.data.transfer import Feed
 from fsmerge_cli.supernet.student import Student
 from fsmerge_cli.training.teacher_group import Pending, TeacherGroup
 from fsmerge_cli.training.teachers import TeacherTargets
+
+Rows = TypeVar("Rows", Tensor, Inputs)
 
 TEMPERATURE = 2.0
 """Distillation temperature: divides the logits, so that the probabilities of all classes contribute."""
@@ -24,28 +28,28 @@ TEMPERATURE = 2.0
 class Batch:
     """Inputs of one step and the targets of every source.
 
-    mask: the images on which each source is compared, [k, n]. pixels: positions in the batch [m] -> images
-    [m, C, H, W]. targets: source, positions inside its mask [m] -> its features [m, d_i]. Both are computed when
+    mask: the images on which each source is compared, [k, n]. pixels: positions in the batch [m] -> inputs
+    [m, ...]. targets: source, positions inside its mask [m] -> its features [m, d_i]. Both are computed when
     called. other_task: the images that are known to belong to another task than the source's, [k, n]. start:
     positions -> starts whatever their targets need, so that it is computed beside the student.
     Masks and positions are in host memory: reading one on a GPU would wait for all work queued there.
     """
 
     mask: Tensor
-    pixels: Callable[[Tensor], Tensor]
+    pixels: Callable[[Tensor], Inputs]
     targets: Callable[[int, Tensor], Tensor]
     other_task: Tensor
     start: Callable[[Tensor], None] = lambda positions: None
 
     @classmethod
-    def of(cls, pixels: Feed | Tensor, targets: Sequence[TeacherTargets], rows: Tensor) -> Batch:
+    def of(cls, pixels: Feed | Inputs, targets: Sequence[TeacherTargets], rows: Tensor) -> Batch:
         """The unchanged images `rows` of a table, with captured targets."""
         rows = rows.cpu()
         mask, other_task = (torch.stack([m[rows] for m in masks]) for masks in _masks(targets))
         return cls(mask, lambda use: pixels[rows[use]], lambda i, use: targets[i].at(rows[use]), other_task)
 
     @classmethod
-    def live(cls, pixels: Tensor, targets: Sequence[TeacherTargets], rows: Tensor, other: Tensor) -> Batch:
+    def live(cls, pixels: Inputs, targets: Sequence[TeacherTargets], rows: Tensor, other: Tensor) -> Batch:
         """New views of the images `rows`, on which the teachers are run during the step.
 
         other: the images that are mixed into them (equal to `rows` for unmixed images).
@@ -53,7 +57,7 @@ class Batch:
         mask, other_task = (torch.stack([m[rows] for m in masks]) for masks in _masks(targets))
         other_task = other_task & torch.stack([own.other_task[other] for own in targets])
 
-        def at(use: Tensor) -> Tensor:
+        def at(use: Tensor) -> Inputs:
             return select_rows(pixels, use)
 
         if (group := targets[0].group) is None:
@@ -73,7 +77,7 @@ class Batch:
 class _GroupPasses:
     """The passes of all teachers over the positions of a batch that are computed now."""
 
-    def __init__(self, group: TeacherGroup, mask: Tensor, pixels: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, group: TeacherGroup, mask: Tensor, pixels: Callable[[Tensor], Inputs]) -> None:
         self._group, self._mask, self._pixels = group, mask, pixels
         self._pending: Pending | None = None
 
@@ -93,9 +97,12 @@ class _GroupPasses:
         return self._pending.of(teacher)
 
 
-def select_rows(table: Tensor, use: Tensor) -> Tensor:
+def select_rows(table: Rows, use: Tensor) -> Rows:
     """The rows `use` (increasing, in host memory) of a table on any device; the table itself for all rows."""
-    return table if len(use) == len(table) else table[use.to(table.device, non_blocking=True)]
+    if len(use) == len(table):
+        return table
+    found: Rows = table[use.to(table.device, non_blocking=True)]
+    return found
 
 
 def _masks(targets: Sequence[TeacherTargets]) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fsmerge_cli.common.distributed import World
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.models.plan import Plan
@@ -34,7 +35,7 @@ class Problem:
     world: World = field(default_factory=World)
     snapshots: Snapshots = field(default_factory=Snapshots)
 
-    def task_images(self, source: int) -> Tensor:
+    def task_images(self, source: int) -> Inputs:
         """The unlabelled images of one source's task and the auxiliary images. Raises DataError without any."""
         mask = self.images.selected(source, "own")
         if not bool(mask.any()):

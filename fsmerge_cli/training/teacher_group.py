@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsmerge_cli.common.hardware import Hardware, out_of_memory
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.training.graphs import GraphedPass
 
@@ -27,7 +28,7 @@ MAX_PADDING = 1.25
 MATRIX_MODULES = (nn.Linear, nn.Conv2d)
 """Modules whose weights autocast rounds to bf16 at every use."""
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Inputs], Tensor]
 
 
 def rounded(module: nn.Module) -> nn.Module:
@@ -54,7 +55,7 @@ class TeacherGroup:
         self._stackable = len(sources) > 1 and equal(sources)
         self._run = GraphedPass(self._features) if hardware.graphs else self._features
 
-    def start(self, inputs: Sequence[Tensor]) -> Pending:
+    def start(self, inputs: Sequence[Inputs]) -> Pending:
         """Start the passes; inputs: one [m_i, C, H, W] per teacher, or the same tensor for all of them."""
         if self._device.type != "cuda":
             return Pending(self._features(inputs))
@@ -67,15 +68,16 @@ class TeacherGroup:
             done = theirs.record_event()
         return Pending(features, done)
 
-    def _features(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        if self._stackable and self._is_small(inputs):
+    def _features(self, inputs: Sequence[Inputs]) -> list[Tensor]:
+        tensors = [one for one in inputs if isinstance(one, Tensor)]
+        if len(tensors) == len(inputs) and self._stackable and self._is_small(tensors):
             try:
-                return self.batched(inputs)
+                return self.batched(tensors)
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
                 self._stackable = False  # an architecture of which `vmap` cannot take k: one after the other
-        return [run(one) if len(one) else one for run, one in zip(self._runs, inputs)]
+        return [run(one) if len(one) else torch.empty(0) for run, one in zip(self._runs, inputs)]
 
     def _is_small(self, inputs: Sequence[Tensor]) -> bool:
         sizes = [len(one) for one in inputs]
@@ -193,9 +195,9 @@ def equal(sources: Sequence[Source]) -> bool:
 
 
 def operations(source: Source) -> int:
-    """Floating-point operations of a forward pass per image."""
+    """Floating-point operations of a forward pass per input."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         weights = {name: tensor.to("meta") for name, tensor in source.weights.items()}
-        image = torch.empty(1, *source.arch.input_size, device="meta")
-        functional_call(source.family.skeleton(source.arch).eval(), weights, (image,))
+        one = source.family.sample(source.arch, 1, None)
+        functional_call(source.family.skeleton(source.arch).eval(), weights, (one,))
     return int(counter.get_total_flops())

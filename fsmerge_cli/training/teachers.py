@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.common.cache import cached_table, feature_folder
 from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.inputs import Inputs, content, split
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import NO_TASK, Images, Targets
 from fsmerge_cli.data.transfer import Feed, to_host
@@ -37,7 +38,7 @@ class TeacherTargets:
     mask: Tensor
     variance: float
     lookup: Callable[[Tensor], Tensor]
-    run: Callable[[Tensor], Tensor]
+    run: Callable[[Inputs], Tensor]
     other_task: Tensor
     weight: float = 1.0
     head: Head | None = None
@@ -152,7 +153,7 @@ class _Teacher:
         return rounded(found) if self._bf16 else found
 
     @cached_property
-    def _call(self) -> Callable[[Tensor], Tensor]:
+    def _call(self) -> Callable[[Inputs], Tensor]:
         compiled = self._fresh and self._device.type == "cuda"
         return self._hardware.compiled(self._network) if compiled else self._network
 
@@ -166,9 +167,9 @@ class _Teacher:
         # Tensors of inference mode may not enter a graph.
         return torch.cat(list(self._of_rows(rows, torch.no_grad)))
 
-    def run(self, pixels: Tensor) -> Tensor:
+    def run(self, pixels: Inputs) -> Tensor:
         """Features of new images, computed now, for use inside a training step."""
-        return torch.cat(list(self._of_batches(torch.split(pixels, self._hardware.eval_batch), torch.no_grad)))
+        return torch.cat(list(self._of_batches(split(pixels, self._hardware.eval_batch), torch.no_grad)))
 
     def parts(self, rows: Tensor) -> Iterator[Tensor]:
         """Features of the images `rows` in host memory, in order, a batch at a time."""
@@ -179,7 +180,7 @@ class _Teacher:
         return self._of_batches((pixels[part] for part in torch.split(rows, self._hardware.eval_batch)), mode)
 
     def _of_batches(
-        self, batches: Iterable[Tensor], mode: Callable[[], AbstractContextManager[None]]
+        self, batches: Iterable[Inputs], mode: Callable[[], AbstractContextManager[None]]
     ) -> Iterator[Tensor]:
         call = self._call
         for batch in batches:
@@ -203,7 +204,8 @@ class _FeatureTable:
     position: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return self.table[self.position[rows]]
+        found: Tensor = self.table[self.position[rows]]
+        return found
 
 
 def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], counter: _CaptureProgress) -> Tensor:
@@ -225,8 +227,10 @@ def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], counter: _
     return table
 
 
-def _digests(pixels: Tensor) -> list[bytes]:
-    """SHA-256 of the pixels and shape of every image."""
+def _digests(pixels: Inputs) -> list[bytes]:
+    """SHA-256 of the content of every input (of an image: its pixels and its shape)."""
+    if not isinstance(pixels, Tensor):
+        return [hashlib.sha256(content(item)).digest() for item in pixels]
     start = hashlib.sha256(f"{tuple(pixels.shape[1:])} {pixels.dtype}".encode())
     found = []
     for image in pixels:

@@ -21,6 +21,7 @@ from fsmerge_cli.alignment.closed_form.layered import LayeredSolver, layers
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import outline
 from fsmerge_cli.alignment.closed_form.residual import ResidualSolver
+from fsmerge_cli.common.inputs import pixels_of
 from fsmerge_cli.data.draw import NO_TASK, Images
 from fsmerge_cli.training.problem import Problem
 from fsmerge_cli.training.teachers import network
@@ -55,16 +56,17 @@ def closed_form(problem: Problem, rows: Images, options: ClosedFormOptions) -> C
     assembly = Assembly(plan, problem.weights(), device)
     networks = [network(source, device).float() for source in problem.sources]
     finished = Finished(assembly, not options.correct, problem.snapshots.next_training(), problem.progress)
-    original = rows.images[: len(problem.images)].float()
+    pixels = pixels_of(rows.images).float()
+    original = pixels[: len(problem.images)]
     if found := outline(plan):
         own = [_own(original, problem.images.task, i)[:MAX_GRADIENT_IMAGES] for i in assembly.sources]
         solver: ResidualSolver | LayeredSolver = ResidualSolver(
-            assembly, networks, found, rows.images.float(), original, own, options, finished
+            assembly, networks, found, pixels, original, own, options, finished
         )
     else:
         chain = layers(plan) or ()
         folds = folds_of(len(original), len(rows))
-        solver = LayeredSolver(assembly, networks, chain, rows.images.float(), folds, options, finished)
+        solver = LayeredSolver(assembly, networks, chain, pixels, folds, options, finished)
     projectors = solver.solve()
     weights = {name: t.detach().clone() for name, t in assembly.network.state_dict().items()}
     return ClosedForm(weights, projectors, assembly.merge, assembly.unmerge, finished.facts)

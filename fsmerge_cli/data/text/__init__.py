@@ -1,0 +1,1 @@
+"""Texts: from files and sentences to the tokens that a network reads."""
