@@ -57,7 +57,7 @@ Classifier = Callable[[Any, Mapping[str, Tensor], Tensor, Tensor], tuple[dict[st
 Resample = Callable[[Any, Mapping[str, Tensor], tuple[int, int], str], tuple[Any, dict[str, Tensor]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Family:
     """An architecture family; every field is a value or a function of the options (`arch`).
 
@@ -104,6 +104,10 @@ class Family:
     kind: Kind = "image"
     post_norm: bool = False
     sample: Sample = random_pixels
+
+    def __repr__(self) -> str:
+        """Its name."""
+        return f"Family({self.name})"
 
     def skeleton(self, arch: Any) -> nn.Module:
         """The network of `arch` without weights (on the `meta` device), in evaluation mode."""

@@ -6,6 +6,7 @@ Nothing is trained here (see `embedded`), and no code in a checkpoint is ever ru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +37,8 @@ def load(spec: SourceSpec, headers: bool = False) -> Source:
 
 def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> Source:
     """The source in a checkpoint; with `skip_head` its heads are not read. Raises SourceError."""
+    if spec.loaded is not None:
+        return _loaded(spec, found)
     where = found.where
     family, arch, config, read = interpret(spec, found)
     notes = read.notes
@@ -83,6 +86,13 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     elif spec.arch is None and spec.module is None:
         notes += _size_notes(spec.name, config, arch.input_size)
     return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes)
+
+
+def _loaded(spec: SourceSpec, found: Checkpoint) -> Source:
+    """The source of an entry that is loaded already. Raises SourceError if it was changed to what cannot be."""
+    own: Source = replace(spec.loaded, name=spec.name, weights=found.tensors, sha256=found.sha256)
+    check_weights(own)
+    return own
 
 
 def _guessed_pixels(spec: SourceSpec, config: Mapping[str, Any], name: str) -> tuple[str, ...]:

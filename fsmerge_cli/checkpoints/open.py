@@ -68,6 +68,10 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
     """Read the files of an entry, or only their headers. Raises SourceError."""
     if spec.module is not None:
         return _of_module(spec, spec.module, headers)
+    if spec.loaded is not None:
+        own = {n: t.to("meta") if headers else t for n, t in spec.loaded.weights.items()}
+        digest = "" if headers else tensors_sha256(own)  # they may have been changed since they were read
+        return Checkpoint(f"source '{spec.name}'", spec.loaded.origin, digest, {}, own)
     hub = hub_name(spec)
     if spec.checkpoint is None:
         if hub is None:

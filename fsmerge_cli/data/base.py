@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -161,6 +161,10 @@ class DataConfig(ABC):
     auxiliary_only: ClassVar[bool] = False
     """Whether all images are auxiliary: they belong to no task."""
 
+    why_mixed: ClassVar[str] = "no folder is named after a task"
+    mixed_meaning: ClassVar[str] = ", and their folders are not classes"
+    """Parts of the note where the images belong to no particular task."""
+
     name: str
     images_per_task: Count | Literal["all"] = 100
     augment: Augment = "none"
@@ -168,6 +172,10 @@ class DataConfig(ABC):
     validation: Share = 0.1
     held_back: Share = 0.2
     auxiliary: Mapping[str, Any] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Every option as a plain value, as in config.yaml."""
+        return asdict(self)
 
     @classmethod
     def label_sets(cls) -> Mapping[str, tuple[str, ...]]:

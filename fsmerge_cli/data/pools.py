@@ -87,8 +87,8 @@ class Pools:
         how_many = f"{count} of the {size} images are" if count < size else f"all {size} images are"
         tasks = listed(task.name for task in self.tasks)
         return (
-            f"no folder is named after a task ({tasks}), so {how_many} used for every one: each source is run on "
-            "all of them, and their folders are not classes"
+            f"{self.data.why_mixed} ({tasks}), so {how_many} used for every one: each source is run on all of them"
+            f"{self.data.mixed_meaning}"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fsmerge_cli.architectures import Compiled, Family, compile_table
 from fsmerge_cli.architectures.ports import Mapped, Port, Role, Unit
 from fsmerge_cli.common.errors import MismatchError
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.source import Source
 
 ROWS = ("ensemble", "average", "kd", "merged")
@@ -36,7 +37,7 @@ class Space:
     order: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Everything that the sources' architecture determines, validated. Later code can rely on it.
 
@@ -53,6 +54,12 @@ class Plan:
     reads: tuple[Port, ...]
     features: Port
     tasks: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """One line: family, tasks, width and size of the merged model."""
+        size = sum(tensor.numel() for tensor in self.skeleton().state_dict().values())
+        tasks = ", ".join(map(shown, self.tasks))
+        return f"Plan({self.family.name}: {tasks} -> width {self.arch.features}, {size:,} parameters)"
 
     def skeleton(self, arch: Any | None = None) -> nn.Module:
         """An ordinary network of the merged size (or of `arch`), in evaluation mode, weights on `meta`."""

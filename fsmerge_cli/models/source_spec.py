@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from pydantic.dataclasses import dataclass
@@ -18,6 +18,7 @@ from fsmerge_cli.common.options import (
     PositiveFloat,
     Text,
 )
+from fsmerge_cli.models.source import Source
 
 LONGEST_NAME = 80
 """Maximal number of characters of a task name, which is part of file names."""
@@ -57,7 +58,8 @@ class SourceSpec:
     the position embeddings are resampled, which is not exact; null
     keeps the source's own. base: where `checkpoint` is a LoRA adapter of PEFT, the model that it was trained on
     (a folder, a file or a timm name with weights); null: it is no adapter. module: only in Python, a torch module
-    instead of a checkpoint; it is never changed.
+    instead of a checkpoint; it is never changed. loaded: only in Python, what `load_source` returned, with no
+    other key but the name.
     """
 
     name: Text
@@ -74,6 +76,7 @@ class SourceSpec:
     input_size: Positive | tuple[Positive, Positive] | None = None
     base: Text | None = None
     module: Any = None
+    loaded: Any = None
 
     def __post_init__(self) -> None:
         """Validate the name, which is used in folder and tensor names and on the terminal, and the module."""
@@ -89,6 +92,8 @@ class SourceSpec:
                 f"source '{self.name}' has a base but no checkpoint. Pass the folder of the adapter as its "
                 "checkpoint, or remove the base."
             )
+        if self.loaded is not None:
+            self._check_loaded()
         if self.module is None:
             return
         if not hasattr(self.module, "state_dict"):
@@ -99,8 +104,21 @@ class SourceSpec:
         if self.checkpoint is not None:
             raise ValueError(f"source '{self.name}' has both a checkpoint and a module. Remove one of them.")
 
+    def _check_loaded(self) -> None:
+        if not isinstance(self.loaded, Source):
+            raise ValueError(
+                f"source '{self.name}': loaded has to be what load_source returned, not {str(self.loaded)[:80]!r}."
+            )
+        others = [own.name for own in fields(self) if own.name not in ("name", "loaded")]
+        if given := [name for name in others if getattr(self, name) is not None]:
+            raise ValueError(
+                f"source '{self.name}' is loaded already, so {given[0]} has no effect. Pass it to load_source."
+            )
+
     def options(self) -> dict[str, Any]:
-        """The entry as plain values; a module is represented by the name of its class."""
-        if self.module is None:
-            return {name: value for name, value in asdict(self).items() if name != "module"}
-        return {**asdict(replace(self, module=None)), "module": type(self.module).__qualname__}
+        """The entry as plain values; a module is represented by its class, a loaded source by its origin."""
+        found = asdict(replace(self, module=None, loaded=None))
+        plain = {name: value for name, value in found.items() if name not in ("module", "loaded")}
+        if self.loaded is not None:
+            return {**plain, "loaded": self.loaded.origin}
+        return plain if self.module is None else {**plain, "module": type(self.module).__qualname__}

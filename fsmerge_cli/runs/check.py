@@ -170,7 +170,8 @@ def inspect(
 
 def _has_weights(own: SourceHeaders) -> bool:
     """Whether the weights of a source are on disk or in memory; otherwise a merge trains or downloads them."""
-    return own.spec.checkpoint is not None or own.spec.module is not None
+    spec = own.spec
+    return any(given is not None for given in (spec.checkpoint, spec.module, spec.loaded))
 
 
 def _is_meta(source: Source) -> bool:
@@ -197,7 +198,8 @@ def _source_row(own: SourceHeaders) -> SourceRow:
     source, family, files = own.source, own.source.family, own.found.weights
     merges = not family.refuse(source.arch)
     facts = family.signature(source.arch) if merges else {}
-    mean, std = normalisation(own.spec, interpret(own.spec, own.found)[2], own.found.where)
+    config = {} if own.spec.loaded else interpret(own.spec, own.found)[2]  # loaded: folded into the weights
+    mean, std = normalisation(own.spec, config, own.found.where)
     types = {str(t.dtype).removeprefix("torch.") for t in own.found.tensors.values() if t.is_floating_point()}
     head = [] if source.head is None else [source.head.weight, source.head.bias, source.head.projector]
     tensors = [*source.weights.values(), *(t for t in head if t is not None)]

@@ -147,7 +147,7 @@ def evaluate(
     options = {
         "model": str(model.folder),
         "tasks": list(model.tasks),
-        "data": asdict(images),
+        "data": images.options(),
         "hardware": asdict(machine),
         "seed": seed,
     }

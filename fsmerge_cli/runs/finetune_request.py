@@ -23,6 +23,7 @@ from fsmerge_cli.common.options import FORBID, Count, FiniteFloat, Flag, Positiv
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.data import DATASETS, DataConfig, Task
+from fsmerge_cli.data.images.in_memory import Data, from_python
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.inputs import cache_inputs, checkpoint_inputs, data_inputs, label_inputs
@@ -101,7 +102,7 @@ class FinetuneRequest:
         """Every option by group, as in config.yaml."""
         return {
             "model": {**asdict(self.start), "task": self.spec.name, "labels": list(self.labels)},
-            "data": asdict(self.data),
+            "data": self.data.options(),
             "training": asdict(self.training),
             "hardware": asdict(self.hardware),
             "seed": self.run.seed,
@@ -110,7 +111,7 @@ class FinetuneRequest:
 
 def request(
     model: str | Mapping[str, Any] | FinetuneStart,
-    data: str | Mapping[str, Any] | DataConfig | None,
+    data: Data | None,
     training: Mapping[str, Any] | TrainingOptions | None,
     hardware: str | Mapping[str, Any] | Hardware,
     seed: int,
@@ -137,8 +138,8 @@ def request(
     )
 
 
-def _data(data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig:
-    if isinstance(data, DataConfig):
+def _data(data: Data | None) -> DataConfig:
+    if isinstance(data := from_python(data), DataConfig):
         return data
     values = {**presets.load("data", data), "images_per_task": "all"} if isinstance(data, str) else data
     if not values or not values.get("name"):

@@ -18,6 +18,7 @@ from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_yaml
 from fsmerge_cli.common.private_paths import restored
 from fsmerge_cli.data import DataConfig
+from fsmerge_cli.data.images.in_memory import NAME as IN_MEMORY
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.request import chosen_data
 
@@ -90,6 +91,11 @@ def required_data(path: Path, data: Data | None) -> DataConfig:
 
 def _data_of_run(path: Path) -> DataConfig | None:
     stated = run_options(path).get("data")
+    if isinstance(stated, Mapping) and stated.get("name") == IN_MEMORY:
+        raise ConfigError(
+            f"{run_folder(path)}/{CONFIG}: the images came from Python ({_text(stated.get('content'))}) and are "
+            "not in the folder of the run. Pass data=NAME with your own data."
+        )
     try:
         return chosen_data(stated)
     except ConfigError as error:
@@ -116,4 +122,6 @@ def described_sources(specs: Sequence[SourceSpec]) -> str:
 def _origin(spec: SourceSpec) -> str:
     if spec.checkpoint is not None:
         return spec.checkpoint
+    if spec.loaded is not None or spec.module is not None:
+        return spec.loaded.origin if spec.loaded is not None else "a module"
     return "its recipe" if spec.recipe is not None else f"the weights {spec.arch} of the hub"

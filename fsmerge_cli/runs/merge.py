@@ -22,7 +22,8 @@ from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.timing import Clock
-from fsmerge_cli.data import DataConfig, Task
+from fsmerge_cli.data import Task
+from fsmerge_cli.data.images.in_memory import Data
 from fsmerge_cli.data.readers import reader
 from fsmerge_cli.data.sampling import TestImages, prepare_images
 from fsmerge_cli.evaluation.certificates import Certifier, probe
@@ -48,7 +49,7 @@ def merge(
     models: Models,
     *,
     method: str | Mapping[str, Any] | Method = "fs_merge",
-    data: str | Mapping[str, Any] | DataConfig | None = None,
+    data: Data | None = None,
     hardware: str | Mapping[str, Any] | Hardware = "auto",
     seed: int = 0,
     output: str | Path | None = None,
@@ -64,17 +65,19 @@ def merge(
 ) -> MergeResult:
     """Merge trained networks into one network of the original size.
 
-    models: name of a shipped set ("digits_mlp_pair"), or one entry per source with the keys of `models.sources`.
-    method, data, hardware: name of a shipped preset, a mapping with the keys of that group, or the dataclass
-    itself; data None takes the default of the shipped set. seed: of all random numbers. output: folder to write
-    (None: nothing is written, `MergeResult.save` does it later); a finished run in it is kept unless `overwrite`.
-    resume: continue the interrupted run into that folder, if there is one. checkpoint_every: how often the state
-    of the training is written (steps, or "60s", "5m"). kd: also evaluate distillation, trained with the method's
-    images, steps, batches and losses at its own learning rate. dtype: of the written weights (float32, float16,
-    bfloat16); everything is computed in fp32, and the rounded model is evaluated. license: for the model card.
-    progress: called with every `Event`; True: shown on standard error. command: recorded as the run's origin.
-    more_inputs: other paths that must not change. With several processes (hardware.distributed) each returns the
-    merged model, and only rank 0 evaluates, writes and reports progress.
+    models: name of a shipped set ("digits_mlp_pair"), or one entry per source: what `load_source` returned, or
+    the keys of `models.sources`. method, data, hardware: name of a shipped preset, a mapping with the keys of
+    that group, or the dataclass itself. data: also a folder, or images (a tensor, an array, a list, a torch
+    Dataset or DataLoader; see `data.images.in_memory`); None takes the default of the shipped set. seed: of all
+    random numbers. output: folder to write (None: nothing is written, `MergeResult.save` does it later); a
+    finished run in it is kept unless `overwrite`. resume: continue the interrupted run into that folder, if there
+    is one. checkpoint_every: how often the state of the training is written (steps, or "60s", "5m"). kd: also
+    evaluate distillation, trained with the method's images, steps, batches and losses at its own learning rate.
+    dtype: of the written weights (float32, float16, bfloat16); everything is computed in fp32, and the rounded
+    model is evaluated. license: for the model card. progress: called with every `Event`; True: shown on standard
+    error. command: recorded as the run's origin. more_inputs: other paths that must not change. With several
+    processes (hardware.distributed) each returns the merged model, and only rank 0 evaluates, writes and reports
+    progress.
 
     Raises UserError where the input is wrong, TrainingError where the run fails, CertificateError where the
     written model differs from the merged one, Interrupted where a signal stopped it and `resume` can continue it.

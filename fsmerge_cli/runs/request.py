@@ -17,13 +17,16 @@ from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build, choose
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import brief
 from fsmerge_cli.data import DATASETS, DataConfig, auxiliary
+from fsmerge_cli.data.images.in_memory import Data, from_python
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.methods.base import Weighted
+from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.inputs import cache_inputs, checkpoint_inputs, data_inputs, label_inputs
 from fsmerge_cli.training.snapshots import SaveInterval
 
-Models = str | Sequence[SourceSpec | Mapping[str, Any]]
+Models = str | Sequence[SourceSpec | Source | Mapping[str, Any]]
+"""Name of a shipped set, or one entry per source."""
 
 
 @checked(frozen=True, config=FORBID)
@@ -62,7 +65,8 @@ class Request:
 
     def inputs(self) -> list[Input]:
         """Every path that is read."""
-        given = [(s.name, path) for s in self.sources for path in (s.checkpoint, s.base)]
+        paths = [(s, (s.checkpoint, s.base, s.loaded.origin if s.loaded else None)) for s in self.sources]
+        given = [(s.name, path) for s, own in paths for path in own]
         sources = [i for name, path in given for i in checkpoint_inputs(f"source '{name}'", path)]
         data = data_inputs(self.data, [spec.name for spec in self.sources])
         return [*sources, *self.more_inputs, *data, *cache_inputs()]
@@ -85,7 +89,7 @@ class Request:
         """Every option by group, as in config.yaml."""
         return {
             "models": {"sources": [spec.options() for spec in self.sources]},
-            "data": asdict(self.data) if self.data else None,
+            "data": self.data.options() if self.data else None,
             "method": asdict(self.method),
             "hardware": asdict(self.hardware),
             "seed": self.run.seed,
@@ -100,7 +104,7 @@ class Request:
 def request(
     models: Models,
     method: str | Mapping[str, Any] | Method,
-    data: str | Mapping[str, Any] | DataConfig | None,
+    data: Data | None,
     hardware: str | Mapping[str, Any] | Hardware,
     seed: int,
     overwrite: bool,
@@ -158,18 +162,25 @@ def source_entries(models: Models) -> list[SourceSpec]:
     if isinstance(found, str | Mapping) or not isinstance(found, Sequence):
         raise ConfigError(f"models.sources: should be a list of sources, got {brief(found)}.")
     return [
-        entry if isinstance(entry, SourceSpec) else build(SourceSpec, entry, f"models.sources.{i}")
+        entry if isinstance(entry, SourceSpec) else build(SourceSpec, _keys(entry), f"models.sources.{i}")
         for i, entry in enumerate(found)
     ]
 
 
-def _data(models: Models, data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:
+def _keys(entry: Any) -> Any:
+    """The keys of an entry that is a loaded source; any other entry as it is."""
+    return {"name": entry.name, "loaded": entry} if isinstance(entry, Source) else entry
+
+
+def _data(models: Models, data: Data | None) -> DataConfig | None:
     return chosen_data(presets.default_data(models) if data is None and isinstance(models, str) else data)
 
 
-def chosen_data(data: str | Mapping[str, Any] | DataConfig | None) -> DataConfig | None:
-    """The data set from the name of a preset or a mapping. Raises ConfigError."""
-    if data is None or isinstance(data, DataConfig):
+def chosen_data(data: Data | None) -> DataConfig | None:
+    """The data set from the name of a preset, a mapping, a folder or images. Raises ConfigError, DataError."""
+    if data is None:
+        return None
+    if isinstance(data := from_python(data), DataConfig):
         return data
     chosen = choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
     auxiliary(chosen)  # reports wrong keys now

@@ -92,7 +92,7 @@ class Tensors(DataConfig):
                 f"{path} has no array '{name}'. It holds {listed(sorted(arrays), 'nothing')}: pass "
                 "data.images_key=NAME."
             )
-        images = _uint8(_channels_last(arrays[name], self.layout, path), path)
+        images = image_array(arrays[name], str(path), self.layout)
         labels = arrays.get(self.labels_key) if self.labels_key != name else None
         if labels is None:
             return images, None
@@ -141,7 +141,12 @@ def _array(value: Any) -> Any:
     return np.asarray(value)
 
 
-def _channels_last(images: Any, layout: Layout, path: Path) -> Any:
+def image_array(images: Any, where: str, layout: Layout = "auto") -> Any:
+    """An array of images as uint8, [n, H, W] or [n, H, W, C]. where: prefix of messages. Raises DataError."""
+    return _uint8(_channels_last(images, layout, where), where)
+
+
+def _channels_last(images: Any, layout: Layout, path: str) -> Any:
     shape = list(images.shape)
     if len(shape) == 3:
         return images
@@ -163,7 +168,7 @@ def _channels_last(images: Any, layout: Layout, path: Path) -> Any:
     return images[..., 0] if images.shape[-1] == 1 else images
 
 
-def _uint8(images: Any, path: Path) -> Any:
+def _uint8(images: Any, path: str) -> Any:
     try:
         return as_uint8(images)
     except DataError as error:
