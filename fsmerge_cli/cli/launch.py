@@ -21,7 +21,7 @@ from fsmerge_cli.cli.gate import Gate
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, folder_of, keys_of
 from fsmerge_cli.cli.plugin_presets import store_plugins
-from fsmerge_cli.cli.run_dirs import config_inputs, finished, report_stop
+from fsmerge_cli.cli.run_dirs import changed_sources, config_inputs, finished, report_stop
 from fsmerge_cli.cli.showing import Checking, run_check, show
 from fsmerge_cli.cli.sweep import codes, is_sweep, parallel_jobs, record_job
 from fsmerge_cli.common.atomic import tidy
@@ -60,6 +60,10 @@ _typed: list[str] = []
 """The command that the user typed; empty where it is not known."""
 
 
+_repeated: list[Path] = []
+"""The config.yaml of a run that is merged again."""
+
+
 def check(arguments: Sequence[str], checking: Checking, quiet: bool = False) -> int:
     """Let Hydra compose `arguments` and inspect the merge; returns the exit code."""
     _checking[:] = [checking]
@@ -70,13 +74,19 @@ def check(arguments: Sequence[str], checking: Checking, quiet: bool = False) -> 
 
 
 def merge_with(
-    gate: Gate, arguments: Sequence[str], quiet: bool = False, typed: str = "", as_json: bool = False
+    gate: Gate,
+    arguments: Sequence[str],
+    quiet: bool = False,
+    typed: str = "",
+    as_json: bool = False,
+    repeated: Sequence[Path] = (),
 ) -> int:
     """Let Hydra compose `arguments` and merge; exit code 1 where the result fails the gate.
 
     typed: the command as the user typed it, which a single run reports. as_json: standard output gets one JSON
-    object and nothing else.
+    object and nothing else. repeated: the config.yaml of a run, if it is merged again.
     """
+    _repeated[:] = repeated
     _gates[:], _typed[:] = [gate], [typed] if typed else []
     _as_json[:] = [True] if as_json else []
     try:
@@ -85,6 +95,7 @@ def merge_with(
         _gates.clear()
         _typed.clear()
         _as_json.clear()
+        _repeated.clear()
 
 
 def launch(arguments: Sequence[str], quiet: bool = False) -> int:
@@ -195,6 +206,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             progress=progress,
             command=command,
             more_inputs=config_inputs(),
+            more_notes=[note for path in _repeated for note in changed_sources(path.parent, keys)],
         )
         if log is None:
             return result.evaluation()

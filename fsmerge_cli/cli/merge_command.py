@@ -6,11 +6,13 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fsmerge_cli.cli.composing import added
 from fsmerge_cli.cli.gate import gate_of
 from fsmerge_cli.cli.list_command import listing
 from fsmerge_cli.cli.overrides import checked
+from fsmerge_cli.cli.run_file import is_run_file
 from fsmerge_cli.cli.short_form import expanded
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, unknown
@@ -98,7 +100,8 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.cli import launch  # imports Hydra
 
     typed, quiet = shlex.join(["fsmerge", "merge", *arguments]), bool({"-q", "--quiet"} & {*arguments})
-    return launch.merge_with(gate, overrides, quiet, typed, "--json" in arguments)
+    repeated = [Path(argument).expanduser() for argument in rest if is_run_file(argument)]
+    return launch.merge_with(gate, overrides, quiet, typed, "--json" in arguments, repeated)
 
 
 def composed(arguments: list[str], command: str = "merge", own_options: Sequence[str] = ()) -> list[str]:

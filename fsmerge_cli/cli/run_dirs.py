@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from fsmerge_cli.common.atomic import tidy
-from fsmerge_cli.common.errors import ConfigError, Interrupted, Stopped
+from fsmerge_cli.common.errors import ConfigError, Interrupted, Stopped, UserError
 from fsmerge_cli.common.foreign_files import read_yaml
 from fsmerge_cli.common.leftovers import beside, unfinished
 from fsmerge_cli.common.private_paths import restored
@@ -110,3 +110,21 @@ def check_sources(folder: Path, specs: Sequence[Any], evaluation: Mapping[str, A
                 f"{spec.checkpoint}. Choose another output.dir=..., or start over with resume=false "
                 "output.overwrite=true."
             )
+
+
+def changed_sources(folder: Path, keys: Mapping[str, Any]) -> list[str]:
+    """Notes for checkpoints with other weights than the sources of the same name in the run in `folder`."""
+    from fsmerge_cli.checkpoints.open import digest  # imports torch
+    from fsmerge_cli.runs.from_run import recorded_hashes
+    from fsmerge_cli.runs.request import source_entries
+
+    hashes = recorded_hashes(folder)
+    entries = source_entries(keys["models"]["sources"]) if hashes else []
+    found = []
+    for spec in entries:
+        with suppress(UserError):  # the merge reports it
+            if hashes.get(spec.name, own := digest(spec)) != own and own is not None:
+                found.append(
+                    f"'{spec.name}': {spec.checkpoint} has other weights than in the run that is repeated"
+                )
+    return found

@@ -1,8 +1,9 @@
 """The folder of a run names no path of this machine: it is passed on to others.
 
-An absolute path inside the working folder is written relative to it; of any other one only the name is written.
-Relative paths stay as they were typed. What stands for what is kept in the user's cache, under the hash of the
-run's evaluation.json, so that `data=from_run`, `--sources` and `resume=true` still find the files on this machine.
+An absolute path inside the working folder is written relative to it; of any other one only the name is written,
+after `.../`, so that it is never opened as a file of the working folder. Relative paths stay as they were typed.
+What stands for what is kept in the user's cache, under the hash of the run's evaluation.json, so that
+`fsmerge merge RUN/config.yaml`, `data=from_run`, `--sources` and `resume=true` still find the files on this machine.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.cache import cache_folder
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.shown import shown
 
 MAX_NAME = 4096
 """Longer texts are no paths."""
 
 IN_COMMAND = re.compile(r"(?:^|[\s=,:\[{'\"])(~?/[^\s,\]}'\"]+)")
 """An absolute path in a command."""
+
+HIDDEN = ".../"
+"""What is written in place of the folders of a path outside the working folder."""
 
 Key = tuple[str | int, ...]
 """Where a value stands in nested mappings and lists."""
@@ -85,10 +91,21 @@ def _is_private(text: str) -> bool:
 
 
 def _public(path: str) -> str:
-    """Relative to the working folder if it lies inside, else the name."""
+    """Relative to the working folder if it lies inside, else the name after HIDDEN."""
     absolute = os.path.normpath(os.path.expanduser(path))
     relative = os.path.relpath(absolute)
-    return os.path.basename(absolute) if relative.split(os.sep)[0] == os.pardir else relative
+    return HIDDEN + os.path.basename(absolute) if relative.split(os.sep)[0] == os.pardir else relative
+
+
+def refuse_hidden(values: Any, where: str) -> None:
+    """Raise ConfigError where a value is a path whose folders were not written (`.../a.safetensors`)."""
+    found = {".".join([where, *map(str, key)]): text for key, text in _texts(values) if text.startswith(HIDDEN)}
+    if found:
+        given = ", ".join(f"{key} is {shown(text)}" for key, text in found.items())
+        raise ConfigError(
+            f"{given}: the configuration of a run is written without the folders of the machine that it ran on. "
+            f"Pass where the files are here: {' '.join(f'{key}=PATH' for key in found)}"
+        )
 
 
 def _texts(values: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:
@@ -104,8 +121,8 @@ def _texts(values: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:
 
 def remember(evaluation: Path, options: Any, written: Any) -> None:
     """Keep in the cache which paths stand for what in the options of a run. evaluation: its evaluation.json."""
-    shown = dict(_texts(written))
-    pairs = [[*key, shown[key], text] for key, text in _texts(options) if key in shown and shown[key] != text]
+    public = dict(_texts(written))
+    pairs = [[*key, public[key], text] for key, text in _texts(options) if key in public and public[key] != text]
     if pairs:
         with suppress(OSError):  # the run is complete without it
             file = _kept(evaluation)
@@ -123,12 +140,12 @@ def restored(evaluation: Path, options: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError):
         return options
     found = json.loads(json.dumps(options, default=str))
-    for *key, shown, text in pairs:
+    for *key, public, text in pairs:
         with suppress(KeyError, IndexError, TypeError):
             place = found
             for name in key[:-1]:
                 place = place[name]
-            if place[key[-1]] == shown:
+            if place[key[-1]] == public:
                 place[key[-1]] = text
     return found if isinstance(found, dict) else options
 

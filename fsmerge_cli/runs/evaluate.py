@@ -13,6 +13,7 @@ from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.checkpoints.stated import stated_accuracy
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
+from fsmerge_cli.common.notes import WARNING
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import brief
@@ -30,6 +31,7 @@ from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by
 from fsmerge_cli.evaluation.score_table import Scorer, single_task_rows
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.from_run import (
     FROM_RUN,
@@ -38,6 +40,7 @@ from fsmerge_cli.runs.from_run import (
     described_sources,
     given_data,
     group,
+    recorded_hashes,
     required_data,
     run_folder,
     run_options,
@@ -106,6 +109,7 @@ def evaluate(
         if sources:
             with clock.phase("load sources"):
                 originals = _sources(model, run, report)
+                notes += _changed(model, originals)
             with clock.phase("evaluate sources"):
                 ensemble, reference = scorer.sources(originals)
                 notes = [*scorer.warnings(reference, {}), *notes]
@@ -248,6 +252,17 @@ def _build_set(model: Merged, data: DataConfig, split: Any, task: Task, pixels: 
         return build_sets(data, split, [task], pixels, data.is_mixed(model.tasks))[0]
     except DataError as error:
         raise DataError(reworded_for_model(str(error), task.name)) from None
+
+
+def _changed(model: Merged, sources: Sequence[Source]) -> list[str]:
+    """Warnings for sources whose files have changed since the run."""
+    folder = run_folder(model.folder)
+    recorded = recorded_hashes(folder) if folder is not None else {}
+    return [
+        f"{WARNING}{source.name}: {source.origin} has other weights than the source that was merged"
+        for source in sources
+        if recorded.get(source.name, source.sha256) != source.sha256
+    ]
 
 
 def _sources(model: Merged, run: Mapping[str, Any], progress: Progress) -> list[Any]:

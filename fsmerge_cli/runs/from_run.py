@@ -15,7 +15,7 @@ from typing import Any
 
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, DataError
-from fsmerge_cli.common.foreign_files import UnreadableError, read_yaml
+from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object, read_yaml
 from fsmerge_cli.common.private_paths import restored
 from fsmerge_cli.data import DataConfig
 from fsmerge_cli.data.images.in_memory import NAME as IN_MEMORY
@@ -47,6 +47,15 @@ def run_options(path: Path) -> dict[str, Any]:
     except UnreadableError as error:
         remedy = error.remedy or f"Move {folder / 'merged'} into another folder, and pass data=..."
         raise ConfigError(f"{folder / CONFIG} cannot be read: {error.why}. {remedy}") from None
+
+
+def recorded_hashes(run: Path) -> dict[str, str]:
+    """SHA-256 of every source, by name, as the evaluation.json of a run states them; empty where it does not."""
+    try:
+        sources = read_json_object(run / FINISHED)["provenance"]["sources"]
+        return {str(source["name"]): str(source["sha256"]) for source in sources}
+    except (UnreadableError, OSError, KeyError, TypeError):
+        return {}
 
 
 def group(options: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -99,7 +108,7 @@ def _data_of_run(path: Path) -> DataConfig | None:
     try:
         return chosen_data(stated)
     except ConfigError as error:
-        raise ConfigError(f"{run_folder(path)}/{CONFIG}: {error} Pass data=NAME with your own data.") from None
+        raise ConfigError(f"{run_folder(path)}/{CONFIG}: {error}. Or pass data=NAME with your own data.") from None
 
 
 def described(data: DataConfig) -> str:

@@ -62,6 +62,7 @@ def merge(
     progress: Progress | bool = False,
     command: str | None = None,
     more_inputs: Sequence[Input] = (),
+    more_notes: Sequence[str] = (),
 ) -> MergeResult:
     """Merge trained networks into one network of the original size.
 
@@ -75,9 +76,9 @@ def merge(
     evaluate distillation, trained with the method's images, steps, batches and losses at its own learning rate.
     dtype: of the written weights (float32, float16, bfloat16); everything is computed in fp32, and the rounded
     model is evaluated. license: for the model card. progress: called with every `Event`; True: shown on standard
-    error. command: recorded as the run's origin. more_inputs: other paths that must not change. With several
-    processes (hardware.distributed) each returns the merged model, and only rank 0 evaluates, writes and reports
-    progress.
+    error. command: recorded as the run's origin. more_inputs: other paths that must not change. more_notes: for
+    the report. With several processes (hardware.distributed) each returns the merged model, and only rank 0
+    evaluates, writes and reports progress.
 
     Raises UserError where the input is wrong, TrainingError where the run fails, CertificateError where the
     written model differs from the merged one, Interrupted where a signal stopped it and `resume` can continue it.
@@ -85,6 +86,7 @@ def merge(
     requested = request(
         models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype, license
     )
+    requested = replace(requested, notes=(*requested.notes, *more_notes))
     inputs = (*requested.inputs(), *more_inputs)
     clock = Clock()
     snapshots = Snapshots()

@@ -14,6 +14,7 @@ from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, DataError, unknown
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build, choose
+from fsmerge_cli.common.private_paths import refuse_hidden
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import brief
 from fsmerge_cli.data import DATASETS, DataConfig, auxiliary
@@ -161,10 +162,15 @@ def source_entries(models: Models) -> list[SourceSpec]:
     found: Any = presets.load("models", models)["sources"] if isinstance(models, str) else models
     if isinstance(found, str | Mapping) or not isinstance(found, Sequence):
         raise ConfigError(f"models.sources: should be a list of sources, got {brief(found)}.")
-    return [
+    entries = [
         entry if isinstance(entry, SourceSpec) else build(SourceSpec, _keys(entry), f"models.sources.{i}")
         for i, entry in enumerate(found)
     ]
+    paths = {i: [entry.checkpoint, entry.base, entry.labels] for i, entry in enumerate(entries)}
+    refuse_hidden(
+        {i: dict(zip(("checkpoint", "base", "labels"), own)) for i, own in paths.items()}, "models.sources"
+    )
+    return entries
 
 
 def _keys(entry: Any) -> Any:
@@ -184,6 +190,7 @@ def chosen_data(data: Data | None) -> DataConfig | None:
         return data
     chosen = choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
     auxiliary(chosen)  # reports wrong keys now
+    refuse_hidden(asdict(chosen), "data")
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def test_no_file_of_a_run_names_a_path_of_the_machine(
     for name, content in files.items():
         for path in (str(tmp_path), str(home), "jane", os.getcwd(), "My%20"):
             assert path.encode() not in content, (name, path)
-    assert b"root: My photos\n" in files["config.yaml"]
-    assert b"copy.png is identical to My photos/a/test/" in files["evaluation.json"]
+    assert b"root: '.../My photos'\n" in files["config.yaml"]
+    assert b"copy.png is identical to .../My photos/a/test/" in files["evaluation.json"]
 
     # On this machine the run is still found: the same paths, the same scores, and nothing to resume.
     options = run_options(output)
@@ -75,19 +76,71 @@ def test_an_edited_option_is_not_replaced(private: tuple[Path, list[str]], tmp_p
     output = tmp_path / "results/first"
     assert main([*command, f"output.dir={output}", "-q"]) == 0
     config = output / "config.yaml"
-    config.write_text(config.read_text().replace("root: My photos", "root: other"))
+    config.write_text(config.read_text().replace("root: '.../My photos'", "root: other"))
     assert run_options(output)["data"]["root"] == "other"
+
+
+HIDDEN = (
+    "the configuration of a run is written without the folders of the machine that it ran on. Pass where the "
+    "files are here: "
+)
+
+
+def test_elsewhere_no_file_of_the_same_name_is_read(
+    private: tuple[Path, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With another cache, and files of the names beside the copied run, the keys are asked for."""
+    home, command = private
+    assert main([*command, f"output.dir={tmp_path}/first", "-q"]) == 0
+    monkeypatch.setenv("FSMERGE_CACHE", str(tmp_path / "other cache"))
+    work = Path.cwd()
+    (tmp_path / "first").rename(work / "first")
+    (home / "My photos").rename(work / "My photos")
+    write_entries(work, mlp_source("a", [8, 8], 0), mlp_source("b", [8, 8], 7))
+    capsys.readouterr()
+    repeat = ["merge", "first/config.yaml", "-o", "again"]
+    assert main(repeat) == 2
+    places = [f"models.sources.{i}.checkpoint" for i in range(2)]
+    assert capsys.readouterr().err == (
+        f"fsmerge: error: {places[0]} is .../a, {places[1]} is .../b: {HIDDEN}{places[0]}=PATH {places[1]}=PATH\n"
+    )
+    given = [f"{place}={name}" for place, name in zip(places, "ab")]
+    assert main([*repeat, *given]) == 2
+    assert capsys.readouterr().err == f"fsmerge: error: data.root is .../My photos: {HIDDEN}data.root=PATH\n"
+    assert main(["evaluate", "first", "data=from_run", "-q"]) == 2
+    assert capsys.readouterr().err == (
+        f"fsmerge: error: first/config.yaml: data.root is .../My photos: {HIDDEN}data.root=PATH. Or pass "
+        "data=NAME with your own data.\n"
+    )
+    assert main([*repeat, *given, "data.root=My photos", "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["evaluation"]["notes"]
+    assert [note for note in notes if "repeated" in note] == [
+        "'b': b has other weights than in the run that is repeated"
+    ]
+
+
+def test_changed_sources_are_reported_by_evaluate(private: tuple[Path, list[str]], tmp_path: Path) -> None:
+    home, command = private
+    assert main([*command, f"output.dir={tmp_path}/first", "-q"]) == 0
+    write_entries(home, mlp_source("b", [8, 8], 7))
+    notes = evaluate(tmp_path / "first", data="from_run", sources=True).notes
+    assert [note for note in notes if "other weights" in note] == [
+        f"warning: b: {home}/b has other weights than the source that was merged"
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{home}/im/pets/1.png", "im/pets/1.png"),
-        ("read '{home}/im'.", "read 'im'."),
+        ("{home}/im/pets/1.png", ".../im/pets/1.png"),
+        ("read '{home}/im'.", "read '.../im'."),
         ("{home}/images/1.png", "~/images/1.png"),
         ("{work}/out/merged", "out/merged"),
         ("in {work}", "in ."),
-        ("data.root={home}/im", "data.root=im"),
+        ("data.root={home}/im", "data.root=.../im"),
         ("a/b and 1/2", "a/b and 1/2"),
     ],
 )
