@@ -55,10 +55,12 @@ def run(arguments: list[str]) -> int:
     export.require_packages(options.format)
     run_folder = Path(options.model).absolute()
     name = run_folder.parent.name if run_folder.name == "merged" else run_folder.name
-    path = options.output or Path(name).with_suffix(export.SUFFIXES[options.format])
+    path = options.output or Path(name + export.SUFFIXES[options.format])
     inputs = checkpoint_inputs("the model", options.model)
     files = check_files({"--output ": path}, inputs, options.overwrite, "--overwrite")
-    exported = export.prepared(load_merged(options.model), options.task)
+    model = load_merged(options.model)
+    terminal.print_notes(terminal.console(stderr=True, quiet=options.quiet), model.notes)
+    exported = export.prepared(model, options.task)
     errors: list[float | None] = []
     writers = {"--output ": lambda place: errors.append(export.write(exported, options.format, place))}
     write_files({key: (place, writers[key]) for key, place in files.items()}, options.overwrite)

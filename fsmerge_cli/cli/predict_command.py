@@ -65,7 +65,9 @@ def run(arguments: list[str]) -> int:
     inputs = [*checkpoint_inputs("the model", options.model), *(Input("an image", str(file)) for file in files)]
     written = check_files({"--csv ": options.csv}, inputs, options.overwrite, "--overwrite")
     model = load_merged(options.model).to(chosen_device(options.device))
-    with terminal.Reporter(terminal.console(stderr=True, quiet=options.quiet)) as progress:
+    console = terminal.console(stderr=True, quiet=options.quiet)
+    terminal.print_notes(console, model.notes)
+    with terminal.Reporter(console) as progress:
         found = predictions(model, files, options.task, options.top_k, progress)
     rows = [
         {"image": str(file), "rank": rank, "task": own.task, "label": own.label, "probability": own.probability}

@@ -2,8 +2,8 @@
 
 An absolute path inside the working folder is written relative to it; of any other one only the name is written,
 after `.../`, so that it is never opened as a file of the working folder. Relative paths stay as they were typed.
-What stands for what is kept in the user's cache, under the hash of the run's evaluation.json, so that
-`fsmerge merge RUN/config.yaml`, `data=from_run`, `--sources` and `resume=true` still find the files on this machine.
+What stands for what is kept in the user's cache, under the hash of the run's evaluation.json, so that `fsmerge
+merge RUN/config.yaml`, `data=from_run`, `--sources` and `resume=true` still find the files on this machine.
 """
 
 from __future__ import annotations

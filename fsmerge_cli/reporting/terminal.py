@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
+from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.common.streams import columns, discard
@@ -34,6 +35,14 @@ EVERY = 30.0
 def line(text: str) -> Text:
     """`text` on one line, without markup and control characters, for a line or a cell of a table."""
     return Text(shown(text))
+
+
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    """Warnings in bold, then the other notes, one per line."""
+    for warning in warnings_in(notes):
+        console.print(Text(f"warning: {warning}"), style="bold", soft_wrap=True)
+    for note in notes_in(notes):
+        console.print(Text(f"note: {note}"), soft_wrap=True)
 
 
 class SafeConsole(Console):

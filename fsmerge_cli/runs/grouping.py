@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.reporting.plots import Point
@@ -35,7 +36,11 @@ def _spread(values: Sequence[float | None]) -> tuple[float | None, float | None]
 
 
 def grouped(runs: Sequence[RunEntry], key: str, metric: str) -> list[Group]:
-    """The groups, best mean of `metric` first. Raises ConfigError for an unknown key and for repeated runs."""
+    """The groups, best mean of `metric` first. Raises ConfigError for an unknown key and for repeated runs.
+
+    Runs of different sources, by the SHA-256 of their weights, are different groups: a path may have been written
+    anew between two runs.
+    """
     options = [dict(flat(run.evaluation["config"])) for run in runs]
     known = dict.fromkeys(name for own in options for name in own)
     if key not in known:
@@ -44,7 +49,9 @@ def grouped(runs: Sequence[RunEntry], key: str, metric: str) -> list[Group]:
     for run, own in zip(runs, options):
         value = str(own.pop(key, None))
         rest = {name: entry for name, entry in own.items() if not name.startswith(UNRELATED)}
-        group = found.setdefault(json.dumps([run.evaluation["tasks"], rest], sort_keys=True, default=str), {})
+        sources = None if key.startswith("models.") else _sources(run)
+        same = json.dumps([run.evaluation["tasks"], sources, rest], sort_keys=True, default=str)
+        group = found.setdefault(same, {})
         if value in group:
             raise ConfigError(
                 f"--group-by {key}: {group[value].folder} and {run.folder} have the same options and "
@@ -57,10 +64,15 @@ def grouped(runs: Sequence[RunEntry], key: str, metric: str) -> list[Group]:
     return best_first(groups, metric, lambda group: group.spread(metric)[0])
 
 
+def _sources(run: RunEntry) -> list[Any]:
+    """SHA-256 of every source of a run."""
+    return [own.get("sha256") for own in run.evaluation.get("provenance", {}).get("sources", [])]
+
+
 def group_rows(groups: Sequence[Group], key: str) -> list[dict[str, object]]:
     """A row per group: METRIC (the mean) and METRIC_std, number of runs, and difference to the first group.
 
-    The difference is that of runs with the same value of the key, on the same tasks; None where there are none.
+    The difference is that of runs with the same value of the key, of the same sources; None where there are none.
     """
     rows = []
     for group in groups:
@@ -77,7 +89,10 @@ def _gaps(group: Group, first: Group) -> list[float | None]:
     found: list[float | None] = []
     for value, run in group.runs.items():
         other = first.runs.get(value)
-        if other is not None and other.evaluation["tasks"] == run.evaluation["tasks"]:
+        if other is not None and (other.evaluation["tasks"], _sources(other)) == (
+            run.evaluation["tasks"],
+            _sources(run),
+        ):
             own, theirs = run.metrics.get("mean"), other.metrics.get("mean")
             found.append(None if own is None or theirs is None else own - theirs)
     return found

@@ -13,6 +13,7 @@ from fsmerge_cli import load_merged
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import CertificateError, ConfigError
 from fsmerge_cli.runs import export
+from tests.support.evaluations import timm_folder
 
 
 def expected_logits(run: Path, pixels: torch.Tensor, task: str | None) -> torch.Tensor:
@@ -38,6 +39,20 @@ def test_a_torch_program_has_the_logits_of_the_model(
     names = list("01234") if task else list("0123456789")
     assert [label.rpartition(": ")[2] for label in json.loads(labels["labels.json"])] == names
     assert main(["export", str(digits_run), "--format", "torch", *more]) == 2  # the file exists
+
+
+def test_the_file_has_the_whole_name_of_the_run_and_notes_go_to_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    timm_folder(tmp_path / "run-0.5", pretrained_cfg={"input_size": [3, 8, 8]})
+    assert main(["export", "run-0.5", "--format", "torch"]) == 0
+    assert (tmp_path / "run-0.5.pt2").is_file()
+    notes = load_merged("run-0.5").notes
+    assert notes
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")] == [
+        f"note: {note}" for note in notes
+    ]
 
 
 @pytest.mark.full

@@ -61,6 +61,24 @@ def test_runs_that_differ_in_another_key_are_not_one_group() -> None:
     assert sorted(len(group.runs) for group in groups) == [1, 2, 2, 2]
 
 
+def test_runs_of_other_sources_are_not_one_group_and_have_no_difference() -> None:
+    """The same options, but the files of the sources were written anew between the runs."""
+    runs = [entry(f"{method}{seed}", method, seed, 0.5) for method in ("kd", "fs_merge") for seed in (0, 1)]
+    for run, digest in zip(runs, ("old", "new", "old", "other")):
+        run.evaluation["provenance"] = {"sources": [{"name": "a", "sha256": digest}]}
+    rows = group_rows(grouped(runs, "seed", "mean"), "seed")
+    assert [(row["folders"], row["difference"]) for row in rows] == [
+        ("kd0", None),
+        ("kd1", None),
+        ("fs_merge0", 0.0),
+        ("fs_merge1", None),
+    ]
+    by_source = [entry(f"kd{x}", "kd", 0, 0.5, **{"models": {"sources": x}}) for x in "ab"]
+    for run, digest in zip(by_source, "ab"):
+        run.evaluation["provenance"] = {"sources": [{"name": "a", "sha256": digest}]}
+    assert [len(own.runs) for own in grouped(by_source, "models.sources", "mean")] == [2]
+
+
 def test_an_unknown_key_and_a_repeated_run_are_refused() -> None:
     with pytest.raises(ConfigError) as error:
         grouped(RUNS, "sed", "mean")

@@ -14,6 +14,7 @@ from PIL import Image
 from fsmerge_cli import load_merged
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, DataError
+from tests.support.evaluations import timm_folder
 
 
 @pytest.fixture
@@ -115,6 +116,22 @@ def test_the_command_predicts_files_and_folders(
     assert main([*command[:3], "--task", "low", "--top-k", "1"]) == 0
     best = load_merged(digits_run).predict(photo, "low").top[0]
     assert capsys.readouterr().out == f"{photo}\n  {100 * best.probability:5.1f} %  {best.label}  low\n"
+
+
+def test_notes_on_the_model_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timm_folder(tmp_path / "model", pretrained_cfg={"input_size": [3, 8, 8]})
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photo.png")
+    notes = load_merged(tmp_path / "model").notes
+    command = ["predict", str(tmp_path / "model"), str(tmp_path / "photo.png"), "--json"]
+    assert main(command) == 0
+    output = capsys.readouterr()
+    assert notes
+    assert [line for line in output.err.splitlines() if line.startswith("note: ")] == [
+        f"note: {note}" for note in notes
+    ]
+    assert json.loads(output.out)
+    assert main([*command, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_every_unreadable_image_is_listed(

@@ -62,6 +62,7 @@ def test_images_of_no_task_are_seen_by_every_source(tmp_path: Path, paths: tuple
         ("Pets/1.png", "Cars/2.png"),
         ("pet/1.png", "other/2.png", "third/3.png"),
         ("pets-2024/1.png", "a/2.png", "b/3.png"),
+        ("Pets/1.png", "cars-2024/2.png", "stray.png"),
         ("first/1.png", "second/2.png"),  # one for each task
         ("train/pets/1.png", "train/cars/2.png"),
         ("notes.txt",),
@@ -71,6 +72,15 @@ def test_folders_that_may_be_meant_for_tasks_are_not_mixed(tmp_path: Path, paths
     data = folder(tmp_path, *(path for path in paths if path.endswith(".png")))
     with pytest.raises(DataError, match=r"data=folder: no folder for task '(pets|cars)' in "):
         prepare_images(data, TASKS, lambda: PIXELS, seed=0)
+
+
+def test_a_stray_image_beside_the_folders_of_the_tasks_is_only_noted(tmp_path: Path) -> None:
+    data = folder(tmp_path, "pets/1.png", "pets/2.png", "cars/3.png", "stray.png")
+    _, images, notes = prepare_images(data, TASKS, lambda: PIXELS, seed=0)
+    assert images.task.tolist() == [0, 0, 1]
+    stray = f"images in {tmp_path} beside the tasks' folders were not used: stray.png"
+    assert [note for note in notes if "beside" in note] == [stray]
+    assert [note for note in count_images(data, TASKS, lambda: PIXELS)[3] if "beside" in note] == [stray]
 
 
 def test_the_budget_is_that_of_all_tasks_and_a_share_is_held_out(tmp_path: Path) -> None:
