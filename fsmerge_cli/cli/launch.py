@@ -64,6 +64,10 @@ _repeated: list[Path] = []
 """The config.yaml of a run that is merged again."""
 
 
+_notes: list[str] = []
+"""What the user should know about the arguments."""
+
+
 def check(arguments: Sequence[str], checking: Checking, quiet: bool = False) -> int:
     """Let Hydra compose `arguments` and inspect the merge; returns the exit code."""
     _checking[:] = [checking]
@@ -80,13 +84,14 @@ def merge_with(
     typed: str = "",
     as_json: bool = False,
     repeated: Sequence[Path] = (),
+    notes: Sequence[str] = (),
 ) -> int:
     """Let Hydra compose `arguments` and merge; exit code 1 where the result fails the gate.
 
     typed: the command as the user typed it, which a single run reports. as_json: standard output gets one JSON
-    object and nothing else. repeated: the config.yaml of a run, if it is merged again.
+    object and nothing else. repeated: the config.yaml of a run, if it is merged again. notes: for the report.
     """
-    _repeated[:] = repeated
+    _repeated[:], _notes[:] = repeated, notes
     _gates[:], _typed[:] = [gate], [typed] if typed else []
     _as_json[:] = [True] if as_json else []
     try:
@@ -96,6 +101,7 @@ def merge_with(
         _typed.clear()
         _as_json.clear()
         _repeated.clear()
+        _notes.clear()
 
 
 def launch(arguments: Sequence[str], quiet: bool = False) -> int:
@@ -206,7 +212,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             progress=progress,
             command=command,
             more_inputs=config_inputs(),
-            more_notes=[note for path in _repeated for note in changed_sources(path.parent, keys)],
+            more_notes=[*_notes, *(note for path in _repeated for note in changed_sources(path.parent, keys))],
         )
         if log is None:
             return result.evaluation()

@@ -22,13 +22,15 @@ HELP = """usage: fsmerge merge MODEL MODEL [...] [--images FOLDER] [-o FOLDER] [
        fsmerge merge +models=NAME [GROUP=NAME ...] [KEY=VALUE ...] [--multirun]
        fsmerge merge FILE.yaml [KEY=VALUE ...]
 
-Merges trained models into one model, evaluates it and writes a folder with merged/ (the model,
-loadable without fsmerge), report.html, evaluation.json, config.yaml and run.log.
+Merges trained models into one model, evaluates it and writes a folder with merged/ (backbone and
+heads, loadable without fsmerge), classifier/ (of vision transformers: one model with the labels of
+all tasks, for timm and transformers), report.html, evaluation.json, config.yaml and run.log.
 
   MODEL                a file of weights, a folder, or a timm name with a tag; also TASK=MODEL.
                        Without TASK, the task has the name of the file or folder
   --images FOLDER      unlabelled images for all tasks, or one folder per task, named after it
-                       (stands for data=folder data.root=FOLDER)
+                       (stands for data=folder data.root=FOLDER; with FILE.yaml, the other keys of
+                       its folder stay)
   -o FOLDER            the output folder (stands for output.dir=FOLDER)
   FILE.yaml            the config.yaml of a run, or what `fsmerge init` wrote
 
@@ -96,17 +98,26 @@ def run(arguments: list[str]) -> int:
             "--json applies to one run. Leave out --multirun, and run fsmerge compare FOLDER --json."
         )
     own = {"-q", "--quiet", "--json"}
-    overrides = composed([argument for argument in rest if argument not in own], "merge", sorted(own))
+    notes: list[str] = []
+    overrides = composed([argument for argument in rest if argument not in own], "merge", sorted(own), notes)
     from fsmerge_cli.cli import launch  # imports Hydra
 
     typed, quiet = shlex.join(["fsmerge", "merge", *arguments]), bool({"-q", "--quiet"} & {*arguments})
     repeated = [Path(argument).expanduser() for argument in rest if is_run_file(argument)]
-    return launch.merge_with(gate, overrides, quiet, typed, "--json" in arguments, repeated)
+    return launch.merge_with(gate, overrides, quiet, typed, "--json" in arguments, repeated, notes)
 
 
-def composed(arguments: list[str], command: str = "merge", own_options: Sequence[str] = ()) -> list[str]:
-    """The arguments in Hydra's syntax; ConfigError where Hydra cannot read one, or where no models are given."""
-    arguments = expanded(arguments, command)
+def composed(
+    arguments: list[str],
+    command: str = "merge",
+    own_options: Sequence[str] = (),
+    notes: list[str] | None = None,
+) -> list[str]:
+    """The arguments in Hydra's syntax; ConfigError where Hydra cannot read one, or where no models are given.
+
+    notes: gets what the user should know about the arguments.
+    """
+    arguments = expanded(arguments, command, notes)
     arguments = [rewrite(argument) for argument in checked(arguments, command, own_options)]
     # Hydra's parser accepts the flag before or after all overrides, not between them.
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))

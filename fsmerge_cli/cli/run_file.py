@@ -10,7 +10,7 @@ from typing import Any
 
 from fsmerge_cli.cli.quoting import quoted
 from fsmerge_cli.common import presets
-from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.errors import ConfigError, UserError, unknown
 from fsmerge_cli.common.foreign_files import read_yaml
 from fsmerge_cli.common.options import refuse_code
 from fsmerge_cli.common.private_paths import restored
@@ -26,8 +26,12 @@ def is_run_file(argument: str) -> bool:
     return argument.lower().endswith((".yaml", ".yml")) and not re.match(r"[+~]*[\w.]+=", argument)
 
 
-def overrides_of(text: str, given: Collection[str]) -> Iterator[str]:
-    """The keys of the file as overrides, without those of a group that is `given` anew. Raises UserError."""
+def overrides_of(text: str, given: Collection[str], images: str | None, notes: list[str]) -> Iterator[str]:
+    """The keys of the file as overrides, without those of a group that is `given` anew. Raises UserError.
+
+    images: a folder that replaces that of the file (None: none is given); what else this changes is added to
+    `notes`.
+    """
     path = Path(text).expanduser()
     if not path.exists():
         raise ConfigError(f"{shown(text)}: no such file. {ADVICE}")
@@ -40,6 +44,8 @@ def overrides_of(text: str, given: Collection[str]) -> Iterator[str]:
         raise ConfigError(f"{shown(path)}: models.sources is missing, a list of the models to merge.")
     if "models" not in given and "models.sources" not in given:
         yield f"+models.sources={_literal(sources['sources'])}"
+    if images is not None:
+        values = {**values, "data": _with_images(values.get("data"), images, path, notes)}
     for group in GROUPS:
         if group in values and group not in given:
             yield from _group(group, values[group], path)
@@ -48,6 +54,28 @@ def overrides_of(text: str, given: Collection[str]) -> Iterator[str]:
             yield from (f"++{key}.{name}={_literal(own)}" for name, own in value.items())
         elif key in ("seed", "resume"):
             yield f"{key}={_literal(value)}"
+
+
+def _with_images(data: Any, images: str, path: Path, notes: list[str]) -> dict[str, Any]:
+    """The keys of data with another root; those of another kind of data set are left out, with a note."""
+    if isinstance(data, Mapping) and data.get("name") == "folder":
+        return {**data, "root": images}
+    if data is not None:
+        notes.append(f"--images replaces the data set of {shown(path)}, {_described(data)}")
+    return {"name": "folder", "root": images}
+
+
+def _described(data: Any) -> str:
+    """A data set as arguments, without the keys that have their defaults."""
+    from fsmerge_cli.runs.from_run import described  # imports torch
+    from fsmerge_cli.runs.request import chosen_data
+
+    try:
+        found = chosen_data(data)
+    except UserError:  # nothing of it is used
+        found = None
+    name = data.get("name") if isinstance(data, Mapping) else data
+    return f"data={shown(name)}" if found is None else described(found)
 
 
 def _group(group: str, values: Any, path: Path) -> Iterator[str]:

@@ -53,12 +53,15 @@ class ShortForm:
     files: list[str] = field(default_factory=list)
 
 
-def expanded(arguments: Sequence[str], command: str) -> list[str]:
-    """The arguments with the short form as overrides. Raises ConfigError."""
+def expanded(arguments: Sequence[str], command: str, notes: list[str] | None = None) -> list[str]:
+    """The arguments with the short form as overrides. Raises ConfigError.
+
+    notes: gets what the user should know about it.
+    """
     found, rest = _split(arguments, command)
     if not (found.sources or found.options or found.files):
         return rest
-    return [*_overrides(found, rest, command), *rest]
+    return [*_overrides(found, rest, command, [] if notes is None else notes), *rest]
 
 
 def source_names(paths: Sequence[tuple[str | None, str]]) -> list[str]:
@@ -159,7 +162,7 @@ def _clean(name: str) -> str:
     return kept.strip().lstrip(".").strip()[:LONGEST_NAME].strip()
 
 
-def _overrides(found: ShortForm, rest: Sequence[str], command: str) -> Iterator[str]:
+def _overrides(found: ShortForm, rest: Sequence[str], command: str, notes: list[str]) -> Iterator[str]:
     keys = {argument.lstrip("+~").partition("=")[0] for argument in rest}
     if len(found.files) > 1 or (found.files and found.sources):
         raise ConfigError(
@@ -179,11 +182,11 @@ def _overrides(found: ShortForm, rest: Sequence[str], command: str) -> Iterator[
     if "-o" in found.options and "output.dir" in keys:
         raise ConfigError(f"fsmerge {command}: -o stands for output.dir=FOLDER, which is given too. Give one.")
     for file in found.files:
-        yield from overrides_of(file, {*keys, *(["data"] if "--images" in found.options else [])})
+        yield from overrides_of(file, keys, found.options.get("--images"), notes)
     if found.sources:
         entries = zip(source_names(found.sources), (path for _, path in found.sources))
         yield f"+models.sources=[{','.join(_entry(name, path) for name, path in entries)}]"
-    if "--images" in found.options:
+    if "--images" in found.options and not found.files:
         yield from ("data=folder", f"data.root={quoted(found.options['--images'])}")
     if "-o" in found.options:
         yield f"output.dir={quoted(found.options['-o'])}"

@@ -158,6 +158,26 @@ def test_a_file_of_a_run_gives_its_values_again_and_overrides_follow(folder: Pat
     assert (changed["method"]["name"], changed["seed"], changed["output"]["dir"]) == ("average", 6, "out")
     assert (changed["models"]["sources"][0]["name"], changed["data"]["root"]) == ("z", "i")
     assert changed["output"]["dtype"] == "float16"
+    assert changed["data"]["images_per_task"] == "all"
+    assert changed["data"]["auxiliary"] == {"name": "generated"}
+
+
+def test_images_replace_another_data_set_of_a_file_with_a_note(folder: Path) -> None:
+    notes: list[str] = []
+    others: list[Any] = [
+        {"name": "glyphs", "images_per_task": 7},
+        {"name": "gone", "x": 1},
+        {"name": "folder", "root": "elsewhere"},
+        None,
+    ]
+    for data in others:
+        (folder / "run.yaml").write_text(yaml.safe_dump({**VALUES, "data": data}))
+        found = expanded(["run.yaml", "--images", "i"], "merge", notes)
+        assert [text for text in found if "data" in text] == ["data=folder", '++data.root="i"']
+    assert notes == [
+        "--images replaces the data set of run.yaml, data=glyphs data.images_per_task=7",
+        "--images replaces the data set of run.yaml, data=gone",
+    ]
 
 
 @pytest.mark.parametrize(
