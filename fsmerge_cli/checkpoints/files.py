@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fsmerge_cli.checkpoints.formats import kind_of
-from fsmerge_cli.common.errors import SourceError, first_line, reason
+from fsmerge_cli.common.errors import SourceError, first_line, from_cache, reason
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.safe_pickle import read_pickled
 from fsmerge_cli.common.shown import brief, shown
@@ -178,12 +178,12 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and configuration of a timm hub name. Raises SourceError if the hub cannot be reached."""
+def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
+    """Weights and configuration of a timm hub name, and notes. Raises SourceError if the hub cannot be reached."""
     from timm.models import create_model
 
     try:
-        _probe_hub(str(hub_config(name).get("hf_hub_id") or ""))
+        notes = _probe_hub(name, str(hub_config(name).get("hf_hub_id") or ""))
         model = create_model(name, pretrained=True)
     except Exception as error:  # timm, huggingface_hub and the network raise different errors
         raise SourceError(
@@ -195,11 +195,14 @@ def read_hub(name: str, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "model_args": {},
         "pretrained_cfg": dict(cast(Any, model.pretrained_cfg)),
     }
-    return dict(model.state_dict()), config
+    return dict(model.state_dict()), config, notes
 
 
-def _probe_hub(repository: str) -> None:
-    """Contact the hub once with a short timeout, unless weights are on disk; the loader retries for a minute."""
+def _probe_hub(name: str, repository: str) -> tuple[str, ...]:
+    """Contact the hub once with a short timeout; the loader retries for a minute.
+
+    A note where it does not answer and the weights are on disk, else its error.
+    """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     repository = repository.removesuffix("/")
@@ -207,8 +210,14 @@ def _probe_hub(repository: str) -> None:
         isinstance(try_to_load_from_cache(repository, file), str)
         for file in ("model.safetensors", "open_clip_model.safetensors")
     )
-    if repository and not cached:
-        HfApi().model_info(repository, timeout=10)
+    try:
+        if repository:
+            HfApi().model_info(repository, timeout=10)
+    except Exception as error:  # huggingface_hub and the network raise different errors
+        if not cached:
+            raise
+        return (from_cache(name, error),)
+    return ()
 
 
 def hub_config(name: str) -> dict[str, Any]:

@@ -82,8 +82,9 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
         where = f"source '{spec.name}'"
         if headers:
             return expected_checkpoint(spec)
-        tensors, config = read_hub(hub, where)
-        return Checkpoint(where, f"hub:{hub}", tensors_sha256(tensors), config, tensors)
+        tensors, config, notes = read_hub(hub, where)
+        notes = tuple(f"'{spec.name}': {note}" for note in notes)
+        return Checkpoint(where, f"hub:{hub}", tensors_sha256(tensors), config, tensors, notes=notes)
     path = model_in(readable(spec.checkpoint, f"source '{spec.name}'"))
     where = f"source '{spec.name}': {shown(path)}"
     if spec.base is not None:

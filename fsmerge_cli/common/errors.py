@@ -228,6 +228,13 @@ RENAMED = {
 """Old name of an option key -> its current name."""
 
 
+def from_cache(name: str, error: Exception) -> str:
+    """A note where the hub does not answer for `name`, and the copy on disk is used."""
+    return (
+        f"the hub did not answer for {name} ({first_line(error)}), so the copy that was downloaded before is read"
+    )
+
+
 def unknown_key(place: str, name: str, options: Iterable[str]) -> str:
     """Message for a key that `place` ("": the top level) does not have; for a renamed key, its new name.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.evaluation.joint import Decision
-from fsmerge_cli.evaluation.metrics import BINS
+from fsmerge_cli.evaluation.metrics import calibration_bins
 from fsmerge_cli.evaluation.predictions import Heads
 
 LARGEST = 30
@@ -90,13 +90,9 @@ def reliability(logits: Tensor, label: Tensor) -> list[Mapping[str, float]]:
 
     logits [n, classes], label [n].
     """
-    confidence, prediction = logits.double().softmax(1).max(1)
-    correct = (prediction == label).double()
-    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # as in `calibration_error`
-    number = torch.bincount(bins, minlength=BINS)
-    sums = [torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, own) for own in (confidence, correct)]
+    number, confidence, correct = calibration_bins(logits, label)
     return [
-        {"images": n, "confidence": sums[0][i].item() / n, "accuracy": sums[1][i].item() / n}
+        {"images": n, "confidence": confidence[i].item() / n, "accuracy": correct[i].item() / n}
         for i, n in enumerate(number.tolist())
         if n
     ]

@@ -38,11 +38,22 @@ def top(logits: Tensor, label: Tensor, k: int) -> float:
 
 def calibration_error(logits: Tensor, label: Tensor) -> float:
     """Expected calibration error of the softmax of logits [n, c]: |confidence - accuracy|, mean over images."""
+    _, confidence, correct = calibration_bins(logits, label)
+    return ((confidence - correct).abs().sum() / len(label)).item()
+
+
+def calibration_bins(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By bin of the confidence, each [BINS]: number of images, sum of the confidences, correct predictions.
+
+    logits [n, c], label [n]. The bins are open on the left.
+    """
     confidence, prediction = logits.double().softmax(1).max(1)
-    correct = (prediction == label).double()
-    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins are open on the left
-    gap = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, confidence - correct)
-    return (gap.abs().sum() / len(label)).item()
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    sums = [
+        torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, own)
+        for own in (confidence, (prediction == label).double())
+    ]
+    return torch.bincount(bins, minlength=BINS), sums[0], sums[1]
 
 
 def temperatures(logits: Sequence[Tensor], task: Tensor) -> list[float]:

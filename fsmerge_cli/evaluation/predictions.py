@@ -94,12 +94,18 @@ def agreement(
 
 
 def predictions_by_task(
-    merged: Sequence[Tensor], sources: Sequence[Tensor], truth: tuple[Tensor, Tensor], heads: Heads
+    merged: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    truth: tuple[Tensor, Tensor],
+    heads: Heads,
+    agreed: Mapping[str, tuple[int, int]],
 ) -> dict[str, dict[str, Any]]:
-    """By task: number of images, of equal predictions of merged model and source, and the most confused pairs."""
+    """By task: number of images, of equal predictions of merged model and source, and the most confused pairs.
+
+    agreed: their `agreement`, as in the merged model's `Score`.
+    """
     task, label = truth
     found: dict[str, dict[str, Any]] = {}
-    agreed = agreement(merged, sources, task, heads)
     for place, (name, index) in enumerate(zip(heads.tasks, heads.index)):
         if name in agreed:
             own = task == index

@@ -93,7 +93,7 @@ def evaluate(
         rows,
         similarities(problem, backbone, sets),
         _evaluated_batch(sets, outputs),
-        predictions_by_task(*given),
+        predictions_by_task(*given, merged.agreement),
         shown,
         scorer.warnings(reference, stated or {}),
         {name: own for name, own in zip(problem.plan.tasks, measured) if own.images},

@@ -104,8 +104,7 @@ def score(
         calibrated = _joint(scaled, task, label, heads, labels)
         joint |= {f"{protocol}_calibrated": found for protocol, found in calibrated.items()}
     if joint and decision:
-        shifted = [a / t + s for a, t, s in zip(outputs.logits, decision.temperatures, decision.shifts)]
-        joint["classifier"] = _joint(shifted, task, label, heads, labels)["logits"]
+        joint["classifier"] = _joint([decision.logits(outputs.logits)], task, label, heads, labels)["logits"]
     correct |= {f"joint.{protocol}": found for protocol, found in joint.items()}
     shares = {protocol: found.double().mean().item() for protocol, found in joint.items()}
     features = {}
@@ -139,7 +138,7 @@ def _joint(
 ) -> dict[str, Tensor]:
     """Whether each joint prediction is correct, by protocol: whether the name of the predicted label is.
 
-    If tasks share label names, the prediction of either head counts.
+    If tasks share label names, the prediction of either head counts. logits: of every head, or of all of them.
     """
     names = [name for own in labels for name in own]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.common.inputs import Inputs
-from fsmerge_cli.evaluation.forward import Forward, ensemble_forward
-from fsmerge_cli.evaluation.score_table import backbone_of, forward_of
+from fsmerge_cli.evaluation.forward import Forward, ensemble_forward, merged_forward
+from fsmerge_cli.evaluation.score_table import backbone_of
 from fsmerge_cli.methods import Problem, Solution
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.supernet.fold import fold_head
@@ -49,13 +49,14 @@ def serving(problem: Problem, solution: Solution, pixels: Inputs, dtype: str) ->
     heads = [
         fold_head(s.head.to(problem.device), U) for s, U in zip(problem.sources, solution.projectors) if s.head
     ]
+    served = merged_forward(backbone, (), heads)  # the projectors are folded into the heads
     merged = _parameters(solution.weights) + sum(map(_head_parameters, heads))
     sources = sum(_parameters(s.weights) + (_head_parameters(s.head) if s.head else 0) for s in problem.sources)
     return {
         "images": min(BATCH, len(pixels)),
         "merged_bytes": merged * size,
         "sources_bytes": sources * size,
-        "merged_ms": milliseconds_per_image(forward_of(problem, solution, backbone), pixels, problem.device),
+        "merged_ms": milliseconds_per_image(served, pixels, problem.device),
         "sources_ms": milliseconds_per_image(
             ensemble_forward(problem.sources, problem.device), pixels, problem.device
         ),

@@ -126,7 +126,8 @@ def evaluate(
     shown: tuple[Example, ...] = ()
     if reference:
         compared = outputs.logits, reference.logits, scorer.truth, scorer.heads
-        predictions, shown = predictions_by_task(*compared), examples(tests.sets, *compared, seed)
+        predictions = predictions_by_task(*compared, rows["merged"].agreement)
+        shown = examples(tests.sets, *compared, seed)
     cost = {
         "seconds": clock.seconds,
         "steps": 0,

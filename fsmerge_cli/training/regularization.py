@@ -66,9 +66,15 @@ def drop_parts(backbone: nn.Module, options: TrainingOptions) -> None:
     if not isinstance(backbone, VisionTransformer):
         raise ConfigError(f"{' and '.join(wanted)}: only vision transformers have such parts. Leave it out.")
     model: Any = backbone
-    last = max(1, len(model.blocks) - 1)
+    last = len(model.blocks) - 1
+    if options.stochastic_depth and not last:
+        raise ConfigError(
+            "training.stochastic_depth: the first block is never skipped, and this model has only one. "
+            "Leave it out."
+        )
     for number, block in enumerate(model.blocks):
-        block.drop_path1, block.drop_path2 = (DropPath(options.stochastic_depth * number / last) for _ in range(2))
+        rate = options.stochastic_depth * number / last if last else 0.0
+        block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
     if options.patch_drop:
         model.patch_drop = PatchDropout(options.patch_drop, num_prefix_tokens=model.num_prefix_tokens)
 

@@ -14,6 +14,7 @@ from timm.models import create_model
 
 from fsmerge_cli.checkpoints.architecture import hub_name
 from fsmerge_cli.checkpoints.files import hub_config
+from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.cli import main
 from fsmerge_cli.common import presets
 from fsmerge_cli.data import DATASETS
@@ -64,6 +65,26 @@ def test_an_unreachable_hub_is_reported_in_one_sentence(
         "Pass a local checkpoint instead: models.sources.N.checkpoint=PATH\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_read_from_disk_because_the_hub_does_not_answer_have_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*args: object, **options: object) -> None:
+        raise ConnectionError("no route to the hub")
+
+    name, small = "vit_tiny_patch16_224.augreg_in21k", {"img_size": 16, "depth": 1}
+    made = create_model("vit_tiny_patch16_224", num_classes=3, **small)
+    monkeypatch.setattr("timm.models.create_model", lambda *a, **k: made)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: "file")
+    spec = SourceSpec("a", arch=name)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    assert open_checkpoint(spec).notes == (
+        f"'a': the hub did not answer for {name} (no route to the hub), so the copy that was downloaded before is "
+        "read",
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: None)
+    assert open_checkpoint(spec).notes == ()
 
 
 def photographs(root: Path, tasks: list[str]) -> None:

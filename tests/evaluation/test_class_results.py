@@ -63,6 +63,18 @@ def test_the_joint_matrix_counts_the_most_probable_class_of_all_heads() -> None:
     assert joint_confusion(merged, (TASK, torch.full_like(LABEL, -1)), HEADS) is None
 
 
+def test_equal_label_names_of_two_tasks_are_different_classes_of_the_joint_matrix() -> None:
+    alike = Heads(["a", "b"], [0, 1], [("x", "y", "z"), ("x", "y")])
+    found, other = (
+        joint_confusion(logits(2), (TASK, LABEL), alike),
+        joint_confusion(logits(2), (TASK, LABEL), HEADS),
+    )
+    assert found is not None
+    assert other is not None
+    assert found["counts"] == other["counts"]
+    assert found["classes"][3] == {"task": "b", "label": "x"}
+
+
 @pytest.mark.parametrize(("size", "shown"), [(LARGEST, True), (LARGEST + 1, False)])
 def test_more_than_30_classes_have_no_matrix(size: int, shown: bool) -> None:
     names = [str(i) for i in range(size)]

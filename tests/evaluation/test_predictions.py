@@ -13,6 +13,7 @@ from fsmerge_cli.evaluation.predictions import (
     EXAMPLES,
     PAIRS,
     Heads,
+    agreement,
     chosen_tasks,
     examples,
     predictions_by_task,
@@ -47,7 +48,7 @@ def test_confused_pairs_are_the_largest_off_diagonal_entries_of_sklearns_confusi
     merged, truth = outputs(1)
     sources, _ = outputs(2)
     truth[1][:3] = -1  # without a label
-    found = predictions_by_task(merged, sources, truth, HEADS)
+    found = predictions_by_task(merged, sources, truth, HEADS, agreement(merged, sources, truth[0], HEADS))
     assert list(found) == ["a", "b"]
     for place, name in enumerate("ab"):
         own = truth[0] == place
@@ -101,6 +102,7 @@ def test_examples_have_the_pixels_labels_and_predictions_of_their_images() -> No
 def test_unlabelled_images_have_predictions_and_no_ground_truth() -> None:
     merged, (task, label) = outputs(4)
     truth = task, torch.full_like(label, -1)
-    assert all(own["pairs"] == [] for own in predictions_by_task(merged, merged, truth, HEADS).values())
+    agreed = agreement(merged, merged, task, HEADS)
+    assert all(own["pairs"] == [] for own in predictions_by_task(merged, merged, truth, HEADS, agreed).values())
     found = examples([picture_set(30, 0), None, None], merged, merged, truth, HEADS, seed=1)
     assert [e.truth for e in found] == [None] * EXAMPLES

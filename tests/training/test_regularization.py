@@ -43,9 +43,9 @@ ALL: dict[str, Any] = {
 }
 
 
-def vit() -> Any:
+def vit(depth: int = 3) -> Any:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 3, "num_heads": 3}
+    sizes: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": depth, "num_heads": 3}
     return timm.create_model("vit_tiny_patch16_224", num_classes=0, **sizes)
 
 
@@ -105,6 +105,16 @@ def test_dropped_parts_only_change_training() -> None:
     keep_all_patches(regular)
     regular(images)
     assert sizes == [3, 5]  # two of four patches and the class token; all
+
+
+def test_one_block_cannot_be_skipped() -> None:
+    with pytest.raises(ConfigError) as error:
+        drop_parts(vit(1), TrainingOptions(stochastic_depth=0.1))
+    assert str(error.value) == (
+        "training.stochastic_depth: the first block is never skipped, and this model has only one. Leave it out."
+    )
+    drop_parts(one := vit(1), TrainingOptions(patch_drop=0.5))
+    assert one.blocks[0].drop_path1.drop_prob == 0.0
 
 
 def test_only_vits_have_parts_to_drop() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
+from fsmerge_cli.common.errors import ConfigError, DataError, first_line, from_cache, unknown
 from fsmerge_cli.common.options import FORBID, Text
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
@@ -58,15 +58,15 @@ class HuggingFace(DataConfig):
         split_name = self.train_split if split == "train" else self.test_split
         if split_name is None:
             return None
-        splits = self._splits(task.name)
+        splits, notes = self._splits(task.name)
         found = self._one(splits, split_name)
         image, label = self._image_column(found), self._label_column(found)
         where = f"data=hf: {self.path}"
         rows, places = [*range(len(found))], [-1] * len(found)
-        notes: tuple[str, ...] = ()
         if label is not None:
             names = getattr(found.features[label], "names", None)
-            rows, places, notes = of_task(task, list(found[label]), names, where)
+            rows, places, more = of_task(task, list(found[label]), names, where)
+            notes += more
         notes += _passed_over(splits, image, self._path(task.name), task.name)
         labelled = all(place >= 0 for place in places)
         title_of = partial(row_title, rows, f"{self.path} {split_name}")
@@ -74,24 +74,25 @@ class HuggingFace(DataConfig):
         return ImageSet(len(rows), read, transform, labelled, places, notes=notes, title_of=title_of)
 
     def _open(self, split: str, task: str) -> Any:
-        return self._one(self._splits(task), split)
+        return self._one(self._splits(task)[0], split)
 
     def _path(self, task: str) -> str:
         if self.path is None:
             raise DataError("data=hf needs data.path=PATH, a folder or the name of a data set on the hub.")
         return self.path.replace("{task}", task)
 
-    def _splits(self, task: str) -> dict[str, Any]:
+    def _splits(self, task: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """All splits by name, and notes."""
         path = self._path(task)
         with _library() as datasets:
             try:
-                found = _load(datasets, path, self.config_name)
+                found, notes = _load(datasets, path, self.config_name)
             except Exception as error:  # its readers raise errors of many types
                 local = Path(path).expanduser().exists() or isinstance(error, FileNotFoundError)
                 hint = "Pass another data.path=PATH" if local else "Without network access, pass a local path"
                 cause = first_line(error)
                 raise DataError(f"data=hf: {shown(path)} cannot be loaded ({cause}). {hint}.") from None
-        return {str(name): own for name, own in found.items()}
+        return {str(name): own for name, own in found.items()}, notes
 
     def _one(self, splits: Mapping[str, Any], split: str) -> Any:
         if split not in splits:
@@ -145,28 +146,29 @@ def _library() -> Iterator[Any]:
             datasets.enable_progress_bars()
 
 
-def _load(datasets: Any, path: str, config_name: str | None) -> Mapping[str, Any]:
-    """All splits by name; a folder that save_to_disk wrote for one split is `train`."""
+def _load(datasets: Any, path: str, config_name: str | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """All splits by name, and notes; a folder that save_to_disk wrote for one split is `train`."""
     folder = Path(path).expanduser()
     if (folder / "dataset_dict.json").is_file():
-        return dict(datasets.load_from_disk(str(folder)))
+        return dict(datasets.load_from_disk(str(folder))), ()
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
-        return {"train": datasets.load_from_disk(str(folder))}
+        return {"train": datasets.load_from_disk(str(folder))}, ()
     if folder.exists():
-        return dict(datasets.load_dataset(str(folder), config_name))
-    with _hub(datasets, path):
-        return dict(datasets.load_dataset(path, config_name))
+        return dict(datasets.load_dataset(str(folder), config_name)), ()
+    with _hub(datasets, path) as notes:
+        return dict(datasets.load_dataset(path, config_name)), tuple(notes)
 
 
 @contextmanager
-def _hub(datasets: Any, path: str) -> Iterator[None]:
-    """Ask the hub once; inside, where it does not answer, only what was downloaded before is read.
+def _hub(datasets: Any, path: str) -> Iterator[list[str]]:
+    """Ask the hub once; inside, where it does not answer, only what was downloaded before is read, with a note.
 
     The library itself would ask again for half a minute. Raises FileNotFoundError for an unknown name.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
+    notes: list[str] = []
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     try:
         HfApi().dataset_info(path, timeout=HUB_SECONDS)
@@ -174,10 +176,11 @@ def _hub(datasets: Any, path: str) -> Iterator[None]:
         pass  # which the library explains
     except (RepositoryNotFoundError, HFValidationError):
         raise FileNotFoundError("no such folder, and no public data set of this name on the hub") from None
-    except Exception:  # no network: errors of many types
+    except Exception as error:  # no network: errors of many types
+        notes.append(f"data=hf: {from_cache(shown(path), error)}")
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
-        yield
+        yield notes
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 

@@ -167,6 +167,22 @@ def test_an_unreachable_hub_and_a_missing_library_are_reported(monkeypatch: pyte
     assert refused("nobody/nothing") == "data=hf needs Hugging Face's datasets: pip install datasets"
 
 
+def test_a_copy_that_is_read_because_the_hub_does_not_answer_has_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any, **options: Any) -> None:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: tables())
+    note = (
+        "data=hf: the hub did not answer for jane/birds (no route to the hub), so the copy that was downloaded "
+        "before is read"
+    )
+    for answer, expected in ((unreachable, [note]), (lambda *a, **k: None, [])):
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", answer)
+        found = build(Path("jane/birds"))
+        assert found is not None
+        assert [text for text in found.notes if "hub" in text] == expected
+
+
 def test_no_path_and_no_test_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data=hf needs data\.path=PATH, a folder or the name of a data set on"):
         HuggingFace().build("train", TASK, PIXELS)
