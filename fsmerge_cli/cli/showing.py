@@ -73,7 +73,8 @@ def run_check(config: DictConfig, checking: Checking) -> None:
         console = terminal.console()
         for warning in warnings_in(inspection.notes):
             console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
-        console.print(tables.source_table(asdict(inspection)))
+        for part in tables.source_tables(asdict(inspection), console):
+            console.print(part)
         for line in tables.check_lines(asdict(inspection)):
             console.print(Line(line), soft_wrap=True)
     if inspection.reasons:

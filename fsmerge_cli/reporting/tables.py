@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from fsmerge_cli.common.errors import OutputError
 from fsmerge_cli.common.notes import notes_in
@@ -161,12 +164,29 @@ def write_cells(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 
 COLUMNS = ("width", "depth", "heads", "patch", "classes")
+LAST_COLUMNS = ("norm.", "dtype", "params", "MB")
+WIDEST = 100_000
+"""More columns than any table has."""
 
 
-def source_table(inspection: Mapping[str, Any]) -> Table:
-    """The sources of an inspection, one row each; mean and std are averaged over the channels."""
+def source_tables(inspection: Mapping[str, Any], console: Console) -> list[Table | Text]:
+    """The sources of an inspection, one row each; mean and std are averaged over the channels.
+
+    Where the names of the architectures do not fit beside the other columns, they stand below the table.
+    """
+    whole = _source_table(inspection, True)
+    if Measurement.get(console, console.options.update(max_width=WIDEST), whole).maximum <= console.width:
+        return [whole]
+    by_name: dict[str, list[str]] = {}
+    for row in inspection["rows"]:
+        by_name.setdefault(row["architecture"], []).append(row["name"])
+    names = [f"{name}: {', '.join(own)}" if len(by_name) > 1 else name for name, own in by_name.items()]
+    return [_source_table(inspection, False), *(line(f"architecture {name}") for name in names)]
+
+
+def _source_table(inspection: Mapping[str, Any], with_architecture: bool) -> Table:
     table = Table(title="Sources (norm.: mean/std of the pixels)", title_justify="left", box=SIMPLE, padding=0)
-    for name in ("source", "architecture", *COLUMNS, "norm.", "dtype", "params", "MB"):
+    for name in ("source", *(["architecture"] if with_architecture else []), *COLUMNS, *LAST_COLUMNS):
         right = name in (*COLUMNS, "params", "MB")
         table.add_column(name, overflow="fold", justify="right" if right else "left")
     for row in inspection["rows"]:
@@ -175,7 +195,8 @@ def source_table(inspection: Mapping[str, Any]) -> Table:
         size = "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:,.1f}"
         mean, std = (sum(values) / len(values) for values in (row["mean"], row["std"]))
         norm = "none" if (mean, std) == (0.0, 1.0) else f"{mean:.2f}/{std:.2f}"
-        cells = [row["name"], row["architecture"], *("-" if value is None else str(value) for value in sizes)]
+        names = [row["name"], *([row["architecture"]] if with_architecture else [])]
+        cells = [*names, *("-" if value is None else str(value) for value in sizes)]
         table.add_row(*map(line, [*cells, norm, row["dtype"], f"{row['parameters'] / 1e6:,.2f}M", size]))
     return table
 
