@@ -107,6 +107,11 @@ def _require_own(hub: Any, name: str, present: Sequence[str]) -> None:
     )
 
 
+def shows_images(files: Mapping[str, Path]) -> bool:
+    """Whether the report among the files contains images."""
+    return REPORT in files and b"data:image/" in files[REPORT].read_bytes()
+
+
 def sizes(files: Mapping[str, Path]) -> list[tuple[str, int]]:
     """Path and bytes of every file."""
     return [(path, file.stat().st_size) for path, file in files.items()]

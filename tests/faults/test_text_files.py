@@ -270,7 +270,7 @@ ELSEWHERE = {
     "common/private_paths.py": "our own files in the cache, passed over where they cannot be read",
     "runs/classifier.py": "a file that the run has just written",
     "runs/export.py": "a file that the run has just written",
-    "runs/push.py": "what huggingface_hub has downloaded",
+    "runs/push.py": "what huggingface_hub has downloaded, and the report of a finished run",
 }
 
 
