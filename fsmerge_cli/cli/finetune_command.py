@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.cli.composing import composed, config_dir_of
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Text, build
+from fsmerge_cli.reporting.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from fsmerge_cli.runs.finetune_request import FinetuneRequest
@@ -53,7 +54,8 @@ keys:
   output.dir=FOLDER            default: outputs/finetune-TASK-HASH
   output.overwrite=true        replace a finished run
   output.tensorboard=true      also write TensorBoard event files (needs
-                               pip install tensorboard)
+                               pip install tensorboard); likewise
+                               output.wandb=true and output.mlflow=true
   resume=true                  continue an interrupted run in output.dir
   checkpoint.every=60s         how often the training state is saved (60s, 5m, or a number of steps)
 
@@ -77,11 +79,18 @@ examples:
 
 @dataclass(frozen=True, config=FORBID)
 class Output:
-    """dir: output folder (null: outputs/finetune-TASK-HASH). overwrite: replace it. tensorboard: event files."""
+    """dir: output folder (null: outputs/finetune-TASK-HASH). overwrite: replace it. The others: see `merge`."""
 
     dir: Text | None = None
     overwrite: Flag = False
     tensorboard: Flag = False
+    wandb: Flag = False
+    mlflow: Flag = False
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers that were chosen."""
+        return [name for name in TRACKERS if getattr(self, name)]
 
 
 FLAGS = ("--json", "--quiet", "-q")
@@ -135,7 +144,7 @@ def _finetune(
     continued = output.overwrite and unfinished(folder)  # a run that was to replace the finished one
     if setup.run.resume and not continued and (found := _finished(folder, setup)) is not None:
         return found, folder, True
-    run_log = RunLog(folder, command, resume=setup.run.resume, tensorboard=output.tensorboard)
+    run_log = RunLog(folder, command, resume=setup.run.resume, trackers=output.trackers)
     console = terminal.console(stderr=True, quiet=quiet)
     with report_stop(folder, setup.run.resume), run_log as log, terminal.Reporter(console) as reporter:
 

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.cli.run_dirs import default_folder
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, refuse_code
+from fsmerge_cli.reporting.trackers import TRACKERS
 
 TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "evaluation", "output")
 
@@ -31,7 +32,7 @@ class Output:
 
     dir: output folder (null: named after models, method and a hash). overwrite: replace a finished run. dtype: of
     the written weights: float32, float16 or bfloat16. license: of the merged model, for its card, as the hub names
-    it (null: unknown). tensorboard: also write TensorBoard event files.
+    it (null: unknown). tensorboard, wandb, mlflow: also write the values of the run there.
     """
 
     dir: Text | None = None
@@ -39,6 +40,13 @@ class Output:
     dtype: Text = "float32"
     license: Text | None = None
     tensorboard: Flag = False
+    wandb: Flag = False
+    mlflow: Flag = False
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers that were chosen."""
+        return [name for name in TRACKERS if getattr(self, name)]
 
 
 @dataclass(frozen=True, config=FORBID)

@@ -195,7 +195,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         return found
     command = _command(overrides)
     private = PrivatePaths.of(keys, folder, command)
-    with _progress(folder, command, keys["resume"] is True, output.tensorboard, private) as (progress, log):
+    with _progress(folder, command, keys["resume"] is True, output.trackers, private) as (progress, log):
         result = merge(
             keys["models"]["sources"],
             data=keys.get("data"),
@@ -241,13 +241,13 @@ def _print(evaluation: Mapping[str, Any], folder: Path) -> None:
 
 @contextmanager
 def _progress(
-    folder: Path, command: str, resume: bool, tensorboard: bool, private: PrivatePaths
+    folder: Path, command: str, resume: bool, trackers: Sequence[str], private: PrivatePaths
 ) -> Iterator[tuple[Progress, RunLog | None]]:
     """The progress callback of a run (terminal and log), and the log; no output except on rank 0."""
     if not is_main():
         yield silent, None
         return
-    run_log = RunLog(folder, command, resume=resume, tensorboard=tensorboard, private=private)
+    run_log = RunLog(folder, command, resume=resume, trackers=trackers, private=private)
     with report_stop(folder, resume), run_log as log:
         if parallel_jobs():  # progress bars of several processes would overwrite each other
             yield log, log

@@ -51,7 +51,8 @@ keys:
   output.dir=FOLDER            default: outputs/MODELS-METHOD-HASH
   output.overwrite=true        replace a finished run
   output.tensorboard=true      also write TensorBoard event files (needs
-                               pip install tensorboard)
+                               pip install tensorboard); likewise
+                               output.wandb=true and output.mlflow=true
   resume=true                  continue an interrupted run in output.dir
   checkpoint.every=60s         how often the training state is saved (60s, 5m, or a number of steps)
   evaluation.kd=true           also train a distillation baseline with the budget of the method

@@ -1,4 +1,4 @@
-"""Log files of a run: run.log, and event files for TensorBoard.
+"""Log files of a run: run.log, and the values for experiment trackers.
 
 During a run they lie next to its output folder in `.NAME.logs`; a finished run has them inside its folder. If the
 run fails they stay in `.NAME.logs`, except after a user error, which removes them.
@@ -9,24 +9,23 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fsmerge_cli.common.errors import ConfigError, UserError
+from fsmerge_cli.common.errors import UserError
 from fsmerge_cli.common.leftovers import beside, keep_logs
 from fsmerge_cli.common.own_files import LATER, remove
 from fsmerge_cli.common.private_paths import PrivatePaths
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.separation import resolved
-from fsmerge_cli.common.shown import printable, shown
+from fsmerge_cli.common.shown import printable
 from fsmerge_cli.reporting.phases import Phases
+from fsmerge_cli.reporting.trackers import Tracking, require
 
 LOG = "run.log"
-BOARD = "tensorboard"
 LINES = 10
 """Most lines per phase between its first and its last one."""
 
@@ -34,8 +33,8 @@ LINES = 10
 class RunLog:
     """Writes events, warnings and errors of one run; a context manager. I/O errors of the log itself are ignored.
 
-    resume: append to the log of the interrupted run. tensorboard: write event files as well; ConfigError if that
-    package is not installed. private: paths that are not written.
+    resume: append to the log of the interrupted run. trackers: keys of TRACKERS; ConfigError if the package of one
+    is not installed. private: paths that are not written.
     """
 
     def __init__(
@@ -44,19 +43,16 @@ class RunLog:
         command: str,
         *,
         resume: bool = False,
-        tensorboard: bool = False,
+        trackers: Sequence[str] = (),
         private: PrivatePaths | None = None,
     ) -> None:
-        if tensorboard and find_spec("tensorboard") is None:
-            raise ConfigError(
-                "output.tensorboard=true needs the package tensorboard, which is not installed. Install it: "
-                "pip install tensorboard"
-            )
+        require(trackers)
         self._output = resolved(output)
         self.place = beside(self._output, "logs")
         self._missing = [parent for parent in self._output.parents if not parent.exists()]
         self._kept = resume and self.place.is_dir()
-        self._phases, self._board = Phases(), _Board(self.place / BOARD) if tensorboard else None
+        self._phases = Phases()
+        self._tracking = Tracking(trackers, self._output.name, self.place) if trackers else None
         self._handler = _BufferedHandler(private)
         self._log = logging.getLogger("fsmerge_cli.run")
         self._command = command
@@ -79,8 +75,8 @@ class RunLog:
         for logger in (self._log, logging.getLogger()):
             logger.removeHandler(self._handler)
         self._handler.close()
-        if self._board is not None:
-            self._board.close()
+        if self._tracking is not None:
+            self._tracking.close()
         if isinstance(error, UserError) and self._handler.opened and not self._kept:
             self._remove()
         elif error is not None and self._handler.opened and (self.place / LOG).is_file():
@@ -96,16 +92,16 @@ class RunLog:
             seconds = self._phases.clock() - phase.start
             note = phase.note(self._phases.clock())
             self._log.info(f"{event.phase}: {event.done}/{event.total}  {seconds:.1f} s  {note}".rstrip())
-        if self._board is not None:
-            self._board(event)
+        if self._tracking is not None:
+            self._tracking(event)
 
     def finish(self, text: str, evaluation: Mapping[str, Any]) -> None:
         """Log the final output of a run, and move the log files into its folder."""
         for line in text.splitlines():
             self._log.info(line)
-        if self._board is not None:
-            self._board.final(evaluation)
-            self._board.close()
+        if self._tracking is not None:
+            self._tracking.final(evaluation)
+            self._tracking.close()
         self._handler.close()
         keep_logs(self._output)
 
@@ -171,51 +167,3 @@ class _BufferedHandler(logging.Handler):
                 self._file.close()
             self._file = None
         super().close()
-
-
-class _Board:
-    """Event files for TensorBoard: all values of all events, and the accuracies at the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: Any = None
-        self._last: dict[str, tuple[int, int]] = {}
-        self._before: dict[str, int] = {}
-
-    def __call__(self, event: Event) -> None:
-        """Write the values of one event at its step. If a phase restarts, its steps continue after the last one.
-
-        Events without values count as well: they may stand for steps of an earlier process.
-        """
-        last, total = self._last.get(event.phase, (0, 0))
-        if event.done <= last or last == total:
-            self._before[event.phase] = self._before.get(event.phase, 0) + last
-        self._last[event.phase] = event.done, event.total
-        step = self._before.get(event.phase, 0) + event.done
-        if event.values:
-            self._add({f"{event.phase}/{name}": value for name, value in event.values.items()}, step)
-
-    def final(self, evaluation: Mapping[str, Any]) -> None:
-        """Write the accuracies of the merged model and of all other rows."""
-        for name, row in evaluation["rows"].items():
-            found = {f"top1 {task}/{name}": values["top1"] for task, values in row["tasks"].items()}
-            found |= {
-                f"top1 mean/{name}": row["mean_top1"],
-                f"top1 joint/{name}": row["joint_top1"].get("softmax"),
-            }
-            self._add({tag: value for tag, value in found.items() if value is not None}, 0)
-
-    def _add(self, values: Mapping[str, float], step: int) -> None:
-        if self._writer is None:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._writer = SummaryWriter(log_dir=str(self._folder))
-        for tag, value in values.items():
-            self._writer.add_scalar(shown(tag).replace(" ", "_"), value, step)
-
-    def close(self) -> None:
-        """Flush and close the event file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None

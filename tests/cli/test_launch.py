@@ -158,7 +158,10 @@ def test_top_level_defaults() -> None:
         "resume": False,
         "checkpoint": {"every": "60s"},
         "evaluation": {"kd": False},
-        "output": {"dir": None, "overwrite": False, "dtype": "float32", "license": None, "tensorboard": False},
+        "output": {
+            **{"dir": None, "overwrite": False, "dtype": "float32", "license": None},
+            **{"tensorboard": False, "wandb": False, "mlflow": False},
+        },
         "method": presets.load("method", "fs_merge"),
         "hardware": presets.load("hardware", "auto"),
     }

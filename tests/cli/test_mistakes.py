@@ -78,7 +78,8 @@ REFUSED: list[tuple[str, str]] = [
         f"unknown key in method 'stps'. Did you mean 'steps'? Available: {keys_of(METHODS['fs_merge'])}.\n"
         f"unknown key in data 'augmet'. Did you mean 'augment'? Available: {keys_of(DATASETS['digits'])}.\n"
         f"unknown key in hardware 'devic'. Did you mean 'device'? Available: {keys_of(Hardware)}.\n"
-        "unknown key in output 'dri'. Did you mean 'dir'? Available: dir, dtype, license, overwrite, tensorboard.",
+        "unknown key in output 'dri'. Did you mean 'dir'? Available: dir, dtype, license, mlflow, "
+        "overwrite, tensorboard, wandb.",
     ),
     (
         f"merge {PAIR} models.sources.0.chekpoint=x",

@@ -207,7 +207,7 @@ def test_plots_show_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_tensorboard_takes_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest's own log fails on a surrogate
-    with RunLog(tmp_path / "out", "fsmerge", tensorboard=True) as log:
+    with RunLog(tmp_path / "out", "fsmerge", trackers=["tensorboard"]) as log:
         for text in EVERY.values():
             log(Event(text, 1, 2, {text: 0.5}))
     assert list((tmp_path / ".out.logs/tensorboard").iterdir())

@@ -14,7 +14,8 @@ import pytest
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, OutputError
 from fsmerge_cli.common.progress import Event
-from fsmerge_cli.reporting.logs import RunLog, _Board
+from fsmerge_cli.reporting.logs import RunLog
+from fsmerge_cli.reporting.trackers import Tracking
 
 pytestmark = pytest.mark.full
 
@@ -143,7 +144,7 @@ def test_tensorboard_has_losses_rates_and_accuracies() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_steps_of_a_restarted_training_continue_after_its_last_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
-    with RunLog(tmp_path / "out", "command", tensorboard=True) as log:
+    with RunLog(tmp_path / "out", "command", trackers=["tensorboard"]) as log:
         write_events(log)
         write_events(log)
     assert scalars(log.place / "tensorboard") == {"train/loss": [(1, 1.0), (2, 0.5), (3, 1.0), (4, 0.5)]}
@@ -152,7 +153,7 @@ def test_steps_of_a_restarted_training_continue_after_its_last_step(tmp_path: Pa
 def test_steps_of_a_resumed_training_continue_after_those_of_an_earlier_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board = _Board(tmp_path)
+    board = Tracking([], "run", tmp_path)
     steps: list[int] = []
     monkeypatch.setattr(board, "_add", lambda values, step: steps.append(step))
     board(Event("train", 4, 4))  # finished by an earlier process
@@ -166,7 +167,7 @@ def test_without_tensorboard_the_message_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.setattr("fsmerge_cli.reporting.logs.find_spec", lambda name: None)
+    monkeypatch.setattr("fsmerge_cli.reporting.trackers.find_spec", lambda name: None)
     assert main([*QUICK, "output.tensorboard=true"]) == 2
     assert capsys.readouterr().err == (
         "fsmerge: error: output.tensorboard=true needs the package tensorboard, which is not installed. Install "
