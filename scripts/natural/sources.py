@@ -20,7 +20,7 @@ from scripts.natural.tasks import TASKS, archive
 WIDTH, DEPTH, HEADS = 128, 6, 4
 
 STEPS = {
-    **{"cifar10": 9400, "fashion": 2400, "mnist": 1000, "animals": 6000, "vehicles": 4000},
+    **{"cifar10": 9400, "fashion": 2400, "mnist": 2000, "animals": 6000, "vehicles": 4000},
     **{"deer_horse": 2400, "ship_truck": 2400},
 }
 """Training steps of 64 images, by task."""
@@ -31,8 +31,10 @@ SEEDS = {
 }
 """By task: seed of the initialisation, the batches and the augmentation."""
 
+AUGMENT = {"mnist": "shift"}
+"""Augmentation of tasks that a mirrored image is none of; crop_flip for the others."""
+
 RECIPE = (
-    "data.augment=crop_flip",
     "data.validation=0.02",
     "training.head_steps=0",
     "training.batch_size=64",
@@ -75,6 +77,7 @@ def command(task: str, root: Path, work: Path, extra: Sequence[str] = ()) -> lis
         "data=tensors",
         f"data.train={train}",
         f"data.test={test}",
+        f"data.augment={AUGMENT.get(task, 'crop_flip')}",
         *RECIPE,
         f"training.steps={STEPS[task]}",
         f"seed={SEEDS[task]}",
