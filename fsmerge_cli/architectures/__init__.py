@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fsmerge_cli.architectures.bert import BERT
 from fsmerge_cli.architectures.family import Arch, Compiled, Family, compile_table
 from fsmerge_cli.architectures.mlp import MLP
 from fsmerge_cli.architectures.vit import VIT
@@ -25,7 +26,7 @@ def _check(name: str, found: Any) -> None:
         raise ConfigError(f"the `name` of the Family should be {name!r}, it is {brief(found.name)}.")
 
 
-SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, {"mlp": MLP, "vit": VIT}, _check)
+SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, {"bert": BERT, "mlp": MLP, "vit": VIT}, _check)
 
 
 def resolve(

@@ -25,18 +25,21 @@ from fsmerge_cli.common.atomic import claim, write_json
 from fsmerge_cli.common.cache import cache_folder
 from fsmerge_cli.common.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
+from fsmerge_cli.common.inputs import stack
 from fsmerge_cli.common.locking import locked
 from fsmerge_cli.common.own_files import first, not_ours
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.text import grammar
+from fsmerge_cli.data.text.tokens import ToTokens
 from fsmerge_cli.models.source_spec import Recipe, SourceSpec
 
 SEAL = "seal.json"
 """Written last: the SHA-256 of every file. An entry without it, or with a changed file, is trained again."""
 
-ENTRY = re.compile(r"(config|seal)\.json|(model|heads)\.safetensors")
+ENTRY = re.compile(r"(config|seal|tokenizer|tokenizer_config)\.json|(model|heads)\.safetensors|vocab\.txt")
 """The files of an entry, which are replaced where it is damaged."""
 
 
@@ -85,7 +88,8 @@ def ensure_trained(spec: SourceSpec, progress: Progress) -> SourceSpec:
                     f"holds what fsmerge did not write: {first(found)}. Move it away, or choose another folder: "
                     "FSMERGE_CACHE=FOLDER"
                 )
-            _train_into(folder, spec, lambda event: progress(replace(event, images=size)))
+            train = _train_text_into if _is_text(spec) else _train_into
+            train(folder, spec, lambda event: progress(replace(event, images=size)))
     return replace(spec, checkpoint=str(folder))
 
 
@@ -108,6 +112,8 @@ def content_key(spec: SourceSpec) -> str:
     """Name of the cache entry, with a hash of everything that the weights depend on, including the code."""
     family, _ = architecture(spec, {}, f"source '{spec.name}'")
     code: list[Any] = [family.build, fit_classifier, _train_into, sys.modules[_dataset(spec).__module__]]
+    if family.kind == "text":
+        code += [_train_text_into, sys.modules[family.build.__module__], grammar]
     content = {
         "arch": spec.arch,
         "labels": spec.labels,
@@ -146,6 +152,40 @@ def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
             backbone.state_dict(),
             {f"{spec.name}.weight": head.weight, f"{spec.name}.bias": head.bias},
             {"labels": {spec.name: list(labels)}},
+        )
+        write_json(temporary / SEAL, {path.name: file_sha256(path) for path in sorted(temporary.glob("[!.]*"))})
+
+
+def _is_text(spec: SourceSpec) -> bool:
+    return architecture(spec, {}, f"source '{spec.name}'")[0].kind == "text"
+
+
+def _train_text_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
+    """As `_train_into`, for a text encoder: its tokenizer is written beside it."""
+    family, arch = architecture(spec, {}, f"source '{spec.name}'")
+    labels, kind = spec.labels if isinstance(spec.labels, tuple) else (), _dataset(spec)
+    tokens, recipe = kind.tokenization(), spec.recipe or Recipe(data="", seed=0)
+    if tokens is None:
+        raise SourceError(f"source '{spec.name}': recipe.data: {recipe.data} has no tokenizer.")
+    read = ToTokens(tokens.state, min(arch.longest, tokens.longest), arch.types)
+    data: DataConfig = kind()  # type: ignore[call-arg]  # concrete data sets have defaults
+    texts = data.build("train", Task(spec.name, labels), read)
+    if texts is None:
+        raise SourceError(f"source '{spec.name}': {data.name} has no training texts.")
+    items, classes = zip(*(texts[i] for i in range(len(texts))))
+    # The trainer indexes and counts its inputs, as tensors and texts allow.
+    inputs: Any = stack(items)
+    backbone, head = fit_classifier(
+        family, arch, len(labels), inputs, torch.tensor(classes), recipe, spec.name, progress
+    )
+    with claim(folder, overwrite=True, replaced=ENTRY) as temporary:
+        write_model(
+            temporary,
+            model_config(family, arch),
+            backbone.state_dict(),
+            {f"{spec.name}.weight": head.weight, f"{spec.name}.bias": head.bias},
+            {"labels": {spec.name: list(labels)}},
+            tokens.files,
         )
         write_json(temporary / SEAL, {path.name: file_sha256(path) for path in sorted(temporary.glob("[!.]*"))})
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.checkpoints.prefixes import HEADS
+from fsmerge_cli.checkpoints.text_models import refuse_other
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
 
@@ -119,6 +120,7 @@ def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: s
     """The layout of these names; None for timm's and fsmerge's. Raises SourceError for a format in REFUSED."""
     kind = config.get("model_type")
     if isinstance(kind, str) and kind != "vit" and "architecture" not in config:
+        refuse_other(kind, where)
         raise _refuse(where, f"a model of Hugging Face transformers of the type '{kind}'")
     for pattern, title, remedy in NOT_WHOLE:
         if found := [name for name in tensors if re.search(pattern, name)]:

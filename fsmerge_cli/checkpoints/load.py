@@ -15,16 +15,19 @@ from fsmerge_cli.architectures import Family
 from fsmerge_cli.checkpoints.accounting import listed, refuse_beside, without_effect
 from fsmerge_cli.checkpoints.files import as_float32, float_list
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads
-from fsmerge_cli.checkpoints.open import USUAL, Checkpoint, interpret, open_checkpoint
+from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint
 from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
+from fsmerge_cli.checkpoints.tokenizer import require_tokenizer
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
+from fsmerge_cli.data import DATASETS
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import head_reasons
 from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.models.tokenization import Tokenization
 
 
 def load(spec: SourceSpec, headers: bool = False) -> Source:
@@ -52,6 +55,9 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         notes += more
     elif unread := _names(inside, read):
         notes += (f"'{spec.name}': the head of the checkpoint is not used: {listed(unread)}",)
+    if family.kind == "text":
+        tokens = tokenization(spec, config, where)
+        return Source(spec.name, family, arch, backbone, head, found.origin, found.sha256, tokens, notes)
     pooler = [name for name in backbone if name.startswith("pooler.")]
     if pooler:  # of Hugging Face: a further layer, whose output a head may read instead of the features
         if head is not None and not found.heads[0]:  # those in heads.safetensors read the features
@@ -93,6 +99,24 @@ def _loaded(spec: SourceSpec, found: Checkpoint) -> Source:
     own: Source = replace(spec.loaded, name=spec.name, weights=found.tensors, sha256=found.sha256)
     check_weights(own)
     return own
+
+
+def tokenization(spec: SourceSpec, config: Mapping[str, Any], where: str) -> Tokenization:
+    """The tokenizer of a text encoder: beside its weights, or of its recipe's data set. Raises SourceError."""
+    for key in ("mean", "std", "input_size", "normalize", "base"):
+        if getattr(spec, key) is not None:
+            raise SourceError(f"{where}: this is a text encoder, for which models.sources.N.{key} means nothing.")
+    if spec.module is not None:
+        raise SourceError(
+            f"{where}: a text encoder needs its tokenizer, which a module does not have. Save both into one "
+            "folder (save_pretrained of the model and of the tokenizer), and pass the folder as the checkpoint."
+        )
+    own = config.get(TOKENIZER)
+    if own is None and spec.recipe is not None and spec.recipe.data in DATASETS:
+        own = DATASETS[spec.recipe.data].tokenization()
+    found: Tokenization = own or Tokenization()
+    require_tokenizer(found, where)
+    return found
 
 
 def _guessed_pixels(spec: SourceSpec, config: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fsmerge_cli.architectures import Family, resolve
+from fsmerge_cli.architectures.bert import BERT
 from fsmerge_cli.checkpoints.adapter import config_with, read_adapter
 from fsmerge_cli.checkpoints.adapter_merge import merge_adapter
 from fsmerge_cli.checkpoints.architecture import (
@@ -34,12 +35,17 @@ from fsmerge_cli.checkpoints.image_processor import read_processor
 from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels
+from fsmerge_cli.checkpoints.text_models import is_text, read_text_model
+from fsmerge_cli.checkpoints.tokenizer import read_tokenizer
 from fsmerge_cli.checkpoints.translation import CLIP_PIXELS, Translation, of_timm, translate
 from fsmerge_cli.checkpoints.vit_shapes import ANCHOR, Inferred, inferred
 from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.source_spec import SourceSpec
+
+TOKENIZER = "tokenizer"
+"""Key that `open_checkpoint` adds to the config.json of a text encoder: its `Tokenization`."""
 
 USUAL = "usual_pixels"
 """Key that `interpret` adds to a config.json: mean and std of timm's own weights, where the files state none."""
@@ -98,7 +104,9 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
     heads: tuple[dict[str, Tensor], dict[str, str]] = {}, {}
     if path.is_dir() and os.path.lexists(path / "heads.safetensors"):
         heads = read_tensors(path / "heads.safetensors", beside, headers)
-    if "model_type" in config:  # Hugging Face's
+    if is_text(spec, config):
+        config = {**config, TOKENIZER: read_tokenizer(path, where)}
+    elif "model_type" in config:  # Hugging Face's
         config = {**config, "preprocessor": read_processor(path, where)}
     pixels = _open_clip_pixels(path, where)
     if pixels and not config.get("pretrained_cfg"):
@@ -196,6 +204,8 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     """Family, options, completed config.json, and tensors under fsmerge's names. Raises SourceError."""
     where, config, hub = found.where, dict(found.config), hub_name(spec)
     stored = without_wrappers(found.tensors)
+    if is_text(spec, config):
+        return _text(spec, found, stored)
     layout = recognise(stored, config, where)
     selection = spec.prefix, spec.ema, spec.head
     stated: Mapping[str, Any] = {}
@@ -236,6 +246,15 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
     notes = (*found.notes, *read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
     return family, arch, config, replace(read, tensors=tensors, config=stated, notes=notes, guess=(), clip=None)
+
+
+def _text(
+    spec: SourceSpec, found: Checkpoint, stored: Mapping[str, Tensor]
+) -> tuple[Family, Any, dict[str, Any], Translation]:
+    read = read_text_model(spec, found.config, stored, found.where, bool(found.heads[0]))
+    heads = {"classifier": read.head} if read.head else {}
+    notes = (*found.notes, *read.notes)
+    return BERT, read.arch, dict(found.config), Translation(read.tensors, heads, notes=notes, prefix=read.prefix)
 
 
 def _shaped(

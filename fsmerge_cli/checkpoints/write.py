@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.architectures import Family
-from fsmerge_cli.common.atomic import write_json, write_tensors
-from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
+from fsmerge_cli.common.atomic import write_json, write_tensors, write_text
+from fsmerge_cli.models.preprocessing import PLAIN
 
 
 def write_model(
@@ -21,23 +21,30 @@ def write_model(
     weights: Mapping[str, Tensor],
     heads: Mapping[str, Tensor],
     facts: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a backbone and its heads in the layout that timm (`local-dir:`) and `load` read.
 
     Writes config.json, model.safetensors, and heads.safetensors with `NAME.weight`, `NAME.bias` per task; `facts`
-    (label names, ...) are stored in the metadata of that file under the key `fsmerge`.
+    (label names, ...) are stored in the metadata of that file under the key `fsmerge`. files: of a tokenizer, by
+    name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
     write_tensors(folder / "model.safetensors", weights, {"format": "pt"})
     if heads:
         write_tensors(folder / "heads.safetensors", heads, {"fsmerge": json.dumps(facts)})
+    for name, content in (files or {}).items():
+        write_text(folder / name, content.decode())
 
 
-def model_config(
-    family: Family, arch: Any, preprocessing: Preprocessing | None = None, dtype: str = "float32"
-) -> dict[str, Any]:
-    """config.json in timm's layout: architecture, preprocessing, dtype. Mean is 0 and std 1 (already folded)."""
+def model_config(family: Family, arch: Any, preprocessing: Any = None, dtype: str = "float32") -> dict[str, Any]:
+    """config.json in timm's layout: architecture, preprocessing, dtype. Mean is 0 and std 1 (already folded).
+
+    That of a text encoder is transformers'.
+    """
+    if family.kind == "text":
+        return {**family.config(arch), "dtype": dtype}
     classes = arch.features if family.head(arch) is None else 0
     channels = arch.input_size[0]
     stated = {

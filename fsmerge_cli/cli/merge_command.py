@@ -38,7 +38,8 @@ all tasks, for timm and transformers), report.html, evaluation.json, config.yaml
 
 groups:
   +models=NAME         source models, and the data set that belongs to them
-  data=NAME            digits, folder, generated, glyphs, hf, none, per_task, tensors, torchvision
+  data=NAME            digits, folder, generated, glyphs, hf, none, per_task, sentences, tensors,
+                       torchvision
   method=NAME          activation_matching, average, fs_closed_form,
                        fs_closed_form_trained, fs_merge (default), fs_merge_paper, kd, regmean,
                        regmean_pp, slerp, zipit

@@ -16,7 +16,8 @@ HELP = """usage: fsmerge predict RUN IMAGE [IMAGE ...] [--task NAME] [--top-k 5]
                        [--device NAME] [--overwrite] [--quiet]
 
 Predicts the labels of images. RUN is a folder written by `fsmerge merge` or its merged/. IMAGE is
-a file or a folder, which is searched for images (.bmp, .gif, .jpg, .png, .ppm, .tif, .webp).
+a file or a folder, which is searched for images (.bmp, .gif, .jpg, .png, .ppm, .tif, .webp). Of a
+text encoder it is a text in quotes, or a .txt file of one text per line.
 Without --task the labels of all tasks compete, as in classifier/; the decision is the one that
 was best on the images of the merge.
 
@@ -32,6 +33,7 @@ examples:
   fsmerge predict outputs/demo photo.jpg
   fsmerge predict outputs/demo holiday/ --top-k 1 --csv holiday.csv
   fsmerge predict outputs/demo photo.jpg --task low --json
+  fsmerge predict outputs/text "the soup was not bad at all"
 """
 
 
@@ -59,19 +61,28 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.runs.inputs import checkpoint_inputs
     from fsmerge_cli.runs.merged import load_merged
     from fsmerge_cli.runs.predict import chosen_device, image_files, predictions, require_top_k
+    from fsmerge_cli.runs.predict_texts import text_predictions, texts_in
 
     require_top_k(options.top_k)
-    files = image_files(options.images)
-    inputs = [*checkpoint_inputs("the model", options.model), *(Input("an image", str(file)) for file in files)]
+    model, device = load_merged(options.model), chosen_device(options.device)
+    items: Any
+    files: Sequence[Path]
+    kind = model.family.kind
+    if kind == "text":
+        items, files = texts_in(options.images)
+    else:
+        items = files = image_files(options.images)
+    inputs = [*checkpoint_inputs("the model", options.model), *(Input(f"an {kind}", str(file)) for file in files)]
     written = check_files({"--csv ": options.csv}, inputs, options.overwrite, "--overwrite")
-    model = load_merged(options.model).to(chosen_device(options.device))
+    predicted: Callable[..., Any] = text_predictions if kind == "text" else predictions
+    model = model.to(device)
     console = terminal.console(stderr=True, quiet=options.quiet)
     terminal.print_notes(console, model.notes)
     with terminal.Reporter(console) as progress:
-        found = predictions(model, files, options.task, options.top_k, progress)
+        found = predicted(model, items, options.task, options.top_k, progress)
     rows = [
-        {"image": str(file), "rank": rank, "task": own.task, "label": own.label, "probability": own.probability}
-        for file, prediction in zip(files, found)
+        {kind: str(item), "rank": rank, "task": own.task, "label": own.label, "probability": own.probability}
+        for item, prediction in zip(items, found)
         for rank, own in enumerate(prediction.top, 1)
     ]
     writers: dict[str, Callable[[Path], None]] = {"--csv ": lambda path: tables.write_csv(path, rows)}
@@ -79,17 +90,17 @@ def run(arguments: list[str]) -> int:
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     elif not options.quiet:
-        _print(terminal.console(), rows)
+        _print(terminal.console(), rows, kind)
     return 0
 
 
-def _print(console: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """One paragraph per image: its path, then its labels, best first."""
+def _print(console: Any, rows: Sequence[dict[str, Any]], kind: str) -> None:
+    """One paragraph per image or text: its path or itself, then its labels, best first."""
     from rich.text import Text
 
     wide = max(len(shown(row["label"])) for row in rows)
     for row in rows:
         if row["rank"] == 1:
-            console.print(Text(shown(row["image"]), style="bold"), soft_wrap=True)
+            console.print(Text(shown(row[kind]), style="bold"), soft_wrap=True)
         line = f"  {100 * row['probability']:5.1f} %  {shown(row['label']):<{wide}}  {shown(row['task'])}"
         console.print(Text(line), soft_wrap=True)

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IDS, TYPES, SPECIAL = "input_ids", "token_type_ids", "special_tokens_mask"
+"""Names of the tensors of a text: its tokens, which of two texts they belong to, and 1 at [CLS] and [SEP]."""
+
 MASK = "attention_mask"
 """Name of the tensor that is 1 at the positions of an input and 0 at its padding."""
 

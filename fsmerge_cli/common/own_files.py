@@ -34,9 +34,12 @@ UNFINISHED = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
 """The name of a folder that is being written; only there a list without files stands for all files of a result."""
 
 BEING_WRITTEN = re.compile(
-    r"\.fsmerge\.json(\.tmp)?|((merged|classifier)/)?([a-z]+\.(json|safetensors|yaml|html)|README\.md)"
+    r"\.fsmerge\.json(\.tmp)?|((merged|classifier|tasks/[^/]+)/)?([a-z_]+\.(json|safetensors|yaml|html|txt)|README\.md)"
 )
 """The files of a result."""
+
+PARTS = re.compile(r"(merged|classifier|tasks(/[^/]+)?)/")
+"""The folders of a result."""
 
 EXAMPLES = 3
 """Most files that a message lists."""
@@ -154,7 +157,7 @@ def not_ours(folder: Path, allowed: re.Pattern[str] | None = None) -> list[str]:
         return strangers(folder, re.compile(re.escape(LIST) + r"(\.tmp)?"))
     files = found["files"]
     if files is None:  # still being written when its process was killed
-        return [name for name in strangers(folder, BEING_WRITTEN) if name not in ("merged/", "classifier/")]
+        return [name for name in strangers(folder, BEING_WRITTEN) if not PARTS.fullmatch(name)]
     wrong = []
     for name, regular in _files(folder, expected=lambda name: _is_folder_of(files, name)):
         if name in (LIST, f"{LIST}.tmp"):

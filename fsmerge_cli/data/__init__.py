@@ -22,6 +22,7 @@ from fsmerge_cli.data.images.tensors import Tensors
 from fsmerge_cli.data.images.torchvision import TorchVision
 from fsmerge_cli.data.none import NoImages
 from fsmerge_cli.data.per_task import PerTask
+from fsmerge_cli.data.text.sentences import Sentences
 
 SHIPPED: dict[str, type[DataConfig]] = {
     "digits": Digits,
@@ -31,6 +32,7 @@ SHIPPED: dict[str, type[DataConfig]] = {
     "hf": HuggingFace,
     "none": NoImages,
     "per_task": PerTask,
+    "sentences": Sentences,
     "tensors": Tensors,
     "torchvision": TorchVision,
 }

@@ -24,6 +24,7 @@ from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.data.images.eight_bit import upright_8_bit
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
+from fsmerge_cli.models.tokenization import Tokenization
 
 Split = Literal["train", "test"]
 
@@ -158,6 +159,9 @@ class DataConfig(ABC):
     images, which belong to no task: every source is a teacher on each of them.
     """
 
+    kind: ClassVar[Literal["image", "text", "any"]] = "image"
+    """Kind of input that it holds; `any`: that of the sources."""
+
     auxiliary_only: ClassVar[bool] = False
     """Whether all images are auxiliary: they belong to no task."""
 
@@ -181,6 +185,11 @@ class DataConfig(ABC):
     def label_sets(cls) -> Mapping[str, tuple[str, ...]]:
         """Label sets that a source may refer to by name instead of listing its labels; none by default."""
         return {}
+
+    @classmethod
+    def tokenization(cls) -> Tokenization | None:
+        """The tokenizer of its texts, for encoders that are trained on them; None by default."""
+        return None
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
         """Class names of a task in the order of the head's rows; None if the data set has no names."""

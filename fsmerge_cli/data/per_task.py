@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
 from pydantic.dataclasses import dataclass
@@ -26,6 +26,8 @@ class PerTask(DataConfig):
     tasks: name of the task -> name and keys of its data set, as under `data`. A task may have its own
     images_per_task; augment, views, validation and auxiliary hold for all tasks.
     """
+
+    kind: ClassVar[Literal["image", "text", "any"]] = "any"
 
     name: Literal["per_task"] = "per_task"
     tasks: Mapping[str, Mapping[str, Any]] | None = None

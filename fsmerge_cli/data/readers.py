@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fsmerge_cli.architectures import Family
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.data import SHIPPED, DataConfig, auxiliary
 from fsmerge_cli.data.base import ToPixels, Transform
+from fsmerge_cli.data.text.augment import require_known
+from fsmerge_cli.data.text.tokens import ToTokens
 
 
 class Model(Protocol):
@@ -24,6 +29,24 @@ class Model(Protocol):
         """What happens to an item before the network."""
 
 
+def require_same_kind(data: DataConfig, tasks: Sequence[str], model: Model) -> None:
+    """Raise ConfigError where the data are not what the sources read."""
+    kind, own = model.family.kind, {data.of(task).name: data.of(task).kind for task in tasks}
+    if other := auxiliary(data):
+        own[other[0].name] = other[0].kind
+    for name, found in own.items():
+        if found not in ("any", kind):
+            sets = ", ".join(sorted(n for n, c in SHIPPED.items() if c.kind in ("any", kind)))
+            raise ConfigError(
+                f"data={name} holds {found}s, and these sources read {kind}s. Pass one of {sets}: data=NAME"
+            )
+    if kind == "text":
+        require_known(data.augment, "data.augment")
+
+
 def reader(model: Model) -> Transform:
     """Item -> inputs of `model`. Raises DataError where its inputs cannot be read."""
-    return ToPixels(model.arch.input_size, model.preprocessing)
+    arch, how = model.arch, model.preprocessing
+    if model.family.kind == "text":
+        return ToTokens(how.state, min(arch.longest, how.longest), arch.types)
+    return ToPixels(arch.input_size, how)

@@ -36,16 +36,18 @@ class Prediction:
 class Example:
     """A test image of `task` with the predictions of its source and of the merged model.
 
-    pixels: [C, H, W], uint8. truth: the label, if known. other_task: task and label of the merged model's joint
-    prediction (over all tasks, softmax per head), if it is a label of another task.
+    pixels: [C, H, W], uint8; None for a text. text: the text; None for an image. truth: the label, if known.
+    other_task: task and label of the merged model's joint prediction (over all tasks, softmax per head), if it is
+    a label of another task.
     """
 
     task: str
-    pixels: Tensor
+    pixels: Tensor | None
     truth: str | None
     source: Prediction
     merged: Prediction
     other_task: tuple[str, str] | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,17 +158,28 @@ def examples(
         for row in picked:
             names = heads.labels[place]
             true = int(label[row])
+            pixels, text = shown_item(own, row - start)
             found.append(
                 Example(
                     heads.tasks[place],
-                    (own[row - start][0].clamp(0, 1) * 255).round().to(torch.uint8),
+                    pixels,
                     names[true] if true >= 0 else None,
                     _prediction(sources[place][row], names),
                     _prediction(merged[place][row], names),
                     _other_task([logits[row] for logits in merged], place, heads),
+                    text,
                 )
             )
     return tuple(found)
+
+
+def shown_item(items: ImageSet, row: int) -> tuple[Tensor | None, str | None]:
+    """What a person sees of an item: uint8 pixels [C, H, W], or a text (the two parts of a pair on two lines)."""
+    raw = items.read(row)[0]
+    if isinstance(raw, str | tuple):
+        return None, raw if isinstance(raw, str) else "\n".join(raw)
+    pixels: Tensor = (items[row][0].clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels, None
 
 
 def _prediction(logits: Tensor, names: Sequence[str]) -> Prediction:

@@ -16,6 +16,8 @@ from fsmerge_cli.common.options import FORBID, BatchSize, Count, NonNegativeFloa
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.data.images.augment import Augment
+from fsmerge_cli.data.text.augment import require_known
+from fsmerge_cli.methods.closed_form_solution import no_summed_stream
 from fsmerge_cli.models.head_count import HeadCount, merged_heads
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source
@@ -61,9 +63,21 @@ class Method(ABC):
 
     def plan(self, sources: Sequence[Source]) -> Plan:
         """The plan for merging `sources` into a model of `width` and `heads`; raises as `compile_plan`."""
-        return compile_plan(
-            sources, self.width, merged_heads(sources, self.width, self.heads or self.default_heads)
-        )
+        heads = merged_heads(sources, self.width, self.heads or self.default_heads)
+        plan = compile_plan(sources, self.width, heads)
+        if self.needs_summed_stream and plan.family.post_norm:
+            raise ConfigError(f"method={self.name}{self.start_in_words} {no_summed_stream(plan.family.name)}")
+        return plan
+
+    @property
+    def needs_summed_stream(self) -> bool:
+        """Whether the method uses the closed form, which projects the residual stream."""
+        return False
+
+    @property
+    def start_in_words(self) -> str:
+        """The start that is part of the name of the method in messages; empty for none."""
+        return ""
 
     def check(self, problem: Problem) -> None:  # noqa: B027  # most problems suit every method
         """Raise UserError where the method does not apply to the problem, before anything is computed."""
@@ -161,6 +175,16 @@ class Trained(Weighted, ABC):
         return False
 
     @property
+    def needs_summed_stream(self) -> bool:
+        """Where it starts from the closed form."""
+        return self.solved_start
+
+    @property
+    def start_in_words(self) -> str:
+        """The start from the closed form."""
+        return " method.start=closed_form" if self.solved_start else ""
+
+    @property
     def default_heads(self) -> Literal["all", "same"]:
         """All heads of all sources where the start has them."""
         return "all" if self.solved_start else "same"
@@ -201,7 +225,9 @@ class Trained(Weighted, ABC):
         return max(1, round(self.steps * BUDGETS[self.budget]))
 
     def check(self, problem: Problem) -> None:
-        """Raise DataError where there are no images."""
+        """Raise DataError where there are no images, ConfigError for views that these inputs do not have."""
+        if problem.plan.family.kind == "text":
+            require_known(self.augment, "method.augment")
         if len(problem.images) == 0:
             raise DataError(
                 "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "

@@ -31,18 +31,21 @@ def check_closed_form(problem: Problem, name: str) -> None:
     """Raise UserError without images, for too large a width, or an architecture of another kind."""
     require_images(problem, name)
     require_enough_units(problem.plan)
-    if problem.plan.family.post_norm:
-        raise ConfigError(
-            f"method={name} does not exist for family '{problem.plan.family.name}': its blocks normalise the "
-            "residual stream after every sum, and the closed form projects a stream that is only summed into. "
-            "Take method=fs_merge or method=kd with another start."
-        )
     if outline(problem.plan) is None and layers(problem.plan) is None:
         raise ConfigError(
             f"method={name} does not know the order of computation of family '{problem.plan.family.name}': it is "
             "neither blocks on a residual stream nor a chain of layers. Take method=fs_merge or method=kd with "
             "another start."
         )
+
+
+def no_summed_stream(family: str) -> str:
+    """Why there is no closed form for a family."""
+    return (
+        f"does not exist for family '{family}': its blocks normalise the residual stream after every sum, and the "
+        "closed form projects a stream that is only summed into. Take method=fs_merge or method=kd, with another "
+        "method.start than closed_form."
+    )
 
 
 def require_enough_units(plan: Plan) -> None:

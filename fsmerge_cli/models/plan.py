@@ -154,6 +154,8 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
             continue
         if first.family.refuse(first.arch) or other.family.refuse(other.arch):
             continue
+        for reason in first.preprocessing.refusals(other.preprocessing):
+            yield f"'{first.name}' and '{other.name}': {reason}"
         for what, a in first.family.signature(first.arch).items():
             b = other.family.signature(other.arch)[what]
             if a != b:

@@ -54,6 +54,15 @@ class Preprocessing:
         pairs = ((key, getattr(self, key), getattr(other, key)) for key in self.__dataclass_fields__)
         return [f"{key} {theirs} instead of {own}" for key, own, theirs in pairs if own != theirs]
 
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Files that a model needs beside it: none."""
+        return {}
+
+    def refusals(self, other: Preprocessing) -> list[str]:
+        """Why models with these two cannot be merged: never, for images can be resized in any way."""
+        return []
+
 
 PLAIN = Preprocessing()
 """The whole image, resized if its size differs."""

@@ -11,15 +11,16 @@ from torch import Tensor
 from fsmerge_cli.architectures import Family
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.head import Head
-from fsmerge_cli.models.preprocessing import PLAIN, Preprocessing
+from fsmerge_cli.models.preprocessing import PLAIN
 
 
 @dataclass(frozen=True, repr=False)
 class Source:
     """A trained model: backbone weights by name, its head (None: merged on features) and its origin.
 
-    The backbone expects pixels in 0..1: mean and std are already folded into its first layer. origin: path, hub
-    name or module. notes: remarks for the user on how it was read.
+    A backbone of images expects pixels in 0..1: mean and std are folded into its first layer. preprocessing: what
+    happens to an item before it (a `Preprocessing` of images, a `Tokenization` of texts). origin: path, hub name
+    or module. notes: remarks for the user on how it was read.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Source:
     head: Head | None
     origin: str
     sha256: str
-    preprocessing: Preprocessing = PLAIN
+    preprocessing: Any = PLAIN
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

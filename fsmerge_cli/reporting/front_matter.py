@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fsmerge_cli.common.wording import Kind
+
 Values = Mapping[str, Any]
 
 HUB = re.compile(r"(?:hf[-_]hub:|https?://huggingface\.co/)?([\w.-]+/[\w.-]+)$")
@@ -15,15 +17,20 @@ UNKNOWN = "unknown"
 """The hub's word for a licence that is not stated."""
 
 
-def front_matter(evaluation: Values, family: str, heads: bool) -> str:
-    """YAML between two lines of dashes. family: of the architecture. heads: whether there are classifier heads."""
+def front_matter(evaluation: Values, family: str, heads: bool, inputs: Kind = "image") -> str:
+    """YAML between two lines of dashes.
+
+    family: of the architecture. heads: whether there are classifier heads. inputs: what the model reads.
+    """
     from huggingface_hub import ModelCardData
 
     options, bases = evaluation["config"], base_models(evaluation["config"])
     kind = "image-classification" if heads else "image-feature-extraction"
+    if inputs == "text":
+        kind = "text-classification" if heads else "feature-extraction"
     results = _results(evaluation, kind)
     data = ModelCardData(
-        library_name="timm" if family == "vit" else "pytorch",
+        library_name={"vit": "timm", "bert": "transformers"}.get(family, "pytorch"),
         pipeline_tag=kind,
         license=(options.get("output") or {}).get("license") or UNKNOWN,
         tags=["merge", "fsmerge", evaluation["method"]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.shown import printable
+from fsmerge_cli.common.wording import Kind, worded
 from fsmerge_cli.evaluation.predictions import Example
 from fsmerge_cli.reporting import charts, class_charts, summary
 from fsmerge_cli.reporting.losses import losses
@@ -30,14 +32,14 @@ FEW_LAYERS, FEW_TASKS = 16, 4
 """Largest number of columns with values in the cells, and with task names as column titles."""
 
 
-def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = ()) -> str:
+def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = (), kind: Kind = "image") -> str:
     """The content of evaluation.json, and example images with their predictions, as one HTML page.
 
     All names and control characters are escaped. The page loads no resources and runs no scripts, enforced by its
-    Content-Security-Policy.
+    Content-Security-Policy. kind: of the inputs.
     """
     return printable(
-        _environment()
+        _environment(kind)
         .get_template("report.html.j2")
         .render(
             evaluation=evaluation,
@@ -69,8 +71,11 @@ class _Lines(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, flow_style=plain)
 
 
-def _by_task(tasks: Sequence[str], examples: Sequence[Example]) -> list[tuple[str, list[tuple[Example, str]]]]:
-    found = [(task, [(e, data_uri(e.pixels)) for e in examples if e.task == task]) for task in tasks]
+def _by_task(
+    tasks: Sequence[str], examples: Sequence[Example]
+) -> list[tuple[str, list[tuple[Example, str | None]]]]:
+    uris = [(e, None if e.pixels is None else data_uri(e.pixels)) for e in examples]
+    found = [(task, [pair for pair in uris if pair[0].task == task]) for task in tasks]
     return [(task, own) for task, own in found if own]
 
 
@@ -84,14 +89,24 @@ def data_uri(pixels: Tensor) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+def _environment(kind: Kind) -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     templates = files(__package__) / "templates"
     return Environment(
-        loader=FileSystemLoader(str(templates)),
+        loader=FunctionLoader(lambda name: _template((templates / name).read_text("utf-8"), kind)),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+PROGRAM = re.compile(r"(\{[{%#].*?[}%#]\}|<[^>]*>|<style>.*?</style>)", re.DOTALL)
+"""What is no text in a template."""
+
+
+def _template(source: str, kind: Kind) -> str:
+    """A template with the word for this kind of input in its text; code and tags stay."""
+    parts = PROGRAM.split(source)
+    return "".join(part if place % 2 else worded(part, kind) for place, part in enumerate(parts))

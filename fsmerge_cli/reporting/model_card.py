@@ -9,6 +9,7 @@ from typing import Any
 
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.shown import printable, shown
+from fsmerge_cli.common.wording import Kind, worded
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.reporting import summary
@@ -20,7 +21,7 @@ CARD = """{front}
 # A merged {family}
 
 One backbone of the size of one source, merged by `{method}` from {k} sources, with one linear head per task
-({tasks}). Input: pixels in 0..1, {input}, without further normalisation.{rounding}
+({tasks}). Input: {input}.{rounding}
 
 {verdict}
 {warnings}
@@ -61,6 +62,11 @@ CLASSIFIER = """
 
 {code}
 """
+TASKS = """
+`tasks/NAME/` is a classifier of transformers for each task:
+
+{code}
+"""
 SCORES = """
 
 Top-1 accuracy on test images in per cent, in brackets the 95 % interval (Wilson). `ensemble` runs every source and
@@ -92,21 +98,21 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
     passed on to others.
     """
     provenance = evaluation["provenance"]
-    channels, height, width = plan.arch.input_size
+    kind = plan.family.kind
     scores = summary.scores(evaluation)
-    card = CARD.format(
-        front=front_matter(evaluation, plan.family.name, bool(heads)),
+    card = worded(CARD, kind).format(
+        front=front_matter(evaluation, plan.family.name, bool(heads), kind),
         classifier=_classifier(evaluation),
         family=plan.family.name,
         method=evaluation["method"],
         k=len(plan.tasks),
         tasks=", ".join(map(escaped, plan.tasks)),
-        input=f"{channels} x {height} x {width}",
+        input=_input(plan),
         rounding=_rounding(evaluation["config"]),
         verdict=escaped(" ".join(summary.verdict(evaluation))),
         warnings="".join(f"\n**Warning:** {escaped(text)}\n" for text in warnings_in(evaluation["notes"])),
-        table=markdown(scores) + SCORES if scores else "There were no labelled test images.",
-        sections=_sections(evaluation),
+        table=markdown(scores) + worded(SCORES, kind) if scores else worded(NO_LABELS, kind),
+        sections=_sections(evaluation, kind),
         snippet=fenced(plan.family.snippet(plan.arch, head_lines(heads)), "python"),
         command=fenced(provenance["command"], "sh"),
         sources="\n".join(f"| {escaped(s['name'])} | `{s['sha256']}` |" for s in provenance["sources"]),
@@ -119,8 +125,24 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
     return printable(f"{card}\n{WRITTEN_BY_US}\n")
 
 
+NO_LABELS = "There were no labelled test images."
+
+
+def _input(plan: Plan) -> str:
+    if plan.family.kind == "text":
+        return f"texts of up to {plan.arch.longest} tokens, by the tokenizer of this folder"
+    channels, height, width = plan.arch.input_size
+    return f"pixels in 0..1, {channels} x {height} x {width}, without further normalisation"
+
+
 def _classifier(evaluation: Mapping[str, Any]) -> str:
-    """How to use classifier/; empty where there is none."""
+    """How to use classifier/ or tasks/; empty where there are none."""
+    if "tasks" in evaluation["certificates"]:
+        task = shown(evaluation["tasks"][0])
+        code = f"""from transformers import pipeline
+
+print(pipeline("text-classification", model={quoted(f"tasks/{task}")})("a text"))"""
+        return TASKS.format(code=fenced(code, "python"))
     if "classifier" not in evaluation["certificates"]:
         return ""
     code = """from transformers import pipeline
@@ -137,7 +159,7 @@ def _rounding(options: Mapping[str, Any]) -> str:
     return f"\nThe weights are stored in `{dtype}`; the scores are those of the rounded model, computed in fp32."
 
 
-def _sections(evaluation: Mapping[str, Any]) -> str:
+def _sections(evaluation: Mapping[str, Any], kind: Kind) -> str:
     """Notes, then every table that is not empty, in the order of TITLES."""
     protocols = {summary.PROTOCOLS[p]: summary.confusion(evaluation, "merged", p) for p in ("softmax", "logits")}
     wrong = {escaped(name): summary.mistakes(evaluation, name) for name in evaluation["predictions"]}
@@ -157,17 +179,19 @@ def _sections(evaluation: Mapping[str, Any]) -> str:
     for title, description in TITLES.items():
         own = {name: table for name, table in tables[title].items() if table}
         if own:
-            parts += [f"## {title}", *([description] if description else [])]
+            parts += [f"## {title}", *([worded(description, kind)] if description else [])]
             parts += [
-                f"**{name}**\n\n{markdown(table)}" if name else markdown(table) for name, table in own.items()
+                f"**{name}**\n\n{markdown(table, kind)}" if name else markdown(table, kind)
+                for name, table in own.items()
             ]
     return "\n\n".join(parts)
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table, kind: Kind = "image") -> str:
     """A table in Markdown; cells are escaped."""
     rule = ["---" if i < table.text_columns else "--:" for i in range(len(table.columns))]
-    lines = [list(map(escaped, table.columns)), rule, *(list(map(escaped, row)) for row in table.rows)]
+    titles = [escaped(worded(column, kind)) for column in table.columns]
+    lines = [titles, rule, *(list(map(escaped, row)) for row in table.rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -22,7 +22,7 @@ from fsmerge_cli.common.errors import ConfigError, DataError, MismatchError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.data import Task
-from fsmerge_cli.data.readers import reader
+from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, count_images
 from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.methods import METHODS, Method, Problem
@@ -227,6 +227,8 @@ def _reason_against(name: str, plan: Plan, requested: Request) -> str | None:
         return str(error)
     if method.one_width and not plan.same_shape:
         return "widths or numbers of heads differ"
+    if plan.family.post_norm and method is FSClosedForm:
+        return "does not exist for blocks that normalise after every sum"
     if method.uses_images and requested.data is None:
         return "needs unlabelled images (data=...)"
     return None
@@ -259,8 +261,10 @@ def _estimated_cost(
     device = requested.hardware.resolve()
     if requested.data is None and any(method.uses_images for method in methods_of(requested)):
         return None, None, ("no estimate without images (data=...)",)
+    tasks = [Task.of(source.name, source.head) for source in sources]
+    if requested.data is not None:
+        require_same_kind(requested.data, [task.name for task in tasks], sources[0])
     try:
-        tasks = [Task.of(source.name, source.head) for source in sources]
         train, test, auxiliary, more = count_images(requested.data, tasks, partial(reader, sources[0]))
     except DataError as error:  # only without reading images: a merge refuses it
         return None, None, (f"no estimate without the images: {error}",)

@@ -22,7 +22,7 @@ from fsmerge_cli.data import DataConfig, ImageSet, Task, auxiliary_images
 from fsmerge_cli.data.base import Transform
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.pools import build_sets
-from fsmerge_cli.data.readers import reader
+from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, no_images, read_test_images, sample_images
 from fsmerge_cli.evaluation.class_results import class_results, joint_confusion
 from fsmerge_cli.evaluation.forward import Outputs, merged_forward
@@ -91,6 +91,7 @@ def evaluate(
     if not model.tasks:
         raise ConfigError("tasks=[] leaves nothing to evaluate. List one or more tasks, or pass null for all.")
     images = required_data(model.folder, data)
+    require_same_kind(images, model.tasks, model)
     notes = [*model.notes]
     with reported(progress) as report, machine.session() as device:
         if data == FROM_RUN:

@@ -58,6 +58,11 @@ class Exported:
 
 def prepared(model: Merged, task: str | None) -> Exported:
     """The module of one task, or of all tasks (None). Raises ConfigError for an unknown task."""
+    if model.family.kind == "text":
+        raise ConfigError(
+            "fsmerge export writes networks of images. A merged text encoder lies in tasks/NAME in the layout of "
+            "transformers, which optimum exports: optimum-cli export onnx --model RUN/tasks/NAME OUTPUT"
+        )
     own = model if task is None else model.only((task,))
     heads = list(own.heads.values())
     labels = heads[0].labels if task is not None else tuple(joint_labels(model.heads))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic.dataclasses import dataclass as checked
 
+from fsmerge_cli.architectures.bert import BERT
 from fsmerge_cli.checkpoints.architecture import architecture, hub_name
 from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.load import assemble, check_weights
@@ -204,13 +205,24 @@ def _labels(start: FinetuneStart, spec: SourceSpec, data: DataConfig) -> tuple[s
     return tuple(found)
 
 
+NOT_TEXT = (
+    "fsmerge finetune trains networks of images. Train a text encoder with transformers' Trainer: fsmerge merges "
+    "what save_pretrained writes, with its tokenizer."
+)
+
+
 def load_start(requested: FinetuneRequest) -> Source:
     """Architecture and initial weights of the training; mean and std are folded into the first layer."""
+    arch = requested.spec.arch
+    if isinstance(arch, dict) and arch.get("family") == BERT.name:
+        raise ConfigError(NOT_TEXT)
     spec, where = requested.spec, f"source '{requested.spec.name}'"
     if requested.start.start == "pretrained":
         try:
             source = assemble(spec, open_checkpoint(spec), skip_head=True)
             check_weights(source)
+            if source.family.kind == "text":
+                raise ConfigError(NOT_TEXT)
         except SourceError as error:
             raise SourceError(str(error).replace("models.sources.N.", "model.")) from None
         return replace(

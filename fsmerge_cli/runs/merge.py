@@ -22,9 +22,10 @@ from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.timing import Clock
+from fsmerge_cli.common.wording import worded
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.images.in_memory import Data
-from fsmerge_cli.data.readers import reader
+from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, prepare_images
 from fsmerge_cli.evaluation.certificates import Certifier, probe
 from fsmerge_cli.evaluation.joint import with_decision
@@ -168,6 +169,8 @@ def problem_of(
     """The problem of loaded sources, with all images read; the test images; notes about the images."""
     plan = requested.method.plan(sources)
     tasks = [Task.of(source.name, source.head) for source in sources]
+    if requested.data is not None:
+        require_same_kind(requested.data, [task.name for task in tasks], sources[0])
     transform = partial(reader, sources[0])
     seed, workers = requested.run.seed, requested.hardware.workers
     tests, images, notes = prepare_images(requested.data, tasks, transform, seed, workers, progress)
@@ -242,6 +245,7 @@ def _result(
     ]
     trace = solution.trace
     notes += training_notes(trace)
+    notes = [worded(note, plan.family.kind) for note in notes]
     cost = {
         "seconds": clock.seconds,
         "steps": len(trace.loss),

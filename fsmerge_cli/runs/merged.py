@@ -20,14 +20,16 @@ from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.tasks import order_note, with_label_names
 from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text, build
 from fsmerge_cli.common.shown import listed, shown
-from fsmerge_cli.data.base import ToPixels
+from fsmerge_cli.data.base import Transform
+from fsmerge_cli.data.readers import reader
 from fsmerge_cli.models.head import Head
-from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.from_run import Data, given_data
 from fsmerge_cli.runs.predict import Prediction, batches, is_one, ranked, require_top_k
+from fsmerge_cli.runs.predict_texts import is_one_text, text_batches
 from fsmerge_cli.training.teachers import network
 
 
@@ -65,7 +67,7 @@ class Merged:
     sha256: str
     family: Family
     arch: Any
-    preprocessing: Preprocessing
+    preprocessing: Any
     backbone: nn.Module
     heads: Mapping[str, Head]
     notes: tuple[str, ...] = ()
@@ -85,15 +87,15 @@ class Merged:
         """Class names by task, in the order of the logits."""
         return {name: head.labels for name, head in self.heads.items()}
 
-    def logits(self, images: Tensor, task: str) -> Tensor:
+    def logits(self, images: Inputs, task: str) -> Tensor:
         """Logits [n, classes] of one task for images [n, C, H, W]. Raises ConfigError for an unknown task."""
         with torch.no_grad():
             return self._head(task)(self.backbone(images))
 
     @property
-    def transform(self) -> ToPixels:
-        """PIL image -> pixels in 0..1 [C, H, W]: resized, cropped and scaled as the sources need it."""
-        return ToPixels(self.arch.input_size, self.preprocessing)
+    def transform(self) -> Transform:
+        """PIL image -> pixels in 0..1 [C, H, W], resized and cropped as the sources need it; text -> tokens."""
+        return reader(self)
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +107,7 @@ class Merged:
         heads = {name: head.to(device) for name, head in self.heads.items()}
         return replace(self, backbone=self.backbone.to(device), heads=heads)
 
-    def probabilities(self, images: Tensor, task: str | None = None) -> Tensor:
+    def probabilities(self, images: Inputs, task: str | None = None) -> Tensor:
         """Softmax [n, labels] for images [n, C, H, W]: of one task, or of the labels of all tasks in their order.
 
         Over all tasks the logits of every head are divided by its temperature and get its shift, as in
@@ -127,15 +129,17 @@ class Merged:
         """The most probable labels, of one task or of all tasks together (the task is not known).
 
         images: one image (a path, a PIL image, an array [H, W] or [H, W, C], a tensor [C, H, W]; uint8 or floats
-        in 0..1), or several: a list of such, or a tensor [n, C, H, W]. Returns a Prediction for one image, and a
-        list of them for several. Raises ConfigError for an unknown task, DataError for an unreadable image.
+        in 0..1), or several: a list of such, or a tensor [n, C, H, W]. A text encoder takes a string, a pair of
+        strings as a tuple, or a list of such. Returns a Prediction for one image or text, and a list of them for
+        several. Raises ConfigError for an unknown task, DataError for an unreadable image.
         """
         count, names = require_top_k(top_k), self._label_names(task)
-        if is_one(images):
+        texts, transform = self.family.kind == "text", self.transform
+        if is_one_text(images) if texts else is_one(images):
             return self.predict([images], task, top_k)[0]
         found: list[Prediction] = []
-        for pixels in batches(images, self.transform):
-            found += ranked(self.probabilities(pixels, task), names, count)
+        for inputs in text_batches(images, transform) if texts else batches(images, transform):
+            found += ranked(self.probabilities(inputs, task), names, count)
         return found
 
     def _label_names(self, task: str | None) -> list[tuple[str, str]]:

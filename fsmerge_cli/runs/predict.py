@@ -89,7 +89,7 @@ def is_one(images: Any) -> bool:
     return isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3)
 
 
-def batches(images: Any, transform: ToPixels) -> Iterator[Tensor]:
+def batches(images: Any, transform: Any) -> Iterator[Tensor]:
     """Pixels in 0..1 [<= BATCH, C, H, W] of the images. Raises DataError."""
     if not isinstance(images, list | tuple | np.ndarray | Tensor):
         raise DataError(

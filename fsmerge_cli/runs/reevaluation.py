@@ -90,13 +90,13 @@ class Reevaluation:
         overwrite: bool = False,
     ) -> None:
         """Write several of these files: all of them appear, or none. Raises OutputError."""
-        evaluation = self.evaluation()
+        evaluation, kind = self.evaluation(), self.model.family.kind
         typed(evaluation)
         own = {f"logits.{name}": values for name, values in zip(self.model.tasks, self.outputs.logits)}
         tensors = {**own, "task": self.truth[0], "label": self.truth[1]}
         writers: dict[str, Callable[[Path], None]] = {
             "output.file=": lambda path: write_json(path, evaluation),
-            "output.report=": lambda path: write_text(path, page(evaluation, self.examples)),
+            "output.report=": lambda path: write_text(path, page(evaluation, self.examples, kind)),
             "output.logits=": lambda path: write_tensors(path, tensors),
         }
         paths = check_files(dict(zip(writers, (file, report, logits))), self.inputs, overwrite)

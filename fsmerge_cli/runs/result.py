@@ -32,13 +32,14 @@ from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.methods import Solution
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
-from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.reporting.html import page
 from fsmerge_cli.reporting.model_card import model_card
 from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import VERSION, typed
 from fsmerge_cli.runs.classifier import FOLDER as CLASSIFIER
 from fsmerge_cli.runs.classifier import classifier_certificate, why_no_classifier, write_classifier
+from fsmerge_cli.runs.text_tasks import FOLDER as TASKS
+from fsmerge_cli.runs.text_tasks import task_names, tasks_certificate, write_tasks
 from fsmerge_cli.training.state import Trace
 
 CURVE = 500
@@ -49,7 +50,7 @@ CURVE = 500
 class MergeResult:
     """One merged model and its evaluation.
 
-    plan: of the sources. preprocessing: of the images before the model. solution: weights, projectors and the
+    plan: of the sources. preprocessing: of an item before the model. solution: weights, projectors and the
     trace of the training. heads: one folded head per task that has one. measured: rows of the table by name (each
     source, `ensemble`, `average`, `merged`), and the similarity to the sources by layer. cost: seconds by phase,
     steps, trainable parameters. provenance: versions, device, source hashes, command. options: every option of the
@@ -58,7 +59,7 @@ class MergeResult:
     """
 
     plan: Plan
-    preprocessing: Preprocessing
+    preprocessing: Any
     solution: Solution
     heads: Mapping[str, Head]
     measured: Evaluation
@@ -124,10 +125,11 @@ class MergeResult:
             to_dtype(self.solution.weights, dtype),
             to_dtype(tensors, dtype),
             facts,
+            self.preprocessing.files,
         )
         self.certifier.progress(Event("write", 1, 2))
         start = time.perf_counter()
-        evaluation = self.evaluation(self.certifier.certify(merged, self._written_classifier(folder / CLASSIFIER)))
+        evaluation = self.evaluation(self.certifier.certify(merged, self._written_classifiers(folder)))
         cost = evaluation["cost"]
         cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
         private = PrivatePaths.of(self.options, output, self.provenance["command"])
@@ -137,20 +139,24 @@ class MergeResult:
         options = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
         write_text(merged / "README.md", model_card(self.plan, self.heads, evaluation, options))
         write_text(folder / "config.yaml", options)
-        write_text(folder / "report.html", page(evaluation, self.measured.examples))
+        write_text(folder / "report.html", page(evaluation, self.measured.examples, self.plan.family.kind))
         if self.scores:
             write_correct(folder, self.scores["merged"].correct)
         write_json(folder / "evaluation.json", evaluation)
         remember(folder / "evaluation.json", plain_values(self.options), written)
         self.certifier.progress(Event("write", 2, 2))
 
-    def _written_classifier(self, folder: Path) -> list[Callable[[], Certificate]]:
-        """Write classifier/, if there can be one; its certificate."""
+    def _written_classifiers(self, folder: Path) -> list[Callable[[], Certificate]]:
+        """Write classifier/ or tasks/, if there can be one; their certificates."""
+        heads, dtype = self.certifier.heads, self.solution.dtype  # the heads before rounding
+        written = self.plan, self.preprocessing, self.solution.weights, heads, dtype
+        if task_names(self.plan, heads):
+            write_tasks(folder / TASKS, *written)
+            return [partial(tasks_certificate, self.certifier, folder / TASKS)]
         if why_no_classifier(self.plan, self.heads) is not None:
             return []
-        heads, dtype = self.certifier.heads, self.solution.dtype  # the heads before rounding
-        write_classifier(folder, self.plan, self.preprocessing, self.solution.weights, heads, dtype)
-        return [partial(classifier_certificate, self.certifier, folder)]
+        write_classifier(folder / CLASSIFIER, *written)
+        return [partial(classifier_certificate, self.certifier, folder / CLASSIFIER)]
 
 
 def known(error: float) -> float | None:

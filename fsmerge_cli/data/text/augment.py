@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError
-from fsmerge_cli.common.inputs import MASK, Inputs, NamedTensors
+from fsmerge_cli.common.inputs import IDS, SPECIAL, Inputs, NamedTensors
 from fsmerge_cli.common.seeding import derive, generator
 
-IDS, SPECIAL, MASK_TOKEN = "input_ids", "special_tokens_mask", "mask_token"
-"""Names of the tokens, of the mask that is 1 at [CLS] and [SEP], and of the fact that is the number of [MASK]."""
+MASK_TOKEN = "mask_token"
+"""Name of the fact that is the number of [MASK]."""
 
 LARGEST_SHARE = 0.3
 """Largest share of a text's tokens that `strong` hides or replaces."""
@@ -20,12 +20,12 @@ LARGEST_SHARE = 0.3
 KNOWN = ("none", "strong")
 
 
-def require_known(name: str) -> None:
+def require_known(name: str, key: str = "augment") -> None:
     """Raise ConfigError for an augmentation of images."""
     if name not in KNOWN:
         raise ConfigError(
-            f"augment={name} is an augmentation of images, and these sources read texts. Take none, or strong "
-            "(a random share of the tokens is hidden or replaced)."
+            f"{key}={name} is an augmentation of images, and these sources read texts. Pass {key}=none, "
+            f"or {key}=strong (a random share of the tokens is hidden or replaced)."
         )
 
 
@@ -93,6 +93,3 @@ def joined(texts: NamedTensors, share: float, random: torch.Generator) -> tuple[
     later = torch.arange(length, device=texts.device)[None] >= begin[:, None]
     mixed = {name: torch.where(later, tensor[place], tensor) for name, tensor in texts.tensors.items()}
     return texts.replaced(mixed), other
-
-
-__all__ = ["IDS", "MASK", "MASK_TOKEN", "SPECIAL", "augmentation", "hide", "joined", "new_views"]

@@ -1,0 +1,7 @@
+"""Text encoders with blocks that normalise after every sum: BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA."""
+
+from fsmerge_cli.architectures.bert.arch import TextArch
+from fsmerge_cli.architectures.bert.family import BERT
+from fsmerge_cli.architectures.bert.names import NAMES, Names
+
+__all__ = ["BERT", "NAMES", "Names", "TextArch"]

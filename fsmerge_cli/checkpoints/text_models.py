@@ -1,0 +1,217 @@
+"""Text encoders in folders of transformers: their options, and their tensors under fsmerge's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from fsmerge_cli.architectures.bert import BERT, NAMES, Names, TextArch
+from fsmerge_cli.checkpoints.prefixes import EMA, strip, unwrapped
+from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.shown import brief, few
+from fsmerge_cli.models.source_spec import SourceSpec
+
+OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+"""Names of norms in checkpoints that were converted from TensorFlow."""
+
+CONSTANT = re.compile(r"(^|\.)embeddings\.(position_ids|token_type_ids)$")
+
+PRETRAINING = re.compile(
+    r"(^|\.)(cls|lm_head|vocab_(transform|layer_norm|projector)|generator_\w+|discriminator_predictions)\."
+)
+"""Heads of pretraining, which no task uses."""
+
+TASKS = ("ForSequenceClassification", "Model", "ForPreTraining", "ForMaskedLM", "ForNextSentencePrediction")
+"""Ends of the classes that are read: sequence classifiers, and encoders without a head of a task."""
+
+OTHER_TASKS = {
+    "ForTokenClassification": "a token classifier, whose features are one vector per token",
+    "ForQuestionAnswering": "a model for question answering, whose features are one vector per token",
+    "ForMultipleChoice": "a model for multiple choice, which reads several texts at a time",
+    "ForCausalLM": "a decoder",
+    "LMHeadModel": "a decoder",
+}
+
+ENCODERS = "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA, as sequence " + (
+    "classifiers or without a head."
+)
+
+OTHER_TYPES = {
+    "albert": "ALBERT",
+    "camembert": "CamemBERT",
+    "convbert": "ConvBERT",
+    "deberta": "DeBERTa",
+    "deberta-v2": "DeBERTa",
+    "modernbert": "ModernBERT",
+    "mpnet": "MPNet",
+    "nomic_bert": "Nomic BERT",
+    "roformer": "RoFormer",
+    "t5": "T5",
+    "xlnet": "XLNet",
+}
+"""Text models that are recognised and not supported."""
+
+
+def is_text(spec: SourceSpec, config: Mapping[str, Any]) -> bool:
+    """Whether an entry is a text encoder: by its family, or by the model_type in its config.json."""
+    if isinstance(spec.arch, dict) and spec.arch.get("family") == BERT.name:
+        return True
+    return isinstance(config.get("model_type"), str) and config["model_type"] in NAMES
+
+
+def refuse_other(kind: str, where: str) -> None:
+    """Raise SourceError for a text model of another kind."""
+    if kind in OTHER_TYPES:
+        raise SourceError(
+            f"{where} is a {OTHER_TYPES[kind]} (model_type '{kind}'), which is not supported. {ENCODERS}"
+        )
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """The tensors of one encoder under fsmerge's names, its head, and notes.
+
+    head: `weight` and `bias`; empty: there is none. prefix: of the encoder in the file.
+    """
+
+    arch: TextArch
+    tensors: Mapping[str, Tensor]
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    prefix: str = ""
+
+
+def read_text_model(
+    spec: SourceSpec, config: Mapping[str, Any], stored: Mapping[str, Tensor], where: str, own_heads: bool
+) -> TextModel:
+    """The encoder of an entry. Raises SourceError.
+
+    stored: its tensors without the names of wrappers. own_heads: whether its heads lie in heads.safetensors.
+    """
+    given = {k: v for k, v in spec.arch.items() if k != "family"} if isinstance(spec.arch, dict) else {}
+    kind = str(given.get("model_type", config.get("model_type")))
+    if kind not in NAMES:
+        raise SourceError(f"{where}: model_type {brief(kind)} is no text encoder that can be merged. {ENCODERS}")
+    _refuse_variants(config, NAMES[kind], where)
+    found = _split(spec, stored, NAMES[kind], where)
+    _refuse_targets(config, found.head, where)
+    if found.head and not own_heads and not any(n.startswith(f"{NAMES[kind].pooler}.") for n in found.tensors):
+        raise SourceError(
+            f"{where}: there is a head and no pooler ({NAMES[kind].pooled}), so this is no sequence classifier of "
+            f"transformers. {ENCODERS}"
+        )
+    arch = BERT.parse(
+        BERT.name, given or _options(kind, config, found.tensors, where), config, f"{where}: config.json"
+    )
+    return replace(found, arch=arch)
+
+
+def _split(spec: SourceSpec, stored: Mapping[str, Tensor], names: Names, where: str) -> TextModel:
+    """Backbone and head among the tensors of a file, under fsmerge's names."""
+    tensors = {_modern(name): tensor for name, tensor in stored.items() if not CONSTANT.search(name)}
+    anchor = f"{names.word}.weight"
+    prefix = strip(tensors, anchor, where, spec.prefix, spec.ema).prefix
+    scope = prefix.removesuffix(names.prefix)
+    own: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{scope}{names.pooled}."):
+            own[names.pooler + name.removeprefix(f"{scope}{names.pooled}")] = tensor
+        elif name.startswith(f"{scope}{names.head}."):
+            head[name.removeprefix(f"{scope}{names.head}.")] = tensor
+        elif name.startswith(prefix) and not PRETRAINING.search(name):
+            own[name.removeprefix(prefix)] = tensor
+        else:
+            rest[name] = tensor
+    copies = [name for name in rest if EMA.search(name)]
+    unknown = [name for name in rest if not PRETRAINING.search(name) and name not in copies]
+    if unknown:
+        raise SourceError(
+            f"{where} contains tensors that are no part of {names.title} and its classifier: "
+            f"{few(sorted(unknown))}. {ENCODERS}"
+        )
+    notes: tuple[str, ...] = ()
+    if rest:
+        notes = (f"'{spec.name}': not used, no part of the features: {few(sorted(rest))}",)
+    placeholder = TextArch("bert", 1, 1, 1, 1, 1)
+    return TextModel(placeholder, own, head, notes, prefix)
+
+
+def _modern(name: str) -> str:
+    name = unwrapped(name)
+    for old, new in OLD_NAMES:
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
+def _refuse_variants(config: Mapping[str, Any], names: Names, where: str) -> None:
+    kinds = [str(name) for name in config.get("architectures") or ()]
+    for name in kinds:
+        what = next((text for end, text in OTHER_TASKS.items() if name.endswith(end)), None)
+        if what is None and not name.endswith(TASKS):
+            what = "not read by fsmerge"
+        if what is not None:
+            raise SourceError(f"{where} is {name}: {what}. {ENCODERS}")
+    if config.get("is_decoder") or config.get("add_cross_attention"):
+        raise SourceError(f"{where} is a decoder (is_decoder in config.json). {ENCODERS}")
+    positions = config.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise SourceError(
+            f"{where} has position_embedding_type {brief(positions)}, which belongs to pairs of tokens. Only "
+            f"{names.title} with absolute positions can be merged."
+        )
+
+
+def _refuse_targets(config: Mapping[str, Any], head: Mapping[str, Tensor], where: str) -> None:
+    """Raise SourceError for a head that predicts something other than one of several labels."""
+    kind = str(config.get("problem_type") or "").lower()
+    one_value = head and head["weight"].ndim == 2 and len(head["weight"]) == 1 if "weight" in head else False
+    if kind == "regression" or one_value:
+        raise SourceError(
+            f"{where} predicts a number per text (regression). fsmerge evaluates and distils one of several "
+            "labels per text. Remove its head from the file to merge it without one."
+        )
+    if kind == "multi_label_classification":
+        raise SourceError(
+            f"{where} predicts several labels per text (problem_type in config.json). fsmerge evaluates and "
+            "distils one label per text. Remove its head from the file to merge it without one."
+        )
+
+
+def _options(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """Options from the shapes of the tensors, and from config.json what shapes do not show."""
+    names = NAMES[kind]
+    first = names.block.format(i=0)
+    needed = (f"{names.word}.weight", f"{names.position}.weight", f"{first}.{names.hidden}.weight")
+    for name in needed:
+        if name not in tensors or tensors[name].ndim != 2:
+            raise SourceError(f"{where} lacks the matrix {name} of {names.title}. Download the model again.")
+    (vocabulary, embedded), hidden = tensors[needed[0]].shape, tensors[needed[2]].shape
+    blocks = {
+        m.group(1) for n in tensors if (m := re.match(re.escape(names.block).replace(r"\{i\}", r"(\d+)"), n))
+    }
+    types = tensors.get(f"{names.types}.weight") if names.types else None
+    heads = config.get("n_heads" if kind == "distilbert" else "num_attention_heads")
+    if heads is None:
+        raise SourceError(f"{where}: its config.json does not state the number of attention heads.")
+    return {
+        "model_type": kind,
+        "vocab_size": vocabulary,
+        "hidden_size": hidden[1],
+        "layers": len(blocks),
+        "heads": heads,
+        "intermediate_size": hidden[0],
+        "positions": tensors[needed[1]].shape[0],
+        "types": 0 if types is None else types.shape[0],
+        "embedding_size": None if embedded == hidden[1] else embedded,
+        "activation": config.get("activation" if kind == "distilbert" else "hidden_act") or "gelu",
+        "eps": 1e-12 if kind == "distilbert" else config.get("layer_norm_eps", 1e-12),
+        "padding": config.get("pad_token_id") or (1 if names.after_padding else 0),
+        "pooler": f"{names.pooler}.weight" in tensors,
+    }

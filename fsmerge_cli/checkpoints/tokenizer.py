@@ -1,0 +1,118 @@
+"""The tokenizer beside a text model: its files, and its normal form."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fsmerge_cli.common.errors import SourceError, first_line
+from fsmerge_cli.common.foreign_files import UnreadableError, read_text
+from fsmerge_cli.models.tokenization import Tokenization
+
+STATE, CONFIG, VOCABULARY = "tokenizer.json", "tokenizer_config.json", "vocab.txt"
+
+FILES = (STATE, CONFIG, "special_tokens_map.json", VOCABULARY, "vocab.json", "merges.txt", "added_tokens.json")
+"""The files of a tokenizer that are passed on with a merged model."""
+
+PRIVATE = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "auto_map")
+"""Keys of tokenizer_config.json that name paths of a machine, or code; they are not passed on."""
+
+MAX_LENGTH = 100_000
+"""From here on `model_max_length` means that there is no limit."""
+
+SAVE = (
+    "Save it beside the weights: transformers' AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER) writes "
+    f"{STATE}."
+)
+
+
+def read_tokenizer(path: Path, where: str) -> Tokenization:
+    """The tokenizer in a folder, or beside a file. Raises SourceError; without a tokenizer an empty one."""
+    folder = path if path.is_dir() else path.parent
+    files = {name: _content(folder / name, where) for name in FILES if os.path.lexists(folder / name)}
+    stated = _stated(files, where)
+    longest = stated.get("model_max_length")
+    limit = longest if isinstance(longest, int) and 0 < longest < MAX_LENGTH else MAX_LENGTH
+    if STATE in files:
+        return Tokenization(normal_form(files[STATE], where), {**files, **_public(files, stated)}, limit)
+    if VOCABULARY in files and "merges.txt" not in files:
+        state = _word_pieces(files[VOCABULARY], stated, where)
+        return Tokenization(state, {**files, **_public(files, stated), STATE: state.encode()}, limit)
+    return Tokenization(longest=limit)
+
+
+def require_tokenizer(found: Tokenization, where: str) -> None:
+    """Raise SourceError where there is none."""
+    if not found.state:
+        raise SourceError(f"{where} has no tokenizer ({STATE}, or {VOCABULARY} of BERT). {SAVE}")
+
+
+def tokenizers_library() -> Any:
+    """The library `tokenizers`. Raises SourceError where it is not installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise SourceError(
+            "text models need the package tokenizers, which is not installed: pip install 'fsmerge[text]'"
+        ) from None
+    return tokenizers
+
+
+def normal_form(content: bytes, where: str) -> str:
+    """The JSON of a tokenizer as the library reads it, without truncation and padding. Raises SourceError."""
+    library = tokenizers_library()
+    try:
+        found = library.Tokenizer.from_str(content.decode("utf-8"))
+        found.no_padding()
+        found.no_truncation()
+        return json.dumps(json.loads(found.to_str()), sort_keys=True)
+    except Exception as error:  # the library raises its own bare Exception
+        raise SourceError(f"{where}: {STATE} cannot be read ({first_line(error)}). {SAVE}") from None
+
+
+def _word_pieces(vocabulary: bytes, stated: Mapping[str, Any], where: str) -> str:
+    """BERT's tokenizer from its vocab.txt, as transformers builds it."""
+    tokenizers_library()
+    from tokenizers import BertWordPieceTokenizer
+
+    words = vocabulary.decode("utf-8", "replace").splitlines()
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in words]
+    if missing:
+        raise SourceError(f"{where}: {VOCABULARY} lacks {', '.join(missing)}. {SAVE}")
+    found = BertWordPieceTokenizer(
+        {word: row for row, word in enumerate(words)},
+        lowercase=bool(stated.get("do_lower_case", True)),
+        strip_accents=stated.get("strip_accents"),
+        handle_chinese_chars=bool(stated.get("tokenize_chinese_chars", True)),
+    )
+    return normal_form(found.to_str().encode(), where)
+
+
+def _content(file: Path, where: str) -> bytes:
+    try:
+        return read_text(file).encode()
+    except UnreadableError as error:
+        raise SourceError(f"{where}: {file.name} cannot be read: {error.why}. {SAVE}") from None
+
+
+def _stated(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    if CONFIG not in files:
+        return {}
+    try:
+        found = json.loads(files[CONFIG])
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise SourceError(f"{where}: {CONFIG} should be a JSON object. {SAVE}")
+    return found
+
+
+def _public(files: Mapping[str, bytes], stated: Mapping[str, Any]) -> dict[str, bytes]:
+    """tokenizer_config.json without what belongs to a machine."""
+    if CONFIG not in files:
+        return {}
+    kept = {key: value for key, value in stated.items() if key not in PRIVATE}
+    return {CONFIG: json.dumps(kept, indent=2, ensure_ascii=False).encode()}

@@ -1,0 +1,27 @@
+"""The word for an input: messages and reports are written for images, and say `texts` where these are read."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Kind = Literal["image", "text"]
+
+WORD = re.compile(r"\b([Ii])mage(s?)\b(?!-)")
+QUOTED = re.compile(r"('[^']*'|`[^`]*`|\{[^{}]*\}|data=\S+)")
+
+
+def worded(text: str, kind: Kind) -> str:
+    """`text` with the word for this kind of input, outside of quotes, code and placeholders.
+
+    >>> worded("12 test images of 'images': one image each; data=images", "text")
+    "12 test texts of 'images': one text each; data=images"
+    """
+    if kind == "image":
+        return text
+    parts = QUOTED.split(text)
+    return "".join(part if place % 2 else WORD.sub(_text, part) for place, part in enumerate(parts))
+
+
+def _text(found: re.Match[str]) -> str:
+    return ("T" if found[1] == "I" else "t") + "ext" + found[2]

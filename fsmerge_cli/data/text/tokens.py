@@ -1,0 +1,88 @@
+"""A text -> the tokens that an encoder reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.inputs import IDS, MASK, SPECIAL, TYPES, NamedTensors
+from fsmerge_cli.common.shown import brief
+from fsmerge_cli.data.text.augment import MASK_TOKEN
+
+MASK_TOKENS = ("[MASK]", "<mask>")
+"""What tokenizers call the token that stands for a hidden one."""
+
+COUNTED = 5000
+"""Most texts whose length is counted for a note."""
+
+Text = str | tuple[str, str]
+"""A text, or a pair of them."""
+
+
+@dataclass(frozen=True)
+class ToTokens:
+    """Text, or a pair of texts -> its tokens, with their types and the mask.
+
+    state: the tokenizer, see `Tokenization`. longest: tokens of a text, the special ones included; longer texts
+    are cut. types: number of token types of the encoder; with fewer than two, all tokens have type 0.
+    """
+
+    state: str
+    longest: int
+    types: int
+
+    def __call__(self, text: Text) -> NamedTensors:
+        """The tensors of one text, without an axis of rows. Raises DataError for something else."""
+        (found,) = self._encoded([text], self.longest)
+        types = found.type_ids if self.types > 1 else [0] * len(found.ids)
+        values = {IDS: found.ids, MASK: [1] * len(found.ids), TYPES: types, SPECIAL: found.special_tokens_mask}
+        tensors = {name: torch.tensor(own, dtype=torch.long) for name, own in values.items()}
+        mask_token = mask_token_of(self.state)
+        return NamedTensors(tensors, {} if mask_token is None else {MASK_TOKEN: mask_token})
+
+    def limited(self, longest: int | None) -> ToTokens:
+        """The same with texts of at most `longest` tokens (None: no other limit)."""
+        return self if longest is None else replace(self, longest=min(self.longest, longest))
+
+    def cut(self, texts: Sequence[Text]) -> tuple[int, int, float]:
+        """Of the first COUNTED texts: how many were counted, how many are cut, and the share of tokens cut off."""
+        lengths = [len(own.ids) for own in self._encoded(texts[:COUNTED], None)]
+        over = [length - self.longest for length in lengths if length > self.longest]
+        return len(lengths), len(over), sum(over) / max(1, sum(lengths))
+
+    def _encoded(self, texts: Sequence[Text], longest: int | None) -> list[Any]:
+        for text in texts:
+            pair = text if isinstance(text, tuple) else (text,)
+            if not all(isinstance(part, str) for part in pair) or len(pair) > 2:
+                raise DataError(f"a text should be a string, or a pair of strings, got {brief(text)}.")
+        tokenizer = _tokenizer(self.state)
+        if longest is None:
+            tokenizer.no_truncation()
+        else:
+            tokenizer.enable_truncation(longest)
+        if len(texts) == 1:  # a batch starts threads, which takes longer
+            return [tokenizer.encode(*texts) if isinstance(texts[0], str) else tokenizer.encode(*texts[0])]
+        found: list[Any] = tokenizer.encode_batch(list(texts))
+        return found
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(state: str) -> Any:
+    from tokenizers import Tokenizer  # an extra; `read_tokenizer` has said so where it is missing
+
+    found = Tokenizer.from_str(state)
+    found.no_padding()
+    return found
+
+
+@lru_cache(maxsize=4)
+def mask_token_of(state: str) -> int | None:
+    """The number of the token that stands for a hidden one; None: the tokenizer has none."""
+    tokenizer = _tokenizer(state)
+    found = (tokenizer.token_to_id(name) for name in MASK_TOKENS)
+    return next((number for number in found if number is not None), None)

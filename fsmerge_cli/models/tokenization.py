@@ -1,0 +1,57 @@
+"""What happens to a text before the model: its tokenizer, which all sources have to share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fsmerge_cli.common.shown import brief
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """A tokenizer: its normal form, and the files that state it.
+
+    state: the tokenizer as JSON of the library `tokenizers`, without truncation and padding; empty: there is none.
+    files: by name, as they lie beside a model. longest: tokens of a text, the special ones included.
+    """
+
+    state: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict, hash=False)
+    longest: int = 512
+
+    def differences(self, other: Tokenization) -> list[str]:
+        """What `other` does differently, but could: nothing. Tokenizers have to be the same, see `refusals`."""
+        return []
+
+    def refusals(self, other: Tokenization) -> list[str]:
+        """Why models with these two tokenizers cannot be merged; empty for the same one."""
+        if self.state == other.state:
+            return []
+        found = first_difference(json.loads(self.state or "{}"), json.loads(other.state or "{}"))
+        return [f"the tokenizers differ ({found}); a text has to become the same tokens for every source"]
+
+
+def first_difference(own: Any, other: Any, place: str = "") -> str:
+    """Where two values read from JSON differ first: `model.vocab.the: 5, 7`.
+
+    >>> first_difference({"a": {"b": 1}}, {"a": {"b": 2}})
+    'a.b: 1, 2'
+    """
+    if isinstance(own, dict) and isinstance(other, dict):
+        if len(own) != len(other) and len(own.keys() & other.keys()) > MANY:
+            return f"{place} has {len(own)} entries, {len(other)}"
+        for key in [*own, *other]:
+            if key not in own or key not in other or own[key] != other[key]:
+                inner = f"{place}.{key}" if place else str(key)
+                return first_difference(own.get(key), other.get(key), inner)
+    if isinstance(own, list) and isinstance(other, list) and len(own) == len(other):
+        at = next(i for i, pair in enumerate(zip(own, other)) if pair[0] != pair[1])
+        return first_difference(own[at], other[at], f"{place}.{at}")
+    return f"{place}: {brief(own)}, {brief(other)}"
+
+
+MANY = 100
+"""From so many common entries on, the sizes of two tables are told instead of the first different entry."""

@@ -1,0 +1,66 @@
+"""Predictions of a written text encoder: for texts, and for the lines of .txt files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.foreign_files import UnreadableError, read_text
+from fsmerge_cli.common.inputs import Inputs, stack
+from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.common.shown import shown
+from fsmerge_cli.data.base import Transform
+from fsmerge_cli.runs.predict import BATCH, Prediction
+
+
+def is_one_text(texts: Any) -> bool:
+    """Whether it is one text, or one pair of texts as a tuple, not several."""
+    return isinstance(texts, str | tuple)
+
+
+def text_batches(texts: Any, transform: Transform) -> Iterator[Inputs]:
+    """The tokens of at most BATCH texts at a time. Raises DataError."""
+    if not isinstance(texts, list):
+        raise DataError(
+            f"a text should be a string, a pair of strings, or a list of them, got {type(texts).__name__}."
+        )
+    for start in range(0, len(texts), BATCH):
+        yield stack([transform(text) for text in texts[start : start + BATCH]])
+
+
+def texts_in(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """The texts of a command line, and the files that were read: every line of a .txt file is a text.
+
+    Raises DataError where a file cannot be read, or where there is no text.
+    """
+    texts: list[str] = []
+    files: list[Path] = []
+    for argument in arguments:
+        path = Path(argument).expanduser() if argument.lower().endswith(".txt") else None
+        if path is None:
+            texts.append(argument)
+            continue
+        try:
+            texts += [line for line in read_text(path).splitlines() if line.strip()]
+        except UnreadableError as error:
+            raise DataError(
+                f"{shown(path)} cannot be read: {error.why}. Give texts in quotes, or .txt files of one text "
+                "per line."
+            ) from None
+        files.append(path)
+    if not texts:
+        raise DataError("there is no text. Give texts in quotes, or .txt files of one text per line.")
+    return texts, files
+
+
+def text_predictions(
+    model: Any, texts: Sequence[str], task: str | None, top_k: int, progress: Progress = silent
+) -> list[Prediction]:
+    """The predictions of a `Merged` model for texts."""
+    found: list[Prediction] = []
+    for start in range(0, len(texts), BATCH):
+        found += model.predict(list(texts[start : start + BATCH]), task, top_k)
+        progress(Event("predict", min(start + BATCH, len(texts)), len(texts)))
+    return found

@@ -1,0 +1,153 @@
+"""Text encoders: transformers' own function, and the identities that every family has to keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fsmerge_cli.alignment.permutation import permute, random_permutations
+from fsmerge_cli.common.errors import ConfigError, MismatchError
+from fsmerge_cli.common.inputs import IDS, TYPES, NamedTensors, join
+from fsmerge_cli.methods import METHODS
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.supernet.fold import fold
+from fsmerge_cli.supernet.map_set import start_maps
+from fsmerge_cli.supernet.network import SuperNet
+from fsmerge_cli.supernet.reference import UnfoldedSuperNet
+from fsmerge_cli.training.teachers import network
+from tests.support.encoders import VARIANTS, encoder_source, text_problem, texts, transformers_model
+
+POOLED = [name for name, options in VARIANTS.items() if options.get("pooler", True)]
+
+
+def double(weights: Any) -> dict[str, torch.Tensor]:
+    return {n: t.double() for n, t in weights.items()}
+
+
+@pytest.mark.parametrize("variant", POOLED)
+def test_the_logits_are_those_of_transformers(variant: str) -> None:
+    source = encoder_source(variant, 1)
+    module, own = transformers_model(source), texts(source.arch, 5)
+    ids = torch.where(own.mask != 0, own.tensors[IDS].clamp(min=2), source.arch.padding)
+    given, inputs = {"input_ids": ids, "attention_mask": own.mask}, own.replaced({IDS: ids})
+    if source.arch.types == 2:
+        given["token_type_ids"] = torch.randint(2, ids.shape, generator=torch.Generator().manual_seed(0))
+        inputs = inputs.replaced({TYPES: given["token_type_ids"]})
+    with torch.no_grad():
+        found = source.head(network(source)(inputs))
+        torch.testing.assert_close(found, module(**given).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_changes_nothing(variant: str) -> None:
+    source = encoder_source(variant, 1)
+    short, longer = texts(source.arch, 3, seed=1)[:, :4], texts(source.arch, 1, seed=2)
+    short = short.replaced({"attention_mask": torch.ones_like(short.mask)})
+    alone = network(source)(short)
+    both = join([short, longer])
+    assert isinstance(both, NamedTensors)
+    torch.testing.assert_close(network(source)(both)[:3], alone)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_specification_covers_every_tensor_and_identity_maps_fold_to_the_model(variant: str) -> None:
+    source = encoder_source(variant, 1)
+    plan = compile_plan([source, encoder_source(variant, 2)])
+    assert set(plan.roles) == set(source.weights)
+    maps = start_maps(plan, [source.weights, encoder_source(variant, 2).weights], "diagonal", "first")
+    folded = fold(plan, maps, [source.weights, encoder_source(variant, 2).weights])
+    for name, tensor in folded.items():
+        torch.testing.assert_close(tensor, source.weights[name], msg=name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: str) -> None:
+    source, other = encoder_source(variant, 1), encoder_source(variant, 2)
+    plan = compile_plan([source, other])
+    permutations = random_permutations(plan, 0, torch.Generator().manual_seed(3))
+    weights, inputs = double(source.weights), texts(source.arch, 6)
+    before, after = plan.skeleton(), plan.skeleton()
+    before.load_state_dict(weights, assign=True)
+    after.load_state_dict(permute(plan, weights, permutations), assign=True)
+    order = permutations[plan.features.space]
+    torch.testing.assert_close(after(inputs), before(inputs)[:, order], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "full", "heads"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: Any) -> None:
+    other = {} if structure == "heads" else {"hidden_size": 20}
+    sources = [encoder_source(variant, 1), encoder_source(variant, 2, **other)]
+    plan = compile_plan(sources)
+    maps = start_maps(plan, [s.weights for s in sources], structure, "first", rank=3)
+    random = torch.Generator().manual_seed(5)
+    for parameter in maps.parameters():
+        parameter.data = torch.rand(parameter.shape, generator=random) - 0.3
+    maps, weights, inputs = maps.double(), [double(s.weights) for s in sources], texts(sources[0].arch, 4)
+    outputs, gradients = [], []
+    for model in (SuperNet(plan, maps, weights), UnfoldedSuperNet(plan, maps, weights)):
+        maps.zero_grad(set_to_none=True)
+        features = model(inputs)
+        estimates = [model.project(features, i) for i in range(2)]
+        sum(e.sin().sum() for e in estimates).backward()
+        outputs.append([features, *estimates])
+        gradients.append({n: p.grad.clone() for n, p in maps.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["average", "slerp", "regmean", "regmean_pp", "activation_matching", "zipit"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merging_a_source_with_its_copy_is_the_source(variant: str, method: str) -> None:
+    source, inputs = encoder_source(variant, 1), texts(encoder_source(variant, 1).arch, 6, seed=4)
+    problem = text_problem([source, replace(source, name="copy")], per_task=40)
+    solution = METHODS[method]().fit(problem)
+    merged = problem.plan.skeleton()
+    merged.load_state_dict(dict(solution.weights), assign=True)
+    expected = network(source)(inputs)
+    for U in solution.projectors:
+        torch.testing.assert_close(merged(inputs) @ U.T, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_matching_finds_the_permutation_of_a_permuted_copy(variant: str) -> None:
+    source = encoder_source(variant, 1)
+    plan = compile_plan([source, encoder_source(variant, 2)])
+    orders = random_permutations(plan, 0, torch.Generator().manual_seed(3))
+    head = replace(source.head, weight=source.head.weight[:, orders[plan.features.space]])
+    copy = replace(source, name="copy", weights=permute(plan, source.weights, orders), head=head)
+    problem = text_problem([source, copy], per_task=60)
+    solution = METHODS["activation_matching"]().fit(problem)
+    inputs, merged = texts(source.arch, 6, seed=4), plan.skeleton()
+    merged.load_state_dict(dict(solution.weights), assign=True)
+    for own, U in zip((source, copy), solution.projectors):
+        torch.testing.assert_close(merged(inputs) @ U.T, network(own)(inputs), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["fs_closed_form", "kd", "fs_merge"])
+def test_the_closed_form_is_refused_by_name(method: str) -> None:
+    options, name = {"start": "closed_form"}, f"{method} method.start=closed_form"
+    if method == "fs_closed_form":
+        options, name = {}, method
+    with pytest.raises(ConfigError) as error:
+        METHODS[method](**options).plan([encoder_source("BERT", 1), encoder_source("BERT", 2)])
+    assert str(error.value) == (
+        f"method={name} does not exist for family 'bert': its blocks normalise the residual stream after every sum, "
+        "and the closed form projects a stream that is only summed into. Take method=fs_merge or method=kd, with "
+        "another method.start than closed_form."
+    )
+
+
+def test_every_difference_between_sources_is_reported() -> None:
+    other = encoder_source("DistilBERT", 2, vocab_size=41, layers=1)
+    with pytest.raises(MismatchError) as error:
+        compile_plan([encoder_source("BERT", 1), other])
+    assert error.value.reasons == (
+        "model type: 's1' has BERT, 's2' has DistilBERT",
+        "layers: 's1' has 2, 's2' has 1",
+        "size of the vocabulary: 's1' has 40, 's2' has 41",
+        "token types: 's1' has 2, 's2' has 0",
+    )

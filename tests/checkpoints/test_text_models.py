@@ -1,0 +1,178 @@
+"""Text encoders in folders of transformers: every form in which they are saved, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fsmerge_cli.checkpoints.load import load
+from fsmerge_cli.common.errors import MismatchError, SourceError
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.training.teachers import network
+from tests.support.encoders import TOPIC, VARIANTS, save_encoder, sentence_source, texts
+
+POOLED = [name for name, options in VARIANTS.items() if options.get("pooler", True)]
+
+
+def logits(source: Source) -> torch.Tensor:
+    assert source.head is not None
+    return source.head(network(source)(texts(source.arch, 4)))
+
+
+def read(folder: Path, **keys: Any) -> Source:
+    return load(SourceSpec("topic", checkpoint=str(folder), **keys))
+
+
+@pytest.mark.parametrize("variant", POOLED)
+def test_a_saved_classifier_is_read_with_its_labels_and_its_tokenizer(variant: str, tmp_path: Path) -> None:
+    source = sentence_source(variant, 1, TOPIC)
+    found = read(save_encoder(tmp_path, source))
+    assert (found.arch, found.labels) == (source.arch, TOPIC)
+    assert torch.equal(logits(found), logits(source))
+    assert found.preprocessing.longest == 64
+    assert found.notes == ()
+
+
+def renamed(folder: Path, change: Callable[[str], str]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({change(name): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
+def old_names(folder: Path) -> None:
+    renamed(folder, lambda n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta"))
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def wrapped(folder: Path) -> None:
+    renamed(folder, lambda name: f"module.{name}")
+
+
+def with_constants(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    positions = torch.arange(66)[None]
+    save_file({**tensors, "bert.embeddings.position_ids": positions}, folder / "model.safetensors")
+
+
+def only_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize("form", [old_names, pickled, wrapped, with_constants, only_vocabulary])
+def test_every_form_of_the_files_is_the_same_model(form: Callable[[Path], None], tmp_path: Path) -> None:
+    source = sentence_source("BERT", 1, TOPIC)
+    first = read(save_encoder(tmp_path, source))
+    form(tmp_path)
+    found = read(tmp_path)
+    assert torch.equal(logits(found), logits(source))
+    assert found.preprocessing.state == first.preprocessing.state
+
+
+def test_an_encoder_without_a_head_and_without_the_prefix_is_read(tmp_path: Path) -> None:
+    source = sentence_source("BERT", 1, TOPIC)
+    save_encoder(tmp_path, source)
+    tensors = load_file(tmp_path / "model.safetensors")
+    own = {n.removeprefix("bert."): t for n, t in tensors.items() if not n.startswith("classifier.")}
+    save_file({**own, "cls.predictions.bias": torch.zeros(3)}, tmp_path / "model.safetensors")
+    found = read(tmp_path)
+    assert found.head is None
+    assert found.notes == ("'topic': not used, no part of the features: cls.predictions.bias",)
+    inputs = texts(source.arch, 4)
+    assert torch.equal(network(found)(inputs), network(source)(inputs))
+
+
+def changed_config(folder: Path, **keys: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+
+
+ENCODERS = (
+    "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA, as sequence classifiers "
+    "or without a head."
+)
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "token classifier": (
+        {"architectures": ["BertForTokenClassification"]},
+        f"is BertForTokenClassification: a token classifier, whose features are one vector per token. {ENCODERS}",
+    ),
+    "regression": (
+        {"problem_type": "regression"},
+        "predicts a number per text (regression). fsmerge evaluates and distils one of several labels per text. "
+        "Remove its head from the file to merge it without one.",
+    ),
+    "several labels": (
+        {"problem_type": "multi_label_classification"},
+        "predicts several labels per text (problem_type in config.json). fsmerge evaluates and distils one label "
+        "per text. Remove its head from the file to merge it without one.",
+    ),
+    "MPNet": ({"model_type": "mpnet"}, f"is a MPNet (model_type 'mpnet'), which is not supported. {ENCODERS}"),
+    "relative positions": (
+        {"position_embedding_type": "relative_key"},
+        "has position_embedding_type 'relative_key', which belongs to pairs of tokens. Only BERT with absolute "
+        "positions can be merged.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_kind_of_text_model_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    keys, message = REFUSED[name]
+    changed_config(save_encoder(tmp_path, sentence_source("BERT", 1, TOPIC)), **keys)
+    with pytest.raises(SourceError) as error:
+        read(tmp_path)
+    assert str(error.value) == f"source 'topic': {tmp_path} {message}"
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    save_encoder(tmp_path, sentence_source("BERT", 1, TOPIC))
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / name).unlink()
+    with pytest.raises(SourceError) as error:
+        read(tmp_path)
+    assert str(error.value) == (
+        f"source 'topic': {tmp_path} has no tokenizer (tokenizer.json, or vocab.txt of BERT). Save it beside the "
+        "weights: transformers' AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER) writes tokenizer.json."
+    )
+
+
+def test_a_key_of_images_means_nothing_for_texts(tmp_path: Path) -> None:
+    save_encoder(tmp_path, sentence_source("BERT", 1, TOPIC))
+    with pytest.raises(
+        SourceError, match=r"this is a text encoder, for which models\.sources\.N\.mean means nothing"
+    ):
+        read(tmp_path, mean=(0.5,))
+
+
+def test_different_tokenizers_are_refused_with_the_first_difference(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_encoder(tmp_path / name, sentence_source("BERT", 1, TOPIC))
+    content = json.loads((tmp_path / "b/tokenizer.json").read_text())
+    content["normalizer"]["lowercase"] = False
+    (tmp_path / "b/tokenizer.json").write_text(json.dumps(content))
+    sources = [load(SourceSpec(name, checkpoint=str(tmp_path / name))) for name in ("a", "b")]
+    with pytest.raises(MismatchError) as error:
+        compile_plan(sources)
+    assert error.value.reasons == (
+        "'a' and 'b': the tokenizers differ (normalizer.lowercase: True, False); a text has to become the same "
+        "tokens for every source",
+    )
+
+
+def test_the_form_in_which_a_tokenizer_is_padded_and_cut_is_no_difference(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_encoder(tmp_path / name, sentence_source("BERT", 1, TOPIC))
+    content = json.loads((tmp_path / "b/tokenizer.json").read_text())
+    content["truncation"] = {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    (tmp_path / "b/tokenizer.json").write_text(json.dumps(content))
+    compile_plan([load(SourceSpec(name, checkpoint=str(tmp_path / name))) for name in ("a", "b")])

@@ -1,0 +1,117 @@
+"""Tiny text encoders of every kind, random texts, and transformers' own models with the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fsmerge_cli.architectures import SPECS
+from fsmerge_cli.architectures.bert import BERT, NAMES, TextArch
+from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.inputs import NamedTensors
+from fsmerge_cli.data.draw import Images
+from fsmerge_cli.data.text.grammar import KINDS
+from fsmerge_cli.data.text.sentences import Sentences, vocabulary
+from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.plan import compile_plan
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.training.problem import Problem
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "BERT": {"model_type": "bert"},
+    "BERT without pooler, tanh-GELU": {"model_type": "bert", "pooler": False, "activation": "gelu_new"},
+    "RoBERTa": {"model_type": "roberta", "types": 1, "padding": 1},
+    "DistilBERT": {"model_type": "distilbert", "types": 0},
+    "ELECTRA": {"model_type": "electra", "embedding_size": 8},
+}
+
+
+def arch_of(variant: str, **options: Any) -> TextArch:
+    """Two blocks, width 16, four heads."""
+    tiny = {"vocab_size": 40, "hidden_size": 16, "layers": 2, "heads": 4, "intermediate_size": 24, "positions": 20}
+    return TextArch(**{**tiny, **VARIANTS[variant], **options})
+
+
+def encoder_source(variant: str, seed: int, classes: int = 3, **options: Any) -> Source:
+    """An encoder with random values in every tensor, norms included."""
+    arch = arch_of(variant, **options)
+    random = torch.Generator().manual_seed(seed)
+    weights = {
+        n: 0.3 * torch.randn(t.shape, generator=random)
+        + (1.0 if "norm" in n.lower() and n.endswith("weight") else 0.0)
+        + (2.0 if n == "pre_classifier.bias" else 0.0)  # no unit of the ReLU is dead
+        for n, t in BERT.skeleton(arch).state_dict().items()
+    }
+    labels = tuple(f"{seed}-{c}" for c in range(classes))
+    weight, bias = torch.randn(classes, arch.features, generator=random), torch.randn(classes, generator=random)
+    head = Head(weight, bias, labels)
+    return Source(f"s{seed}", SPECS["bert"], arch, weights, head, origin="random", sha256="0" * 64)
+
+
+def texts(arch: TextArch, count: int, seed: int = 0) -> NamedTensors:
+    """Random texts of random lengths."""
+    return BERT.sample(arch, count, torch.Generator().manual_seed(seed))  # type: ignore[return-value]
+
+
+def text_problem(sources: list[Source], per_task: int = 8, width: int | None = None) -> Problem:
+    """A merge of the sources with random texts of every task."""
+    task = torch.arange(len(sources)).repeat_interleave(per_task)
+    inputs = texts(sources[0].arch, len(task))
+    images = Images(inputs, task, torch.arange(len(task)), torch.arange(0))
+    return Problem(compile_plan(sources, width), sources, images, Hardware(features="memory"))
+
+
+def transformers_model(source: Source) -> Any:
+    """transformers' sequence classifier with the weights of a source."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    names, head = NAMES[source.arch.model_type], source.head
+    config = {k: v for k, v in BERT.config(source.arch).items() if k not in ("architecture", "architectures")}
+    assert head is not None
+    module = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(**config, num_labels=len(head.weight)), attn_implementation="eager"
+    ).eval()
+    state = {names.in_classifier(n): tensor for n, tensor in source.weights.items()}
+    module.load_state_dict({**state, f"{names.head}.weight": head.weight, f"{names.head}.bias": head.bias})
+    return module
+
+
+def save_encoder(folder: Path, source: Source) -> Path:
+    """A folder as save_pretrained of a classifier and of its tokenizer write it."""
+    module = transformers_model(source)
+    assert source.labels is not None
+    module.config.id2label = dict(enumerate(source.labels))
+    module.config.label2id = {label: row for row, label in enumerate(source.labels)}
+    module.save_pretrained(folder)
+    return with_tokenizer(folder)
+
+
+def with_tokenizer(folder: Path) -> Path:
+    """The folder with the tokenizer of the generated sentences."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in Sentences.tokenization().files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def sentence_source(variant: str, seed: int, labels: tuple[str, ...], **options: Any) -> Source:
+    """A random encoder for the vocabulary of the generated sentences."""
+    size = len(vocabulary())
+    source = encoder_source(variant, seed, len(labels), vocab_size=size, positions=66, **options)
+    assert source.head is not None
+    return replace(source, head=replace(source.head, labels=labels))
+
+
+TOPIC, POLARITY = KINDS["topic"], KINDS["polarity"]
+
+
+def sentence_pair(folder: Path, variant: str) -> list[dict[str, str]]:
+    """Folders of two random encoders, one for each task of the generated sentences, as entries of a merge."""
+    entries = []
+    for seed, (name, labels) in enumerate((("topic", TOPIC), ("polarity", POLARITY)), 1):
+        save_encoder(folder / name, sentence_source(variant, seed, labels))
+        entries.append({"name": name, "checkpoint": str(folder / name)})
+    return entries
