@@ -136,8 +136,8 @@ def test_the_closed_form_is_refused_by_name(method: str) -> None:
         METHODS[method](**options).plan([encoder_source("BERT", 1), encoder_source("BERT", 2)])
     assert str(error.value) == (
         f"method={name} does not exist for family 'bert': its blocks normalise the residual stream after every "
-        "sum, and the closed form projects a stream that is only summed into. Take method=fs_merge or method=kd, with "
-        "another method.start than closed_form."
+        "sum, and the closed form projects a stream that is only summed into. Take method=fs_merge or method=kd, "
+        "with another method.start than closed_form."
     )
 
 
