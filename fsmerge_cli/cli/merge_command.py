@@ -39,7 +39,7 @@ all tasks, for timm and transformers), report.html, evaluation.json, config.yaml
 groups:
   +models=NAME         source models, and the data set that belongs to them
   data=NAME            digits, folder, generated, glyphs, hf, none, per_task, sentences, tensors,
-                       torchvision
+                       text, torchvision
   method=NAME          activation_matching, average, fs_closed_form,
                        fs_closed_form_trained, fs_merge (default), fs_merge_paper, kd, regmean,
                        regmean_pp, slerp, zipit

@@ -23,6 +23,7 @@ from fsmerge_cli.data.images.torchvision import TorchVision
 from fsmerge_cli.data.none import NoImages
 from fsmerge_cli.data.per_task import PerTask
 from fsmerge_cli.data.text.sentences import Sentences
+from fsmerge_cli.data.text.texts import Texts
 
 SHIPPED: dict[str, type[DataConfig]] = {
     "digits": Digits,
@@ -34,6 +35,7 @@ SHIPPED: dict[str, type[DataConfig]] = {
     "per_task": PerTask,
     "sentences": Sentences,
     "tensors": Tensors,
+    "text": Texts,
     "torchvision": TorchVision,
 }
 

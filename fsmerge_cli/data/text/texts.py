@@ -1,0 +1,198 @@
+"""Texts of a user's own: files or folders per task, or one for all tasks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic.dataclasses import dataclass
+
+from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.options import FORBID, Positive, Share
+from fsmerge_cli.common.options import Text as Path_
+from fsmerge_cli.common.shown import brief, listed, shown
+from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, Transform
+from fsmerge_cli.data.matching import of_task
+from fsmerge_cli.data.text.files import SUFFIXES, Columns, Row, is_text_file, rows_of
+from fsmerge_cli.data.text.tokens import ToTokens
+
+
+@dataclass(frozen=True, config=FORBID)
+class Texts(DataConfig):
+    """Texts in .txt (one per line), CSV, TSV or JSON Lines, or as folders of .txt files.
+
+    root: folder with a file or a folder per task, named after it (TASK.csv; TASK/train.csv and TASK/test.csv;
+    TASK/*.txt; TASK/LABEL/*.txt), or texts for all tasks. train, test: files or folders instead; `{task}` stands
+    for the task's name. text_column, pair_column, label_column: names in a table or an object (null: found; a pair
+    is two texts that are read together). test_share: share of the labelled texts held out for the evaluation where
+    there is no test file. max_length: tokens of a text, the special ones included (null: as many as the sources
+    take); longer texts are cut, and a note says how much.
+    """
+
+    kind: ClassVar[Literal["image", "text", "any"]] = "text"
+    why_mixed: ClassVar[str] = "no file or folder is named after a task"
+    mixed_meaning: ClassVar[str] = ""
+
+    name: Literal["text"] = "text"
+    root: Path_ | None = None
+    train: Path_ | None = None
+    test: Path_ | None = None
+    text_column: Path_ | None = None
+    pair_column: Path_ | None = None
+    label_column: Path_ | None = None
+    test_share: Share = 0.2
+    max_length: Positive | None = None
+
+    def build(self, split: Split, task: Task, transform: Transform) -> ImageSet | None:
+        """The texts of one task; None if there are no test texts."""
+        path, whole = self._path(split, task)
+        if path is None:
+            return None
+        rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
+        labelled = [row for row in rows if row.label not in (None, "")]
+        if whole and split == "test" and not (labelled and self.test_share):
+            return None
+        if whole and labelled:
+            rows = [row for row in rows if self._held_out(row) == (split == "test")]
+        if not rows:
+            if split == "test":
+                return None
+            raise DataError(f"{shown(path)} holds no texts for task '{task.name}'. Pass another file or folder.")
+        kept, places, notes = of_task(task, _labels(rows), None, str(path))
+        chosen = [rows[row] for row in kept]
+        if isinstance(transform, ToTokens):
+            transform = transform.limited(self.max_length)
+            notes = (*notes, *_cut_notes(task, chosen, transform))
+        return ImageSet(
+            len(chosen),
+            partial(_read, chosen, places),
+            transform,
+            labelled=all(place >= 0 for place in places),
+            classes=places,
+            notes=notes,
+            title_of=partial(_title, chosen),
+        )
+
+    def is_mixed(self, tasks: Sequence[str]) -> bool:
+        """Whether the root holds texts for all tasks, and nothing is named after a task."""
+        if self.root is None or self.train is not None:
+            return False
+        root = Path(self.root).expanduser()
+        if any(_of_task(root, task) for task in tasks):
+            return False
+        return is_text_file(root) or (root.is_dir() and any(is_text_file(path) for path in root.iterdir()))
+
+    def classes(self, task: Task) -> tuple[str, ...] | None:
+        """Sorted names of the labels; None if they are numbers, or there are none."""
+        path, _ = self._path("train", task)
+        if path is None:
+            return None
+        rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
+        found = {label for label in _labels(rows) if isinstance(label, str)}
+        return tuple(sorted(found)) or None
+
+    def paths(self) -> Mapping[str, str]:
+        """The files and folders."""
+        found = {"data.root": self.root, "data.train": self.train, "data.test": self.test}
+        return {key: path for key, path in found.items() if path is not None}
+
+    def _path(self, split: Split, task: Task) -> tuple[Path | None, bool]:
+        """Where the texts of a split are, and whether those of the other split are there as well."""
+        given = self.train if split == "train" else self.test
+        if given is not None:
+            whole = split == "train" and self.test is None
+            return _existing(Path(given.replace("{task}", task.name)).expanduser(), f"data.{split}"), whole
+        if self.train is not None or self.test is not None:
+            if split == "train" and self.train is None:
+                raise DataError("data=text has data.test, and no data.train. Pass data.train=PATH.")
+            return (_existing(Path(str(self.train).replace("{task}", task.name)).expanduser(), "data.train"), True)
+        if self.root is None:
+            raise DataError(
+                "data=text needs data.root=FOLDER, with a file or a folder per task, or data.train=PATH ({task} "
+                "stands for the task's name)."
+            )
+        root = _existing(Path(self.root).expanduser(), "data.root")
+        own = _of_task(root, task.name) if task.name else None
+        if own is None and (task.own_data or not task.name):
+            own = root
+        if own is None:
+            raise DataError(
+                f"data=text: {shown(root)} has no texts of task '{task.name}': neither a folder of this name nor "
+                f"a file with one of the suffixes {listed(SUFFIXES)}."
+            )
+        parts = {name: _named(own, name) for name in ("train", "test")} if own.is_dir() else {}
+        if any(parts.values()):
+            if split == "train" and parts["train"] is None:
+                raise DataError(
+                    f"data=text: {shown(own)} has test texts, and no train file or folder beside them."
+                )
+            return parts[split], False
+        return own, True
+
+    def _held_out(self, row: Row) -> bool:
+        """Whether a text is a test text: by its content, so that neither order nor number matter."""
+        digest = hashlib.blake2b(repr(row.text).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self.test_share * 2**64
+
+
+def _existing(path: Path, key: str) -> Path:
+    if not path.exists():
+        raise DataError(f"{key}: {shown(path)} does not exist.")
+    return path
+
+
+def _of_task(root: Path, task: str) -> Path | None:
+    """The folder or file below `root` that is named after a task."""
+    return _named(root, task) if root.is_dir() else None
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    files = [folder / name, *(folder / f"{name}{suffix}" for suffix in SUFFIXES)]
+    return next((path for path in files if path.is_dir() or is_text_file(path)), None)
+
+
+def _read_rows(path: Path, columns: Columns) -> list[Row]:
+    """The texts of a file or folder; a file that has not changed is read once."""
+    return rows_of(path, columns) if path.is_dir() else _read_file(path, path.stat().st_mtime_ns, columns)
+
+
+@lru_cache(maxsize=8)
+def _read_file(path: Path, changed: int, columns: Columns) -> list[Row]:
+    return rows_of(path, columns)
+
+
+def _labels(rows: Sequence[Row]) -> list[Any]:
+    """The labels as names, or as numbers where all of them are whole numbers; None where there is none."""
+    found = [None if row.label in (None, "") else row.label for row in rows]
+    for row in rows:
+        if not isinstance(row.label, str | int | type(None)) or isinstance(row.label, bool):
+            raise DataError(
+                f"{row.place}: a label should be a name or a whole number, is {brief(row.label)}. Several labels "
+                "per text are not supported. Pass data.label_column=NAME of another column."
+            )
+    texts = [str(label) for label in found if label is not None]
+    if all(text.isdecimal() for text in texts):
+        return [None if label is None else int(label) for label in found]
+    return [None if label is None else str(label) for label in found]
+
+
+def _cut_notes(task: Task, rows: Sequence[Row], transform: ToTokens) -> tuple[str, ...]:
+    counted, cut, share = transform.cut([row.text for row in rows])
+    if not cut:
+        return ()
+    start = f"task '{task.name}': " if task.name else ""
+    return (
+        f"{start}{cut} of {counted} texts are longer than {transform.longest} tokens and are cut, which leaves "
+        f"out {100 * share:.1f} % of all tokens (data.max_length)",
+    )
+
+
+def _read(rows: Sequence[Row], places: Sequence[int], i: int) -> tuple[Any, int]:
+    return rows[i].text, places[i]
+
+
+def _title(rows: Sequence[Row], i: int) -> str:
+    return rows[i].place

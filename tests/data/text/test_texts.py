@@ -1,0 +1,164 @@
+"""Texts in files: every format, the columns that are found, the splits, what is cut, and whole error messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.data import DataConfig
+from fsmerge_cli.data.base import ImageSet, Task
+from fsmerge_cli.data.text.sentences import Sentences
+from fsmerge_cli.data.text.texts import Texts
+from fsmerge_cli.data.text.tokens import ToTokens
+
+TASK = Task("mood", ("negative", "positive"))
+ROWS = [("the cake was good", "positive"), ("the cake, was bad", "negative"), ("we hated it", "negative")]
+
+
+def transform() -> ToTokens:
+    return ToTokens(Sentences.tokenization().state, 64, 2)
+
+
+def read(data: DataConfig, split: Any = "train", task: Task = TASK) -> list[tuple[Any, int]]:
+    found = data.build(split, task, transform())
+    assert isinstance(found, ImageSet)
+    return [found.read(i) for i in range(len(found))]
+
+
+def write(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def csv_of(root: Path) -> None:
+    lines = "".join(f'"{text}",{label}\n' for text, label in ROWS)
+    write(root / "mood.csv", f"review,label\n{lines}")
+
+
+def tsv_of(root: Path) -> None:
+    write(root / "mood.tsv", "id\tsentence\tsentiment\n" + "".join(f"1\t{t}\t{x}\n" for t, x in ROWS))
+
+
+def lines_of(root: Path) -> None:
+    write(root / "mood.jsonl", "".join(json.dumps({"text": t, "label": x}) + "\n" for t, x in ROWS))
+
+
+def numbers_of(root: Path) -> None:
+    rows = [{"text": t, "label": ["negative", "positive"].index(x)} for t, x in ROWS]
+    write(root / "mood.json", json.dumps(rows))
+
+
+def folders_of(root: Path) -> None:
+    for number, (text, label) in enumerate(ROWS):
+        write(root / f"mood/{label}/{number}.txt", text)
+
+
+def splits_of(root: Path) -> None:
+    lines = "".join(f'"{text}",{label}\n' for text, label in ROWS)
+    write(root / "mood/train.csv", f"text,class\n{lines}")
+
+
+@pytest.mark.parametrize("form", [csv_of, tsv_of, lines_of, numbers_of, folders_of, splits_of])
+def test_every_format_has_the_same_texts_and_labels(form: Any, tmp_path: Path) -> None:
+    form(tmp_path)
+    data = Texts(root=str(tmp_path), test_share=0.0)
+    assert sorted(read(data)) == sorted((text, int(label == "positive")) for text, label in ROWS)
+    assert data.build("test", TASK, transform()) is None
+
+
+def test_plain_lines_have_no_label(tmp_path: Path) -> None:
+    write(tmp_path / "mood.txt", "one text\n\nanother text\n")
+    assert read(Texts(root=str(tmp_path))) == [("one text", -1), ("another text", -1)]
+
+
+def test_labelled_texts_are_split_by_their_content(tmp_path: Path) -> None:
+    rows = [(f"text number {i}", ("negative", "positive")[i % 2]) for i in range(200)]
+    write(tmp_path / "mood.csv", "text,label\n" + "".join(f"{t},{x}\n" for t, x in rows))
+    train, test = (read(Texts(root=str(tmp_path)), split) for split in ("train", "test"))
+    assert sorted(train + test) == sorted((text, int(label == "positive")) for text, label in rows)
+    assert 20 < len(test) < 60
+    write(tmp_path / "mood.csv", "text,label\n" + "".join(f"{t},{x}\n" for t, x in rows[::-1]))
+    assert sorted(read(Texts(root=str(tmp_path)), "test")) == sorted(test)
+
+
+def test_two_columns_are_a_pair(tmp_path: Path) -> None:
+    write(tmp_path / "mood.csv", "sentence1,sentence2\nthe cake,was good\n")
+    data = Texts(root=str(tmp_path))
+    assert read(data) == [(("the cake", "was good"), -1)]
+    found = data.build("train", TASK, transform())
+    assert found is not None
+    assert found[0][0].tensors["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_a_file_named_after_no_task_belongs_to_all(tmp_path: Path) -> None:
+    write(tmp_path / "all.txt", "one text\nanother text\n")
+    data = Texts(root=str(tmp_path / "all.txt"))
+    assert data.is_mixed(["mood", "topic"])
+    assert read(data, task=Task("", None)) == [("one text", -1), ("another text", -1)]
+    write(tmp_path / "mood.txt", "one text\n")
+    assert not Texts(root=str(tmp_path)).is_mixed(["mood", "topic"])
+
+
+def test_a_note_says_how_much_is_cut(tmp_path: Path) -> None:
+    write(tmp_path / "mood.txt", "the cake was good\nwe\n")
+    found = Texts(root=str(tmp_path), max_length=4).build("train", TASK, transform())
+    assert found is not None
+    assert found.notes == (
+        "task 'mood': 1 of 2 texts are longer than 4 tokens and are cut, which leaves out 22.2 % of all tokens "
+        "(data.max_length)",
+    )
+    assert len(found[0][0].tensors["input_ids"]) == 4
+
+
+WRONG = {
+    "no column": (
+        "mood.csv",
+        "a,b\n1,2\n",
+        "mood.csv: none of its columns is known to hold the texts: a, b. Pass data.text_column=NAME.",
+    ),
+    "not JSON": (
+        "mood.jsonl",
+        '{"text": "a"}\n{"text\n',
+        "mood.jsonl, line 2: this is no JSON object per line. Repair the file.",
+    ),
+    "a list": ("mood.jsonl", "[1]\n", "mood.jsonl, line 1: should be an object, is [1]."),
+    "a number": ("mood.jsonl", '{"text": 3}\n', "mood.jsonl, line 1: a text should be a string, is 3."),
+    "several labels": (
+        "mood.jsonl",
+        '{"text": "a", "label": [1, 2]}\n',
+        "mood.jsonl:1: a label should be a name or a whole number, is [1, 2]. Several labels per text are not "
+        "supported. Pass data.label_column=NAME of another column.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_read_is_reported_with_its_place(case: str, tmp_path: Path) -> None:
+    name, content, message = WRONG[case]
+    write(tmp_path / name, content)
+    with pytest.raises(DataError) as error:
+        read(Texts(root=str(tmp_path)))
+    assert str(error.value) == f"{tmp_path}/{message}"
+
+
+def test_a_missing_task_is_reported_with_the_formats(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read(Texts(root=str(tmp_path)))
+    assert str(error.value) == (
+        f"data=text: {tmp_path} has no texts of task 'mood': neither a folder of this name nor a file with one of "
+        "the suffixes .txt, .csv, .tsv, .jsonl, .ndjson, .json."
+    )
+
+
+def test_without_a_place_the_keys_are_named() -> None:
+    with pytest.raises(DataError) as error:
+        read(Texts())
+    assert str(error.value) == (
+        "data=text needs data.root=FOLDER, with a file or a folder per task, or data.train=PATH ({task} stands "
+        "for the task's name)."
+    )
