@@ -76,7 +76,8 @@ def recording(network: nn.Module, selected: Sequence[Place]) -> Iterator[dict[Pl
     used: list[Tensor | None] = [None]
 
     def keep(place: Place, value: Tensor) -> None:
-        part = value.detach().chunk(place.parts, dim=-1)[place.part]
+        rows = channels_last(network.get_submodule(place.module), value.detach())
+        part = rows.chunk(place.parts, dim=-1)[place.part]
         recorded[place] = used_rows(part, used[0])
 
     handles = [network.register_forward_pre_hook(_on_inputs(used))]
@@ -184,9 +185,15 @@ def grams(
 
 def _rows(module: nn.Module, value: Tensor, used: Tensor | None) -> Tensor:
     if isinstance(module, nn.Conv2d):
-        patches = F.unfold(value, module.kernel_size, padding=module.padding, stride=module.stride)  # type: ignore[arg-type]
+        how = module.kernel_size, module.dilation, module.padding, module.stride
+        patches = F.unfold(value, *how)  # type: ignore[arg-type]
         value = patches.transpose(1, 2)
     return used_rows(value, used)
+
+
+def channels_last(module: nn.Module, value: Tensor) -> Tensor:
+    """The input or output of a convolution [n, C, h, w] as [n, h, w, C]; every position is a row. Others as is."""
+    return value.movedim(1, -1) if isinstance(module, nn.Conv2d) and value.ndim == 4 else value
 
 
 def _run(network: nn.Module, selected: Sequence[Place], pixels: Inputs) -> Mapping[Place, Tensor]:

@@ -12,6 +12,8 @@ from typing import Any
 from fsmerge_cli.architectures.bert import BERT
 from fsmerge_cli.architectures.family import Arch, Compiled, Family, compile_table
 from fsmerge_cli.architectures.mlp import MLP
+from fsmerge_cli.architectures.resnet import RESNET
+from fsmerge_cli.architectures.resnet_options import is_resnet
 from fsmerge_cli.architectures.vit import VIT
 from fsmerge_cli.common import plugins
 from fsmerge_cli.common.errors import ConfigError
@@ -26,7 +28,9 @@ def _check(name: str, found: Any) -> None:
         raise ConfigError(f"the `name` of the Family should be {name!r}, it is {brief(found.name)}.")
 
 
-SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, {"bert": BERT, "mlp": MLP, "vit": VIT}, _check)
+SHIPPED: dict[str, Family] = {"bert": BERT, "mlp": MLP, "resnet": RESNET, "vit": VIT}
+
+SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, SHIPPED, _check)
 
 
 def resolve(
@@ -36,7 +40,9 @@ def resolve(
 
     options: given by the user. config: the checkpoint's config.json, which supplies the other options.
     """
-    family = SPECS.get(architecture, VIT)
+    family = SPECS.get(architecture)
+    if family is None:
+        family = RESNET if is_resnet(architecture.split(".")[0]) else VIT
     return family, family.parse(architecture, options, config, where)
 
 

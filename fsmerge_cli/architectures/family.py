@@ -52,6 +52,27 @@ def random_pixels(arch: Any, count: int, random: torch.Generator | None) -> Tens
     return torch.rand(count, *arch.input_size, generator=random)
 
 
+@dataclass(frozen=True)
+class Folding:
+    """How the files of a family differ from its networks in memory, in which BatchNorm is part of a convolution.
+
+    read: options, tensors of a file -> weights in memory; what does not fit is returned unchanged. write: options,
+    weights in memory, and by convolution the mean and variance [C] of its output without bias (none: 0 and 1) ->
+    tensors of a file, of the same function. norms: names of the convolutions with a BatchNorm behind them, in the
+    order of the forward pass.
+    """
+
+    read: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
+    write: Callable[[Any, Mapping[str, Tensor], Mapping[str, tuple[Tensor, Tensor]]], dict[str, Tensor]]
+    norms: Callable[[Any], Sequence[str]]
+
+
+def plain_pixels(arch: Any) -> dict[str, Any]:
+    """Keys of pretrained_cfg for a network of one image size that takes pixels in 0..1."""
+    channels = arch.input_size[0]
+    return {"fixed_input_size": True, "mean": [0.0] * channels, "std": [1.0] * channels}
+
+
 Classifier = Callable[[Any, Mapping[str, Tensor], Tensor, Tensor], tuple[dict[str, Any], dict[str, Tensor]]]
 
 Resample = Callable[[Any, Mapping[str, Tensor], tuple[int, int], str], tuple[Any, dict[str, Tensor]]]
@@ -72,13 +93,17 @@ class Family:
     model cannot be merged. heads: number of attention heads. positions: name of the position embeddings, into
     which a constant shift can be folded if the entry has no bias, and their first patch row. blocks: names of the
     modules of an instance whose activations can be recomputed in the backward pass. layers: names of the modules,
-    in order, whose outputs [n, ..., d] are the features of each layer. adapt: changes to an instance after
-    `build`. describe: a third-party instance -> options (None: another family, or not inferable). resample:
-    options, weights, (height, width) and location for messages -> options and weights for that image size (None:
-    not possible). classifier: options, weights, weight and bias of a classifier -> `architecture` and `model_args`
-    of a config.json and the tensors of the whole model, as timm runs it (None: it has no such model). kind: of
-    input that it reads. post_norm: whether its blocks normalise the residual stream after every sum. sample:
-    options, number and generator -> random inputs (without a generator on the meta device).
+    in order, whose outputs ([n, ..., d], or feature maps [n, d, h, w]) are the features of each layer. adapt:
+    changes to an instance after `build`. describe: a third-party instance -> options (None: another family, or not
+    inferable). resample: options, weights, (height, width) and location for messages -> options and weights for
+    that image size (None: not possible). classifier: options, weights, weight and bias of a classifier ->
+    `architecture` and `model_args` of a config.json and the tensors of the whole model, as timm runs it (None: it
+    has no such model). kind: of input that it reads. post_norm: whether its blocks normalise the residual stream
+    after every sum. sample: options, number and generator -> random inputs (without a generator on the meta
+    device). folding: where its files differ from its networks in memory (None: nowhere). normalise: options, mean
+    and std per channel -> options of a network that normalises pixels itself (None: both are folded into the first
+    layer). pixels: keys of pretrained_cfg on the pixels that timm's model of the written file takes. timm: whether
+    `arch.name` is a name of timm, which runs the written model.
     """
 
     name: str
@@ -104,10 +129,28 @@ class Family:
     kind: Kind = "image"
     post_norm: bool = False
     sample: Sample = random_pixels
+    folding: Folding | None = None
+    normalise: Callable[[Any, tuple[float, ...], tuple[float, ...]], Any] | None = None
+    pixels: Callable[[Any], dict[str, Any]] = plain_pixels
+    timm: bool = False
 
     def __repr__(self) -> str:
         """Its name."""
         return f"Family({self.name})"
+
+    def stated(self, arch: Any) -> dict[str, Any]:
+        """What config.json states of `arch`: the architecture, and the pixels that timm's model takes."""
+        return {**self.config(arch), **(self.pixels(arch) if self.kind == "image" else {})}
+
+    def from_file(self, arch: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights in memory of the tensors of a file."""
+        return dict(tensors) if self.folding is None else self.folding.read(arch, tensors)
+
+    def to_file(
+        self, arch: Any, weights: Mapping[str, Tensor], statistics: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors of a file of the weights in memory; statistics: see `Folding`."""
+        return dict(weights) if self.folding is None else self.folding.write(arch, weights, statistics)
 
     def skeleton(self, arch: Any) -> nn.Module:
         """The network of `arch` without weights (on the `meta` device), in evaluation mode."""

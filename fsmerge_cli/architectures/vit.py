@@ -119,7 +119,7 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
             "models.sources.N.checkpoint; remove the key from the arguments."
         )
     if not is_model(name):
-        raise SourceError(f"{where}: {unknown('timm architecture', name, list_models('vit_*'))}")
+        raise SourceError(f"{where}: {unknown('timm architecture', name, list_models(['vit_*', 'resnet*']))}")
     require_depth(arch.args, where)
     try:
         model = _meta(replace(arch, name=name))
@@ -140,8 +140,8 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
 
 def _other(where: str, name: str, kind: str) -> SourceError:
     return SourceError(
-        f"{where}: {name} is {kind}, not a plain VisionTransformer of timm, and cannot be "
-        "merged. Use a vit_* model, or write a specification for it."
+        f"{where}: {name} is {kind}, not a plain VisionTransformer or ResNet of timm, and cannot be "
+        "merged. Use a vit_* or resnet* model, or write a specification for it."
     )
 
 
@@ -291,6 +291,7 @@ VIT = Family(
     adapt=adapt,
     describe=describe,
     resample=resample,
+    timm=True,
     classifier=lambda arch, weights, weight, bias: classifier(
         config(arch), arch.projection, weights, weight, bias
     ),

@@ -31,7 +31,11 @@ def classifier(
         weight = weight @ inner
     if args["in_chans"] == 1:
         args["in_chans"] = 3
-        grey = tensors[ENTRY]
-        tensors[ENTRY] = grey * torch.tensor(LUMINANCE, dtype=grey.dtype, device=grey.device)[:, None, None]
+        tensors[ENTRY] = in_colour(tensors[ENTRY])
     found = {"architecture": stated["architecture"], "model_args": args}
     return found, {**tensors, "head.weight": weight.contiguous(), "head.bias": bias.contiguous()}
+
+
+def in_colour(grey: Tensor) -> Tensor:
+    """The weight [out, 3, h, w] for images in colour, of a convolution of grey images [out, 1, h, w]."""
+    return grey * torch.tensor(LUMINANCE, dtype=grey.dtype, device=grey.device)[:, None, None]

@@ -16,7 +16,7 @@ from fsmerge_cli.checkpoints.accounting import listed, refuse_beside, without_ef
 from fsmerge_cli.checkpoints.files import as_float32, float_list
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads
 from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint
-from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
+from fsmerge_cli.checkpoints.preprocessing import normalised
 from fsmerge_cli.checkpoints.tokenizer import require_tokenizer
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
@@ -68,10 +68,10 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
             )
         backbone = {name: tensor for name, tensor in backbone.items() if name not in pooler}
         notes += (f"'{spec.name}': the features are those before the pooler, which is not used: {listed(pooler)}",)
-    if family.name == "vit":  # an MLP has no usual normalisation
+    if family.timm:  # an MLP has no usual normalisation
         notes += _guessed_pixels(spec, config, family.config(arch)["architecture"])
     mean, std = normalisation(spec, config, where)
-    weights = fold_normalisation(family, arch, backbone, mean, std, where)
+    arch, weights = normalised(family, arch, backbone, mean, std, where)
     how = Preprocessing.of(config.get("pretrained_cfg") or {}, where)
     if spec.module is not None and spec.mean is spec.std is None and (set(mean), set(std)) != ({0.0}, {1.0}):
         notes += (

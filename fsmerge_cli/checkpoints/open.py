@@ -235,11 +235,12 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
         family, arch = architecture(spec, config, where)
     if spec.module is not None and not _fits(config["pretrained_cfg"], arch.input_size[0]):
         config["pretrained_cfg"] = {}
-    if family.name == "vit" and spec.module is None and spec.recipe is None:
-        config[USUAL] = usual_pixels(arch)
+    if spec.module is None and spec.recipe is None:
+        config[USUAL] = usual_pixels(family, arch)
     if layout is None:
         own = strip(stored, f"{family.entry}.weight", where, *selection)
         tensors = of_timm(own.tensors) if family.name == "vit" else own.tensors
+        tensors = family.from_file(arch, tensors)
         notes = (*found_in, *(f"'{spec.name}': {note}" for note in own.notes), *ignored_notes(own, spec.name))
         parts = own.prefix, own.beside, own.rest
         return family, arch, config, Translation(tensors, own.heads, {}, (*found.notes, *notes), (), None, *parts)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
-from fsmerge_cli.architectures.vit import VIT, ViTArch
 from fsmerge_cli.common.errors import SourceError
 
 MIN_STD, MAX_STD = 1e-6, 2.0
@@ -50,6 +49,21 @@ def fold_normalisation(
     if not all(tensor.is_meta or bool(tensor.isfinite().all()) for tensor in folded.values()):
         raise SourceError(f"{where}: folding mean {list(mean)} and std {list(std)} exceeds fp32. Check both.")
     return {**weights, **folded}
+
+
+def normalised(
+    family: Family,
+    arch: Any,
+    weights: Mapping[str, Tensor],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    where: str,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Options and weights for pixels in 0..1: mean and std in one of both, as the family has it."""
+    if family.normalise is None:
+        return arch, fold_normalisation(family, arch, weights, mean, std, where)
+    _check(mean, std, arch.input_size[0], where)
+    return family.normalise(arch, mean, std), dict(weights)
 
 
 def _check(mean: tuple[float, ...], std: tuple[float, ...], channels: int, where: str) -> None:
@@ -153,18 +167,18 @@ def _fold_shift(
     return {place[0]: table.to(weights[place[0]].dtype)}
 
 
-def usual_pixels(arch: ViTArch) -> dict[str, list[float]]:
-    """Mean and std, per channel, of timm's own weights for a vision transformer of this name and size.
+def usual_pixels(family: Family, arch: Any) -> dict[str, list[float]]:
+    """Mean and std, per channel, of timm's own weights for a network of this name and size.
 
     Empty where the options make it another network than the one of that name, or where timm has none.
     """
     from timm.models import get_pretrained_cfg, is_model
 
-    if not is_model(arch.name) or arch.input_size[0] != 3:
+    if not family.timm or not is_model(arch.name) or arch.input_size[0] != 3:
         return {}
-    plain = ViTArch(arch.name, {})
-    own: tuple[Any, Any] = VIT.skeleton(arch), VIT.skeleton(plain)
-    if (own[0].embed_dim, len(own[0].blocks)) != (own[1].embed_dim, len(own[1].blocks)):
+    plain = type(arch)(arch.name, {})
+    own, usual = ((getattr(family.skeleton(a), "embed_dim", a.features), a.depth) for a in (arch, plain))
+    if own != usual:
         return {}  # another network under this name
     known = get_pretrained_cfg(arch.name, allow_unregistered=True)
     stated = {key: getattr(known, key, None) for key in ("mean", "std")}

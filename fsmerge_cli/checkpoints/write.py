@@ -39,20 +39,18 @@ def write_model(
 
 
 def model_config(family: Family, arch: Any, preprocessing: Any = None, dtype: str = "float32") -> dict[str, Any]:
-    """config.json in timm's layout: architecture, preprocessing, dtype. Mean is 0 and std 1 (already folded).
+    """config.json in timm's layout: architecture, preprocessing, dtype. Mean is 0 and std 1 where folded.
 
     That of a text encoder is transformers'.
     """
     if family.kind == "text":
         return {**family.config(arch), "dtype": dtype}
     classes = arch.features if family.head(arch) is None else 0
-    channels = arch.input_size[0]
     stated = {
         "input_size": list(arch.input_size),
         "fixed_input_size": True,
         **asdict(preprocessing or PLAIN),
-        "mean": [0.0] * channels,
-        "std": [1.0] * channels,
+        **family.pixels(arch),
         "num_classes": classes,
     }
     return {

@@ -95,13 +95,14 @@ class Certifier:
 
         more: checks of what else was written. Raises CertificateError if one does not hold.
         """
-        written = load_file(folder / "model.safetensors")
+        stored = load_file(folder / "model.safetensors")
+        written = self.plan.family.from_file(self.plan.arch, to_dtype(stored, "float32"))
         heads = load_file(folder / "heads.safetensors") if self.heads else {}
         with torch.no_grad():
             # The fp64 network is released at once: it is the largest object in memory.
             features = network(self.plan, written)(self.pixels.double())
             known, exact = heads, features
-            checks: list[Callable[[], Certificate]] = [lambda: _reloaded(self, folder, written, heads)]
+            checks: list[Callable[[], Certificate]] = [lambda: _reloaded(self, folder, stored, heads)]
             if self.dtype != "float32":  # the other checks use the weights before rounding
                 exact = network(self.plan, self.solution.weights)(self.pixels.double())
                 known, _ = head_tensors(self.heads)
@@ -143,7 +144,7 @@ def _reloaded(
         what += f", rounded to {certifier.dtype}"
     kept, _ = head_tensors(certifier.heads)
     error = max(
-        _difference(written, to_dtype(certifier.solution.weights, certifier.dtype)),
+        _difference(written, to_dtype(certifier.solution.tensors(certifier.plan), certifier.dtype)),
         _difference(heads, to_dtype(kept, certifier.dtype)),
     )
     if not _loads(certifier, folder):
@@ -161,9 +162,8 @@ def _loads(certifier: Certifier, folder: Path) -> bool:
     names: list[str | None] = list(certifier.heads) or [None]
     for name in names:
         found = load(SourceSpec(name or "merged", checkpoint=str(folder), head=name), headers=True)
-        head = certifier.heads[name] if name else None
-        family = certifier.plan.family
-        same = found.family is family and family.config(found.arch) == family.config(certifier.plan.arch)
+        family, head = certifier.plan.family, certifier.heads[name] if name else None
+        same = found.family is family and family.stated(found.arch) == family.stated(certifier.plan.arch)
         if not same or (found.head and found.head.stated) != (head and head.stated):
             return False
     return True

@@ -28,8 +28,8 @@ Layers = dict[str, dict[str, float | None]]
 def similarities(problem: Problem, backbone: nn.Module, sets: Sequence[ImageSet | None]) -> dict[str, Layers]:
     """By task and layer: linear CKA, cosine and relative error of the outputs.
 
-    Every token is a row. Cosine and error compare unit i of one model with unit i of the other, so they are poor
-    if the merged model uses another basis. CKA does not depend on the basis.
+    Every token, or position of a feature map, is a row. Cosine and error compare unit i of one model with unit i
+    of the other, so they are poor if the merged model uses another basis. CKA does not depend on the basis.
     """
     found: dict[str, Layers] = {}
     hardware, device = problem.hardware, problem.device
@@ -50,12 +50,17 @@ def similarities(problem: Problem, backbone: nn.Module, sets: Sequence[ImageSet 
                         module(pixels.to(device))
                     outputs.append(recorded)
                 for name in names:
-                    x, y = (used_rows(recorded[name].float(), used) for recorded in outputs)
+                    x, y = (used_rows(_channels_last(recorded[name].float()), used) for recorded in outputs)
                     similarity[name].add(x, y)
                 done += len(pixels)
                 problem.progress(Event("compare layers", done, total, images=1))
         found[source.name] = {name: values.values() for name, values in similarity.items()}
     return found
+
+
+def _channels_last(output: Tensor) -> Tensor:
+    """A feature map [n, C, h, w] as [n, h, w, C], where every position is a row; other outputs as they are."""
+    return output.movedim(1, -1) if output.ndim == 4 else output
 
 
 @contextmanager

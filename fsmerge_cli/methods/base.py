@@ -17,7 +17,7 @@ from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.data.text.augment import require_known
-from fsmerge_cli.methods.closed_form_solution import no_summed_stream
+from fsmerge_cli.methods.closed_form_solution import no_closed_form
 from fsmerge_cli.models.head_count import HeadCount, merged_heads
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source
@@ -65,8 +65,8 @@ class Method(ABC):
         """The plan for merging `sources` into a model of `width` and `heads`; raises as `compile_plan`."""
         heads = merged_heads(sources, self.width, self.heads or self.default_heads)
         plan = compile_plan(sources, self.width, heads)
-        if self.needs_summed_stream and plan.family.post_norm:
-            raise ConfigError(f"method={self.name}{self.start_in_words} {no_summed_stream(plan.family.name)}")
+        if self.needs_summed_stream and (reason := no_closed_form(plan.family)):
+            raise ConfigError(f"method={self.name}{self.start_in_words} {reason}")
         return plan
 
     @property

@@ -13,6 +13,7 @@ from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import outline
 from fsmerge_cli.alignment.closed_form.solve import ClosedForm, closed_form
 from fsmerge_cli.alignment.matching import require_images
+from fsmerge_cli.architectures import Family
 from fsmerge_cli.architectures.ports import Unit
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.data.draw import Images
@@ -39,12 +40,17 @@ def check_closed_form(problem: Problem, name: str) -> None:
         )
 
 
-def no_summed_stream(family: str) -> str:
-    """Why there is no closed form for a family."""
+def no_closed_form(family: Family) -> str | None:
+    """Why there is no closed form for a family; None where nothing speaks against it."""
+    if family.post_norm:
+        reason = "its blocks normalise the residual stream after every sum"
+    elif family.folding is not None:
+        reason = "its residual stream passes an activation after every sum, so that its units can only be selected"
+    else:
+        return None
     return (
-        f"does not exist for family '{family}': its blocks normalise the residual stream after every sum, and the "
-        "closed form projects a stream that is only summed into. Take method=fs_merge or method=kd, with another "
-        "method.start than closed_form."
+        f"does not exist for family '{family.name}': {reason}, and the closed form projects a stream that is only "
+        "summed into. Take method=fs_merge or method=kd, with another method.start than closed_form."
     )
 
 

@@ -176,7 +176,8 @@ def _random_weights(problem: Problem) -> dict[str, Tensor]:
     """The weights of a newly initialised network; torch samples them from the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(problem.seed, "kd", "start"))
-        state = problem.plan.family.build(problem.plan.arch).state_dict()
+        family, arch = problem.plan.family, problem.plan.arch
+        state = family.from_file(arch, family.build(arch).state_dict())
     return {name: t.to(problem.device) for name, t in state.items()}
 
 

@@ -165,12 +165,13 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
 
 def _advice(what: str, first: Source) -> str:
     """How a difference can be resolved; empty if it cannot."""
+    if what in ("mean of pixels", "std of pixels"):
+        return "; it cannot be folded into a convolution that pads with zeros: train both with the same value"
     if what != "input_size" or first.family.resample is None:
         return ""
     size = list(first.arch.input_size[1:])
-    return (
-        f"; models.sources.N.input_size={size} resamples the position embeddings of the other, which is not exact"
-    )
+    changed = "resamples the position embeddings" if first.family.positions(first.arch) else "changes the size"
+    return f"; models.sources.N.input_size={size} {changed} of the other, which is not exact"
 
 
 def _tensor_reasons(source: Source, expected: Mapping[str, tuple[int, ...]]) -> Iterable[str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from fsmerge_cli.checkpoints.dtype import to_dtype
 from fsmerge_cli.checkpoints.write import model_config, write_model
@@ -25,6 +24,7 @@ from fsmerge_cli.evaluation.certificates import (
 from fsmerge_cli.models.head import Head, joint_classifier, joint_labels
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.models.preprocessing import Preprocessing
+from fsmerge_cli.training.problem import Solution
 
 FOLDER = "classifier"
 
@@ -44,7 +44,7 @@ def write_classifier(
     folder: Path,
     plan: Plan,
     preprocessing: Preprocessing,
-    weights: Mapping[str, Tensor],
+    solution: Solution,
     heads: Mapping[str, Head],
     dtype: str,
 ) -> None:
@@ -55,10 +55,11 @@ def write_classifier(
     linear, build = joint_classifier(heads), plan.family.classifier
     if linear is None or build is None:
         raise ValueError(why_no_classifier(plan, heads))
-    stated, tensors = build(plan.arch, {n: t.cpu() for n, t in weights.items()}, *linear)
+    stated, tensors = build(plan.arch, {n: t.cpu() for n, t in solution.tensors(plan).items()}, *linear)
     config = model_config(plan.family, plan.arch, preprocessing, dtype)
     channels, classes = stated["model_args"]["in_chans"], len(linear[0])
-    own = {**config["pretrained_cfg"], "mean": [0.0] * channels, "std": [1.0] * channels, "num_classes": classes}
+    own = {**config["pretrained_cfg"], "num_classes": classes}
+    own |= {key: own[key] if len(own[key]) == channels else own[key] * channels for key in ("mean", "std")}
     own["input_size"] = [channels, *own["input_size"][1:]]
     content = {
         **config,
@@ -83,11 +84,16 @@ def classifier_certificate(certifier: Certifier, folder: Path) -> Certificate:
     with torch.device("meta"):
         module = timm.create_model(config["architecture"], pretrained=False, **args)
     tensors = load_file(folder / "model.safetensors")
-    module.load_state_dict({n: t.double() for n, t in tensors.items()}, assign=True)
+    cast = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
+    module.load_state_dict(cast, assign=True)
     pixels = pixels_of(certifier.pixels).double()
     own = pixels.expand(-1, args["in_chans"], -1, -1) if pixels.shape[1] == 1 else pixels
+    mean, std = (
+        torch.tensor(config["pretrained_cfg"][key], dtype=torch.float64).reshape(-1, 1, 1)
+        for key in ("mean", "std")
+    )
     with torch.no_grad():
         features = network(certifier.plan, certifier.solution.weights)(pixels)
         expected = torch.cat([double_head(head).joint_logits(features) for head in certifier.heads.values()], 1)
-        error = relative_error(module.eval()(own), expected)
+        error = relative_error(module.eval()((own - mean) / std), expected)
     return Certificate("classifier", what, error, TOLERANCE if certifier.dtype == "float32" else ROUNDING)

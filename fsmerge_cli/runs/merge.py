@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fsmerge_cli.alignment.channels import with_statistics
 from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.checkpoints.dtype import rounded, rounded_head
 from fsmerge_cli.checkpoints.headers import read_headers
@@ -215,9 +216,10 @@ def _result(
 ) -> MergeResult:
     """The result of a run; only rank 0 evaluates the model that all processes hold."""
     sources, plan, dtype = problem.sources, problem.plan, requested.run.dtype
-    exact = solution
+    exact = solution = with_statistics(problem, solution)
     if dtype != "float32":
-        solution = replace(solution, weights=rounded(solution.weights, dtype), dtype=dtype)
+        written = rounded(solution.tensors(plan), dtype)
+        solution = replace(solution, weights=plan.family.from_file(plan.arch, written), dtype=dtype)
         extra_rows = {name: solution if other is exact else other for name, other in extra_rows.items()}
     with clock.phase("evaluate"):
         evaluation = evaluate(

@@ -117,12 +117,13 @@ class MergeResult:
         output: what the folder will be called. No file names a path of this machine, see `private_paths`.
         """
         merged, dtype = folder / "merged", self.solution.dtype
+        plan = self.plan
         tensors, facts = head_tensors(self.heads)
         self.certifier.progress(Event("write", 0, 2))
         write_model(
             merged,
-            model_config(self.plan.family, self.plan.arch, self.preprocessing, dtype),
-            to_dtype(self.solution.weights, dtype),
+            model_config(plan.family, plan.arch, self.preprocessing, dtype),
+            to_dtype(self._unrounded().tensors(plan), dtype),
             to_dtype(tensors, dtype),
             facts,
             self.preprocessing.files,
@@ -146,16 +147,19 @@ class MergeResult:
         remember(folder / "evaluation.json", plain_values(self.options), written)
         self.certifier.progress(Event("write", 2, 2))
 
+    def _unrounded(self) -> Solution:
+        """The solution before rounding: the tensors of the files are rounded, which may be others (BatchNorm)."""
+        return self.solution if self.solution.dtype == "float32" else self.certifier.solution
+
     def _written_classifiers(self, folder: Path) -> list[Callable[[], Certificate]]:
         """Write classifier/ or tasks/, if there can be one; their certificates."""
         heads, dtype = self.certifier.heads, self.solution.dtype  # the heads before rounding
-        written = self.plan, self.preprocessing, self.solution.weights, heads, dtype
         if task_names(self.plan, heads):
-            write_tasks(folder / TASKS, *written)
+            write_tasks(folder / TASKS, self.plan, self.preprocessing, self.solution.weights, heads, dtype)
             return [partial(tasks_certificate, self.certifier, folder / TASKS)]
         if why_no_classifier(self.plan, self.heads) is not None:
             return []
-        write_classifier(folder / CLASSIFIER, *written)
+        write_classifier(folder / CLASSIFIER, self.plan, self.preprocessing, self._unrounded(), heads, dtype)
         return [partial(classifier_certificate, self.certifier, folder / CLASSIFIER)]
 
 

@@ -101,15 +101,16 @@ class PreparedFold:
 def fold_group(found: Group, stacks: Sequence[Tensor], stacked: StackedMaps) -> dict[str, Tensor]:
     """Fold tensors of one kind; stacks: one [n, *shape] per source."""
     k, role = len(stacks), found.role
+    matrices = stacks[0].ndim == 3 and role.write[0] == 0 and role.read is not None and role.read[0] == 1
     merge = [stacked.select("M", found.writes, i) for i in range(k)]
     unmerge = [stacked.select("U", found.reads, i) for i in range(k)] if role.read else []
     if role.read is None:
         with torch.autocast(stacks[0].device.type, enabled=False):
             terms = [_along(W, role.write[0], merge[i], last=False) for i, W in enumerate(stacks)]
             folded = sum(terms[1:], terms[0])
-    elif role.write[0] == 0 and role.read[0] == 1 and is_low_rank([*merge, *unmerge]):
+    elif matrices and is_low_rank([*merge, *unmerge]):
         folded = fold_low_rank(stacks, merge, unmerge)
-    elif stacks[0].is_cuda and (role.write[0], role.read[0]) == (0, 1) and is_full([*merge, *unmerge]):
+    elif stacks[0].is_cuda and matrices and is_full([*merge, *unmerge]):
         folded = fold_full(stacks, merge, unmerge)
     else:
         terms = []

@@ -73,8 +73,8 @@ class UnfoldedSuperNet(nn.Module):
             for i in sources
         ]
         if isinstance(module, nn.Conv2d):
-            stride, padding = module.stride, module.padding
-            return _Parallel(lambda x, W, b: F.conv2d(x, W, b, stride, padding), copies, 1, self._cast)
+            stride, padding, dilation = module.stride, module.padding, module.dilation
+            return _Parallel(lambda x, W, b: F.conv2d(x, W, b, stride, padding, dilation), copies, 1, self._cast)
         return _Parallel(F.linear, copies, -1, self._cast)
 
     def _token(self, name: str, role: Mapped) -> Tensor:

@@ -80,7 +80,8 @@ class Solution:
     of every source before the merge, by space, for methods that reorder. stages: the folds, in order, where `maps`
     do not fold the unchanged sources to these weights: in a sequential merge, before fine-tuning, and of reordered
     sources. facts: values to report (condition numbers), by name. finetuned: whether the folded weights were
-    fine-tuned after the last stage. dtype: to which the weights, and the heads made from them, are rounded.
+    fine-tuned after the last stage. statistics: by convolution, mean and variance [C] of its output without bias,
+    for the BatchNorms of the written file. dtype: to which the weights, and the heads made from them, are rounded.
     """
 
     weights: Mapping[str, Tensor]
@@ -91,7 +92,12 @@ class Solution:
     stages: tuple[Stage, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
     finetuned: bool = False
+    statistics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     dtype: str = "float32"
+
+    def tensors(self, plan: Plan) -> dict[str, Tensor]:
+        """The tensors of a file of these weights, with BatchNorms where the family's files have them."""
+        return plan.family.to_file(plan.arch, self.weights, self.statistics)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

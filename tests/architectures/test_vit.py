@@ -145,10 +145,10 @@ def test_a_projection_without_a_width_is_refused() -> None:
 
 def test_other_timm_models_are_refused() -> None:
     with pytest.raises(SourceError) as error:
-        parse("resnet18", {}, {}, "source 'a': arch")
+        parse("vgg11", {}, {}, "source 'a': arch")
     assert str(error.value) == (
-        "source 'a': arch: resnet18 is a ResNet, not a plain VisionTransformer of timm, and cannot be merged. "
-        "Use a vit_* model, or write a specification for it."
+        "source 'a': arch: vgg11 is a VGG, not a plain VisionTransformer or ResNet of timm, and cannot be merged. "
+        "Use a vit_* or resnet* model, or write a specification for it."
     )
 
 

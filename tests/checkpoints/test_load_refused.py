@@ -206,7 +206,8 @@ def test_an_architecture_has_to_be_given_and_known(source: Source, tmp_path: Pat
     )
     (tmp_path / "config.json").write_text('{"architecture": "resnet999_of_somebody"}')
     assert refused(SourceSpec("mine", checkpoint=str(file))) == (
-        f"{where}: arch: {unknown('timm architecture', 'resnet999_of_somebody', list_models('vit_*'))}"
+        f"{where}: arch: "
+        f"{unknown('timm architecture', 'resnet999_of_somebody', list_models(['vit_*', 'resnet*']))}"
     )
 
 

@@ -40,10 +40,10 @@ CONFIGS = [
         AVERAGE,
         2,
         (
-            "source 'a': a: arch: resnet18 is a model of timm.models.resnet, not a plain VisionTransformer "
-            "of timm, and cannot be merged. Use a vit_* model, or write a specification for it."
+            "source 'a': a: arch: vgg11 is a model of timm.models.vgg, not a plain VisionTransformer or ResNet of "
+            "timm, and cannot be merged. Use a vit_* or resnet* model, or write a specification for it."
         ),
-        config("a", architecture="resnet18", model_args={}),
+        config("a", architecture="vgg11", model_args={}),
     ),
     Case(
         "arch and config.json disagree",

@@ -1,0 +1,175 @@
+"""timm's ResNet: BasicBlock or Bottleneck, plain or deep stem, with or without squeeze-and-excitation.
+
+In memory it has no BatchNorm: that of a source is folded into the convolution before it (`Folding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures.family import Family, Folding
+from fsmerge_cli.architectures.resnet_module import (
+    arguments,
+    differences,
+    folded,
+    pairs,
+    properties,
+    reasons,
+    stages,
+    with_norms,
+    without_norms,
+)
+from fsmerge_cli.architectures.resnet_options import (
+    MODULE,
+    NORMALISATION,
+    ResNetArch,
+    build,
+    instance,
+    is_resnet,
+    parse,
+)
+from fsmerge_cli.architectures.resnet_table import table
+from fsmerge_cli.architectures.vit_classifier import in_colour
+from fsmerge_cli.common.errors import ConfigError, SourceError
+
+
+def resize(arch: ResNetArch, width: int | tuple[int, ...] | None, heads: int | None) -> ResNetArch:
+    """Options of the merged model. width: of the features (all stages in proportion), or channels per stage."""
+    if heads is not None:
+        raise ConfigError("method.heads: a ResNet has no attention heads. Leave method.heads at null.")
+    if width is None:
+        return arch
+    model = instance(arch)
+    blocks = [stage[0] for _, stage in stages(model)]
+    expansion = type(blocks[0]).expansion
+    now = [(b.conv2.out_channels if hasattr(b, "conv3") else b.conv1.out_channels) for b in blocks]
+    if isinstance(width, tuple) and len(width) != len(now):
+        raise ConfigError(
+            f"method.width: {list(width)} gives {len(width)} stages, but the sources have {len(now)}. Give one "
+            f"width of the features, or a list of {len(now)} numbers of channels."
+        )
+    if isinstance(width, int):
+        if width % expansion:
+            raise ConfigError(f"method.width={width} is not a multiple of {expansion}, as {arch.name} needs.")
+        first = 1 if blocks[0].downsample is None else 0  # the channels of the stem, which timm fixes
+        scaled = [max(1, round(n * width / arch.features)) for n in now[:-1]]
+        width = (*now[:first], *scaled[first:], width // expansion)
+    return replace(arch, args={**arch.args, "channels": list(width)})
+
+
+def signature(arch: ResNetArch) -> dict[str, Any]:
+    """Properties that all sources have to share; widths may differ."""
+    pixels = {f"{name} of pixels": tuple(_per_channel(arch, getattr(arch, name))) for name in NORMALISATION}
+    return {"input_size": arch.input_size, **properties(instance(arch)), **pixels}
+
+
+def _per_channel(arch: ResNetArch, values: Sequence[float]) -> list[float]:
+    return [*values] * arch.input_size[0] if len(values) == 1 else [*values]
+
+
+def config(arch: ResNetArch) -> dict[str, Any]:
+    """`architecture` and `model_args` for timm's local-dir."""
+    return {"architecture": arch.name, "model_args": {**arch.args, "in_chans": arch.input_size[0]}}
+
+
+def pixels(arch: ResNetArch) -> dict[str, Any]:
+    """Keys of pretrained_cfg: images of other sizes are possible, and mean and std are not folded."""
+    values = {name: _per_channel(arch, getattr(arch, name)) for name in NORMALISATION}
+    return {"fixed_input_size": False, **values}
+
+
+def classifier(
+    arch: ResNetArch, weights: Mapping[str, Tensor], weight: Tensor, bias: Tensor
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`architecture` and `model_args` of config.json, and the tensors of the whole model, see `Family`."""
+    stated, tensors = config(arch), dict(weights)
+    args, entry = dict(stated["model_args"]), f"{pairs(instance(arch))[0][0]}.weight"
+    if args["in_chans"] == 1:
+        args["in_chans"] = 3
+        tensors[entry] = in_colour(tensors[entry])
+    found = {"architecture": stated["architecture"], "model_args": args}
+    return found, {**tensors, "fc.weight": weight.contiguous(), "fc.bias": bias.contiguous()}
+
+
+def describe(module: nn.Module) -> ResNetArch | None:
+    """Options from which timm builds the same network; None if it is neither timm's ResNet nor torchvision's.
+
+    Raises SourceError if it has parts that options do not describe.
+    """
+    kind = type(module)
+    if f"{kind.__module__}.{kind.__qualname__}" not in (f"{MODULE}.ResNet", "torchvision.models.resnet.ResNet"):
+        return None
+    stated = getattr(module, "pretrained_cfg", None) or {}
+    usual, args = arguments(module)
+    name = str(stated.get("architecture") or usual)
+    size = tuple((stated.get("input_size") or (3, 224, 224))[1:])
+    arch = parse("resnet", {"name": name if is_resnet(name) else usual, "args": args, "size": size}, {}, name)
+    if different := differences(instance(arch), module):
+        raise SourceError(
+            f"this module differs from timm's {name} in: {', '.join(different)}. "
+            "Also pass its arch: {family: resnet, name: ..., args: {...}}."
+        )
+    return arch
+
+
+SNIPPET = """import timm, torch
+from safetensors.torch import load_file
+
+backbone = timm.create_model("local-dir:.", pretrained=True).eval()  # the path of this folder
+heads = load_file("heads.safetensors")
+
+{head}
+images = torch.rand(1, {shape})  # pixels in 0..1
+mean, std = (torch.tensor(backbone.pretrained_cfg[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+logits = head(backbone((images - mean) / std))"""
+
+
+def snippet(arch: ResNetArch, head: str) -> str:
+    """Python that loads a merged ResNet with only timm and safetensors."""
+    return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), head=head)
+
+
+def resample(
+    arch: ResNetArch, weights: Mapping[str, Tensor], size: tuple[int, int], where: str
+) -> tuple[ResNetArch, dict[str, Tensor]]:
+    """The same weights for images of another size (height, width) in pixels; its scores differ there."""
+    return replace(arch, size=size[0] if size[0] == size[1] else size), dict(weights)
+
+
+def blocks(module: nn.Module) -> list[str]:
+    """Names of the residual blocks of an instance."""
+    return [f"{stage}.{place}" for stage, part in stages(module) for place in range(len(part))]
+
+
+RESNET = Family(
+    name="resnet",
+    arch=ResNetArch,
+    build=build,
+    resize=resize,
+    table=table,
+    entry="layer1.0.conv1",
+    signature=signature,
+    config=config,
+    parse=parse,
+    snippet=snippet,
+    head=lambda arch: "fc",
+    refuse=lambda arch: reasons(instance(arch)),
+    blocks=blocks,
+    layers=blocks,
+    adapt=lambda module, arch: folded(module, _per_channel(arch, arch.mean), _per_channel(arch, arch.std)),
+    describe=describe,
+    resample=resample,
+    classifier=classifier,
+    folding=Folding(
+        read=lambda arch, tensors: without_norms(instance(arch), tensors),
+        write=lambda arch, weights, statistics: with_norms(instance(arch), weights, statistics),
+        norms=lambda arch: [convolution for convolution, _ in pairs(instance(arch))],
+    ),
+    normalise=lambda arch, mean, std: replace(arch, mean=tuple(mean), std=tuple(std)),
+    pixels=pixels,
+    timm=True,
+)

@@ -1,0 +1,144 @@
+"""Merges of ResNets: what is written is timm's network with BatchNorm, of the same function, and trainable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from fsmerge_cli import finetune, merge
+from fsmerge_cli.checkpoints.load import load
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.check import inspect
+from fsmerge_cli.runs.result import MergeResult
+from tests.support.checks import check_request
+from tests.support.resnets import write_resnet
+
+DEEP = "deep stem, average pooling on the shortcut"
+PIXELS = {"mean": [0.4], "std": [0.2]}
+
+
+def images(count: int = 24) -> torch.Tensor:
+    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def merged(
+    root: Path, method: Any = "average", data: Any = None, variant: str = DEEP, **options: Any
+) -> MergeResult:
+    models = [write_resnet(root / str(i), variant, i, PIXELS, in_chans=1) for i in (1, 2)]
+    return merge(models, method=method, data=data, output=root / "run", **options)
+
+
+def certificates(root: Path) -> dict[str, str]:
+    content = json.loads((root / "run/evaluation.json").read_text())["certificates"]
+    return {name: own["status"] for name, own in content.items()}
+
+
+def test_timm_loads_the_merged_network_and_training_it_lowers_the_loss(tmp_path: Path) -> None:
+    result = merged(tmp_path, data=images())
+    assert certificates(tmp_path) == {
+        **dict.fromkeys(["reloaded", "unfolded", "heads", "evaluated", "classifier"], "holds"),
+        "permuted": "not applicable",
+    }
+    module = timm.create_model(f"local-dir:{tmp_path / 'run/merged'}", pretrained=True).eval()
+    classifier = timm.create_model(f"local-dir:{tmp_path / 'run/classifier'}", pretrained=True).eval()
+    assert (module.pretrained_cfg["mean"], classifier.pretrained_cfg["mean"]) == ([0.4], [0.4] * 3)
+    pixels = (images() - 0.4) / 0.2
+    with torch.no_grad():
+        features = result.backbone()(images())
+        torch.testing.assert_close(module(pixels), features, rtol=1e-5, atol=1e-5 * float(features.abs().max()))
+        logits = torch.cat([head.joint_logits(features) for head in result.certifier.heads.values()], 1)
+        found = classifier(pixels.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5 * float(logits.abs().max()))
+    classes = torch.arange(len(pixels)) % 3
+    for model in (module, classifier):
+        images_in = pixels if model is module else pixels.expand(-1, 3, -1, -1)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            head = torch.nn.Linear(model(images_in[:1]).shape[1], 3)
+        optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1)
+        model.train()
+        losses = []
+        for _ in range(11):
+            loss = F.cross_entropy(head(model(images_in)), classes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.9 * losses[0]
+
+
+def test_without_images_the_statistics_are_0_and_1(tmp_path: Path) -> None:
+    merged(tmp_path)
+    module: Any = timm.create_model(f"local-dir:{tmp_path / 'run/merged'}", pretrained=True)
+    assert torch.equal(module.bn1.running_mean, torch.zeros(8))
+    assert torch.equal(module.bn1.running_var, torch.ones(8))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("variant", ["bottleneck", "squeeze-and-excitation", "pooling by a convolution"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_certificates_hold_for_every_kind_of_block_and_data_type(
+    variant: str, dtype: str, tmp_path: Path
+) -> None:
+    result = merged(tmp_path, {"name": "fs_merge", "steps": 4}, images(), variant, dtype=dtype)
+    assert set(certificates(tmp_path).values()) == {"holds"}
+    again = load(SourceSpec("a", checkpoint=str(tmp_path / "run/merged"), head="t1"))
+    assert again.arch.mean == (0.4,)
+    scale = max(float(t.abs().max()) for t in again.weights.values())
+    expected = dict(result.solution.weights)
+    torch.testing.assert_close(dict(again.weights), expected, rtol=1e-5, atol=1e-6 * scale)
+
+
+@pytest.mark.full
+def test_a_merged_network_is_merged_again_and_distilled_from_scratch(tmp_path: Path) -> None:
+    merged(tmp_path, data=images())
+    models = [{"name": n, "checkpoint": str(tmp_path / "run/merged"), "head": n} for n in ("t1", "t2")]
+    result = merge(models, method={"name": "kd", "steps": 3, "start": "random"}, data=images())
+    assert result.plan.source_archs[0].mean == (0.4,)
+    assert result.solution.weights.keys() == load(SourceSpec(**models[0])).weights.keys()
+
+
+def test_check_reports_resnets_and_the_method_that_does_not_exist_for_them(tmp_path: Path) -> None:
+    models = [write_resnet(tmp_path / str(i), DEEP, i, PIXELS, in_chans=1) for i in (1, 2)]
+    found = inspect(check_request(models))
+    assert [(row.architecture, row.width, row.depth, row.mean, row.std) for row in found.rows] == [
+        ("resnet18d", 12, 4, (0.4,), (0.2,))
+    ] * 2
+    assert next(own.why_not for own in found.methods if own.name == "fs_closed_form") == (
+        "does not exist for a residual stream behind activations"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("fs_closed_form", "fs_closed_form"),
+        ({"name": "kd", "start": "closed_form"}, "kd method.start=closed_form"),
+    ],
+)
+def test_the_closed_form_is_refused_by_name(method: Any, name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        merged(tmp_path, method, images())
+    assert str(error.value) == (
+        f"method={name} does not exist for family 'resnet': its residual stream passes an activation after every "
+        "sum, so that its units can only be selected, and the closed form projects a stream that is only summed "
+        "into. Take method=fs_merge or method=kd, with another method.start than closed_form."
+    )
+
+
+def test_finetuning_is_refused_by_name(tmp_path: Path) -> None:
+    entry = write_resnet(tmp_path / "a", DEEP, 1, PIXELS, in_chans=1)
+    with pytest.raises(ConfigError) as error:
+        finetune({"checkpoint": entry["checkpoint"], "task": "shapes", "labels": ["a", "b"]}, data="glyphs")
+    assert str(error.value) == (
+        "source 'shapes': finetune does not train family 'resnet', whose BatchNorms are folded into the "
+        "convolutions when it is read. Train it with timm, which loads its folder (local-dir:FOLDER); the "
+        "result is a source as before."
+    )
