@@ -177,14 +177,14 @@ def _unfolded(certifier: Certifier, features: Tensor) -> Certificate:
     if stages:
         errors = [_stage_error(certifier, stage) for stage in stages]
         if certifier.solution.finetuned:  # weights trained after the fold have no maps
-            what = "features before fine-tuning of the folded weights = features of the sources between the maps"
+            before = "fine-tuning of the folded weights" if certifier.solution.trace.loss else "the reset"
+            what = f"features before {before} = features of the sources between the maps"
             return Certificate("unfolded", what, max(errors), TOLERANCE)
         last = network(certifier.plan, stages[-1].weights)(certifier.pixels.double())
         return Certificate("unfolded", what, max(*errors, relative_error(features, last)), TOLERANCE)
     if certifier.solution.maps is None:
         return Certificate("unfolded", what, None, None)
-    sources = [s.weights for s in certifier.sources]
-    whole = Stage(certifier.plan, certifier.solution.maps, sources, certifier.solution.weights)
+    whole = Stage(certifier.plan, certifier.solution.maps, [s.weights for s in certifier.sources], {})
     return Certificate("unfolded", what, max(_feature_errors(certifier, whole, features)), TOLERANCE)
 
 

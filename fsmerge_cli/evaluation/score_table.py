@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.alignment.channels import can_reset
 from fsmerge_cli.checkpoints.dtype import rounded_head
 from fsmerge_cli.checkpoints.stated import Stated
 from fsmerge_cli.common.hardware import Hardware
@@ -75,8 +76,8 @@ def evaluate(
     scorer = Scorer.of(heads, sets, problem.images, problem.hardware, problem.device, problem.progress)
     ensemble, reference = scorer.sources(problem.sources)
     rows = {**single_task_rows(ensemble, problem.plan.tasks), "ensemble": ensemble}
-    plain = isinstance(method, Average) and len({*method.weights_of_tasks(len(problem.sources))}) == 1
-    others = {"average": solution if plain else Average().fit(problem), **(extra_rows or {})}
+    plain = _is_plain_average(method, problem)
+    others = {"average": solution if plain else Average(reset_batchnorm=False).fit(problem), **(extra_rows or {})}
     for name, other in others.items():
         if other is not solution:
             forward = forward_of(problem, other, backbone_of(problem, other), name == "average")
@@ -100,6 +101,13 @@ def evaluate(
         class_results(*given),
         joint_confusion(outputs.logits, scorer.truth, scorer.heads, merged.decision),
     )
+
+
+def _is_plain_average(method: Method, problem: Problem) -> bool:
+    """Whether the method is the one of the row `average`: equal weights, without a reset of BatchNorm."""
+    if not isinstance(method, Average) or (method.reset_batchnorm and can_reset(problem)):
+        return False
+    return len({*method.weights_of_tasks(len(problem.sources))}) == 1
 
 
 def single_task_rows(ensemble: Score, tasks: Sequence[str]) -> dict[str, Score]:

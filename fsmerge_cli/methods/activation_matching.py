@@ -10,11 +10,12 @@ from fsmerge_cli.alignment.matching import aligned, require_images, require_one_
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.methods.base import Weighted
+from fsmerge_cli.methods.resets import Resets
 from fsmerge_cli.training.problem import Problem, Solution
 
 
 @dataclass(frozen=True, config=FORBID)
-class ActivationMatching(Weighted):
+class ActivationMatching(Weighted, Resets):
     """W' = sum_i w_i P_i W_i Q_i^T / k, with permutations P_i, Q_i that match the units of source i to source 1.
 
     The permutations maximise the correlation of activations and keep attention heads whole. They do not change the
@@ -35,5 +36,6 @@ class ActivationMatching(Weighted):
         """Match, permute, average; the projectors undo the permutation of the features."""
         self.check(problem)
         matched = aligned(problem, "activations")
-        weights = Average(task_weights=self.task_weights).fit(matched.problem).weights
+        average = Average(task_weights=self.task_weights, reset_batchnorm=self.reset_batchnorm)
+        weights = average.fit(matched.problem).weights
         return Solution(weights, matched.back, permutations=matched.permutations)

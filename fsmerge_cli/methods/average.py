@@ -6,15 +6,17 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from fsmerge_cli.alignment.channels import with_reset
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.methods.base import Weighted
+from fsmerge_cli.methods.resets import Resets
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import start_maps
 from fsmerge_cli.training.problem import Problem, Solution
 
 
 @dataclass(frozen=True, config=FORBID)
-class Average(Weighted):
+class Average(Weighted, Resets):
     """W' = sum_i w_i W_i / k, of mean task weight 1; computed as the fold of the maps M_i = w_i I / k, U_i = I.
 
     Running statistics are averaged as well.
@@ -30,4 +32,5 @@ class Average(Weighted):
         maps.requires_grad_(False)
         port = problem.plan.features
         projectors = tuple(maps.read(port, i).dense() for i in range(len(weights)))
-        return Solution(fold(problem.plan, maps, weights), projectors, maps=maps)
+        solution = Solution(fold(problem.plan, maps, weights), projectors, maps=maps)
+        return with_reset(problem, solution, shares) if self.reset_batchnorm else solution

@@ -8,18 +8,20 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fsmerge_cli.alignment.channels import with_reset
 from fsmerge_cli.alignment.least_squares import linear_modules, mean, solve
 from fsmerge_cli.alignment.matching import aligned, require_images, require_one_width
 from fsmerge_cli.alignment.statistics import grams
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods.base import Weighted
+from fsmerge_cli.methods.resets import Resets
 from fsmerge_cli.training.problem import Problem, Solution
 from fsmerge_cli.training.teachers import network
 
 
 @dataclass(frozen=True, config=FORBID)
-class Regression(Weighted, ABC):
+class Regression(Weighted, Resets, ABC):
     """Abstract: the options of RegMean and RegMean++.
 
     scale: factor of the off-diagonal entries of the Gram matrices. align: none, or activations (first permute the
@@ -80,4 +82,5 @@ class RegMean(Regression):
             worst = max(worst, condition)
             problem.progress(Event("solve", done, len(modules)))
         facts = {"condition_number": worst}
-        return Solution(merged, matched.back, facts=facts, permutations=matched.permutations)
+        solution = Solution(merged, matched.back, facts=facts, permutations=matched.permutations)
+        return with_reset(problem, solution, shares) if self.reset_batchnorm else solution

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from fsmerge_cli.alignment.channels import with_reset
 from fsmerge_cli.alignment.least_squares import linear_modules, mean, solve
 from fsmerge_cli.alignment.matching import aligned, require_images, require_one_width
 from fsmerge_cli.alignment.statistics import grams
@@ -63,18 +65,28 @@ class RegMeanPlusPlus(Regression):
             done |= set(names)
             problem.progress(Event("solve", stage + 1, len(found)))
         facts = {"condition_number": worst}
-        return Solution(merged, matched.back, facts=facts, permutations=matched.permutations)
+        solution = Solution(merged, matched.back, facts=facts, permutations=matched.permutations)
+        return with_reset(problem, solution, shares) if self.reset_batchnorm else solution
 
 
 def stages(plan: Plan) -> list[list[str]]:
-    """Tensor names in the order of the forward pass: before the layers, layer 0, layer 1, ..., after them."""
+    """Tensor names in the order of the forward pass: before the layers, layer 0, layer 1, ..., after them.
+
+    Layers are the blocks of the family; where it has none, what has the same first number in its name.
+    """
     found: dict[int, list[str]] = {}
-    layers = [int(m.group()) for m in (re.search(r"\d+", name) for name in plan.roles) if m]
-    last = max(layers, default=0)
+    blocks = [f"{name}." for name in plan.family.blocks(plan.skeleton())]
+    layers = {name: layer for name in plan.roles if (layer := _layer(name, blocks)) is not None}
+    last = max(layers.values(), default=0)
     inside = False
     for name in plan.roles:
-        index = re.search(r"\d+", name)
-        inside = inside or index is not None
-        stage = int(index.group()) if index else (last + 1 if inside else -1)
-        found.setdefault(stage, []).append(name)
+        inside = inside or name in layers
+        found.setdefault(layers.get(name, last + 1 if inside else -1), []).append(name)
     return [found[stage] for stage in sorted(found)]
+
+
+def _layer(name: str, blocks: Sequence[str]) -> int | None:
+    if blocks:
+        return next((place for place, block in enumerate(blocks) if name.startswith(block)), None)
+    index = re.search(r"\d+", name)
+    return int(index.group()) if index else None

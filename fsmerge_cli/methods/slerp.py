@@ -11,10 +11,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fsmerge_cli.alignment.channels import with_reset
 from fsmerge_cli.alignment.matching import aligned, require_images, require_one_width
 from fsmerge_cli.common.errors import ConfigError, MismatchError
 from fsmerge_cli.common.options import FORBID
-from fsmerge_cli.methods.base import Method
+from fsmerge_cli.methods.resets import Resets
 from fsmerge_cli.training.problem import Problem, Solution
 
 PARALLEL = 0.9995
@@ -22,7 +23,7 @@ PARALLEL = 0.9995
 
 
 @dataclass(frozen=True, config=FORBID)
-class Slerp(Method):
+class Slerp(Resets):
     """W' = [sin((1 - t) a) W_1 + sin(t a) W_2] / sin a for each tensor, with the angle a between W_1 and W_2.
 
     The weights are not normalised. t: 0 gives source 1, 1 gives source 2; only for two sources (with more, all
@@ -70,7 +71,8 @@ class Slerp(Method):
                 merged[name] = slerp(tensors, shares)
         if opposite:
             raise MismatchError(opposite)
-        return Solution(merged, matched.back, permutations=matched.permutations)
+        solution = Solution(merged, matched.back, permutations=matched.permutations)
+        return with_reset(problem, solution, [k * s for s in shares]) if self.reset_batchnorm else solution
 
 
 def slerp(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -10,13 +10,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
 from fsmerge_cli.alignment.permutation import shares_inner_order
 from fsmerge_cli.alignment.zipping import zip_units
 from fsmerge_cli.architectures.ports import Unit
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.progress import Event
-from fsmerge_cli.methods.base import Method
+from fsmerge_cli.methods.resets import Resets
 from fsmerge_cli.models.plan import Space
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import maps_of_spaces
@@ -28,7 +29,7 @@ Zipped = tuple[list[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True, config=FORBID)
-class ZipIt(Method):
+class ZipIt(Resets):
     """W' = sum_i M_i W_i U_i; M averages clusters of correlated units, and U copies each mean to its units.
 
     Each space has one pair M, U (the residual stream is one space), from the correlations on the images of all
@@ -77,7 +78,8 @@ class ZipIt(Method):
         }  # so that the maps fold to the weights with the new statistics
         maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
         projectors = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
-        return Solution(folded, projectors, maps=maps)
+        solution = Solution(folded, projectors, maps=maps)
+        return with_reset_of_clusters(problem, solution, merge) if self.reset_batchnorm else solution
 
     def _heads(self, problem: Problem, similar: Mapping[str, Tensor]) -> Sequence[Mapping[str, Tensor]]:
         """For each source and space, the order of units that matches source 1's heads."""

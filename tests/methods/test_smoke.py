@@ -15,6 +15,7 @@ from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.training.teachers import network
 
 pytestmark = pytest.mark.full
 
@@ -44,6 +45,29 @@ def test_a_method_merges_digits_and_the_folder_holds_the_model_in_memory(
     assert list(rows) == [*result.plan.tasks, "ensemble", "average", "merged"]
     assert rows["ensemble"]["mean_top1"] > 0.95
     assert rows["ensemble"]["feature_error"] == dict.fromkeys(result.plan.tasks, 0.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("fs_merge", "zipit") else [pytest.mark.slow])
+        for name in METHODS
+        if name != "fs_closed_form"
+    ],
+)
+def test_a_method_merges_convolutional_networks(name: str, tmp_path: Path) -> None:
+    method = {"name": name, **({"steps": 20} if issubclass(METHODS[name], Trained) else {})}
+    data = {"name": "glyphs", "images_per_task": 20}
+    result = merge("convnet_pair", method=method, data=data, output=tmp_path / "out")
+    pixels = torch.rand(3, 1, 24, 24)
+    for task, head in result.heads.items():
+        again = load(SourceSpec(task, checkpoint=str(tmp_path / "out/merged"), head=task))
+        assert again.head is not None
+        found, expected = again.head(network(again)(pixels)), head(result.backbone()(pixels))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    rows = result.evaluation()["rows"]
+    assert rows["ensemble"]["mean_top1"] > 0.95
+    assert list(rows) == [*result.plan.tasks, "ensemble", "average", "merged"]
 
 
 @pytest.mark.full
