@@ -94,7 +94,9 @@ def match(
         H = space.heads[0]
         d = space.merged // H
         pairs = similarity[name].reshape(H, d, H, d).permute(0, 2, 1, 3)  # [H of source 1, H, d, d]
-        if shares_inner_order(plan, name):
+        if space.rotary:  # a rotation acts on fixed pairs of units
+            inner = torch.arange(d).expand(H, H, d)
+        elif shares_inner_order(plan, name):
             inner = assignment(_paired(pairs, orders.get(space.order)).sum(0)).expand(H, H, d)
         else:
             inner = torch.stack([torch.stack([assignment(pairs[g, h]) for h in range(H)]) for g in range(H)])

@@ -59,7 +59,9 @@ def random_permutations(plan: Plan, source: int, random: torch.Generator) -> dic
             orders[space.order] = torch.randperm(heads, generator=random)
         size = space.sources[source] // heads
         inner = torch.stack([torch.randperm(size, generator=random) for _ in range(heads)])
-        if shares_inner_order(plan, name):
+        if space.rotary:
+            inner = torch.arange(size).expand(heads, size)
+        elif shares_inner_order(plan, name):
             inner = inner[:1].expand(heads, size)
         permutations[name] = blocks(orders[space.order], inner)
     return permutations

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsmerge_cli.architectures.bert import BERT
+from fsmerge_cli.architectures.eva import EVA, is_eva
 from fsmerge_cli.architectures.family import Arch, Compiled, Family, compile_table
 from fsmerge_cli.architectures.mlp import MLP
 from fsmerge_cli.architectures.resnet import RESNET
@@ -28,7 +29,7 @@ def _check(name: str, found: Any) -> None:
         raise ConfigError(f"the `name` of the Family should be {name!r}, it is {brief(found.name)}.")
 
 
-SHIPPED: dict[str, Family] = {"bert": BERT, "mlp": MLP, "resnet": RESNET, "vit": VIT}
+SHIPPED: dict[str, Family] = {"bert": BERT, "eva": EVA, "mlp": MLP, "resnet": RESNET, "vit": VIT}
 
 SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, SHIPPED, _check)
 
@@ -36,13 +37,14 @@ SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, SHIPPED, _check)
 def resolve(
     architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str
 ) -> tuple[Family, Any]:
-    """Family and options of an `architecture`: a key of SPECS, or else a timm name.
+    """Family and options of an `architecture`: a key of SPECS, or else a timm name (of Eva, or of a plain ViT).
 
     options: given by the user. config: the checkpoint's config.json, which supplies the other options.
     """
     family = SPECS.get(architecture)
     if family is None:
-        family = RESNET if is_resnet(architecture.split(".")[0]) else VIT
+        name = architecture.split(".")[0]
+        family = RESNET if is_resnet(name) else EVA if is_eva(name) else VIT
     return family, family.parse(architecture, options, config, where)
 
 

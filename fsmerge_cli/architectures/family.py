@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -54,7 +54,7 @@ def random_pixels(arch: Any, count: int, random: torch.Generator | None) -> Tens
 
 @dataclass(frozen=True)
 class Folding:
-    """How the files of a family differ from its networks in memory, in which BatchNorm is part of a convolution.
+    """How the files of a family differ from its networks in memory: BatchNorm in a convolution, or fused layers.
 
     read: options, tensors of a file -> weights in memory; what does not fit is returned unchanged. write: options,
     weights in memory, and by convolution the mean and variance [C] of its output without bias (none: 0 and 1) ->
@@ -192,7 +192,7 @@ def compile_table(table: Table, names: Sequence[str]) -> Compiled:
         else:
             roles[name] = compile_role(_fill(found[0], found[1], last))
     heads = {
-        _format(space, i, last): HeadSpace(_format(head.order, i, last), head.consumed)
+        _format(space, i, last): replace(head, order=_format(head.order, i, last))
         for i in sorted(set(indices))
         for space, head in table.heads.items()
     }

@@ -61,11 +61,13 @@ class HeadSpace:
     """A space that consists of attention heads (size = heads x head size).
 
     order: the space whose order of heads it shares (its own name if it defines the order). consumed: read by the
-    attention itself rather than by a weight.
+    attention itself rather than by a weight. rotary: its units are turned in fixed pairs by their position, so
+    that they keep their places inside a head.
     """
 
     order: str
     consumed: bool = False
+    rotary: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.family import Family
-from fsmerge_cli.architectures.vit_classifier import classifier
+from fsmerge_cli.architectures.vit_classifier import classifier, snippet
 from fsmerge_cli.architectures.vit_module import (
     LOADER_ARGUMENTS,
     arguments,
@@ -57,20 +57,20 @@ class ViTArch:
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height, width of the image (pixels)."""
-        model = _meta(self)
+        model = meta(self)
         height, width = model.patch_embed.img_size
         return model.patch_embed.proj.in_channels, height, width
 
     @property
     def features(self) -> int:
         """Width of the features (units): D, or the width of the projection."""
-        model = _meta(self)
+        model = meta(self)
         return int(model.head.out_features if self.projection else model.embed_dim)
 
     @property
     def depth(self) -> int:
         """Number of transformer blocks."""
-        return len(_meta(self).blocks)
+        return len(meta(self).blocks)
 
 
 def build(arch: ViTArch) -> nn.Module:
@@ -90,7 +90,7 @@ def _instance(name: str, args: str, projection: bool) -> Any:
         return build(ViTArch(name, json.loads(args), projection)).eval()
 
 
-def _meta(arch: ViTArch) -> Any:
+def meta(arch: ViTArch) -> Any:
     """A cached instance on the meta device, only for reading properties; weights are never loaded into it."""
     return _instance(arch.name, json.dumps(arch.args, sort_keys=True), arch.projection)
 
@@ -103,14 +103,27 @@ def stated_options(options: Mapping[str, Any], where: str) -> ViTArch:
 
 def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> ViTArch:
     """Options from `{family: vit, name: ..., args: ...}`, or from a timm name and a checkpoint's config.json."""
-    if architecture == "vit":
+    from timm.models.vision_transformer import VisionTransformer
+
+    return parse_class(architecture, "vit", VisionTransformer, options, config, where)
+
+
+def parse_class(
+    architecture: str,
+    family: str,
+    cls: type[nn.Module],
+    options: Mapping[str, Any],
+    config: Mapping[str, Any],
+    where: str,
+) -> ViTArch:
+    """Options of a model that timm builds as `cls`; `architecture` is `family`, or a timm name. SourceError."""
+    if architecture == family:
         arch = stated_options(options, where)
     else:
         eps = config.get("eps")
         own = eps if isinstance(eps, float) and 0 <= eps < 1 else None
         arch = ViTArch(architecture, stated_arguments(config), bool(config.get("projection")), own)
     from timm.models import is_model, list_models, model_entrypoint
-    from timm.models.vision_transformer import VisionTransformer
 
     name = arch.name.split(".")[0]
     if forbidden := sorted(LOADER_ARGUMENTS & set(arch.args)):
@@ -122,16 +135,16 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
         raise SourceError(f"{where}: {unknown('timm architecture', name, list_models(['vit_*', 'resnet*']))}")
     require_depth(arch.args, where)
     try:
-        model = _meta(replace(arch, name=name))
+        model = meta(replace(arch, name=name))
     except Exception as error:  # timm passes all arguments on, so that errors of any type are raised
         module = model_entrypoint(name).__module__
-        if "vision_transformer" not in module:
+        if "vision_transformer" not in module and not module.endswith(f".{family}"):
             raise _other(where, name, f"a model of {module}") from None
         raise SourceError(
             f"{where}: timm cannot build {name} with {shortened(str(arch.args))}: {first_line(error)}. "
             "Change arch.args, or model_args in config.json."
         ) from None
-    if type(model) is not VisionTransformer:
+    if type(model) is not cls:
         raise _other(where, name, f"a {type(model).__name__}")
     if arch.projection and not hasattr(model.head, "out_features"):
         raise SourceError(f"{where}: a projection needs its width: num_classes of 1 or more, in config.json.")
@@ -153,25 +166,25 @@ def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None
     if arch.projection and width is not None:
         raise ConfigError("method.width: a model with a final projection keeps its width. Leave it at null.")
     width = arch.features if width is None else width
-    count = _meta(arch).blocks[0].attn.num_heads if heads is None else heads
-    embed = _meta(arch).embed_dim if arch.projection else width
+    count = meta(arch).blocks[0].attn.num_heads if heads is None else heads
+    embed = meta(arch).embed_dim if arch.projection else width
     if embed % count:
         raise ConfigError(
             f"method.width={embed} cannot be divided into {count} heads. Pass method.heads=... that divides it."
         )
-    if embed == _meta(arch).embed_dim and count == _meta(arch).blocks[0].attn.num_heads:
+    if embed == meta(arch).embed_dim and count == meta(arch).blocks[0].attn.num_heads:
         return arch
     return replace(arch, args={**arch.args, "embed_dim": embed, "num_heads": count})
 
 
 def refuse(arch: ViTArch) -> list[str]:
     """Reasons why a variant cannot be merged."""
-    return reasons(_meta(arch))
+    return reasons(meta(arch))
 
 
 def signature(arch: ViTArch) -> dict[str, Any]:
     """Properties that all sources have to share; widths, numbers of heads and a source's own eps may differ."""
-    return properties(_meta(arch), arch.projection)
+    return properties(meta(arch), arch.projection)
 
 
 def describe(instance: nn.Module) -> ViTArch | None:
@@ -193,7 +206,7 @@ def describe(instance: nn.Module) -> ViTArch | None:
     arch = parse(
         "vit", {"name": name if is_model(name) else BASE, "args": args, "projection": projection}, {}, name
     )
-    arch = arch if eps_of(module) == eps_of(_meta(arch)) else replace(arch, eps=eps_of(module))
+    arch = arch if eps_of(module) == eps_of(meta(arch)) else replace(arch, eps=eps_of(module))
     built, own = properties(VIT.skeleton(arch), projection), properties(module, projection)
     if different := [key for key, value in own.items() if built[key] != value]:
         raise SourceError(
@@ -212,7 +225,7 @@ def resample(
     arch: ViTArch, weights: Mapping[str, Tensor], size: tuple[int, int], where: str
 ) -> tuple[ViTArch, dict[str, Tensor]]:
     """The same model for images of another size (height, width) in pixels; not exact. Raises SourceError."""
-    model = _meta(arch)
+    model = meta(arch)
     patch = tuple(model.patch_embed.patch_size)
     if any(side % own for side, own in zip(size, patch)):
         raise SourceError(
@@ -225,13 +238,13 @@ def resample(
     if "pos_embed" not in weights:
         raise SourceError(f"{where} has no pos_embed to resample. Remove models.sources.N.input_size.")
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    old, new = model.patch_embed.grid_size, _meta(changed).patch_embed.grid_size
+    old, new = model.patch_embed.grid_size, meta(changed).patch_embed.grid_size
     return changed, resampled(weights, "pos_embed", prefix, old, new)
 
 
 def positions(arch: ViTArch) -> tuple[str, int] | None:
     """Name of the position embeddings and their first patch row, after the class and register rows."""
-    model = _meta(arch)
+    model = meta(arch)
     if model.pos_embed is None or not isinstance(model.patch_embed.norm, nn.Identity):
         return None
     return "pos_embed", 0 if model.no_embed_class else model.num_prefix_tokens
@@ -248,22 +261,6 @@ def config(arch: ViTArch) -> dict[str, Any]:
         {"projection": True} if arch.projection else {}
     )  # key of fsmerge; timm reads the width from num_classes
     return {"architecture": arch.name, "model_args": args, **marker}
-
-
-SNIPPET = """import timm, torch
-from safetensors.torch import load_file
-
-backbone = timm.create_model("local-dir:.", pretrained=True).eval()  # the path of this folder
-heads = load_file("heads.safetensors")
-
-{head}
-images = torch.rand(1, {shape})  # pixels in 0..1
-logits = head(backbone(images))"""
-
-
-def snippet(arch: ViTArch, head: str) -> str:
-    """Python that loads a merged vision transformer with only timm and safetensors."""
-    return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), head=head)
 
 
 def blocks(module: nn.Module) -> list[str]:
@@ -284,7 +281,7 @@ VIT = Family(
     snippet=snippet,
     head=lambda arch: None if arch.projection else "head",
     refuse=refuse,
-    heads=lambda arch: int(_meta(arch).blocks[0].attn.num_heads),
+    heads=lambda arch: int(meta(arch).blocks[0].attn.num_heads),
     positions=positions,
     blocks=blocks,
     layers=blocks,

@@ -1,4 +1,4 @@
-"""A merged vision transformer with one classifier, in the form that timm and transformers run as it is."""
+"""A merged vision transformer as others run it: with one classifier, or loaded by timm and safetensors."""
 
 from __future__ import annotations
 
@@ -39,3 +39,19 @@ def classifier(
 def in_colour(grey: Tensor) -> Tensor:
     """The weight [out, 3, h, w] for images in colour, of a convolution of grey images [out, 1, h, w]."""
     return grey * torch.tensor(LUMINANCE, dtype=grey.dtype, device=grey.device)[:, None, None]
+
+
+SNIPPET = """import timm, torch
+from safetensors.torch import load_file
+
+backbone = timm.create_model("local-dir:.", pretrained=True).eval()  # the path of this folder
+heads = load_file("heads.safetensors")
+
+{head}
+images = torch.rand(1, {shape})  # pixels in 0..1
+logits = head(backbone(images))"""
+
+
+def snippet(arch: Any, head: str) -> str:
+    """Python that loads a merged vision transformer with only timm and safetensors."""
+    return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), head=head)

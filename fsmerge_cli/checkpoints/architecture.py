@@ -78,7 +78,7 @@ def architecture(spec: SourceSpec, config: Mapping[str, Any], where: str) -> tup
         # Options of another library's file that are not given in the entry.
         options = _projected(spec.arch, config)
         name = options.pop("family", None)
-        options = {**({"eps": config["eps"]} if name == "vit" and "eps" in config else {}), **options}
+        options = {**({"eps": config["eps"]} if name in ("eva", "vit") and "eps" in config else {}), **options}
         if name is None:
             glued = any(":" in key for key in spec.arch)  # YAML reads {family:vit} as a key `family:vit`
             advice = "with a space after every colon in a YAML file." if glued else "or a timm name."

@@ -14,7 +14,7 @@ from fsmerge_cli.alignment.closed_form.outline import outline
 from fsmerge_cli.alignment.closed_form.solve import ClosedForm, closed_form
 from fsmerge_cli.alignment.matching import require_images
 from fsmerge_cli.architectures import Family
-from fsmerge_cli.architectures.ports import Unit
+from fsmerge_cli.architectures.ports import Role, Unit
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.images.augment import Augment
@@ -32,6 +32,11 @@ def check_closed_form(problem: Problem, name: str) -> None:
     """Raise UserError without images, for too large a width, or an architecture of another kind."""
     require_images(problem, name)
     require_enough_units(problem.plan)
+    if any(_turned_behind_a_norm(problem.plan, role) for role in problem.plan.roles.values()):
+        raise ConfigError(
+            f"method={name} does not exist for rotary positions behind a norm of queries and keys: it would mix "
+            "units that are turned as pairs. Take method=fs_merge or method=kd with another start."
+        )
     if outline(problem.plan) is None and layers(problem.plan) is None:
         raise ConfigError(
             f"method={name} does not know the order of computation of family '{problem.plan.family.name}': it is "
@@ -52,6 +57,10 @@ def no_closed_form(family: Family) -> str | None:
         f"does not exist for family '{family.name}': {reason}, and the closed form projects a stream that is only "
         "summed into. Take method=fs_merge or method=kd, with another method.start than closed_form."
     )
+
+
+def _turned_behind_a_norm(plan: Plan, role: Role) -> bool:
+    return isinstance(role, Unit) and role.per_head and plan.spaces[role.port.space].rotary
 
 
 def require_enough_units(plan: Plan) -> None:

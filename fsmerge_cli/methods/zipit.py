@@ -61,7 +61,7 @@ class ZipIt(Resets):
         zipped = {}
         for done, (name, space) in enumerate(plan.spaces.items(), 1):
             own = None if space.heads is None else [m[name] for m in matched]
-            shared = own is not None and shares_inner_order(plan, name)
+            shared = own is not None and (space.rotary or shares_inner_order(plan, name))
             zipped[name] = self._zip(similar[name], space, len(weights), own, shared)
             problem.progress(Event("zip units", done, len(plan.spaces)))
         merge = {name: pair[0] for name, pair in zipped.items()}
@@ -98,7 +98,7 @@ class ZipIt(Resets):
         for h in range(H):
             rows = [m[h * d : (h + 1) * d] for m in matched]  # this head's units in every source
             inside = slice(h * d, (h + 1) * d)
-            if shared:  # q/k norms only allow one inner order shared by all heads
+            if shared:  # q/k norms and rotary positions only allow one inner order shared by all heads
                 small: Zipped = (
                     [torch.eye(d, dtype=similar.dtype) / k] * k,
                     [torch.eye(d, dtype=similar.dtype)] * k,

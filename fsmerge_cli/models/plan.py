@@ -27,7 +27,7 @@ class Space:
     """A feature space: its size in the merged model and in each source (units).
 
     heads: number of attention heads that it consists of, in the merged model and in each source; None for a space
-    without heads. order: the space whose order of heads it shares.
+    without heads. order: the space whose order of heads it shares. rotary: units keep their places inside a head.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Space:
     sources: tuple[int, ...]
     heads: tuple[int, tuple[int, ...]] | None = None
     order: str | None = None
+    rotary: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -244,7 +245,7 @@ def _space(name: str, table: Compiled, sizes: Sequence[set[int]], counts: Sequen
     if head is None:
         return Space(name, merged, tuple(own))
     heads = [count or 1 for count in counts]
-    return Space(name, merged, tuple(own), (heads[0], tuple(heads[1:])), head.order)
+    return Space(name, merged, tuple(own), (heads[0], tuple(heads[1:])), head.order, head.rotary)
 
 
 def _space_sizes(

@@ -17,6 +17,10 @@ UNKNOWN = "unknown"
 """The hub's word for a licence that is not stated."""
 
 
+TIMM = ("eva", "resnet", "vit")
+"""Families whose written models timm runs."""
+
+
 def front_matter(evaluation: Values, family: str, heads: bool, inputs: Kind = "image") -> str:
     """YAML between two lines of dashes.
 
@@ -30,7 +34,7 @@ def front_matter(evaluation: Values, family: str, heads: bool, inputs: Kind = "i
         kind = "text-classification" if heads else "feature-extraction"
     results = _results(evaluation, kind)
     data = ModelCardData(
-        library_name={"vit": "timm", "resnet": "timm", "bert": "transformers"}.get(family, "pytorch"),
+        library_name="transformers" if family == "bert" else "timm" if family in TIMM else "pytorch",
         pipeline_tag=kind,
         license=(options.get("output") or {}).get("license") or UNKNOWN,
         tags=["merge", "fsmerge", evaluation["method"]],

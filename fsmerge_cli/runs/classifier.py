@@ -81,9 +81,12 @@ def classifier_certificate(certifier: Certifier, folder: Path) -> Certificate:
     what = "logits of the written classifier = all heads with their temperatures on the merged features"
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     args = {**config["model_args"], "num_classes": config["num_classes"]}
+    tensors = load_file(folder / "model.safetensors")
     with torch.device("meta"):
         module = timm.create_model(config["architecture"], pretrained=False, **args)
-    tensors = load_file(folder / "model.safetensors")
+    if any(name not in tensors for name, _ in module.named_buffers()):  # rotary positions, which are in no file
+        with torch.random.fork_rng(devices=[]):
+            module = timm.create_model(config["architecture"], pretrained=False, **args)
     cast = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
     module.load_state_dict(cast, assign=True)
     pixels = pixels_of(certifier.pixels).double()

@@ -28,6 +28,7 @@ EXACT = set(VARIANTS) - {
     "no final norm",  # the mean of the stream, which no norm takes away at the end, is not kept
     "pre-norm (CLIP)",  # a norm of all sources side by side has one denominator
     "CLIP quick-GELU with projection",
+    "rotary, pre-norm (Perception Encoder)",
     "embedding norm",
     "SwiGLU (AIMv2)",
     "q/k norm",  # one scale for all heads

@@ -10,11 +10,14 @@ import torch
 from _pytest.mark import ParameterSet
 
 from fsmerge_cli.architectures import SPECS
-from fsmerge_cli.architectures.vit import parse
+from fsmerge_cli.architectures.eva import is_eva
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 
 TINY = {"img_size": 8, "patch_size": 4, "in_chans": 2, "embed_dim": 12, "depth": 2, "num_heads": 3}
+
+ROTARY = {"embed_dim": 24}
+"""Eight units per head: a rotation has two frequencies for each direction of the grid."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "class token": ("vit_tiny_patch16_224", {}),
@@ -37,6 +40,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "SwiGLU (AIMv2)": ("aimv2_large_patch14_224", {}),
     "dynamic image size": ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
     "maximum pooling": ("vit_tiny_patch16_224", {"global_pool": "max"}),
+    "rotary, registers (DINOv3)": ("vit_small_patch16_dinov3", ROTARY),
+    "rotary, biases of q and v (EVA-02)": ("eva02_tiny_patch14_224", ROTARY),
+    "rotary, SwiGLU and its norm (EVA-02 large)": ("eva02_large_patch14_448", ROTARY),
+    "rotary, pre-norm (Perception Encoder)": ("vit_pe_spatial_base_patch16_512", ROTARY),
+    "biases of q and v (EVA)": ("eva_giant_patch14_224", ROTARY),
     "one deep block, other heads": ("vit_small_patch16_224", {"depth": 1, "num_heads": 2, "mlp_ratio": 1.5}),
 }
 
@@ -56,16 +64,18 @@ def vit_source(variant: str, seed: int, classes: int = 3, **options: Any) -> Sou
     projection = args.pop("projection", None)
     if projection:
         args["num_classes"] = projection
-    arch = parse("vit", {"name": name, "args": args, "projection": bool(projection)}, {}, "test")
+    family = "eva" if is_eva(name) else "vit"
+    more = {"projection": True} if projection else {}
+    arch = SPECS[family].parse(family, {"name": name, "args": args, **more}, {}, "test")
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         weights = {
             n: 0.3 * torch.randn(t.shape, generator=random)
             + (1.0 if "norm" in n and n.endswith("weight") else 0.0)
-            for n, t in SPECS["vit"].build(arch).state_dict().items()
+            for n, t in SPECS[family].build(arch).state_dict().items()
         }
     labels = tuple(f"{seed}-{c}" for c in range(classes))
     head = Head(
         torch.randn(classes, arch.features, generator=random), torch.randn(classes, generator=random), labels
     )
-    return Source(f"s{seed}", SPECS["vit"], arch, weights, head, origin="random", sha256="0" * 64)
+    return Source(f"s{seed}", SPECS[family], arch, weights, head, origin="random", sha256="0" * 64)

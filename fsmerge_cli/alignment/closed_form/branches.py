@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT, sampled_rows, 
 from fsmerge_cli.alignment.closed_form.selection import select_units
 from fsmerge_cli.alignment.closed_form.stages import run_branch
 from fsmerge_cli.alignment.closed_form.stream import StreamProjection
-from fsmerge_cli.architectures.ports import Port, Unit
+from fsmerge_cli.architectures.ports import Unit
 from fsmerge_cli.common.seeding import generator
 
 Batches = list[Tensor]
@@ -32,7 +32,6 @@ Batches = list[Tensor]
 
 Facts = dict[str, list[float]]
 """What to report of one layer, by name."""
-
 
 ROWS_PER_CANDIDATE = 16
 """Rows per candidate from which hidden units and heads are chosen; more did not lower the feature error."""
@@ -74,7 +73,8 @@ class BranchSolver:
         self._blocks = [network.get_submodule(block) for network in networks]
         self._merged = assembly.network.get_submodule(block)
         inside = len(block) + 1
-        self._reader, self._writer = branch.readers[0][inside:], branch.writer[inside:]
+        self._readers = [name[inside:] for name in branch.readers]
+        self._reader, self._writer = self._readers[0], branch.writer[inside:]
         self._others = [name[inside:] for name in others]
         self._norms = [name.rpartition(".")[0][inside:] for name in branch.units if self._per_head(name)]
         self.space = self.plan.spaces[branch.inside.space]
@@ -126,7 +126,7 @@ class BranchSolver:
         logits = [LogitMoments(heads) for heads in self.space.heads[1]] if self.space.heads else []
         # Only for maps are the streams before needed once more; otherwise those behind take their place.
         after = streams.sources if self.options.correct else [list(own) for own in streams.sources]
-        wanted = [writer, *([reader] if logits else [])]
+        wanted = [writer, *(self._readers if logits else [])]
         with torch.inference_mode():
             for part, mine in enumerate(streams.merged):
                 x = self._run(self._merged, mine, [reader])[f"{reader}.input"]
@@ -140,12 +140,17 @@ class BranchSolver:
                     inner.append(found[f"{writer}.input"])
                     after[i][part] = self._behind(i, own, found[f"{writer}.output"])
                     if logits:
-                        queries, keys, _ = found[f"{reader}.output"].chunk(3, dim=-1)
+                        queries, keys = self._queries_and_keys(found)
                         norms = [block.get_submodule(name) for name in self._norms]
                         logits[i].add(queries, keys, self.after, norms)
                 reading.add(_flat([x]), _flat(read), self._folds(part), self._sampled(self.rows, x, part))
                 outputs.add(_flat(inner), None, spread_rows(self.after, x))
         return reading, outputs, logits, Streams(after, list(streams.merged))
+
+    def _queries_and_keys(self, found: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        """Those of one source: parts of one layer's output, or the outputs of two layers."""
+        outputs = [found[f"{reader}.output"] for reader in self._readers]
+        return outputs[:2] if len(outputs) > 1 else outputs[0].chunk(3, dim=-1)[:2]
 
     def _every(self, streams: Streams) -> int:
         """Every how many of the rows behind the branch are enough to choose units from."""
@@ -193,17 +198,15 @@ class BranchSolver:
         assembly, count = self.assembly, self.space.heads[0] if self.space.heads else 1
         gains = [self._gain(i) for i in assembly.sources]
         found = merge_heads(logits, outputs, written, self.space.sources, self.space.merged, count)
-        for port, maps in zip(write_ports(self.plan, self.branch.readers[0]), found.maps):
+        ports = [port for reader in self.branch.readers for port in write_ports(self.plan, reader)]
+        for port, maps in zip(ports, found.maps):
             for i in assembly.sources:
-                assembly.merge[port, i] = maps[i] * gains[i] if port == self._value_port() else maps[i]
+                assembly.merge[port, i] = maps[i] * gains[i] if port == ports[-1] else maps[i]
         for name in self.branch.units:
             module = name.rpartition(".")[0].rpartition(".")[2]
             value = 0.0 if name.endswith(".bias") else found.scales.get(module, 1.0)
             assembly.assign(name, torch.tensor(value))
         return {"logits_kept": list(found.kept), "heads": [float(n) for n in found.counts]}
-
-    def _value_port(self) -> Port:
-        return write_ports(self.plan, self.branch.readers[0])[-1]
 
     def _gain(self, source: int) -> Tensor:
         """Weight of a norm over all heads before the writer, [d_i]; ones without one."""

@@ -63,7 +63,11 @@ def outline(plan: Plan) -> Outline | None:
     network = plan.skeleton()
     blocks = tuple(plan.family.blocks(network))
     mapped = {name: role for name, role in plan.roles.items() if isinstance(role, Mapped)}
-    written = Counter(role.write[1][0].space for role in mapped.values() if role.read is not None)
+    written = Counter(
+        space
+        for role in mapped.values()
+        if role.read is not None and plan.spaces[space := role.write[1][0].space].heads is None
+    )
     stream = next((space for space, count in written.items() if count > 1 and blocks), None)
     if stream is None:
         return None
@@ -98,8 +102,12 @@ def _writes(role: Mapped, space: str) -> bool:
 
 
 def _branches(plan: Plan, network: nn.Module, block: str, stream: str) -> tuple[Branch, ...]:
-    """The branches of one block, in the order of its tensors: norm, readers, writer, scales."""
+    """The branches of one block, in the order of its tensors: norm, readers, writer, scales.
+
+    Scales that are parameters of the block itself come before all branches, one for each.
+    """
     found: list[Branch] = [Branch()]
+    early: list[str] = []
 
     def begin() -> Branch:
         if found[-1].writer:
@@ -116,7 +124,7 @@ def _branches(plan: Plan, network: nn.Module, block: str, stream: str) -> tuple[
             elif hasattr(network.get_submodule(owner), "eps"):
                 begin().norm = owner
             else:
-                found[-1].scales.append(name)
+                (found[-1].scales if found[-1].writer else early).append(name)
         elif isinstance(role, Mapped) and role.read is not None:
             if role.read[1][0].space == stream:
                 branch = begin()
@@ -125,4 +133,6 @@ def _branches(plan: Plan, network: nn.Module, block: str, stream: str) -> tuple[
             else:
                 branch = found[-1]
                 branch.writer, branch.inside, branch.write = owner, role.read[1][0], role.write[1][0]
+    for branch, name in zip(found, early):
+        branch.scales.append(name)
     return tuple(found)
