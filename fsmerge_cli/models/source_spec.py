@@ -18,7 +18,6 @@ from fsmerge_cli.common.options import (
     PositiveFloat,
     Text,
 )
-from fsmerge_cli.models.source import Source
 
 LONGEST_NAME = 80
 """Maximal number of characters of a task name, which is part of file names."""
@@ -105,7 +104,7 @@ class SourceSpec:
             raise ValueError(f"source '{self.name}' has both a checkpoint and a module. Remove one of them.")
 
     def _check_loaded(self) -> None:
-        if not isinstance(self.loaded, Source):
+        if not all(hasattr(self.loaded, part) for part in ("family", "arch", "weights", "origin")):
             raise ValueError(
                 f"source '{self.name}': loaded has to be what load_source returned, not {str(self.loaded)[:80]!r}."
             )
