@@ -99,7 +99,7 @@ class Family:
     that image size (None: not possible). classifier: options, weights, weight and bias of a classifier ->
     `architecture` and `model_args` of a config.json and the tensors of the whole model, as timm runs it (None: it
     has no such model). kind: of input that it reads. post_norm: whether its blocks normalise the residual stream
-    after every sum. sample: options, number and generator -> random inputs (without a generator on the meta
+    after every sum. activated_stream: whether an activation follows every sum of the residual stream. sample: options, number and generator -> random inputs (without a generator on the meta
     device). folding: where its files differ from its networks in memory (None: nowhere). normalise: options, mean
     and std per channel -> options of a network that normalises pixels itself (None: both are folded into the first
     layer). pixels: keys of pretrained_cfg on the pixels that timm's model of the written file takes. timm: whether
@@ -128,6 +128,7 @@ class Family:
     classifier: Classifier | None = None
     kind: Kind = "image"
     post_norm: bool = False
+    activated_stream: bool = False
     sample: Sample = random_pixels
     folding: Folding | None = None
     normalise: Callable[[Any, tuple[float, ...], tuple[float, ...]], Any] | None = None

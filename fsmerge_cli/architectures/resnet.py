@@ -172,4 +172,5 @@ RESNET = Family(
     normalise=lambda arch, mean, std: replace(arch, mean=tuple(mean), std=tuple(std)),
     pixels=pixels,
     timm=True,
+    activated_stream=True,
 )

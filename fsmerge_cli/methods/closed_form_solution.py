@@ -49,7 +49,7 @@ def no_closed_form(family: Family) -> str | None:
     """Why there is no closed form for a family; None where nothing speaks against it."""
     if family.post_norm:
         reason = "its blocks normalise the residual stream after every sum"
-    elif family.folding is not None:
+    elif family.activated_stream:
         reason = "its residual stream passes an activation after every sum, so that its units can only be selected"
     else:
         return None

@@ -175,7 +175,7 @@ def test_a_pipe_gets_no_control_characters(capfd: pytest.CaptureFixture[str]) ->
     out, err = capfd.readouterr()
     assert not set("\x1b\r\b") & {*out, *err}
     phases = [line.partition(":")[0] for line in err.splitlines()]
-    rows = ["evaluate sources", "evaluate average", "evaluate merged"]
+    rows = ["hash test images", "evaluate sources", "evaluate average", "evaluate merged"]
     before = ["read test images", "read images", "compute statistics", "match units", "capture features", "train"]
     assert phases == [*before, *rows, "compare layers", "certify", "write"]
     assert re.search(r"^train: 20/20 loss \S+  lr \S+  validation \S+  [\d,]+ images/s$", err, re.MULTILINE)
