@@ -28,7 +28,7 @@ CONSTANT = 1e-6
 
 def can_reset(problem: Problem) -> bool:
     """Whether statistics can be reset: of networks that had BatchNorm, with at least one image."""
-    return problem.plan.family.folding is not None and len(problem.images) > 0
+    return problem.plan.family.had_batchnorm(problem.plan.arch) and len(problem.images) > 0
 
 
 def with_reset(problem: Problem, solution: Solution, shares: Sequence[float]) -> Solution:
@@ -112,7 +112,7 @@ def images_of_reset(problem: Problem) -> Tensor:
 def with_statistics(problem: Problem, solution: Solution) -> Solution:
     """The solution with the statistics that the BatchNorms of its file state; unchanged where there are none."""
     family, plan = problem.plan.family, problem.plan
-    if family.folding is None or not len(problem.images):
+    if family.folding is None or not family.had_batchnorm(plan.arch) or not len(problem.images):
         return solution
     module = plan.skeleton()
     module.load_state_dict(dict(solution.weights), assign=True)

@@ -158,6 +158,6 @@ EVA = Family(
     describe=describe,
     resample=vit.resample,
     classifier=lambda arch, weights, weight, bias: classifier(vit.config(arch), False, weights, weight, bias),
-    folding=Folding(translate, lambda arch, weights, statistics: dict(weights), lambda arch: ()),
+    folding=Folding(translate, lambda arch, weights, statistics: dict(weights)),
     timm=True,
 )

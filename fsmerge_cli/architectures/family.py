@@ -64,7 +64,7 @@ class Folding:
 
     read: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
     write: Callable[[Any, Mapping[str, Tensor], Mapping[str, tuple[Tensor, Tensor]]], dict[str, Tensor]]
-    norms: Callable[[Any], Sequence[str]]
+    norms: Callable[[Any], Sequence[str]] = lambda arch: ()
 
 
 def plain_pixels(arch: Any) -> dict[str, Any]:
@@ -88,22 +88,23 @@ class Family:
     pixels. signature: properties that have to be equal in all sources, by the name used in messages. config:
     `architecture` and `model_args` of config.json. parse: name, given options, the checkpoint's config.json and
     the location for messages -> options. snippet: Python that loads a merged model without this package and
-    computes `logits` of `images`; it contains the given lines, which define `head` from `heads`. head: name of the
-    task head's module inside a checkpoint; None if that module belongs to the backbone. refuse: reasons why a
+    computes `logits` of `images`; it contains the given lines, which define `head` from `heads`. head: name of
+    the task head's module inside a checkpoint; None if that module belongs to the backbone. refuse: reasons why a
     model cannot be merged. heads: number of attention heads. positions: name of the position embeddings, into
     which a constant shift can be folded if the entry has no bias, and their first patch row. blocks: names of the
     modules of an instance whose activations can be recomputed in the backward pass. layers: names of the modules,
     in order, whose outputs ([n, ..., d], or feature maps [n, d, h, w]) are the features of each layer. adapt:
-    changes to an instance after `build`. describe: a third-party instance -> options (None: another family, or not
-    inferable). resample: options, weights, (height, width) and location for messages -> options and weights for
-    that image size (None: not possible). classifier: options, weights, weight and bias of a classifier ->
+    changes to an instance after `build`. describe: a third-party instance -> options (None: another family, or
+    not inferable). resample: options, weights, (height, width) and location for messages -> options and weights
+    for that image size (None: not possible). classifier: options, weights, weight and bias of a classifier ->
     `architecture` and `model_args` of a config.json and the tensors of the whole model, as timm runs it (None: it
     has no such model). kind: of input that it reads. post_norm: whether its blocks normalise the residual stream
-    after every sum. activated_stream: whether an activation follows every sum of the residual stream. sample: options, number and generator -> random inputs (without a generator on the meta
-    device). folding: where its files differ from its networks in memory (None: nowhere). normalise: options, mean
-    and std per channel -> options of a network that normalises pixels itself (None: both are folded into the first
-    layer). pixels: keys of pretrained_cfg on the pixels that timm's model of the written file takes. timm: whether
-    `arch.name` is a name of timm, which runs the written model.
+    after every sum. activated_stream: whether an activation follows every sum of the residual stream. sample:
+    options, number and generator -> random inputs (without a generator on the meta device). folding: where its
+    files differ from its networks in memory (None: nowhere). normalise: options, mean and std per channel ->
+    options of a network that normalises pixels itself (None: both are folded into the first layer). pixels: keys
+    of pretrained_cfg on the pixels that timm's model of the written file takes. timm: whether `arch.name` is a
+    name of timm, which runs the written model.
     """
 
     name: str
@@ -142,6 +143,10 @@ class Family:
     def stated(self, arch: Any) -> dict[str, Any]:
         """What config.json states of `arch`: the architecture, and the pixels that timm's model takes."""
         return {**self.config(arch), **(self.pixels(arch) if self.kind == "image" else {})}
+
+    def had_batchnorm(self, arch: Any) -> bool:
+        """Whether its networks in memory have convolutions that contain a BatchNorm of the files."""
+        return self.folding is not None and bool(self.folding.norms(arch))
 
     def from_file(self, arch: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights in memory of the tensors of a file."""

@@ -229,7 +229,7 @@ def _reason_against(name: str, plan: Plan, requested: Request) -> str | None:
         return "widths or numbers of heads differ"
     if plan.family.post_norm and method is FSClosedForm:
         return "does not exist for blocks that normalise after every sum"
-    if plan.family.folding is not None and method is FSClosedForm:
+    if plan.family.activated_stream and method is FSClosedForm:
         return "does not exist for a residual stream behind activations"
     if method.uses_images and requested.data is None:
         return "needs unlabelled images (data=...)"

@@ -226,14 +226,14 @@ def load_start(requested: FinetuneRequest) -> Source:
                 raise ConfigError(NOT_TEXT)
         except SourceError as error:
             raise SourceError(str(error).replace("models.sources.N.", "model.")) from None
-        _refuse_batchnorm(source.family, where)
+        _refuse_batchnorm(source.family, source.arch, where)
         return replace(
             source,
             arch=source.family.resize(source.arch, None, None),  # with timm's default eps, as in a merged model
             notes=tuple(note.replace("the merged model", "the trained model") for note in source.notes),
         )
     family, arch = architecture(spec, {}, where)
-    _refuse_batchnorm(family, where)
+    _refuse_batchnorm(family, arch, where)
     with torch.random.fork_rng(devices=[]):  # layers sample initial weights from the global generator
         torch.manual_seed(derive(requested.run.seed, "finetune", "start"))
         weights = family.build(arch).state_dict()
@@ -241,9 +241,9 @@ def load_start(requested: FinetuneRequest) -> Source:
     return Source(spec.name, family, arch, weights, None, "random weights", tensors_sha256(weights))
 
 
-def _refuse_batchnorm(family: Family, where: str) -> None:
+def _refuse_batchnorm(family: Family, arch: Any, where: str) -> None:
     """Raise ConfigError for a network whose BatchNorms would be lost: in memory they are parts of convolutions."""
-    if family.folding is not None:
+    if family.had_batchnorm(arch):
         raise ConfigError(
             f"{where}: finetune does not train family '{family.name}', whose BatchNorms are folded into the "
             "convolutions when it is read. Train it with timm, which loads its folder (local-dir:FOLDER); the "
