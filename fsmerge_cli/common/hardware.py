@@ -126,7 +126,7 @@ class Hardware:
                 torch.set_num_threads(self.threads)
             if self.deterministic:  # cuBLAS reads this before its first call
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(self.deterministic)
+            _set_deterministic(self.deterministic)
             if device.index is not None:  # the default device of communication and CUDA events
                 torch.cuda.set_device(device)
             # Full fp32: by default cuDNN rounds the inputs of a convolution to TF32 (10 bits).
@@ -135,7 +135,13 @@ class Hardware:
         finally:
             torch.backends.cudnn.allow_tf32 = convolutions
             torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
+            _set_deterministic(before[1])
+
+
+def _set_deterministic(wanted: bool) -> None:
+    """torch.use_deterministic_algorithms imports torch's compiler (1.5 s), so it is called only for a change."""
+    if wanted != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(wanted)
 
 
 def _own_device(device: torch.device, here: ProcessRank) -> torch.device:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize, minimize_scalar
-from scipy.stats import binomtest
 from torch import Tensor
 
 CONFIDENCE = 0.95
@@ -26,9 +25,15 @@ LOG_T = (-4.0, 4.0)
 
 
 def interval(correct: int, count: int) -> tuple[float, float]:
-    """Wilson interval of the share correct / count at the level CONFIDENCE."""
-    found = binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+    """Wilson interval of the share correct / count at the level CONFIDENCE (Wilson 1927, JASA 22).
+
+    The shares p with |correct / count - p| <= Z sqrt(p (1 - p) / count). scipy.stats has it too, but takes half a
+    second to import.
+    """
+    share = correct / count
+    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z * math.sqrt(share * (1 - share) / count + (Z / (2 * count)) ** 2) / (1 + Z**2 / count)
+    return middle - half if correct else 0.0, middle + half if correct < count else 1.0
 
 
 def top(logits: Tensor, label: Tensor, k: int) -> float:

@@ -17,6 +17,16 @@ from tests.support.vits import vit_source
 PLAIN_METHODS = {"kd": distilling, "fs_merge": folding}
 
 
+def test_a_session_sets_deterministic_operations_and_restores_them() -> None:
+    for wanted in (True, False):
+        with Hardware(deterministic=wanted).session():
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+            with Hardware(deterministic=not wanted).session():
+                assert torch.are_deterministic_algorithms_enabled() != wanted
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_compile_and_checkpointing_cannot_be_combined() -> None:
     with pytest.raises(ConfigError) as error:
         build(Hardware, {"compile": True, "checkpointing": True}, "hardware")

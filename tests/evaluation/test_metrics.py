@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -45,6 +46,8 @@ def test_the_interval_solves_wilsons_equation(correct: int, count: int) -> None:
     z, share = 1.959963984540054, correct / count
     for bound in interval(correct, count):
         assert (share - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / count, abs=1e-12)
+    expected = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    assert interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_temperatures_recover_the_scale_of_the_logits() -> None:

@@ -44,6 +44,12 @@ PRELOADED = (
     "fsmerge_cli.runs.finetune",
     "scipy.optimize",
     "sklearn.datasets",
+    # What a run imports on the way. torch imports its compiler for the first optimizer (1.5 s).
+    "sklearn.model_selection",
+    "torch._dynamo",
+    "timm",
+    "huggingface_hub",
+    "jinja2",
 )
 
 TIMES = ("cost", "provenance")
