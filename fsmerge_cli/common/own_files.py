@@ -34,7 +34,8 @@ UNFINISHED = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
 """The name of a folder that is being written; only there a list without files stands for all files of a result."""
 
 BEING_WRITTEN = re.compile(
-    r"\.fsmerge\.json(\.tmp)?|((merged|classifier|tasks/[^/]+)/)?([a-z_]+\.(json|safetensors|yaml|html|txt)|README\.md)"
+    r"\.fsmerge\.json(\.tmp)?|((merged|classifier|tasks/[^/]+)/)?"
+    r"([a-z_]+\.(json|safetensors|yaml|html)|(vocab|merges)\.txt|README\.md)"
 )
 """The files of a result."""
 

@@ -23,7 +23,7 @@ from fsmerge_cli.data.images.torchvision import TorchVision
 from fsmerge_cli.data.none import NoImages
 from fsmerge_cli.data.per_task import PerTask
 from fsmerge_cli.data.text.sentences import Sentences
-from fsmerge_cli.data.text.texts import Texts
+from fsmerge_cli.data.text.text import Texts
 
 SHIPPED: dict[str, type[DataConfig]] = {
     "digits": Digits,

@@ -20,7 +20,7 @@ from fsmerge_cli.common.private_paths import restored
 from fsmerge_cli.data import DataConfig
 from fsmerge_cli.data.images.in_memory import NAME as IN_MEMORY
 from fsmerge_cli.models.source_spec import SourceSpec
-from fsmerge_cli.runs.request import chosen_data
+from fsmerge_cli.runs.request import chosen_data, stated_data
 
 FROM_RUN = "from_run"
 """Value of `data` by which the user accepts the data set that the run's config.yaml names."""
@@ -106,7 +106,7 @@ def _data_of_run(path: Path) -> DataConfig | None:
             "not in the folder of the run. Pass data=NAME with your own data."
         )
     try:
-        return chosen_data(stated)
+        return stated_data(stated)
     except ConfigError as error:
         raise ConfigError(f"{run_folder(path)}/{CONFIG}: {error}. Or pass data=NAME with your own data.") from None
 

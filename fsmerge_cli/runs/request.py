@@ -188,7 +188,14 @@ def chosen_data(data: Data | None) -> DataConfig | None:
         return None
     if isinstance(data := from_python(data), DataConfig):
         return data
-    chosen = choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
+    return stated_data(data)
+
+
+def stated_data(data: Any) -> DataConfig | None:
+    """The data set that a configuration names; images and folders from Python have no place there. ConfigError."""
+    if data is None:
+        return None
+    chosen: DataConfig = choose(DATASETS, presets.load("data", data) if isinstance(data, str) else data, "data")
     auxiliary(chosen)  # reports wrong keys now
     refuse_hidden(asdict(chosen), "data")
     return chosen

@@ -200,7 +200,7 @@ def test_init_writes_what_merge_would_be_given(folder: Path, fsmerge: Command) -
     assert fsmerge("init", *typed, "-o", "mine.yaml") == (0, "", "")
     assert (folder / "mine.yaml").read_text() == text
     assert keys_of("mine.yaml") == keys_of(*typed)
-    assert "  scale: 0.9          # factor of the off-diagonal entries of the Gram matrices\n" in text
+    assert "  scale: 0.9             # factor of the off-diagonal entries of the Gram matrices\n" in text
     again = fsmerge("init", *typed, "-o", "mine.yaml")
     assert again == (
         2,

@@ -95,7 +95,7 @@ def test_torchrun_writes_one_folder_one_log_and_trains_the_sources_once(
     phases = ["train source low", "train source high", "read test images", "read images"]
     phases += ["compute statistics", "match units", "capture features", "train", "train"]
     rows = [f"evaluate {row}" for row in ("sources", "average", "merged")]
-    assert shown == [*phases, *rows, "compare layers", "certify", "write"]
+    assert shown == [*phases, "hash test images", *rows, "compare layers", "certify", "write"]
     assert ran.stdout.count("merged model: two/merged") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "two"]
     assert json.loads((tmp_path / "two/evaluation.json").read_text())["provenance"]["processes"] == 2

@@ -124,9 +124,12 @@ def test_other_labels_in_the_files_are_detected(
 ) -> None:
     made = merge(pair, method="average")
 
-    def relabelled(folder: Path, config: object, weights: object, heads: object, facts: dict[str, object]) -> None:
+    def relabelled(
+        folder: Path, config: object, weights: object, heads: object, facts: dict[str, object], *more: object
+    ) -> None:
         labels = {name: list(reversed(own)) for name, own in facts["labels"].items()}  # type: ignore[attr-defined]
-        write_model(folder, config, weights, heads, {**facts, "labels": labels})  # type: ignore[arg-type]
+        changed = {**facts, "labels": labels}
+        write_model(folder, config, weights, heads, changed, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(result, "write_model", relabelled)
     assert refused(made, tmp_path / "out") == ("reloaded",)

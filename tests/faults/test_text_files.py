@@ -270,6 +270,8 @@ ELSEWHERE = {
     "common/private_paths.py": "our own files in the cache, passed over where they cannot be read",
     "runs/classifier.py": "a file that the run has just written",
     "runs/export.py": "a file that the run has just written",
+    "data/text/files.py": "what `foreign_files` has read",
+    "reporting/html.py": "shipped templates",
     "runs/push.py": "what huggingface_hub has downloaded, and the report of a finished run",
 }
 

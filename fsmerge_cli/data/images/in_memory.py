@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -37,7 +37,8 @@ def from_python(data: Data) -> Any:
         return data
     if isinstance(data, Mapping) and data.get("name") == NAME:
         return build(InMemory, data, "data")
-    keys = isinstance(data, Mapping) and ("name" in data or all(isinstance(v, PLAIN) for v in data.values()))
+    own = {field.name for field in fields(DataConfig)}
+    keys = isinstance(data, PLAIN) or (isinstance(data, Mapping) and (not data or bool(own & set(data))))
     return data if keys else InMemory(content=data)
 
 

@@ -23,7 +23,8 @@ CONFIGS = [
         2,
         (
             "source 'a': a does not specify its architecture. Put a config.json next to the weights or pass "
-            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (mlp, vit)."
+            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (bert, eva, mlp, "
+            "resnet, vit)."
         ),
         remove("a/config.json"),
     ),
@@ -31,7 +32,7 @@ CONFIGS = [
         "an unknown architecture",
         AVERAGE,
         2,
-        "source 'a': a: arch: " + unknown("timm architecture", "mlq", list_models("vit_*")),
+        "source 'a': a: arch: " + unknown("timm architecture", "mlq", list_models(["vit_*", "resnet*"])),
         config("a", architecture="mlq"),
         installed=True,
     ),
@@ -58,7 +59,7 @@ CONFIGS = [
         "an unknown family",
         two("name:a,checkpoint:a,arch:{family:cnn}") + " method=average",
         2,
-        "source 'a': a: unknown arch.family 'cnn'. Available: mlp, vit.",
+        "source 'a': a: unknown arch.family 'cnn'. Available: bert, eva, mlp, resnet, vit.",
     ),
     Case(
         "widths that no tensor has",

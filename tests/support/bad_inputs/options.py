@@ -24,6 +24,8 @@ OPTIONS = [
             "models\n"
             "  +models=clip_vit_b_pair  Two CLIP ViT-B/16 image encoders (LAION-2B, DataComp-XL) with "
             "their projections, from timm's hub\n"
+            "  +models=convnet_pair     Two ResNets of 4 blocks and 16 to 128 channels, different seeds, on "
+            "rendered digits and capitals\n"
             "  +models=digits_mlp_pair  Two 64-wide MLPs, different seeds, on scikit-learn's digits 0-4 "
             "and 5-9; trained on first use in seconds\n"
             "  +models=digits_mlp_trio  Three MLPs of different widths, with BatchNorm, on digits 0-2, "
@@ -32,6 +34,8 @@ OPTIONS = [
             "capitals; trained on first use in minutes\n"
             "  +models=glyphs_vit_quad  Four 4-block, 96-wide ViTs, different seeds, on rendered digits, "
             "capitals, Greek and Cyrillic letters\n"
+            "  +models=text_pair        Two 64-wide BERTs of two blocks, different seeds, on generated "
+            "sentences: topic and polarity\n"
             "  +models=vit_b_pair       Two public ViT-B/16 with ImageNet heads, pretrained differently, "
             "from timm's hub (or your own checkpoints)\n"
             "  +models=vit_l_pair       Two public ViT-L/16, one with an ImageNet head, one without a "
@@ -53,7 +57,8 @@ OPTIONS = [
         2,
         (
             "unknown models 'digits'. Did you mean 'digits_mlp_trio'? Available: clip_vit_b_pair, "
-            "digits_mlp_pair, digits_mlp_trio, glyphs_vit_pair, glyphs_vit_quad, vit_b_pair, vit_l_pair."
+            "convnet_pair, digits_mlp_pair, digits_mlp_trio, glyphs_vit_pair, glyphs_vit_quad, text_pair, "
+            "vit_b_pair, vit_l_pair."
         ),
     ),
     Case(
@@ -71,7 +76,7 @@ OPTIONS = [
         "an unknown key",
         AVERAGE + " method.step=3",
         2,
-        "unknown key in method 'step'. Available: heads, name, task_weights, width.",
+        "unknown key in method 'step'. Available: heads, name, reset_batchnorm, task_weights, width.",
     ),
     Case(
         "an unknown key of a source",
@@ -79,7 +84,7 @@ OPTIONS = [
         2,
         (
             "unknown key in models.sources.0 'chekpoint'. Did you mean 'checkpoint'? Available: arch, base, "
-            "checkpoint, ema, head, input_size, labels, mean, module, name, normalize, prefix, recipe, std."
+            "checkpoint, ema, head, input_size, labels, loaded, mean, module, name, normalize, prefix, recipe, std."
         ),
     ),
     Case(

@@ -12,7 +12,7 @@ from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.data import DataConfig
 from fsmerge_cli.data.base import ImageSet, Task
 from fsmerge_cli.data.text.sentences import Sentences
-from fsmerge_cli.data.text.texts import Texts
+from fsmerge_cli.data.text.text import Texts
 from fsmerge_cli.data.text.tokens import ToTokens
 
 TASK = Task("mood", ("negative", "positive"))
