@@ -108,7 +108,8 @@ def _data_of_run(path: Path) -> DataConfig | None:
     try:
         return stated_data(stated)
     except ConfigError as error:
-        raise ConfigError(f"{run_folder(path)}/{CONFIG}: {error}. Or pass data=NAME with your own data.") from None
+        why = str(error).rstrip(".")
+        raise ConfigError(f"{run_folder(path)}/{CONFIG}: {why}. Pass data=NAME with your own data.") from None
 
 
 def described(data: DataConfig) -> str:
