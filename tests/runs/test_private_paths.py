@@ -112,7 +112,7 @@ def test_elsewhere_no_file_of_the_same_name_is_read(
     assert capsys.readouterr().err == f"fsmerge: error: data.root is .../My photos: {HIDDEN}data.root=PATH\n"
     assert main(["evaluate", "first", "data=from_run", "-q"]) == 2
     assert capsys.readouterr().err == (
-        f"fsmerge: error: first/config.yaml: data.root is .../My photos: {HIDDEN}data.root=PATH. Or pass "
+        f"fsmerge: error: first/config.yaml: data.root is .../My photos: {HIDDEN}data.root=PATH. Pass "
         "data=NAME with your own data.\n"
     )
     assert main([*repeat, *given, "data.root=My photos", "--json"]) == 0
