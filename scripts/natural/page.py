@@ -24,7 +24,8 @@ test sets, mean over tasks and seeds. The 95 % interval is over test images, and
 several. `joint`: top-1 accuracy among the labels of all tasks (the task is not given), plain and calibrated.
 `to kd`: paired difference in points of accuracy from the row kd of the same seeds. `auxiliary`: no image of the
 tasks, but 5,000 images of another data set. `..._fast`: method.budget=fast, 500 steps. The seconds were measured
-on one thread of a machine of two cores that did other work at the same time. Written by `python -m scripts.natural --root DATA`; `--table-only`
+on one thread of a machine of two cores that did other work at the same time. Written by
+`python -m scripts.natural --root DATA`; `--table-only`
 writes it again from natural.jsonl."""
 TUNING = """The options of the methods were chosen on these groups, so that their rows are no result."""
 
