@@ -159,5 +159,5 @@ EVA = Family(
     resample=vit.resample,
     classifier=lambda arch, weights, weight, bias: classifier(vit.config(arch), False, weights, weight, bias),
     folding=Folding(translate, lambda arch, weights, statistics: dict(weights)),
-    timm=True,
+    library="timm",
 )

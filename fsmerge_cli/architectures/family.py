@@ -73,6 +73,9 @@ def plain_pixels(arch: Any) -> dict[str, Any]:
     return {"fixed_input_size": True, "mean": [0.0] * channels, "std": [1.0] * channels}
 
 
+Library = Literal["timm", "transformers", "plain"]
+"""Whose layout files have; plain: torch and safetensors."""
+
 Classifier = Callable[[Any, Mapping[str, Tensor], Tensor, Tensor], tuple[dict[str, Any], dict[str, Tensor]]]
 
 Resample = Callable[[Any, Mapping[str, Tensor], tuple[int, int], str], tuple[Any, dict[str, Tensor]]]
@@ -103,8 +106,8 @@ class Family:
     options, number and generator -> random inputs (without a generator on the meta device). folding: where its
     files differ from its networks in memory (None: nowhere). normalise: options, mean and std per channel ->
     options of a network that normalises pixels itself (None: both are folded into the first layer). pixels: keys
-    of pretrained_cfg on the pixels that timm's model of the written file takes. timm: whether `arch.name` is a
-    name of timm, which runs the written model.
+    of pretrained_cfg on the pixels that timm's model of the written file takes. library: whose layout its files
+    have; with timm, `arch.name` is a name of it.
     """
 
     name: str
@@ -134,7 +137,7 @@ class Family:
     folding: Folding | None = None
     normalise: Callable[[Any, tuple[float, ...], tuple[float, ...]], Any] | None = None
     pixels: Callable[[Any], dict[str, Any]] = plain_pixels
-    timm: bool = False
+    library: Library = "plain"
 
     def __repr__(self) -> str:
         """Its name."""

@@ -171,6 +171,6 @@ RESNET = Family(
     ),
     normalise=lambda arch, mean, std: replace(arch, mean=tuple(mean), std=tuple(std)),
     pixels=pixels,
-    timm=True,
+    library="timm",
     activated_stream=True,
 )

@@ -288,7 +288,7 @@ VIT = Family(
     adapt=adapt,
     describe=describe,
     resample=resample,
-    timm=True,
+    library="timm",
     classifier=lambda arch, weights, weight, bias: classifier(
         config(arch), arch.projection, weights, weight, bias
     ),

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -145,15 +145,7 @@ def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
     pixels, classes = torch.stack([p for p, _ in pairs]), torch.tensor([c for _, c in pairs])
     recipe = spec.recipe or Recipe(data="", seed=0)
     backbone, head = fit_classifier(family, arch, len(labels), pixels, classes, recipe, spec.name, progress)
-    with claim(folder, overwrite=True, replaced=ENTRY) as temporary:
-        write_model(
-            temporary,
-            model_config(family, arch),
-            backbone.state_dict(),
-            {f"{spec.name}.weight": head.weight, f"{spec.name}.bias": head.bias},
-            {"labels": {spec.name: list(labels)}},
-        )
-        write_json(temporary / SEAL, {path.name: file_sha256(path) for path in sorted(temporary.glob("[!.]*"))})
+    _store(folder, spec, family, arch, backbone, head)
 
 
 def _is_text(spec: SourceSpec) -> bool:
@@ -178,16 +170,7 @@ def _train_text_into(folder: Path, spec: SourceSpec, progress: Progress) -> None
     backbone, head = fit_classifier(
         family, arch, len(labels), inputs, torch.tensor(classes), recipe, spec.name, progress
     )
-    with claim(folder, overwrite=True, replaced=ENTRY) as temporary:
-        write_model(
-            temporary,
-            model_config(family, arch),
-            backbone.state_dict(),
-            {f"{spec.name}.weight": head.weight, f"{spec.name}.bias": head.bias},
-            {"labels": {spec.name: list(labels)}},
-            tokens.files,
-        )
-        write_json(temporary / SEAL, {path.name: file_sha256(path) for path in sorted(temporary.glob("[!.]*"))})
+    _store(folder, spec, family, arch, backbone, head, tokens.files)
 
 
 def fit_classifier(
@@ -224,3 +207,26 @@ def _dataset(spec: SourceSpec) -> type[DataConfig]:
     if name not in DATASETS:
         raise ConfigError(f"source '{spec.name}': recipe.data: {unknown('data set', name, DATASETS)}")
     return DATASETS[name]
+
+
+def _store(
+    folder: Path,
+    spec: SourceSpec,
+    family: Family,
+    arch: Any,
+    backbone: nn.Module,
+    head: nn.Linear,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write the trained source and the hashes of its files. files: of a tokenizer, by name."""
+    labels = spec.labels if isinstance(spec.labels, tuple) else ()
+    with claim(folder, overwrite=True, replaced=ENTRY) as temporary:
+        write_model(
+            temporary,
+            model_config(family, arch),
+            backbone.state_dict(),
+            {f"{spec.name}.weight": head.weight, f"{spec.name}.bias": head.bias},
+            {"labels": {spec.name: list(labels)}},
+            files,
+        )
+        write_json(temporary / SEAL, {path.name: file_sha256(path) for path in sorted(temporary.glob("[!.]*"))})

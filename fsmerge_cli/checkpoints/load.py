@@ -68,7 +68,7 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
             )
         backbone = {name: tensor for name, tensor in backbone.items() if name not in pooler}
         notes += (f"'{spec.name}': the features are those before the pooler, which is not used: {listed(pooler)}",)
-    if family.timm:  # an MLP has no usual normalisation
+    if family.library == "timm":  # an MLP has no usual normalisation
         notes += _guessed_pixels(spec, config, family.config(arch)["architecture"])
     mean, std = normalisation(spec, config, where)
     arch, weights = normalised(family, arch, backbone, mean, std, where)

@@ -239,7 +239,7 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
         config[USUAL] = usual_pixels(family, arch)
     if layout is None:
         own = strip(stored, f"{family.entry}.weight", where, *selection)
-        tensors = of_timm(own.tensors) if family.name in ("eva", "vit") else own.tensors
+        tensors = of_timm(own.tensors) if family.library == "timm" else own.tensors
         tensors = family.from_file(arch, tensors)
         notes = (*found_in, *(f"'{spec.name}': {note}" for note in own.notes), *ignored_notes(own, spec.name))
         parts = own.prefix, own.beside, own.rest

@@ -174,7 +174,7 @@ def usual_pixels(family: Family, arch: Any) -> dict[str, list[float]]:
     """
     from timm.models import get_pretrained_cfg, is_model
 
-    if not family.timm or not is_model(arch.name) or arch.input_size[0] != 3:
+    if family.library != "timm" or not is_model(arch.name) or arch.input_size[0] != 3:
         return {}
     plain = type(arch)(arch.name, {})
     own, usual = ((getattr(family.skeleton(a), "embed_dim", a.features), a.depth) for a in (arch, plain))

@@ -16,6 +16,7 @@ import platformdirs
 from fsmerge_cli.common.errors import ConfigError, reason
 from fsmerge_cli.common.foreign_files import require_regular
 from fsmerge_cli.common.locking import locked
+from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.shown import shortened
 
 if TYPE_CHECKING:  # the folder is asked for by commands that need no torch
@@ -83,6 +84,20 @@ def cached_table(key: str, shape: tuple[int, int], make: Callable[[], Iterable[T
             temporary.unlink(missing_ok=True)
     _make_room(folder, keep=path)
     return made
+
+
+def try_cached_table(
+    key: str, shape: tuple[int, int], make: Callable[[], Iterable[Tensor]], progress: Progress
+) -> Tensor | None:
+    """The table as by :func:`cached_table`; None, and an event, where the cache cannot be written."""
+    try:
+        return cached_table(key, shape, make)
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        why = f"{feature_folder()} cannot be written ({getattr(error, 'strerror', None) or error})"
+        progress(
+            Event(f"features are kept in memory: {why}; set FSMERGE_CACHE=FOLDER to use another folder", 1, 1)
+        )
+        return None
 
 
 def _write(path: Path, shape: tuple[int, int], parts: Iterable[Tensor]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fsmerge_cli.common.cache import cached_table
+from fsmerge_cli.common.cache import try_cached_table
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.inputs import Inputs, content
 from fsmerge_cli.common.progress import Event, Progress
@@ -102,9 +102,9 @@ class TestSet:
             return None
         key = feature_key(forward.networks, self._digest, __name__, self.hardware, self.device)
         shape = len(self), sum(forward.widths)
-        try:
-            table = cached_table(key, shape, lambda: (torch.cat(f, 1) for f in self._run(forward.features, what)))
-        except (OSError, NotImplementedError):  # the cache cannot be written
+        rows = partial(self._run, forward.features, what)
+        table = try_cached_table(key, shape, lambda: (torch.cat(own, 1) for own in rows()), self.progress)
+        if table is None:
             return None
         self.progress(Event(f"evaluate {what}", len(self), len(self), images=1))
         return self._outputs_of(table, forward)

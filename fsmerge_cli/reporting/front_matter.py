@@ -16,15 +16,14 @@ HUB = re.compile(r"(?:hf[-_]hub:|https?://huggingface\.co/)?([\w.-]+/[\w.-]+)$")
 UNKNOWN = "unknown"
 """The hub's word for a licence that is not stated."""
 
+HUB_LIBRARIES = {"plain": "pytorch"}
+"""Names on the hub that differ from those of `Family.library`."""
 
-TIMM = ("eva", "resnet", "vit")
-"""Families whose written models timm runs."""
 
-
-def front_matter(evaluation: Values, family: str, heads: bool, inputs: Kind = "image") -> str:
+def front_matter(evaluation: Values, library: str, heads: bool, inputs: Kind = "image") -> str:
     """YAML between two lines of dashes.
 
-    family: of the architecture. heads: whether there are classifier heads. inputs: what the model reads.
+    library: of the family (`Family.library`). heads: whether there are classifier heads. inputs: what it reads.
     """
     from huggingface_hub import ModelCardData
 
@@ -34,7 +33,7 @@ def front_matter(evaluation: Values, family: str, heads: bool, inputs: Kind = "i
         kind = "text-classification" if heads else "feature-extraction"
     results = _results(evaluation, kind)
     data = ModelCardData(
-        library_name="transformers" if family == "bert" else "timm" if family in TIMM else "pytorch",
+        library_name=HUB_LIBRARIES.get(library, library),
         pipeline_tag=kind,
         license=(options.get("output") or {}).get("license") or UNKNOWN,
         tags=["merge", "fsmerge", evaluation["method"]],

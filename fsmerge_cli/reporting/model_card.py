@@ -101,7 +101,7 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
     kind = plan.family.kind
     scores = summary.scores(evaluation)
     card = worded(CARD, kind).format(
-        front=front_matter(evaluation, plan.family.name, bool(heads), kind),
+        front=front_matter(evaluation, plan.family.library, bool(heads), kind),
         classifier=_classifier(evaluation),
         family=plan.family.name,
         method=evaluation["method"],

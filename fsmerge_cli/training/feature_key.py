@@ -18,6 +18,8 @@ from fsmerge_cli.architectures.family import Family
 from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.common.hardware import Hardware
 
+LIBRARIES = ("torch", "timm")
+
 Network = tuple[Family, Any, Mapping[str, Tensor]]
 """Family, options and weights of a network."""
 
@@ -37,7 +39,7 @@ def feature_key(
     """
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
-    modules = [*(family.build.__module__ for family, _, _ in networks), code]
+    modules = sorted({code, *(name for family, arch, _ in networks for name in _modules(family, arch))})
     content = {
         "weights": [tensors_sha256(weights) for _, _, weights in networks],
         "architecture": [[family.name, asdict(arch)] for family, arch, _ in networks],
@@ -49,3 +51,10 @@ def feature_key(
         "threads": None if cuda else torch.get_num_threads(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _modules(family: Family, arch: Any) -> set[str]:
+    """Names of the Python modules that the network consists of; those of LIBRARIES have a version in the key."""
+    classes = {type(part).__module__ for part in family.skeleton(arch).modules()}
+    own = {name for name in classes if name.split(".")[0] not in LIBRARIES}
+    return {family.build.__module__, family.adapt.__module__, *own}

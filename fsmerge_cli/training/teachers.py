@@ -11,7 +11,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.common.cache import cached_table, feature_folder
+from fsmerge_cli.common.cache import try_cached_table
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.inputs import Inputs, content, split
 from fsmerge_cli.common.progress import Event, Progress
@@ -212,14 +212,10 @@ def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], counter: _
     """Features of the images `rows`: memory-mapped with digests and a writable cache, otherwise in memory."""
     shape = len(rows), teacher.width
     if digests and len(rows):
-        try:
-            key = teacher.key([digests[row] for row in rows.tolist()])
-            return cached_table(key, shape, lambda: counter.count(teacher.parts(rows)))
-        except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-            why = f"{feature_folder()} cannot be written ({getattr(error, 'strerror', None) or error})"
-            counter.progress(
-                Event(f"features are kept in memory: {why}; set FSMERGE_CACHE=FOLDER to use another folder", 1, 1)
-            )
+        key = teacher.key([digests[row] for row in rows.tolist()])
+        found = try_cached_table(key, shape, lambda: counter.count(teacher.parts(rows)), counter.progress)
+        if found is not None:
+            return found
     table, start = torch.empty(shape), 0
     for part in counter.count(teacher.parts(rows)):
         table[start : start + len(part)] = part

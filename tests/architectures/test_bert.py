@@ -13,12 +13,10 @@ from fsmerge_cli.common.errors import ConfigError, MismatchError
 from fsmerge_cli.common.inputs import IDS, TYPES, NamedTensors, join
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.plan import compile_plan
-from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import start_maps
-from fsmerge_cli.supernet.network import SuperNet
-from fsmerge_cli.supernet.reference import UnfoldedSuperNet
 from fsmerge_cli.training.teachers import network
 from tests.support.encoders import VARIANTS, encoder_source, text_problem, texts, transformers_model
+from tests.support.identities import check_fold, check_permutation, check_table
 
 POOLED = [name for name, options in VARIANTS.items() if options.get("pooler", True)]
 
@@ -54,26 +52,13 @@ def test_padding_changes_nothing(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_specification_covers_every_tensor_and_identity_maps_fold_to_the_model(variant: str) -> None:
-    source = encoder_source(variant, 1)
-    plan = compile_plan([source, encoder_source(variant, 2)])
-    assert set(plan.roles) == set(source.weights)
-    maps = start_maps(plan, [source.weights, encoder_source(variant, 2).weights], "diagonal", "first")
-    folded = fold(plan, maps, [source.weights, encoder_source(variant, 2).weights])
-    for name, tensor in folded.items():
-        torch.testing.assert_close(tensor, source.weights[name], msg=name)
+    check_table(encoder_source(variant, 1))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: str) -> None:
-    source, other = encoder_source(variant, 1), encoder_source(variant, 2)
-    plan = compile_plan([source, other])
-    permutations = random_permutations(plan, 0, torch.Generator().manual_seed(3))
-    weights, inputs = double(source.weights), texts(source.arch, 6)
-    before, after = plan.skeleton(), plan.skeleton()
-    before.load_state_dict(weights, assign=True)
-    after.load_state_dict(permute(plan, weights, permutations), assign=True)
-    order = permutations[plan.features.space]
-    torch.testing.assert_close(after(inputs), before(inputs)[:, order], rtol=1e-10, atol=1e-12)
+    source = encoder_source(variant, 1)
+    check_permutation(source, texts(source.arch, 6))
 
 
 @pytest.mark.parametrize("structure", ["diagonal", "full", "heads"])
@@ -81,22 +66,11 @@ def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: s
 def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: Any) -> None:
     other = {} if structure == "heads" else {"hidden_size": 20}
     sources = [encoder_source(variant, 1), encoder_source(variant, 2, **other)]
-    plan = compile_plan(sources)
-    maps = start_maps(plan, [s.weights for s in sources], structure, "first", rank=3)
+    maps = start_maps(compile_plan(sources), [s.weights for s in sources], structure, "first", rank=3)
     random = torch.Generator().manual_seed(5)
     for parameter in maps.parameters():
         parameter.data = torch.rand(parameter.shape, generator=random) - 0.3
-    maps, weights, inputs = maps.double(), [double(s.weights) for s in sources], texts(sources[0].arch, 4)
-    outputs, gradients = [], []
-    for model in (SuperNet(plan, maps, weights), UnfoldedSuperNet(plan, maps, weights)):
-        maps.zero_grad(set_to_none=True)
-        features = model(inputs)
-        estimates = [model.project(features, i) for i in range(2)]
-        sum(e.sin().sum() for e in estimates).backward()
-        outputs.append([features, *estimates])
-        gradients.append({n: p.grad.clone() for n, p in maps.named_parameters() if p.grad is not None})
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-10)
+    check_fold(sources, maps.double(), texts(sources[0].arch, 4))
 
 
 @pytest.mark.parametrize("method", ["average", "slerp", "regmean", "regmean_pp", "activation_matching", "zipit"])

@@ -10,7 +10,6 @@ import timm
 import torch
 from _pytest.mark import ParameterSet
 
-from fsmerge_cli.alignment.permutation import permute, random_permutations
 from fsmerge_cli.architectures import SPECS, resolve
 from fsmerge_cli.architectures.resnet_options import ResNetArch, parse
 from fsmerge_cli.common.errors import ConfigError, MismatchError, SourceError
@@ -23,6 +22,7 @@ from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.supernet.reference import UnfoldedSuperNet
 from fsmerge_cli.training.teachers import network
 from tests.supernet.test_fold import double
+from tests.support.identities import check_fold, check_permutation, check_table
 from tests.support.resnets import DEEP, QUICK, TINY, VARIANTS, random_tensors, resnet_arch, resnet_source
 
 FAMILY = SPECS["resnet"]
@@ -95,45 +95,19 @@ def test_the_written_tensors_have_the_given_statistics_and_the_same_function(var
 
 @pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_the_specification_covers_every_tensor_and_identity_maps_fold_to_the_model(variant: str) -> None:
-    source = resnet_source(variant, 1)
-    plan = compile_plan([source, replace(source, name="twin")])
-    weights = [source.weights, source.weights]
-    folded = fold(plan, start_maps(plan, weights, "diagonal", "first"), weights)
-    assert folded.keys() == source.weights.keys()
-    assert all(torch.equal(folded[n], source.weights[n]) for n in folded)
+    check_table(resnet_source(variant, 1))
 
 
 @pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_a_random_permutation_leaves_the_function_unchanged(variant: str) -> None:
-    source = resnet_source(variant, 1)
-    plan = compile_plan([source, replace(source, name="twin")])
-    source = replace(source, weights=double(source))
-    permutations = random_permutations(plan, 0, torch.Generator().manual_seed(3))
-    permuted = replace(source, weights=permute(plan, source.weights, permutations))
-    changed = [n for n in source.weights if not torch.equal(source.weights[n], permuted.weights[n])]
-    assert len(changed) > 0.8 * len(source.weights)
-    before, after = network(source)(images().double()), network(permuted)(images().double())
-    assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, before[:, permutations[plan.features.space]], rtol=1e-9, atol=1e-11)
+    check_permutation(resnet_source(variant, 1), images().double())
 
 
 @pytest.mark.parametrize("structure", MAPS)
 @pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: str) -> None:
     sources = [resnet_source(variant, seed) for seed in (1, 2)]
-    plan = compile_plan(sources)
-    maps = random_maps(plan, sources, structure)
-    weights = [double(s) for s in sources]
-    gradients, outputs = [], []
-    for model in (SuperNet(plan, maps, weights), UnfoldedSuperNet(plan, maps, weights)):
-        maps.zero_grad(set_to_none=True)
-        features = model(images().double())
-        estimates = [model.project(features, i) for i in range(2)]
-        sum((e / e.detach().abs().max()).sin().sum() for e in estimates).backward()
-        outputs.append([features, *estimates])
-        gradients.append({n: p.grad.clone() for n, p in maps.named_parameters()})
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-8)
+    check_fold(sources, random_maps(compile_plan(sources), sources, structure), images().double())
 
 
 @pytest.mark.parametrize("structure", MAPS)

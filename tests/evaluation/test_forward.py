@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,17 @@ from torch import Tensor
 from fsmerge_cli import merge
 from fsmerge_cli.common.cache import feature_folder
 from fsmerge_cli.common.hardware import Hardware
-from fsmerge_cli.common.progress import silent
+from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.evaluation import forward
 from fsmerge_cli.evaluation.forward import Outputs, TestSet, ensemble_forward
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.training import feature_key as feature_key_module
+from fsmerge_cli.training.feature_key import feature_key
 from tests.data.test_sampling import images, pair, picture
 from tests.evaluation.test_score_table import labelled
 from tests.support.sources import mlp_source
+from tests.support.vits import vit_source
 
 CPU = torch.device("cpu")
 SOURCES = [mlp_source("a", [8], 1), mlp_source("features", [6], 2, classes=None)]
@@ -39,11 +43,13 @@ def entries() -> set[Path]:
 LABELLED: dict[Path, ImageSet] = {}
 
 
-def predicted(root: Path, sources: Sequence[Source] = SOURCES, **options: Any) -> Outputs:
+def predicted(
+    root: Path, sources: Sequence[Source] = SOURCES, progress: Progress = silent, **options: Any
+) -> Outputs:
     hardware = Hardware(**{"device": "cpu", "eval_batch": 5, **options})
     if root not in LABELLED:  # `labelled` writes the images
         LABELLED[root] = labelled(root)
-    tests = TestSet(("a", "features"), (LABELLED[root], None), hardware, CPU, silent)
+    tests = TestSet(("a", "features"), (LABELLED[root], None), hardware, CPU, progress)
     return tests.predict(ensemble_forward(sources, CPU), "sources")
 
 
@@ -98,8 +104,29 @@ def test_without_a_writable_cache_the_outputs_are_the_same(
     expected = predicted(tmp_path / "images")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FSMERGE_CACHE", str(tmp_path / "file"))
-    for a, b in zip(tensors(expected), tensors(predicted(tmp_path / "images")), strict=True):
+    events: list[Event] = []
+    for a, b in zip(
+        tensors(expected), tensors(predicted(tmp_path / "images", progress=events.append)), strict=True
+    ):
         assert torch.equal(a, b)
+    assert [event.phase for event in events if "cache" in event.phase.lower()] == [
+        f"features are kept in memory: {tmp_path}/file/features cannot be written (Not a directory); "
+        "set FSMERGE_CACHE=FOLDER to use another folder"
+    ]
+
+
+def test_other_code_of_a_network_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also code outside the module of `build`: blocks that an adapted network consists of."""
+    source = vit_source("rotary, registers (DINOv3)", 1)
+    network = source.family, source.arch, source.weights
+    modules = feature_key_module._modules(source.family, source.arch)
+    assert modules == {f"fsmerge_cli.architectures.{name}" for name in ("vit", "eva", "eva_module")}
+    before = feature_key([network], "", forward.__name__, Hardware(), CPU)
+    real = inspect.getsource
+    monkeypatch.setattr(
+        inspect, "getsource", lambda module: real(module) + "#" * (module.__name__.endswith("eva_module"))
+    )
+    assert feature_key([network], "", forward.__name__, Hardware(), CPU) != before
 
 
 def test_a_second_method_reuses_the_sources_and_the_average(tmp_path: Path) -> None:

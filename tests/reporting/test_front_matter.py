@@ -12,8 +12,8 @@ from fsmerge_cli.reporting.front_matter import base_models, front_matter
 from tests.support.pages import HOSTILE, evaluation
 
 
-def found(content: dict[str, Any], family: str = "vit", heads: bool = True) -> dict[str, Any]:
-    text = front_matter(content, family, heads)
+def found(content: dict[str, Any], library: str = "timm", heads: bool = True) -> dict[str, Any]:
+    text = front_matter(content, library, heads)
     assert text.startswith("---\n")
     assert text.endswith("\n---\n")
     return ModelCard(text + "\n# Title").data.to_dict()
@@ -21,7 +21,7 @@ def found(content: dict[str, Any], family: str = "vit", heads: bool = True) -> d
 
 def test_a_model_without_hub_sources_and_licence() -> None:
     content = evaluation(labelled=False)
-    assert found(content, "mlp", heads=False) == {
+    assert found(content, "plain", heads=False) == {
         "library_name": "pytorch",
         "license": "unknown",
         "pipeline_tag": "image-feature-extraction",
@@ -47,7 +47,7 @@ def test_a_model_of_hub_sources_with_accuracies_and_hostile_names() -> None:
         ("-script-alert(1)--script-", 0.865),
         ("---img src---evil.example-x onerror-alert(1)-", 0.865),
     ]
-    assert yaml.safe_load(front_matter(content, "vit", True).strip("-\n"))["library_name"] == "timm"
+    assert yaml.safe_load(front_matter(content, "timm", True).strip("-\n"))["library_name"] == "timm"
 
 
 def test_a_source_of_a_checkpoint_has_no_name_on_the_hub() -> None:

@@ -182,5 +182,6 @@ BERT = Family(
     layers=block_names,
     kind="text",
     post_norm=True,
+    library="transformers",
     sample=sample,
 )
