@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fsmerge_cli import merge
-from fsmerge_cli.architectures.vit import LOADER_ARGUMENTS
+from fsmerge_cli.architectures.vit.family import LOADER_ARGUMENTS
 from fsmerge_cli.checkpoints.embedded import content_key
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config

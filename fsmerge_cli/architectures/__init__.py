@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsmerge_cli.architectures.bert import BERT
-from fsmerge_cli.architectures.eva import EVA, is_eva
+from fsmerge_cli.architectures.eva.family import EVA, is_eva
 from fsmerge_cli.architectures.family import Arch, Compiled, Family, compile_table
 from fsmerge_cli.architectures.mlp import MLP
-from fsmerge_cli.architectures.resnet import RESNET
-from fsmerge_cli.architectures.resnet_options import is_resnet
-from fsmerge_cli.architectures.vit import VIT
+from fsmerge_cli.architectures.resnet.family import RESNET
+from fsmerge_cli.architectures.resnet.options import is_resnet
+from fsmerge_cli.architectures.vit.family import VIT
 from fsmerge_cli.common import plugins
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.plugins import Registry

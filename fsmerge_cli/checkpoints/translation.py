@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsmerge_cli.architectures.vit import BASE
+from fsmerge_cli.architectures.vit.family import BASE
 from fsmerge_cli.checkpoints.image_processor import HALF, timm_keys
 from fsmerge_cli.checkpoints.key_tables import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip

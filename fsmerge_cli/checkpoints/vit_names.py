@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from fsmerge_cli.architectures.vit import BASE, VIT, ViTArch
+from fsmerge_cli.architectures.vit.family import BASE, VIT, ViTArch
 
 SIZES = {
     (192, 12): ("tiny", 3),

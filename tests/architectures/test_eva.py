@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli import load_merged, load_source, merge
 from fsmerge_cli.alignment.permutation import permute, random_permutations
-from fsmerge_cli.architectures.eva import EVA, is_eva, parse
+from fsmerge_cli.architectures.eva.family import EVA, is_eva, parse
 from fsmerge_cli.common.errors import ConfigError, MismatchError
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.plan import compile_plan

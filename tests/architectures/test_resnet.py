@@ -11,7 +11,7 @@ import torch
 from _pytest.mark import ParameterSet
 
 from fsmerge_cli.architectures import SPECS, resolve
-from fsmerge_cli.architectures.resnet_options import ResNetArch, parse
+from fsmerge_cli.architectures.resnet.options import ResNetArch, parse
 from fsmerge_cli.common.errors import ConfigError, MismatchError, SourceError
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source

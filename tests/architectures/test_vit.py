@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fsmerge_cli.architectures.vit import parse
+from fsmerge_cli.architectures.vit.family import parse
 from fsmerge_cli.common.errors import ConfigError, MismatchError, SourceError
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.supernet.map_set import start_maps

@@ -11,8 +11,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from fsmerge_cli.architectures.vit import VIT
-from fsmerge_cli.architectures.vit_module import eps_of, set_eps
+from fsmerge_cli.architectures.vit.family import VIT
+from fsmerge_cli.architectures.vit.module import eps_of, set_eps
 from fsmerge_cli.checkpoints.headers import read_headers
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.vit_shapes import inferred

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fsmerge_cli.architectures import SPECS
-from fsmerge_cli.architectures.resnet_options import ResNetArch, parse
+from fsmerge_cli.architectures.resnet.options import ResNetArch, parse
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 

@@ -10,7 +10,7 @@ import torch
 from _pytest.mark import ParameterSet
 
 from fsmerge_cli.architectures import SPECS
-from fsmerge_cli.architectures.eva import is_eva
+from fsmerge_cli.architectures.eva.family import is_eva
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 

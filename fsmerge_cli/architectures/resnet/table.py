@@ -13,7 +13,7 @@ from torch import nn
 
 from fsmerge_cli.architectures.family import Table
 from fsmerge_cli.architectures.ports import FIXED, Spec
-from fsmerge_cli.architectures.resnet_module import stages
+from fsmerge_cli.architectures.resnet.module import stages
 
 
 def table(module: nn.Module) -> Table:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.family import Family, Folding
-from fsmerge_cli.architectures.resnet_module import (
+from fsmerge_cli.architectures.resnet.module import (
     arguments,
     differences,
     folded,
@@ -23,7 +23,7 @@ from fsmerge_cli.architectures.resnet_module import (
     with_norms,
     without_norms,
 )
-from fsmerge_cli.architectures.resnet_options import (
+from fsmerge_cli.architectures.resnet.options import (
     MODULE,
     NORMALISATION,
     ResNetArch,
@@ -32,8 +32,8 @@ from fsmerge_cli.architectures.resnet_options import (
     is_resnet,
     parse,
 )
-from fsmerge_cli.architectures.resnet_table import table
-from fsmerge_cli.architectures.vit_classifier import in_colour
+from fsmerge_cli.architectures.resnet.table import table
+from fsmerge_cli.architectures.vit.classifier import in_colour
 from fsmerge_cli.common.errors import ConfigError, SourceError
 
 

@@ -14,8 +14,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from fsmerge_cli.architectures.resnet_module import stages
-from fsmerge_cli.architectures.vit_module import LOADER_ARGUMENTS
+from fsmerge_cli.architectures.resnet.module import stages
+from fsmerge_cli.architectures.vit.module import LOADER_ARGUMENTS
 from fsmerge_cli.common.errors import ConfigError, SourceError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, FiniteFloat, Positive, PositiveFloat, Text
 from fsmerge_cli.common.options import build as build_options

@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fsmerge_cli.architectures import vit
-from fsmerge_cli.architectures.eva_module import (
+from fsmerge_cli.architectures.eva.module import (
     arguments,
     head_size,
     properties,
@@ -22,11 +21,12 @@ from fsmerge_cli.architectures.eva_module import (
     rope_table,
     with_fixed_rope,
 )
-from fsmerge_cli.architectures.eva_table import table
+from fsmerge_cli.architectures.eva.table import table
 from fsmerge_cli.architectures.family import Family, Folding
-from fsmerge_cli.architectures.vit import ViTArch
-from fsmerge_cli.architectures.vit_classifier import classifier, snippet
-from fsmerge_cli.architectures.vit_module import eps_of, set_eps
+from fsmerge_cli.architectures.vit import family as vit
+from fsmerge_cli.architectures.vit.classifier import classifier, snippet
+from fsmerge_cli.architectures.vit.family import ViTArch
+from fsmerge_cli.architectures.vit.module import eps_of, set_eps
 from fsmerge_cli.common.errors import ConfigError, SourceError
 
 PARTS = ("q", "k", "v")

@@ -1,6 +1,6 @@
 """The specification of timm's Eva: EVA-02, DINOv3, Perception Encoder, other rotary vision transformers.
 
-The spaces are those of the plain vision transformer (see `vit_table`). Queries and keys that are turned by their
+The spaces are those of the plain vision transformer (see `vit.table`). Queries and keys that are turned by their
 position keep their coordinates inside a head: a rotation acts on fixed pairs of them.
 """
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from fsmerge_cli.architectures.family import Table
 from fsmerge_cli.architectures.ports import HeadSpace, Spec, norm
-from fsmerge_cli.architectures.vit_table import ATTENTION, MLP_BLOCK, PACKED, RESIDUAL
+from fsmerge_cli.architectures.vit.table import ATTENTION, MLP_BLOCK, PACKED, RESIDUAL
 
 BLOCK: dict[str, Spec] = {
     "blocks.{i}.gamma_1": norm("res@ls1_{i}", fill=1.0),

@@ -16,8 +16,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.family import Family
-from fsmerge_cli.architectures.vit_classifier import classifier, snippet
-from fsmerge_cli.architectures.vit_module import (
+from fsmerge_cli.architectures.vit.classifier import classifier, snippet
+from fsmerge_cli.architectures.vit.module import (
     LOADER_ARGUMENTS,
     arguments,
     eps_of,
@@ -29,7 +29,7 @@ from fsmerge_cli.architectures.vit_module import (
     set_eps,
     stated_arguments,
 )
-from fsmerge_cli.architectures.vit_table import table
+from fsmerge_cli.architectures.vit.table import table
 from fsmerge_cli.common.errors import ConfigError, SourceError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Flag, NonNegativeFloat, Text
 from fsmerge_cli.common.options import build as build_options

@@ -1,0 +1,1 @@
+"""ResNets of timm and torchvision."""

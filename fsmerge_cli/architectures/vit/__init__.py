@@ -1,0 +1,1 @@
+"""timm's VisionTransformer, in all variants that can be merged."""
