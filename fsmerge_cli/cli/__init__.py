@@ -22,7 +22,7 @@ COMMANDS = {
     "finetune": "train a source model from a timm model and a data set",
     "check": "preview a merge: compatibility, applicable methods, memory and time",
     "evaluate": "evaluate a merged model or a third-party checkpoint",
-    "predict": "predict the labels of images with a merged model",
+    "predict": "predict the labels of images or texts with a merged model",
     "export": "write a merged model as ONNX or as a program of torch.export",
     "push": "upload a finished run to the Hugging Face hub",
     "list": "list the available methods, models, data sets and hardware settings",

@@ -20,6 +20,7 @@ from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.progress import Progress, silent
+from fsmerge_cli.common.wording import worded
 from fsmerge_cli.reporting import tables, terminal
 
 
@@ -85,15 +86,16 @@ def run_check(config: DictConfig, checking: Checking) -> None:
 
 def show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = None) -> None:
     """Print the warnings, the scores, the result in a sentence, the notes and the paths of a run."""
-    console = page or terminal.console()
+    console, kind = page or terminal.console(), evaluation.get("inputs", "image")
     for warning in warnings_in(evaluation["notes"]):
         console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
     for table in tables.result_tables(evaluation):
+        table.title = worded(str(table.title), kind)
         console.print(table)
     for sentence in tables.result_lines(evaluation):
-        console.print(Line(sentence))
+        console.print(Line(worded(sentence, kind)))
     for note in notes_in(evaluation["notes"]):
         console.print(Line(f"note: {note}"))
-    console.print(Line(tables.summary_line(evaluation)))
+    console.print(Line(worded(tables.summary_line(evaluation), kind)))
     console.print(Line(f"merged model: {folder}/merged   scores: {folder}/evaluation.json"), soft_wrap=True)
     console.print(Line(f"report: {folder}/report.html"), soft_wrap=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 class Event:
     """Progress of a phase: `done` of `total` steps (0: unknown), with values to show (loss, ...).
 
-    images: images per unit of `done` (0: none), for the throughput. A phase whose `done` decreases has restarted.
-    A note is reported as a phase of one step.
+    images: inputs per unit of `done` (0: none), for the throughput; noun: what they are. A phase whose `done`
+    decreases has restarted. A note is reported as a phase of one step.
     """
 
     phase: str
@@ -19,6 +19,7 @@ class Event:
     total: int
     values: Mapping[str, float] = field(default_factory=dict)
     images: int = 0
+    noun: str = "images"
 
 
 Progress = Callable[[Event], None]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Literal
+
+from fsmerge_cli.common.progress import Progress
 
 Kind = Literal["image", "text"]
 
@@ -21,6 +24,13 @@ def worded(text: str, kind: Kind) -> str:
         return text
     parts = QUOTED.split(text)
     return "".join(part if place % 2 else WORD.sub(_text, part) for place, part in enumerate(parts))
+
+
+def worded_progress(progress: Progress, kind: Kind) -> Progress:
+    """The callback with the word for this kind of input in the names of phases and in the throughput."""
+    if kind == "image":
+        return progress
+    return lambda event: progress(replace(event, phase=worded(event.phase, kind), noun=worded(event.noun, kind)))
 
 
 def _text(found: re.Match[str]) -> str:

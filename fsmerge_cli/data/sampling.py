@@ -152,6 +152,9 @@ def _sample(
         pools.data, sets, seed, workers, pools.auxiliary, progress, counts, tests.digests,
         pools.shared is not None, last, held.auxiliary,
     )  # fmt: skip
+    what = "held-back" if any(own.kind == "held_back" for own in tests.measured) else "test"
+    for title, found in zip(titles, left_out):
+        _require_any(found, images, title, what)
     seen = enumerate(zip(tasks, pools.own)) if pools.shared is None else [(NO_TASK, (EVERY, pools.shared))]
     for index, (task, own) in seen:
         if own is not None:
@@ -160,7 +163,6 @@ def _sample(
                 observed.inputs(images.images[images.task == index])
             observed.labels(own.classes or ())
             notes += observed.notes()
-    what = "held-back" if any(own.kind == "held_back" for own in tests.measured) else "test"
     for title, found in zip([*titles, "auxiliary images"], left_out):
         notes += _left_out(found, title, what)
     return images, tuple(dict.fromkeys(notes))
@@ -208,6 +210,17 @@ def _too_few(pools: Pools, index: int, held: int) -> str | None:
     found = f"{len(own)} images" + (f", {held} of them held back" if held else "")
     rest = f"the other {len(own) - held} are used" if held else "all of them are used"
     return f"task '{task.name}' has {found}, fewer than images_per_task={requested}; {rest}"
+
+
+def _require_any(found: LeftOut, images: Images, where: str, tests: str) -> None:
+    """Raise DataError where every image of a task is one of its test images."""
+    if not found.test or bool((images.task == found.task).any()):
+        return
+    title, duplicate = found.test[0]
+    raise DataError(
+        f"{where}: no image is left: {len(found.test)} are identical to {tests} images (such as {title} and "
+        f"{duplicate}), and a merge does not train on what measures it. Pass other images for one of the two."
+    )
 
 
 def _left_out(images: LeftOut, where: str, tests: str) -> list[str]:

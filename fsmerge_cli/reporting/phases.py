@@ -40,6 +40,7 @@ class Phase:
     printed: float = 0.0
     ended: bool = False
     images: int = 0
+    noun: str = "images"
     values: dict[str, float] = field(default_factory=dict)
 
     def seconds_left(self, now: float) -> float | None:
@@ -52,7 +53,7 @@ class Phase:
         parts = [f"{name} {value:.4g}" for name, value in self.values.items()]
         steps, seconds = self.done - self.first, now - self.start
         if self.images and steps > 0 and seconds > 0:
-            parts.append(f"{steps * self.images / seconds:,.0f} images/s")
+            parts.append(f"{steps * self.images / seconds:,.0f} {self.noun}/s")
         return parts
 
     def note(self, now: float) -> str:
@@ -79,7 +80,8 @@ class Phases:
         new = phase is None or event.done < phase.done
         if phase is None or new:
             phase = self._found[event.phase] = Phase(event.phase, now, event.done, event.total, printed=now)
-        phase.done, phase.total, phase.images = event.done, event.total, event.images
+        phase.done, phase.total = event.done, event.total
+        phase.images, phase.noun = event.images, event.noun
         phase.values |= event.values
         return phase, new
 

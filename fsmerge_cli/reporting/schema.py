@@ -168,6 +168,7 @@ class EvaluationFile(Model):
         default_factory=dict, description="by task, of a merge; empty where nothing was measured"
     )
     facts: dict[str, int | float] = Field(description="figures of the method itself, such as condition numbers")
+    inputs: Literal["image", "text"] = Field("image", description="what the models read")
     notes: list[str] = Field(
         description="for the user; those that begin with `warning: ` are shown above the scores"
     )

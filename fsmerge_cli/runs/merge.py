@@ -23,7 +23,7 @@ from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.timing import Clock
-from fsmerge_cli.common.wording import worded
+from fsmerge_cli.common.wording import worded, worded_progress
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.images.in_memory import Data
 from fsmerge_cli.data.readers import reader, require_same_kind
@@ -98,7 +98,8 @@ def merge(
             report = report if world.main else silent
             with world.synchronized():
                 # Report every mismatch from the headers before anything is read or trained.
-                requested.method.plan([own.source for own in read_headers(requested.sources)])
+                plan = requested.method.plan([own.source for own in read_headers(requested.sources)])
+                report = worded_progress(report, plan.family.kind)
                 device = stack.enter_context(requested.hardware.session())
                 folder = None
                 if output is not None and world.main:

@@ -67,6 +67,7 @@ class Reevaluation:
             predictions=predictions,
             classes=self.classes,
             joint_confusion=self.joint_confusion,
+            inputs=self.model.family.kind,
         )
 
     def save(self, file: str | Path, overwrite: bool = False) -> None:

@@ -24,6 +24,7 @@ from fsmerge_cli.common.private_paths import PrivatePaths, remember
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import well_formed
+from fsmerge_cli.common.wording import Kind
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.evaluation.certificates import Certificate, Certifier
 from fsmerge_cli.evaluation.predictions import write_correct
@@ -104,6 +105,7 @@ class MergeResult:
             certificates=dict(certificates or {}),
             facts=dict(self.solution.facts),
             measured_on=measured_on(self.measured),
+            inputs=self.plan.family.kind,
         )
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
@@ -175,13 +177,14 @@ def document(
     *,
     training: Mapping[str, Any] | None = None,
     joint_confusion: Mapping[str, Any] | None = None,
+    inputs: Kind = "image",
     **more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of an evaluation.json.
 
     found: what was measured, with its scores, cost, provenance, options and notes. joint_confusion: see
-    `evaluation.class_results`. more: similarity, predictions, classes, certificates, facts and
-    measured_on, each empty by default.
+    `evaluation.class_results`. inputs: what the models read. more: similarity, predictions, classes,
+    certificates, facts and measured_on, each empty by default.
     """
     content = {
         "schema_version": VERSION,
@@ -201,7 +204,7 @@ def document(
         "provenance": dict(found.provenance),
         "config": plain_values(found.options),
     }
-    return dict(well_formed(content))
+    return dict(well_formed(content if inputs == "image" else {**content, "inputs": inputs}))
 
 
 def measured_on(found: Evaluation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,3 +291,23 @@ def test_an_empty_sample_is_valid(tmp_path: Path) -> None:
     assert sample_images(NoImages(images_per_task=1), TASKS, PIXELS, read_test_images([None, None], TASKS), 0)[
         0
     ].task.tolist() == [NO_TASK]
+
+
+def test_a_task_whose_images_all_measure_it_is_refused(tmp_path: Path) -> None:
+    """Otherwise a method would complain of a data set without images, or train on the other tasks alone."""
+    data = images(tmp_path, train=6, test=6)
+    for n in range(6):
+        (tmp_path / f"b/test/b-{n % 3}").mkdir(parents=True, exist_ok=True)
+    folder = tmp_path / "b"
+    for path in (folder / "train").iterdir():
+        (folder / "test" / "b-0" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(DataError) as error:
+        prepare_images(data, TASKS, lambda: PIXELS, seed=0)
+    text = re.sub(
+        r"/train/\d+\.png and (\S+)/test/b-0/\d+\.png", r"/train/N.png and \1/test/b-0/N.png", str(error.value)
+    )
+    assert text == (
+        f"task 'b': no image is left: 6 are identical to test images (such as {folder}/train/N.png and "
+        f"{folder}/test/b-0/N.png), and a merge does not train on what measures it. Pass other images for one of the "
+        "two."
+    )
