@@ -308,6 +308,6 @@ def test_a_task_whose_images_all_measure_it_is_refused(tmp_path: Path) -> None:
     )
     assert text == (
         f"task 'b': no image is left: 6 are identical to test images (such as {folder}/train/N.png and "
-        f"{folder}/test/b-0/N.png), and a merge does not train on what measures it. Pass other images for one of the "
-        "two."
+        f"{folder}/test/b-0/N.png), and a merge does not train on what measures it. Pass other images for one of "
+        "the two."
     )
