@@ -9,6 +9,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BOTH := $(PYTEST) -n 2 --dist worksteal
 export FSMERGE_CACHE ?= $(CURDIR)/.cache
 export HYDRA_FULL_ERROR =
+# Hundreds of tests start a process: with compiled modules each begins sooner.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help dev demo test quick smoke check format table bench scale device cost quality quality-full natural docs pictures test-slow test-browser wheel-test reference clean
 help:  ## this list

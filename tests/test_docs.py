@@ -61,6 +61,7 @@ from tests.support.doc_blocks import (
 from tests.support.paths import REPOSITORY
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_has_a_known_language_marker_and_commands(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

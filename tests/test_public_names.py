@@ -55,6 +55,7 @@ def test_results_show_themselves_in_one_line_and_as_a_table_in_a_notebook(
     assert repr(source) == f"Source(source: mlp, 8,320 parameters, 5 classes, from {source.origin})"
 
 
+@pytest.mark.full
 def test_progress_true_shows_the_phases_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     merge("digits_mlp_pair", method="average", data="none", progress=True)
     out, err = capsys.readouterr()

@@ -120,6 +120,7 @@ def matched() -> tuple[Problem, Source, dict[str, torch.Tensor]]:
     return replace(given, sources=[source, copy]), source, orders
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", [ActivationMatching(), ZipIt(), RegMean(), RegMeanPlusPlus()])
 def test_a_network_merged_with_its_permuted_copy_is_the_network(method: Method) -> None:
     given, source, orders = matched()
@@ -133,6 +134,7 @@ def test_a_network_merged_with_its_permuted_copy_is_the_network(method: Method) 
             torch.testing.assert_close(found @ projector.T / scale, expected / scale, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "method", [Average(task_weights=(1.0, 3.0)), Slerp(t=0.75), RegMean(align="none", task_weights=(1.0, 3.0))]
 )

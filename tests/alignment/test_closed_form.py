@@ -159,6 +159,7 @@ def test_a_copy_of_a_selected_unit_is_not_selected() -> None:
     assert sorted(unit % 4 for unit in chosen) == [0, 1, 2, 3]
 
 
+@pytest.mark.full
 def test_the_streamed_closed_form_is_the_dense_one() -> None:
     sources = [replace(vit_source("class token", seed), name=name) for seed, name in ((1, "a"), (2, "b"))]
     for source in sources:  # as the reference writes out LayerNorm's eps and knows no affine of its own
@@ -187,6 +188,7 @@ def test_two_copies_of_a_source_are_that_source(variant: str) -> None:
         torch.testing.assert_close(mine, own, rtol=1e-3, atol=1e-3 * float(own.abs().max()))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_without_corrections_the_maps_fold_to_the_weights(variant: str) -> None:
     sources = [replace(vit_source(variant, seed), name=name) for seed, name in ((1, "a"), (2, "b"))]
@@ -220,6 +222,7 @@ def test_two_copies_of_an_mlp_are_that_mlp(norm: str) -> None:
         torch.testing.assert_close(mine, own, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("correct", [True, False])
 @pytest.mark.parametrize("kind", ["ViT", "MLP"])
 @pytest.mark.parametrize("stop", [1, 2])

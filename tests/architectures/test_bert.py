@@ -61,6 +61,7 @@ def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: s
     check_permutation(source, texts(source.arch, 6))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("structure", ["diagonal", "full", "heads"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: Any) -> None:
@@ -73,6 +74,7 @@ def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: A
     check_fold(sources, maps.double(), texts(sources[0].arch, 4))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["average", "slerp", "regmean", "regmean_pp", "activation_matching", "zipit"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_merging_a_source_with_its_copy_is_the_source(variant: str, method: str) -> None:
@@ -86,6 +88,7 @@ def test_merging_a_source_with_its_copy_is_the_source(variant: str, method: str)
         torch.testing.assert_close(merged(inputs) @ U.T, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_matching_finds_the_permutation_of_a_permuted_copy(variant: str) -> None:
     source = encoder_source(variant, 1)

@@ -62,6 +62,7 @@ def stored(kind: str, seed: int, folder: Path, **args: Any) -> nn.Module:
     return model
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_folder_of_timm_has_the_logits_of_timm(tmp_path: Path, kind: str) -> None:
     model = stored(kind, 1, tmp_path / "a")
@@ -72,6 +73,7 @@ def test_a_folder_of_timm_has_the_logits_of_timm(tmp_path: Path, kind: str) -> N
     torch.testing.assert_close(found, model((pixels - 0.5) / 0.25), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_writes_what_timm_loads(tmp_path: Path, method: str) -> None:
     for seed, name in ((1, "a"), (2, "b")):
@@ -91,6 +93,7 @@ def test_every_method_writes_what_timm_loads(tmp_path: Path, method: str) -> Non
     assert own.shape == (24, 3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name.startswith("rotary")])
 def test_units_of_rotated_queries_keep_their_places(variant: str) -> None:
     """A permutation inside a head, harmless without rotary positions, changes the function here."""

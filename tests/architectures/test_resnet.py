@@ -103,6 +103,7 @@ def test_a_random_permutation_leaves_the_function_unchanged(variant: str) -> Non
     check_permutation(resnet_source(variant, 1), images().double())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("structure", MAPS)
 @pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: str) -> None:
@@ -162,6 +163,7 @@ def test_the_merged_model_keeps_the_channels_of_a_shared_stem() -> None:
 UNKNOWN = ", which the specification of a ResNet does not know"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -186,6 +188,7 @@ def test_a_variant_that_cannot_be_merged_is_refused_by_name(name: str, reason: s
     assert f"'a' has {reason}" in error.value.reasons
 
 
+@pytest.mark.full
 def test_every_plain_resnet_of_timm_can_be_merged() -> None:
     refused = ("resnext", "resnetaa", "resnetblur", "ecaresnet", "senet", "_gn")
     names = [n for n in timm.list_models("*resnet*", module="resnet") if not any(part in n for part in refused)]

@@ -44,6 +44,7 @@ def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: s
     check_permutation(vit_source(variant, 1), images().double())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: str) -> None:
@@ -51,6 +52,7 @@ def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: s
     check_fold(sources, random_maps(compile_plan(sources), sources, structure), images().double())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("widths", "heads", "merged"),
     [((12, 16), (3, 4), (None, None)), ((12, 12), (3, 2), (None, None)), ((12, 16, 8), (3, 2, 4), (20, 5))],

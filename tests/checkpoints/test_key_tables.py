@@ -114,6 +114,7 @@ def test_each_layout_is_recognised_by_one_tensor() -> None:
     assert recognise({"patch_embed.proj.weight": torch.zeros(1), "my_class_token": torch.zeros(1)}, {}, "") is None
 
 
+@pytest.mark.full
 def test_check_reads_third_party_layouts_from_headers(tmp_path: Path) -> None:
     entries = []
     for seed in (1, 2):

@@ -24,6 +24,7 @@ from tests.support.third_party import (
 QUICK_GELU = {"family": "vit", "name": "vit_base_patch16_clip_quickgelu_224", "args": TINY}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("prefix", ["visual.", "module.visual.", ""])
 def test_a_clip_tower_gives_the_same_features(prefix: str, tmp_path: Path) -> None:
     state, pixels = clip_tower(1, prefix), torch.rand(3, 3, 8, 8)

@@ -34,6 +34,7 @@ def test_a_pair_lists_public_weights_and_uses_their_preprocessing_in_timm(models
         assert entry["mean"] is entry["std"] is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("models", PAIRS)
 def test_missing_data_is_reported_in_one_sentence(
     models: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -66,6 +66,7 @@ def test_weights_in_bf16_are_folded_in_full_precision(tmp_path: Path) -> None:
     assert all(torch.equal(t, source.weights[n]) for n, t in family.from_file(source.arch, wide).items())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_torchvisions_resnets_are_read_from_a_file_and_as_a_module(name: str, tmp_path: Path) -> None:
     with torch.random.fork_rng():

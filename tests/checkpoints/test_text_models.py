@@ -31,6 +31,7 @@ def read(folder: Path, **keys: Any) -> Source:
     return load(SourceSpec("topic", checkpoint=str(folder), **keys))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", POOLED)
 def test_a_saved_classifier_is_read_with_its_labels_and_its_tokenizer(variant: str, tmp_path: Path) -> None:
     source = sentence_source(variant, 1, TOPIC)

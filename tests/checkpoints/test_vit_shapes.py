@@ -58,6 +58,7 @@ def refused(path: Path, **entry: Any) -> str:
     return str(error.value).replace(str(path), "FILE")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "options",
     [
@@ -95,6 +96,7 @@ def test_another_number_of_heads_is_another_network(tmp_path: Path) -> None:
     assert not same(read(tmp_path / "a.safetensors", arch={"family": "vit", "args": {"num_heads": 6}}), model)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "prefix"), [("vit_tiny_patch16_224", ""), ("vit_small_patch32_224", "model.backbone.")]
 )
@@ -164,6 +166,7 @@ def test_other_keys_without_a_name_are_refused(tmp_path: Path, name: dict[str, s
     }
 
 
+@pytest.mark.full
 def test_beit_3_has_an_eps_of_its_own(tmp_path: Path) -> None:
     """Its published models are known by their shapes, and the eps of other ones is asked for."""
     for name in ("beit3_base_patch16_224", "beit3_giant_patch14_336"):
@@ -233,6 +236,7 @@ def test_the_entry_of_the_message_can_be_pasted(tmp_path: Path) -> None:
     assert same(read(tmp_path / "a.safetensors", arch=both), model, size=(16, 32))
 
 
+@pytest.mark.full
 def test_the_average_pooled_model_of_768_units_has_12_or_16_heads(tmp_path: Path) -> None:
     name = "vit_base_patch16_gap_224"
     with torch.device("meta"):

@@ -154,6 +154,7 @@ def test_every_help_has_examples() -> None:
         assert any(line.startswith(f"fsmerge {name}") for line in examples(text))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", HELPS)
 def test_the_keys_of_an_example_are_known(name: str) -> None:
     text = HELPS[name].replace("\\\n", "")

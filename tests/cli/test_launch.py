@@ -82,6 +82,7 @@ def test_every_hardware_yaml_lists_every_field_and_auto_has_the_defaults() -> No
     assert yaml.safe_load((CONFIGS / "hardware/auto.yaml").read_text()) == defaults(Hardware)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_option_composes_instantiates_and_reads_the_same_without_hydra(group: str, name: str) -> None:
     if name == "slurm":
@@ -197,6 +198,7 @@ def test_the_hash_ignores_the_output_keys_and_the_order_of_keys() -> None:
     assert default_folder(keys, CHOICES) == default_folder(dict(reversed(keys.items())), CHOICES)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "override",
     [

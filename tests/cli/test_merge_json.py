@@ -12,6 +12,7 @@ from fsmerge_cli.cli import main
 MERGE = ["merge", "+models=digits_mlp_pair", "hardware=cpu", "method=average", "output.dir=out", "--json"]
 
 
+@pytest.mark.full
 def test_standard_output_is_one_json_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

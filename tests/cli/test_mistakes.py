@@ -142,6 +142,7 @@ REFUSED: list[tuple[str, str]] = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("line", "message"), REFUSED, ids=[line or "nothing" for line, _ in REFUSED])
 def test_a_mistake_gets_one_message_and_leaves_nothing(
     line: str, message: str, refused: Callable[..., str]
@@ -149,6 +150,7 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(
     assert refused(*shlex.split(line)) == f"fsmerge: error: {message}\n"
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_trained")
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -185,6 +187,7 @@ def test_a_missing_gpu_is_reported(argument: str, refused: Callable[..., str]) -
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["ensemble", "average", "kd", "merged"])
 def test_a_source_named_like_a_row_of_the_score_table_is_refused(
     name: str, refused: Callable[..., str], tmp_path_factory: pytest.TempPathFactory

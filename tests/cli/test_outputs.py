@@ -56,6 +56,7 @@ def test_a_finished_folder_is_only_replaced_with_overwrite(fsmerge: Command, tmp
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == before.keys()
 
 
+@pytest.mark.full
 def test_an_output_folder_below_a_file_is_refused(fsmerge: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in ("file/below", "file/far/below"):

@@ -106,6 +106,7 @@ OTHER = (
 )
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("package")
 def test_a_method_of_a_package_runs_by_name_with_its_own_keys(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["merge", "+models=digits_mlp_pair", "hardware=cpu", "method=lean", "data.images_per_task=5"]

@@ -144,6 +144,7 @@ VALUES = {
 }
 
 
+@pytest.mark.full
 def test_a_file_of_a_run_gives_its_values_again_and_overrides_follow(folder: Path) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(VALUES))
     keys = keys_of("run.yaml")
@@ -193,6 +194,7 @@ def test_a_file_that_is_no_run_is_refused(folder: Path, text: str, message: str)
     assert refused("run.yaml").startswith(message)
 
 
+@pytest.mark.full
 def test_init_writes_what_merge_would_be_given(folder: Path, fsmerge: Command) -> None:
     typed = ["pets.safetensors", "x=runs/a", "--images", "photos/", "method=regmean", "output.dir=out", "seed=3"]
     code, text, err = fsmerge("init", *typed)
@@ -211,6 +213,7 @@ def test_init_writes_what_merge_would_be_given(folder: Path, fsmerge: Command) -
     assert keys_of("mine.yaml", "+models=digits_mlp_pair", "method=average")["data"]["root"] == "photos/"
 
 
+@pytest.mark.full
 def test_a_run_reports_the_command_as_typed_and_it_runs_again(folder: Path, fsmerge: Command) -> None:
     (folder / "conf/method").mkdir(parents=True)
     (folder / "conf/method/mine.yaml").write_text("name: average\n")

@@ -61,6 +61,7 @@ def test_a_task_may_have_only_test_images(tmp_path: Path) -> None:
     assert all(tests.sets)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("targets", ["own", "all"])
 def test_a_merge_works_with_a_task_without_training_images(tmp_path: Path, targets: str) -> None:
     own = {**birds(tmp_path / "images"), "images_per_task": 0}

@@ -123,6 +123,7 @@ def pair(folder: Path) -> list[dict[str, str]]:
     return [{"name": name, "checkpoint": str(folder / name)} for name in "ab"]
 
 
+@pytest.mark.full
 def test_a_merge_without_task_images_is_reported_everywhere(tmp_path: Path) -> None:
     data = {"name": "none", "images_per_task": 30}
     found = merge(pair(tmp_path), data=data, method={"name": "kd", "steps": 2}, output=tmp_path / "out")

@@ -141,6 +141,7 @@ def test_a_changed_head_is_detected(pair: list[dict[str, str]], tmp_path: Path) 
     assert refused(made, tmp_path / "out") == ("heads",)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("file", ["model.safetensors", "heads.safetensors"])
 def test_one_changed_byte_of_a_file_is_detected(
     pair: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
@@ -156,6 +157,7 @@ def test_one_changed_byte_of_a_file_is_detected(
     assert "reloaded" in refused(made, tmp_path / "out")
 
 
+@pytest.mark.full
 def test_logits_of_another_model_are_detected(pair: list[dict[str, str]], tmp_path: Path) -> None:
     made = merge(pair, method="average")
     pixels = made.certifier.pixels
@@ -186,6 +188,7 @@ def test_a_permutation_across_attention_heads_is_detected(
             changed.save(tmp_path / f"whole{broken}")
 
 
+@pytest.mark.full
 def test_the_command_reports_the_failed_certificate_and_exits_with_1(
     pair: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,6 +129,7 @@ def test_other_code_of_a_network_is_another_entry(tmp_path: Path, monkeypatch: p
     assert feature_key([network], "", forward.__name__, Hardware(), CPU) != before
 
 
+@pytest.mark.full
 def test_a_second_method_reuses_the_sources_and_the_average(tmp_path: Path) -> None:
     """Each merge adds no entry of its own evaluation to the first one's."""
     data = images(tmp_path / "images")

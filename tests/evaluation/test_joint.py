@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from fsmerge_cli.evaluation.joint import best_decision, expected_labels, fitted, plain, with_decision
@@ -31,6 +32,7 @@ def test_the_fit_is_better_than_raw_logits_and_given_temperatures() -> None:
     assert (chosen.logits(logits).argmax(1) == target).float().mean() == right["fitted"]
 
 
+@pytest.mark.full
 def test_a_fit_is_not_chosen_for_the_images_that_it_was_made_from() -> None:
     """Raw logits of two equal heads are best; a fit to 24 images often looks better on them."""
     random = torch.Generator().manual_seed(3)

@@ -94,6 +94,7 @@ def partly(root: Path, auxiliary: bool) -> dict[str, object]:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_an_evaluation_with_the_sources_finds_the_temperatures_of_the_merge(
     tmp_path: Path, auxiliary: bool

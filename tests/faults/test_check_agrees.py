@@ -108,6 +108,7 @@ def shown(twelve: Path, capsys: pytest.CaptureFixture[str]) -> Shown:
     return run
 
 
+@pytest.mark.full
 def test_a_check_notes_guesses_and_measures_only_where_it_is_asked_to(shown: Shown, twelve: Path) -> None:
     before = paths(twelve)
     code, out, err = shown("check")
@@ -119,6 +120,7 @@ def test_a_check_notes_guesses_and_measures_only_where_it_is_asked_to(shown: Sho
     assert paths(twelve) == before
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -213,6 +215,7 @@ def test_a_gate_that_cannot_be_compared(arguments: tuple[str, ...], message: str
     assert (code, err) == (2, f"fsmerge: error: {message}\n")
 
 
+@pytest.mark.full
 def test_the_output_folder_is_checked_if_it_is_given(shown: Shown, twelve: Path) -> None:
     def refused(*arguments: str) -> str:
         found = [shown(verb, *arguments) for verb in ("check", "merge")]

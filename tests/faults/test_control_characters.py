@@ -151,6 +151,7 @@ def test_csv_of_other_texts(name: str, tmp_path: Path) -> None:
     assert cell(3) == 3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", EVERY)
 def test_page_and_card(name: str) -> None:
     text = EVERY[name]

@@ -70,6 +70,7 @@ def commands() -> list[tuple[int, list[str]]]:
     ]
 
 
+@pytest.mark.full
 def test_commands_show_no_control_characters(
     hostile: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_terminal_of_another_encoding(encoding: dict[str, str], tmp_path: Path
     assert "| \\u540d\\u524d |" in ran.stdout.decode("ascii")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -68,6 +68,7 @@ ADDRESSES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("variables", "message"), ADDRESSES)
 def test_processes_that_cannot_connect(
     variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -99,6 +100,7 @@ CACHES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("place", "message"), CACHES, ids=[place[:30] for place, _ in CACHES])
 def test_a_cache_that_cannot_be_used(
     place: str,
@@ -118,6 +120,7 @@ def test_a_cache_that_cannot_be_used(
     assert not Path("out").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "x", "9" * 5000, "100000000"])
 def test_a_terminal_width_that_is_none(
     columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -140,6 +143,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(
     ("line", "code", "out", "err"),

@@ -66,6 +66,7 @@ CONTENTS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CONTENTS)
 def test_a_small_file_that_stands_for_much(case: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, content, why = CONTENTS[case]
@@ -135,6 +136,7 @@ def stated(folder: str, **changes: Any) -> None:
     file.write_text(json.dumps(content))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", SIZES)
 def test_a_size_that_no_tensor_has(case: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes, expected = SIZES[case]

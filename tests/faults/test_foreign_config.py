@@ -71,6 +71,7 @@ NAMED: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", NAMED)
 def test_data_of_a_run_are_named_and_not_opened(
     case: str, foreign: Path, opened: list[object], capsys: pytest.CaptureFixture[str]
@@ -112,6 +113,7 @@ UNUSABLE: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", UNUSABLE)
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_run_without_usable_data(
@@ -207,6 +209,7 @@ def evaluation(mean: float) -> str:
     return json.dumps(content)
 
 
+@pytest.mark.full
 def test_a_record_of_a_sweep_leads_to_no_other_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

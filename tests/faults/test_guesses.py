@@ -167,6 +167,7 @@ def evaluated(case: Order, folder: Path) -> Reevaluation:
     return evaluate(checkpoint, data=data, reading=reading, hardware=CPU)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", ORDERS, ids=lambda case: case.name)
 def test_a_guessed_order_is_a_note_and_a_wrong_one_a_warning(case: Order, tmp_path: Path) -> None:
     found = evaluated(case, tmp_path)

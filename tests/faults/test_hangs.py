@@ -57,6 +57,7 @@ def message(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     return err.partition("fsmerge: error: ")[2].removesuffix("\n")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kind", "path", "command", "expected"), CASES)
 def test_what_is_no_file_of_its_kind(
     kind: str,

@@ -175,6 +175,7 @@ def test_the_head_of_a_file_gives_the_logits_of_its_module(case: str, tmp_path: 
     assert [*found.notes] == notes
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", ["BatchNorm, linear", "LayerNorm, linear", "Dropout, linear", "weight norm"])
 def test_a_head_is_read_alike_in_every_layout(case: str, layout: str, tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def mean_and_std(spec: SourceSpec) -> tuple[tuple[float, ...], tuple[float, ...]
     return normalisation(spec, interpret(spec, found)[2], found.where)
 
 
+@pytest.mark.full
 def test_a_processor_is_read_from_both_files(tmp_path: Path) -> None:
     hugging_face(1).save_pretrained(tmp_path)
     spec = SourceSpec("a", checkpoint=str(tmp_path))

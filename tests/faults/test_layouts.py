@@ -73,6 +73,7 @@ ALIKE = (
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", ALIKE)
 def test_every_command_says_the_same(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

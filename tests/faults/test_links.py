@@ -148,6 +148,7 @@ CASES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_path_of_ours_that_is_not_ours_is_refused(
     case: Loss, place: Path, capsys: pytest.CaptureFixture[str]
@@ -279,6 +280,7 @@ def written(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> set[P
     return found
 
 
+@pytest.mark.full
 def test_a_run_writes_only_the_documented_paths(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = ["merge", PAIR, "method=kd", "method.steps=4", "checkpoint.every=2", "output.dir=deep/new"]
     found = written(monkeypatch, lambda: main(digits))

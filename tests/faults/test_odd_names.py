@@ -41,11 +41,8 @@ NAMES = (
 )
 
 
-QUICK = ("epoch=3.ckpt", "a,b.pt", "a${b}.pt")
-"""Names in `make quick`; the others are read by the whole command only in `make test`."""
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.full]) for n in NAMES])
+@pytest.mark.full
+@pytest.mark.parametrize("name", NAMES)
 def test_a_path_that_exists_is_read_as_it_is(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

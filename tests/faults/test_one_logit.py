@@ -181,6 +181,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("form", ["folder", "module", "heads.safetensors"])
 def test_a_model_of_other_targets_is_refused_unless_its_head_is_not_used(

@@ -43,6 +43,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize(
     ("owner", "function"), [(os, "fsync"), (os, "mkdir"), (os, "rename"), (pathlib.Path, "write_text")]
@@ -70,6 +71,7 @@ def test_an_error_of_writing(
 LOCKS = ["ENOLCK", "EIO", "ENOSPC", "EROFS", "ENOTSUP", "EINTR", "ESTALE", "ETIMEDOUT", "EACCES", "EPERM"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("code", LOCKS)
 def test_only_a_held_lock_is_called_so(
     code: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -127,6 +129,7 @@ OUTPUTS = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("output", "message"), OUTPUTS, ids=[output[:30] for output, _ in OUTPUTS])
 def test_an_output_that_cannot_be_written(
     output: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]
@@ -206,6 +209,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="drops the rights of root as Linux does")
 def test_permissions(place: Path) -> None:
     assert main([*MERGE[:-1], "output.dir=done"]) == 0

@@ -124,6 +124,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("argument", "message"), REFUSED, ids=[ascii(argument[:40]) for argument, _ in REFUSED])
 def test_an_override_gets_one_line(
     argument: str,
@@ -184,6 +185,7 @@ def test_options_may_stand_between_overrides(option: list[str]) -> None:
     assert found[0] == option[0].partition("=")[0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("group", ["data", "method"])
 @pytest.mark.parametrize("lists", [{"mine": "mine"}, {"mine": "other", "other": "mine"}])
 def test_configurations_that_contain_themselves(
@@ -210,6 +212,7 @@ def test_a_batch_has_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -224,6 +224,7 @@ LOSSES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
 def test_no_file_is_lost(case: Loss, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")

@@ -22,6 +22,7 @@ from tests.support.losses import (
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
 def test_nothing_is_lost(case: Loss, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_refused(case, place, capsys)

@@ -137,6 +137,7 @@ def pixels_of(kind: Opened, root: Path, size: tuple[int, int], channels: int = 3
     return images[0][0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.filterwarnings("error")
@@ -148,6 +149,7 @@ def test_a_file_has_the_same_pixels_in_every_data_set(name: str, kind: Opened, t
     torch.testing.assert_close(found, expected.expand(3, -1, -1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_whose_range_is_not_known_is_refused(name: str, kind: Opened, tmp_path: Path) -> None:
@@ -166,6 +168,7 @@ def turned(values: Any, orientation: int) -> Any:
     return np.ascontiguousarray(held[orientation])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "grey.tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -154,6 +154,7 @@ def test_folding_that_exceeds_fp32_is_refused() -> None:
     assert str(error.value) == "here: folding mean [0.5] and std [0.001] exceeds fp32. Check both."
 
 
+@pytest.mark.full
 def test_nothing_is_said_to_be_resampled_where_nothing_was(tmp_path: Path) -> None:
     from timm.models import create_model
 

@@ -213,6 +213,7 @@ COMMANDS: list[tuple[str, str, list[str], str]] = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["twice", "pipe", "UTF-16", "device"])
 @pytest.mark.parametrize(("path", "command", "message"), [c[1:] for c in COMMANDS], ids=[c[0] for c in COMMANDS])
 def test_every_file_that_a_command_reads(
@@ -276,6 +277,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.full
 def test_no_other_place_reads_a_text_file() -> None:
     """Whoever adds a reader uses `foreign_files`; what is opened by a library is listed in its first lines."""
     package = Path(foreign_files.__file__).parents[1]

@@ -31,6 +31,7 @@ UNKNOWN = (
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("tensors", "found"),
     [

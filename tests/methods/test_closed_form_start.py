@@ -52,6 +52,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1e-5) ->
         torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["vit", "mlp"])
 def test_the_maps_fold_to_the_closed_form_without_corrections(kind: str) -> None:
     problem = problem_of(FSMerge(start="closed_form"), pair(kind))
@@ -78,6 +79,7 @@ def test_the_maps_are_trained_as_those_of_other_starts(kind: str) -> None:
     assert all(p.requires_grad and p.is_contiguous() for p in maps.parameters())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["vit", "mlp"])
 @pytest.mark.parametrize("method", ["kd", "fs_merge"])
 def test_the_training_starts_at_the_solution(kind: str, method: str) -> None:
@@ -95,6 +97,7 @@ def test_the_training_starts_at_the_solution(kind: str, method: str) -> None:
     assert [U.shape for U in solution.projectors] == [U.shape for U in expected.projectors]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("correct", [True, False])
 def test_the_closed_form_is_trained_towards_the_features_of_the_sources(correct: bool) -> None:
     sources = pair("vit")

@@ -16,6 +16,7 @@ from tests.support.sources import folding, mlp_source
 Make = Callable[..., Problem]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("maps", ["diagonal", "low_rank", "full"])
 @pytest.mark.parametrize("targets", ["own", "all"])
 @pytest.mark.parametrize("start", ["first", "average"])
@@ -51,6 +52,7 @@ def test_source_weights_are_not_changed(make_problem: Make) -> None:
     assert all(torch.equal(b[n], s.weights[n]) for b, s in zip(before, problem.sources) for n in b)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_deterministic_and_does_not_use_the_global_generator(make_problem: Make, name: str) -> None:
     method = METHODS[name]()

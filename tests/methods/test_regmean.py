@@ -50,6 +50,7 @@ def test_directions_without_input_take_the_mean() -> None:
     torch.testing.assert_close(found, sum(weights) / 2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["class token", "q/k norm", "packed SwiGLU (DINOv2 giant)", "pre-norm (CLIP)"])
 def test_streamed_grams_are_those_of_all_rows_at_once(variant: str) -> None:
     source = vit_source(variant, 1)

@@ -48,6 +48,7 @@ def test_the_cases_match_the_schema(name: str) -> None:
     schema.typed(CASES[name][0])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", CASES)
 def test_a_page_has_no_scripts_and_loads_no_resources(name: str) -> None:
     parsed = Parsed(page(*CASES[name]))

@@ -33,6 +33,7 @@ def test_a_plot_has_the_format_of_its_suffix_and_is_deterministic(suffix: str, t
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"one{suffix}", f"two{suffix}"]
 
 
+@pytest.mark.full
 def test_a_plot_has_labels_titles_and_the_bound(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot_cost(tmp_path / "cost.svg", POINTS, "top-1 accuracy, mean over tasks", 0.98)
@@ -64,6 +65,7 @@ def test_labels_of_near_points_do_not_cover_each_other(tmp_path: Path, monkeypat
     assert [t.get_text() for t in figures[1].axes[0].texts] == ["run=0"]  # the most accurate and fastest run
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("label", ["run={i}", "method.steps={i} method.lr=0.00{i} data.x=1", "/a/long/path/" * 9])
 def test_labels_and_the_name_of_the_bound_stay_inside_the_plot(
     label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -49,6 +49,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Kept]:
     return Kept.all
 
 
+@pytest.mark.full
 def test_both_trackers_get_every_loss_and_the_accuracies(kept: dict[str, Kept]) -> None:
     assert main([*QUICK, "output.wandb=true", "output.mlflow=true"]) == 0
     wandb, mlflow = kept["wandb"], kept["mlflow"]

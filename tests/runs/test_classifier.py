@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -63,6 +64,7 @@ def merged(root: Path, variant: str, **options: Any) -> Path:
 VARIANTS = [("class token", 3), ("class token", 1), ("CLIP quick-GELU with projection", 3)]
 
 
+@pytest.mark.full
 def test_timm_and_a_pipeline_run_it_without_this_package(tmp_path: Path) -> None:
     """All variants in one process, whose imports take most of the time."""
     places = []
@@ -99,6 +101,7 @@ def check_classifier(place: Path, channels: int) -> None:
     ]
 
 
+@pytest.mark.full
 def test_temperatures_and_the_order_of_tasks_are_in_the_files(tmp_path: Path) -> None:
     run = merged(tmp_path, "class token", in_chans=3)
     evaluation = json.loads((run / "evaluation.json").read_text())

@@ -40,6 +40,7 @@ def certificates(root: Path) -> dict[str, str]:
     return {name: own["status"] for name, own in content.items()}
 
 
+@pytest.mark.full
 def test_timm_loads_the_merged_network_and_training_it_lowers_the_loss(tmp_path: Path) -> None:
     result = merged(tmp_path, data=images())
     assert certificates(tmp_path) == {
@@ -74,6 +75,7 @@ def test_timm_loads_the_merged_network_and_training_it_lowers_the_loss(tmp_path:
         assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.full
 def test_without_images_the_statistics_are_0_and_1(tmp_path: Path) -> None:
     merged(tmp_path)
     module: Any = timm.create_model(f"local-dir:{tmp_path / 'run/merged'}", pretrained=True)
@@ -105,6 +107,7 @@ def test_a_merged_network_is_merged_again_and_distilled_from_scratch(tmp_path: P
     assert result.solution.weights.keys() == load(SourceSpec(**models[0])).weights.keys()
 
 
+@pytest.mark.full
 def test_check_reports_resnets_and_the_method_that_does_not_exist_for_them(tmp_path: Path) -> None:
     models = [write_resnet(tmp_path / str(i), DEEP, i, PIXELS, in_chans=1) for i in (1, 2)]
     found = inspect(check_request(models))

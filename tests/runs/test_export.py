@@ -25,6 +25,7 @@ def expected_logits(run: Path, pixels: torch.Tensor, task: str | None) -> torch.
         return torch.cat([head.joint_logits(features) for head in model.heads.values()], 1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("task", [None, "low"])
 def test_a_torch_program_has_the_logits_of_the_model(
     digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str | None
@@ -41,6 +42,7 @@ def test_a_torch_program_has_the_logits_of_the_model(
     assert main(["export", str(digits_run), "--format", "torch", *more]) == 2  # the file exists
 
 
+@pytest.mark.full
 def test_the_file_has_the_whole_name_of_the_run_and_notes_go_to_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +73,7 @@ def test_onnxruntime_gives_the_logits_of_the_model(digits_run: Path, tmp_path: P
     assert len(labels) == expected.shape[1]
 
 
+@pytest.mark.full
 def test_a_file_that_differs_from_the_model_is_not_kept(
     digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

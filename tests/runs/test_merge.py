@@ -77,6 +77,7 @@ def test_an_unknown_alphabet_is_reported_with_all_names() -> None:
     )
 
 
+@pytest.mark.full
 def test_sources_may_differ_in_width_and_the_initial_error_is_noted(tmp_path: Path) -> None:
     models = []
     for name, widths in (("low", [10, 8]), ("high", [12, 9])):

@@ -41,6 +41,7 @@ def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list
     return home, ["merge", f"+models.sources={sources}", *data, "method=regmean", "hardware.threads=1"]
 
 
+@pytest.mark.full
 def test_no_file_of_a_run_names_a_path_of_the_machine(
     private: tuple[Path, list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_no_file_of_a_run_names_a_path_of_the_machine(
         assert str(tmp_path).encode() not in content, name
 
 
+@pytest.mark.full
 def test_an_edited_option_is_not_replaced(private: tuple[Path, list[str]], tmp_path: Path) -> None:
     _, command = private
     output = tmp_path / "results/first"
@@ -86,6 +88,7 @@ HIDDEN = (
 )
 
 
+@pytest.mark.full
 def test_elsewhere_no_file_of_the_same_name_is_read(
     private: tuple[Path, list[str]],
     tmp_path: Path,
@@ -122,6 +125,7 @@ def test_elsewhere_no_file_of_the_same_name_is_read(
     ]
 
 
+@pytest.mark.full
 def test_changed_sources_are_reported_by_evaluate(private: tuple[Path, list[str]], tmp_path: Path) -> None:
     home, command = private
     assert main([*command, f"output.dir={tmp_path}/first", "-q"]) == 0

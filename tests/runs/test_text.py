@@ -25,6 +25,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return sentence_pair(tmp_path_factory.mktemp("pair"), "BERT")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", APPLY)
 def test_every_method_merges_encoders_and_their_certificates_hold(name: str, pair: Any, tmp_path: Path) -> None:
     method = {"name": name, **({"steps": 3, "batch_size": 8} if name in ("fs_merge", "kd") else {})}
@@ -36,6 +37,7 @@ def test_every_method_merges_encoders_and_their_certificates_hold(name: str, pai
     assert found["rows"]["ensemble"]["feature_error"] == {"topic": 0.0, "polarity": 0.0}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", POOLED)
 def test_the_written_folders_load_with_transformers(variant: str, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -59,6 +61,7 @@ def test_the_written_folders_load_with_transformers(variant: str, tmp_path: Path
                 assert found[label] == pytest.approx(value, abs=1e-4)
 
 
+@pytest.mark.full
 def test_the_card_and_the_page_show_texts(pair: Any, tmp_path: Path) -> None:
     merge(pair, method="average", data=DATA, output=tmp_path / "out")
     card, page = ((tmp_path / "out" / name).read_text() for name in ("merged/README.md", "report.html"))
@@ -76,12 +79,14 @@ def test_a_merge_without_texts_uses_random_words(pair: Any) -> None:
     assert "20 auxiliary unlabelled texts (generated)" in result.notes
 
 
+@pytest.mark.full
 def test_a_written_encoder_is_evaluated_again(pair: Any, tmp_path: Path) -> None:
     result = merge(pair, method="average", data=DATA, output=tmp_path / "out")
     again = evaluate(tmp_path / "out", data="from_run")
     assert again.scores["merged"].tasks == result.scores["merged"].tasks
 
 
+@pytest.mark.full
 def test_one_text_or_a_pair_has_one_prediction(pair: Any, tmp_path: Path) -> None:
     merge(pair, method="average", data=DATA, output=tmp_path / "out")
     model = load_merged(tmp_path / "out")
@@ -91,6 +96,7 @@ def test_one_text_or_a_pair_has_one_prediction(pair: Any, tmp_path: Path) -> Non
         model.predict([3])
 
 
+@pytest.mark.full
 def test_data_of_images_and_views_of_images_are_refused(pair: Any) -> None:
     with pytest.raises(ConfigError) as error:
         merge(pair, method="average", data="digits")

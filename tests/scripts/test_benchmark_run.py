@@ -35,6 +35,7 @@ def test_rows_from_different_sources_are_refused_before_a_run(
     assert len(list(run.rows(tmp_path))) == 1
 
 
+@pytest.mark.full
 def test_only_missing_rows_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One `fsmerge merge --multirun` per set of missing seeds; a second call does not run anything."""
     commands = []

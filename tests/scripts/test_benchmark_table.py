@@ -38,6 +38,7 @@ def test_the_difference_is_paired_over_images_and_shared_seeds() -> None:
     assert paired(ours, []) == "-"
 
 
+@pytest.mark.full
 def test_the_table_and_the_plot_are_written(tmp_path: Path) -> None:
     rows = [row(s, m, {"a": [1, 1, m == "kd", 0], "b": [1, 1, 1, s]}) for m in ("kd", "fs_merge") for s in (0, 1)]
     rows += [{**own, "group": "lower_hebrew"} for own in rows[2:]]
@@ -79,6 +80,7 @@ def test_rows_of_one_table_must_have_the_same_sources(tmp_path: Path) -> None:
         table.write_results(rows, tmp_path)
 
 
+@pytest.mark.full
 def test_missing_rows_of_the_full_matrix_are_listed(tmp_path: Path) -> None:
     blocks = [
         ("digits_mlp_pair", "50", ("kd", "average"), (0,)),
@@ -110,6 +112,7 @@ def test_missing_calibration_is_shown_as_a_dash(tmp_path: Path) -> None:
     assert "| - | 50.0 | - | 3 | 2 | one CPU thread |" in text
 
 
+@pytest.mark.full
 def test_goals_and_scrambling_effect_are_computed_from_the_rows(tmp_path: Path) -> None:
     correct = {"kd": [1, 1, 1, 0], "fs_merge": [1, 1, 1, 1], "fs_merge_paper": [1, 0, 0, 0]}
     rows = [row(s, m, {"a": own, "b": own}) for m, own in correct.items() for s in (0, 1)]

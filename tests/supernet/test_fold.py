@@ -50,6 +50,7 @@ def double(source: Source) -> dict[str, torch.Tensor]:
     return {n: t.double() if t.is_floating_point() else t for n, t in source.weights.items()}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("structure", MAPS)
 @pytest.mark.parametrize("case", CASES)
 def test_folded_equals_unfolded_outputs_and_gradients(case: str, structure: str) -> None:

@@ -84,6 +84,7 @@ def test_maps_that_are_not_adjacent_in_their_stack_can_be_selected() -> None:
     assert torch.equal(selected, torch.stack([maps.write(port, 0).dense() for port in ports]))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("structure", ["low_rank", "full", "heads"])
 @pytest.mark.parametrize("variant", mark_full(VARIANTS))
 def test_checkpointing_changes_neither_features_nor_gradients(variant: str, structure: str) -> None:

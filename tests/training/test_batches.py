@@ -80,6 +80,7 @@ def test_fixed_views_are_mixed_but_not_augmented_again(make_problem: Make) -> No
     assert 0 < sum(same) < len(same)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [{"mixup": 0.5}, {"augment": "shift"}, {"augment": "shift", "views": 2}])
 @pytest.mark.parametrize("method", [FSMerge, Distillation])
 def test_training_on_new_views_is_reproducible_to_the_bit(make_problem: Make, method: Any, options: Any) -> None:

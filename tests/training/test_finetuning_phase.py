@@ -29,6 +29,7 @@ def test_fine_tuning_trains_all_folded_weights(make_problem: Make, share: float)
         torch.testing.assert_close(tensor, folded.weights[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_fine_tuning_that_makes_the_model_worse_is_discarded(make_problem: Make) -> None:
     problem = make_problem(per_task=60)
     rows = torch.randperm(len(problem.images), generator=torch.Generator().manual_seed(0))

@@ -21,6 +21,7 @@ from tests.support.sources import mlp_source
 from tests.training.test_snapshots import fit
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_saves_it(
     make_problem: Callable[..., Problem], tmp_path: Path, number: signal.Signals
@@ -55,6 +56,7 @@ def test_the_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.full
 def test_a_state_that_could_not_be_saved_is_not_offered(
     make_problem: Callable[..., Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

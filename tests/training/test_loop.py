@@ -108,6 +108,7 @@ def test_the_part_of_the_features_in_the_validation_loss_is_recorded(make_proble
     assert rest == pytest.approx(whole - features, rel=1e-3)
 
 
+@pytest.mark.full
 def test_the_best_weights_on_the_validation_share_are_kept(make_problem: Make) -> None:
     problem = make_problem(per_task=12, held=4)
     schedule = Schedule(steps=200, batch_size=8, lr=0.05, weight_decay=0.0, clip=1.0)  # long enough to overfit

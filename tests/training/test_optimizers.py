@@ -120,6 +120,7 @@ def test_both_optimisers_follow_the_one_cycle_schedule() -> None:
     assert [type(optimiser) for optimiser in adam_only._optimisers] == [torch.optim.AdamW]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [folding, distilling])
 def test_muon_learns_faster_than_adamw(make_problem: Make, kind: Callable[..., Trained]) -> None:
     problem = make_problem()

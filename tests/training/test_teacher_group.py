@@ -71,6 +71,7 @@ def test_bf16_teachers_together_are_as_exact_as_one_after_the_other(kind: str) -
     assert 0 < (found - exact).norm() < 1.7 * (alone - exact).norm()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("targets", ["own", "all"])
 @pytest.mark.parametrize("method", [folding, distilling])
 def test_a_training_with_teachers_together_has_the_losses_of_the_loop(
@@ -165,6 +166,7 @@ def test_the_passes_of_a_batch_are_those_of_its_positions(make_problem: Make) ->
             torch.testing.assert_close(live[1].targets(i, use), live[0].targets(i, use))
 
 
+@pytest.mark.full
 def test_operations_are_those_of_the_published_network() -> None:
     from scripts.speed.cases import Shape, random_source
 

@@ -30,6 +30,7 @@ def test_train_and_test_share_no_font() -> None:
     assert not set(TRAIN_FONTS) & set(TEST_FONTS)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("alphabet", ALPHABETS)
 def test_classes_are_balanced_and_every_character_is_drawn(alphabet: str) -> None:
     data = Glyphs(train_images=3, test_images=2)

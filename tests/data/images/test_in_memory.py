@@ -207,6 +207,7 @@ def test_a_merge_of_loaded_sources_with_tensors_is_that_of_files(tmp_path: Path)
     )
 
 
+@pytest.mark.full
 def test_a_changed_source_is_what_is_merged(tmp_path: Path) -> None:
     loaded = [load_source(entry) for entry in pair(tmp_path)]
     zero = replace(loaded[0], weights={n: torch.zeros_like(t) for n, t in loaded[0].weights.items()})
