@@ -7,14 +7,16 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
@@ -27,6 +29,7 @@ from fsmerge_cli.common.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.inputs import stack
 from fsmerge_cli.common.locking import locked
+from fsmerge_cli.common.options import build
 from fsmerge_cli.common.own_files import first, not_ours
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, generator
@@ -88,7 +91,10 @@ def ensure_trained(spec: SourceSpec, progress: Progress) -> SourceSpec:
                     f"holds what fsmerge did not write: {first(found)}. Move it away, or choose another folder: "
                     "FSMERGE_CACHE=FOLDER"
                 )
+            train: Callable[[Path, SourceSpec, Progress], None]
             train = _train_text_into if _is_text(spec) else _train_into
+            if (start := _start(spec)) is not None:
+                train = partial(_finetune_into, ensure_trained(start, progress))
             train(folder, spec, lambda event: progress(replace(event, images=size)))
     return replace(spec, checkpoint=str(folder))
 
@@ -114,16 +120,35 @@ def content_key(spec: SourceSpec) -> str:
     code: list[Any] = [family.build, fit_classifier, _train_into, sys.modules[_dataset(spec).__module__]]
     if family.kind == "text":
         code += [_train_text_into, sys.modules[family.build.__module__], grammar]
+    recipe = asdict(spec.recipe) if spec.recipe else {}
+    recipe.pop("start", None)
+    more: dict[str, Any] = {}
+    if (start := _start(spec)) is not None:
+        more = {"start": content_key(with_label_set(start))}
+        code.append(_finetune_into)
     content = {
         "arch": spec.arch,
         "labels": spec.labels,
-        "recipe": asdict(spec.recipe) if spec.recipe else None,
+        "recipe": recipe or None,
+        **more,
         "code": [hashlib.sha256(inspect.getsource(part).encode()).hexdigest() for part in code],
         "torch": torch.__version__,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "_", spec.name)  # part of a folder name
     return f"{family.name}-{name}-{digest[:16]}"
+
+
+def _start(spec: SourceSpec) -> SourceSpec | None:
+    """The entry whose weights the recipe of `spec` fine-tunes; None for random weights. Raises ConfigError."""
+    given = spec.recipe.start if spec.recipe else None
+    if given is None:
+        return None
+    where = f"source '{spec.name}': recipe.start"
+    found = build(SourceSpec, {**given, "name": "base"}, where)
+    if not is_embedded(found) or found.arch != spec.arch:
+        raise ConfigError(f"{where}: should be an entry with a recipe and with the arch of '{spec.name}'.")
+    return found
 
 
 def _is_intact(folder: Path) -> bool:
@@ -145,6 +170,29 @@ def _train_into(folder: Path, spec: SourceSpec, progress: Progress) -> None:
     pixels, classes = torch.stack([p for p, _ in pairs]), torch.tensor([c for _, c in pairs])
     recipe = spec.recipe or Recipe(data="", seed=0)
     backbone, head = fit_classifier(family, arch, len(labels), pixels, classes, recipe, spec.name, progress)
+    _store(folder, spec, family, arch, backbone, head)
+
+
+def _finetune_into(start: SourceSpec, folder: Path, spec: SourceSpec, progress: Progress) -> None:
+    """As `_train_into`, from the weights in the folder of `start` and with a new head."""
+    family, arch = architecture(spec, {}, f"source '{spec.name}'")
+    labels = spec.labels if isinstance(spec.labels, tuple) else ()
+    images = _dataset(spec)().build("train", Task(spec.name, labels), ToPixels(arch.input_size))  # type: ignore[call-arg]
+    if images is None or spec.recipe is None or family.kind == "text":
+        raise SourceError(
+            f"source '{spec.name}': recipe.start fine-tunes networks of images, with training images."
+        )
+    pixels, classes = zip(*(images[i] for i in range(len(images))))
+    state = load_file(Path(start.checkpoint or "") / "model.safetensors")
+
+    def build_started(arch: Any) -> nn.Module:
+        module = family.build(arch)
+        module.load_state_dict(state)
+        return module
+
+    started = replace(family, build=build_started)
+    inputs, targets = torch.stack(pixels), torch.tensor(classes)
+    backbone, head = fit_classifier(started, arch, len(labels), inputs, targets, spec.recipe, spec.name, progress)
     _store(folder, spec, family, arch, backbone, head)
 
 

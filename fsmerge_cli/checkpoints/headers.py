@@ -31,7 +31,7 @@ def read_headers(specs: Sequence[SourceSpec]) -> list[SourceHeaders]:
     opened, messages = [], []
     for i, spec in enumerate(specs):
         try:
-            opened.append(_open(spec))
+            opened.append(open_headers(spec))
         except SourceError as error:  # an override in quotes is meant to be pasted
             messages.append(str(error).replace("'models.sources.N.", f"'models.sources.{i}."))
     if messages:
@@ -39,15 +39,18 @@ def read_headers(specs: Sequence[SourceSpec]) -> list[SourceHeaders]:
     return opened
 
 
-def _open(spec: SourceSpec) -> SourceHeaders:
-    """The headers of one source; an embedded source is read from the cache if it is there and not damaged."""
+def open_headers(spec: SourceSpec, skip_head: bool = False) -> SourceHeaders:
+    """The headers of one source; an embedded source is read from the cache if it is there and not damaged.
+
+    skip_head: the head is not read. Raises SourceError.
+    """
     if not is_embedded(spec):
         found = open_checkpoint(spec, headers=True)
-        return SourceHeaders(spec, found, assemble(spec, found))
+        return SourceHeaders(spec, found, assemble(spec, found, skip_head))
     with suppress(SourceError):
         if (folder := cached_folder(spec)) is not None:
             kept = replace(spec, checkpoint=str(folder))
             found = replace(open_checkpoint(kept, headers=True), origin="cached")
-            return SourceHeaders(kept, found, assemble(kept, found))
+            return SourceHeaders(kept, found, assemble(kept, found, skip_head))
     found = expected_checkpoint(spec)
-    return SourceHeaders(spec, found, assemble(spec, found))
+    return SourceHeaders(spec, found, assemble(spec, found, skip_head))

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic.dataclasses import dataclass
 
+from fsmerge_cli.cli.overrides import MODELS
 from fsmerge_cli.cli.run_dirs import default_folder
-from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.errors import ConfigError, unknown, unknown_key
 from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, refuse_code
 from fsmerge_cli.reporting.trackers import TRACKERS
 
@@ -79,6 +80,8 @@ def keys_of(config: DictConfig) -> dict[str, Any]:
     problems += [f"{key} is missing." for key in TOP if key not in keys and key != "data"]
     if "sources" not in (keys.get("models", {"sources": 0})):
         problems.append("models.sources is missing.")
+    if isinstance(keys.get("models"), dict):
+        problems += [unknown_key("models", str(key), MODELS) for key in keys["models"] if key not in MODELS]
     if problems:
         raise ConfigError("\n".join(problems))
     refuse_code(keys, "")

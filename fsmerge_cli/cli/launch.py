@@ -198,6 +198,7 @@ def run_job(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     with _progress(folder, command, keys["resume"] is True, output.trackers, private) as (progress, log):
         result = merge(
             keys["models"]["sources"],
+            base=keys["models"].get("base"),
             data=keys.get("data"),
             method=keys["method"],
             hardware=keys["hardware"],

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from fsmerge_cli.cli.composing import added
 from fsmerge_cli.cli.gate import gate_of
@@ -40,9 +41,7 @@ groups:
   +models=NAME         source models, and the data set that belongs to them
   data=NAME            digits, folder, generated, glyphs, hf, none, per_task, sentences, tensors,
                        text, torchvision
-  method=NAME          activation_matching, average, fs_closed_form,
-                       fs_closed_form_trained, fs_merge (default), fs_merge_paper, kd, regmean,
-                       regmean_pp, slerp, zipit
+  method=NAME          @METHODS@
   hardware=NAME        auto (default), cpu, gpu, multi_gpu, slurm
   launcher=NAME        joblib, submitit_local, submitit_slurm (where the jobs of --multirun run)
   sweep=NAME           optuna (hyperparameter search with --multirun, instead of a full grid)
@@ -59,6 +58,8 @@ keys:
   evaluation.kd=true           also train a distillation baseline with the budget of the method
   data.images_per_task=100     unlabelled images per task for the merge (or all)
   method.steps=2000            training steps; --cfg job prints all keys of a method
+  models.base=PATH             the pretrained weights that all models were fine-tuned from, for
+                               methods of task vectors (ties, ...): a folder, file or timm name
   models.sources.0.labels=FILE class names of the first source; also arch, head, mean, std, ...
 
   -m, --multirun       run every combination of comma-separated values, then write one table,
@@ -86,6 +87,9 @@ examples:
   fsmerge merge --multirun +models=digits_mlp_pair method=slerp method.t=0.2,0.5,0.8
 """
 
+
+_METHODS = [f"{name} (default)" if name == "fs_merge" else name for name in presets.shipped("method")]
+HELP = HELP.replace("@METHODS@", f"\n{' ' * 23}".join(wrap(", ".join(_METHODS), 74)))
 
 FILES_OF_HYDRA = ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "hydra/hydra_logging")
 
@@ -149,6 +153,6 @@ def rewrite(argument: str) -> str:
         raise ConfigError(unknown(group, value, presets.names(group)))
     if argument.startswith("models="):
         return f"+{argument}"
-    if argument.startswith("models.sources") or re.match(r"method\.\w+\.\d+=", argument):
+    if argument.startswith(("models.sources", "models.base")) or re.match(r"method\.\w+\.\d+=", argument):
         return f"++{argument}"
     return added(argument)

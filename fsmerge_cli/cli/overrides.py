@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from fsmerge_cli.cli.preset_rules import check_preset
 from fsmerge_cli.cli.quoting import literal
 from fsmerge_cli.common import presets
-from fsmerge_cli.common.errors import ConfigError, reason, unknown
+from fsmerge_cli.common.errors import ConfigError, reason, unknown, unknown_key
 from fsmerge_cli.common.shown import shortened
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 GROUPS = (*presets.GROUPS, *presets.SWEEPS)
+MODELS = ("sources", "base")
+"""Keys of the group models."""
 LONGEST = 100_000
 """Most characters of one override."""
 DEEPEST = 50
@@ -132,6 +134,8 @@ def _mistakes(override: Override, argument: str) -> Iterator[str]:
         yield unknown(key, str(value), presets.names(key))
     elif key in GROUPS and isinstance(value, str) and re.search(r"(^|/)\.*(/|$)", value) and "/" in value:
         yield unknown(key, value, presets.names(key))
+    elif key.startswith("models.") and (name := key.split(".")[1]) not in MODELS:
+        yield unknown_key("models", name, MODELS)
     elif re.match(r"models\.sources\.(?!\d+(\.|$))", key):
         place = key.split(".")[2]
         yield f"models.sources.{place}: should be the index of a source: models.sources.0.KEY=VALUE."

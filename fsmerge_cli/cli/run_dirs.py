@@ -59,7 +59,7 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     groups = keys["models"]["sources"], keys["method"], keys.get("data"), keys["hardware"], keys["seed"]
     output = keys["output"]
     more = {"dtype": output.get("dtype", "float32"), "license": output.get("license")}
-    more["kd"] = keys["evaluation"]["kd"]
+    more["kd"], more["base"] = keys["evaluation"]["kd"], keys["models"].get("base")
     merge_request = request(*groups, overwrite=False, **more)
     check_same(
         f"the finished run in {folder}",
@@ -68,6 +68,8 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     )
     evaluation = read_evaluation(folder / "evaluation.json", AGAIN)
     check_sources(folder, merge_request.sources, evaluation)
+    if merge_request.base is not None and merge_request.method.uses_base:
+        check_sources(folder, [merge_request.base], evaluation)
     return evaluation
 
 
@@ -101,7 +103,8 @@ def check_sources(folder: Path, specs: Sequence[Any], evaluation: Mapping[str, A
     """Raise ConfigError where a checkpoint has changed since the finished run."""
     from fsmerge_cli.checkpoints.open import digest  # imports torch
 
-    hashes = {source["name"]: source["sha256"] for source in evaluation["provenance"]["sources"]}
+    recorded = [*evaluation["provenance"]["sources"], *filter(None, [evaluation["provenance"].get("base")])]
+    hashes = {source["name"]: source["sha256"] for source in recorded}
     for spec in specs:
         found = digest(spec)
         if found is not None and found != hashes.get(spec.name):

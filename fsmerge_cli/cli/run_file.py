@@ -44,6 +44,8 @@ def overrides_of(text: str, given: Collection[str], images: str | None, notes: l
         raise ConfigError(f"{shown(path)}: models.sources is missing, a list of the models to merge.")
     if "models" not in given and "models.sources" not in given:
         yield f"+models.sources={_literal(sources['sources'])}"
+        if sources.get("base") is not None and "models.base" not in given:
+            yield f"+models.base={_literal(sources['base'])}"
     if images is not None:
         values = {**values, "data": _with_images(values.get("data"), images, path, notes)}
     for group in GROUPS:

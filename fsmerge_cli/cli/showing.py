@@ -62,6 +62,7 @@ def run_check(config: DictConfig, checking: Checking) -> None:
         dtype=given.dtype,
         license=given.license,
         images_needed=False,
+        base=keys["models"].get("base"),
     )
     merge_request = replace(merge_request, more_inputs=(*merge_request.more_inputs, *config_inputs()))
     stderr = terminal.console(stderr=True)

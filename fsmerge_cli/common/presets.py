@@ -32,6 +32,11 @@ def names(group: str) -> list[str]:
     return sorted({*_files(group), *more_names(group)})
 
 
+def shipped(group: str) -> list[str]:
+    """The options of a config group that come with fsmerge, sorted."""
+    return sorted(_files(group))
+
+
 def more_names(group: str) -> list[str]:
     """The options of a config group that have no file; their keys and values are those of a dataclass."""
     found = PLUGINS[group].names() if group in PLUGINS else []

@@ -1,4 +1,4 @@
-"""The merging methods. To add one: one file here, one line in METHODS, one YAML in configs/method.
+"""The merging methods. To add one: one file (here or in a sub-room), one line in SHIPPED, one YAML.
 
 Those of other packages come from the entry points `fsmerge.methods`, those of scripts from `fsmerge_cli.register`.
 """
@@ -18,18 +18,32 @@ from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.methods.regmean import RegMean
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
 from fsmerge_cli.methods.slerp import Slerp
+from fsmerge_cli.methods.task_vectors.breadcrumbs import Breadcrumbs
+from fsmerge_cli.methods.task_vectors.dare import Dare
+from fsmerge_cli.methods.task_vectors.della import Della
+from fsmerge_cli.methods.task_vectors.lines import Lines
+from fsmerge_cli.methods.task_vectors.model_stock import ModelStock
+from fsmerge_cli.methods.task_vectors.task_arithmetic import TaskArithmetic
+from fsmerge_cli.methods.task_vectors.ties import Ties
 from fsmerge_cli.methods.zipit import ZipIt
 from fsmerge_cli.training.problem import Problem, Solution
 
 SHIPPED: dict[str, type[Method]] = {
     "activation_matching": ActivationMatching,
     "average": Average,
+    "breadcrumbs": Breadcrumbs,
+    "dare": Dare,
+    "della": Della,
     "fs_closed_form": FSClosedForm,
     "fs_merge": FSMerge,
     "kd": Distillation,
+    "lines": Lines,
+    "model_stock": ModelStock,
     "regmean": RegMean,
     "regmean_pp": RegMeanPlusPlus,
     "slerp": Slerp,
+    "task_arithmetic": TaskArithmetic,
+    "ties": Ties,
     "zipit": ZipIt,
 }
 

@@ -49,6 +49,8 @@ class Method(ABC):
     uses_images: ClassVar[bool] = False
     one_width: ClassVar[bool] = False
     """Whether all sources must have the merged model's widths and number of heads."""
+    uses_base: ClassVar[bool] = False
+    """Whether the method needs the pretrained weights that all sources share (`models.base`)."""
     mixed_images: ClassVar[str] = ""
     """What it costs that the images belong to no particular task, for a note; empty: nothing that is known."""
 

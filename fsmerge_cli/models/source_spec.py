@@ -28,7 +28,8 @@ class Recipe:
     """How an embedded source is trained on first use.
 
     data: name of the data set. seed: of initialisation and batches. steps, batch_size (images), lr, weight_decay:
-    of AdamW with a one-cycle schedule.
+    of AdamW with a one-cycle schedule. start: keys of another entry with a recipe, whose weights are fine-tuned
+    (null: random weights).
     """
 
     data: Text
@@ -37,6 +38,7 @@ class Recipe:
     batch_size: BatchSize = 64
     lr: PositiveFloat = 3e-3
     weight_decay: NonNegativeFloat = 1e-2
+    start: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, config=FORBID)

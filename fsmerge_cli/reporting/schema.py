@@ -129,6 +129,7 @@ class Provenance(Model):
     sources: Annotated[list[SourceOrigin], Field(min_length=1)] = Field(
         description="of the merge; of `fsmerge evaluate`, the model itself"
     )
+    base: SourceOrigin | None = Field(None, description="the pretrained weights, where the method used them")
     images_sha256: Hash = Field(
         description="of the pixels and tasks of all images that the merge was given, in order; of `fsmerge "
         "evaluate`, of the images for calibration; of `fsmerge finetune`, of the training images and classes"

@@ -211,7 +211,12 @@ def check_lines(inspection: Mapping[str, Any]) -> list[str]:
         lines.append(f"similarity to source 1: {cosines}; {inspection['verdict']}")
     applicable = [method["name"] for method in inspection["methods"] if method["why_not"] is None]
     lines.append(f"methods that apply: {', '.join(applicable)}")
-    lines += [f"  {m['name']} does not apply: {m['why_not']}" for m in inspection["methods"] if m["why_not"]]
+    against: dict[str, list[str]] = {}
+    for method in inspection["methods"]:
+        if method["why_not"]:
+            against.setdefault(method["why_not"], []).append(method["name"])
+    for why, names in against.items():
+        lines.append(f"  {', '.join(names)} {'does' if len(names) == 1 else 'do'} not apply: {why}")
     lines.append(f"recommended: {inspection['recommended']} ({inspection['why']})")
     if "fs_closed_form" in applicable and inspection["recommended"] != "method=average":
         lines.append("for a first result sooner: method=fs_closed_form")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fsmerge_cli.checkpoints.api import load_all
+from fsmerge_cli.checkpoints.base import load_base
 from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers
 from fsmerge_cli.checkpoints.load import load, normalisation, source_notes
 from fsmerge_cli.checkpoints.open import interpret
@@ -18,7 +19,7 @@ from fsmerge_cli.checkpoints.stated import stated_accuracies
 from fsmerge_cli.checkpoints.weight_cosine import weight_similarity
 from fsmerge_cli.common.atomic import check_claim
 from fsmerge_cli.common.distributed import checked_rank
-from fsmerge_cli.common.errors import ConfigError, DataError, MismatchError
+from fsmerge_cli.common.errors import DataError, MismatchError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.data import Task
@@ -30,15 +31,11 @@ from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import closed_form_cost, estimate
+from fsmerge_cli.runs.base import base_notes, check_base
 from fsmerge_cli.runs.merge import methods_of, problem_of, state_content
+from fsmerge_cli.runs.recommendation import reason_against, recommend, verdict
 from fsmerge_cli.runs.request import Models, Request, chosen_method, source_specs
 from fsmerge_cli.training.snapshots import usable_state
-
-SHARED_INITIALISATION, DIFFERENT_INITIALISATION = 0.8, 0.2
-"""Cosine to source 1's weights: from the first value averaging should work, up to the second it should fail."""
-
-LARGE = 512
-"""Width of the features from which full maps have too many parameters for a first try."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +126,7 @@ def inspect(
         plan = requested.method.plan(sources)
     except MismatchError as error:
         return Inspection(rows, error.reasons, None, None, (), None, None, requested.method.name, None, None, ())
+    parent = check_base(requested, opened, always=True)
     notes: list[str] = []
     top1: Mapping[str, float] = {}
     with requested.hardware.session() as device:
@@ -138,6 +136,9 @@ def inspect(
             sources = [load(own.spec) if _has_weights(own) else own.source for own in opened]
             problem, tests, notes = problem_of(requested, sources, device, progress)
             notes = notes if requested.data else []  # without data: that nothing was evaluated
+            if parent is not None and _has_weights(parent) and not any(map(_is_meta, sources)):
+                problem = replace(problem, base=load_base(parent.spec, opened[0], progress))
+            notes += base_notes(requested, problem)
             for method in methods_of(requested) if requested.data else ():  # else see `Request.require_images`
                 method.check(problem)
             if output is not None:
@@ -147,8 +148,8 @@ def inspect(
                 top1, found = _measured(requested, problem, tests)
                 notes = [*found, *notes]
     cosines = None if headers_only else weight_similarity(opened, plan)
-    methods = tuple(Applicable(name, _reason_against(name, plan, requested)) for name in sorted(METHODS))
-    recommended, why = _recommend(plan, cosines, requested)
+    methods = tuple(Applicable(name, reason_against(name, plan, requested)) for name in sorted(METHODS))
+    recommended, why = recommend(plan, cosines, requested)
     memory, seconds, more = _estimated_cost(requested, plan, sources)
     ready = [source for source in sources if not _is_meta(source)]
     notes += [*requested.notes, *source_notes(sources), *duplicate_notes(ready), *more]
@@ -156,7 +157,7 @@ def inspect(
         rows=rows,
         reasons=(),
         similarity=cosines,
-        verdict=_verdict(cosines),
+        verdict=verdict(cosines),
         methods=methods,
         recommended=recommended,
         why=why,
@@ -218,42 +219,6 @@ def _source_row(own: SourceHeaders) -> SourceRow:
         bytes=files.size if files else None,
         state="trained on first use" if own.found.origin == "recipe" else own.found.origin,
     )
-
-
-def _reason_against(name: str, plan: Plan, requested: Request) -> str | None:
-    try:
-        method = METHODS[name]
-    except ConfigError as error:  # of another package
-        return str(error)
-    if method.one_width and not plan.same_shape:
-        return "widths or numbers of heads differ"
-    if plan.family.post_norm and method is FSClosedForm:
-        return "does not exist for blocks that normalise after every sum"
-    if plan.family.activated_stream and method is FSClosedForm:
-        return "does not exist for a residual stream behind activations"
-    if method.uses_images and requested.data is None:
-        return "needs unlabelled images (data=...)"
-    return None
-
-
-def _verdict(cosines: Sequence[float] | None) -> str | None:
-    if cosines is None:
-        return None
-    if min(cosines) >= SHARED_INITIALISATION:
-        return "the sources seem to share a pretrained initialisation: averaging should work"
-    if min(cosines) <= DIFFERENT_INITIALISATION:
-        return "the sources seem to share no pretrained initialisation: averaging is expected to fail"
-    return "the sources may share a pretrained initialisation: compare averaging with a method that trains"
-
-
-def _recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request) -> tuple[str, str]:
-    if cosines is not None and min(cosines) >= SHARED_INITIALISATION:
-        return "method=average", "the sources seem to share a pretrained initialisation"
-    if requested.data is None:
-        return "method=average", "training needs images; with data=... use method=fs_merge"
-    if plan.arch.features >= LARGE:
-        return "method=fs_merge method.maps=low_rank", "full maps of this width have many trainable parameters"
-    return "method=fs_merge", "the sources are small enough for full maps"
 
 
 def _estimated_cost(

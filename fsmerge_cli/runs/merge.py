@@ -11,45 +11,36 @@ from typing import Any
 
 import torch
 
-from fsmerge_cli.alignment.channels import with_statistics
 from fsmerge_cli.checkpoints.api import load_all
-from fsmerge_cli.checkpoints.dtype import rounded, rounded_head
-from fsmerge_cli.checkpoints.headers import read_headers
-from fsmerge_cli.checkpoints.load import source_notes
-from fsmerge_cli.checkpoints.stated import stated_accuracies
+from fsmerge_cli.checkpoints.base import Base
+from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers
 from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.distributed import World, join
-from fsmerge_cli.common.hardware import Hardware, peak_memory
+from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.timing import Clock
-from fsmerge_cli.common.wording import worded, worded_progress
+from fsmerge_cli.common.wording import worded_progress
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.images.in_memory import Data
 from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, prepare_images
-from fsmerge_cli.evaluation.certificates import Certifier, probe
-from fsmerge_cli.evaluation.joint import with_decision
-from fsmerge_cli.evaluation.score_table import evaluate
-from fsmerge_cli.evaluation.serving import serving
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.kd import at_equal_budget
-from fsmerge_cli.models.head import Head
-from fsmerge_cli.models.plan import duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
-from fsmerge_cli.runs.merge_notes import start_notes, training_notes
+from fsmerge_cli.runs.base import base_notes, check_base, read_base
+from fsmerge_cli.runs.merge_result import result_of
 from fsmerge_cli.runs.request import Models, Request, request
-from fsmerge_cli.runs.result import MergeResult, images_sha256, versions
-from fsmerge_cli.supernet.fold import fold_head
+from fsmerge_cli.runs.result import MergeResult, images_sha256
 from fsmerge_cli.training.snapshots import SaveInterval, Snapshots, check_state, state_folder
-from fsmerge_cli.training.state import Trace
 
 
 def merge(
     models: Models,
     *,
+    base: Base | None = None,
     method: str | Mapping[str, Any] | Method = "fs_merge",
     data: Data | None = None,
     hardware: str | Mapping[str, Any] | Hardware = "auto",
@@ -69,24 +60,25 @@ def merge(
     """Merge trained networks into one network of the original size.
 
     models: name of a shipped set ("digits_mlp_pair"), or one entry per source: what `load_source` returned, or
-    the keys of `models.sources`. method, data, hardware: name of a shipped preset, a mapping with the keys of
-    that group, or the dataclass itself. data: also a folder, or images (a tensor, an array, a list, a torch
-    Dataset or DataLoader; see `data.images.in_memory`); None takes the default of the shipped set. seed: of all
-    random numbers. output: folder to write (None: nothing is written, `MergeResult.save` does it later); a
-    finished run in it is kept unless `overwrite`. resume: continue the interrupted run into that folder, if there
-    is one. checkpoint_every: how often the state of the training is written (steps, or "60s", "5m"). kd: also
-    evaluate distillation, trained with the method's images, steps, batches and losses at its own learning rate.
-    dtype: of the written weights (float32, float16, bfloat16); everything is computed in fp32, and the rounded
-    model is evaluated. license: for the model card. progress: called with every `Event`; True: shown on standard
-    error. command: recorded as the run's origin. more_inputs: other paths that must not change. more_notes: for
-    the report. With several processes (hardware.distributed) each returns the merged model, and only rank 0
-    evaluates, writes and reports progress.
+    the keys of `models.sources`. base: the pretrained weights that all sources were fine-tuned from, which some
+    methods need: a path, a module, what `load_source` returned, or keys as of a source. method, data, hardware:
+    name of a shipped preset, a mapping with the keys of that group, or the dataclass itself. data: also a folder,
+    or images (a tensor, an array, a list, a torch Dataset or DataLoader; see `data.images.in_memory`); None takes
+    the default of the shipped set. seed: of all random numbers. output: folder to write (None: nothing is
+    written, `MergeResult.save` does it later); a finished run in it is kept unless `overwrite`. resume: continue
+    the interrupted run into that folder, if there is one. checkpoint_every: how often the state of the training
+    is written (steps, or "60s", "5m"). kd: also evaluate distillation, trained with the method's images, steps,
+    batches and losses at its own learning rate. dtype: of the written weights (float32, float16, bfloat16);
+    everything is computed in fp32, and the rounded model is evaluated. license: for the model card. progress:
+    called with every `Event`; True: shown on standard error. command: recorded as the run's origin. more_inputs:
+    other paths that must not change. more_notes: for the report. With several processes (hardware.distributed)
+    each returns the merged model, and only rank 0 evaluates, writes and reports progress.
 
     Raises UserError where the input is wrong, TrainingError where the run fails, CertificateError where the
     written model differs from the merged one, Interrupted where a signal stopped it and `resume` can continue it.
     """
     requested = request(
-        models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype, license
+        models, method, data, hardware, seed, overwrite, resume, checkpoint_every, kd, dtype, license, base=base
     )
     requested = replace(requested, notes=(*requested.notes, *more_notes))
     inputs = (*requested.inputs(), *more_inputs)
@@ -98,13 +90,16 @@ def merge(
             report = report if world.main else silent
             with world.synchronized():
                 # Report every mismatch from the headers before anything is read or trained.
-                plan = requested.method.plan([own.source for own in read_headers(requested.sources)])
+                opened = read_headers(requested.sources)
+                plan = requested.method.plan([own.source for own in opened])
+                check_base(requested, opened)
                 report = worded_progress(report, plan.family.kind)
                 device = stack.enter_context(requested.hardware.session())
                 folder = None
                 if output is not None and world.main:
                     folder = stack.enter_context(claim(Path(output), requested.run.overwrite, inputs))
-            problem, tests, notes = _problem(requested, device, report, world, clock)
+            problem, tests, notes = _problem(requested, opened, device, report, world, clock)
+            notes += base_notes(requested, problem)
             for method in methods_of(requested):
                 method.check(problem)
             if output is not None:
@@ -114,7 +109,7 @@ def merge(
                 problem = replace(problem, snapshots=snapshots)
                 solution = requested.method.fit(problem)
             extra_rows = _extra_rows(requested, problem, solution, clock, notes)
-        result = _result(
+        result = result_of(
             requested, problem, tests, solution, extra_rows, notes, clock, command or "fsmerge.merge(...)"
         )
         result = replace(result, inputs=inputs)
@@ -135,7 +130,7 @@ def state_content(requested: Request, problem: Problem) -> dict[str, Any]:
     """What a saved state is valid for: these options, sources and images."""
     return {
         **requested.options(),
-        "sha256": [source.sha256 for source in problem.sources],
+        "sha256": [source.sha256 for source in (*problem.sources, *([problem.base] if problem.base else []))],
         "images": images_sha256(problem.images),
     }
 
@@ -151,18 +146,25 @@ def _snapshots(requested: Request, problem: Problem, output: Path) -> Snapshots:
 
 
 def _problem(
-    requested: Request, device: torch.device, progress: Progress, world: World, clock: Clock
+    requested: Request,
+    opened: Sequence[SourceHeaders],
+    device: torch.device,
+    progress: Progress,
+    world: World,
+    clock: Clock,
 ) -> tuple[Problem, TestImages, list[str]]:
     """The problem (the same on every process), the test images, and notes about the images."""
     sources: list[Source] = []
+    base: Source | None = None
     with clock.phase("sources"):
         for turn in (world.main, not world.main):  # rank 0 trains the embedded sources, the others read the cache
             with world.synchronized():
                 if turn:
                     sources = load_all(requested.sources, progress)
+                    base = read_base(requested, opened, progress)
     with world.synchronized(), clock.phase("data"):
         problem, tests, notes = problem_of(requested, sources, device, progress)
-    return replace(problem, world=world), tests, notes
+    return replace(problem, world=world, base=base), tests, notes
 
 
 def problem_of(
@@ -203,96 +205,3 @@ def _extra_rows(
         "run's, and the peak memory is that of both trainings"
     )
     return {"kd": found}
-
-
-def _result(
-    requested: Request,
-    problem: Problem,
-    tests: TestImages,
-    solution: Solution,
-    extra_rows: Mapping[str, Solution],
-    notes: Sequence[str],
-    clock: Clock,
-    command: str,
-) -> MergeResult:
-    """The result of a run; only rank 0 evaluates the model that all processes hold."""
-    sources, plan, dtype = problem.sources, problem.plan, requested.run.dtype
-    exact = solution = with_statistics(problem, solution)
-    if dtype != "float32":
-        written = rounded(solution.tensors(plan), dtype)
-        solution = replace(solution, weights=plan.family.from_file(plan.arch, written), dtype=dtype)
-        extra_rows = {name: solution if other is exact else other for name, other in extra_rows.items()}
-    with clock.phase("evaluate"):
-        evaluation = evaluate(
-            problem,
-            solution,
-            tests.measured if problem.world.main else [],
-            requested.method,
-            extra_rows,
-            stated_accuracies(requested.sources),
-        )
-    merged = evaluation.rows.get("merged")
-    heads = with_decision(_heads(sources, solution), merged.decision if merged else None)
-    pixels = probe(problem.images, plan, problem.seed)
-    certifier = Certifier(plan, sources, exact, heads, pixels, evaluation.evaluated, dtype, problem.progress)
-    if requested.data is not None and not evaluation.rows:
-        reason = "there are no images to measure with" if problem.world.main else "only process 0 evaluates"
-        notes = [*notes, f"{reason}: nothing was evaluated"]
-    notes = [
-        *evaluation.warnings,
-        *notes,
-        *start_notes(plan, solution),
-        *requested.notes,
-        *source_notes(sources),
-        *duplicate_notes(sources),
-    ]
-    trace = solution.trace
-    notes += training_notes(trace)
-    notes = [worded(note, plan.family.kind) for note in notes]
-    cost = {
-        "seconds": clock.seconds,
-        "steps": len(trace.loss),
-        "trained_parameters": trace.trainable,
-        "merged_parameters": sum(t.numel() for t in solution.weights.values()),
-        "images": len(problem.images),
-        "images_per_second": _rate(problem, trace, requested.method, clock),
-        "peak_memory_bytes": peak_memory(problem.device),
-        "serving": serving(problem, solution, pixels, dtype) if problem.world.main else None,
-    }
-    provenance = {
-        "command": command,
-        "seed": problem.seed,
-        "device": str(problem.device),
-        "processes": problem.world.size,
-        "threads": problem.hardware.threads or torch.get_num_threads(),
-        "versions": versions(),
-        "sources": [{"name": s.name, "origin": s.origin, "sha256": s.sha256} for s in sources],
-        "images_sha256": images_sha256(problem.images),
-        "tests_sha256": tests.sha256,
-    }
-    return MergeResult(
-        plan,
-        sources[0].preprocessing,
-        solution,
-        heads if dtype == "float32" else {name: rounded_head(head, dtype) for name, head in heads.items()},
-        evaluation,
-        cost,
-        provenance,
-        requested.options(),
-        tuple(notes),
-        certifier,
-    )
-
-
-def _rate(problem: Problem, trace: Trace, method: Method, clock: Clock) -> float | None:
-    """Training images per second of the fit, capture of targets included; None for a resumed run."""
-    seconds = clock.seconds["fit"]
-    if not trace.loss or not isinstance(method, Trained) or not seconds or problem.snapshots.resumed:
-        return None
-    batch = method.images_per_step(len(problem.images.train))
-    return round(len(trace.loss) * batch / seconds, 1)
-
-
-def _heads(sources: Sequence[Source], solution: Solution) -> dict[str, Head]:
-    pairs = zip(sources, solution.projectors)
-    return {s.name: fold_head(s.head.to("cpu"), U.cpu()) for s, U in pairs if s.head is not None}

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass as checked
 
+from fsmerge_cli.checkpoints.base import BASE, Base, base_entry
 from fsmerge_cli.checkpoints.dtype import DTYPES, Dtype
 from fsmerge_cli.checkpoints.tasks import order_note, tasks
 from fsmerge_cli.common import presets
@@ -53,7 +54,7 @@ class Request:
     """The sources to load, the images (None: none), the method, the hardware and the top-level settings.
 
     notes: guesses about the labels. more_inputs: files of class names, which have been read already, and other
-    paths that must not change.
+    paths that must not change. base: the pretrained weights (None: not given).
     """
 
     sources: Sequence[SourceSpec]
@@ -63,12 +64,14 @@ class Request:
     run: Run
     notes: tuple[str, ...] = ()
     more_inputs: tuple[Input, ...] = ()
+    base: SourceSpec | None = None
 
     def inputs(self) -> list[Input]:
         """Every path that is read."""
         paths = [(s, (s.checkpoint, s.base, s.loaded.origin if s.loaded else None)) for s in self.sources]
         given = [(s.name, path) for s, own in paths for path in own]
         sources = [i for name, path in given for i in checkpoint_inputs(f"source '{name}'", path)]
+        sources += checkpoint_inputs(BASE, self.base.checkpoint if self.base else None)
         data = data_inputs(self.data, [spec.name for spec in self.sources])
         return [*sources, *self.more_inputs, *data, *cache_inputs()]
 
@@ -86,10 +89,20 @@ class Request:
                 f"Pass data=NAME ({names}), or evaluation.kd=false."
             )
 
+    def require_base(self) -> None:
+        """Raise ConfigError where the method needs the pretrained weights and they are not given."""
+        if self.method.uses_base and self.base is None:
+            raise ConfigError(
+                f"method={self.method.name} merges differences from the pretrained weights that all sources "
+                "share, and these are not given. Pass models.base=PATH (a folder, a file, or a timm name with a "
+                "tag), or method=average."
+            )
+
     def options(self) -> dict[str, Any]:
         """Every option by group, as in config.yaml."""
+        base = {} if self.base is None else {"base": self.base.options()}
         return {
-            "models": {"sources": [spec.options() for spec in self.sources]},
+            "models": {"sources": [spec.options() for spec in self.sources], **base},
             "data": self.data.options() if self.data else None,
             "method": asdict(self.method),
             "hardware": asdict(self.hardware),
@@ -115,8 +128,11 @@ def request(
     dtype: str = "float32",
     license: str | None = None,
     images_needed: bool = True,
+    base: Base | None = None,
 ) -> Request:
     """Read every preset and validate every value, with `images_needed` also that there is a data set.
+
+    base: the pretrained weights; None takes those of the shipped set.
 
     Raises UserError.
     """
@@ -142,7 +158,19 @@ def request(
     labels = {spec.name: spec.labels for spec in specs if isinstance(spec.labels, tuple)}
     notes = [order_note(entry, labels[entry.name]) for entry in entries if entry.name in labels]
     files = [i for entry in entries for i in label_inputs(f"the labels of source '{entry.name}'", entry.labels)]
-    found = Request(specs, images, chosen, machine, run, tuple(note for note in notes if note), tuple(files))
+    if base is None and isinstance(models, str):
+        base = presets.load("models", models).get("base")
+    found = Request(
+        specs,
+        images,
+        chosen,
+        machine,
+        run,
+        tuple(note for note in notes if note),
+        tuple(files),
+        None if base is None else base_entry(base),
+    )
+    found.require_base()
     if images_needed:
         found.require_images()
     return found

@@ -23,7 +23,10 @@ from fsmerge_cli.training.state import Trace
 
 @dataclass(frozen=True)
 class Problem:
-    """The sources, their plan and the unlabelled images; the same for every method."""
+    """The sources, their plan and the unlabelled images; the same for every method.
+
+    base: the pretrained weights that all sources were fine-tuned from, for methods with `uses_base`.
+    """
 
     plan: Plan
     sources: Sequence[Source]
@@ -34,6 +37,7 @@ class Problem:
     progress: Progress = silent
     world: World = field(default_factory=World)
     snapshots: Snapshots = field(default_factory=Snapshots)
+    base: Source | None = None
 
     def task_images(self, source: int) -> Inputs:
         """The unlabelled images of one source's task and the auxiliary images. Raises DataError without any."""

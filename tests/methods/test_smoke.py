@@ -15,11 +15,17 @@ from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.request import source_entries
 from fsmerge_cli.training.teachers import network
 
 pytestmark = pytest.mark.full
 
 OTHER_WIDTHS = ["average", "fs_merge", "kd"]
+
+
+def some_base(models: str, name: str) -> SourceSpec | None:
+    """Source 1 for a method of task vectors, which merges whatever it is given."""
+    return source_entries(models)[0] if METHODS[name].uses_base else None
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,7 @@ def test_a_method_merges_digits_and_the_folder_holds_the_model_in_memory(
     models: str, name: str, tmp_path: Path
 ) -> None:
     method = {"name": name, **({"steps": 60} if issubclass(METHODS[name], Trained) else {})}
-    result = merge(models, method=method, output=tmp_path / "out")
+    result = merge(models, method=method, base=some_base(models, name), output=tmp_path / "out")
     stored = load_file(tmp_path / "out/merged/model.safetensors")
     assert stored.keys() == result.solution.weights.keys()
     assert all(torch.equal(stored[n], t) for n, t in result.solution.weights.items())
@@ -58,7 +64,8 @@ def test_a_method_merges_digits_and_the_folder_holds_the_model_in_memory(
 def test_a_method_merges_convolutional_networks(name: str, tmp_path: Path) -> None:
     method = {"name": name, **({"steps": 20} if issubclass(METHODS[name], Trained) else {})}
     data = {"name": "glyphs", "images_per_task": 20}
-    result = merge("convnet_pair", method=method, data=data, output=tmp_path / "out")
+    base = some_base("convnet_pair", name)
+    result = merge("convnet_pair", method=method, data=data, base=base, output=tmp_path / "out")
     pixels = torch.rand(3, 1, 24, 24)
     for task, head in result.heads.items():
         again = load(SourceSpec(task, checkpoint=str(tmp_path / "out/merged"), head=task))

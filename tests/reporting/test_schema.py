@@ -18,6 +18,7 @@ from fsmerge_cli.common.errors import FsmergeError
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.reporting import schema
+from fsmerge_cli.runs.request import source_entries
 from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.full
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.full
 
 def evaluation(tmp_path: Path, name: str) -> dict[str, Any]:
     method = {"name": name, **({"steps": 3} if issubclass(METHODS[name], Trained) else {})}
-    merge("digits_mlp_pair", method=method, output=tmp_path / "out")
+    base = source_entries("digits_mlp_pair")[0] if METHODS[name].uses_base else None
+    merge("digits_mlp_pair", method=method, base=base, output=tmp_path / "out")
     found: dict[str, Any] = json.loads((tmp_path / "out/evaluation.json").read_text())
     return found
 

@@ -22,6 +22,7 @@ from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.check import inspect
 from tests.support.checks import Entries, check_request, write_entries
+from tests.support.common_initialisation import NAMES
 from tests.support.sources import mlp_source
 
 pytestmark = pytest.mark.full
@@ -161,7 +162,7 @@ def test_a_method_that_does_not_apply_has_a_reason(tmp_path: Path) -> None:
     given = write_entries(tmp_path, mlp_source("a", [8, 8], 1), mlp_source("b", [6, 8], 2))
     found = {method.name: method.why_not for method in inspect(check_request(given)).methods}
     width, images = "widths or numbers of heads differ", "needs unlabelled images (data=...)"
-    wide = ("activation_matching", "regmean", "regmean_pp", "slerp", "zipit")
+    wide = ("activation_matching", "regmean", "regmean_pp", "slerp", "zipit", *NAMES)
     assert found == {
         "average": None,
         "fs_closed_form": images,

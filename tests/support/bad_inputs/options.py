@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fsmerge_cli.common import presets
 from tests.support.bad_inputs.case import (
     AVERAGE,
     DATA,
@@ -56,20 +57,15 @@ OPTIONS = [
         "merge +models=digits",
         2,
         (
-            "unknown models 'digits'. Did you mean 'digits_mlp_trio'? Available: clip_vit_b_pair, "
-            "convnet_pair, digits_mlp_pair, digits_mlp_trio, glyphs_vit_pair, glyphs_vit_quad, text_pair, "
-            "vit_b_pair, vit_l_pair."
+            "unknown models 'digits'. Did you mean 'digits_mlp_trio'? Available: "
+            f"{', '.join(presets.shipped('models'))}."
         ),
     ),
     Case(
         "an unknown method",
         two() + " method=averag",
         2,
-        (
-            "unknown method 'averag'. Did you mean 'average'? Available: activation_matching, average, "
-            "fs_closed_form, fs_closed_form_trained, fs_merge, fs_merge_paper, kd, regmean, regmean_pp, slerp, "
-            "zipit."
-        ),
+        (f"unknown method 'averag'. Did you mean 'average'? Available: {', '.join(presets.shipped('method'))}."),
         installed=True,
     ),
     Case(

@@ -1,0 +1,63 @@
+"""Which methods apply to the sources of a merge, and which one to start with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.fs_closed_form import FSClosedForm
+from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.runs.request import Request
+
+SHARED_INITIALISATION, DIFFERENT_INITIALISATION = 0.8, 0.2
+"""Cosine to source 1's weights: from the first value averaging should work, up to the second it should fail."""
+
+LARGE = 512
+"""Width of the features from which full maps have too many parameters for a first try."""
+
+
+def reason_against(name: str, plan: Plan, requested: Request) -> str | None:
+    """Why a method does not apply to these sources; None: it applies."""
+    try:
+        method = METHODS[name]
+    except ConfigError as error:  # of another package
+        return str(error)
+    if method.one_width and not plan.same_shape:
+        return "widths or numbers of heads differ"
+    if method.uses_base and requested.base is None:
+        return "needs the pretrained weights (models.base=...)"
+    if plan.family.post_norm and method is FSClosedForm:
+        return "does not exist for blocks that normalise after every sum"
+    if plan.family.activated_stream and method is FSClosedForm:
+        return "does not exist for a residual stream behind activations"
+    if method.uses_images and requested.data is None:
+        return "needs unlabelled images (data=...)"
+    return None
+
+
+def verdict(cosines: Sequence[float] | None) -> str | None:
+    """What the cosines of the weights with those of source 1 indicate; None where they were not computed."""
+    if cosines is None:
+        return None
+    if min(cosines) >= SHARED_INITIALISATION:
+        return "the sources seem to share a pretrained initialisation: averaging should work"
+    if min(cosines) <= DIFFERENT_INITIALISATION:
+        return "the sources seem to share no pretrained initialisation: averaging is expected to fail"
+    return "the sources may share a pretrained initialisation: compare averaging with a method that trains"
+
+
+def recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request) -> tuple[str, str]:
+    """The method to start with, as command-line arguments, and the reason."""
+    if cosines is not None and min(cosines) >= SHARED_INITIALISATION:
+        if requested.base is not None and plan.same_shape:
+            return "method=ties", "the sources share a pretrained initialisation, and models.base gives it"
+        return "method=average", (
+            "the sources seem to share a pretrained initialisation; with models.base=PATH, the pretrained "
+            "weights, also method=ties and other methods of task vectors"
+        )
+    if requested.data is None:
+        return "method=average", "training needs images; with data=... use method=fs_merge"
+    if plan.arch.features >= LARGE:
+        return "method=fs_merge method.maps=low_rank", "full maps of this width have many trainable parameters"
+    return "method=fs_merge", "the sources are small enough for full maps"
