@@ -20,6 +20,8 @@ from fsmerge_cli.training.teachers import network
 
 pytestmark = pytest.mark.full
 
+SMOKED = [name for name in METHODS if name == "ties" or not METHODS[name].uses_base]
+"""Of the methods of task vectors only one: the others are in tests/runs/test_base.py."""
 OTHER_WIDTHS = ["average", "fs_merge", "kd"]
 
 
@@ -30,7 +32,7 @@ def some_base(models: str, name: str) -> SourceSpec | None:
 
 @pytest.mark.parametrize(
     ("models", "name"),
-    [("digits_mlp_pair", name) for name in METHODS]
+    [("digits_mlp_pair", name) for name in SMOKED]
     + [pytest.param("digits_mlp_trio", name, marks=pytest.mark.full) for name in OTHER_WIDTHS],
 )
 def test_a_method_merges_digits_and_the_folder_holds_the_model_in_memory(
@@ -57,7 +59,7 @@ def test_a_method_merges_digits_and_the_folder_holds_the_model_in_memory(
     "name",
     [
         pytest.param(name, marks=[] if name in ("fs_merge", "zipit") else [pytest.mark.slow])
-        for name in METHODS
+        for name in SMOKED
         if name != "fs_closed_form"
     ],
 )

@@ -19,7 +19,7 @@ from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, SourceError
 from fsmerge_cli.models.source_spec import SourceSpec
 from tests.support.checks import Entries, written
-from tests.support.common_initialisation import moved, parent, random_vector
+from tests.support.common_initialisation import NAMES, moved, parent, random_vector
 from tests.support.sources import mlp_source
 from tests.support.vits import vit_source
 
@@ -55,6 +55,16 @@ def test_a_merge_adds_the_task_vectors_to_the_base(files: Files, tmp_path: Path)
     assert evaluation["provenance"]["base"]["sha256"] == load_source(base).sha256
     config = yaml.safe_load((tmp_path / "o/config.yaml").read_text())
     assert config["models"]["base"]["checkpoint"].endswith("base")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_of_task_vectors_writes_a_model_that_loads(name: str, files: Files, tmp_path: Path) -> None:
+    images = {task: torch.rand(4, 1, 2, 2) for task in "ab"}
+    result = merge(files[0], base=files[1], method=name, data=images, output=tmp_path / "out")
+    stored = load_file(tmp_path / "out/merged/model.safetensors")
+    assert all(torch.equal(stored[n], t) for n, t in result.solution.weights.items())
+    evaluation = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert evaluation["certificates"]["heads"]["status"] == "holds"
 
 
 @pytest.mark.parametrize("form", ["path", "mapping", "loaded", "spec"])
