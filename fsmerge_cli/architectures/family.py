@@ -102,7 +102,9 @@ class Family:
     for that image size (None: not possible). classifier: options, weights, weight and bias of a classifier ->
     `architecture` and `model_args` of a config.json and the tensors of the whole model, as timm runs it (None: it
     has no such model). kind: of input that it reads. post_norm: whether its blocks normalise the residual stream
-    after every sum. activated_stream: whether an activation follows every sum of the residual stream. sample:
+    after every sum. activated_stream: whether an activation follows every sum of the residual stream. sums:
+    the last layers of the residual blocks of an instance whose output is added to the stream unchanged, and the
+    module whose input is that sum. sample:
     options, number and generator -> random inputs (without a generator on the meta device). folding: where its
     files differ from its networks in memory (None: nowhere). normalise: options, mean and std per channel ->
     options of a network that normalises pixels itself (None: both are folded into the first layer). pixels: keys
@@ -133,6 +135,7 @@ class Family:
     kind: Kind = "image"
     post_norm: bool = False
     activated_stream: bool = False
+    sums: Callable[[nn.Module], Mapping[str, str]] = lambda module: {}
     sample: Sample = random_pixels
     folding: Folding | None = None
     normalise: Callable[[Any, tuple[float, ...], tuple[float, ...]], Any] | None = None

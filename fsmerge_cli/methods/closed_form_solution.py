@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import torch
 
+from fsmerge_cli.alignment.channels import can_reset, with_reset_of_clusters
 from fsmerge_cli.alignment.closed_form.layered import layers
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import outline
 from fsmerge_cli.alignment.closed_form.solve import ClosedForm, closed_form
+from fsmerge_cli.alignment.closed_form.steps import selects_units, steps
 from fsmerge_cli.alignment.matching import require_images
 from fsmerge_cli.architectures import Family
 from fsmerge_cli.architectures.ports import Role, Unit
@@ -37,9 +39,11 @@ def check_closed_form(problem: Problem, name: str) -> None:
             f"method={name} does not exist for rotary positions behind a norm of queries and keys: it would mix "
             "units that are turned as pairs. Take method=fs_merge or method=kd with another start."
         )
-    if outline(problem.plan) is None and layers(problem.plan) is None:
+    plan = problem.plan
+    known = [steps] if selects_units(plan) else [outline, layers]
+    if all(order(plan) is None for order in known):
         raise ConfigError(
-            f"method={name} does not know the order of computation of family '{problem.plan.family.name}': it is "
+            f"method={name} does not know the order of computation of family '{plan.family.name}': it is "
             "neither blocks on a residual stream nor a chain of layers. Take method=fs_merge or method=kd with "
             "another start."
         )
@@ -47,15 +51,12 @@ def check_closed_form(problem: Problem, name: str) -> None:
 
 def no_closed_form(family: Family) -> str | None:
     """Why there is no closed form for a family; None where nothing speaks against it."""
-    if family.post_norm:
-        reason = "its blocks normalise the residual stream after every sum"
-    elif family.activated_stream:
-        reason = "its residual stream passes an activation after every sum, so that its units can only be selected"
-    else:
+    if not family.post_norm:
         return None
     return (
-        f"does not exist for family '{family.name}': {reason}, and the closed form projects a stream that is only "
-        "summed into. Take method=fs_merge or method=kd, with another method.start than closed_form."
+        f"does not exist for family '{family.name}': its blocks normalise the residual stream after every sum, "
+        "and the closed form projects a stream that is only summed into. Take method=fs_merge or method=kd, with "
+        "another method.start than closed_form."
     )
 
 
@@ -74,15 +75,27 @@ def require_enough_units(plan: Plan) -> None:
 
 
 def solve(
-    problem: Problem, options: ClosedFormOptions, views: int | None = None, augment: Augment = "strong"
+    problem: Problem,
+    options: ClosedFormOptions,
+    views: int | None = None,
+    augment: Augment = "strong",
+    reset: bool = False,
 ) -> Solution:
-    """The solution on all images and their augmented views; with its maps where there are no corrections."""
+    """The solution on all images and their augmented views; with its maps where there are no corrections.
+
+    reset: the statistics of convolutions that had BatchNorm are reset, see `methods.resets`.
+    """
     found = closed_form(problem, rows(problem, views, augment), options)
-    if options.correct:
-        return Solution(found.weights, found.projectors, facts=figures(found))
-    maps = as_maps(problem.plan, found)
-    weights = {name: t.detach() for name, t in fold(problem.plan, maps, problem.weights()).items()}
-    return Solution(weights, found.projectors, maps=maps, facts=figures(found))
+    solution = Solution(found.weights, found.projectors, facts=figures(found))
+    if not options.correct:
+        maps = as_maps(problem.plan, found)
+        weights = {name: t.detach() for name, t in fold(problem.plan, maps, problem.weights()).items()}
+        solution = replace(solution, weights=weights, maps=maps)
+    if not (reset and can_reset(problem)):
+        return solution
+    places = range(len(problem.sources))
+    merge = {port.space: [found.merge[port, i] for i in places] for port in problem.plan.writes}
+    return with_reset_of_clusters(problem, solution, merge)
 
 
 def rows(problem: Problem, views: int | None, augment: Augment) -> Images:

@@ -11,15 +11,15 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.common.options import FORBID, Count, Flag, NonNegativeFloat
 from fsmerge_cli.data.images.augment import Augment
-from fsmerge_cli.methods.base import Method
 from fsmerge_cli.methods.closed_form_solution import check_closed_form, solve
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
+from fsmerge_cli.methods.resets import Resets
 from fsmerge_cli.models.head_count import HeadCount
 from fsmerge_cli.training.problem import Problem, Solution, Stage
 
 
 @dataclass(frozen=True, config=FORBID)
-class FSClosedForm(Method):
+class FSClosedForm(Resets):
     """All sources side by side, pruned to the merged width by least squares, from the first layer to the last.
 
     width: of the merged model, from one source's to the sum of all. heads: all (every head of every source, at a
@@ -27,10 +27,11 @@ class FSClosedForm(Method):
     augmented copies of every image as further rows (null: so many that there are IMAGES_PER_TASK images per task).
     augment: none, shift, crop_flip, paper or strong. ridge: of every regression, relative to the mean variance of
     its inputs (null: chosen by cross-validation over the images). correct: every layer that writes into the
-    residual stream is fitted to what is missing there; without it all weights are of the form sum_i M_i W_i U_i.
-    row_weights: tokens count by how much the features depend on them. steps: training steps afterwards, in which
-    all weights and the projectors are fitted to the sources' features on fresh views, at the learning rates of
-    method=kd after such a start (0: none).
+    residual stream is fitted to what is missing there, and every convolution on the patches that it reads; without
+    it all weights are of the form sum_i M_i W_i U_i. row_weights: tokens count by how much the features depend on
+    them. steps: training steps afterwards, in which all weights and the projectors are fitted to the sources'
+    features on fresh views, at the learning rates of method=kd after such a start (0: none). Units that an
+    activation acts on (all of a ResNet's) are selected, each from one source. reset_batchnorm: see `Resets`.
     """
 
     uses_images: ClassVar[bool] = True
@@ -59,7 +60,7 @@ class FSClosedForm(Method):
         options = ClosedFormOptions(
             self.ridge, self.correct, self.row_weights, problem.hardware.eval_batch, problem.seed
         )
-        found = solve(problem, options, self.views, self.augment)
+        found = solve(problem, options, self.views, self.augment, self.reset_batchnorm)
         return self._trained(problem, found) if self.steps else found
 
     def training(self) -> Distillation:
@@ -73,6 +74,8 @@ class FSClosedForm(Method):
         network = PlainStudent(problem, found.weights, found.projectors)
         trace = self.training().train(replace(problem, images=images), network)
         solution = replace(network.solution(trace), facts=found.facts)
+        if found.stages:
+            return replace(solution, stages=found.stages, finetuned=True)
         if found.maps is None:
             return solution
         stage = Stage(problem.plan, found.maps, problem.weights("cpu"), found.weights)

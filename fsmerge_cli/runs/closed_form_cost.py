@@ -10,6 +10,8 @@ Memory, in bytes, beside the sources and the images themselves:
 - the largest phase: the moments of the streams at all depths, (depths + 3) 8 (sum_i d_i)^2; or the selection of a
   space, 3 matrices of 8 C^2 for its C candidates and one of 8 C times the units that read it; and COPIES of the
   largest activation of one batch, in fp64, which is at most MAX_BYTES.
+
+Where units are selected, `selected_cost` has the formulas.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from fsmerge_cli.alignment.closed_form.outline import Outline, outline
 from fsmerge_cli.alignment.closed_form.residual import MAX_BYTES
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.stages import embed
+from fsmerge_cli.alignment.closed_form.steps import selects_units
 from fsmerge_cli.architectures.ports import Mapped
 from fsmerge_cli.common.inputs import pixels_of
 from fsmerge_cli.methods.base import Method, Trained
@@ -30,12 +33,11 @@ from fsmerge_cli.methods.closed_form_solution import copies_per_image
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.runs import selected_cost
+from fsmerge_cli.runs.selected_cost import DOUBLE
 
 COPIES = 3
 """Of the largest activation: all sources side by side, in fp64, and times the weights of the rows."""
-
-DOUBLE = 2.0
-"""Time of an operation in fp64, relative to fp32."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,23 @@ def _tokens(plan: Plan, found: Outline) -> int:
     image = pixels_of(plan.family.sample(plan.arch, 1, None))
     with torch.inference_mode():
         return embed(plan.skeleton(), found.blocks, image).shape[1]
+
+
+def memory_of(plan: Plan, method: FSClosedForm, images: int, parameters: int, batch: int) -> int:
+    """Bytes of solving `method` on so many images, beside the sources and these images; see `memory`."""
+    rows = rows_of(method, plan, images)
+    pixels = plan.family.sample(plan.arch, 1, None).nbytes // 4
+    if selects_units(plan):
+        return selected_cost.memory(plan, rows, parameters, pixels, batch)
+    return memory(shapes(plan, rows), parameters, pixels, method.correct, batch)
+
+
+def operations_of(plan: Plan, method: FSClosedForm, images: int, forward: float) -> float:
+    """Operations of solving `method` on so many images. forward: of one image through the merged network."""
+    rows = rows_of(method, plan, images)
+    if selects_units(plan):
+        return selected_cost.operations(plan, rows, forward)
+    return operations(plan, shapes(plan, rows), forward)
 
 
 def memory(s: Shapes, parameters: int, pixels: int, correct: bool, batch: int) -> int:

@@ -176,19 +176,13 @@ def peak_memory(
     fit = max(
         _training(plan, method, hardware, work, network, t) + (4 * n * (k - 1) if permuted else 0),
         capture if isinstance(method, Trained) else 4 * n,
-        _closed_form(plan, solved, hardware, work, network) if solved else 0,
+        closed_form_cost.memory_of(plan, solved, images, n, hardware.eval_batch) if solved else 0,
         _statistics(plan, False) if permuted else 0,
     )
     test_activations = network.widest * min(hardware.eval_batch, max(work.test, default=0))
     evaluation = 8 * n + 4 * t + test_activations if any(work.test) else 0
     certificates = 16 * n + 4 * t + 2 * network.widest * IMAGES * (k + 2)
     return constant + max(fit, evaluation, certificates)
-
-
-def _closed_form(plan: Plan, method: FSClosedForm, hardware: Hardware, work: Workload, network: Network) -> int:
-    shapes = closed_form_cost.shapes(plan, closed_form_cost.rows_of(method, plan, work.images))
-    pixels = plan.family.sample(plan.arch, 1, None).nbytes // 4
-    return closed_form_cost.memory(shapes, network.parameters, pixels, method.correct, hardware.eval_batch)
 
 
 def permutes_sources(plan: Plan, method: Method, images: int) -> bool:
@@ -237,8 +231,7 @@ def operations(plan: Plan, method: Method, work: Workload, network: Network) -> 
     if permutes_sources(plan, method, images):
         total += forward * images * k
     if solved:
-        shapes = closed_form_cost.shapes(plan, closed_form_cost.rows_of(solved, plan, work.images))
-        total += closed_form_cost.operations(plan, shapes, forward)
+        total += closed_form_cost.operations_of(plan, solved, images, forward)
     if isinstance(method, Trained):
         batch = method.images_per_step(work.images)
         step = 3 * forward * batch

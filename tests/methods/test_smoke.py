@@ -60,7 +60,6 @@ def test_a_method_merges_digits_and_the_folder_holds_the_model_in_memory(
     [
         pytest.param(name, marks=[] if name in ("fs_merge", "zipit") else [pytest.mark.slow])
         for name in SMOKED
-        if name != "fs_closed_form"
     ],
 )
 def test_a_method_merges_convolutional_networks(name: str, tmp_path: Path) -> None:

@@ -108,32 +108,25 @@ def test_a_merged_network_is_merged_again_and_distilled_from_scratch(tmp_path: P
 
 
 @pytest.mark.full
-def test_check_reports_resnets_and_the_method_that_does_not_exist_for_them(tmp_path: Path) -> None:
+def test_check_reports_resnets_and_the_methods_that_apply(tmp_path: Path) -> None:
     models = [write_resnet(tmp_path / str(i), DEEP, i, PIXELS, in_chans=1) for i in (1, 2)]
     found = inspect(check_request(models))
     assert [(row.architecture, row.width, row.depth, row.mean, row.std) for row in found.rows] == [
         ("resnet18d", 12, 4, (0.4,), (0.2,))
     ] * 2
-    assert next(own.why_not for own in found.methods if own.name == "fs_closed_form") == (
-        "does not exist for a residual stream behind activations"
-    )
+    applying = [own.why_not for own in found.methods if own.name == "fs_closed_form"]
+    assert applying == ["needs unlabelled images (data=...)"]
 
 
-@pytest.mark.parametrize(
-    ("method", "name"),
-    [
-        ("fs_closed_form", "fs_closed_form"),
-        ({"name": "kd", "start": "closed_form"}, "kd method.start=closed_form"),
-    ],
-)
-def test_the_closed_form_is_refused_by_name(method: Any, name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        merged(tmp_path, method, images())
-    assert str(error.value) == (
-        f"method={name} does not exist for family 'resnet': its residual stream passes an activation after every "
-        "sum, so that its units can only be selected, and the closed form projects a stream that is only summed "
-        "into. Take method=fs_merge or method=kd, with another method.start than closed_form."
-    )
+@pytest.mark.full
+@pytest.mark.parametrize("correct", [True, False])
+def test_the_closed_form_is_written_and_its_certificates_hold(correct: bool, tmp_path: Path) -> None:
+    method = {"name": "fs_closed_form", "views": 1, "correct": correct}
+    merged(tmp_path, method, images())
+    found = certificates(tmp_path)
+    assert found.pop("permuted") == "not applicable"
+    assert found.pop("unfolded") == ("not applicable" if correct else "holds")
+    assert set(found.values()) == {"holds"}
 
 
 def test_finetuning_is_refused_by_name(tmp_path: Path) -> None:

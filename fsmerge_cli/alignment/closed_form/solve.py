@@ -2,9 +2,10 @@
 
 Every layer is solved on the inputs that the already merged layers produce, from sums that are streamed in fp64; no
 gradient step is taken. Residual streams: one orthogonal projection (SliceGPT, arXiv 2401.15024, takes one per
-block of a single network); heads: the best approximation of their logits at a smaller size; hidden units: forward
-selection; what writes into the stream: regression on what is missing there (RegMean++, arXiv 2508.03121, solves
-layers in this order; PLeaS, arXiv 2407.02447, fits them to the sources' outputs).
+block of a single network), or where it passes activations (ResNets) a forward selection of its units; heads: the
+best approximation of their logits at a smaller size; hidden units: forward selection; what writes into the stream:
+regression on what is missing there (RegMean++, arXiv 2508.03121, solves layers in this order; PLeaS, arXiv
+2407.02447, fits them to the sources' outputs).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from fsmerge_cli.alignment.closed_form.layered import LayeredSolver, layers
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import outline
 from fsmerge_cli.alignment.closed_form.residual import ResidualSolver
+from fsmerge_cli.alignment.closed_form.selected import SelectedSolver
+from fsmerge_cli.alignment.closed_form.steps import selects_units, steps
 from fsmerge_cli.common.inputs import pixels_of
 from fsmerge_cli.data.draw import NO_TASK, Images
 from fsmerge_cli.training.problem import Problem
@@ -49,8 +52,9 @@ class ClosedForm:
 def closed_form(problem: Problem, rows: Images, options: ClosedFormOptions) -> ClosedForm:
     """Solve the problem on `rows`, the images with their views; those of `problem` come first.
 
-    The architecture is blocks on a residual stream (`outline`) or a chain of layers (`layers`). Continues behind
-    the last stage that the problem's snapshots have, and saves further ones there.
+    The architecture is blocks on a residual stream (`outline`), a chain of layers (`layers`), or layers whose
+    units can only be selected (`steps`). Continues behind the last stage that the problem's snapshots have, and
+    saves further ones there.
     """
     plan, device = problem.plan, problem.device
     assembly = Assembly(plan, problem.weights(), device)
@@ -58,14 +62,16 @@ def closed_form(problem: Problem, rows: Images, options: ClosedFormOptions) -> C
     finished = Finished(assembly, not options.correct, problem.snapshots.next_training(), problem.progress)
     pixels = pixels_of(rows.images).float()
     original = pixels[: len(problem.images)]
-    if found := outline(plan):
+    solver: ResidualSolver | LayeredSolver | SelectedSolver
+    folds = folds_of(len(original), len(rows))
+    if selects_units(plan):
+        order = steps(plan) or ()
+        solver = SelectedSolver(assembly, networks, order, pixels, folds, options, finished)
+    elif found := outline(plan):
         own = [_own(original, problem.images.task, i)[:MAX_GRADIENT_IMAGES] for i in assembly.sources]
-        solver: ResidualSolver | LayeredSolver = ResidualSolver(
-            assembly, networks, found, pixels, original, own, options, finished
-        )
+        solver = ResidualSolver(assembly, networks, found, pixels, original, own, options, finished)
     else:
         chain = layers(plan) or ()
-        folds = folds_of(len(original), len(rows))
         solver = LayeredSolver(assembly, networks, chain, pixels, folds, options, finished)
     projectors = solver.solve()
     weights = {name: t.detach().clone() for name, t in assembly.network.state_dict().items()}

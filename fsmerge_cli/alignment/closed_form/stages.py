@@ -16,17 +16,22 @@ class _Stop(Exception):  # noqa: N818 - not an error
 
 @contextmanager
 def recorded(
-    network: nn.Module, inputs: Sequence[str] = (), outputs: Sequence[str] = (), stop: bool = False
+    network: nn.Module,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    stop: bool = False,
+    copy: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Inside, a forward pass records inputs and outputs of modules under `MODULE.input` and `MODULE.output`.
 
-    stop: the pass is ended by an exception once all are recorded; see :func:`run`.
+    stop: the pass is ended by an exception once all are recorded; see :func:`run`. copy: what is recorded is a
+    copy, for networks that overwrite activations.
     """
     found: dict[str, Tensor] = {}
     wanted = len(inputs) + len(outputs)
 
     def keep(key: str, value: Tensor) -> None:
-        found[key] = value
+        found[key] = value.clone() if copy else value
         if stop and len(found) == wanted:
             raise _Stop
 
@@ -61,10 +66,14 @@ def replaced(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterat
 
 
 def run(
-    network: nn.Module, value: Tensor, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+    network: nn.Module,
+    value: Tensor,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    copy: bool = False,
 ) -> dict[str, Tensor]:
     """The wanted activations of one pass of `network`, which ends as soon as all of them are there."""
-    with recorded(network, inputs, outputs, stop=True) as found, suppress(_Stop):
+    with recorded(network, inputs, outputs, stop=True, copy=copy) as found, suppress(_Stop):
         network(value)
     return found
 

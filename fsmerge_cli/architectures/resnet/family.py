@@ -145,6 +145,17 @@ def blocks(module: nn.Module) -> list[str]:
     return [f"{stage}.{place}" for stage, part in stages(module) for place in range(len(part))]
 
 
+def sums(module: nn.Module) -> dict[str, str]:
+    """The last convolution of every block without squeeze-and-excitation, and the activation behind its sum."""
+    found = {}
+    for name in blocks(module):
+        block: Any = module.get_submodule(name)
+        if getattr(block, "se", None) is None:
+            last = 3 if hasattr(block, "conv3") else 2
+            found[f"{name}.conv{last}"] = f"{name}.act{last}"
+    return found
+
+
 RESNET = Family(
     name="resnet",
     arch=ResNetArch,
@@ -173,4 +184,5 @@ RESNET = Family(
     pixels=pixels,
     library="timm",
     activated_stream=True,
+    sums=sums,
 )
