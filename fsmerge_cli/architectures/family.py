@@ -104,7 +104,8 @@ class Family:
     has no such model). kind: of input that it reads. post_norm: whether its blocks normalise the residual stream
     after every sum. activated_stream: whether an activation follows every sum of the residual stream. sums:
     the last layers of the residual blocks of an instance whose output is added to the stream unchanged, and the
-    module whose input is that sum. sample:
+    module whose input is that sum. widths: the present widths as a list that `resize` takes (None: it takes one
+    number). sample:
     options, number and generator -> random inputs (without a generator on the meta device). folding: where its
     files differ from its networks in memory (None: nowhere). normalise: options, mean and std per channel ->
     options of a network that normalises pixels itself (None: both are folded into the first layer). pixels: keys
@@ -136,6 +137,7 @@ class Family:
     post_norm: bool = False
     activated_stream: bool = False
     sums: Callable[[nn.Module], Mapping[str, str]] = lambda module: {}
+    widths: Callable[[Any], tuple[int, ...] | None] = lambda arch: None
     sample: Sample = random_pixels
     folding: Folding | None = None
     normalise: Callable[[Any, tuple[float, ...], tuple[float, ...]], Any] | None = None

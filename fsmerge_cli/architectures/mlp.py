@@ -152,5 +152,6 @@ MLP = Family(
     config=lambda arch: {"architecture": "mlp", "model_args": asdict(arch)},
     parse=parse,
     snippet=snippet,
+    widths=lambda arch: arch.widths,
     layers=lambda module: [name for name, _ in module.named_children() if name.startswith("act")],
 )

@@ -15,6 +15,7 @@ from fsmerge_cli.methods.base import Method
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
+from fsmerge_cli.methods.pleas import PLeaS
 from fsmerge_cli.methods.regmean import RegMean
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
 from fsmerge_cli.methods.slerp import Slerp
@@ -39,6 +40,7 @@ SHIPPED: dict[str, type[Method]] = {
     "kd": Distillation,
     "lines": Lines,
     "model_stock": ModelStock,
+    "pleas": PLeaS,
     "regmean": RegMean,
     "regmean_pp": RegMeanPlusPlus,
     "slerp": Slerp,

@@ -81,6 +81,10 @@ class Method(ABC):
         """The start that is part of the name of the method in messages; empty for none."""
         return ""
 
+    def refined(self, problem: Problem) -> Plan:
+        """The plan with widths that the images determine; that of the problem where none are."""
+        return problem.plan
+
     def check(self, problem: Problem) -> None:  # noqa: B027  # most problems suit every method
         """Raise UserError where the method does not apply to the problem, before anything is computed."""
 

@@ -67,7 +67,7 @@ class ZipIt(Resets):
         merge = {name: pair[0] for name, pair in zipped.items()}
         unmerge = {name: pair[1] for name, pair in zipped.items()}
         units = {
-            name: _merge_unit(role, [w[name] for w in weights], merge[role.port.space])
+            name: merged_unit(role, [w[name] for w in weights], merge[role.port.space])
             for name, role in plan.roles.items()
             if isinstance(role, Unit)
         }
@@ -112,17 +112,17 @@ class ZipIt(Resets):
         return merge, unmerge
 
 
-def _merge_unit(role: Unit, vectors: list[Tensor], merge: list[Tensor]) -> Tensor:
+def merged_unit(role: Unit, vectors: Sequence[Tensor], merge: Sequence[Tensor]) -> Tensor:
     """sum_i M_i u_i; a vector shared by all heads follows the order of the first head."""
-    total = torch.zeros(len(vectors[0]), dtype=torch.float64)
+    terms = []
     for vector, M in zip(vectors, merge):
         own = M
         if role.per_head:
             d = len(vector)
             rows = M[:d]
             own = rows.reshape(d, -1, d).sum(1)
-        total += own.double().cpu() @ vector.double().cpu()
-    return total.to(vectors[0].dtype)
+        terms.append(own.double().cpu() @ vector.double().cpu())
+    return torch.stack(terms).sum(0).to(vectors[0].dtype)
 
 
 def reestimated(problem: Problem, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ def merge(
                 snapshots = _snapshots(requested, problem, Path(output))
                 stack.enter_context(snapshots.report_progress_on_interrupt())
             with clock.phase("fit"):
-                problem = replace(problem, snapshots=snapshots)
+                problem = replace(problem, snapshots=snapshots, plan=requested.method.refined(problem))
                 solution = requested.method.fit(problem)
             extra_rows = _extra_rows(requested, problem, solution, clock, notes)
         result = result_of(

@@ -29,8 +29,6 @@ def reason_against(name: str, plan: Plan, requested: Request) -> str | None:
         return "needs the pretrained weights (models.base=...)"
     if plan.family.post_norm and method is FSClosedForm:
         return "does not exist for blocks that normalise after every sum"
-    if plan.family.activated_stream and method is FSClosedForm:
-        return "does not exist for a residual stream behind activations"
     if method.uses_images and requested.data is None:
         return "needs unlabelled images (data=...)"
     return None

@@ -46,7 +46,7 @@ def resize(arch: ResNetArch, width: int | tuple[int, ...] | None, heads: int | N
     model = instance(arch)
     blocks = [stage[0] for _, stage in stages(model)]
     expansion = type(blocks[0]).expansion
-    now = [(b.conv2.out_channels if hasattr(b, "conv3") else b.conv1.out_channels) for b in blocks]
+    now = widths(arch)
     if isinstance(width, tuple) and len(width) != len(now):
         raise ConfigError(
             f"method.width: {list(width)} gives {len(width)} stages, but the sources have {len(now)}. Give one "
@@ -59,6 +59,12 @@ def resize(arch: ResNetArch, width: int | tuple[int, ...] | None, heads: int | N
         scaled = [max(1, round(n * width / arch.features)) for n in now[:-1]]
         width = (*now[:first], *scaled[first:], width // expansion)
     return replace(arch, args={**arch.args, "channels": list(width)})
+
+
+def widths(arch: ResNetArch) -> tuple[int, ...]:
+    """The channels per stage that timm builds the same network from."""
+    blocks = [stage[0] for _, stage in stages(instance(arch))]
+    return tuple(b.conv2.out_channels if hasattr(b, "conv3") else b.conv1.out_channels for b in blocks)
 
 
 def signature(arch: ResNetArch) -> dict[str, Any]:
@@ -185,4 +191,5 @@ RESNET = Family(
     library="timm",
     activated_stream=True,
     sums=sums,
+    widths=widths,
 )
