@@ -57,10 +57,7 @@ def test_a_method_merges_digits_and_the_folder_holds_the_model_in_memory(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("fs_merge", "zipit") else [pytest.mark.slow])
-        for name in SMOKED
-    ],
+    [pytest.param(name, marks=[] if name in ("fs_merge", "zipit") else [pytest.mark.slow]) for name in SMOKED],
 )
 def test_a_method_merges_convolutional_networks(name: str, tmp_path: Path) -> None:
     method = {"name": name, **({"steps": 20} if issubclass(METHODS[name], Trained) else {})}
