@@ -82,7 +82,7 @@ class Method(ABC):
         return ""
 
     def refined(self, problem: Problem) -> Plan:
-        """The plan with widths that the images determine; that of the problem where none are."""
+        """The problem's plan, or one with widths that the images determine."""
         return problem.plan
 
     def check(self, problem: Problem) -> None:  # noqa: B027  # most problems suit every method
@@ -272,7 +272,7 @@ class Trained(Weighted, ABC):
         """
         prepared = prepared or self.prepare(problem)
         start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
-        attempt = 0
+        attempt, total = 0, steps or self.total_steps
         while True:
             rate = (rates_of or self).rate(problem.plan.arch.features) / 2**attempt
             matrix_rate = (rates_of or self).matrix_rate / 2**attempt if self.optimizer == "muon" else None
@@ -281,9 +281,7 @@ class Trained(Weighted, ABC):
                     student,
                     prepared.images,
                     prepared.targets,
-                    Schedule(
-                        steps or self.total_steps, self.batch_size, rate, self.weight_decay, self.clip, matrix_rate
-                    ),
+                    Schedule(total, self.batch_size, rate, self.weight_decay, self.clip, matrix_rate),
                     problem.hardware,
                     problem.device,
                     problem.seed if seed is None else seed,
