@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass as plain_dataclass
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
@@ -65,8 +64,8 @@ class Method(ABC):
 
     def plan(self, sources: Sequence[Source]) -> Plan:
         """The plan for merging `sources` into a model of `width` and `heads`; raises as `compile_plan`."""
-        heads = merged_heads(sources, self.width, self.heads or self.default_heads)
-        plan = compile_plan(sources, self.width, heads)
+        heads = self.heads or self.default_heads
+        plan = compile_plan(sources, self.width, merged_heads(sources, self.width, heads))
         if self.needs_summed_stream and (reason := no_closed_form(plan.family)):
             raise ConfigError(f"method={self.name}{self.start_in_words} {reason}")
         return plan
@@ -116,7 +115,7 @@ class Weighted(Method, ABC):
         return tuple(w / largest / mean for w in given)
 
 
-@plain_dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Prepared:
     """The training images with their fixed augmented copies, and the teachers' targets on them."""
 
@@ -253,7 +252,7 @@ class Trained(Weighted, ABC):
             problem.progress,
         )
         weights = self.weights_of_tasks(len(problem.sources))
-        return Prepared(images, tuple(replace(own, weight=w) for own, w in zip(targets, weights)))
+        return Prepared(images, tuple(dataclasses.replace(own, weight=w) for own, w in zip(targets, weights)))
 
     def train(
         self,
@@ -270,9 +269,9 @@ class Trained(Weighted, ABC):
         prepared, steps, seed: replace those that follow from the options. rates_of: the method whose learning
         rates are taken (None: this one). phase: see `training.loop.train`.
         """
-        prepared = prepared or self.prepare(problem)
+        prepared, steps = prepared or self.prepare(problem), steps or self.total_steps
         start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
-        attempt, total = 0, steps or self.total_steps
+        attempt = 0
         while True:
             rate = (rates_of or self).rate(problem.plan.arch.features) / 2**attempt
             matrix_rate = (rates_of or self).matrix_rate / 2**attempt if self.optimizer == "muon" else None
@@ -281,7 +280,7 @@ class Trained(Weighted, ABC):
                     student,
                     prepared.images,
                     prepared.targets,
-                    Schedule(total, self.batch_size, rate, self.weight_decay, self.clip, matrix_rate),
+                    Schedule(steps, self.batch_size, rate, self.weight_decay, self.clip, matrix_rate),
                     problem.hardware,
                     problem.device,
                     problem.seed if seed is None else seed,
@@ -292,7 +291,7 @@ class Trained(Weighted, ABC):
                     LossWeights(self.logit_weight, self.outlier_exposure, self.cross_task_weight),
                     phase,
                 )
-                return replace(trace, restarts=attempt)
+                return dataclasses.replace(trace, restarts=attempt)
             except DivergedError:
                 if attempt == self.retries:
                     raise
