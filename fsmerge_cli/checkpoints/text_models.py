@@ -212,6 +212,6 @@ def _options(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         "embedding_size": None if embedded == hidden[1] else embedded,
         "activation": config.get("activation" if kind == "distilbert" else "hidden_act") or "gelu",
         "eps": 1e-12 if kind == "distilbert" else config.get("layer_norm_eps", 1e-12),
-        "padding": config.get("pad_token_id") or (1 if names.after_padding else 0),
+        "padding": (1 if names.after_padding else 0) if (pad := config.get("pad_token_id")) is None else pad,
         "pooler": f"{names.pooler}.weight" in tensors,
     }

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.errors import SourceError, first_line
-from fsmerge_cli.common.foreign_files import UnreadableError, read_text
+from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
 from fsmerge_cli.models.tokenization import Tokenization
 
-STATE, CONFIG, VOCABULARY = "tokenizer.json", "tokenizer_config.json", "vocab.txt"
+STATE, CONFIG, VOCABULARY, ADDED = "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json"
 
-FILES = (STATE, CONFIG, "special_tokens_map.json", VOCABULARY, "vocab.json", "merges.txt", "added_tokens.json")
+FILES = (STATE, CONFIG, "special_tokens_map.json", VOCABULARY, "vocab.json", "merges.txt", ADDED)
 """The files of a tokenizer that are passed on with a merged model."""
 
 PRIVATE = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "auto_map")
@@ -39,6 +39,8 @@ def read_tokenizer(path: Path, where: str) -> Tokenization:
     if STATE in files:
         return Tokenization(normal_form(files[STATE], where), {**files, **_public(files, stated)}, limit)
     if VOCABULARY in files and "merges.txt" not in files:
+        if files.get(ADDED, b"{}").strip() not in (b"{}", b""):
+            raise SourceError(f"{where}: {ADDED} adds tokens to {VOCABULARY}, and there is no {STATE}. {SAVE}")
         state = _word_pieces(files[VOCABULARY], stated, where)
         return Tokenization(state, {**files, **_public(files, stated), STATE: state.encode()}, limit)
     return Tokenization(longest=limit)
@@ -78,7 +80,8 @@ def _word_pieces(vocabulary: bytes, stated: Mapping[str, Any], where: str) -> st
     tokenizers_library()
     from tokenizers import BertWordPieceTokenizer
 
-    words = vocabulary.decode("utf-8", "replace").splitlines()
+    words = lines_of(vocabulary.decode("utf-8", "replace"))
+    words = words[:-1] if words[-1] == "" else words
     missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in words]
     if missing:
         raise SourceError(f"{where}: {VOCABULARY} lacks {', '.join(missing)}. {SAVE}")

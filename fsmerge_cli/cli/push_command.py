@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     from rich.text import Text
 
     from fsmerge_cli.reporting import terminal
-    from fsmerge_cli.runs.push import REPORT, push, repository_files, require_name, shows_images, sizes
+    from fsmerge_cli.runs.push import REPORT, push, repository_files, require_name, shown_inputs, sizes
 
     console = terminal.console(quiet=options.quiet)
     require_name(options.name)
@@ -56,8 +56,8 @@ def run(arguments: list[str]) -> int:
         total = sum(size for _, size in found)
         text = f"{total / 1e6:>10,.2f} MB  {len(found)} files would be sent to {options.name}; nothing was sent"
         console.print(Text(text), soft_wrap=True)
-        if shows_images(files):
-            console.print(Text(f"{REPORT} contains test images. Look at it before they become public."))
+        if what := shown_inputs(files):
+            console.print(Text(f"{REPORT} contains test {what}. Look at it before they become public."))
         return 0
     console.print(Text(push(options.run, options.name, private=options.private)), soft_wrap=True)
     return 0

@@ -97,6 +97,11 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         raise UnreadableError(path, f"it is not UTF-8 text ({where})", remedy=SAVE) from None
 
 
+def lines_of(content: str) -> list[str]:
+    """The lines of a file. Only line feed and carriage return end one; `splitlines` also splits at U+2028."""
+    return content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 

@@ -10,7 +10,8 @@ from fsmerge_cli.common.progress import Progress
 
 Kind = Literal["image", "text"]
 
-WORD = re.compile(r"\b([Ii])mage(s?)\b(?!-)")
+# Not in the name of a file or folder, nor in "image-net".
+WORD = re.compile(r"(?<![\w./\\-])([Ii])mage(s?)\b(?![-/\\]|\.\w)")
 QUOTED = re.compile(r"('[^']*'|`[^`]*`|\{[^{}]*\}|data=\S+)")
 
 
@@ -19,6 +20,8 @@ def worded(text: str, kind: Kind) -> str:
 
     >>> worded("12 test images of 'images': one image each; data=images", "text")
     "12 test texts of 'images': one text each; data=images"
+    >>> worded("images/bert/images has other images.", "text")
+    'images/bert/images has other texts.'
     """
     if kind == "image":
         return text

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fsmerge_cli.checkpoints.stated import Stated
 from fsmerge_cli.common.notes import WARNING
+from fsmerge_cli.common.wording import Kind, worded
 from fsmerge_cli.evaluation.metrics import interval
 
 FAR_BELOW = 0.1
@@ -24,6 +25,18 @@ CAUSES = (
     "(models.sources.N.mean, models.sources.N.std), the range of the pixels, the wrong head "
     "(models.sources.N.head), images of another task."
 )
+
+
+CAUSES_OF_TEXTS = (
+    "Usual causes: the order of the classes or labels shifted by one (models.sources.N.labels), the tokenizer of "
+    "another model, a column of other texts (data.text_column), the wrong head (models.sources.N.head), texts of "
+    "another task."
+)
+
+
+def worded_note(note: str, kind: Kind) -> str:
+    """A note on a run in the words, and with the causes, of this kind of input."""
+    return note if kind == "image" else worded(note.replace(CAUSES, CAUSES_OF_TEXTS), kind)
 
 
 def implausible(

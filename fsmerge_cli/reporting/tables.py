@@ -185,7 +185,9 @@ def source_tables(inspection: Mapping[str, Any], console: Console) -> list[Table
 
 
 def _source_table(inspection: Mapping[str, Any], with_architecture: bool) -> Table:
-    table = Table(title="Sources (norm.: mean/std of the pixels)", title_justify="left", box=SIMPLE, padding=0)
+    pixels = any(max(map(abs, row["mean"]), default=0.0) > 0 for row in inspection["rows"])
+    title = "Sources (norm.: mean/std of the pixels)" if pixels else "Sources"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
     for name in ("source", *(["architecture"] if with_architecture else []), *COLUMNS, *LAST_COLUMNS):
         right = name in (*COLUMNS, "params", "MB")
         table.add_column(name, overflow="fold", justify="right" if right else "left")

@@ -159,7 +159,9 @@ class Tracking:
 
     def _add(self, values: Mapping[str, float], step: int) -> None:
         if self._trackers is None:
-            self._trackers = [self._created(name) for name in self._names]
+            self._trackers = []
+            for name in self._names:
+                self._trackers.append(self._created(name))
         for tracker in self._trackers:
             tracker.add(values, step)
 

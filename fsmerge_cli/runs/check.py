@@ -25,6 +25,7 @@ from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, count_images
+from fsmerge_cli.evaluation.plausibility import worded_note
 from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.methods import METHODS, Method, Problem
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
@@ -164,7 +165,7 @@ def inspect(
         method=requested.method.name,
         memory=memory,
         seconds=seconds,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(worded_note(note, plan.family.kind) for note in dict.fromkeys(notes)),
         top1=top1,
     )
 

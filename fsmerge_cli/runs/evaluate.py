@@ -27,6 +27,7 @@ from fsmerge_cli.data.sampling import TestImages, no_images, read_test_images, s
 from fsmerge_cli.evaluation.class_results import class_results, joint_confusion
 from fsmerge_cli.evaluation.forward import Outputs, merged_forward
 from fsmerge_cli.evaluation.joint import Decision
+from fsmerge_cli.evaluation.plausibility import worded_note
 from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by_task
 from fsmerge_cli.evaluation.score_table import Scorer, single_task_rows
 from fsmerge_cli.evaluation.scoring import Score
@@ -160,6 +161,7 @@ def evaluate(
     method = str(group(run, "method").get("name"))
     if run_folder(model.folder) is None:  # no entry of models.sources, but keys of this command
         notes = [reworded_for_model(note, "") for note in notes]
+    notes = [worded_note(note, model.family.kind) for note in notes]
     return Reevaluation(
         model, rows, predictions, outputs, scorer.truth, method if method in METHODS else "unknown",
         cost, provenance, options, tuple(notes), shown, (*evaluate_inputs(model, images, sources), *more_inputs),

@@ -13,10 +13,10 @@ from fsmerge_cli.checkpoints.load import source_notes
 from fsmerge_cli.checkpoints.stated import stated_accuracies
 from fsmerge_cli.common.hardware import peak_memory
 from fsmerge_cli.common.timing import Clock
-from fsmerge_cli.common.wording import worded
 from fsmerge_cli.data.sampling import TestImages
 from fsmerge_cli.evaluation.certificates import Certifier, probe
 from fsmerge_cli.evaluation.joint import with_decision
+from fsmerge_cli.evaluation.plausibility import worded_note
 from fsmerge_cli.evaluation.score_table import evaluate
 from fsmerge_cli.evaluation.serving import serving
 from fsmerge_cli.methods import Method, Problem, Solution
@@ -74,7 +74,7 @@ def result_of(
     ]
     trace = solution.trace
     notes += training_notes(trace)
-    notes = [worded(note, plan.family.kind) for note in notes]
+    notes = [worded_note(note, plan.family.kind) for note in notes]
     cost = {
         "seconds": clock.seconds,
         "steps": len(trace.loss),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.errors import DataError
-from fsmerge_cli.common.foreign_files import UnreadableError, read_text
+from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
 from fsmerge_cli.common.inputs import Inputs, stack
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.shown import shown
@@ -43,7 +43,7 @@ def texts_in(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
             texts.append(argument)
             continue
         try:
-            texts += [line for line in read_text(path).splitlines() if line.strip()]
+            texts += [line for line in lines_of(read_text(path)) if line.strip()]
         except UnreadableError as error:
             raise DataError(
                 f"{shown(path)} cannot be read: {error.why}. Give texts in quotes, or .txt files of one text "

@@ -17,11 +17,14 @@ CARD = "README.md"
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """user/name, or organisation/name."""
 
-FOLDERS = ("classifier", "merged")
+FOLDERS, TASKS = ("classifier", "merged"), "tasks"
 REPORT = "report.html"
 FILES = ("config.yaml", FINISHED, REPORT)
 MODEL_FILES = ("config.json", "model.safetensors", "heads.safetensors")
 """What a run writes into its FOLDERS, beside the card."""
+
+TEXTS = '<p class="text">'
+"""How the report shows a text."""
 
 EMPTY = (".gitattributes",)
 """What the hub writes into a new repository."""
@@ -41,10 +44,10 @@ def repository_files(run: Path) -> dict[str, Path]:
         )
     found = {CARD: card}
     root = next(run / name for name in FOLDERS if (run / name / "config.json").is_file())
-    found |= {name: root / name for name in ("config.json", "model.safetensors")}
-    for folder in FOLDERS:
-        files = sorted((run / folder).iterdir()) if (run / folder).is_dir() else []
-        found |= {f"{folder}/{file.name}": file for file in files if file.is_file() and file.name != CARD}
+    found |= {file.name: file for file in sorted(root.iterdir()) if file.is_file() and file.name != CARD}
+    for folder in (*FOLDERS, TASKS):
+        files = sorted((run / folder).rglob("*")) if (run / folder).is_dir() else []
+        found |= {str(file.relative_to(run)): file for file in files if file.is_file() and file.name != CARD}
     return found | {name: run / name for name in FILES if (run / name).is_file()}
 
 
@@ -77,6 +80,7 @@ def push(run: Path, name: str, *, private: bool = False, api: Any = None) -> str
         present = hub.list_repo_files(name)
         _require_own(hub, name, present)
         ours = {f"{folder}/{file}" for folder in FOLDERS for file in MODEL_FILES}
+        ours |= {path for path in present if path.startswith(f"{TASKS}/") and path.endswith(MODEL_FILES)}
         stale = sorted(ours.intersection(present) - files.keys())
         operations: list[CommitOperationAdd | CommitOperationDelete | CommitOperationCopy] = [
             *(CommitOperationAdd(path, str(file)) for path, file in files.items()),
@@ -107,9 +111,10 @@ def _require_own(hub: Any, name: str, present: Sequence[str]) -> None:
     )
 
 
-def shows_images(files: Mapping[str, Path]) -> bool:
-    """Whether the report among the files contains images."""
-    return REPORT in files and b"data:image/" in files[REPORT].read_bytes()
+def shown_inputs(files: Mapping[str, Path]) -> str | None:
+    """What of the data the report among the files contains: images, texts, or None."""
+    page = files[REPORT].read_text(encoding="utf-8", errors="replace") if REPORT in files else ""
+    return "images" if "data:image/" in page else "texts" if TEXTS in page else None
 
 
 def sizes(files: Mapping[str, Path]) -> list[tuple[str, int]]:

@@ -81,7 +81,7 @@ class Request:
         if self.data is None and self.method.uses_images:
             raise DataError(
                 f"method={self.method.name} needs unlabelled images and no data set is given. Pass "
-                f"--images FOLDER, data=NAME ({names}), or method=average."
+                f"--images FOLDER (texts: data=text data.root=FOLDER), data=NAME ({names}), or method=average."
             )
         if self.data is None and self.run.kd:
             raise DataError(

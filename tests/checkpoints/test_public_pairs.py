@@ -43,7 +43,8 @@ def test_missing_data_is_reported_in_one_sentence(
     assert main(["merge", f"+models={models}"]) == 2
     assert capsys.readouterr().err == (
         "fsmerge: error: method=fs_merge needs unlabelled images and no data set is given. Pass "
-        f"--images FOLDER, data=NAME ({', '.join(sorted(DATASETS))}), or method=average.\n"
+        f"--images FOLDER (texts: data=text data.root=FOLDER), data=NAME ({', '.join(sorted(DATASETS))}), or "
+        "method=average.\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -135,6 +135,32 @@ def test_another_kind_of_text_model_is_refused_by_name(name: str, tmp_path: Path
     assert str(error.value) == f"source 'topic': {tmp_path} {message}"
 
 
+@pytest.mark.parametrize(("stated", "padding"), [(0, 0), (3, 3), (None, 1)])
+def test_the_number_of_the_padding_is_the_one_stated(stated: int | None, padding: int, tmp_path: Path) -> None:
+    """RoBERTa counts positions from behind it, so that another number is another function."""
+    save_encoder(tmp_path, sentence_source("RoBERTa", 1, TOPIC))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": stated}))
+    assert read(tmp_path).arch.padding == padding
+
+
+def test_words_with_other_separators_and_added_tokens(tmp_path: Path) -> None:
+    save_encoder(tmp_path, sentence_source("BERT", 1, TOPIC))
+    only_vocabulary(tmp_path)
+    words = (tmp_path / "vocab.txt").read_text().split("\n")
+    (tmp_path / "vocab.txt").write_text("\r\n".join([*words[:-3], "\u2028", *words[-2:]]))
+    state = json.loads(read(tmp_path).preprocessing.state)
+    assert state["model"]["vocab"] == {word: row for row, word in enumerate([*words[:-3], "\u2028", words[-2]])}
+    (tmp_path / "added_tokens.json").write_text('{"<new>": 90}')
+    with pytest.raises(SourceError) as error:
+        read(tmp_path)
+    assert str(error.value) == (
+        f"source 'topic': {tmp_path}: added_tokens.json adds tokens to vocab.txt, and there is no tokenizer.json. "
+        "Save it beside the weights: transformers' AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER) "
+        "writes tokenizer.json."
+    )
+
+
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     save_encoder(tmp_path, sentence_source("BERT", 1, TOPIC))
     for name in ("tokenizer.json", "vocab.txt"):

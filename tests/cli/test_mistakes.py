@@ -131,12 +131,14 @@ REFUSED: list[tuple[str, str]] = [
     ),
     (
         f"merge {PAIR} method=kd ~data",
-        "method=kd needs unlabelled images and no data set is given. Pass --images FOLDER, data=NAME "
+        "method=kd needs unlabelled images and no data set is given. Pass --images FOLDER "
+        "(texts: data=text data.root=FOLDER), data=NAME "
         f"({listed(DATASETS)}), or method=average.",
     ),
     (
         f"merge {PAIR} method=kd data=null",
-        "method=kd needs unlabelled images and no data set is given. Pass --images FOLDER, data=NAME "
+        "method=kd needs unlabelled images and no data set is given. Pass --images FOLDER "
+        "(texts: data=text data.root=FOLDER), data=NAME "
         f"({listed(DATASETS)}), or method=average.",
     ),
 ]

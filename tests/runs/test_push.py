@@ -68,6 +68,7 @@ def test_a_run_is_uploaded_in_one_commit_and_again(digits_run: Path, tmp_path: P
             "evaluation.json",
             "report.html",
         ),
+        "heads.safetensors",
         *("merged/config.json", "merged/model.safetensors", "merged/heads.safetensors"),
     }
     assert (folder / "README.md").read_bytes() == (digits_run / "merged/README.md").read_bytes()

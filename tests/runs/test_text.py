@@ -12,6 +12,7 @@ import torch
 from fsmerge_cli import evaluate, load_merged, merge
 from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.runs.push import repository_files, shown_inputs
 from tests.support.encoders import VARIANTS, sentence_pair
 
 POOLED = [name for name, options in VARIANTS.items() if options.get("pooler", True)]
@@ -23,6 +24,18 @@ APPLY = [name for name in METHODS if name != "fs_closed_form"]
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return sentence_pair(tmp_path_factory.mktemp("pair"), "BERT")
+
+
+@pytest.mark.full
+def test_what_is_pushed_is_all_that_the_card_names(pair: Any, tmp_path: Path) -> None:
+    merge(pair, method="average", data=DATA, output=tmp_path / "out")
+    files = repository_files(tmp_path / "out")
+    root = {name for name in files if "/" not in name}
+    assert root >= {"config.json", "model.safetensors", "heads.safetensors", "tokenizer.json", "README.md"}
+    for task in ("topic", "polarity"):
+        parts = ("config.json", "model.safetensors", "tokenizer.json")
+        assert {f"tasks/{task}/{name}" for name in parts} <= {*files}
+    assert shown_inputs(files) == "texts"
 
 
 @pytest.mark.full

@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+    default_convert,
+)
 
 from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.shown import brief, shown
@@ -37,7 +47,7 @@ class Collection:
     def __init__(self, value: Any, where: str, layout: Layout = "auto") -> None:
         self.where, self._layout = where, layout
         self._items = value = _items(value, where)
-        pair = isinstance(value, tuple) and len(value) == 2 and not _is_image(value[0])
+        pair = isinstance(value, tuple) and len(value) == 2 and not all(map(_is_image, value))
         self._arrays = self._array(value[0] if pair else value)
         self._own_labels = _labels(value[1], where) if pair else None
         if pair and self._arrays is None:
@@ -72,19 +82,20 @@ class Collection:
         """The label of every row, an index or a name. Raises DataError."""
         if self._own_labels is not None:
             return self._own_labels
-        stated = getattr(self._items, "targets", None)  # of torchvision's datasets: without reading the images
-        if stated is not None and getattr(self._items, "target_transform", None) is None:
-            return _labels(stated, self.where)
+        stated = _stated(self._items, "targets")  # of torchvision's datasets: without reading the images
+        if stated is not None and _stated(self._items, "target_transform") is None:
+            found = _labels(stated, self.where)
+            return [found[row] for row in _rows_of(self._items, len(found))]
         return _labels([self._parts(row)[1] for row in range(len(self))], self.where)
 
     @property
     def names(self) -> Sequence[str] | None:
         """The names of the class indices, where the collection states them or its labels are names."""
-        features = getattr(self._items, "features", None)  # of Hugging Face's datasets
+        features = _stated(self._items, "features")  # of Hugging Face's datasets
         for key in LABELS:
             if isinstance(features, Mapping) and (found := getattr(features.get(key), "names", None)):
                 return [*map(str, found)]
-        if isinstance(found := getattr(self._items, "classes", None), list | tuple):
+        if isinstance(found := _stated(self._items, "classes"), list | tuple):
             return [*map(str, found)]
         if self.labelled and any(isinstance(label, str) for label in self.labels):
             return sorted({*map(str, self.labels)})
@@ -135,22 +146,62 @@ def _items(value: Any, where: str) -> Any:
             raise DataError(f"{where}: {shown(str(value))} is no folder. Pass {CONTENT}.")
         return image_files(folder)
     if isinstance(value, DataLoader):
-        sized = hasattr(value.dataset, "__len__") and hasattr(value.dataset, "__getitem__")
-        value = value.dataset if sized else _rows(value)
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__"):
+        # A collate function of the user's own may change the images, so that its batches are what is meant.
+        plain = value.collate_fn in (default_collate, default_convert) and _has_rows(value.dataset)
+        value = _sampled(value) if plain else _batches(value)
+    if _has_rows(value):
         return value
     if isinstance(value, Iterable):
         return [*value]
     raise DataError(f"{where}: {brief(value)} is no collection of images. Pass {CONTENT}.")
 
 
-def _rows(loader: DataLoader[Any]) -> list[tuple[Any, ...]]:
-    """The items of all batches of a loader without a length: images, or pairs of images and labels."""
-    found: list[tuple[Any, ...]] = []
+def _has_rows(value: Any) -> bool:
+    """Whether rows are read by their number; a stream (torch's IterableDataset) has none, even with a length."""
+    rows = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    return rows and not isinstance(value, IterableDataset)
+
+
+def _sampled(loader: DataLoader[Any]) -> Any:
+    """The dataset of a loader, or the rows that its sampler chooses, each once and in the dataset's order."""
+    sampler: Any = loader.sampler
+    whole = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler) and not sampler.replacement and len(sampler) >= len(sampler.data_source)
+    )
+    batches = loader.batch_sampler
+    if batches is None or (type(batches) is BatchSampler and batches.sampler is sampler):
+        if whole and sampler.data_source is loader.dataset:
+            return loader.dataset
+        chosen: Iterable[Any] = sampler
+    else:
+        chosen = (row for batch in batches for row in batch)
+    with torch.random.fork_rng(devices=[]):  # a merge leaves the global generator as it is
+        rows = sorted({int(row) for row in chosen})
+    return Subset(loader.dataset, rows)
+
+
+def _batches(loader: DataLoader[Any]) -> list[Any]:
+    """The items of all batches: images, pairs of images and labels, or mappings."""
+    found: list[Any] = []
     for batch in loader:
-        parts = batch if isinstance(batch, list | tuple) else (batch,)
-        found += zip(*parts)
+        if isinstance(batch, Mapping):
+            found += [dict(zip(batch, parts)) for parts in zip(*batch.values())]
+        else:
+            found += zip(*(batch if isinstance(batch, list | tuple) else (batch,)))
     return found
+
+
+def _stated(items: Any, name: str) -> Any:
+    """An attribute of a dataset; of a subset, that of the dataset behind it."""
+    return _stated(items.dataset, name) if isinstance(items, Subset) else getattr(items, name, None)
+
+
+def _rows_of(items: Any, count: int) -> Sequence[int]:
+    """The rows of the dataset behind a subset, of which it has `count`; all of them where it is no subset."""
+    if not isinstance(items, Subset):
+        return range(count)
+    behind = _rows_of(items.dataset, count)
+    return [behind[row] for row in items.indices]
 
 
 def _labels(values: Any, where: str) -> list[Any]:

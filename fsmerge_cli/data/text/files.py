@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.errors import DataError, reason
-from fsmerge_cli.common.foreign_files import UnreadableError, read_text
+from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
 from fsmerge_cli.common.shown import brief, listed, shown
 from fsmerge_cli.data.text.tokens import Text
 
@@ -22,24 +22,36 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 OBJECTS = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (".txt", *TABLES, *OBJECTS)
 
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("question", "passage"),
+    ("text_a", "text_b"),
+    ("text", "text_pair"),
+)
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "sentence1", "premise", "question", "text_a")
-PAIR_NAMES = ("sentence2", "hypothesis", "text_b", "text_pair")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
 """Names of columns that are found without being given, in this order."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A text (or a pair), its label as it is written (None: there is none), and where it stands."""
+    """A text (or a pair), its label as it is written (None: there is none), and where it stands.
+
+    guessed: which columns of its file are read and which are not, where there was a choice and nothing was given.
+    """
 
     text: Text
     label: Any
     place: str
+    guessed: str = ""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a table (None: found, see TEXT_NAMES, PAIR_NAMES and LABEL_NAMES)."""
+    """Names of the columns of a table (None: found, see PAIRS, TEXT_NAMES and LABEL_NAMES)."""
 
     text: str | None = None
     pair: str | None = None
@@ -54,13 +66,14 @@ def is_text_file(path: Path) -> bool:
 def rows_of(path: Path, columns: Columns) -> list[Row]:
     """All texts of a file or a folder, those without content left out. Raises DataError."""
     if path.is_dir():
-        return [row for row in _of_folder(path) if _has_text(row)]
+        return [row for row in _of_folder(path, columns) if _has_text(row)]
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{shown(path)}: texts are read from {listed(SUFFIXES)}, or a folder of .txt files.")
     content = _content(path)
     if path.suffix.lower() == ".txt":
-        lines = enumerate(content.splitlines(), 1)
-        return [Row(line, None, f"{path}:{number}") for number, line in lines if line.strip()]
+        return [
+            Row(line, None, f"{path}:{number}") for number, line in enumerate(lines_of(content), 1) if line.strip()
+        ]
     found = _table(path, content) if path.suffix.lower() in TABLES else _objects(path, content)
     return [row for row in _rows(path, found, columns) if _has_text(row)]
 
@@ -76,36 +89,65 @@ def _content(path: Path) -> str:
         raise DataError(f"{shown(path)} cannot be read: {error.why}. {error.remedy}".rstrip()) from None
 
 
-def _of_folder(folder: Path) -> Iterator[Row]:
-    """One text per .txt file; folders directly below are labels."""
-    for path in sorted(folder.rglob("*.txt")):
+def _of_folder(folder: Path, columns: Columns) -> Iterator[Row]:
+    """One text per .txt file, where folders directly below are labels; other files as by themselves."""
+    for path in sorted(filter(is_text_file, folder.rglob("*"))):
         inside = path.relative_to(folder).parts
-        if not any(part.startswith(".") for part in inside):
+        if any(part.startswith(".") for part in inside):
+            continue
+        if path.suffix.lower() == ".txt":
             yield Row(_content(path), inside[0] if len(inside) > 1 else None, str(path))
+        else:
+            yield from rows_of(path, columns)
 
 
 def _table(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
-    """Line and cells by column of every row."""
-    reader = csv.DictReader(io.StringIO(content), delimiter=TABLES[path.suffix.lower()])
+    """Line and cells by column of every row. In .tsv quotes are characters like others, and no cell has a tab."""
+    source, quotes = io.StringIO(content, newline=""), path.suffix.lower() != ".tsv"
+    reader = csv.reader(
+        source,
+        delimiter=_delimiter(path, content),
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=True,
+    )
     try:
-        return [(reader.line_num, row) for row in reader]
+        names = next((row for row in reader if row), [])
+        found = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
-        raise DataError(f"{shown(path)}, line {reader.line_num}: {reason(error)}. Repair the file.") from None
+        why = f"{reason(error)}. A cell with a quote stands in quotes, and the quote is doubled"
+        raise DataError(f"{shown(path)}, line {reader.line_num}: {why}. Repair the file.") from None
+    for line, row in found:
+        if len(row) != len(names):
+            raise DataError(
+                f"{shown(path)}, line {line}: there are {len(row)} cells, and the first line names {len(names)} "
+                f"columns ({listed(names)}). Repair the file: a cell with a delimiter stands in quotes in .csv."
+            )
+    return [(line, dict(zip(names, row))) for line, row in found]
+
+
+def _delimiter(path: Path, content: str) -> str:
+    """That of the suffix; of .csv the semicolon or tab of the first line if this has no comma."""
+    first = content.lstrip("\r\n").partition("\n")[0]
+    own = TABLES[path.suffix.lower()]
+    return own if own in first else next((other for other in ";\t" if other in first), own)
 
 
 def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
     """Line and object of every row of JSON Lines; a .json file may be one list."""
     found: list[tuple[int, Any]] = []
+    number = 1
     try:
         if path.suffix.lower() == ".json" and content.lstrip().startswith("["):
             found = list(enumerate(json.loads(content), 1))
         else:
-            for number, line in enumerate(content.splitlines(), 1):
+            for line_number, line in enumerate(lines_of(content), 1):
+                number = line_number
                 if line.strip():
                     found.append((number, json.loads(line)))
     except (ValueError, RecursionError):
-        where = f", line {len(content.splitlines()[: len(found)]) + 1}"
-        raise DataError(f"{shown(path)}{where}: this is no JSON object per line. Repair the file.") from None
+        raise DataError(
+            f"{shown(path)}, line {number}: this is no JSON object per line. Repair the file."
+        ) from None
     wrong = next((entry for entry in found if not isinstance(entry[1], dict)), None)
     if wrong:
         raise DataError(f"{shown(path)}, line {wrong[0]}: should be an object, is {brief(wrong[1])}.")
@@ -114,8 +156,9 @@ def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
 
 def _rows(path: Path, found: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns) -> Iterator[Row]:
     names = list(dict.fromkeys(name for _, row in found for name in row if name is not None))
-    text = _column(path, names, columns.text, TEXT_NAMES, "text")
-    pair = _column(path, names, columns.pair, PAIR_NAMES, "pair")
+    first, second = _pair(names, columns)
+    text = _column(path, names, columns.text or first, TEXT_NAMES, "text")
+    pair = _column(path, names, columns.pair or second, (), "pair")
     label = _column(path, names, columns.label, LABEL_NAMES, "label")
     if text is None:
         if len(names) != 1:
@@ -124,14 +167,34 @@ def _rows(path: Path, found: Sequence[tuple[int, Mapping[str, Any]]], columns: C
                 "Pass data.text_column=NAME."
             )
         text = names[0]
+    guessed = _guessed(names, (text, pair, label), columns)
     for line, row in found:
-        first, second = row.get(text), row.get(pair) if pair else None
-        for value in (first, second):
+        one, other = row.get(text), row.get(pair) if pair else None
+        for value in (one, other):
             if value is not None and not isinstance(value, str):
                 raise DataError(f"{shown(path)}, line {line}: a text should be a string, is {brief(value)}.")
-        own = first or ""
-        content: Text = own if pair is None else (own, second or "")
-        yield Row(content, row.get(label) if label else None, f"{path}:{line}")
+        own = one or ""
+        content: Text = own if pair is None else (own, other or "")
+        yield Row(content, row.get(label) if label else None, f"{path}:{line}", guessed)
+
+
+def _guessed(names: Sequence[str], used: Sequence[str | None], columns: Columns) -> str:
+    """What a note says of the columns; empty if none is left over, or if they were given."""
+    unused = [name for name in names if name not in used]
+    if not unused or columns.text is not None:
+        return ""
+    texts = " and ".join(f"'{name}'" for name in used[:2] if name is not None)
+    labels = "no labels" if used[2] is None else f"labels from '{used[2]}'"
+    return f"texts from {texts}, {labels}; not read: {listed(unused)} (data.text_column, data.label_column)"
+
+
+def _pair(names: Sequence[str], columns: Columns) -> tuple[str | None, str | None]:
+    """The columns of two texts that are read together, if both names are known; (None, None) otherwise."""
+    lower = {name.lower(): name for name in names}
+    for first, second in PAIRS:
+        if first in lower and second in lower and columns.text in (None, lower[first]) and columns.pair is None:
+            return lower[first], lower[second]
+    return None, None
 
 
 def _column(path: Path, names: Sequence[str], given: str | None, known: Sequence[str], key: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.foreign_files import lines_of
 from fsmerge_cli.common.options import FORBID, Positive, Share
 from fsmerge_cli.common.options import Text as Path_
 from fsmerge_cli.common.shown import brief, listed, shown
@@ -19,17 +20,23 @@ from fsmerge_cli.data.matching import of_task
 from fsmerge_cli.data.text.files import SUFFIXES, Columns, Row, is_text_file, rows_of
 from fsmerge_cli.data.text.tokens import ToTokens
 
+UNLABELLED = (None, "", -1, "-1")
+"""Labels that are none; -1 as in the test files of GLUE."""
+
+SEVERAL = 20
+"""A .txt file with more lines may be a list of texts."""
+
 
 @dataclass(frozen=True, config=FORBID)
 class Texts(DataConfig):
     """Texts in .txt (one per line), CSV, TSV or JSON Lines, or as folders of .txt files.
 
     root: folder with a file or a folder per task, named after it (TASK.csv; TASK/train.csv and TASK/test.csv;
-    TASK/*.txt; TASK/LABEL/*.txt), or texts for all tasks. train, test: files or folders instead; `{task}` stands
-    for the task's name. text_column, pair_column, label_column: names in a table or an object (null: found; a pair
-    is two texts that are read together). test_share: share of the labelled texts held out for the evaluation where
-    there is no test file. max_length: tokens of a text, the special ones included (null: as many as the sources
-    take); longer texts are cut, and a note says how much.
+    TASK/*.txt; TASK/LABEL/*.txt), or texts for all tasks. A .txt file in a folder is one text. train, test:
+    files or folders instead; `{task}` stands for the task's name. text_column, pair_column, label_column: names
+    in a table or an object (null: found; a pair is two texts that are read together). test_share: share of the
+    labelled texts held out for the evaluation where there is no test file. max_length: tokens of a text, the
+    special ones included (null: as many as the sources take); longer texts are cut, and a note says how much.
     """
 
     kind: ClassVar[Literal["image", "text", "any"]] = "text"
@@ -52,7 +59,7 @@ class Texts(DataConfig):
         if path is None:
             return None
         rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
-        labelled = [row for row in rows if row.label not in (None, "")]
+        labelled = [row for row in rows if row.label not in UNLABELLED]
         if whole and split == "test" and not (labelled and self.test_share):
             return None
         if whole and labelled:
@@ -63,8 +70,9 @@ class Texts(DataConfig):
             raise DataError(f"{shown(path)} holds no texts for task '{task.name}'. Pass another file or folder.")
         kept, places, notes = of_task(task, _labels(rows), None, str(path))
         chosen = [rows[row] for row in kept]
+        notes = (*notes, *_reading_notes(task, chosen))
         if isinstance(transform, ToTokens):
-            transform = transform.limited(self.max_length)
+            transform = transform.limited(self.max_length, any(isinstance(row.text, tuple) for row in chosen))
             notes = (*notes, *_cut_notes(task, chosen, transform))
         return ImageSet(
             len(chosen),
@@ -165,8 +173,8 @@ def _read_file(path: Path, changed: int, columns: Columns) -> list[Row]:
 
 
 def _labels(rows: Sequence[Row]) -> list[Any]:
-    """The labels as names, or as numbers where all of them are whole numbers; None where there is none."""
-    found = [None if row.label in (None, "") else row.label for row in rows]
+    """The labels as names, or as numbers where all of them are whole numbers; None (or -1) where there is none."""
+    found = [None if row.label in UNLABELLED else row.label for row in rows]
     for row in rows:
         if not isinstance(row.label, str | int | type(None)) or isinstance(row.label, bool):
             raise DataError(
@@ -177,6 +185,20 @@ def _labels(rows: Sequence[Row]) -> list[Any]:
     if all(text.isdecimal() for text in texts):
         return [None if label is None else int(label) for label in found]
     return [None if label is None else str(label) for label in found]
+
+
+def _reading_notes(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Which columns were read, and that a file of several lines was one text."""
+    start = f"task '{task.name}': " if task.name else ""
+    found = [f"{start}{guessed}" for guessed in dict.fromkeys(row.guessed for row in rows) if guessed]
+    files = [row for row in rows if row.place.lower().endswith(".txt")]
+    several = sum(len(lines_of(row.text)) > SEVERAL for row in files if isinstance(row.text, str))
+    if 2 * several > len(files):
+        found.append(
+            f"{start}every .txt file in the folder is read as one text, and {several} of {len(files)} have more "
+            f"than {SEVERAL} lines. Where a line is a text, pass the file itself"
+        )
+    return tuple(found)
 
 
 def _cut_notes(task: Task, rows: Sequence[Row], transform: ToTokens) -> tuple[str, ...]:

@@ -45,9 +45,20 @@ class ToTokens:
         mask_token = mask_token_of(self.state)
         return NamedTensors(tensors, {} if mask_token is None else {MASK_TOKEN: mask_token})
 
-    def limited(self, longest: int | None) -> ToTokens:
-        """The same with texts of at most `longest` tokens (None: no other limit)."""
-        return self if longest is None else replace(self, longest=min(self.longest, longest))
+    def limited(self, longest: int | None, pairs: bool = False) -> ToTokens:
+        """The same with texts of at most `longest` tokens (None: no other limit). pairs: whether there are pairs.
+
+        Raises DataError where the special tokens alone are as many.
+        """
+        if longest is None:
+            return self
+        special = _tokenizer(self.state).num_special_tokens_to_add(pairs)
+        if longest <= special:
+            raise DataError(
+                f"data.max_length={longest} leaves no token of a text: {special} are special ones. Pass "
+                f"{special + 1} or more."
+            )
+        return replace(self, longest=min(self.longest, longest))
 
     def cut(self, texts: Sequence[Text]) -> tuple[int, int, float]:
         """Of the first COUNTED texts: how many were counted, how many are cut, and the share of tokens cut off."""

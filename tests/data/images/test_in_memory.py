@@ -12,7 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
 from fsmerge_cli import check, evaluate, load_source, merge
 from fsmerge_cli.common.errors import ConfigError, DataError
@@ -42,6 +48,20 @@ class Images(Dataset[Any]):
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter(zip(PIXELS, LABELS))
+
+
+class Sized(Stream):
+    def __len__(self) -> int:
+        return 24
+
+
+class Mappings(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter({"image": own, "label": label} for own, label in zip(PIXELS, LABELS))
+
+
+def inverted(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([255 - own for own, _ in rows]), torch.stack([label for _, label in rows])
 
 
 def picture(i: int) -> Image.Image:
@@ -80,6 +100,14 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "mappings": lambda _: Images(lambda i: {"img": picture(i), "label": int(LABELS[i])}),
     "tensor dataset": lambda _: TensorDataset(PIXELS, LABELS),
     "stream": lambda _: DataLoader(Stream(), batch_size=5),
+    "a stream with a length": lambda _: Sized(),
+    "a stream of mappings": lambda _: DataLoader(Mappings(), batch_size=5),
+    "pair without channels": lambda _: (PIXELS[:, 0], LABELS),
+    "a subset": lambda _: Subset(TensorDataset(PIXELS, LABELS), range(24)),
+    "a loader that mixes": lambda _: DataLoader(TensorDataset(PIXELS, LABELS), batch_size=5, shuffle=True),
+    "a collate function": lambda _: DataLoader(
+        TensorDataset(255 - PIXELS, LABELS), batch_size=5, collate_fn=lambda rows: inverted(rows)
+    ),
     "names": lambda _: (PIXELS, [f"a-{int(i)}" for i in LABELS]),
 }
 

@@ -115,6 +115,61 @@ def test_a_note_says_how_much_is_cut(tmp_path: Path) -> None:
     assert len(found[0][0].tensors["input_ids"]) == 4
 
 
+def test_special_tokens_alone_are_no_text(tmp_path: Path) -> None:
+    write(tmp_path / "mood.csv", "sentence1,sentence2\nthe cake,was good\n")
+    with pytest.raises(DataError) as error:
+        Texts(root=str(tmp_path), max_length=3).build("train", TASK, transform())
+    assert str(error.value) == ("data.max_length=3 leaves no token of a text: 3 are special ones. Pass 4 or more.")
+
+
+def test_a_quote_in_tsv_is_a_character_like_others(tmp_path: Path) -> None:
+    write(tmp_path / "mood.tsv", 'text\tlabel\n"we hated it\tnegative\nthe "cake"\tpositive\n')
+    assert read(Texts(root=str(tmp_path), test_share=0.0)) == [('"we hated it', 0), ('the "cake"', 1)]
+
+
+def test_a_csv_with_semicolons_is_read_by_them(tmp_path: Path) -> None:
+    write(tmp_path / "mood.csv", "text;label\nthe cake, was bad;negative\nyes;positive\n")
+    assert read(Texts(root=str(tmp_path), test_share=0.0)) == [("the cake, was bad", 0), ("yes", 1)]
+
+
+def test_the_columns_that_were_chosen_and_those_that_were_not_are_noted(tmp_path: Path) -> None:
+    write(tmp_path / "mood.csv", "idx,question,sentence,label\n1,was it good,it was,positive\n2,a,b,negative\n")
+    data = Texts(root=str(tmp_path), test_share=0.0)
+    found = data.build("train", TASK, transform())
+    assert found is not None
+    assert read(data) == [(("was it good", "it was"), 1), (("a", "b"), 0)]
+    assert found.notes == (
+        "task 'mood': texts from 'question' and 'sentence', labels from 'label'; not read: idx (data.text_column, "
+        "data.label_column)",
+    )
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x0c", "\x85"])
+def test_only_line_feeds_end_a_line(end: str, tmp_path: Path) -> None:
+    write(tmp_path / "mood.txt", f"one{end}text\r\nanother\r")
+    assert read(Texts(root=str(tmp_path))) == [(f"one{end}text", -1), ("another", -1)]
+    (tmp_path / "mood.txt").unlink()
+    write(tmp_path / "mood.jsonl", json.dumps({"text": f"one{end}text"}, ensure_ascii=False))
+    assert read(Texts(root=str(tmp_path))) == [(f"one{end}text", -1)]
+
+
+def test_minus_one_is_no_label(tmp_path: Path) -> None:
+    write(tmp_path / "mood.jsonl", "".join(f'{{"text": "{t}", "label": -1}}\n' for t in ("a", "b")))
+    assert read(Texts(root=str(tmp_path))) == [("a", -1), ("b", -1)]
+
+
+def test_a_folder_for_all_tasks_holds_files_of_every_kind(tmp_path: Path) -> None:
+    write(tmp_path / "one.csv", "text\na text\n")
+    write(tmp_path / "two.txt", "another text\n" * 30)
+    data, task = Texts(root=str(tmp_path)), Task("", None)
+    assert data.is_mixed(["mood", "topic"])
+    assert read(data, task=task) == [("a text", -1), ("another text\n" * 30, -1)]
+    assert getattr(data.build("train", task, transform()), "notes", ())[0] == (
+        "every .txt file in the folder is read as one text, and 1 of 1 have more than 20 lines. Where a line is a "
+        "text, pass the file itself"
+    )
+
+
 WRONG = {
     "no column": (
         "mood.csv",
@@ -125,6 +180,18 @@ WRONG = {
         "mood.jsonl",
         '{"text": "a"}\n{"text\n',
         "mood.jsonl, line 2: this is no JSON object per line. Repair the file.",
+    ),
+    "a comma without quotes": (
+        "mood.csv",
+        "text,label\nwe, hated it,negative\n",
+        "mood.csv, line 2: there are 3 cells, and the first line names 2 columns (text, label). Repair the file: "
+        "a cell with a delimiter stands in quotes in .csv.",
+    ),
+    "a stray quote": (
+        "mood.csv",
+        'text,label\n"we hated it,negative\nthe cake,positive\n',
+        "mood.csv, line 3: unexpected end of data. A cell with a quote stands in quotes, and the quote is "
+        "doubled. Repair the file.",
     ),
     "a list": ("mood.jsonl", "[1]\n", "mood.jsonl, line 1: should be an object, is [1]."),
     "a number": ("mood.jsonl", '{"text": 3}\n', "mood.jsonl, line 1: a text should be a string, is 3."),

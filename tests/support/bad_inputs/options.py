@@ -155,8 +155,8 @@ OPTIONS = [
         two() + " method=kd",
         2,
         (
-            f"method=kd needs unlabelled images and no data set is given. Pass --images FOLDER, data=NAME "
-            f"({DATA}), or method=average."
+            f"method=kd needs unlabelled images and no data set is given. Pass --images FOLDER "
+            f"(texts: data=text data.root=FOLDER), data=NAME ({DATA}), or method=average."
         ),
     ),
     Case(
