@@ -12,6 +12,7 @@ from fsmerge_cli.common.plugins import Registry, check_options
 from fsmerge_cli.methods.activation_matching import ActivationMatching
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.methods.base import Method
+from fsmerge_cli.methods.fisher import Fisher
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
@@ -19,33 +20,48 @@ from fsmerge_cli.methods.pleas import PLeaS
 from fsmerge_cli.methods.regmean import RegMean
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
 from fsmerge_cli.methods.slerp import Slerp
+from fsmerge_cli.methods.task_vectors.ada_merging import AdaMerging
 from fsmerge_cli.methods.task_vectors.breadcrumbs import Breadcrumbs
+from fsmerge_cli.methods.task_vectors.consensus import Consensus
 from fsmerge_cli.methods.task_vectors.dare import Dare
 from fsmerge_cli.methods.task_vectors.della import Della
+from fsmerge_cli.methods.task_vectors.iso_c import IsoC
 from fsmerge_cli.methods.task_vectors.lines import Lines
+from fsmerge_cli.methods.task_vectors.magnitude import Magnitude
 from fsmerge_cli.methods.task_vectors.model_stock import ModelStock
+from fsmerge_cli.methods.task_vectors.pcb import PCB
 from fsmerge_cli.methods.task_vectors.task_arithmetic import TaskArithmetic
 from fsmerge_cli.methods.task_vectors.ties import Ties
+from fsmerge_cli.methods.task_vectors.tsv import TSV
+from fsmerge_cli.methods.task_vectors.wudi import Wudi
 from fsmerge_cli.methods.zipit import ZipIt
 from fsmerge_cli.training.problem import Problem, Solution
 
 SHIPPED: dict[str, type[Method]] = {
     "activation_matching": ActivationMatching,
+    "ada_merging": AdaMerging,
     "average": Average,
     "breadcrumbs": Breadcrumbs,
+    "consensus": Consensus,
     "dare": Dare,
     "della": Della,
+    "fisher": Fisher,
     "fs_closed_form": FSClosedForm,
     "fs_merge": FSMerge,
+    "iso_c": IsoC,
     "kd": Distillation,
     "lines": Lines,
+    "magnitude": Magnitude,
     "model_stock": ModelStock,
     "pleas": PLeaS,
+    "pcb": PCB,
     "regmean": RegMean,
     "regmean_pp": RegMeanPlusPlus,
     "slerp": Slerp,
     "task_arithmetic": TaskArithmetic,
     "ties": Ties,
+    "tsv": TSV,
+    "wudi": Wudi,
     "zipit": ZipIt,
 }
 

@@ -42,6 +42,9 @@ ONE: dict[str, dict[str, Any]] = {
     "breadcrumbs": {"smallest": 0.0, "largest": 1.0, "coefficient": 1.0},
     "della": {"drop": 0.0, "spread": 0.0},
     "lines": {"first": 1.0, "coefficient": 0.0},
+    "consensus": {"tasks": 1, "coefficient": 1.0},
+    "magnitude": {"density": 1.0, "coefficient": 1.0},
+    "ada_merging": {"start": 1.0, "steps": 0},
 }
 """Options with which one source whose partner has the pretrained weights is given back."""
 
@@ -53,6 +56,10 @@ COPIES: dict[str, dict[str, Any]] = {
     "breadcrumbs": {"smallest": 0.0, "largest": 1.0, "coefficient": 1 / 3},
     "della": {"drop": 0.0, "spread": 0.0},
     "lines": {"coefficient": 0.0},
+    "pcb": {"density": 1.0},
+    "consensus": {"coefficient": 1 / 3},
+    "magnitude": {"density": 1.0, "coefficient": 1 / 3},
+    "ada_merging": {"start": 1 / 3, "steps": 0},
 }
 """Options with which three copies of a source give that source."""
 
@@ -86,7 +93,8 @@ def test_copies_of_a_source_give_that_source(name: str) -> None:
 def test_the_order_of_the_sources_does_not_matter(name: str) -> None:
     given = group()
     other = problem([given.sources[i] for i in (2, 0, 1)], parent())
-    assert_close(fitted(other, name).weights, fitted(given, name).weights)
+    images = replace(given.images, task=torch.tensor([1, 2, 0])[given.images.task])  # of the same tasks
+    assert_close(fitted(replace(other, images=images), name).weights, fitted(given, name).weights)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -180,6 +188,81 @@ def dare(vectors: Sequence[Vector], given: Problem) -> dict[str, Tensor]:
     return each_entry(kept, lambda own: 0.4 * sum(own) / (1 - 0.9))
 
 
+def powers(matrix: Tensor, exponent: float) -> Tensor:
+    """A power of a symmetric matrix, from its eigenvalues."""
+    values, basis = torch.linalg.eigh(matrix)
+    return basis * values.clamp(min=0) ** exponent @ basis.T
+
+
+def in_matrices(vectors: Sequence[Vector], rule: Callable[[list[Tensor]], Tensor]) -> dict[str, Tensor]:
+    """The rule for the matrices between two layers, the mean for all other tensors."""
+    two = ("fc1.weight", "fc2.weight")
+    return {
+        n: rule([v[n] for v in vectors]) if n in two else sum(v[n] for v in vectors) / len(vectors)
+        for n in vectors[0]
+    }
+
+
+def iso_c(vectors: Sequence[Vector], given: Problem) -> dict[str, Tensor]:
+    def rule(
+        own: list[Tensor],
+    ) -> Tensor:  # U V^T = (M M^T)^(-1/2) M, and the singular values sum to tr (M M^T)^(1/2)
+        total = torch.stack(own).sum(0)
+        gram = total @ total.T
+        return powers(gram, 0.5).trace() / len(gram) * powers(gram, -0.5) @ total
+
+    return in_matrices(vectors, rule)
+
+
+def tsv(vectors: Sequence[Vector], given: Problem) -> dict[str, Tensor]:
+    def rule(own: list[Tensor]) -> Tensor:  # five rows and three tasks: the strongest direction of each
+        right = torch.stack([torch.linalg.eigh(t.T @ t)[1][:, -1] for t in own], 1)
+        left = torch.stack([t @ v for t, v in zip(own, right.T)], 1)
+        values = left.norm(dim=0)
+        left = left / values
+        return left @ powers(left.T @ left, -0.5) @ values.diag() @ powers(right.T @ right, -0.5) @ right.T
+
+    return in_matrices(vectors, rule)
+
+
+def wudi(vectors: Sequence[Vector], given: Problem) -> dict[str, Tensor]:
+    def rule(own: list[Tensor]) -> Tensor:
+        m = torch.stack(own).sum(0).requires_grad_(True)
+        adam = torch.optim.Adam([m], lr=1e-5)
+        for _ in range(300):
+            adam.zero_grad()
+            torch.stack([((m - t) @ t.T).square().sum() / t.square().sum() for t in own]).sum().backward()
+            adam.step()
+        assert not torch.equal(m, torch.stack(own).sum(0))
+        return m.detach()
+
+    return in_matrices(vectors, rule)
+
+
+def pcb(vectors: Sequence[Vector], given: Problem) -> dict[str, Tensor]:
+    flat = [torch.cat([t.flatten() for t in v.values()]) for v in vectors]
+    k, size = len(flat), len(flat[0])
+
+    def scaled(product: Tensor) -> Tensor:
+        return (product - product.min()) / (product.max() - product.min())
+
+    balances = []
+    for own in flat:
+        between = torch.stack([scaled(own * other).softmax(0) for other in flat]).sum(0)
+        balance = (k * scaled(own * own)).softmax(0) * between
+        least = balance.sort(descending=True).values[round(0.2 * size) - 1]
+        balances.append(torch.where(balance >= least * (1 - 1e-6), balance, 0.0))
+    total = torch.stack(balances).sum(0)
+    merged = sum(b * own for b, own in zip(balances, flat)) / torch.where(total > 0, total, 1.0)
+    parts = torch.as_tensor(merged).split([t.numel() for t in vectors[0].values()])
+    return {n: part.reshape(t.shape) for part, (n, t) in zip(parts, vectors[0].items())}
+
+
+def selfless(own: list[float]) -> float:
+    total = sum(own)
+    return 0.4 * total if sum(abs(x) >= 0.4 * abs(total - x) for x in own) >= 2 else 0.0
+
+
 REFERENCES: dict[str, Reference] = {
     "task_arithmetic": lambda vectors, given: each_entry(vectors, lambda own: 0.4 * sum(own)),
     "ties": ties,
@@ -188,6 +271,12 @@ REFERENCES: dict[str, Reference] = {
     "lines": lines,
     "della": della,
     "dare": dare,
+    "iso_c": iso_c,
+    "tsv": tsv,
+    "wudi": wudi,
+    "pcb": pcb,
+    "consensus": lambda vectors, given: each_entry(vectors, selfless),
+    "magnitude": lambda vectors, given: each_entry([trimmed(v, 0.2) for v in vectors], lambda own: 0.4 * sum(own)),
 }
 
 

@@ -19,7 +19,7 @@ from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, SourceError
 from fsmerge_cli.models.source_spec import SourceSpec
 from tests.support.checks import Entries, written
-from tests.support.common_initialisation import NAMES, moved, parent, random_vector
+from tests.support.common_initialisation import NAMES, QUICK, moved, parent, random_vector
 from tests.support.sources import mlp_source
 from tests.support.vits import vit_source
 
@@ -60,7 +60,9 @@ def test_a_merge_adds_the_task_vectors_to_the_base(files: Files, tmp_path: Path)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_of_task_vectors_writes_a_model_that_loads(name: str, files: Files, tmp_path: Path) -> None:
     images = {task: torch.rand(4, 1, 2, 2) for task in "ab"}
-    result = merge(files[0], base=files[1], method=name, data=images, output=tmp_path / "out")
+    result = merge(
+        files[0], base=files[1], method={"name": name, **QUICK.get(name, {})}, data=images, output=tmp_path / "out"
+    )
     stored = load_file(tmp_path / "out/merged/model.safetensors")
     assert all(torch.equal(stored[n], t) for n, t in result.solution.weights.items())
     evaluation = json.loads((tmp_path / "out/evaluation.json").read_text())
@@ -205,7 +207,7 @@ def test_check_recommends_task_vectors_where_the_base_is_given(
     assert main(["check", f"models.sources=[{sources}]", "method=average"]) == 0
     out = capsys.readouterr().out
     assert "recommended: method=average (the sources seem to share a pretrained initialisation; with models" in out
-    assert "ties do not apply: needs the pretrained weights (models.base=...)" in out
+    assert f"  {', '.join(NAMES)} do not apply: needs the pretrained weights (models.base=...)\n" in out
     assert main(["check", f"models.sources=[{sources}]", f"models.base={base}", "method=ties"]) == 0
     out = capsys.readouterr().out
     assert (

@@ -49,8 +49,12 @@ def problem(sources: list[Source], base: Source, images: int = 3) -> Problem:
     return Problem(compile_plan(sources), sources, found, base=base)
 
 
+QUICK: dict[str, dict[str, object]] = {"ada_merging": {"steps": 3}}
+"""Options with which a method that trains takes no time."""
+
+
 def fitted(given: Problem, name: str, **options: object) -> Solution:
-    method = METHODS[name](name=name, **options)  # type: ignore[arg-type]
+    method = METHODS[name](name=name, **{**QUICK.get(name, {}), **options})  # type: ignore[arg-type]
     assert isinstance(method, TaskVectorMethod)
     return method.fit(given)
 
