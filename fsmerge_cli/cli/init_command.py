@@ -58,7 +58,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.write(text)
         return 0
     sources = keys["models"].get("sources") or []
-    paths = [own["checkpoint"] for own in sources if isinstance(own, Mapping) and own.get("checkpoint")]
+    entries = [*sources, base if isinstance(base := keys["models"].get("base"), Mapping) else {"checkpoint": base}]
+    paths = [own["checkpoint"] for own in entries if isinstance(own, Mapping) and own.get("checkpoint")]
     path = Path(file)
     if path.exists():
         raise ConfigError(f"-o {file} exists, and fsmerge init replaces no file. Choose another one.")
@@ -90,6 +91,8 @@ def _file_of(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 def _lines(keys: Mapping[str, Any]) -> Iterator[str]:
     for source in keys["models"].get("sources") or []:
         yield f"    - {_flow(source)}"
+    if (base := keys["models"].get("base")) is not None:
+        yield f"  base: {_flow(base)}   # the pretrained weights that all of them were fine-tuned from"
     for group in ("data", "method", "hardware"):
         values = keys.get(group)
         yield ""

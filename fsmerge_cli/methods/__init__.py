@@ -25,10 +25,12 @@ from fsmerge_cli.methods.task_vectors.breadcrumbs import Breadcrumbs
 from fsmerge_cli.methods.task_vectors.consensus import Consensus
 from fsmerge_cli.methods.task_vectors.dare import Dare
 from fsmerge_cli.methods.task_vectors.della import Della
+from fsmerge_cli.methods.task_vectors.fw_merging import FWMerging
 from fsmerge_cli.methods.task_vectors.iso_c import IsoC
 from fsmerge_cli.methods.task_vectors.lines import Lines
 from fsmerge_cli.methods.task_vectors.magnitude import Magnitude
 from fsmerge_cli.methods.task_vectors.model_stock import ModelStock
+from fsmerge_cli.methods.task_vectors.opcm import OPCM
 from fsmerge_cli.methods.task_vectors.pcb import PCB
 from fsmerge_cli.methods.task_vectors.task_arithmetic import TaskArithmetic
 from fsmerge_cli.methods.task_vectors.ties import Ties
@@ -48,13 +50,15 @@ SHIPPED: dict[str, type[Method]] = {
     "fisher": Fisher,
     "fs_closed_form": FSClosedForm,
     "fs_merge": FSMerge,
+    "fw_merging": FWMerging,
     "iso_c": IsoC,
     "kd": Distillation,
     "lines": Lines,
     "magnitude": Magnitude,
     "model_stock": ModelStock,
-    "pleas": PLeaS,
+    "opcm": OPCM,
     "pcb": PCB,
+    "pleas": PLeaS,
     "regmean": RegMean,
     "regmean_pp": RegMeanPlusPlus,
     "slerp": Slerp,

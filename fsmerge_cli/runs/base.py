@@ -11,6 +11,7 @@ from fsmerge_cli.common.progress import Progress
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.models.parent import base_reasons, parent_notes
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.request import Request
 
 
@@ -21,12 +22,17 @@ def check_base(requested: Request, opened: Sequence[SourceHeaders], always: bool
     """
     if requested.base is None or not (always or requested.method.uses_base):
         return None
-    found = base_headers(requested.base)
-    if reasons := base_reasons(opened[0].source, found.source):
+    return required_parent(requested.base, opened[0].source)
+
+
+def required_parent(spec: SourceSpec, first: Source) -> SourceHeaders:
+    """The headers of the pretrained weights. Raises SourceError where they cannot be those of source 1."""
+    found = base_headers(spec)
+    if reasons := base_reasons(first, found.source):
         lines = "".join(f"\n  - {reason}" for reason in reasons)
         raise SourceError(
             f"{BASE} ({found.source.origin}) cannot be what the sources were fine-tuned from:{lines}\n"
-            f"Pass the pretrained weights of the sources, or another method (method=average needs none)."
+            "Pass the pretrained weights of the sources, or another method (method=average needs none)."
         )
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fsmerge_cli.checkpoints.api import load_all
-from fsmerge_cli.checkpoints.base import load_base
+from fsmerge_cli.checkpoints.base import Base, base_entry, load_base
 from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers
 from fsmerge_cli.checkpoints.load import load, normalisation, source_notes
 from fsmerge_cli.checkpoints.open import interpret
@@ -32,7 +32,7 @@ from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import closed_form_cost, estimate
-from fsmerge_cli.runs.base import base_notes, check_base
+from fsmerge_cli.runs.base import base_notes, check_base, required_parent
 from fsmerge_cli.runs.merge import methods_of, problem_of, state_content
 from fsmerge_cli.runs.recommendation import reason_against, recommend, verdict
 from fsmerge_cli.runs.request import Models, Request, chosen_method, source_specs
@@ -97,11 +97,17 @@ class Inspection:
     top1: Mapping[str, float] = field(default_factory=dict)
 
 
-def check(models: Models, method: str | Mapping[str, Any] | Method = "average") -> Plan:
-    """Load the sources and compile the plan. Raises MismatchError with every reason why they cannot be merged."""
+def check(models: Models, method: str | Mapping[str, Any] | Method = "average", base: Base | None = None) -> Plan:
+    """Load the sources and compile the plan. Raises MismatchError with every reason why they cannot be merged.
+
+    base: the pretrained weights; SourceError where they cannot be those of the sources.
+    """
     chosen = chosen_method(method)
     sources = load_all(source_specs(models), silent)
-    return chosen.plan(sources)
+    plan = chosen.plan(sources)
+    if base is not None:
+        required_parent(base_entry(base), sources[0])
+    return plan
 
 
 def inspect(

@@ -41,7 +41,7 @@ from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
 from fsmerge_cli.models.plan import Plan, Space
-from fsmerge_cli.runs import closed_form_cost
+from fsmerge_cli.runs import closed_form_cost, gradient_cost
 
 BASE = 700_000_000
 """Bytes of the interpreter and the libraries, on systems that do not report them."""
@@ -202,6 +202,9 @@ def _statistics(plan: Plan, whole: bool) -> int:
 
 def _training(plan: Plan, method: Method, hardware: Hardware, work: Workload, network: Network, t: int) -> int:
     if not isinstance(method, Trained):
+        needed = gradient_cost.memory(method, network.parameters, len(plan.tasks), network.stored)
+        if needed is not None:
+            return needed
         if not method.uses_images or isinstance(method, FSClosedForm):
             return 0
         inputs = len(plan.tasks) * sum(8 * space.merged**2 for space in plan.spaces.values())  # RegMean's Grams
@@ -232,6 +235,7 @@ def operations(plan: Plan, method: Method, work: Workload, network: Network) -> 
         total += forward * images * k
     if solved:
         total += closed_form_cost.operations_of(plan, solved, images, forward)
+    total += gradient_cost.operations(method, forward, k, images)
     if isinstance(method, Trained):
         batch = method.images_per_step(work.images)
         step = 3 * forward * batch

@@ -75,6 +75,6 @@ def test_sources_without_a_head_are_refused() -> None:
     with pytest.raises(ConfigError) as error:
         fitted(replace(given, sources=sources), "ada_merging")
     assert str(error.value) == (
-        "method=ada_merging minimises the entropy of predictions, and t1 has no head. Pass its head "
+        "method=ada_merging needs predictions, and t1 has no head. Pass its head "
         "(models.sources.N.head=...), or take method=ties."
     )

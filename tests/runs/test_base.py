@@ -13,10 +13,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from fsmerge_cli import load_source, merge
+from fsmerge_cli import check, load_source, merge
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, SourceError
+from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.source_spec import SourceSpec
 from tests.support.checks import Entries, written
 from tests.support.common_initialisation import NAMES, QUICK, moved, parent, random_vector
@@ -114,6 +115,9 @@ def test_a_base_of_another_architecture_or_shape_is_refused(files: Files, tmp_pa
     vit = written(tmp_path, vit_source("class token", 1))["checkpoint"]
     with pytest.raises(SourceError, match="it is a vit, 'a' a mlp"):
         merge(files[0], base=str(vit), method="ties")
+    with pytest.raises(SourceError, match="it is a vit, 'a' a mlp"):
+        check(files[0], base=str(vit))
+    assert check(files[0], "ties", files[1]).tasks == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -197,6 +201,28 @@ def test_the_command_line_repeats_a_run_with_its_base(
     assert capsys.readouterr().err == (
         "fsmerge: error: unknown key in models 'bse'. Did you mean 'base'? Available: base, sources.\n"
     )
+
+
+def test_init_writes_the_base(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "a", "b", "models.base=base", "method=ties", "-o", "mine.yaml"]) == 0
+    assert yaml.safe_load((tmp_path / "mine.yaml").read_text())["models"]["base"] == "base"
+    assert main(["merge", "mine.yaml", "output.dir=out"]) == 0, capsys.readouterr().err
+    assert (tmp_path / "out/merged").is_dir()
+
+
+def test_the_estimate_counts_gradients(files: Files) -> None:
+    from fsmerge_cli.runs import gradient_cost
+
+    method = METHODS["ada_merging"](name="ada_merging", steps=10, batch_size=4)  # type: ignore[call-arg]
+    assert gradient_cost.memory(method, 1000, 2, 50) == 4 * 1000 * 5 + 2 * 4 * 50
+    assert gradient_cost.operations(method, 7.0, 2, 30) == 3 * 7 * 10 * 4 * 2
+    fisher, ties = (METHODS[name](name=name) for name in ("fisher", "ties"))  # type: ignore[call-arg]
+    assert gradient_cost.memory(fisher, 1000, 2, 50) == 1000 * 24 + 50
+    assert gradient_cost.operations(fisher, 7.0, 2, 30) == 7 * 30 * 33
+    assert (gradient_cost.memory(ties, 1000, 2, 50), gradient_cost.operations(ties, 7.0, 2, 30)) == (None, 0.0)
 
 
 def test_check_recommends_task_vectors_where_the_base_is_given(

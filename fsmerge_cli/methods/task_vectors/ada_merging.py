@@ -45,11 +45,7 @@ class AdaMerging(TaskVectorMethod):
     def check(self, problem: Problem) -> None:
         """Raise UserError where a source has no head, a task has no images, or widths differ."""
         super().check(problem)
-        if without := [source.name for source in problem.sources if source.head is None]:
-            raise ConfigError(
-                f"method={self.name} minimises the entropy of predictions, and {', '.join(without)} has no head. "
-                "Pass its head (models.sources.N.head=...), or take method=ties."
-            )
+        require_heads(problem, self.name)
         problem.require_task_images()
 
     def merge(self, vectors: TaskVectors) -> Solution:
@@ -98,3 +94,12 @@ def entropy(
     logits = [head(functional_call(module, dict(weights), (own,))) for head, own in zip(heads, batches)]
     scores = [own.log_softmax(-1) for own in logits]
     return torch.stack([-(own.exp() * own).sum(-1).mean() for own in scores]).sum()
+
+
+def require_heads(problem: Problem, method: str) -> None:
+    """Raise ConfigError for a source without a head."""
+    if without := [source.name for source in problem.sources if source.head is None]:
+        raise ConfigError(
+            f"method={method} needs predictions, and {', '.join(without)} has no head. Pass its head "
+            "(models.sources.N.head=...), or take method=ties."
+        )
