@@ -57,11 +57,11 @@ def test_results_show_themselves_in_one_line_and_as_a_table_in_a_notebook(
 
 @pytest.mark.full
 def test_progress_true_shows_the_phases_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    merge("digits_mlp_pair", method="average", data="none", progress=True)
+    merge("digits_mlp_pair", method="average", data={"name": "none", "images_per_task": 20}, progress=True)
     out, err = capsys.readouterr()
     assert out == ""
     assert re.search(r"^[a-z ]+: \d+/\d+", err, re.MULTILINE), err
-    merge("digits_mlp_pair", method="average", data="none", progress=False)
+    merge("digits_mlp_pair", method="average", data={"name": "none", "images_per_task": 20}, progress=False)
     assert capsys.readouterr() == ("", "")
 
 

@@ -106,7 +106,7 @@ def photographs(root: Path, tasks: list[str]) -> None:
             "vit_b_pair",
             ["fs_merge", "method.maps=diagonal", "method.steps=1", "method.batch_size=2", "method.start=first"],
         ),
-        ("clip_vit_b_pair", ["average"]),
+        pytest.param("clip_vit_b_pair", ["average"], marks=pytest.mark.slow),
     ],
 )
 def test_real_shapes_merge_from_local_checkpoints(

@@ -36,7 +36,13 @@ def written(folder: Path, variant: str, seed: int, normalize: bool = False) -> d
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("variant", "normalize"), [*((v, False) for v in VARIANTS), ("class token", True)])
+@pytest.mark.parametrize(
+    ("variant", "normalize"),
+    [
+        *(pytest.param(v, False, marks=[pytest.mark.slow] if v != "class token" else []) for v in VARIANTS),
+        ("class token", True),
+    ],
+)
 def test_timm_loads_the_merged_folder_and_the_snippet_of_the_card_gives_the_same_logits(
     variant: str, normalize: bool, tmp_path: Path
 ) -> None:

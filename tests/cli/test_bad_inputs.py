@@ -78,8 +78,18 @@ def test_a_bad_input_gets_one_message_and_changes_no_file(
     check(case, place, before, code, out, err)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("case", [c for c in CASES if c.installed], ids=lambda case: case.name)
+SOON = ("marge", "an unknown method", "header of exabytes", "a pickle that runs code")
+"""Cases of the installed command in `make test`; the others are in `make test-slow`."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, id=c.name, marks=pytest.mark.full if c.name in SOON else pytest.mark.slow)
+        for c in CASES
+        if c.installed
+    ],
+)
 def test_the_installed_command_prints_the_same_message(
     case: Case, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

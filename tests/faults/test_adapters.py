@@ -128,7 +128,13 @@ def test_a_finished_run_of_an_adapter_is_resumed_and_a_changed_base_is_seen(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entry = "{name:%s,checkpoint:adapter,base:base,labels:[x,y,z],mean:[0],std:[1]}"
-    command = ["merge", f"+models.sources=[{entry % 'a'},{entry % 'b'}]", "method=average", "data=none"]
+    command = [
+        "merge",
+        f"+models.sources=[{entry % 'a'},{entry % 'b'}]",
+        "method=average",
+        "data=none",
+        "data.images_per_task=20",
+    ]
     command += ["output.dir=out", "resume=true", "--quiet"]
     assert main(command) == 0
     assert main(command) == 0
@@ -178,11 +184,13 @@ def test_check_reads_only_headers_and_merge_protects_the_base(
         "models.sources=[{name: a, checkpoint: adapter, base: base, labels: [x, y, z], mean: [0], std: [1]}, "
         "{name: b, checkpoint: base, labels: [p, q, r, s, t], mean: [0], std: [1]}]"
     )
-    assert main(["check", pair, "method=average", "data=none"]) == 0
+    assert main(["check", pair, "method=average", "data=none", "data.images_per_task=20"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     note = "note: 'a': the LoRA adapter of 4 layers was merged into base; from the adapter itself: head"
     assert note in out
-    assert main(["merge", pair, "method=average", "data=none", "output.dir=base/out"]) == 2
+    assert (
+        main(["merge", pair, "method=average", "data=none", "data.images_per_task=20", "output.dir=base/out"]) == 2
+    )
     assert capsys.readouterr().err == (
         f"fsmerge: error: output.dir={place}/base/out lies in base (source 'a'), which this run reads and never "
         "changes. Choose another output.dir=...\n"

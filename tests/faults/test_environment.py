@@ -164,7 +164,13 @@ def test_streams_that_are_full_closed_or_not_read(line: str, code: int, out: str
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("redirection", "code"), [("| head -1", 0), ("2>&1 | head -1", 0), ("> /dev/full", 2), ("2> /dev/full", 0)]
+    ("redirection", "code"),
+    [
+        ("| head -1", 0),
+        pytest.param("2>&1 | head -1", 0, marks=pytest.mark.slow),
+        ("> /dev/full", 2),
+        pytest.param("2> /dev/full", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_whose_output_nobody_reads_is_finished(redirection: str, code: int, tmp_path: Path) -> None:
     ran = shell(f"$F merge {PAIR[0]} method=average output.dir={tmp_path / 'out'} {redirection}")
@@ -178,9 +184,9 @@ def test_a_run_whose_output_nobody_reads_is_finished(redirection: str, code: int
 @pytest.mark.parametrize(
     "variables",
     [
-        {"PYTHONIOENCODING": "ascii"},
+        pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
         {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
-        {"OMP_NUM_THREADS": "x"},
+        pytest.param({"OMP_NUM_THREADS": "x"}, marks=pytest.mark.slow),
         {"TERM": "", "COLUMNS": "", "TMPDIR": "/nowhere", "HOME": "/nowhere"},
     ],
 )

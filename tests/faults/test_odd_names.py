@@ -52,6 +52,7 @@ def test_a_path_that_exists_is_read_as_it_is(
     arguments = [
         "+models=digits_mlp_pair",
         "data=none",
+        "data.images_per_task=20",
         f"models.sources.0.checkpoint={name}",
         "models.sources.1.checkpoint=other",
         "models.sources.0.labels=null",
@@ -66,7 +67,7 @@ def test_a_path_that_exists_is_read_as_it_is(
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     assert name.strip()[:4] in out
-    code = main(["evaluate", f"./{name}", "data=none"])
+    code = main(["evaluate", f"./{name}", "data=none", "data.images_per_task=20"])
     assert "does not exist" not in capsys.readouterr().err
 
 

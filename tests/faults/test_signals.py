@@ -101,7 +101,9 @@ def test_a_signal_during_the_imports(number: signal.Signals, seconds: float, tmp
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("pause", [0.02, 0.4, 1.1])
+@pytest.mark.parametrize(
+    "pause", [pytest.param(0.02, marks=pytest.mark.slow), 0.4, pytest.param(1.1, marks=pytest.mark.slow)]
+)
 def test_five_times_ctrl_c(pause: float, tmp_path: Path) -> None:
     process = started([*MERGE, "method.steps=100000", "checkpoint.every=1", f"output.dir={tmp_path / 'out'}"])
     while not (tmp_path / ".out.state").exists():

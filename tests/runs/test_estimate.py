@@ -71,7 +71,7 @@ def test_the_memory_of_the_statistics_includes_their_result(first: bool) -> None
     assert estimated == (1 if first else 3) * estimate._statistics(plan, whole=False)
 
 
-@pytest.mark.parametrize("method", ["average", "kd"])
+@pytest.mark.parametrize("method", [pytest.param("average", marks=pytest.mark.slow), "kd"])
 def test_memory_is_within_30_per_cent_of_a_run(method: str, tmp_path: Path) -> None:
     options = ["+models=digits_mlp_pair", "hardware=cpu", f"method={method}"]
     code = (

@@ -124,6 +124,7 @@ def test_the_operations_of_a_fold_match_the_page(structure: str) -> None:
     )  # biases, diagonals, rank x rank
 
 
+@pytest.mark.slow
 def test_scale_runs_the_real_command_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scale, output = script("scale"), tmp_path / "scale.json"
     assert scale.main(["--small", "--output", str(output), "--folder", str(tmp_path)]) == 0

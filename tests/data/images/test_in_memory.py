@@ -248,7 +248,11 @@ def test_a_changed_source_is_what_is_merged(tmp_path: Path) -> None:
 def test_a_loaded_source_takes_no_further_keys(tmp_path: Path) -> None:
     loaded = load_source(pair(tmp_path)[0])
     with pytest.raises(ConfigError) as error:
-        merge([{"name": "a", "loaded": loaded, "labels": ["x"]}], method="average", data="none")
+        merge(
+            [{"name": "a", "loaded": loaded, "labels": ["x"]}],
+            method="average",
+            data={"name": "none", "images_per_task": 20},
+        )
     assert str(error.value) == ("source 'a' is loaded already, so labels has no effect. Pass it to load_source.")
 
 
