@@ -240,7 +240,8 @@ def _evaluated(certifier: Certifier, written: Mapping[str, Tensor], heads: Mappi
 
 def _permuted(certifier: Certifier) -> Certificate:
     what = "features of the permuted sources = permuted features of the sources"
-    found = [(certifier.plan, s.weights, p) for s, p in zip(certifier.sources, certifier.solution.permutations)]
+    pairs = zip(certifier.sources, certifier.solution.permutations)
+    found = [(replace(certifier.plan, arch=s.arch), s.weights, p) for s, p in pairs]
     if not found:  # then every stage has its own permutations
         stages = certifier.solution.stages
         found = [(stage.plan, *own) for stage in stages for own in zip(stage.sources, stage.permutations)]

@@ -72,6 +72,11 @@ class Plan:
         widths = all(size == s.merged for s in self.spaces.values() for size in s.sources)
         return widths and all(set(s.heads[1]) == {s.heads[0]} for s in self.spaces.values() if s.heads)
 
+    @property
+    def sources_alike(self) -> bool:
+        """Whether all sources have the same widths and numbers of heads."""
+        return all(len({*s.sources}) == 1 and len({*(s.heads or (0, (0,)))[1]}) == 1 for s in self.spaces.values())
+
 
 def compile_plan(
     sources: Sequence[Source], width: int | tuple[int, ...] | None = None, heads: int | None = None

@@ -18,6 +18,7 @@ from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.weight_cosine import BUDGET
 from fsmerge_cli.common.errors import ConfigError, MismatchError, SourceError
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.pleas import PLeaS
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.check import inspect
@@ -170,6 +171,14 @@ def test_a_method_that_does_not_apply_has_a_reason(tmp_path: Path) -> None:
         "kd": images,
         **dict.fromkeys(wide, width),
     }
+
+
+def test_the_widths_of_pleas_speak_against_no_method(tmp_path: Path) -> None:
+    given = write_entries(tmp_path, mlp_source("a", [8, 8], 1), mlp_source("b", [8, 8], 2))
+    asked = replace(check_request(given), method=PLeaS(budget_flops=1.5))
+    found = {method.name: method.why_not for method in inspect(asked).methods}
+    assert {found[name] for name in ("pleas", "regmean", "zipit")} == {"needs unlabelled images (data=...)"}
+    assert found["slerp"] is None
 
 
 def test_one_width_is_set_for_the_methods_that_refuse_other_widths(make_problem: Callable[..., Any]) -> None:

@@ -29,9 +29,15 @@ def images(count: int = 24) -> torch.Tensor:
 
 
 def merged(
-    root: Path, method: Any = "average", data: Any = None, variant: str = DEEP, **options: Any
+    root: Path,
+    method: Any = "average",
+    data: Any = None,
+    variant: str = DEEP,
+    channels: Any = None,
+    **options: Any,
 ) -> MergeResult:
-    models = [write_resnet(root / str(i), variant, i, PIXELS, in_chans=1) for i in (1, 2)]
+    more = {} if channels is None else {"channels": channels}
+    models = [write_resnet(root / str(i), variant, i, PIXELS, in_chans=1, **more) for i in (1, 2)]
     return merge(models, method=method, data=data, output=root / "run", **options)
 
 
@@ -116,6 +122,20 @@ def test_check_reports_resnets_and_the_methods_that_apply(tmp_path: Path) -> Non
     ] * 2
     applying = [own.why_not for own in found.methods if own.name == "fs_closed_form"]
     assert applying == ["needs unlabelled images (data=...)"]
+
+
+@pytest.mark.full
+def test_a_wider_network_of_pleas_is_written_and_timm_loads_it(tmp_path: Path) -> None:
+    result = merged(tmp_path, {"name": "pleas", "budget_flops": 1.5}, images(), channels=[6, 8, 8, 12])
+    found = certificates(tmp_path)
+    assert found.pop("unfolded") == "not applicable"
+    assert set(found.values()) == {"holds"}
+    module = timm.create_model(f"local-dir:{tmp_path / 'run/merged'}", pretrained=True).eval()
+    assert module.num_features == result.plan.arch.features
+    assert result.solution.facts["separate_units"] > 0
+    channels = json.loads((tmp_path / "run/merged/config.json").read_text())["model_args"]["channels"]
+    assert channels != [6, 8, 8, 12]
+    assert all(new >= old for new, old in zip(channels, [6, 8, 8, 12]))
 
 
 @pytest.mark.full
