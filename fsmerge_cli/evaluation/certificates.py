@@ -240,11 +240,10 @@ def _evaluated(certifier: Certifier, written: Mapping[str, Tensor], heads: Mappi
 
 def _permuted(certifier: Certifier) -> Certificate:
     what = "features of the permuted sources = permuted features of the sources"
-    pairs = zip(certifier.sources, certifier.solution.permutations)
-    found = [(replace(certifier.plan, arch=s.arch), s.weights, p) for s, p in pairs]
+    solution, plan = certifier.solution, certifier.plan
+    found = [(replace(plan, arch=s.arch), s.weights, p) for s, p in zip(certifier.sources, solution.permutations)]
     if not found:  # then every stage has its own permutations
-        stages = certifier.solution.stages
-        found = [(stage.plan, *own) for stage in stages for own in zip(stage.sources, stage.permutations)]
+        found = [(stage.plan, *own) for stage in solution.stages for own in zip(stage.sources, stage.permutations)]
     errors = []
     for plan, weights, orders in found:
         before = network(plan, weights)(certifier.pixels.double())
