@@ -33,6 +33,7 @@ OFFSETS = ("rescale_offset", "offset")
 LEVELS = 255
 """Largest value of a pixel before rescaling."""
 
+IMAGENET_PIXELS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
 """Of the published ViTs, where nothing else is known."""
 

@@ -14,8 +14,8 @@ from fsmerge_cli.checkpoints.text_models import refuse_other
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
 
-PARTS = ("q", "k", "v")
-"""In a table, a target that ends with `#q`, `#k` or `#v` is that third of one tensor."""
+PARTS = (("q", "k", "v"), ("gate", "up"))
+"""In a table, a target that ends with `#q`, `#k` or `#v` is that third of one tensor; likewise the halves."""
 
 WB = r"(weight|bias)"
 
@@ -25,12 +25,15 @@ class Layout:
     """The tensor names of one library.
 
     title: its name in messages. anchor: the tensor by which it is recognised, without any prefix.
-    keys: pattern of a name -> timm's name.
+    keys: pattern of a name -> timm's name. types: `model_type` of Hugging Face's config.json (none: it has no such
+    file). eps: of its norms, where config.json does not state it.
     """
 
     title: str
     anchor: str
     keys: Mapping[str, str]
+    types: tuple[str, ...] = ()
+    eps: float = 1e-12
 
 
 TORCHVISION = Layout(
@@ -68,6 +71,49 @@ TRANSFORMERS = Layout(
         rf"{_LAYER}\.(?:output\.dense|mlp\.fc2)\.{WB}": r"blocks.\1.mlp.fc2.\2",
         rf"layernorm\.{WB}": r"norm.\1",
     },
+    types=("vit",),
+)
+DEIT = Layout(
+    title="Hugging Face's DeiTModel",
+    anchor="embeddings.distillation_token",
+    keys={**TRANSFORMERS.keys, r"embeddings\.distillation_token": "reg_token"},
+    types=("deit",),
+)
+DINOV2 = Layout(
+    title="Hugging Face's Dinov2Model",
+    anchor="encoder.layer.0.layer_scale1.lambda1",
+    keys={
+        **TRANSFORMERS.keys,
+        r"embeddings\.mask_token": "mask_token",
+        r"embeddings\.register_tokens": "register_tokens",
+        rf"{_LAYER}\.norm([12])\.{WB}": r"blocks.\1.norm\2.\3",
+        rf"{_LAYER}\.layer_scale([12])\.lambda1": r"blocks.\1.ls\2.gamma",
+        rf"{_LAYER}\.mlp\.weights_in\.{WB}": r"blocks.\1.mlp.fc1.\2",
+        rf"{_LAYER}\.mlp\.gate_proj\.{WB}": r"blocks.\1.mlp.fc1.\2#gate",
+        rf"{_LAYER}\.mlp\.up_proj\.{WB}": r"blocks.\1.mlp.fc1.\2#up",
+        rf"{_LAYER}\.mlp\.(?:weights_out|down_proj)\.{WB}": r"blocks.\1.mlp.fc2.\2",
+    },
+    types=("dinov2", "dinov2_with_registers"),
+    eps=1e-6,
+)
+_TOWER, _BLOCK = r"encoder\.layers\.(\d+)", r"transformer.resblocks.\1"
+TRANSFORMERS_CLIP = Layout(
+    title="Hugging Face's CLIPVisionModel",
+    anchor="embeddings.class_embedding",
+    keys={  # to the names of OpenAI
+        r"embeddings\.class_embedding": "class_embedding",
+        r"embeddings\.patch_embedding\.weight": "conv1.weight",
+        r"embeddings\.position_embedding\.weight": "positional_embedding",
+        rf"pre_layrnorm\.{WB}": r"ln_pre.\1",
+        rf"post_layernorm\.{WB}": r"ln_post.\1",
+        rf"{_TOWER}\.layer_norm([12])\.{WB}": rf"{_BLOCK}.ln_\2.\3",
+        rf"{_TOWER}\.self_attn\.(q|k|v)_proj\.{WB}": rf"{_BLOCK}.attn.in_proj_\3#\2",
+        rf"{_TOWER}\.self_attn\.out_proj\.{WB}": rf"{_BLOCK}.attn.out_proj.\2",
+        rf"{_TOWER}\.mlp\.fc1\.{WB}": rf"{_BLOCK}.mlp.c_fc.\2",
+        rf"{_TOWER}\.mlp\.fc2\.{WB}": rf"{_BLOCK}.mlp.c_proj.\2",
+    },
+    types=("clip", "clip_vision_model"),
+    eps=1e-5,
 )
 CLIP = Layout(title="a CLIP vision tower", anchor="class_embedding", keys={})  # converted by timm
 
@@ -77,13 +123,16 @@ TRUNK = Layout(
     keys={r"trunk\.(.*)": r"\1", rf"head\.proj\.{WB}": r"head.\1"},
 )
 
+LAYOUTS = (TORCHVISION, DEIT, DINOV2, TRANSFORMERS, TRANSFORMERS_CLIP, CLIP, TRUNK)
+"""In the order in which they are tried: DeiT and DINOv2 have the anchor of ViTModel as well."""
+
 REFUSED = {
     "a convolutional stem of torchvision": r"(^|\.)conv_proj\.conv_last\.",
     "torchvision's VisionTransformer with a representation layer": r"(^|\.)heads\.pre_logits\.",
-    "Hugging Face's CLIP or SigLIP": r"(^|\.)vision_model\.embeddings\.",
+    "Hugging Face's SigLIP": r"(^|\.)head\.probe$",
     "CLIP's ResNet": r"(^|\.)visual\.layer1\.0\.conv1\.",
-    "Hugging Face's DeiT": r"(^|\.)embeddings\.distillation_token$",
-    "Hugging Face's DINOv2": r"(^|\.)layer_scale1\.lambda1$",
+    "Hugging Face's DeiT with a head on each of its two tokens": r"(^|\.)distillation_classifier\.",
+    "Hugging Face's DINOv3": r"(^|\.)embeddings\.patch_embeddings\.weight$",
     "Hugging Face's BEiT or Data2Vec": r"(^|\.)(lambda_1|relative_position_bias\.relative_position_bias_table)$",
     "Hugging Face's Swin": r"(^|\.)encoder\.layers\.\d+\.blocks\.\d+\.layernorm_before\.",
 }
@@ -118,8 +167,8 @@ NOT_WHOLE = (
 
 def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> Layout | None:
     """The layout of these names; None for timm's and fsmerge's. Raises SourceError for a format in REFUSED."""
-    kind = config.get("model_type")
-    if isinstance(kind, str) and kind != "vit" and "architecture" not in config:
+    kind, known = config.get("model_type"), [own for layout in LAYOUTS for own in layout.types]
+    if isinstance(kind, str) and kind not in known and "architecture" not in config:
         refuse_other(kind, where)
         raise _refuse(where, f"a model of Hugging Face transformers of the type '{kind}'")
     for pattern, title, remedy in NOT_WHOLE:
@@ -128,7 +177,7 @@ def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: s
     for title, pattern in REFUSED.items():
         if any(re.search(pattern, name) for name in tensors):
             raise _refuse(where, title)
-    for layout in (TORCHVISION, TRANSFORMERS, CLIP, TRUNK):
+    for layout in LAYOUTS:
         ends = f".{layout.anchor}"
         found = [name.removesuffix(layout.anchor) for name in tensors if f".{name}".endswith(ends)]
         if layout is TRUNK:
@@ -148,6 +197,6 @@ def _has_classifier(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 def _refuse(where: str, title: str) -> SourceError:
     return SourceError(
         f"{where} contains {title}, which is not supported. Supported formats of other libraries are "
-        "torchvision's VisionTransformer, Hugging Face's ViTModel and ViTForImageClassification, and the CLIP "
-        "vision towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
+        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2 and CLIP, and the CLIP vision towers "
+        "of OpenAI and open_clip. Load the model into timm, and save its state_dict."
     )

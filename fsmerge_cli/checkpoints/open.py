@@ -23,6 +23,8 @@ from fsmerge_cli.checkpoints.architecture import (
     infer_architecture,
     open_entry,
 )
+from fsmerge_cli.checkpoints.clip_tower import CLIP_PIXELS
+from fsmerge_cli.checkpoints.dinov2_code import of_timm
 from fsmerge_cli.checkpoints.files import (
     hub_config,
     read_config,
@@ -37,7 +39,7 @@ from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrapp
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels
 from fsmerge_cli.checkpoints.text_models import is_text, read_text_model
 from fsmerge_cli.checkpoints.tokenizer import read_tokenizer
-from fsmerge_cli.checkpoints.translation import CLIP_PIXELS, Translation, of_timm, translate
+from fsmerge_cli.checkpoints.translation import Translation, translate
 from fsmerge_cli.checkpoints.vit_shapes import ANCHOR, Inferred, inferred
 from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
 from fsmerge_cli.common.errors import SourceError

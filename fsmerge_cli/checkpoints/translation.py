@@ -5,29 +5,32 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsmerge_cli.architectures.vit.family import BASE
-from fsmerge_cli.checkpoints.image_processor import HALF, timm_keys
-from fsmerge_cli.checkpoints.key_tables import CLIP, PARTS, TORCHVISION, TRANSFORMERS, TRUNK, Layout
+from fsmerge_cli.checkpoints.clip_tower import CLIP_PIXELS, of_tower, require_tower_head, tower_architecture
+from fsmerge_cli.checkpoints.dinov2_code import of_timm
+from fsmerge_cli.checkpoints.image_processor import HALF, IMAGENET_PIXELS, timm_keys
+from fsmerge_cli.checkpoints.key_tables import (
+    CLIP,
+    DEIT,
+    DINOV2,
+    PARTS,
+    TORCHVISION,
+    TRANSFORMERS_CLIP,
+    TRUNK,
+    Layout,
+)
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
 from fsmerge_cli.checkpoints.vit_names import SIZES
 from fsmerge_cli.checkpoints.vit_shapes import ask_heads
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, shown
 
-IMAGENET_PIXELS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-CLIP_PIXELS = {
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
-    "interpolation": "bicubic",
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
 ACTIVATIONS = {
     "gelu": None,
     "gelu_new": "gelu_tanh",
@@ -39,12 +42,8 @@ ACTIVATIONS = {
 }
 """Hugging Face's names of activations -> timm's (None: timm's own default)."""
 
-DINOV2 = {
-    r"^blocks\.\d+\.(\d+\..*)": r"blocks.\1",
-    r"^(blocks\.\d+\.mlp\.)w12\.": r"\1fc1.",
-    r"^(blocks\.\d+\.mlp\.)w3\.": r"\1fc2.",
-}
-"""Names in the original code of DINOv2: pattern -> timm's."""
+SWIGLU = "vit_giant_patch14_dinov2"
+"""The model of timm with the gated MLP of DINOv2."""
 
 TIMM_EPS = 1e-6
 """eps of the norms of timm's plain vision transformers."""
@@ -70,7 +69,7 @@ class Translation:
 
     def under(self, model: Any, where: str) -> dict[str, Tensor]:
         """The tensors for `model` (an instance without weights). Raises SourceError if its sizes differ."""
-        return dict(self.tensors) if self.clip is None else _clip(self.clip, model, where)
+        return dict(self.tensors) if self.clip is None else of_tower(self.clip, model, where)
 
 
 def translate(
@@ -93,8 +92,19 @@ def translate(
         return _tower(found, config, where, name, notes, has_arch)
     named, parts = _renamed(layout, found.tensors, where)
     for target, pieces in parts.items():
-        if set(pieces) == set(PARTS):
-            named[target] = _joined([pieces[part] for part in PARTS], target, where)
+        for whole in PARTS:
+            if set(pieces) == set(whole):
+                named[target] = _joined([pieces[part] for part in whole], target, where)
+    if layout is TRANSFORMERS_CLIP:
+        require_tower_head(config, where)
+        projection = next((own for key, own in tensors.items() if key.endswith("visual_projection.weight")), None)
+        tower = replace(found, tensors=named if projection is None else {**named, "proj": projection.T})
+        known = not has_arch and config.get("model_type") in layout.types
+        architecture = tower_architecture(named, config, where) if known else {}
+        return _tower(tower, config, where, name, notes, has_arch, architecture)
+    if layout is DINOV2:
+        named = of_timm(named)
+        _require_class_token(found.heads, named, where)
     stated: dict[str, Any] = {}
     if layout is TRUNK:
         if named.get("head.weight", torch.empty(0)).ndim == 2:
@@ -104,8 +114,8 @@ def translate(
         if not has_arch:
             stated |= _architecture(layout, named, config, where)
             notes += tuple(f"'{name}': {text}" for text in _guesses(stated["model_args"], config))
-        elif layout is TRANSFORMERS and "layer_norm_eps" in config:
-            stated["eps"] = _eps(config, where)
+        elif layout.types and "layer_norm_eps" in config:
+            stated["eps"] = _eps(layout, config, where)
     patches = named.get("patch_embed.proj.weight", torch.empty(0))
     channels = patches.shape[1] if patches.ndim == 4 else 3
     stated["pretrained_cfg"], guess, deviations = _pixels(layout, config, channels, where)
@@ -119,25 +129,18 @@ def translate(
     return Translation(named, found.heads, stated, notes, guess, None, *own)
 
 
-def of_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A vision transformer under timm's names, also from the original code of DINOv2.
-
-    That code stores blocks in chunks, calls the layers of its SwiGLU w12 and w3, and adds a position to the class
-    token before it inserts the register tokens; in timm the class token contains this position.
-    """
-    found: dict[str, Tensor] = {}
-    for old, tensor in tensors.items():
-        own = old
-        for pattern, new in DINOV2.items():
-            own = re.sub(pattern, new, own)
-        found[own] = tensor
-    registers, positions, first = found.get("register_tokens"), found.get("pos_embed"), found.get("cls_token")
-    if registers is not None and positions is not None and first is not None and positions.ndim == 3:
-        del found["register_tokens"]
-        found["reg_token"] = registers
-        found["cls_token"] = first.float() + positions[:, :1].float()
-        found["pos_embed"] = positions[:, 1:]
-    return found
+def _require_class_token(
+    heads: Mapping[str, Mapping[str, Tensor]], named: Mapping[str, Tensor], where: str
+) -> None:
+    """Raise SourceError for a classifier of Dinov2ForImageClassification."""
+    width = named["cls_token"].shape[-1] if "cls_token" in named else 0
+    if any(own["weight"].shape[-1:] == (2 * width,) for own in heads.values() if "weight" in own):
+        raise SourceError(
+            f"{where} is a classifier on the class token of a DINOv2 beside the mean of its patches, and the "
+            "features of a merged model are one of them. Save the backbone alone "
+            "(model.dinov2.save_pretrained(FOLDER)) and train a head on it: fsmerge finetune "
+            "model.checkpoint=FOLDER training.steps=0"
+        )
 
 
 def _joined(pieces: Sequence[Tensor], target: str, where: str) -> Tensor:
@@ -181,7 +184,8 @@ def _architecture(
     try:
         width, chans, *patch = tensors["patch_embed.proj.weight"].shape
         rows, cols = patch
-        positions = tensors["pos_embed"].shape[1] - 1
+        registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+        positions = tensors["pos_embed"].shape[1] - (0 if layout is DINOV2 and registers else 1 + registers)
         ratio = tensors["blocks.0.mlp.fc1.weight"].shape[0] / width
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
         raise SourceError(
@@ -197,8 +201,14 @@ def _architecture(
     args |= {"in_chans": chans, "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": ratio}
     if "blocks.0.attn.qkv.bias" not in tensors:
         args["qkv_bias"] = False
-    if layout is not TRANSFORMERS:
+    if registers:
+        args |= {"reg_tokens": registers, "no_embed_class": layout is DINOV2}
+    if "blocks.0.ls1.gamma" in tensors:
+        args["init_values"] = 1.0
+    if not layout.types:
         return {"architecture": BASE, "model_args": args}
+    if config.get("use_swiglu_ffn"):  # its activation is SiLU, whatever config.json states
+        return {"architecture": SWIGLU, "model_args": args, "eps": _eps(layout, config, where)}
     act = config.get("hidden_act", "gelu")
     if not isinstance(act, str) or act not in ACTIVATIONS:
         raise SourceError(
@@ -207,7 +217,7 @@ def _architecture(
         )
     if ACTIVATIONS[act]:
         args["act_layer"] = ACTIVATIONS[act]
-    return {"architecture": BASE, "model_args": args, "eps": _eps(config, where)}
+    return {"architecture": BASE, "model_args": args, "eps": _eps(layout, config, where)}
 
 
 def _guesses(args: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -222,9 +232,9 @@ def _guesses(args: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     return [f"{text}; {advice}" for key, text in found.items() if not config.get(key)]
 
 
-def _eps(config: Mapping[str, Any], where: str) -> float:
+def _eps(layout: Layout, config: Mapping[str, Any], where: str) -> float:
     """The eps of a Hugging Face model's norms, from its config.json; default: that of transformers."""
-    eps = config.get("layer_norm_eps", 1e-12)
+    eps = config.get("layer_norm_eps", layout.eps)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
         raise SourceError(
             f"{where}: layer_norm_eps in config.json should be a number from 0 to 1, it is {brief(eps)}."
@@ -243,6 +253,9 @@ def _pixels(
         guess = {**IMAGENET_PIXELS, "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
         return guess, (f"mean and std are assumed to be those of torchvision's public weights; {advice}",), ()
     stated = config.get("preprocessor")
+    if not stated and layout in (DEIT, DINOV2):
+        text = "no preprocessor_config.json, so mean and std are assumed to be those of ImageNet"
+        return {**IMAGENET_PIXELS, "interpolation": "bicubic"}, (f"{text}; {advice}",), ()
     if not stated:
         return dict(HALF), (f"no preprocessor_config.json, so mean and std are assumed to be 0.5; {advice}",), ()
     found, notes = timm_keys(stated, channels, where)
@@ -254,15 +267,26 @@ def _pixels(
 
 
 def _tower(
-    found: Stripped, config: Mapping[str, Any], where: str, name: str, notes: tuple[str, ...], has_arch: bool
+    found: Stripped,
+    config: Mapping[str, Any],
+    where: str,
+    name: str,
+    notes: tuple[str, ...],
+    has_arch: bool,
+    architecture: Mapping[str, Any] | None = None,
 ) -> Translation:
-    if not has_arch and "architecture" not in config:
+    """A tower under OpenAI's names. architecture: keys of timm's config.json."""
+    if not has_arch and "architecture" not in config and not architecture:
         raise SourceError(
             f"{where} contains a CLIP vision tower, whose activation (GELU or quick-GELU) cannot be inferred. "
             "Pass models.sources.N.arch=vit_base_patch16_clip_quickgelu_224.openai for OpenAI's ViT-B/16, "
             "vit_base_patch16_clip_224.laion2b for LAION's, or another vit_*_clip_* name of timm."
         )
-    stated: dict[str, Any] = {"pretrained_cfg": dict(CLIP_PIXELS)}
+    pixels = dict(CLIP_PIXELS)
+    if config.get("preprocessor") and config.get("model_type"):
+        pixels, _, deviations = _pixels(TRANSFORMERS_CLIP, config, found.tensors["conv1.weight"].shape[1], where)
+        notes += tuple(f"'{name}': preprocessor_config.json: {text}" for text in deviations)
+    stated: dict[str, Any] = {**(architecture or {}), "pretrained_cfg": pixels}
     projection = found.tensors.get("proj")
     if projection is not None and projection.ndim != 2:
         raise SourceError(
@@ -270,27 +294,7 @@ def _tower(
         )
     if projection is not None:
         stated |= {"projection": True, "num_classes": projection.shape[1]}
-    if found.prefix and not found.prefix.endswith("visual."):
+    if found.prefix and not found.prefix.endswith(("visual.", "vision_model.")):
         notes = (*notes, *ignored_notes(found, name))
     own = found.prefix, found.beside, found.rest
     return Translation({}, found.heads, stated, notes, (), found.tensors, *own)
-
-
-def _clip(tensors: Mapping[str, Tensor], model: Any, where: str) -> dict[str, Tensor]:
-    """The tower converted by timm, after a check of its sizes: timm would resample patches and positions."""
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    patch, table = tensors.get("conv1.weight"), tensors.get("positional_embedding")
-    if patch is None or table is None or patch.ndim != 4 or table.ndim != 2:
-        raise SourceError(
-            f"{where} looks like a CLIP vision tower, but lacks some of its tensors. Download it again."
-        )
-    expected = [*model.patch_embed.patch_size], model.pos_embed.shape[1], model.embed_dim
-    found = [*patch.shape[2:]], *table.shape
-    if found != expected:
-        raise SourceError(
-            f"{where}: a CLIP tower with patches of {found[0]}, {found[1]} positions and width {found[2]}; "
-            f"models.sources.N.arch has {expected[0]}, {expected[1]} and {expected[2]}. "
-            "Choose the matching timm name."
-        )
-    return dict(checkpoint_filter_fn({f"visual.{n}": t for n, t in tensors.items()}, model))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fsmerge_cli.checkpoints.key_tables import CLIP, REFUSED, TORCHVISION, TRANSFORMERS, TRUNK, recognise
+from fsmerge_cli.checkpoints.key_tables import LAYOUTS, REFUSED, recognise
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -88,10 +88,10 @@ def test_for_unpublished_sizes_the_number_of_heads_has_to_be_given(tmp_path: Pat
 EXAMPLES = {
     "a convolutional stem of torchvision": "conv_proj.conv_last.weight",
     "torchvision's VisionTransformer with a representation layer": "heads.pre_logits.weight",
-    "Hugging Face's CLIP or SigLIP": "vision_model.embeddings.class_embedding",
+    "Hugging Face's SigLIP": "vision_model.head.probe",
     "CLIP's ResNet": "visual.layer1.0.conv1.weight",
-    "Hugging Face's DeiT": "deit.embeddings.distillation_token",
-    "Hugging Face's DINOv2": "dinov2.encoder.layer.0.layer_scale1.lambda1",
+    "Hugging Face's DeiT with a head on each of its two tokens": "distillation_classifier.weight",
+    "Hugging Face's DINOv3": "embeddings.patch_embeddings.weight",
     "Hugging Face's BEiT or Data2Vec": "beit.encoder.layer.0.lambda_1",
     "Hugging Face's Swin": "swin.encoder.layers.0.blocks.0.layernorm_before.weight",
 }
@@ -103,13 +103,13 @@ def test_unsupported_formats_are_refused_by_name(title: str, tmp_path: Path) -> 
     save_file({EXAMPLES[title]: torch.zeros(2)}, file)
     assert refused(SourceSpec("a", checkpoint=str(file))) == (
         f"source 'a': {file} contains {title}, which is not supported. Supported formats of other libraries are "
-        "torchvision's VisionTransformer, Hugging Face's ViTModel and ViTForImageClassification, and the CLIP "
-        "vision towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
+        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2 and CLIP, and the CLIP vision towers "
+        "of OpenAI and open_clip. Load the model into timm, and save its state_dict."
     )
 
 
 def test_each_layout_is_recognised_by_one_tensor() -> None:
-    for layout in (TORCHVISION, TRANSFORMERS, CLIP, TRUNK):
+    for layout in LAYOUTS:
         assert recognise({f"x.{layout.anchor}": torch.zeros(1)}, {}, "here") is layout
     assert recognise({"patch_embed.proj.weight": torch.zeros(1), "my_class_token": torch.zeros(1)}, {}, "") is None
 

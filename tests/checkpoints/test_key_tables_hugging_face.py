@@ -101,8 +101,8 @@ def test_a_config_that_does_not_match_the_weights_is_refused(tmp_path: Path) -> 
             "again.",
         ),
         (
-            {"model_type": "deit"},
-            f"{where} contains a model of Hugging Face transformers of the type 'deit', which ",
+            {"model_type": "swin"},
+            f"{where} contains a model of Hugging Face transformers of the type 'swin', which ",
         ),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))

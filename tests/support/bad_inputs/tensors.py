@@ -184,13 +184,13 @@ TENSORS = [
         AVERAGE,
         2,
         (
-            "source 'a': a contains Hugging Face's DeiT, which is not supported. Supported formats of other "
-            "libraries are torchvision's VisionTransformer, Hugging Face's ViTModel and "
-            "ViTForImageClassification, and the CLIP vision towers of OpenAI and "
-            "open_clip. Load the model into timm, and save its state_dict."
+            "source 'a': a contains Hugging Face's Swin, which is not supported. Supported formats of other "
+            "libraries are torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2 and CLIP, and the "
+            "CLIP vision towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
         ),
         tensors(
-            "a/model.safetensors", lambda t: t.update({"embeddings.distillation_token": torch.zeros(1, 1, 8)})
+            "a/model.safetensors",
+            lambda t: t.update({"encoder.layers.0.blocks.0.layernorm_before.weight": torch.zeros(8)}),
         ),
     ),
     Case(
