@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.closed_form.folds import FOLDS, RIDGES
+from fsmerge_cli.alignment.closed_form.folds import COLUMNS, FOLDS, MANY, RIDGES
 from fsmerge_cli.alignment.closed_form.patches import regressors
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.selected import MAX_REGRESSORS
@@ -112,6 +112,12 @@ def _sampled(own: Size, rows: int) -> float:
     return min(rows * own.positions, ROWS_PER_UNIT * max(own.regressors, own.merged))
 
 
+def _fit(p: int, q: int) -> float:
+    """Operations of the regression of q values on p, with the choice of its ridge."""
+    folds, columns = (1, min(q, COLUMNS)) if p > MANY else (FOLDS, q)
+    return p**2 * (len(RIDGES) * folds * (p / 3 + 6.0 * columns) + 2 * (p / 3 + 4.0 * q))
+
+
 def operations(plan: Plan, rows: int, forward: float) -> float:
     """Operations, those in fp64 counted DOUBLE. forward: of one image through the merged network."""
     layers, k = sizes(plan), len(plan.tasks)
@@ -119,7 +125,8 @@ def operations(plan: Plan, rows: int, forward: float) -> float:
     total = rows * forward * ((k + 1) * (per_block + 3))
     for own in layers:
         p, sampled = own.regressors, _sampled(own, rows)
-        pairs = sampled * p * (1.2 * p + 4 * own.outputs) + len(RIDGES) * FOLDS * p**2 * (p / 3 + 2 * own.outputs)
+        pairs = sampled * p * (1.2 * p + 4 * own.outputs)
+        pairs += _fit(p, 2 * own.outputs) + _fit(own.merged, own.candidates)
         pairs += min(rows * own.positions, ROWS_PER_UNIT * own.merged) * own.merged * 2.0 * own.candidates
         pairs += 1.2 * min(rows * own.positions, ROWS_PER_CANDIDATE * own.candidates) * own.candidates**2
         total += DOUBLE * pairs

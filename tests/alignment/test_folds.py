@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
+from fsmerge_cli.alignment.closed_form import folds as folds_module
 from fsmerge_cli.alignment.closed_form.folds import (
     FOLDS,
     RIDGES,
@@ -10,6 +12,7 @@ from fsmerge_cli.alignment.closed_form.folds import (
     FoldMoments,
     folds_of,
     squared_errors,
+    total,
 )
 from fsmerge_cli.alignment.closed_form.moments import Moments, regression
 
@@ -98,3 +101,20 @@ def _moments(x: Tensor, y: Tensor, w: Tensor) -> Moments:
     found = Moments()
     found.add(x, y, w)
     return found
+
+
+def test_with_many_regressors_the_ridge_is_chosen_on_one_fold_and_some_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y, weights = rows_of(8, 2, 3.0)
+    sums = FoldMoments()
+    sums.add(x, y, folds_of(8, 8), weights)
+    everything = sums.fit(None)[1]
+    monkeypatch.setattr(folds_module, "MANY", 6)
+    monkeypatch.setattr(folds_module, "COLUMNS", 1)
+    fit, chosen = sums.fit(None)
+    held_out, rest = sums.parts[0], total(sums.parts[1:])
+    left = {ridge: float(squared_errors(held_out, regression(rest, ridge))[0]) for ridge in RIDGES}
+    assert chosen == [min(left, key=lambda ridge: left[ridge])]
+    assert chosen != everything  # the noise of the other columns wants a larger ridge
+    torch.testing.assert_close(fit.matrix, regression(total(sums.parts), chosen[0]).matrix)

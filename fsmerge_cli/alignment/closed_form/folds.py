@@ -17,6 +17,9 @@ WITHOUT_FOLDS = 1e-2
 
 FOLDS = 4
 
+MANY, COLUMNS = 1024, 128
+"""Regressors from which the ridge is chosen on one fold and on at most so many columns of y of every group."""
+
 
 def folds_of(images: int, rows: int) -> Tensor:
     """The fold of every row [rows]: `images` originals, then equally many copies of each, in their order.
@@ -70,13 +73,34 @@ class FoldMoments:
         used = [part for part in self.parts if float(part.weight) > 0]
         if len(used) == 1:
             return [WITHOUT_FOLDS] * len(groups)
-        rest = [total([other for other in used if other is not part]) for part in used]
+        held_out = len(used)
+        if len(torch.as_tensor(used[0].x)) > MANY:
+            columns, groups = _sample(groups)
+            used, held_out = [_of_columns(part, columns) for part in used], 1
+            prior = None if prior is None else prior[columns.to(prior.device)]
+        rest = [total([other for other in used if other is not part]) for part in used[:held_out]]
         errors = []
         for ridge in RIDGES:
             pairs = zip(used, rest)
             left = torch.stack([squared_errors(part, regression(r, ridge, intercept, prior)) for part, r in pairs])
             errors.append([float(group.sum()) for group in torch.split(left.sum(0), list(groups))])
         return [min(zip(column, RIDGES))[1] for column in zip(*errors)]
+
+
+def _sample(groups: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Every n-th column of each group, so that at most COLUMNS are left; their numbers."""
+    found = [own[:: -(-len(own) // COLUMNS)] for own in torch.split(torch.arange(sum(groups)), list(groups))]
+    return torch.cat(found), [len(own) for own in found]
+
+
+def _of_columns(moments: Moments, columns: Tensor) -> Moments:
+    """The moments with only these columns of y."""
+    found = Moments()
+    found.weight, found.x, found.xx = moments.weight, moments.x, moments.xx
+    y, xy, yy = (torch.as_tensor(value) for value in (moments.y, moments.xy, moments.yy))
+    at = columns.to(y.device)
+    found.y, found.xy, found.yy = y[at], xy[:, at], yy[at]
+    return found
 
 
 def total(parts: Sequence[Moments]) -> Moments:
