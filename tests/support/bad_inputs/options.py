@@ -23,24 +23,7 @@ OPTIONS = [
         (
             "no models given. Choose them with +models=NAME. Available:\n"
             "models\n"
-            "  +models=clip_vit_b_pair  Two CLIP ViT-B/16 image encoders (LAION-2B, DataComp-XL) with "
-            "their projections, from timm's hub\n"
-            "  +models=convnet_pair     Two ResNets of 4 blocks and 16 to 128 channels, different seeds, on "
-            "rendered digits and capitals\n"
-            "  +models=digits_mlp_pair  Two 64-wide MLPs, different seeds, on scikit-learn's digits 0-4 "
-            "and 5-9; trained on first use in seconds\n"
-            "  +models=digits_mlp_trio  Three MLPs of different widths, with BatchNorm, on digits 0-2, "
-            "3-5 and 6-9; trained on first use in seconds\n"
-            "  +models=glyphs_vit_pair  Two 4-block, 96-wide ViTs, different seeds, on rendered digits and "
-            "capitals; trained on first use in minutes\n"
-            "  +models=glyphs_vit_quad  Four 4-block, 96-wide ViTs, different seeds, on rendered digits, "
-            "capitals, Greek and Cyrillic letters\n"
-            "  +models=text_pair        Two 64-wide BERTs of two blocks, different seeds, on generated "
-            "sentences: topic and polarity\n"
-            "  +models=vit_b_pair       Two public ViT-B/16 with ImageNet heads, pretrained differently, "
-            "from timm's hub (or your own checkpoints)\n"
-            "  +models=vit_l_pair       Two public ViT-L/16, one with an ImageNet head, one without a "
-            "classifier head, from timm's hub"
+            + "\n".join(f"  +models={n:<18}  {presets.summary('models', n)}" for n in presets.shipped("models"))
         ),
     ),
     Case(
