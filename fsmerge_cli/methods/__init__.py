@@ -25,6 +25,7 @@ from fsmerge_cli.methods.task_vectors.breadcrumbs import Breadcrumbs
 from fsmerge_cli.methods.task_vectors.consensus import Consensus
 from fsmerge_cli.methods.task_vectors.dare import Dare
 from fsmerge_cli.methods.task_vectors.della import Della
+from fsmerge_cli.methods.task_vectors.doge import Doge
 from fsmerge_cli.methods.task_vectors.fw_merging import FWMerging
 from fsmerge_cli.methods.task_vectors.iso_c import IsoC
 from fsmerge_cli.methods.task_vectors.lines import Lines
@@ -47,6 +48,7 @@ SHIPPED: dict[str, type[Method]] = {
     "consensus": Consensus,
     "dare": Dare,
     "della": Della,
+    "doge": Doge,
     "fisher": Fisher,
     "fs_closed_form": FSClosedForm,
     "fs_merge": FSMerge,

@@ -19,6 +19,9 @@ Task vectors from a sibling of the same parent, t_i - s and t_j - s with indepen
 have the cosine 1/2; those from the parent itself have a smaller one unless the tasks are alike.
 """
 
+NO_PARENT = "warning: models.base does not seem to be what"
+"""Start of the note for a source that was not fine-tuned from the stated parent."""
+
 
 def base_reasons(first: Source, base: Source) -> list[str]:
     """Every reason why `base` cannot be the pretrained weights of `first`; tensors may be on the `meta` device."""
@@ -106,7 +109,7 @@ def parent_notes(plan: Plan, sources: Sequence[Source], base: Source) -> Iterato
         figures = f"relative distance {own.distance:.2f}, cosine {own.cosine:.2f}"
         if own.unrelated:
             yield (
-                f"warning: models.base does not seem to be what '{own.name}' was fine-tuned from ({figures}): in "
+                f"{NO_PARENT} '{own.name}' was fine-tuned from ({figures}): in "
                 f"{len(own.longer)} of {own.matrices} matrices the difference from it is as long as the weights "
                 f"themselves ({_few(own.longer)}). Pass the pretrained weights of the sources"
             )

@@ -29,6 +29,7 @@ from fsmerge_cli.evaluation.plausibility import worded_note
 from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.methods import METHODS, Method, Problem
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
+from fsmerge_cli.models.parent import NO_PARENT
 from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import closed_form_cost, estimate
@@ -156,7 +157,8 @@ def inspect(
                 notes = [*found, *notes]
     cosines = None if headers_only else weight_similarity(opened, plan)
     methods = tuple(Applicable(name, reason_against(name, plan, requested)) for name in sorted(METHODS))
-    recommended, why = recommend(plan, cosines, requested)
+    with_base = requested.base is not None and not any(note.startswith(NO_PARENT) for note in notes)
+    recommended, why = recommend(plan, cosines, requested, with_base)
     memory, seconds, more = _estimated_cost(requested, plan, sources)
     ready = [source for source in sources if not _is_meta(source)]
     notes += [*requested.notes, *source_notes(sources), *duplicate_notes(ready), *more]

@@ -48,14 +48,17 @@ def verdict(cosines: Sequence[float] | None) -> str | None:
     return "the sources may share a pretrained initialisation: compare averaging with a method that trains"
 
 
-def recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request) -> tuple[str, str]:
-    """The method to start with, as command-line arguments, and the reason."""
+def recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request, with_base: bool) -> tuple[str, str]:
+    """The method to start with, as command-line arguments, and the reason.
+
+    with_base: whether the pretrained weights are given, and seem to be those of the sources.
+    """
     if cosines is not None and min(cosines) >= SHARED_INITIALISATION:
-        if requested.base is not None and plan.same_shape:
-            return "method=ties", "the sources share a pretrained initialisation, and models.base gives it"
+        if with_base and plan.same_shape:
+            return "method=tsv", "the sources share a pretrained initialisation, and models.base gives it"
         return "method=average", (
             "the sources seem to share a pretrained initialisation; with models.base=PATH, the pretrained "
-            "weights, also method=ties and other methods of task vectors"
+            "weights, also method=tsv and other methods of task vectors"
         )
     if requested.data is None:
         return "method=average", "training needs images; with data=... use method=fs_merge"

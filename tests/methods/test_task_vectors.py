@@ -14,6 +14,7 @@ from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.task_vectors.della import Della
 from fsmerge_cli.methods.task_vectors.depth import layers
+from fsmerge_cli.methods.task_vectors.doge import Doge, shared_directions
 from fsmerge_cli.methods.task_vectors.vectors import kth_largest
 from fsmerge_cli.models.plan import compile_plan
 from tests.support.common_initialisation import (
@@ -194,3 +195,17 @@ def test_every_method_of_task_vectors_is_listed_with_its_need() -> None:
 
     assert all("models.base" in presets.summary("method", name) for name in NAMES)
     assert all(METHODS[name].one_width for name in NAMES)
+
+
+def test_the_change_of_doge_leaves_the_shared_directions_alone() -> None:
+    matrices = torch.randn(2, 12, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    method = Doge(steps=5, lr=0.1)
+    basis = shared_directions(matrices, 6)
+    assert basis.shape == (12, 2)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(2, dtype=torch.float64))
+    scale = method.scales(matrices)
+    first = Doge(steps=1, lr=0.1).change(matrices, scale)
+    rest = matrices - (scale * matrices).sum(0)
+    slope = -2 * scale.sum() * ((matrices * rest).sum(2, keepdim=True) * matrices).sum(0)
+    outside = slope - basis @ basis.T @ slope
+    torch.testing.assert_close(first, -0.1 * outside.sign(), rtol=0, atol=1e-5)  # the first step of Adam

@@ -154,6 +154,7 @@ def test_an_unrelated_base_is_a_warning_of_merge_and_check(
     out = capsys.readouterr().out
     assert f"warning: {warning}" in out
     assert "note: models.base is not used by method=average" in out
+    assert "recommended: method=average (" in out
 
 
 def test_a_bare_file_takes_the_pixels_of_source_1(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_check_recommends_task_vectors_where_the_base_is_given(
     assert main(["check", f"models.sources=[{sources}]", f"models.base={base}", "method=ties"]) == 0
     out = capsys.readouterr().out
     assert (
-        "recommended: method=ties (the sources share a pretrained initialisation, and models.base gives it)" in out
+        "recommended: method=tsv (the sources share a pretrained initialisation, and models.base gives it)" in out
     )
     assert "note: 'a' compared with models.base: relative distance 0." in out
 
@@ -275,3 +276,16 @@ def test_a_recipe_starts_from_the_weights_of_another(
     assert str(error.value) == (
         "source 'a': recipe.start: should be an entry with a recipe and with the arch of 'a'."
     )
+
+
+def test_the_closed_form_is_named_beside_a_method_of_task_vectors() -> None:
+    from fsmerge_cli.reporting import tables
+
+    methods = [{"name": name, "why_not": None} for name in ("fs_closed_form", "tsv")]
+    empty: dict[str, Any] = dict.fromkeys(("verdict", "similarity", "memory", "seconds", "top1"))
+    found = {**empty, "rows": [], "reasons": (), "methods": methods, "why": "why", "method": "tsv", "notes": ()}
+    assert tables.check_lines({**found, "recommended": "method=tsv"}) == [
+        "methods that apply: fs_closed_form, tsv",
+        "recommended: method=tsv (why)",
+        "compare with method=fs_closed_form, which uses the images",
+    ]

@@ -225,6 +225,30 @@ def fw_merging(vectors: Sequence[Vector], given: Problem) -> dict[str, Tensor]:
     return {n: t - base[n] for n, t in merged.items()}
 
 
+def doge(vectors: Sequence[Vector], given: Problem) -> dict[str, Tensor]:
+    """Six rows or more make one shared direction; the second layer has five, and none."""
+    kept = [trimmed(v, 0.3) for v in vectors]
+    found = {n: torch.as_tensor(sum(v[n] for v in vectors)) / 3 for n in vectors[0]}
+    for n in ("fc1.weight", "fc2.weight"):
+        own = [v[n] for v in vectors]
+        scales = [0.07 / float(t.norm()) for t in own]
+        rank = min(own[0].shape)
+        left = torch.cat([torch.linalg.svd(t)[0][:, : rank // 3] for t in own], 1)
+        basis = torch.linalg.svd(left)[0][:, : rank // 6]
+        d = torch.zeros_like(own[0]).requires_grad_(True)
+        adam = torch.optim.Adam([d], lr=1e-4)
+        for _ in range(400):
+            adam.zero_grad()
+            merged = sum(scale * (t + d) for scale, t in zip(scales, own))
+            torch.stack([(t * (t - merged)).sum(1).square().sum() for t in own]).sum().backward()
+            assert d.grad is not None
+            d.grad -= basis @ basis.T @ d.grad
+            adam.step()
+        parts = [scale * (t + d.detach()) * (mask[n] != 0) for scale, t, mask in zip(scales, own, kept)]
+        found[n] = torch.as_tensor(sum(parts))
+    return found
+
+
 REFERENCES: dict[str, Reference] = {
     "task_arithmetic": lambda vectors, given: each_entry(vectors, lambda own: 0.4 * sum(own)),
     "ties": ties,
@@ -235,6 +259,7 @@ REFERENCES: dict[str, Reference] = {
     "dare": dare,
     "iso_c": iso_c,
     "opcm": opcm,
+    "doge": doge,
     "fw_merging": fw_merging,
     "tsv": tsv,
     "wudi": wudi,
