@@ -88,8 +88,9 @@ examples:
 """
 
 
-_METHODS = [f"{name} (default)" if name == "fs_merge" else name for name in presets.shipped("method")]
-HELP = HELP.replace("@METHODS@", f"\n{' ' * 23}".join(wrap(", ".join(_METHODS), 74)))
+_METHODS = ", ".join(presets.shipped("method")).replace("fs_merge,", "fs_merge_(default),")
+_LINES = f"\n{' ' * 23}".join(wrap(_METHODS, 74)).replace("_(", " (")
+HELP = HELP.replace("@METHODS@", _LINES)
 
 FILES_OF_HYDRA = ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "hydra/hydra_logging")
 
