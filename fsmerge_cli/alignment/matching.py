@@ -79,12 +79,12 @@ def match(
 ) -> dict[str, Tensor]:
     """Permutations p that maximise sum_j similarity[j, p[j]] in every space, with heads kept whole.
 
-    similarity: by space, [size, size], with the units of source 1 as rows. report: is called with the number of
-    matched spaces.
+    similarity: by space, [size, size], with the units of source 1 as rows; spaces that share an order of heads
+    stand together. report: is called with the number of matched spaces.
     """
     permutations: dict[str, Tensor] = {}
     orders: dict[str, Tensor] = {}
-    leading_first = sorted(plan.spaces, key=lambda name: plan.spaces[name].order != name)
+    leading_first = sorted(similarity, key=lambda name: plan.spaces[name].order != name)
     for done, name in enumerate(leading_first):
         report(done)
         space = plan.spaces[name]

@@ -34,7 +34,7 @@ def permute(plan: Plan, weights: Mapping[str, Tensor], permutations: Permutation
             permuted[name] = tensor.clone() if order is None else tensor[order.to(tensor.device)]
         else:
             for axis, ports in filter(None, (role.write, role.read)):
-                tensor = _along(tensor, axis, ports, permutations)
+                tensor = along(tensor, axis, ports, permutations)
             permuted[name] = tensor.clone()
     return permuted
 
@@ -77,7 +77,8 @@ def heads_of(space: Space, source: int) -> int:
     return 1 if space.heads is None else space.heads[1][source]
 
 
-def _along(tensor: Tensor, axis: int, ports: tuple[Port, ...], permutations: Permutations) -> Tensor:
+def along(tensor: Tensor, axis: int, ports: tuple[Port, ...], permutations: Permutations) -> Tensor:
+    """A tensor whose axis, in equal parts with a port each, is put into the order of its spaces."""
     parts = tensor.chunk(len(ports), dim=axis)
     ordered = [
         part

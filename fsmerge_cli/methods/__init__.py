@@ -37,11 +37,13 @@ from fsmerge_cli.methods.task_vectors.task_arithmetic import TaskArithmetic
 from fsmerge_cli.methods.task_vectors.ties import Ties
 from fsmerge_cli.methods.task_vectors.tsv import TSV
 from fsmerge_cli.methods.task_vectors.wudi import Wudi
+from fsmerge_cli.methods.weight_matching import WeightMatching
 from fsmerge_cli.methods.zipit import ZipIt
 from fsmerge_cli.training.problem import Problem, Solution
 
 SHIPPED: dict[str, type[Method]] = {
     "activation_matching": ActivationMatching,
+    "weight_matching": WeightMatching,
     "ada_merging": AdaMerging,
     "average": Average,
     "breadcrumbs": Breadcrumbs,

@@ -48,7 +48,8 @@ def fitted(name: str, problem: Problem, weights: tuple[float, ...] | None, **opt
 
 
 def three(make_problem: Make) -> Problem:
-    return make_problem([mlp_source(f"s{i}", [8, 6], i, norm="batch") for i in range(3)], held=3)
+    base = mlp_source("base", [8, 6], 9, norm="batch")
+    return make_problem([mlp_source(f"s{i}", [8, 6], i, norm="batch") for i in range(3)], held=3, base=base)
 
 
 def same(a: Solution, b: Solution) -> bool:
@@ -57,7 +58,9 @@ def same(a: Solution, b: Solution) -> bool:
 
 
 def test_the_methods_with_task_weights() -> None:
-    assert set(WEIGHTED) == {"activation_matching", "average", "fs_merge", "kd", "regmean", "regmean_pp"}
+    plain = {name for name, cls in WEIGHTED.items() if not cls.uses_base}
+    matched = {"activation_matching", "weight_matching"}
+    assert plain == matched | {"average", "fisher", "fs_merge", "kd", "regmean", "regmean_pp"}
     others = [cls for name, cls in METHODS.items() if name not in WEIGHTED]
     assert not any(field.name == "task_weights" for cls in others for field in fields(cls))
 

@@ -163,7 +163,17 @@ def test_a_method_that_does_not_apply_has_a_reason(tmp_path: Path) -> None:
     given = write_entries(tmp_path, mlp_source("a", [8, 8], 1), mlp_source("b", [6, 8], 2))
     found = {method.name: method.why_not for method in inspect(check_request(given)).methods}
     width, images = "widths or numbers of heads differ", "needs unlabelled images (data=...)"
-    wide = ("activation_matching", "pleas", "regmean", "regmean_pp", "slerp", "zipit", "fisher", *NAMES)
+    wide = (
+        "activation_matching",
+        "weight_matching",
+        "pleas",
+        "regmean",
+        "regmean_pp",
+        "slerp",
+        "zipit",
+        "fisher",
+        *NAMES,
+    )
     assert found == {
         "average": None,
         "fs_closed_form": images,
