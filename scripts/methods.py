@@ -1,0 +1,149 @@
+"""Every method in one table: what it needs, and what it keeps on two standard groups, into docs/methods.md.
+
+    python -m scripts.methods               # or: make methods; merges what is missing, resumable
+    python -m scripts.methods --page-only   # the page from the registry and the existing rows
+
+The groups: two ViTs that share a pretrained initialisation, and two of different initialisations. Every finished
+run adds one line to docs/results/methods.jsonl; runs with a line are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsmerge_cli.cli import main as fsmerge
+from fsmerge_cli.common import presets
+from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.base import Method, Trained
+from scripts.benchmark.intervals import relative
+from scripts.benchmark.run import row
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, ROWS = ROOT / "docs/methods.md", ROOT / "docs/results/methods.jsonl"
+
+GROUPS = {"shared_parent_pair": "common", "glyphs_vit_pair": "different"}
+"""Models of the two groups -> what they have of their initialisation."""
+
+IMAGES, SEED = "50", 0
+
+FAILS = ("average", "slerp", "fisher")
+"""Methods without a base that do not work across initialisations by themselves."""
+
+OPENING = """# Methods
+
+<!-- Written by scripts/methods.py (python -m scripts.methods --page-only); do not edit. -->
+
+Every method, what it needs, and what it keeps. `base`: the pretrained weights that all sources share
+(`models.base`). `widths`: whether sources of other widths, or a merged model of another width, are possible.
+`across`: whether it is made for different initialisations. The last columns are per cent of the sources'
+accuracy, with the seconds of the merge, for two vision transformers of 4 blocks and width 96 with a common
+initialisation (`+models=shared_parent_pair`) and of different initialisations (`+models=glyphs_vit_pair`): 50
+unlabelled images per task, one seed, one CPU thread, options as shipped, trainings with `method.budget=fast`.
+The same methods on photographs: [results](results/index.md). How to choose: [here](choose-a-method.md).
+"""
+
+OUT_OF_SCOPE = """## Out of scope
+
+Methods that keep more than one network for the inference (Twin-Merging and other mixtures of experts with
+routers, per-task masks that are applied at inference, reversible merging) give no single network of the
+original size, which is what `merged/` is. Concrete, WIDEN and Expert Merging are not implemented.
+"""
+
+
+def main() -> None:
+    """Merge what is missing, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default=",".join(presets.shipped("method")), help="comma-separated")
+    parser.add_argument("--groups", default=",".join(GROUPS), help="comma-separated")
+    parser.add_argument("--page-only", action="store_true")
+    given = parser.parse_args()
+    if not given.page_only:
+        for group in given.groups.split(","):
+            for method in given.methods.split(","):
+                if not (kind_of(method).uses_base and GROUPS[group] == "different"):
+                    one(group, method)
+    PAGE.write_text(page())
+
+
+def kind_of(preset: str) -> type[Method]:
+    """The class of a method's preset."""
+    return METHODS[presets.load("method", preset)["name"]]
+
+
+def one(group: str, method: str) -> None:
+    """Merge once and add the line, unless it is there. A method that fails is reported and left out."""
+    if any((old["group"], old["method"]) == (group, method) for old in rows()):
+        return
+    folder = Path("outputs/methods") / f"{group}-{method}"
+    fast = (
+        ["method.budget=fast"] if issubclass(kind_of(method), Trained) and method == kind_of(method).name else []
+    )
+    call = ["merge", "--quiet", f"+models={group}", f"data.images_per_task={IMAGES}", f"method={method}", *fast]
+    call += [f"seed={SEED}", "resume=true", "hardware.threads=1", "hardware=cpu", f"output.dir={folder}"]
+    if code := fsmerge(call):
+        sys.stderr.write(f"{group}, {method}: exit code {code}\n")
+        return
+    found = row(folder, group, IMAGES, method, fast)
+    ROWS.parent.mkdir(parents=True, exist_ok=True)
+    with ROWS.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+    sys.stderr.write(f"{group}, {method}: {relative([found]):.1f} % of the sources, {found['seconds']:.0f} s\n")
+
+
+def rows() -> Sequence[Mapping[str, Any]]:
+    """The finished runs."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
+
+
+def page() -> str:
+    """The page: one table, a paragraph per method, what is left out."""
+    found = {(own["group"], own["method"]): own for own in rows()}
+    names = presets.shipped("method")
+    titles = [
+        "method",
+        "base",
+        "images",
+        "trains",
+        "widths",
+        "across",
+        *(f"{kind}, %" for kind in GROUPS.values()),
+    ]
+    lines = [titles, ["---"] * len(titles), *(cells(name, found) for name in names)]
+    table = "\n".join(f"| {' | '.join(own)} |" for own in lines)
+    return "\n".join([OPENING, table, "", *(paragraph(name) for name in names), OUT_OF_SCOPE])
+
+
+def cells(name: str, found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    """The row of one method."""
+    kind = kind_of(name)
+    trains = "yes" if issubclass(kind, Trained) or name.endswith("_trained") else "no"
+    if kind.uses_base and kind.uses_images:
+        trains = "coefficients"
+    measured = [
+        "-" if (own := found.get((group, name))) is None else f"{relative([own]):.1f} ({own['seconds']:.1f} s)"
+        for group in GROUPS
+    ]
+    own_facts = [kind.uses_base, kind.uses_images]
+    last = [not kind.one_width, not kind.uses_base and name not in FAILS]
+    yes = ["yes" if fact else "no" for fact in (*own_facts, *last)]
+    return [f"[`{name}`](#{name})", yes[0], yes[1], trains, yes[2], yes[3], *measured]
+
+
+def paragraph(name: str) -> str:
+    """Heading, the sentence of the preset, the paper, and the formula."""
+    kind = kind_of(name)
+    module = inspect.getdoc(sys.modules[kind.__module__]) or ""
+    source = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", module.split("\n\n")[0])
+    formula = (inspect.getdoc(kind) or "").split("\n\n")[0]
+    return f"## {name}\n\n{' '.join(source.split())}\n\n```text\n{formula}\n```\n"
+
+
+if __name__ == "__main__":
+    main()
