@@ -12,7 +12,7 @@ export HYDRA_FULL_ERROR =
 # Hundreds of tests start a process: with compiled modules each begins sooner.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help dev demo test quick smoke check format table bench scale device cost quality quality-full natural docs pictures test-slow test-browser wheel-test reference clean
+.PHONY: help dev demo test quick smoke check format table bench scale device cost quality quality-full natural methods docs pictures test-slow test-browser wheel-test reference clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -71,12 +71,16 @@ quality: $(READY)  ## what merges keep, small matrix (under 30 minutes on 2 core
 quality-full: $(READY)  ## the whole matrix, resumable, a line per run (days on 2 cores)
 	$(BIN)/python -m scripts.benchmark --full
 
+methods: $(READY)  ## every method on two standard groups, resumable (docs/methods.md; half an hour on a core)
+	$(BIN)/python -m scripts.methods
+
 natural: $(READY)  ## merging networks trained on photographs, resumable; DATA=folder of the data sets (days on 2 cores)
 	$(BIN)/python -m scripts.natural --root $(DATA)
 
 reference: $(READY)  ## generated docs: configuration, examples, the schema of evaluation.json (seconds)
 	$(BIN)/python scripts/reference.py
 	$(BIN)/python scripts/examples_page.py
+	$(BIN)/python -m scripts.methods --page-only
 	$(BIN)/fsmerge schema > docs/evaluation.schema.json
 
 docs: $(READY)  ## the documentation as a site, strictly, into outputs/site

@@ -103,10 +103,12 @@ def prepare_images(
     seed: int,
     workers: int = 0,
     progress: Progress = silent,
+    needed: bool = False,
 ) -> tuple[TestImages, Images, list[str]]:
     """The images that measure every task, the sampled images, and notes. Raises DataError.
 
-    Where a task has no test images, some of its own are held back, see `held_back`.
+    Where a task has no test images, some of its own are held back, see `held_back`. needed: a task whose images
+    all measure it is refused.
     """
     if data is None:
         return TestImages([None] * len(tasks)), no_images(), ["no data: nothing was evaluated"]
@@ -115,7 +117,7 @@ def prepare_images(
     pools = Pools.of(data, tasks, transform)
     measured = hold_back(pools, tested, seed)
     tests = read_test_images([own.images for own in measured], tasks, workers, progress, measured)
-    images, notes = _sample(pools, transform, tests, seed, workers, progress)
+    images, notes = _sample(pools, transform, tests, seed, workers, progress, needed)
     return tests, images, [*dict.fromkeys([*notes, *tests.notes, *held_back_notes(data, tests.measured, tasks)])]
 
 
@@ -133,7 +135,13 @@ def sample_images(
 
 
 def _sample(
-    pools: Pools, transform: Transform, tests: TestImages, seed: int, workers: int, progress: Progress
+    pools: Pools,
+    transform: Transform,
+    tests: TestImages,
+    seed: int,
+    workers: int,
+    progress: Progress,
+    needed: bool = False,
 ) -> tuple[Images, tuple[str, ...]]:
     tasks, held, sets = pools.tasks, held_counts(tests.measured, len(pools.tasks)), pools.sets(transform)
     notes = [note for own in [*pools.own, pools.shared] if own for note in own.notes]
@@ -153,7 +161,7 @@ def _sample(
         pools.shared is not None, last, held.auxiliary,
     )  # fmt: skip
     what = "held-back" if any(own.kind == "held_back" for own in tests.measured) else "test"
-    for title, found in zip(titles, left_out):
+    for title, found in zip(titles, left_out) if needed else ():
         _require_any(found, images, title, what)
     seen = enumerate(zip(tasks, pools.own)) if pools.shared is None else [(NO_TASK, (EVERY, pools.shared))]
     for index, (task, own) in seen:

@@ -177,8 +177,9 @@ def problem_of(
         require_same_kind(requested.data, [task.name for task in tasks], sources[0])
     transform = partial(reader, sources[0])
     seed, workers = requested.run.seed, requested.hardware.workers
-    tests, images, notes = prepare_images(requested.data, tasks, transform, seed, workers, progress)
     method = requested.method
+    needed = method.uses_images or requested.run.kd
+    tests, images, notes = prepare_images(requested.data, tasks, transform, seed, workers, progress, needed)
     if method.mixed_images and requested.data and requested.data.is_mixed([task.name for task in tasks]):
         notes.append(f"method={method.name} {method.mixed_images}")
     return Problem(plan, sources, images, requested.hardware, device, seed, progress), tests, notes

@@ -106,7 +106,7 @@ def test_a_mistake_inside_a_list_is_reported_with_its_position() -> None:
     ]
 
 
-RECIPE = "batch_size, data, lr, seed, steps, weight_decay"
+RECIPE = "batch_size, data, lr, seed, start, steps, weight_decay"
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def test_a_task_whose_images_all_measure_it_is_refused(tmp_path: Path) -> None:
     for path in (folder / "train").iterdir():
         (folder / "test" / "b-0" / path.name).write_bytes(path.read_bytes())
     with pytest.raises(DataError) as error:
-        prepare_images(data, TASKS, lambda: PIXELS, seed=0)
+        prepare_images(data, TASKS, lambda: PIXELS, seed=0, needed=True)
+    assert len(prepare_images(data, TASKS, lambda: PIXELS, seed=0)[1]) == 6  # for a method without images
     text = re.sub(
         r"/train/\d+\.png and (\S+)/test/b-0/\d+\.png", r"/train/N.png and \1/test/b-0/N.png", str(error.value)
     )

@@ -59,7 +59,8 @@ def test_a_method_is_deterministic_and_does_not_use_the_global_generator(make_pr
     if isinstance(method, Trained):
         method = replace(method, steps=5)
     state = torch.random.get_rng_state()
-    first, second = method.fit(make_problem()), method.fit(make_problem())
+    base = mlp_source("base", [8, 8], 3)
+    first, second = method.fit(make_problem(base=base)), method.fit(make_problem(base=base))
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(first.weights[n], second.weights[n]) for n in first.weights)
     assert all(map(torch.equal, first.projectors, second.projectors))

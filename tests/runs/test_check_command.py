@@ -79,7 +79,7 @@ def test_the_table_and_the_lines_below_it(check: Callable[..., Any], tmp_path: P
     assert [row[1:9] for row in rows] == [["vit_tiny_patch16_224", *"12 2 3 4x4 3 none float32".split()]] * 2  # noqa: SIM905
     assert f"s1: {tmp_path}/s1\n" in out
     assert re.search(r"similarity to source 1: -?0\.\d\d; the sources seem to share no pretrained init", out)
-    assert "methods that apply: average, slerp\n" in out
+    assert "methods that apply: average, slerp, weight_matching\n" in out
     assert "estimate for method=average: about " in out
 
 
