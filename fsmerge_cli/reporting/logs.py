@@ -71,12 +71,12 @@ class RunLog:
     ) -> None:
         if error is not None and not isinstance(error, UserError):
             self._log.error("".join(traceback.format_exception(error)).rstrip())
+        if self._tracking is not None:
+            self._tracking.close(failed=error is not None)
         logging.captureWarnings(False)
         for logger in (self._log, logging.getLogger()):
             logger.removeHandler(self._handler)
         self._handler.close()
-        if self._tracking is not None:
-            self._tracking.close()
         if isinstance(error, UserError) and self._handler.opened and not self._kept:
             self._remove()
         elif error is not None and self._handler.opened and (self.place / LOG).is_file():

@@ -6,6 +6,7 @@ A tracker receives every value of every event at its step, and the accuracies at
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from fsmerge_cli.common.shown import shown
 PROJECT = "fsmerge"
 """Project or experiment where the environment names no other (WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME)."""
 
+LOG = logging.getLogger("fsmerge_cli.run")
+
 ODD = re.compile(r"[^\w\-./ ]")
 """Characters that MLflow does not take in the name of a metric."""
 
@@ -30,8 +33,8 @@ class Tracker(Protocol):
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Store the values of one step, by name."""
 
-    def close(self) -> None:
-        """Send and close; it may be called twice."""
+    def close(self, failed: bool = False) -> None:
+        """Send and close, as a run that failed or not; it may be called twice."""
 
 
 class TensorBoard:
@@ -48,7 +51,7 @@ class TensorBoard:
         for tag, value in values.items():
             self._writer.add_scalar(shown(tag).replace(" ", "_"), value, step)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Flush the event file."""
         self._writer.close()
 
@@ -68,9 +71,9 @@ class WeightsAndBiases:
             own = {tag: value for tag, value in values.items() if tag.split("/")[0] == phase}
             self._run.log({**own, f"{phase}/step": step})
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Finish the run."""
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
 
 
 class MLflow:
@@ -96,10 +99,10 @@ class MLflow:
         metrics = [self._metric(ODD.sub("_", tag), float(value), now, step) for tag, value in values.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """End the run."""
         if self._open:
-            self._client.set_terminated(self._id)
+            self._client.set_terminated(self._id, "FAILED" if failed else None)
             self._open = False
 
 
@@ -125,7 +128,8 @@ def require(names: Sequence[str]) -> None:
 class Tracking:
     """Passes events to trackers, which are created at the first value. name: of the run. folder: of event files.
 
-    Raises ConfigError where a tracker cannot be created.
+    Raises ConfigError where a tracker cannot be created. One that fails later (its server is gone) gets no further
+    values, which the log says: it does not end a training.
     """
 
     def __init__(self, names: Sequence[str], name: str, folder: Path) -> None:
@@ -162,8 +166,12 @@ class Tracking:
             self._trackers = []
             for name in self._names:
                 self._trackers.append(self._created(name))
-        for tracker in self._trackers:
-            tracker.add(values, step)
+        for tracker in [*self._trackers]:
+            try:
+                tracker.add(values, step)
+            except Exception as error:  # of another package
+                self._trackers.remove(tracker)
+                LOG.warning("%s gets no further values: %s", type(tracker).__name__, reason(error))
 
     def _created(self, name: str) -> Tracker:
         try:
@@ -174,8 +182,11 @@ class Tracking:
                 f"own environment variables, or remove output.{name}=true."
             ) from None
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Close all trackers."""
         for tracker in self._trackers or ():
-            tracker.close()
+            try:
+                tracker.close(failed)
+            except Exception as error:  # of another package
+                LOG.warning("%s cannot be closed: %s", type(tracker).__name__, reason(error))
         self._trackers = []

@@ -31,8 +31,9 @@ class Kept:
     def add(self, values: Mapping[str, float], step: int) -> None:
         self.values.append((dict(values), step))
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self.closed += 1
+        self.failed = failed
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +117,23 @@ def test_weights_and_biases_keeps_the_values(tmp_path: Path, monkeypatch: pytest
     tracking.close()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert b"train/loss" in file.read_bytes()
+
+
+def test_a_tracker_that_fails_later_ends_nothing_and_is_logged(
+    kept: dict[str, Kept], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking = Tracking(["wandb", "mlflow"], "run", tmp_path)
+    tracking(Event("train", 1, 3, {"loss": 1.0}))
+
+    def gone(values: Mapping[str, float], step: int) -> None:
+        raise ConnectionError("no route to the server")
+
+    kept["wandb"].add = gone  # type: ignore[method-assign]
+    tracking(Event("train", 2, 3, {"loss": 0.5}))
+    tracking(Event("train", 3, 3, {"loss": 0.2}))
+    tracking.close(failed=True)
+    assert [step for _, step in kept["mlflow"].values] == [1, 2, 3]
+    assert kept["mlflow"].failed
+    assert [record.getMessage() for record in caplog.records] == [
+        "Kept gets no further values: no route to the server"
+    ]
