@@ -56,7 +56,7 @@ average and AdaMerging are above task arithmetic and TIES with the coefficients 
 for eight tasks and larger networks. Task arithmetic passes the average with `method.coefficient=0.6` (76.9 % top-1
 against 75.7); TIES did not with those tried (1.5: 74.4, 2: 68.0, 1.5 and `method.density=0.5`: 61.5). Of the
 methods with a base TSV is the best. Distillation, `fs_merge` and the closed form need no base and no labels, and
-keep far more.
+keep far more; across initialisations the closed form keeps the most, in a sixteenth of the time of distillation.
 """
 
 OUT_OF_SCOPE = """## Out of scope
