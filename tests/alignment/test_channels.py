@@ -47,6 +47,7 @@ def inputs(given: Problem, module: str, source: int = 0) -> torch.Tensor:
     return found[0]
 
 
+@pytest.mark.full
 def test_the_statistics_of_the_written_batchnorms_are_those_of_outputs_without_bias() -> None:
     given = problem("dilation")
     weights = given.sources[0].weights

@@ -38,6 +38,7 @@ def assert_features(found: Sequence[Tensor], sources: Sequence[Source], images: 
         torch.testing.assert_close(mine, own, rtol=1e-3, atol=1e-3 * float(own.abs().max()))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", EVERY)
 def test_two_copies_of_a_resnet_one_permuted_are_that_resnet(variant: str) -> None:
     source = resnet_source(variant, 1)
@@ -51,6 +52,7 @@ def test_two_copies_of_a_resnet_one_permuted_are_that_resnet(variant: str) -> No
     assert sum(units) == sum(space.merged for space in plan.spaces.values())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("correct", [True, False])
 def test_as_wide_as_both_sources_is_both_sources(correct: bool) -> None:
     sources = [resnet_source(DEEP, seed, channels=[6, 8, 8, 12]) for seed in (1, 2)]
@@ -63,6 +65,7 @@ def test_as_wide_as_both_sources_is_both_sources(correct: bool) -> None:
     assert_features(found, sources, images)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", EVERY)
 def test_without_corrections_the_maps_fold_to_the_weights(variant: str) -> None:
     sources = [resnet_source(variant, seed) for seed in (1, 2)]
@@ -74,6 +77,7 @@ def test_without_corrections_the_maps_fold_to_the_weights(variant: str) -> None:
         torch.testing.assert_close(folded[name], tensor, rtol=0, atol=0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stop", [3, 9])
 def test_a_run_that_is_stopped_continues_behind_the_last_finished_layer(stop: int, tmp_path: Path) -> None:
     sources = [resnet_source(DEEP, seed) for seed in (1, 2)]
@@ -127,6 +131,7 @@ def test_patches_times_the_weight_are_the_outputs() -> None:
     torch.testing.assert_close(rows[:, 0] @ linear.weight.T, linear(x))
 
 
+@pytest.mark.full
 def test_the_streamed_solution_is_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer by layer with `unfold` and the normal equations in fp64, units chosen by brute force."""
     monkeypatch.setattr(space_selection, "ROWS_PER_CANDIDATE", 10**6)

@@ -166,6 +166,7 @@ def test_a_fused_layer_is_split_to_the_bit(tmp_path: Path) -> None:
     assert "blocks.1.attn.k_proj.bias" not in weights
 
 
+@pytest.mark.full
 def test_the_closed_form_refuses_rotations_behind_norms(tmp_path: Path) -> None:
     for seed, name in ((1, "a"), (2, "b")):
         stored("rotary ViT", seed, tmp_path / name, qk_norm=True)

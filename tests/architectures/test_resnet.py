@@ -121,6 +121,7 @@ def test_the_fold_of_stacked_kernels_is_the_fold_of_each(structure: str) -> None
         torch.testing.assert_close(stacked, fold(plan, maps, weights), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.full
 def test_sources_and_merged_model_may_differ_in_channels() -> None:
     variant = "bottleneck"
     sources = [resnet_source(variant, i, channels=c) for i, c in enumerate(([3, 2, 4, 2], [4, 4, 2, 3]), 1)]

@@ -109,6 +109,7 @@ def test_a_variant_that_cannot_be_merged_is_refused_by_name(name: str, reason: s
     assert f"'a' has {reason}" in error.value.reasons
 
 
+@pytest.mark.full
 def test_a_projection_without_a_width_is_refused() -> None:
     options = {"name": "vit_base_patch16_clip_224", "args": {"num_classes": 0}, "projection": True}
     with pytest.raises(SourceError) as error:

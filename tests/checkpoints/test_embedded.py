@@ -156,6 +156,7 @@ def test_an_entry_with_a_missing_file_is_trained_again(name: str, trainings: lis
     assert (entry() / name).read_bytes() == good
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("seal", ["", "not json", "[]", "{}", '{"sha256": null}'])
 def test_an_entry_with_a_broken_seal_is_trained_again(seal: str, trainings: list[str]) -> None:
     ensure_trained(SPEC, silent)

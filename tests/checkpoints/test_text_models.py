@@ -70,6 +70,7 @@ def only_vocabulary(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", [old_names, pickled, wrapped, with_constants, only_vocabulary])
 def test_every_form_of_the_files_is_the_same_model(form: Callable[[Path], None], tmp_path: Path) -> None:
     source = sentence_source("BERT", 1, TOPIC)

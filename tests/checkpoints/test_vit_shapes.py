@@ -230,6 +230,7 @@ def test_what_the_tensors_leave_open_is_asked_for(tmp_path: Path, options: dict[
     assert refused(tmp_path / "a.safetensors") == message
 
 
+@pytest.mark.full
 def test_the_entry_of_the_message_can_be_pasted(tmp_path: Path) -> None:
     model = written(tmp_path / "a.safetensors", **{**SMALL, "img_size": [16, 32]})
     both = {"family": "vit", "args": {"num_heads": 3, "img_size": [16, 32]}}

@@ -35,6 +35,7 @@ def test_a_loss_that_is_not_finite_exits_with_1_and_advice(
     )
 
 
+@pytest.mark.full
 def test_debug_shows_the_traceback_above_the_message(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_every_option_composes_instantiates_and_reads_the_same_without_hydra(gro
         assert {key: listed(asdict(chosen)[key]) for key in values[group]} == values[group]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", presets.names("models"))
 def test_models_set_their_data_set_with_and_without_hydra(name: str) -> None:
     data = presets.default_data(name)
@@ -135,6 +136,7 @@ def test_presets_list_exactly_the_files() -> None:
     assert sorted((g, file.stem) for g in presets.GROUPS for file in (CONFIGS / g).iterdir()) == sorted(OPTIONS)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("group", "name"), [(g, name) for g in presets.SWEEPS for name in presets.names(g)])
 def test_launchers_and_sweeps_change_no_key_of_a_job(group: str, name: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{PLUGINS[name]}", reason="an extra is not installed")

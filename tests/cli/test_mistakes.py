@@ -180,6 +180,7 @@ def test_a_mistake_found_in_the_sources_is_reported_the_same_way(
     assert refused("merge", PAIR, *arguments, "-q") == f"fsmerge: error: {message}\n"
 
 
+@pytest.mark.full
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 @pytest.mark.parametrize("argument", ["hardware=gpu", "hardware.device=cuda"])
 def test_a_missing_gpu_is_reported(argument: str, refused: Callable[..., str]) -> None:

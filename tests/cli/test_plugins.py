@@ -126,6 +126,7 @@ def test_a_method_of_a_package_runs_by_name_with_its_own_keys(capsys: pytest.Cap
     ]
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("package")
 def test_names_of_packages_are_listed_explained_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "method", "data"]) == 0

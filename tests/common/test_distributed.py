@@ -120,6 +120,7 @@ def test_a_single_process_gets_instructions_for_starting_several(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_several_processes_without_hardware_distributed_are_refused_once(
     capsys: pytest.CaptureFixture[str], started: Set
 ) -> None:
@@ -192,6 +193,7 @@ def test_without_the_slurm_plugin_the_message_names_the_extra(
     )
 
 
+@pytest.mark.full
 def test_a_missing_slurm_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def kinds(tests: TestImages) -> list[tuple[Kind, int]]:
     return [(own.kind, len(own.images)) for own in tests.measured if own.images]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("available", "expected"),
     [

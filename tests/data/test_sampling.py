@@ -146,6 +146,7 @@ def test_a_merge_without_task_images_is_reported_everywhere(tmp_path: Path) -> N
     assert sentences.replace(" %", "&nbsp;%") in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.full
 def test_labelled_test_images_suffice_to_evaluate_a_merge_without_task_images(tmp_path: Path) -> None:
     folder = images(tmp_path / "images", train=0)
     data = {

@@ -171,6 +171,7 @@ def test_logits_of_another_model_are_detected(pair: list[dict[str, str]], tmp_pa
     assert refused(wrong, tmp_path / "wrong") == ("evaluated",)
 
 
+@pytest.mark.full
 def test_a_permutation_across_attention_heads_is_detected(
     make_problem: Callable[..., object], pair: list[dict[str, str]], tmp_path: Path
 ) -> None:

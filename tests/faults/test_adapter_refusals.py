@@ -92,6 +92,7 @@ def place(adapted_place: Path) -> Path:
     return adapted_place
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_fit_is_refused(case: str, place: Path) -> None:
     change, expected = REFUSED[case]

@@ -143,6 +143,7 @@ def test_a_check_that_measures(arguments: tuple[str, ...], message: str, shown: 
     assert f"top-1 accuracy of the sources on their test images: m {share} %, n 100.0 %\n" in out
 
 
+@pytest.mark.full
 def test_a_merge_warns_above_the_scores_in_terminal_report_file_and_card(shown: Shown, twelve: Path) -> None:
     code, out, err = shown("merge", "output.dir=out", "--strict", "--fail-under=1")
     assert code == 1
@@ -161,6 +162,7 @@ def test_a_merge_warns_above_the_scores_in_terminal_report_file_and_card(shown: 
     assert main(["evaluate", "out", *DATA, "--fail-under=1"]) == 0
 
 
+@pytest.mark.full
 def test_a_source_far_below_its_stated_accuracy(shown: Shown, twelve: Path) -> None:
     (twelve / "m/eval_results.json").write_text('{"eval_accuracy": 0.975}')
     order = SIXTH.partition("). ")[2]
@@ -192,6 +194,7 @@ def test_a_limit_is_an_accuracy_in_per_cent(value: str, capsys: pytest.CaptureFi
         assert capsys.readouterr().err == expected
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

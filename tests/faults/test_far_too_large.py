@@ -164,6 +164,7 @@ def test_an_mlp_of_a_million_layers(place: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+@pytest.mark.full
 def test_a_number_of_classes_is_that_of_the_head(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = place / "a/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_classes": 10**12}))

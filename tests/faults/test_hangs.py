@@ -78,6 +78,7 @@ def test_what_is_no_file_of_its_kind(
     assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.full
 def test_files_that_are_no_images_are_passed_over_and_counted(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_stream_that_looks_like_a_regular_file(tmp_path: Path, monkeypatch: py
     os.close(write)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/1").exists(), reason="only Linux has /proc")
 def test_a_folder_without_weights_is_not_searched_for_ever(
     place: Path, capsys: pytest.CaptureFixture[str]

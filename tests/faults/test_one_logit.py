@@ -90,6 +90,7 @@ def test_losses_and_temperatures_of_one_logit_are_those_of_sigmoid_and_bernoulli
     torch.testing.assert_close(confidence_penalty(two), expected)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("labels", [None, ["cat", "dog"]])
 def test_the_accuracy_of_a_merge_and_of_evaluate_is_that_of_the_threshold(
     labels: list[str] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -98,6 +98,7 @@ def test_a_folder_that_takes_no_files_is_not_called_busy(place: Path, capsys: py
     )
 
 
+@pytest.mark.full
 def test_a_held_lock_is_called_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     holder = "import fcntl; f = open('.out.lock', 'w'); fcntl.flock(f, 2); print(flush=True); input()"
     start = [sys.executable, "-c", holder]

@@ -231,6 +231,7 @@ def test_no_file_is_lost(case: Loss, place: Path, capsys: pytest.CaptureFixture[
     check_refused(case, place, capsys)
 
 
+@pytest.mark.full
 def test_a_file_is_replaced_on_request_and_has_the_permissions_of_any_file(place: Path) -> None:
     (place / "runs.csv").write_text("old")
     assert main(["compare", "out", "other", "--csv", "runs.csv", "--overwrite", "-q"]) == 0

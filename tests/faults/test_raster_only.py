@@ -24,6 +24,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return calls
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
 def test_postscript_is_not_opened(kind: Opened, tmp_path: Path, started: list[object]) -> None:
     for label in ("cat", "dog"):

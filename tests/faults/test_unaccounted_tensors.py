@@ -177,6 +177,7 @@ def test_a_model_that_normalises_its_input_needs_mean_and_std(name: str, prefix:
     assert load_source({**entry, **stated}).notes[-1].endswith(f": {name}, {std}")
 
 
+@pytest.mark.full
 def test_a_pooler_is_used_by_no_head_or_refused(tmp_path: Path) -> None:
     tensors = {f"vit.{n}": t for n, t in hugging_face(1, head=False).state_dict().items()}
     entry = entry_of(tmp_path, tensors, vit_arch())

@@ -58,6 +58,7 @@ def features(problem: Problem, solution: Solution) -> list[Tensor]:
         return [z @ U.T for U in solution.projectors]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_permuted_copies_of_a_source_are_that_source(kind: str) -> None:
     source = MAKE[kind](1)
@@ -150,6 +151,7 @@ def test_the_members_that_match_worst_are_separate_and_the_others_averaged() -> 
     torch.testing.assert_close(gains(found), torch.tensor([0, 0.7, 1.3, 1.5, 1.6]).double() / 1.6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["ViT", "ResNet"])
 def test_partial_maps_of_identical_sources_keep_the_function_of_every_layer(kind: str) -> None:
     """Separate members of equal sources read and write what the merged ones do."""
@@ -169,6 +171,7 @@ def test_partial_maps_of_identical_sources_keep_the_function_of_every_layer(kind
         assert all(bool((U.sum(1) == 1).all()) for U in unmerge)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["MLP", "ViT", "ResNet"])
 def test_operations_are_those_that_torch_counts(kind: str) -> None:
     sources = [MAKE[kind](seed) for seed in (1, 2)]
@@ -228,6 +231,7 @@ def test_the_images_choose_where_units_are_separate() -> None:
     assert method.fit(replace(problem, plan=plan)).facts["separate_units"] == plan.spaces["h1"].merged - 7
 
 
+@pytest.mark.full
 def test_heads_stay_whole_and_lie_side_by_side() -> None:
     sources = [replace(vit_source("class token", seed), name=name) for seed, name in ((1, "a"), (2, "b"))]
     method = PLeaS(budget_flops=2.0)
@@ -240,6 +244,7 @@ def test_heads_stay_whole_and_lie_side_by_side() -> None:
     assert all(bool(torch.isfinite(t).all()) for t in weights.values())
 
 
+@pytest.mark.full
 def test_a_given_width_and_too_small_a_budget_are_refused() -> None:
     sources = [replace(vit_source("class token", seed), name=name) for seed, name in ((1, "a"), (2, "b"))]
     with pytest.raises(ConfigError) as error:

@@ -62,6 +62,7 @@ COPIES: dict[str, dict[str, Any]] = {
 """Options with which three copies of a source give that source."""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_sources_with_the_pretrained_weights_give_these(name: str, norm: str) -> None:
@@ -87,6 +88,7 @@ def test_copies_of_a_source_give_that_source(name: str) -> None:
     assert_close(found.weights, source.weights)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "opcm"])
 def test_the_order_of_the_sources_does_not_matter(name: str) -> None:
     given = group()
@@ -106,6 +108,7 @@ def test_a_method_without_the_pretrained_weights_or_of_another_width_is_refused(
         fitted(problem(sources, base), name)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_method_at_its_defaults_equals_its_slow_reference(name: str) -> None:
     given = group()

@@ -64,6 +64,7 @@ def test_both_trackers_get_every_loss_and_the_accuracies(kept: dict[str, Kept]) 
     assert found["top1 low/merged"] == evaluation["rows"]["merged"]["tasks"]["low"]["top1"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_package_that_is_missing_is_named_before_anything_is_written(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -77,6 +78,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_written(
     assert not Path("out").exists()
 
 
+@pytest.mark.full
 def test_a_tracker_that_cannot_start_is_an_error_of_the_user(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

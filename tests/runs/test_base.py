@@ -58,6 +58,7 @@ def test_a_merge_adds_the_task_vectors_to_the_base(files: Files, tmp_path: Path)
     assert config["models"]["base"]["checkpoint"].endswith("base")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_of_task_vectors_writes_a_model_that_loads(name: str, files: Files, tmp_path: Path) -> None:
     images = {task: torch.rand(4, 1, 2, 2) for task in "ab"}
@@ -70,6 +71,7 @@ def test_every_method_of_task_vectors_writes_a_model_that_loads(name: str, files
     assert evaluation["certificates"]["heads"]["status"] == "holds"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", ["path", "mapping", "loaded", "spec"])
 def test_the_base_has_the_forms_of_a_source(form: str, files: Files) -> None:
     entries, base = files
@@ -100,6 +102,7 @@ def test_a_base_that_is_not_used_is_noted_and_not_read(files: Files, tmp_path: P
     assert result.notes[1] == "models.base is not used by method=average"
 
 
+@pytest.mark.full
 def test_a_base_of_another_architecture_or_shape_is_refused(files: Files, tmp_path: Path) -> None:
     wide = str(
         written(tmp_path, replace(mlp_source("w", [6, 7, 5], 3, input_size=(1, 2, 2)), name="wide"))["checkpoint"]
@@ -139,6 +142,7 @@ def test_a_base_that_cannot_be_read_is_reported_by_its_key(base: Any, message: s
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.full
 def test_an_unrelated_base_is_a_warning_of_merge_and_check(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +161,7 @@ def test_an_unrelated_base_is_a_warning_of_merge_and_check(
     assert "recommended: method=average (" in out
 
 
+@pytest.mark.full
 def test_a_bare_file_takes_the_pixels_of_source_1(tmp_path: Path) -> None:
     base = vit_source("class token", 1)
     entries = []
@@ -182,6 +187,7 @@ def test_a_bare_file_takes_the_pixels_of_source_1(tmp_path: Path) -> None:
     assert all(torch.equal(stated.solution.weights[n], t) for n, t in result.solution.weights.items())
 
 
+@pytest.mark.full
 def test_the_command_line_repeats_a_run_with_its_base(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +210,7 @@ def test_the_command_line_repeats_a_run_with_its_base(
     )
 
 
+@pytest.mark.full
 def test_init_writes_the_base(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +233,7 @@ def test_the_estimate_counts_gradients(files: Files) -> None:
     assert (gradient_cost.memory(ties, 1000, 2, 50), gradient_cost.operations(ties, 7.0, 2, 30)) == (None, 0.0)
 
 
+@pytest.mark.full
 def test_check_recommends_task_vectors_where_the_base_is_given(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_file_that_differs_from_the_model_is_not_kept(
     assert not file.exists()
 
 
+@pytest.mark.full
 def test_wrong_calls_are_refused(
     digits_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,7 @@ def test_the_command_predicts_files_and_folders(
     assert capsys.readouterr().out == f"{photo}\n  {100 * best.probability:5.1f} %  {best.label}  low\n"
 
 
+@pytest.mark.full
 def test_notes_on_the_model_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timm_folder(tmp_path / "model", pretrained_cfg={"input_size": [3, 8, 8]})
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photo.png")

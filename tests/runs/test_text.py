@@ -87,6 +87,7 @@ def test_the_card_and_the_page_show_texts(pair: Any, tmp_path: Path) -> None:
     assert "<img" not in page
 
 
+@pytest.mark.full
 def test_a_merge_without_texts_uses_random_words(pair: Any) -> None:
     result = merge(pair, method="regmean", data={"name": "none", "images_per_task": 20})
     assert "20 auxiliary unlabelled texts (generated)" in result.notes

@@ -207,6 +207,7 @@ def test_the_options_reach_the_training_until_its_plain_part(monkeypatch: pytest
     assert augmented == [5] * 7
 
 
+@pytest.mark.full
 def test_patience_counts_from_the_plain_part_on() -> None:
     training = {"head_steps": 0, "steps": 40, "lr": 1e-9, "patience": 1, "patch_drop": 0.5}
     early = small_finetune(arch=VIT, training=training, data={"images_per_task": 100})

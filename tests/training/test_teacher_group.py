@@ -46,6 +46,7 @@ def sources_of(kind: str, k: int = 3) -> list[Source]:
     return [mlp_source(f"s{seed}", [8, 8], seed) if kind == "mlp" else vit_source(kind, seed) for seed in range(k)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", mark_full(["mlp", *VARIANTS]))
 def test_teachers_together_equal_teachers_one_after_the_other(kind: str) -> None:
     sources = sources_of(kind)
@@ -56,6 +57,7 @@ def test_teachers_together_equal_teachers_one_after_the_other(kind: str) -> None
             torch.testing.assert_close(pending.of(i), network(source)(inputs[i]))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["class token", "q/k norm", "RMSNorm", "packed SwiGLU (DINOv2 giant)"])
 def test_bf16_teachers_together_are_as_exact_as_one_after_the_other(kind: str) -> None:
     sources = sources_of(kind)
