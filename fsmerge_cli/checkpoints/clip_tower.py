@@ -11,13 +11,6 @@ from torch import Tensor
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief
 
-CLIP_PIXELS = {
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
-    "interpolation": "bicubic",
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
 NAMES = {"quick_gelu": "vit_base_patch16_clip_quickgelu_224", "gelu": "vit_base_patch16_clip_224"}
 """Hugging Face's activation of a tower -> a model of timm with it."""
 

@@ -34,16 +34,24 @@ LEVELS = 255
 """Largest value of a pixel before rescaling."""
 
 IMAGENET_PIXELS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+CLIP_PIXELS = {
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
 HALF = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
 """Of the published ViTs, where nothing else is known."""
 
 _CENTRE = {"do_center_crop": True, "crop_size": 224}
+_CLIP = {"image_mean": CLIP_PIXELS["mean"], "image_std": CLIP_PIXELS["std"]}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "Bit": {"size": {"shortest_edge": 224}, **_CENTRE},
-    "CLIP": {"size": {"shortest_edge": 224}, **_CENTRE},
+    "Bit": {"size": {"shortest_edge": 224}, **_CENTRE, **_CLIP},
+    "CLIP": {"size": {"shortest_edge": 224}, **_CENTRE, **_CLIP},
     "DeiT": {"size": {"height": 256, "width": 256}, **_CENTRE},
 }
-"""Start of a processor's class in transformers -> its values of missing keys, where they crop."""
+"""Start of a processor's class in transformers -> its values of missing keys, where others are usual."""
 
 Size = tuple[int, int]
 
@@ -64,11 +72,7 @@ def timm_keys(stated: Mapping[str, Any], channels: int, where: str) -> tuple[dic
     channels: of the model. Raises SourceError where a value cannot be used.
     """
     where = f"{where}: {FILES[0]}"
-    defaults = next((keys for start, keys in DEFAULTS.items() if _kind(stated).startswith(start)), {})
-    stated = {
-        **defaults,
-        **{key: value for key, value in stated.items() if key not in defaults or value is not None},
-    }
+    stated = with_defaults(stated)
     if _flag(stated, "do_flip_channel_order", False, where):
         raise SourceError(
             f"{where}: do_flip_channel_order is true, so the model reads the channels as blue, green, red. Flip "
@@ -85,6 +89,13 @@ def timm_keys(stated: Mapping[str, Any], channels: int, where: str) -> tuple[dic
     notes = (*notes, *(f"{key} is not followed" for key in unknown))
     found = {"mean": mean, "std": std, "interpolation": _filter(stated, where), **geometry}
     return found | ({} if size is None else {"input_size": [channels, *size]}), notes
+
+
+def with_defaults(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of an image processor, with those that its class sets where they are missing."""
+    defaults = next((keys for start, keys in DEFAULTS.items() if _kind(stated).startswith(start)), {})
+    given = {key: value for key, value in stated.items() if key not in defaults or value is not None}
+    return {**defaults, **given}
 
 
 def _normalisation(stated: Mapping[str, Any], where: str) -> tuple[list[float], list[float]]:

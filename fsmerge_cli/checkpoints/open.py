@@ -23,7 +23,6 @@ from fsmerge_cli.checkpoints.architecture import (
     infer_architecture,
     open_entry,
 )
-from fsmerge_cli.checkpoints.clip_tower import CLIP_PIXELS
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
 from fsmerge_cli.checkpoints.files import (
     hub_config,
@@ -33,7 +32,7 @@ from fsmerge_cli.checkpoints.files import (
     readable,
     tensors_sha256,
 )
-from fsmerge_cli.checkpoints.image_processor import read_processor
+from fsmerge_cli.checkpoints.image_processor import CLIP_PIXELS, read_processor
 from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels

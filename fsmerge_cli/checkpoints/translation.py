@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.architectures.vit.family import BASE
-from fsmerge_cli.checkpoints.clip_tower import CLIP_PIXELS, of_tower, require_tower_head, tower_architecture
+from fsmerge_cli.checkpoints.clip_tower import of_tower, require_tower_head, tower_architecture
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
-from fsmerge_cli.checkpoints.image_processor import HALF, IMAGENET_PIXELS, timm_keys
+from fsmerge_cli.checkpoints.image_processor import CLIP_PIXELS, HALF, IMAGENET_PIXELS, timm_keys, with_defaults
 from fsmerge_cli.checkpoints.key_tables import (
     CLIP,
     DEIT,
@@ -259,9 +259,8 @@ def _pixels(
     if not stated:
         return dict(HALF), (f"no preprocessor_config.json, so mean and std are assumed to be 0.5; {advice}",), ()
     found, notes = timm_keys(stated, channels, where)
-    missing = [
-        key for key in ("image_mean", "image_std") if key not in stated and stated.get("do_normalize", True)
-    ]
+    known = with_defaults(stated)
+    missing = [key for key in ("image_mean", "image_std") if key not in known and known.get("do_normalize", True)]
     assumed = f"preprocessor_config.json has no {' and no '.join(missing)}, assumed to be 0.5; {advice}"
     return found, (assumed,) if missing else (), notes
 
@@ -282,9 +281,10 @@ def _tower(
             "Pass models.sources.N.arch=vit_base_patch16_clip_quickgelu_224.openai for OpenAI's ViT-B/16, "
             "vit_base_patch16_clip_224.laion2b for LAION's, or another vit_*_clip_* name of timm."
         )
-    pixels = dict(CLIP_PIXELS)
-    if config.get("preprocessor") and config.get("model_type"):
-        pixels, _, deviations = _pixels(TRANSFORMERS_CLIP, config, found.tensors["conv1.weight"].shape[1], where)
+    pixels, guess = dict(CLIP_PIXELS), tuple[str, ...]()
+    if (processor := config.get("preprocessor")) and config.get("model_type"):
+        known = {**config, "preprocessor": {"image_processor_type": "CLIPImageProcessor", **processor}}
+        pixels, guess, deviations = _pixels(TRANSFORMERS_CLIP, known, len(found.tensors["conv1.weight"][0]), where)
         notes += tuple(f"'{name}': preprocessor_config.json: {text}" for text in deviations)
     stated: dict[str, Any] = {**(architecture or {}), "pretrained_cfg": pixels}
     projection = found.tensors.get("proj")
@@ -297,4 +297,4 @@ def _tower(
     if found.prefix and not found.prefix.endswith(("visual.", "vision_model.")):
         notes = (*notes, *ignored_notes(found, name))
     own = found.prefix, found.beside, found.rest
-    return Translation({}, found.heads, stated, notes, (), found.tensors, *own)
+    return Translation({}, found.heads, stated, notes, guess, found.tensors, *own)

@@ -147,6 +147,15 @@ def test_missing_keys_have_the_values_of_their_class(kind: str, mode: str, share
     assert (keys["crop_mode"], keys["crop_pct"], notes) == (mode, pytest.approx(share), ())
 
 
+def test_missing_mean_and_std_are_those_of_the_class_in_the_library() -> None:
+    transformers = pytest.importorskip("transformers")
+    for kind in ("CLIP", "Bit", "ViT", "DeiT"):
+        keys, _ = timm_keys({"image_processor_type": f"{kind}ImageProcessor"}, 3, "here")
+        library = getattr(transformers, f"{kind}ImageProcessor")()
+        for name, own in (("mean", library.image_mean), ("std", library.image_std)):
+            assert keys[name] * (3 // len(keys[name])) == [*own], kind
+
+
 def mean_and_std(spec: SourceSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
     found = open_checkpoint(spec)
     return normalisation(spec, interpret(spec, found)[2], found.where)
