@@ -129,7 +129,8 @@ def _delimiter(path: Path, content: str) -> str:
     """That of the suffix; of .csv the semicolon or tab of the first line if this has no comma."""
     first = content.lstrip("\r\n").partition("\n")[0]
     own = TABLES[path.suffix.lower()]
-    return own if own in first else next((other for other in ";\t" if other in first), own)
+    others = ";\t" if path.suffix.lower() == ".csv" and own not in first else ""
+    return next((other for other in others if other in first), own)
 
 
 def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
@@ -140,8 +141,7 @@ def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
         if path.suffix.lower() == ".json" and content.lstrip().startswith("["):
             found = list(enumerate(json.loads(content), 1))
         else:
-            for line_number, line in enumerate(lines_of(content), 1):
-                number = line_number
+            for number, line in enumerate(lines_of(content), 1):
                 if line.strip():
                     found.append((number, json.loads(line)))
     except (ValueError, RecursionError):
