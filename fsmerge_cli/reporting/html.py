@@ -18,6 +18,7 @@ from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.shown import printable
 from fsmerge_cli.common.wording import Kind, worded
 from fsmerge_cli.evaluation.predictions import Example
+from fsmerge_cli.methods import METHODS
 from fsmerge_cli.reporting import charts, class_charts, summary
 from fsmerge_cli.reporting.losses import losses
 from fsmerge_cli.reporting.stages import stages
@@ -43,6 +44,7 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = (), kind: 
         .get_template("report.html.j2")
         .render(
             evaluation=evaluation,
+            from_images=evaluation["cost"]["images"] and _reads_images(evaluation["method"]),
             summary=summary,
             losses=losses,
             stages=stages,
@@ -60,6 +62,11 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = (), kind: 
             few_tasks=FEW_TASKS,
         )
     )
+
+
+def _reads_images(method: str) -> bool:
+    """Whether the images made the model; of a method without them they only measure and calibrate it."""
+    return method not in METHODS or METHODS[method].uses_images
 
 
 class _Lines(yaml.SafeDumper):

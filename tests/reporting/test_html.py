@@ -235,3 +235,10 @@ def test_a_page_of_an_evaluation_does_not_describe_the_images_of_a_merge() -> No
     assert "the merge used" not in text
     none = page({**content, "cost": {**content["cost"], "images": 0}})
     assert "1" * 64 not in none
+
+
+@pytest.mark.parametrize(("method", "made"), [("fs_merge", True), ("ties", False), ("average", False)])
+def test_images_that_only_measure_the_model_did_not_make_it(method: str, made: bool) -> None:
+    text = page({**evaluation(), "method": method})
+    assert f"merged into one by <code>{method}</code>" in text
+    assert ("</code> from " in text) is made
