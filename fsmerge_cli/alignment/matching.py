@@ -45,6 +45,15 @@ def require_images(problem: Problem, method: str) -> None:
         )
 
 
+def require_heads(problem: Problem, method: str) -> None:
+    """Raise ConfigError for a source without a head."""
+    if without := [source.name for source in problem.sources if source.head is None]:
+        raise ConfigError(
+            f"method={method} needs predictions, and {', '.join(without)} has no head. Pass its head "
+            "(models.sources.N.head=...), or take method=average."
+        )
+
+
 def similarities(problem: Problem, first: bool = False) -> dict[str, Tensor]:
     """Correlations between the units of all sources on all images, by space: [k size, k size].
 

@@ -91,7 +91,8 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         )
     elif spec.arch is None and spec.module is None:
         notes += _size_notes(spec.name, config, arch.input_size)
-    return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes)
+    folded = (mean, std) if family.normalise is None and (set(mean), set(std)) != ({0.0}, {1.0}) else None
+    return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes, folded)
 
 
 def _loaded(spec: SourceSpec, found: Checkpoint) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
 from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.models.source import Pixels
 
 MIN_STD, MAX_STD = 1e-6, 2.0
 """Range of a std; that of pixels in 0..1 is at most 0.5, and 1 means no scaling."""
@@ -42,13 +43,42 @@ def fold_normalisation(
     if expected is None or expected.shape != weight.shape:
         return dict(weights)  # of another architecture; compile_plan reports the shape
     _require_exact(family, arch, mean, std, where)
-    scaled, shift = _affine(weight, channels, mean, std)
-    folded = {name: scaled.to(weight.dtype)}
-    if set(mean) != {0.0}:
-        folded |= _fold_shift(family, arch, weights, shift, f"{where}: mean {list(mean)}")
+    folded = _fold(family, arch, weights, mean, std, where)
     if not all(tensor.is_meta or bool(tensor.isfinite().all()) for tensor in folded.values()):
         raise SourceError(f"{where}: folding mean {list(mean)} and std {list(std)} exceeds fp32. Check both.")
     return {**weights, **folded}
+
+
+def refolded(family: Family, arch: Any, weights: Mapping[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
+    """Weights of a first layer for normalised pixels -> those for pixels in 0..1, as `fold_normalisation`."""
+    return {**weights, **_fold(family, arch, weights, *pixels, "the merged model")}
+
+
+def unfolded(family: Family, arch: Any, weights: Mapping[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
+    """The inverse of `refolded`: folding mean -m / s and std 1 / s. The tensors that change are in fp64."""
+    mean, std = pixels
+    count = max(map(len, pixels))
+    shares = [-m / s for m, s in zip(mean * (count // len(mean)), std * (count // len(std)))]
+    inverse = shares, [1 / s for s in std]
+    exact = {name: tensor.double() for name, tensor in weights.items() if tensor.is_floating_point()}
+    return {**weights, **_fold(family, arch, exact, *inverse, "a source")}
+
+
+def _fold(
+    family: Family,
+    arch: Any,
+    weights: Mapping[str, Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    where: str,
+) -> dict[str, Tensor]:
+    """The tensors that folding changes."""
+    name = f"{family.entry}.weight"
+    scaled, shift = _affine(weights[name], arch.input_size[0], mean, std)
+    folded = {name: scaled.to(weights[name].dtype)}
+    if set(mean) != {0.0}:
+        folded |= _fold_shift(family, arch, weights, shift, f"{where}: mean {list(mean)}")
+    return folded
 
 
 def normalised(
@@ -80,9 +110,7 @@ def _check(mean: tuple[float, ...], std: tuple[float, ...], channels: int, where
         raise SourceError(f"{where}: std {list(std)} should be at least {MIN_STD:g}, for pixels in 0..1.")
 
 
-def _affine(
-    weight: Tensor, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
+def _affine(weight: Tensor, channels: int, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
     """The weight for pixels that are not divided by std, and the shift of its outputs by the mean, in fp64."""
     grouped = weight.double().reshape(weight.shape[0], channels, -1)
     scaled = grouped / torch.tensor(std, dtype=torch.float64, device=weight.device).reshape(1, -1, 1)
@@ -160,7 +188,7 @@ def _fold_shift(
             f"{where} cannot be folded into {family.entry}, which has no bias. "
             "Pass images that are already centred, and models.sources.N.mean=[0.0]."
         )
-    table = weights[place[0]].double()
+    table = weights[place[0]].double().clone()  # `double` returns a tensor in fp64 itself
     if table.ndim != 3 or table.shape[2:] != shift.shape:
         return {}
     table[:, place[1] :] -= shift

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.func import functional_call
 
-from fsmerge_cli.alignment.matching import aligned, require_images, require_one_width
+from fsmerge_cli.alignment.matching import aligned, require_heads, require_images, require_one_width
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, Positive, PositiveFloat
 from fsmerge_cli.common.progress import Event
@@ -46,11 +46,7 @@ class Fisher(Weighted):
         require_one_width(problem.plan, self.name)
         require_images(problem, self.name)
         problem.require_task_images()
-        if without := [source.name for source in problem.sources if source.head is None]:
-            raise ConfigError(
-                f"method={self.name} needs predictions, and {', '.join(without)} has no head. Pass its head "
-                "(models.sources.N.head=...), or take method=average."
-            )
+        require_heads(problem, self.name)
 
     def fit(self, problem: Problem) -> Solution:
         """One forward pass per image, and one backward pass per label."""

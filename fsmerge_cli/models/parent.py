@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fsmerge_cli.architectures.ports import Mapped
 from fsmerge_cli.models.plan import MAX_LISTED, Plan
-from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.source import Pixels, Source
 
 ALIKE = 0.5
 """Cosine between two task vectors from which the sources may share a later parent than the stated one.
@@ -104,6 +104,13 @@ def _of_source(i: int, name: str, grams: Mapping[str, Tensor], whole: Tensor) ->
 
 def parent_notes(plan: Plan, sources: Sequence[Source], base: Source) -> Iterator[str]:
     """What the user should know: the distances, and a warning for a network that is not the parent."""
+    for source in sources:
+        if source.folded != base.folded:
+            yield (
+                f"models.base has {_pixels(base.folded)}, '{source.name}' {_pixels(source.folded)}: their first "
+                "layers differ by this factor. If both were trained with the same, pass models.base.mean=[...] "
+                "and models.base.std=[...]"
+            )
     found, pairs = parentage(plan, sources, base)
     for own in found:
         figures = f"relative distance {own.distance:.2f}, cosine {own.cosine:.2f}"
@@ -123,6 +130,11 @@ def parent_notes(plan: Plan, sources: Sequence[Source], base: Source) -> Iterato
             f"the task vectors of the sources have a cosine of at least {min(pairs):.2f}: the tasks are alike, or "
             "the sources share a later parent than models.base"
         )
+
+
+def _pixels(folded: Pixels | None) -> str:
+    mean, std = folded or ((0.0,), (1.0,))
+    return f"mean {list(mean)} and std {list(std)}"
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

@@ -13,6 +13,9 @@ from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import PLAIN
 
+Pixels = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and std of the pixels, one value or one per channel."""
+
 
 @dataclass(frozen=True, repr=False)
 class Source:
@@ -20,7 +23,8 @@ class Source:
 
     A backbone of images expects pixels in 0..1: mean and std are folded into its first layer. preprocessing: what
     happens to an item before it (a `Preprocessing` of images, a `Tokenization` of texts). origin: path, hub name
-    or module. notes: remarks for the user on how it was read.
+    or module. notes: remarks for the user on how it was read. folded: the mean and std in its first layer (None:
+    it has none there).
     """
 
     name: str
@@ -32,6 +36,7 @@ class Source:
     sha256: str
     preprocessing: Any = PLAIN
     notes: tuple[str, ...] = ()
+    folded: Pixels | None = None
 
     def __repr__(self) -> str:
         """One line: name, size, classes and origin."""

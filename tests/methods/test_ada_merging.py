@@ -76,5 +76,5 @@ def test_sources_without_a_head_are_refused() -> None:
         fitted(replace(given, sources=sources), "ada_merging")
     assert str(error.value) == (
         "method=ada_merging needs predictions, and t1 has no head. Pass its head "
-        "(models.sources.N.head=...), or take method=ties."
+        "(models.sources.N.head=...), or take method=average."
     )

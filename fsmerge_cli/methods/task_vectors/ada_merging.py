@@ -10,12 +10,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.alignment.matching import require_heads
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.options import FORBID, BatchSize, Count, PositiveFloat
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.seeding import generator
-from fsmerge_cli.methods.task_vectors.vectors import TaskVectorMethod, TaskVectors
+from fsmerge_cli.methods.task_vectors.vectors import Density, TaskVectorMethod, TaskVectors
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.training.problem import Problem, Solution
 
@@ -37,7 +37,7 @@ class AdaMerging(TaskVectorMethod):
 
     name: Literal["ada_merging"] = "ada_merging"
     per: Literal["tensor", "task"] = "tensor"
-    start: PositiveFloat = 0.3
+    start: Density = 0.3
     steps: Count = 500
     lr: PositiveFloat = 1e-3
     batch_size: BatchSize = 16
@@ -94,12 +94,3 @@ def entropy(
     logits = [head(functional_call(module, dict(weights), (own,))) for head, own in zip(heads, batches)]
     scores = [own.log_softmax(-1) for own in logits]
     return torch.stack([-(own.exp() * own).sum(-1).mean() for own in scores]).sum()
-
-
-def require_heads(problem: Problem, method: str) -> None:
-    """Raise ConfigError for a source without a head."""
-    if without := [source.name for source in problem.sources if source.head is None]:
-        raise ConfigError(
-            f"method={method} needs predictions, and {', '.join(without)} has no head. Pass its head "
-            "(models.sources.N.head=...), or take method=ties."
-        )

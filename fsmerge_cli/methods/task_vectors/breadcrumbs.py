@@ -8,9 +8,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, FiniteFloat
 from fsmerge_cli.methods.task_vectors.vectors import Scaled, TaskVectors, ranks, weighted_sum
-from fsmerge_cli.training.problem import Solution
+from fsmerge_cli.training.problem import Problem, Solution
 
 Quantile = Annotated[float, Field(strict=True, ge=0, le=1)]
 
@@ -27,6 +28,15 @@ class Breadcrumbs(Scaled):
     coefficient: FiniteFloat = 0.3
     smallest: Quantile = 0.85
     largest: Quantile = 0.993
+
+    def check(self, problem: Problem) -> None:
+        """Raise ConfigError where widths differ, or no entry is left."""
+        super().check(problem)
+        if self.smallest >= self.largest:
+            raise ConfigError(
+                f"method.smallest={self.smallest} leaves no entry below method.largest={self.largest}, and the "
+                "result would be models.base. Pass a smaller method.smallest."
+            )
 
     def merge(self, vectors: TaskVectors) -> Solution:
         """Mask, then add."""

@@ -9,11 +9,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.func import functional_call
 
+from fsmerge_cli.alignment.matching import require_heads
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.options import FORBID, BatchSize, Count
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.seeding import generator
-from fsmerge_cli.methods.task_vectors.ada_merging import require_heads
 from fsmerge_cli.methods.task_vectors.vectors import TaskVectorMethod, TaskVectors, weighted_sum
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.training.problem import Problem, Solution

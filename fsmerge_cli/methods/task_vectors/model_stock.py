@@ -18,7 +18,8 @@ class ModelStock(TaskVectorMethod):
     """W' = r mean_i W_i + (1 - r) W_0 for each tensor, with r = k a / (1 + (k - 1) a).
 
     a is the mean cosine between the task vectors of two sources; a negative one counts as zero. It has no
-    coefficient to choose. Made for sources of one task: for orthogonal task vectors it is the pretrained model.
+    coefficient to choose. Made for sources of one task: for orthogonal task vectors it has the pretrained weights
+    (running statistics of norms are averaged).
     """
 
     name: Literal["model_stock"] = "model_stock"

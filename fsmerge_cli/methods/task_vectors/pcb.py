@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Literal
 
 import torch
@@ -45,41 +46,46 @@ class PCB(TaskVectorMethod):
 
 
 class _Balance:
-    """Task vectors [k, *shape] of one tensor -> balances [k, *shape], times a common constant."""
+    """Task vectors [k, *shape] of one tensor -> balances [k, *shape], times a common constant.
+
+    Products of two sources are made pair by pair, so that memory does not grow with the square of their number.
+    """
 
     def __init__(self, vectors: TaskVectors) -> None:
         self._vectors, k = vectors, len(vectors.problem.sources)
-        low, high = (torch.stack(own) for own in zip(*(_range(vectors.of(name)) for name in vectors.names)))
-        self._least = low.amin(0)
-        self._span = (high.amax(0) - self._least).clamp(min=torch.finfo(torch.float64).tiny)
-        within = torch.zeros(k, dtype=torch.float64, device=vectors.problem.device)
-        between = torch.zeros(k, k, dtype=torch.float64, device=vectors.problem.device)
-        for name in vectors.names:
-            own, pairs = self._powers(vectors.of(name))
-            within += own.flatten(1).sum(1)
-            between += pairs.flatten(2).sum(2)
+        self._least = torch.full((k, k), float("inf"), dtype=torch.float64)
+        high = -self._least
+        for i, j, values in self._products():
+            self._least[i, j] = torch.minimum(self._least[i, j], values.min().cpu())
+            high[i, j] = torch.maximum(high[i, j], values.max().cpu())
+        self._span = (high - self._least).clamp(min=torch.finfo(torch.float64).tiny)
+        within, between = torch.zeros(k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
+        for i, j, values in self._products():
+            between[i, j] += self._power(values, i, j).sum().cpu()
+            if i == j:
+                within[i] += self._power(values, i, i, k).sum().cpu()
         self._within, self._between = within.mean() / within, between.mean() / between
 
-    def _powers(self, own: Tensor) -> tuple[Tensor, Tensor]:
-        """exp(k n(t_i t_i)), [k, *shape], and exp(n(t_i t_j)), [k, k, *shape]."""
-        least, span = (_spread(values, own) for values in (self._least, self._span))
-        scaled = (own[:, None] * own[None] - least) / span
-        return (len(own) * torch.stack([scaled[i, i] for i in range(len(own))])).exp(), scaled.exp()
+    def _products(self) -> Iterator[tuple[int, int, Tensor]]:
+        """t_i t_j of every tensor and pair of sources."""
+        for name in self._vectors.names:
+            own = self._vectors.of(name)
+            for i, j in product(range(len(own)), repeat=2):
+                yield i, j, own[i] * own[j]
+
+    def _power(self, values: Tensor, i: int, j: int, times: int = 1) -> Tensor:
+        """exp(times n(t_i t_j))."""
+        return (times * (values - float(self._least[i, j])) / float(self._span[i, j])).exp()
+
+    def row(self, own: Tensor, i: int) -> Tensor:
+        """The balance of source i, [*shape]."""
+        pairs = (float(self._between[i, j]) * self._power(own[i] * own[j], i, j) for j in range(len(own)))
+        within = self._power(own[i] * own[i], i, i, len(own))
+        return float(self._within[i]) * within * sum(pairs, start=torch.zeros_like(own[i]))
 
     def __call__(self, own: Tensor) -> Tensor:
-        within, pairs = self._powers(own)
-        return _spread(self._within, own) * within * (_spread(self._between, own) * pairs).sum(1)
+        return torch.stack([self.row(own, i) for i in range(len(own))])
 
     def of_source(self, source: int) -> Callable[[], Iterator[Tensor]]:
         """The balances of one source, tensor by tensor."""
-        return lambda: (self(self._vectors.of(name))[source] for name in self._vectors.names)
-
-
-def _spread(values: Tensor, own: Tensor) -> Tensor:
-    """Values [k] or [k, k] with axes of size 1 for those of a tensor [k, *shape] behind the first."""
-    return values.reshape(*values.shape, *[1] * (own.ndim - 1))
-
-
-def _range(own: Tensor) -> tuple[Tensor, Tensor]:
-    flat = (own[:, None] * own[None]).flatten(2)
-    return flat.amin(2), flat.amax(2)
+        return lambda: (self.row(self._vectors.of(name), source) for name in self._vectors.names)

@@ -41,10 +41,14 @@ def decorrelated(matrices: list[Tensor]) -> Tensor:
     """The sum of the truncated matrices with orthogonal singular vectors, [n, m]."""
     rank = max(1, min(matrices[0].shape) // len(matrices))
     parts = [torch.linalg.svd(matrix, full_matrices=False) for matrix in matrices]
-    left = nearest_orthonormal(torch.cat([U[:, :rank] for U, _, _ in parts], 1))
-    right = nearest_orthonormal(torch.cat([Vh[:rank].T for _, _, Vh in parts], 1))
     values = torch.cat([s[:rank] for _, s, _ in parts])
-    return (left * values) @ right.T
+    # A direction with the singular value zero is arbitrary, and would turn the others.
+    kept = values > torch.finfo(values.dtype).eps * max(matrices[0].shape) * values.amax()
+    if not kept.any():
+        return torch.zeros_like(matrices[0])
+    left = nearest_orthonormal(torch.cat([U[:, :rank] for U, _, _ in parts], 1)[:, kept])
+    right = nearest_orthonormal(torch.cat([Vh[:rank].T for _, _, Vh in parts], 1)[:, kept])
+    return (left * values[kept]) @ right.T
 
 
 def nearest_orthonormal(matrix: Tensor) -> Tensor:

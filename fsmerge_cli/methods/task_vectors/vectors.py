@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, ClassVar
 
@@ -16,10 +17,12 @@ from torch import Tensor
 from fsmerge_cli.alignment.least_squares import mean
 from fsmerge_cli.alignment.matching import require_one_width
 from fsmerge_cli.architectures.ports import Mapped, Role, Unit
+from fsmerge_cli.checkpoints.preprocessing import refolded, unfolded
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, FiniteFloat
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods.base import Method, Weighted
+from fsmerge_cli.models.source import Pixels, Source
 from fsmerge_cli.training.problem import Problem, Solution
 
 Density = Annotated[float, Field(strict=True, gt=0, le=1)]
@@ -91,7 +94,12 @@ class TaskVectors:
 
 @dataclass(frozen=True, config=FORBID)
 class TaskVectorMethod(Method, ABC):
-    """Abstract: a method that merges task vectors."""
+    """Abstract: a method that merges task vectors.
+
+    A method that changes entries one by one must see them as they were trained: folding mean and std scales the
+    first layer and ties its bias to its weights. So it gets the weights for normalised pixels, and the result is
+    folded. Methods that run the networks get them as they are.
+    """
 
     uses_base: ClassVar[bool] = True
     one_width: ClassVar[bool] = True
@@ -103,7 +111,12 @@ class TaskVectorMethod(Method, ABC):
     def fit(self, problem: Problem) -> Solution:
         """Merge the task vectors and add the result to the pretrained weights."""
         self.check(problem)
-        return self.merge(TaskVectors(problem))
+        pixels = _common_pixels(problem)
+        if self.uses_images or pixels is None:
+            return self.merge(TaskVectors(problem))
+        solution = self.merge(TaskVectors(_as_trained(problem, pixels)))
+        plan = problem.plan
+        return replace(solution, weights=refolded(plan.family, plan.arch, solution.weights, pixels))
 
     @abstractmethod
     def merge(self, vectors: TaskVectors) -> Solution:
@@ -123,6 +136,22 @@ class Scaled(Weighted, TaskVectorMethod, ABC):
         """The task weights, of mean 1, [k]."""
         weights = self.weights_of_tasks(len(vectors.problem.sources))
         return torch.tensor(weights, dtype=torch.float64, device=vectors.problem.device)
+
+
+def _common_pixels(problem: Problem) -> Pixels | None:
+    """The mean and std that base and sources share; None where there are none, or several."""
+    found = {source.folded for source in (problem.base, *problem.sources) if source is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _as_trained(problem: Problem, pixels: Pixels) -> Problem:
+    """The problem with weights for normalised pixels."""
+
+    def trained(source: Source) -> Source:
+        return replace(source, weights=unfolded(source.family, source.arch, source.weights, pixels), folded=None)
+
+    base = None if problem.base is None else trained(problem.base)
+    return replace(problem, sources=[*map(trained, problem.sources)], base=base)
 
 
 def _is_trained(role: Role) -> bool:
