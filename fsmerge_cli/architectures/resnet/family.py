@@ -11,18 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fsmerge_cli.architectures.convolutional.batchnorm import folded, pairs, with_norms, without_norms
 from fsmerge_cli.architectures.family import Family, Folding
-from fsmerge_cli.architectures.resnet.module import (
-    arguments,
-    differences,
-    folded,
-    pairs,
-    properties,
-    reasons,
-    stages,
-    with_norms,
-    without_norms,
-)
+from fsmerge_cli.architectures.resnet.module import arguments, differences, properties, reasons, stages
 from fsmerge_cli.architectures.resnet.options import (
     MODULE,
     NORMALISATION,

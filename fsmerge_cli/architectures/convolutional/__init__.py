@@ -1,0 +1,1 @@
+"""What families of convolutional networks have in common."""
