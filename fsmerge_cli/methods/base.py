@@ -62,6 +62,11 @@ class Method(ABC):
         """What `heads: null` stands for."""
         return "same"
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether it uses images with these options; `uses_images`: as shipped."""
+        return self.uses_images
+
     def plan(self, sources: Sequence[Source]) -> Plan:
         """The plan for merging `sources` into a model of `width` and `heads`; raises as `compile_plan`."""
         heads = self.heads or self.default_heads
@@ -244,12 +249,7 @@ class Trained(Weighted, ABC):
         Trained.check(self, problem)
         images = self.view_options.copies(problem.images, problem.seed)
         targets = capture(
-            problem.sources,
-            images,
-            self.targets,
-            problem.hardware,
-            problem.device,
-            problem.progress,
+            problem.sources, images, self.targets, problem.hardware, problem.device, problem.progress
         )
         weights = self.weights_of_tasks(len(problem.sources))
         return Prepared(images, tuple(dataclasses.replace(own, weight=w) for own, w in zip(targets, weights)))

@@ -109,7 +109,7 @@ class PLeaS(Resets):
         unmerge = {name: pair[1] for name, pair in pairs.items()}
         plan, weights = problem.plan, problem.weights()
         units = {
-            name: merged_unit(role, [w[name] for w in weights], merge[role.port.space])
+            name: merged_unit(role, [w[name] for w in weights], merge[role.port.space], plan)
             for name, role in plan.roles.items()
             if isinstance(role, Unit)
         }

@@ -18,7 +18,7 @@ from fsmerge_cli.architectures.ports import Unit
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods.resets import Resets
-from fsmerge_cli.models.plan import Space
+from fsmerge_cli.models.plan import Plan, Space
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import maps_of_spaces
 from fsmerge_cli.training.problem import Problem, Solution
@@ -67,7 +67,7 @@ class ZipIt(Resets):
         merge = {name: pair[0] for name, pair in zipped.items()}
         unmerge = {name: pair[1] for name, pair in zipped.items()}
         units = {
-            name: merged_unit(role, [w[name] for w in weights], merge[role.port.space])
+            name: merged_unit(role, [w[name] for w in weights], merge[role.port.space], plan)
             for name, role in plan.roles.items()
             if isinstance(role, Unit)
         }
@@ -112,15 +112,15 @@ class ZipIt(Resets):
         return merge, unmerge
 
 
-def merged_unit(role: Unit, vectors: Sequence[Tensor], merge: Sequence[Tensor]) -> Tensor:
+def merged_unit(role: Unit, vectors: Sequence[Tensor], merge: Sequence[Tensor], plan: Plan) -> Tensor:
     """sum_i M_i u_i; a vector shared by all heads follows the order of the first head."""
+    space = plan.spaces[role.port.space]
     terms = []
     for vector, M in zip(vectors, merge):
         own = M
-        if role.per_head:
-            d = len(vector)
-            rows = M[:d]
-            own = rows.reshape(d, -1, d).sum(1)
+        if role.per_head and space.heads:
+            rows = M[: space.merged // space.heads[0]]
+            own = rows.reshape(len(rows), -1, len(vector)).sum(1)
         terms.append(own.double().cpu() @ vector.double().cpu())
     return torch.stack(terms).sum(0).to(vectors[0].dtype)
 

@@ -235,7 +235,7 @@ def _estimated_cost(
 ) -> tuple[int | None, float | None, tuple[str, ...]]:
     """Estimated peak memory in bytes, estimated seconds, and notes on what could not be estimated."""
     device = requested.hardware.resolve()
-    if requested.data is None and any(method.uses_images for method in methods_of(requested)):
+    if requested.data is None and any(method.needs_images for method in methods_of(requested)):
         return None, None, ("no estimate without images (data=...)",)
     tasks = [Task.of(source.name, source.head) for source in sources]
     if requested.data is not None:

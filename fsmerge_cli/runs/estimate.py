@@ -205,7 +205,7 @@ def _training(plan: Plan, method: Method, hardware: Hardware, work: Workload, ne
         needed = gradient_cost.memory(method, network.parameters, len(plan.tasks), network.stored)
         if needed is not None:
             return needed
-        if not method.uses_images or isinstance(method, FSClosedForm):
+        if not method.needs_images or isinstance(method, FSClosedForm):
             return 0
         inputs = len(plan.tasks) * sum(8 * space.merged**2 for space in plan.spaces.values())  # RegMean's Grams
         return max(_statistics(plan, method.name == "zipit"), inputs) + 8 * network.parameters
@@ -229,7 +229,7 @@ def operations(plan: Plan, method: Method, work: Workload, network: Network) -> 
     rows = k + (1 if method.name == "average" else 2)
     forward = float(network.operations)
     total = forward * sum(work.test) * rows + forward * IMAGES * (k + 2) * 2
-    if method.uses_images:
+    if method.needs_images:
         total += forward * images * (k if getattr(method, "targets", "own") == "all" else 1)
     if permutes_sources(plan, method, images):
         total += forward * images * k

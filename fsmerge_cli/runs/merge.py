@@ -178,7 +178,7 @@ def problem_of(
     transform = partial(reader, sources[0])
     seed, workers = requested.run.seed, requested.hardware.workers
     method = requested.method
-    needed = method.uses_images or requested.run.kd
+    needed = method.needs_images or requested.run.kd
     tests, images, notes = prepare_images(requested.data, tasks, transform, seed, workers, progress, needed)
     if method.mixed_images and requested.data and requested.data.is_mixed([task.name for task in tasks]):
         notes.append(f"method={method.name} {method.mixed_images}")

@@ -78,7 +78,7 @@ class Request:
     def require_images(self) -> None:
         """Raise DataError where the method needs images and there is no data set."""
         names = ", ".join(sorted(DATASETS))
-        if self.data is None and self.method.uses_images:
+        if self.data is None and self.method.needs_images:
             raise DataError(
                 f"method={self.method.name} needs unlabelled images and no data set is given. Pass "
                 f"--images FOLDER (texts: data=text data.root=FOLDER), data=NAME ({names}), or method=average."

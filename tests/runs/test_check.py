@@ -176,6 +176,7 @@ def test_a_method_that_does_not_apply_has_a_reason(tmp_path: Path) -> None:
     )
     assert found == {
         "average": None,
+        "ot_fusion": images,
         "fs_closed_form": images,
         "fs_merge": images,
         "kd": images,
