@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.ports import Mapped
+from fsmerge_cli.common.hardware import double
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.training.problem import Problem, Solution, Stage
 from fsmerge_cli.training.teachers import batches, network
@@ -133,7 +134,7 @@ def moments(module: nn.Module, names: Sequence[str], images: Inputs, problem: Pr
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
 
     def add(name: str, output: Tensor) -> None:
-        rows = output.detach().double().transpose(0, 1).flatten(1)
+        rows = double(output.detach()).transpose(0, 1).flatten(1)
         count, total, square = sums.get(name, (0, torch.zeros(()), torch.zeros(())))
         sums[name] = count + rows.shape[1], total + rows.sum(1).cpu(), square + rows.square().sum(1).cpu()
 

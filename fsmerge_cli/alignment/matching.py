@@ -148,7 +148,8 @@ def aligned(problem: Problem, how: str) -> Aligned:
 
 def match_to_first(problem: Problem) -> list[dict[str, Tensor]]:
     """The permutations that align the units of every source to source 1."""
-    return match_all(problem.plan, similarities(problem, first=True), len(problem.sources), problem.progress)
+    own = similarities(problem.in_fp64(), first=True)
+    return match_all(problem.plan, own, len(problem.sources), problem.progress)
 
 
 def reorder_sources(problem: Problem, permutations: Sequence[dict[str, Tensor]]) -> Aligned:
@@ -217,11 +218,10 @@ def unmerging_start(problem: Problem, features_only: bool = False) -> dict[tuple
     plan = problem.plan
     if any(space.merged != space.sources[0] for space in plan.spaces.values()) or not len(problem.images):
         return {}
-    networks = [network(source, problem.device) for source in problem.sources]
+    device, batch = problem.in_fp64().device, problem.hardware.eval_batch
+    networks = [network(source, device) for source in problem.sources]
     ports = (plan.features,) if features_only else None
-    return unmerging(
-        plan, networks, problem.images.images, problem.hardware.eval_batch, problem.device, RIDGE, ports
-    )
+    return unmerging(plan, networks, problem.images.images, batch, device, RIDGE, ports)
 
 
 def back_to_sources(problem: Problem, permutations: Sequence[Permutations]) -> list[Tensor]:

@@ -25,7 +25,7 @@ was best on the images of the merge.
   --top-k N       number of labels per image (default: 5)
   --csv FILE      write image, rank, task, label and probability as CSV
   --json          print the predictions as JSON
-  --device NAME   cpu or cuda (default: cuda where there is one)
+  --device NAME   cpu, cuda or mps (default: cuda where there is one)
   --overwrite     replace an existing FILE
   -q, --quiet     print only errors; --csv is still written
 
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--top-k", type=int, default=5, metavar="N")
     parser.add_argument("--csv", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"))
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
     options = parser.parse_intermixed_args(arguments)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from fsmerge_cli.common.distributed import ProcessRank, checked_rank
 from fsmerge_cli.common.errors import ConfigError
@@ -26,13 +27,13 @@ Result = TypeVar("Result")
 class Hardware:
     """Fields of the `hardware` group.
 
-    device: auto (a GPU if available), cpu, cuda or cuda:N. precision: of the forward and backward pass; auto
-    uses bf16 on a GPU and fp32 on the CPU; maps and optimizer state stay fp32. threads: CPU threads (null:
-    torch's default). workers: processes that load images (0: the main process). eval_batch: images per batch
-    outside of training. features: where the sources' features are kept during training: disk (a memory-mapped
-    cache, shared by runs), memory, or live (computed again at every step). compile: torch.compile of the
-    trained network; on a GPU also of the fold of low-rank maps and of the teachers on new views. graphs: CUDA
-    graphs of the student's and the teachers' passes over batches of one size (no effect on a CPU).
+    device: auto (a CUDA GPU if available), cpu, cuda, cuda:N or mps (Apple). precision: of the forward and
+    backward pass; auto uses bf16 on a GPU and fp32 on the CPU; maps and optimizer state stay fp32. threads: CPU
+    threads (null: torch's default). workers: processes that load images (0: the main process). eval_batch:
+    images per batch outside of training. features: where the sources' features are kept during training: disk (a
+    memory-mapped cache, shared by runs), memory, or live (computed again at every step). compile: torch.compile
+    of the trained network; on a GPU also of the fold of low-rank maps and of the teachers on new views. graphs:
+    CUDA graphs of the student's and the teachers' passes over batches of one size (no effect on a CPU).
     checkpointing: recompute the activations of a block in the backward pass, and fold FS-Merge one block at a
     time. distributed: split every batch over the processes that torchrun or a cluster started. deterministic:
     refuse operations without a deterministic implementation; CPU runs are byte-identical without it.
@@ -72,7 +73,7 @@ class Hardware:
         try:
             device = torch.device(name)
         except RuntimeError:
-            raise ConfigError(f"hardware.device={brief(name)}: use auto, cpu, cuda or cuda:N.") from None
+            raise ConfigError(f"hardware.device={brief(name)}: use auto, cpu, cuda, cuda:N or mps.") from None
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "hardware.device=cuda: no CUDA device is visible. Pass hardware=cpu, or install a torch build "
@@ -82,8 +83,12 @@ class Hardware:
             raise ConfigError(
                 f"hardware.device={name}: this machine has {_devices(torch.cuda.device_count())}, numbered from 0."
             )
-        if device.type not in ("cpu", "cuda"):
-            raise ConfigError(f"hardware.device={brief(name)}: use auto, cpu, cuda or cuda:N.")
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise ConfigError(
+                "hardware.device=mps: no Apple GPU is available to this build of torch. Pass hardware=cpu."
+            )
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise ConfigError(f"hardware.device={brief(name)}: use auto, cpu, cuda, cuda:N or mps.")
         return _own_device(device, here) if device.type == "cuda" and here.size > 1 else device
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
@@ -127,7 +132,9 @@ class Hardware:
             if self.deterministic:  # cuBLAS reads this before its first call
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             _set_deterministic(self.deterministic)
-            if device.index is not None:  # the default device of communication and CUDA events
+            if (
+                device.type == "cuda" and device.index is not None
+            ):  # the default device of communication and CUDA events
                 torch.cuda.set_device(device)
             # Full fp32: by default cuDNN rounds the inputs of a convolution to TF32 (10 bits).
             torch.backends.cudnn.allow_tf32 = False
@@ -166,16 +173,33 @@ def _devices(count: int) -> str:
     return f"{count} CUDA device{'' if count == 1 else 's'}"
 
 
+WITHOUT_FP64 = frozenset({"mps"})
+"""Types of devices that have no fp64."""
+
+
+def with_fp64(device: torch.device) -> torch.device:
+    """`device`, or the CPU where it has no fp64, for statistics, solves and products that need it."""
+    return torch.device("cpu") if device.type in WITHOUT_FP64 else device
+
+
+def double(tensor: Tensor) -> Tensor:
+    """`tensor` in fp64, on a device that has it."""
+    return tensor.to(with_fp64(tensor.device), torch.float64)
+
+
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether torch ran out of memory, on a GPU or on the CPU."""
     text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate" in text
+    known = ("not enough memory", "can't allocate", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(part in text for part in known)
 
 
 def peak_memory(device: torch.device) -> int | None:
     """Peak memory of this process in bytes: GPU memory, or resident memory (None: not available)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if device.type == "mps":  # now, not the peak, which it does not tell
+        return int(torch.mps.driver_allocated_memory())
     with suppress(OSError, StopIteration):  # Linux; ru_maxrss there may include the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

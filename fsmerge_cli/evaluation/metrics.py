@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
+from fsmerge_cli.common.hardware import double
+
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 """Half-width of the normal interval at that level, in standard errors."""
@@ -121,7 +123,7 @@ class FeatureSimilarity:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add some rows."""
-        x, y = x.double(), y.double()
+        x, y = double(x), double(y)
         parts = {"xx": x.T @ x, "yy": y.T @ y, "xy": x.T @ y, "x": x.sum(0), "y": y.sum(0)}
         if x.shape == y.shape:
             parts |= {"cosine": F.cosine_similarity(x, y).sum(), "error": (x - y).square().sum()}

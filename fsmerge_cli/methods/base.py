@@ -50,6 +50,8 @@ class Method(ABC):
     """Whether all sources must have the merged model's widths and number of heads."""
     uses_base: ClassVar[bool] = False
     """Whether the method needs the pretrained weights that all sources share (`models.base`)."""
+    solves: ClassVar[bool] = True
+    """Whether `fit` needs a device with fp64: methods without a training."""
     mixed_images: ClassVar[str] = ""
     """What it costs that the images belong to no particular task, for a note; empty: nothing that is known."""
 
@@ -149,14 +151,14 @@ class Trained(Weighted, ABC):
     """
 
     uses_images: ClassVar[bool] = True
+    solves: ClassVar[bool] = False
     mixed_images: ClassVar[str] = (
         "learns to tell the tasks apart from images of known tasks, and it is not known which these are of. "
         "That costs joint accuracy (task not given). Folders named after the tasks avoid it"
     )
     LR_UP_TO_WIDTH_96: ClassVar[float] = 1e-3
-    """Default learning rate of AdamW for features of 96 units or fewer."""
     MATRIX_LR: ClassVar[float] = 3e-3
-    """Default learning rate of Muon."""
+    """Default learning rates: of AdamW for features of 96 units or fewer, and of Muon."""
 
     steps: Positive = 2000
     budget: Budget = "default"
@@ -239,18 +241,15 @@ class Trained(Weighted, ABC):
         if problem.plan.family.kind == "text":
             require_known(self.augment, "method.augment")
         if len(problem.images) == 0:
-            raise DataError(
-                "this method needs unlabelled images. Pass data=... with data.images_per_task of 1 or more, "
-                "data.auxiliary={name: generated}, or method=average, which needs none."
-            )
+            more = "Pass data=... with data.images_per_task of 1 or more, data.auxiliary={name: generated}, or"
+            raise DataError(f"this method needs unlabelled images. {more} method=average, which needs none.")
 
     def prepare(self, problem: Problem) -> Prepared:
         """Run the teachers on the images and their fixed copies. Raises DataError where there are no images."""
         Trained.check(self, problem)
         images = self.view_options.copies(problem.images, problem.seed)
-        targets = capture(
-            problem.sources, images, self.targets, problem.hardware, problem.device, problem.progress
-        )
+        where = problem.hardware, problem.device, problem.progress
+        targets = capture(problem.sources, images, self.targets, *where)
         weights = self.weights_of_tasks(len(problem.sources))
         return Prepared(images, tuple(dataclasses.replace(own, weight=w) for own, w in zip(targets, weights)))
 

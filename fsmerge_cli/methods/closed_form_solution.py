@@ -85,6 +85,7 @@ def solve(
 
     reset: the statistics of convolutions that had BatchNorm are reset, see `methods.resets`.
     """
+    device, problem = problem.device, problem.in_fp64()
     found = closed_form(problem, rows(problem, views, augment), options)
     solution = Solution(found.weights, found.projectors, facts=figures(found))
     if not options.correct:
@@ -92,10 +93,10 @@ def solve(
         weights = {name: t.detach() for name, t in fold(problem.plan, maps, problem.weights()).items()}
         solution = replace(solution, weights=weights, maps=maps)
     if not (reset and can_reset(problem)):
-        return solution
+        return solution.to(device)
     places = range(len(problem.sources))
     merge = {port.space: [found.merge[port, i] for i in places] for port in problem.plan.writes}
-    return with_reset_of_clusters(problem, solution, merge)
+    return with_reset_of_clusters(problem, solution, merge).to(device)
 
 
 def rows(problem: Problem, views: int | None, augment: Augment) -> Images:
@@ -122,7 +123,7 @@ def started(problem: Problem) -> Solution:
 
 def started_maps(problem: Problem) -> tuple[MergeMaps, Mapping[str, float]]:
     """Trainable full maps that fold to the closed form without corrections, and its facts."""
-    plan, own = problem.plan, _trained_on(problem)
+    plan, own = problem.plan, _trained_on(problem.in_fp64())
     found = closed_form(own, rows(own, None, "strong"), _options(problem, correct=False))
     fixed, sources = as_maps(plan, found), range(len(problem.sources))
     merge = {(port, i): fixed.write(port, i).dense() for port in plan.writes for i in sources}

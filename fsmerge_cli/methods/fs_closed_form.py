@@ -35,6 +35,7 @@ class FSClosedForm(Resets):
     """
 
     uses_images: ClassVar[bool] = True
+    solves: ClassVar[bool] = False  # a training may follow, which needs no fp64
 
     name: Literal["fs_closed_form"] = "fs_closed_form"
     heads: HeadCount | None = "all"

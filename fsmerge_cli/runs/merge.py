@@ -107,7 +107,8 @@ def merge(
                 stack.enter_context(snapshots.report_progress_on_interrupt())
             with clock.phase("fit"):
                 problem = replace(problem, snapshots=snapshots, plan=requested.method.refined(problem))
-                solution = requested.method.fit(problem)
+                own = problem.in_fp64() if requested.method.solves else problem
+                solution = requested.method.fit(own).to(device)
             extra_rows = _extra_rows(requested, problem, solution, clock, notes)
         result = result_of(
             requested, problem, tests, solution, extra_rows, notes, clock, command or "fsmerge.merge(...)"

@@ -192,7 +192,8 @@ def predictions(
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """The device of that name; without one the GPU, where there is one. Raises ConfigError."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU. Leave the option out.")
+    """The device of that name; without one the CUDA GPU, where there is one. Raises ConfigError."""
+    seen = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not seen.get(name or "cpu", True):
+        raise ConfigError(f"--device {name}: torch sees no such GPU. Leave the option out.")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.architectures.ports import Constant
+from fsmerge_cli.common.hardware import double
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.supernet.groups import Group, group
@@ -126,13 +127,13 @@ def fold_head(head: Head, projector: Tensor) -> Head:
 
     A head that normalises its input cannot absorb U_out; it keeps it as an extra linear layer.
     """
-    combined = (
-        projector if head.projector is None else (head.projector.double() @ projector.double()).to(projector.dtype)
-    )
+    combined = projector
+    if head.projector is not None:
+        combined = (double(head.projector) @ double(projector)).to(projector)
     if not head.absorbs_projector:
         return replace(head, projector=combined)
-    product = head.weight.double() @ combined.double()
-    return replace(head, weight=product.to(head.weight.dtype), projector=None)
+    product = double(head.weight) @ double(combined)
+    return replace(head, weight=product.to(head.weight), projector=None)
 
 
 def _stacked(found: Group, weights: Sequence[Mapping[str, Tensor]], prepare: Prepare) -> list[Tensor]:

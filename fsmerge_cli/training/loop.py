@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.common.distributed import SINGLE_PROCESS, World
 from fsmerge_cli.common.errors import ConfigError, TrainingError
-from fsmerge_cli.common.hardware import Hardware, out_of_memory
+from fsmerge_cli.common.hardware import Hardware, out_of_memory, with_fp64
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.transfer import Feed
@@ -166,7 +166,7 @@ def _errors(
     loss_weights: LossWeights = FEATURES_ONLY,
 ) -> tuple[float, ...]:
     """Error per source over `rows`, in large batches; each process takes its share of them."""
-    sums = torch.zeros(len(targets), dtype=torch.double, device=device)
+    sums = torch.zeros(len(targets), dtype=torch.double, device=with_fp64(device))
     with torch.no_grad(), hardware.autocast(device):
         for part in torch.split(world.shard(rows), hardware.eval_batch):
             if len(part):
@@ -176,7 +176,7 @@ def _errors(
                 errors = [
                     source_error(student, features, batch, at, t, i, loss_weights) for i, t in enumerate(targets)
                 ]
-                sums += torch.stack(errors)
+                sums += torch.stack(errors).to(sums.device)
     counts = torch.stack([own.mask[rows].sum() for own in targets])
     means = (world.sum(sums).cpu() / counts).tolist()
     return tuple(means)  # NaN for a source whose mask has none of the rows

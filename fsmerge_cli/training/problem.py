@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fsmerge_cli.common.distributed import World
 from fsmerge_cli.common.errors import DataError
-from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.hardware import Hardware, with_fp64
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.data.draw import Images
@@ -56,6 +56,11 @@ class Problem:
                 "method=fs_merge or method=kd, which run every source on the images of all tasks."
             )
 
+    def in_fp64(self) -> Problem:
+        """The problem on a device that has fp64: the CPU instead of Apple's MPS."""
+        device = with_fp64(self.device)
+        return self if device == self.device else replace(self, device=device)
+
     def weights(self, device: torch.device | str | None = None) -> list[dict[str, Tensor]]:
         """One fp32 state dict per source, on `device` (None: the problem's); not copied on the CPU."""
         target = self.device if device is None else torch.device(device)
@@ -98,6 +103,11 @@ class Solution:
     finetuned: bool = False
     statistics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     dtype: str = "float32"
+
+    def to(self, device: torch.device) -> Solution:
+        """The same solution with its weights and projectors on `device`."""
+        weights = {name: tensor.to(device) for name, tensor in self.weights.items()}
+        return replace(self, weights=weights, projectors=tuple(U.to(device) for U in self.projectors))
 
     def tensors(self, plan: Plan) -> dict[str, Tensor]:
         """The tensors of a file of these weights, with BatchNorms where the family's files have them."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.common.cache import try_cached_table
-from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.hardware import Hardware, double
 from fsmerge_cli.common.inputs import Inputs, content, split
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import NO_TASK, Images, Targets
@@ -242,7 +242,7 @@ def _variance(parts: Iterable[Tensor]) -> float:
     1.0 for constant features, because the loss is divided by it.
     """
     count, mean, square = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for x in (part.double() for part in parts if len(part)):
+    for x in (double(part) for part in parts if len(part)):
         own, total = x.mean(0), count + len(x)
         square = square + (x - own).square().sum(0) + (own - mean).square() * (count * len(x) / total)
         mean = mean + (own - mean) * (len(x) / total)

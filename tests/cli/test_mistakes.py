@@ -109,7 +109,7 @@ REFUSED: list[tuple[str, str]] = [
     ),
     (
         f"merge {PAIR} hardware.device=tpu",
-        "hardware.device='tpu': use auto, cpu, cuda or cuda:N.",
+        "hardware.device='tpu': use auto, cpu, cuda, cuda:N or mps.",
     ),
     (f"merge {PAIR} ~seed", "seed is missing."),
     (f"merge {PAIR} ~method", "method is missing."),

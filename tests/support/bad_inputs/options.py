@@ -103,7 +103,7 @@ OPTIONS = [
         "an unknown device",
         AVERAGE + " hardware.device=tpu",
         2,
-        "hardware.device='tpu': use auto, cpu, cuda or cuda:N.",
+        "hardware.device='tpu': use auto, cpu, cuda, cuda:N or mps.",
     ),
     Case(
         "CUDA where there is none",
