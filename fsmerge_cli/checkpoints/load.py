@@ -17,7 +17,7 @@ from fsmerge_cli.checkpoints.files import as_float32, float_list
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads
 from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint
 from fsmerge_cli.checkpoints.preprocessing import normalised
-from fsmerge_cli.checkpoints.tokenizer import require_tokenizer
+from fsmerge_cli.checkpoints.tokenizer import require_tokenizer, require_vocabulary
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
@@ -57,6 +57,7 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         notes += (f"'{spec.name}': the head of the checkpoint is not used: {listed(unread)}",)
     if family.kind == "text":
         tokens = tokenization(spec, config, where)
+        require_vocabulary(tokens, arch.vocab_size, where)
         return Source(spec.name, family, arch, backbone, head, found.origin, found.sha256, tokens, notes)
     pooler = [name for name in backbone if name.startswith("pooler.")]
     if pooler:  # of Hugging Face: a further layer, whose output a head may read instead of the features

@@ -10,6 +10,7 @@ from typing import Any
 
 from fsmerge_cli.common.errors import SourceError, first_line
 from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
+from fsmerge_cli.data.text.tokens import vocabulary_size
 from fsmerge_cli.models.tokenization import Tokenization
 
 STATE, CONFIG, VOCABULARY, ADDED = "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json"
@@ -50,6 +51,15 @@ def require_tokenizer(found: Tokenization, where: str) -> None:
     """Raise SourceError where there is none."""
     if not found.state:
         raise SourceError(f"{where} has no tokenizer ({STATE}, or {VOCABULARY} of BERT). {SAVE}")
+
+
+def require_vocabulary(found: Tokenization, rows: int, where: str) -> None:
+    """Raise SourceError where the table of words has fewer rows than the tokenizer has tokens."""
+    if (size := vocabulary_size(found.state)) > rows:
+        raise SourceError(
+            f"{where}: its tokenizer has {size} tokens, and the table of words {rows} rows (vocab_size). Put the "
+            "tokenizer of this model beside the weights."
+        )
 
 
 def tokenizers_library() -> Any:

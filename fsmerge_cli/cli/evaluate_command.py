@@ -106,7 +106,7 @@ def run(arguments: list[str]) -> int:
     from rich.text import Text as Line
 
     from fsmerge_cli.common.output_files import check_files
-    from fsmerge_cli.common.wording import worded, worded_progress
+    from fsmerge_cli.common.wording import worded_progress
     from fsmerge_cli.reporting import tables, terminal
     from fsmerge_cli.runs.evaluate import evaluate, evaluate_inputs
     from fsmerge_cli.runs.from_run import FROM_RUN
@@ -147,8 +147,7 @@ def run(arguments: list[str]) -> int:
     for warning in warnings_in(evaluation["notes"]):
         console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
     for table in (tables.score_table(evaluation), tables.task_table(evaluation)):
-        table.title = terminal.line(worded(str(table.title), model.family.kind))
-        console.print(table)
+        console.print(terminal.worded_table(table, model.family.kind))
     for note in notes_in(evaluation["notes"]):
         console.print(Line(f"note: {note}"))
     written = {"evaluation" if what == "file" else what: file for what, file in files.items() if file}

@@ -1,4 +1,4 @@
-"""`fsmerge finetune`: trains a source model from a timm model and a data set."""
+"""`fsmerge finetune`: trains a source model from a timm model or a text encoder, and a data set."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ Trains a source model for a later merge: first its classifier head on the featur
 backbone, then all weights. Writes a folder that `fsmerge merge` reads as a source
 (models.sources.0.checkpoint=FOLDER) and that timm loads without fsmerge: config.json,
 model.safetensors, heads.safetensors with the label names, evaluation.json, config.yaml, run.log.
+A text encoder is written with its tokenizer, as AutoModelForSequenceClassification loads it.
 
 keys:
   model.arch=NAME              a timm name; a name with a tag loads pretrained weights from the hub:
@@ -37,9 +38,12 @@ keys:
   model.mean=[...], model.std=[...], model.prefix=student, model.ema=true, model.input_size=224,
                                model.base=MODEL (of a LoRA adapter):
                                how the initial weights are read (docs/sources.md)
-  data=NAME                    digits, folder, glyphs, hf, per_task, tensors, torchvision;
-                               uses all training images, or data.images_per_task=N
-  data.augment=paper           none, shift, crop_flip, paper, strong: sampled anew at every step
+  model.tokenizer=FOLDER       of a text encoder with random weights
+  data=NAME                    digits, folder, glyphs, hf, per_task, tensors, torchvision, and of
+                               texts sentences, text; uses all training images (texts), or
+                               data.images_per_task=N
+  data.augment=paper           none, shift, crop_flip, paper, strong: sampled anew at every step;
+                               for texts none, strong
   data.validation=0.1          share of the training images for early stopping and for the choice of
                                the best step
   training.head_steps=300      steps that train only the head; training.head_lr=0.01
@@ -71,6 +75,7 @@ examples:
   fsmerge finetune model.arch=vit_small_patch16_224 model.start=random model.task=shapes \\
       data=folder data.root=images/ data.augment=crop_flip training.head_steps=0 \\
       training.optimizer=muon training.anneal=cosine training.randaugment=9 training.ema=0.999
+  fsmerge finetune model.checkpoint=minilm/ model.task=reviews data=text data.root=texts/
   fsmerge merge \\
       '+models.sources=[{name:pets,checkpoint:outputs/pets},{name:cars,checkpoint:outputs/cars}]' \\
       data=folder data.root=images/ method=fs_merge method.maps=low_rank
@@ -196,7 +201,9 @@ def _show(evaluation: Mapping[str, Any], folder: Path, already_done: bool) -> No
 
     console = terminal.console()
     for name in evaluation["rows"]:
-        console.print(tables.task_table(evaluation, name))
+        console.print(
+            terminal.worded_table(tables.task_table(evaluation, name), evaluation.get("inputs", "image"))
+        )
     for line in _lines(evaluation, folder):
         console.print(Line(line), soft_wrap=True)
     if already_done:
@@ -204,13 +211,15 @@ def _show(evaluation: Mapping[str, Any], folder: Path, already_done: bool) -> No
 
 
 def _lines(evaluation: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    from fsmerge_cli.common.wording import worded
     from fsmerge_cli.reporting import tables
 
     for name, found in evaluation["rows"].items():
         own = found["tasks"][name]
         accuracy = f"top-1 accuracy {tables.per_cent(own['top1'])} %"
         low, high = map(tables.per_cent, own["interval"])
-        yield f"{name}: {accuracy} (95 % interval {low} to {high}) on {own['count']} test images"
+        line = f"{name}: {accuracy} (95 % interval {low} to {high}) on {own['count']} test images"
+        yield worded(line, evaluation.get("inputs", "image"))
     yield from (f"note: {note}" for note in evaluation["notes"])
-    yield tables.summary_line(evaluation)
+    yield worded(tables.summary_line(evaluation), evaluation.get("inputs", "image"))
     yield f"source: {folder}"

@@ -91,8 +91,7 @@ def show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = Non
     for warning in warnings_in(evaluation["notes"]):
         console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
     for table in tables.result_tables(evaluation):
-        table.title = terminal.line(worded(str(table.title), kind))
-        console.print(table)
+        console.print(terminal.worded_table(table, kind))
     for sentence in tables.result_lines(evaluation):
         console.print(Line(worded(sentence, kind)))
     for note in notes_in(evaluation["notes"]):

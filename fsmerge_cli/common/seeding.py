@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+
+from fsmerge_cli.common.inputs import Inputs
 
 
 def derive(seed: int, *names: str | int) -> int:
@@ -21,7 +22,7 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 
 
 @contextmanager
-def seeded(seed: int, beside: Tensor) -> Iterator[None]:
+def seeded(seed: int, beside: Inputs) -> Iterator[None]:
     """Torch's global generators, of the CPU and of the device of `beside`, with this seed; restored afterwards.
 
     For libraries that take no generator.

@@ -1,15 +1,15 @@
-"""Labelled images for supervised training: kept in memory if they are few, else read when needed."""
+"""Labelled images or texts for supervised training: kept in memory if they are few, else read when needed."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fsmerge_cli.common.hardware import Hardware
+from fsmerge_cli.common.inputs import Inputs, NamedTensors, join
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.base import ImageSet
 from fsmerge_cli.data.draw import READ_BATCH
@@ -21,44 +21,59 @@ MAX_KEPT_BYTES = 2**31
 
 
 class Pool:
-    """Labelled images of one task, kept in memory if they are few, else read when needed.
+    """Labelled images or texts of one task, kept in memory if they are few, else read when needed.
 
-    Rows are indices of `images`. Both ways give the same pixels in 0..1 [n, C, H, W] and classes [n].
+    Rows are indices of `images`. Both ways give the same inputs (pixels in 0..1 [n, C, H, W]) and classes [n].
     """
 
     def __init__(self, images: ImageSet, hardware: Hardware, device: torch.device) -> None:
         self.images, self.hardware, self.device = images, hardware, device
         self._feed: Feed | None = None
         self._places: dict[int, int] = {}
-        self.pixels = self.classes = torch.empty(0)
+        self._texts: NamedTensors | None = None
+        self.classes = torch.empty(0, dtype=torch.long)
 
-    def keep(self, rows: Sequence[int], size: tuple[int, int, int], progress: Progress) -> None:
-        """Read `rows`, images of `size`, into memory if they take at most MAX_KEPT_BYTES."""
-        if len(rows) * math.prod(size) * 4 > MAX_KEPT_BYTES:
+    def keep(self, rows: Sequence[int], item_bytes: int, progress: Progress) -> None:
+        """Read `rows` into memory if they take at most MAX_KEPT_BYTES. item_bytes: of the largest input."""
+        if len(rows) * item_bytes > MAX_KEPT_BYTES:
             return
-        self.pixels, self.classes = torch.empty(len(rows), *size), torch.empty(len(rows), dtype=torch.long)
-        done = 0
-        for pixels, classes in read(self.images, rows, READ_BATCH, self.hardware.workers):
-            part = slice(done, done + len(pixels))
-            self.pixels[part], self.classes[part] = pixels, classes
-            done += len(pixels)
+        table, texts, labels, done = torch.empty(0), list[Inputs](), list[Tensor](), 0
+        for inputs, classes in read(self.images, rows, READ_BATCH, self.hardware.workers):
+            if isinstance(inputs, Tensor):
+                table = table if done else torch.empty(len(rows), *inputs.shape[1:])
+                table[done : done + len(inputs)] = inputs
+            else:
+                texts.append(inputs)
+            labels.append(classes)
+            done += len(inputs)
             progress(Event("read images", done, len(rows), images=1))
+        self.classes = torch.cat(labels)
         self._places = {row: place for place, row in enumerate(rows)}
-        self._feed = Feed(self.pixels, self.device)
+        if texts and isinstance(found := join(texts), NamedTensors):
+            self._texts = found
+        else:
+            self._feed = Feed(table, self.device)
 
-    def batches(self, parts: Iterator[Sequence[int]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and classes of every part; all parts have `size` rows except the last."""
-        if self._feed is not None:
+    def batches(self, parts: Iterator[Sequence[int]], size: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """Inputs and classes of every part; all parts have `size` rows except the last."""
+        if self._places:
             for part in parts:
                 at = torch.tensor([self._places[row] for row in part])
-                yield self._feed[at], self.classes[at].to(self.device)
+                yield self._kept(at), self.classes[at].to(self.device)
             return
         gpu = self.device.type == "cuda"
         rows = list(itertools.chain.from_iterable(parts))
-        for pixels, classes in read(self.images, rows, size, self.hardware.workers, pinned=gpu):
-            yield pixels.to(self.device, non_blocking=gpu), classes.to(self.device)
+        for inputs, classes in read(self.images, rows, size, self.hardware.workers, pinned=gpu):
+            yield inputs.to(self.device, non_blocking=gpu), classes.to(self.device)
 
-    def all(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _kept(self, at: Tensor) -> Inputs:
+        """Texts are trimmed before they are moved: on a GPU nothing could be trimmed without waiting for it."""
+        if self._texts is not None:
+            return self._texts[at].trimmed().to(self.device)
+        found: Tensor = self._feed[at]  # type: ignore[index]  # `keep` has set one of both
+        return found
+
+    def all(self, rows: Sequence[int]) -> Iterator[tuple[Inputs, Tensor]]:
         """Every row of `rows` once, in batches of hardware.eval_batch."""
         size = self.hardware.eval_batch
         return self.batches((rows[i : i + size] for i in range(0, len(rows), size)), size)

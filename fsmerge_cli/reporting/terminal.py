@@ -14,12 +14,14 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.common.streams import columns, discard
+from fsmerge_cli.common.wording import Kind, worded
 from fsmerge_cli.reporting.phases import Phases, RunningPhases
 
 QUIET = "FSMERGE_QUIET"
@@ -35,6 +37,15 @@ EVERY = 30.0
 def line(text: str) -> Text:
     """`text` on one line, without markup and control characters, for a line or a cell of a table."""
     return Text(shown(text))
+
+
+def worded_table(table: Table, kind: Kind) -> Table:
+    """The same table, with the word for this kind of input in its title and in the names of its columns."""
+    if table.title is not None:
+        table.title = line(worded(str(table.title), kind))
+    for column in table.columns:
+        column.header = line(worded(str(column.header), kind))
+    return table
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,17 @@ from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
 from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.hardware import Hardware, peak_memory
+from fsmerge_cli.common.inputs import stack as stacked
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.common.separation import Input, resolved
 from fsmerge_cli.common.timing import Clock
+from fsmerge_cli.common.wording import worded, worded_progress
 from fsmerge_cli.data import DataConfig, ImageSet, Task
-from fsmerge_cli.data.base import ToPixels
-from fsmerge_cli.data.draw import MIN_FOR_VALIDATION, READ_BATCH, digest
+from fsmerge_cli.data.draw import MIN_FOR_VALIDATION
 from fsmerge_cli.data.labelled import Pool
-from fsmerge_cli.data.reading import combined_error, read_valid
-from fsmerge_cli.data.sampling import MAX_EXAMPLES, TestImages, read_test_images
+from fsmerge_cli.data.readers import reader, require_same_kind
+from fsmerge_cli.data.sampling import TestImages, read_test_images
 from fsmerge_cli.evaluation.forward import merged_forward
 from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.evaluation.scoring import Score
@@ -34,6 +34,7 @@ from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.finetune_request import FinetuneRequest, FinetuneStart, load_start, request
+from fsmerge_cli.runs.finetune_rows import training_rows
 from fsmerge_cli.runs.finetuned import Finetuned
 from fsmerge_cli.runs.result import versions
 from fsmerge_cli.training.classifier import TrainingSetup, fit
@@ -41,6 +42,12 @@ from fsmerge_cli.training.classifier_network import Classifier
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.snapshots import Snapshots, check_state, state_folder
 from fsmerge_cli.training.state import Trace
+
+LABELLED = {
+    "image": "Put every image into the folder of its class.",
+    "text": "Give every one a label, and pass data.label_column=NAME if no column of labels was found.",
+}
+"""What to do where labels are missing."""
 
 PROBE = 16  # images on which the written model is compared with the one in memory
 
@@ -82,8 +89,14 @@ def finetune(
             folder = stack.enter_context(claim(Path(output), requested.run.overwrite, inputs))
         with clock.phase("sources"):
             source = load_start(requested)
+        kind = source.family.kind
+        report = worded_progress(report, kind)
         with clock.phase("data"):
-            setup, tests, images = _training_setup(requested, source, device, report, notes)
+            require_same_kind(requested.data, [source.name], source)
+            try:
+                setup, tests, images = _training_setup(requested, source, device, report, notes)
+            except DataError as error:
+                raise DataError(worded(str(error), kind)) from None
         if output is not None:
             snapshots = _snapshots(requested, source, setup, images, Path(output))
             stack.enter_context(snapshots.report_progress_on_interrupt())
@@ -114,11 +127,11 @@ def finetune(
             replace(source, weights=weights, head=head.to("cpu")),
             scores,
             trace,
-            torch.stack([setup.pool.images[row][0] for row in setup.train[:PROBE]]),
+            stacked([setup.pool.images[row][0] for row in setup.train[:PROBE]]),
             _cost(requested, classifier, setup, trace, clock, None if snapshots.resumed else clock.seconds["fit"]),
             provenance,
             requested.options(),
-            (*source.notes, *notes),
+            (*source.notes, *(worded(note, kind) for note in notes)),
             inputs,
         )
         if folder is not None:
@@ -176,8 +189,10 @@ def _network(requested: FinetuneRequest, source: Source) -> Classifier:
 def _without_normalisation(
     requested: FinetuneRequest, source: Source, classifier: Classifier
 ) -> dict[str, torch.Tensor]:
-    """The backbone's weights for pixels in 0..1, in host memory; the backbone gets them too."""
+    """The backbone's weights, for pixels in 0..1, in host memory; the backbone gets them too."""
     weights = {name: tensor.detach().cpu() for name, tensor in classifier.backbone.state_dict().items()}
+    if source.family.kind == "text":
+        return weights
     mean, std = requested.normalisation()
     folded = fold_normalisation(source.family, source.arch, weights, mean, std, f"source '{source.name}'")
     classifier.backbone.load_state_dict(folded)
@@ -189,13 +204,13 @@ def _training_setup(
     requested: FinetuneRequest, source: Source, device: torch.device, progress: Progress, notes: list[str]
 ) -> tuple[TrainingSetup, TestImages, str]:
     """The training setup, the test images (a note where none is labelled), and a hash of the training images."""
-    task, transform = Task(source.name, requested.labels), ToPixels(source.arch.input_size, source.preprocessing)
+    task, transform = Task(source.name, requested.labels), reader(source)
     images, tests = (requested.data.build(split, task, transform) for split in ("train", "test"))
     if images is None or not images.labelled:
         raise DataError(
             f"finetune needs labelled images, and data={requested.data.name} has "
             + ("none" if images is None else "some without a label")
-            + f" in the training split of task '{source.name}'. Put every image into the folder of its class."
+            + f" in the training split of task '{source.name}'. {LABELLED[source.family.kind]}"
         )
     if tests is None or not tests.labelled:
         tests = None
@@ -206,82 +221,22 @@ def _training_setup(
     count = requested.data.of(source.name).count(len(images))
     if not count:
         raise DataError("data.images_per_task=0 leaves no training images. Pass a number, or all.")
-    usable = _training_rows(images, order, count, seen.digests, requested.hardware.workers, progress)
+    usable = training_rows(images, order, count, seen.digests, requested.hardware.workers, progress)
     notes += usable.notes(images)
     rows = [*usable.digests]
     share = requested.data.validation if len(rows) >= MIN_FOR_VALIDATION else 0
     held = min(round(share * len(rows)), len(rows) - 1)
     pool = Pool(images, requested.hardware, device)
-    pool.keep(sorted(rows), source.arch.input_size, progress)
+    pool.keep(sorted(rows), _item_bytes(source), progress)
     given = requested.data.augment, requested.training, requested.run.seed, progress
     return TrainingSetup(pool, sorted(rows[held:]), sorted(rows[:held]), *given), seen, usable.sha256()
 
 
-@dataclass(frozen=True)
-class _TrainingRows:
-    """The rows of the usable training images, in random order, and those of the images that are left out.
-
-    digests: row -> digest of the pixels and class. unreadable: row -> error. in_test: rows identical to a test
-    image. duplicates: rows identical to another training image.
-    """
-
-    digests: dict[int, tuple[bytes, int]] = field(default_factory=dict)
-    unreadable: dict[int, DataError] = field(default_factory=dict)
-    in_test: list[int] = field(default_factory=list)
-    duplicates: list[int] = field(default_factory=list)
-
-    def notes(self, images: ImageSet) -> list[str]:
-        found = []
-        if self.unreadable:
-            more = ", ..." * (len(self.unreadable) > MAX_EXAMPLES)
-            titles = ", ".join(map(images.title, sorted(self.unreadable)[:MAX_EXAMPLES]))
-            found.append(f"images that cannot be read are left out ({len(self.unreadable)}: {titles}{more})")
-        identical = {"a test image": self.in_test, "another training image": self.duplicates}
-        for what, rows in identical.items():
-            if rows:
-                found.append(f"{len(rows)} image{'s' * (len(rows) > 1)} left out, identical to {what}")
-        return found
-
-    def sha256(self) -> str:
-        """SHA-256 of pixels and classes, also of images that are not kept in memory."""
-        whole = hashlib.sha256()
-        for row in sorted(self.digests):
-            whole.update(b"%s %d;" % self.digests[row])
-        return whole.hexdigest()
-
-
-def _training_rows(
-    images: ImageSet,
-    order: Sequence[int],
-    count: int,
-    test_digests: Mapping[bytes, str],
-    workers: int,
-    progress: Progress,
-) -> _TrainingRows:
-    """The first `count` rows of `order` that can be read, are in no test set and differ from each other.
-
-    Raises DataError where an image cannot be read (unless the data set skips those), or where none is left.
-    """
-    found, left, seen = _TrainingRows(), iter(order), set(test_digests)
-    while len(found.digests) < count and (rows := [*islice(left, count - len(found.digests))]):
-        for part in read_valid(images, rows, READ_BATCH, workers):
-            found.unreadable.update(part.errors)
-            pixels, classes = part.content if part.indices else ((), ())
-            for row, own, label in zip(part.indices, pixels, classes):
-                mark = digest(own)
-                if mark in seen:
-                    (found.in_test if mark in test_digests else found.duplicates).append(row)
-                else:
-                    seen.add(mark)
-                    found.digests[row] = mark, int(label)
-            progress(Event("check images", len(found.digests), count, images=1))
-    if found.unreadable and not images.skip_unreadable:
-        raise combined_error([*found.unreadable.values()])
-    if not found.digests:
-        raise DataError("no training image is left: all are unreadable, or identical to test images.")
-    if len(found.digests) < count:
-        progress(Event("check images", count, count, images=1))
-    return found
+def _item_bytes(source: Source) -> int:
+    """Bytes of the largest input: an image in fp32, or four tensors of integers of a text."""
+    if source.family.kind == "text":
+        return 4 * 8 * int(min(source.arch.longest, source.preprocessing.longest))
+    return 4 * int(math.prod(source.arch.input_size))
 
 
 def _scores(

@@ -11,7 +11,6 @@ import torch
 from pydantic.dataclasses import dataclass as checked
 
 from fsmerge_cli.architectures import Family
-from fsmerge_cli.architectures.bert import BERT
 from fsmerge_cli.checkpoints.architecture import architecture, hub_name
 from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.load import assemble, check_weights
@@ -28,6 +27,7 @@ from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.data.images.in_memory import Data, from_python
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.finetune_text import is_text, random_encoder, require_text_options, with_pooler
 from fsmerge_cli.runs.inputs import cache_inputs, checkpoint_inputs, data_inputs, label_inputs
 from fsmerge_cli.runs.request import chosen_hardware
 from fsmerge_cli.training.finetuning_options import TrainingOptions
@@ -43,7 +43,8 @@ class FinetuneStart:
     or a file of weights (docs/sources.md); null with a timm name takes those of the hub. start: pretrained, or
     random weights of `arch`. labels: class names in the order of the head's rows; a file of them; or the name of a
     label set of the data set; null takes the data set's. mean, std, prefix, ema, input_size, base: as in
-    `models.sources`; with random weights, mean and std normalise the images during the training.
+    `models.sources`; with random weights, mean and std normalise the images during the training. tokenizer: the
+    folder of the tokenizer of a text encoder with random weights; null takes the data set's own, if it has one.
     """
 
     arch: Text | dict[str, Any] | None = None
@@ -57,6 +58,7 @@ class FinetuneStart:
     ema: Flag | None = None
     input_size: Positive | tuple[Positive, Positive] | None = None
     base: Text | None = None
+    tokenizer: Text | None = None
 
 
 CHECKPOINT_FIELDS = ("prefix", "ema", "input_size", "base")
@@ -89,6 +91,7 @@ class FinetuneRequest:
         """Every path that is read."""
         start = checkpoint_inputs("model.checkpoint", self.start.checkpoint)
         start += checkpoint_inputs("model.base", self.start.base)
+        start += checkpoint_inputs("model.tokenizer", self.start.tokenizer)
         labels = label_inputs("model.labels", self.start.labels)
         return [*start, *labels, *data_inputs(self.data, [self.spec.name]), *cache_inputs()]
 
@@ -132,12 +135,19 @@ def request(
         raise ConfigError("finetune runs in one process. Pass hardware.distributed=false, or hardware=gpu.")
     run = build(Run, {"seed": seed, "overwrite": overwrite, "resume": resume}, "")
     images = _data(data)
-    if start.task is None and images.name == "folder":
-        raise ConfigError("model.task is missing: the folder in data.root that holds the images of the task.")
+    if start.task is None and images.name in OF_THE_TASK and "data.train" not in images.paths():
+        raise ConfigError(f"model.task is missing: the {OF_THE_TASK[images.name]} of the task.")
     spec = _spec(start, start.task or images.name)
     return FinetuneRequest(
         spec, _labels(start, spec, images), start, images, options, machine, run, SaveInterval.parse(every)
     )
+
+
+OF_THE_TASK = {
+    "folder": "folder in data.root that holds the images",
+    "text": "file or folder in data.root that holds the texts",
+}
+"""By data set: what is named after the task."""
 
 
 def _data(data: Data | None) -> DataConfig:
@@ -152,9 +162,13 @@ def _data(data: Data | None) -> DataConfig:
     return choose(DATASETS, {"images_per_task": "all", **values}, "data")
 
 
+NOT_READ = ("task", "start", "labels", "tokenizer")
+"""Fields that are no keys of what is loaded before the training."""
+
+
 def _spec(start: FinetuneStart, task: str) -> SourceSpec:
     """What is loaded before the training, without labels: a head of the checkpoint is not used."""
-    options = {name: value for name, value in asdict(start).items() if name not in ("task", "start", "labels")}
+    options = {name: value for name, value in asdict(start).items() if name not in NOT_READ}
     spec = build(SourceSpec, {"name": task, **options}, "model")
     if start.start == "random":
         if start.checkpoint is not None:
@@ -206,26 +220,32 @@ def _labels(start: FinetuneStart, spec: SourceSpec, data: DataConfig) -> tuple[s
     return tuple(found)
 
 
-NOT_TEXT = (
-    "fsmerge finetune trains networks of images. Train a text encoder with transformers' Trainer: fsmerge merges "
-    "what save_pretrained writes, with its tokenizer."
-)
-
-
 def load_start(requested: FinetuneRequest) -> Source:
     """Architecture and initial weights of the training; mean and std are folded into the first layer."""
-    arch = requested.spec.arch
-    if isinstance(arch, dict) and arch.get("family") == BERT.name:
-        raise ConfigError(NOT_TEXT)
-    spec, where = requested.spec, f"source '{requested.spec.name}'"
-    if requested.start.start == "pretrained":
-        try:
-            source = assemble(spec, open_checkpoint(spec), skip_head=True)
-            check_weights(source)
-            if source.family.kind == "text":
-                raise ConfigError(NOT_TEXT)
-        except SourceError as error:
-            raise SourceError(str(error).replace("models.sources.N.", "model.")) from None
+    try:
+        source = _start(requested)
+    except SourceError as error:
+        raise SourceError(str(error).replace("models.sources.N.", "model.")) from None
+    if source.family.kind == "text":
+        require_text_options(requested.training)
+    return source
+
+
+def _start(requested: FinetuneRequest) -> Source:
+    spec, where, tokenizer = requested.spec, f"source '{requested.spec.name}'", requested.start.tokenizer
+    random, text = requested.start.start == "random", is_text(requested.spec.arch)
+    if tokenizer is not None and not (random and text):
+        raise ConfigError(
+            "model.tokenizer: only for a text encoder with random weights (model.start=random, "
+            "model.arch={family: bert, ...}); a checkpoint has its tokenizer beside the weights. Leave it out."
+        )
+    if random and text:
+        return random_encoder(spec, tokenizer, requested.data, requested.run.seed, where)
+    if not random:
+        source = assemble(spec, open_checkpoint(spec), skip_head=True)
+        check_weights(source)
+        if source.family.kind == "text":
+            source = with_pooler(source, requested.run.seed)
         _refuse_batchnorm(source.family, source.arch, where)
         return replace(
             source,

@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
 from fsmerge_cli.common.errors import CertificateError
+from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import printable
+from fsmerge_cli.common.wording import worded
 from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.source import Source
@@ -27,6 +29,7 @@ from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import typed
 from fsmerge_cli.runs.merged import load_merged
 from fsmerge_cli.runs.result import course, document, plain_values
+from fsmerge_cli.runs.text_tasks import write_text_classifier
 from fsmerge_cli.training.state import Trace
 from fsmerge_cli.training.teachers import network
 
@@ -36,9 +39,17 @@ METHOD = "finetune"
 TOLERANCE = 1e-4
 """Largest allowed difference of logits between the written model and this one, relative to the largest logit."""
 
+SCORES = "Top-1 accuracy on test images in %, in brackets the 95 % interval (Wilson)."
+NO_LABELS = "There were no labelled test images."
+
+PIPELINE = """from transformers import pipeline
+
+print(pipeline("text-classification", model=".")("a text"))  # the path of this folder"""
+"""How a text classifier is run."""
+
 CARD = """# {task}: a fine-tuned {arch}
 
-{classes} classes. The input is pixels in 0..1, {input}, without further normalisation.
+{classes} classes. The input is {input}.
 
 {scores}
 
@@ -66,14 +77,14 @@ class Finetuned:
 
     source: architecture, weights, head; origin and sha256 are those of the initial weights. scores: one row, with
     the name of the task; none without labelled test images. trace: of both phases of the training. probe: a few
-    images [n, C, H, W] on which the written model is compared with this one. cost, provenance, options, notes: as
-    those of a merge. inputs: what was read, which `save` never replaces.
+    inputs (images [n, C, H, W], or texts) on which the written model is compared with this one. cost, provenance,
+    options, notes: as those of a merge. inputs: what was read, which `save` never replaces.
     """
 
     source: Source
     scores: Mapping[str, Score]
     trace: Trace
-    probe: Tensor
+    probe: Inputs
     cost: Mapping[str, Any]
     provenance: Mapping[str, Any]
     options: Mapping[str, Any]
@@ -89,13 +100,14 @@ class Finetuned:
         return as_html(self.evaluation())
 
     def backbone(self) -> nn.Module:
-        """The backbone as an ordinary module in evaluation mode, pixels [n, C, H, W] -> features [n, d]."""
+        """The backbone as an ordinary module in evaluation mode, images or texts -> features [n, d]."""
         own = {name: tensor.clone() for name, tensor in self.source.weights.items()}
         return network(replace(self.source, weights=own))
 
     def evaluation(self) -> dict[str, Any]:
         """The content of evaluation.json; fields that only a merge has are empty."""
-        return document(self, METHOD, [self.source.name], training=course(self.trace, {}))
+        kind = self.source.family.kind
+        return document(self, METHOD, [self.source.name], training=course(self.trace, {}), inputs=kind)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model, evaluation.json, config.yaml and a model card, atomically. Raises OutputError."""
@@ -109,9 +121,7 @@ class Finetuned:
         """
         source, evaluation = self.source, self.evaluation()
         typed(evaluation)
-        heads = {source.name: source.head} if source.head else {}
-        config = model_config(source.family, source.arch, source.preprocessing)
-        write_model(folder, config, source.weights, *head_tensors(heads))
+        self._write_model(folder)
         self._check(folder)
         options = yaml.safe_dump(plain_values(self.options), sort_keys=False, allow_unicode=True)
         write_text(folder / "README.md", self._card(evaluation, options, final))
@@ -120,6 +130,17 @@ class Finetuned:
             write_correct(folder, self.scores[source.name].correct)
         write_json(folder / "evaluation.json", evaluation)
 
+    def _write_model(self, folder: Path) -> None:
+        """In timm's layout with heads.safetensors; a text encoder as a classifier of transformers."""
+        source = self.source
+        if source.family.kind == "text" and source.head is not None:
+            tokens = source.preprocessing
+            write_text_classifier(folder, source.arch, tokens, source.weights, source.head, "float32")
+            return
+        heads = {source.name: source.head} if source.head else {}
+        config = model_config(source.family, source.arch, source.preprocessing)
+        write_model(folder, config, source.weights, *head_tensors(heads))
+
     def _check(self, folder: Path) -> None:
         """Compare the written model with the one in memory. Raises CertificateError."""
         head = self.source.head
@@ -127,28 +148,25 @@ class Finetuned:
             return
         with torch.no_grad():
             expected = head(self.backbone()(self.probe))
-        written = load_merged(folder).logits(self.probe, self.source.name)
+        # A classifier of transformers does not state the name of its task.
+        reading = {"task": self.source.name} if self.source.family.kind == "text" else None
+        written = load_merged(folder, reading).logits(self.probe, self.source.name)
         error = float(((expected - written).abs().max() / expected.abs().max().clamp(min=1.0)).item())
         if not error <= TOLERANCE:
             raise CertificateError([f"reloaded: {error:.3g}, at most {TOLERANCE:g}"])
 
     def _card(self, evaluation: Mapping[str, Any], options: str, final: Path) -> str:
         source, provenance = self.source, self.provenance
-        head, config = source.head, source.family.config(source.arch)
-        heads = {source.name: head} if head else {}
-        channels, height, width = source.arch.input_size
+        config, kind = source.family.config(source.arch), source.family.kind
         table = summary.scores(evaluation)
         entry = json.dumps({"name": source.name, "checkpoint": final.name}, ensure_ascii=False)
         card = CARD.format(
             task=escaped(source.name),
             arch=escaped(str(config["architecture"])),
             classes=len(source.labels or ()),
-            input=f"{channels} x {height} x {width}",
-            scores=f"{markdown(table)}\n\nTop-1 accuracy on test images in %, in brackets the 95 % interval "
-            "(Wilson)."
-            if table
-            else "There were no labelled test images.",
-            snippet=fenced(source.family.snippet(source.arch, head_lines(heads)), "python"),
+            input=self._input(),
+            scores=worded(f"{markdown(table)}\n\n{SCORES}" if table else NO_LABELS, kind),
+            snippet=fenced(self._snippet(), "python"),
             entry=fenced(f"sources:\n  - {entry}\n  - ...", "yaml"),
             command=fenced(provenance["command"], "sh"),
             origin=escaped(source.origin),
@@ -159,3 +177,18 @@ class Finetuned:
             options=fenced(options, "yaml"),
         )
         return printable(card)
+
+    def _input(self) -> str:
+        arch = self.source.arch
+        if self.source.family.kind == "text":
+            longest = min(arch.longest, self.source.preprocessing.longest)
+            return f"a text of up to {longest} tokens, by the tokenizer of this folder"
+        channels, height, width = arch.input_size
+        return f"pixels in 0..1, {channels} x {height} x {width}, without further normalisation"
+
+    def _snippet(self) -> str:
+        source = self.source
+        if source.family.kind == "text":
+            return PIPELINE
+        heads = {source.name: source.head} if source.head else {}
+        return source.family.snippet(source.arch, head_lines(heads))

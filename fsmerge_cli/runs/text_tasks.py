@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fsmerge_cli.architectures.bert import NAMES
+from fsmerge_cli.architectures.bert import BERT, NAMES, TextArch
 from fsmerge_cli.checkpoints.dtype import to_dtype
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.write import model_config, write_model
@@ -47,20 +47,30 @@ def write_tasks(
     heads: Mapping[str, Head],
     dtype: str,
 ) -> None:
-    """One folder per task: config.json with its labels, model.safetensors, and the tokenizer. Raises nothing."""
-    names = NAMES[plan.arch.model_type]
-    config = {**model_config(plan.family, plan.arch, dtype=dtype), "architectures": [names.classifier]}
-    shared = {names.in_classifier(name): tensor.cpu().clone() for name, tensor in weights.items()}
+    """One folder per task, see `write_text_classifier`. Raises nothing."""
     for task in task_names(plan, heads):
-        head = heads[task]
-        bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
-        labels = {
-            "id2label": {str(row): label for row, label in enumerate(head.labels)},
-            "label2id": {label: row for row, label in enumerate(head.labels)},
-            "problem_type": "single_label_classification",
-        }
-        own = {f"{names.head}.weight": head.weight.cpu(), f"{names.head}.bias": bias.cpu()}
-        write_model(folder / task, {**config, **labels}, to_dtype({**shared, **own}, dtype), {}, {}, tokens.files)
+        write_text_classifier(folder / task, plan.arch, tokens, weights, heads[task], dtype)
+
+
+def write_text_classifier(
+    folder: Path, arch: TextArch, tokens: Tokenization, weights: Mapping[str, Tensor], head: Head, dtype: str
+) -> None:
+    """A folder as transformers saves one: config.json with the labels, model.safetensors, and the tokenizer.
+
+    weights: of an encoder with a pooler.
+    """
+    names = NAMES[arch.model_type]
+    bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
+    stated = {
+        "architectures": [names.classifier],
+        "id2label": {str(row): label for row, label in enumerate(head.labels)},
+        "label2id": {label: row for row, label in enumerate(head.labels)},
+        "problem_type": "single_label_classification",
+    }
+    tensors = {names.in_classifier(name): tensor.cpu().clone() for name, tensor in weights.items()}
+    tensors |= {f"{names.head}.weight": head.weight.cpu(), f"{names.head}.bias": bias.cpu()}
+    config = {**model_config(BERT, arch, dtype=dtype), **stated}
+    write_model(folder, config, to_dtype(tensors, dtype), {}, {}, tokens.files)
 
 
 def tasks_certificate(certifier: Certifier, folder: Path) -> Certificate:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fsmerge_cli.common.errors import DivergedError, TrainingError
 from fsmerge_cli.common.hardware import Hardware, out_of_memory
+from fsmerge_cli.common.inputs import Inputs, pixels_of, split
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, seeded
-from fsmerge_cli.data.images.augment import Augment, new_views
 from fsmerge_cli.data.labelled import Pool
+from fsmerge_cli.data.views import Augment, new_views
 from fsmerge_cli.training.batches import Order
 from fsmerge_cli.training.classifier_network import Classifier
 from fsmerge_cli.training.finetuning_options import TrainingOptions
@@ -35,13 +36,13 @@ from fsmerge_cli.training.regularization import (
 from fsmerge_cli.training.snapshots import Snapshots
 from fsmerge_cli.training.state import Schedule, Trace, TrainingState
 
-Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+Batches = Callable[[int], Iterator[tuple[Inputs, Tensor]]]
 """First step -> inputs and classes [n] of this step and all later ones."""
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Images, their split into training and validation rows, and the options of one training."""
+    """Images or texts, their split into training and validation rows, and the options of one training."""
 
     pool: Pool
     train: Sequence[int]
@@ -80,20 +81,20 @@ def _train_all(classifier: Classifier, setup: TrainingSetup, size: int, snapshot
     plain_from = _plain_from(options)
     drop_parts(classifier.backbone, options)
 
-    def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(first: int) -> Iterator[tuple[Inputs, Tensor]]:
         order = Order(torch.tensor(setup.train), size, setup.seed)
         parts = (order.batch(step).tolist() for step in range(first, options.steps))
-        for step, (pixels, classes) in enumerate(pool.batches(parts, size), first):
-            views = new_views(pixels, setup.augment, 0.0, setup.seed, step)[0]
+        for step, (inputs, classes) in enumerate(pool.batches(parts, size), first):
+            views = new_views(inputs, setup.augment, 0.0, setup.seed, step)[0]
             if step >= plain_from:
                 keep_all_patches(classifier.backbone)
                 yield views, classes
                 continue
             if options.randaugment:
-                views = randaugmented(views, options.randaugment, setup.seed, step)
+                views = randaugmented(pixels_of(views), options.randaugment, setup.seed, step)
             yield mixed_with_labels(views, classes, classifier.head.out_features, options, setup.seed, step)
 
-    def held_out() -> Iterator[tuple[Tensor, Tensor]] | None:
+    def held_out() -> Iterator[tuple[Inputs, Tensor]] | None:
         return pool.all(setup.validation) if setup.validation else None
 
     return _train("train all", classifier, schedule, batches, held_out, setup, snapshots)
@@ -104,7 +105,7 @@ def _plain_from(options: TrainingOptions) -> int:
     return round(options.steps * (1 - options.plain_share))
 
 
-HeldOut = Callable[[], Iterator[tuple[Tensor, Tensor]] | None]
+HeldOut = Callable[[], Iterator[tuple[Inputs, Tensor]] | None]
 """Inputs and classes of the validation share; None without one."""
 
 
@@ -116,22 +117,22 @@ def _on_features(classifier: Classifier, setup: TrainingSetup, size: int) -> tup
         if name not in cached:
             parts, done = [], 0
             hardware, device = setup.pool.hardware, setup.pool.device
-            for pixels, classes in setup.pool.all(rows):
+            for inputs, classes in setup.pool.all(rows):
                 with torch.no_grad(), hardware.autocast(device):
-                    parts.append((classifier.features(pixels).float(), classes))
+                    parts.append((classifier.features(inputs).float(), classes))
                 done += len(classes)
                 setup.progress(Event(f"features ({name})", done, len(rows), images=1))
             cached[name] = torch.cat([f for f, _ in parts]), torch.cat([c for _, c in parts])
         return cached[name]
 
-    def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(first: int) -> Iterator[tuple[Inputs, Tensor]]:
         features, classes = captured("training", setup.train)
         order = Order(torch.arange(len(classes)), size, setup.seed)
         for step in range(first, setup.options.head_steps):
             at = order.batch(step).to(classes.device)
             yield features[at], classes[at]
 
-    def held_out() -> Iterator[tuple[Tensor, Tensor]] | None:
+    def held_out() -> Iterator[tuple[Inputs, Tensor]] | None:
         return iter([captured("validation", setup.validation)]) if setup.validation else None
 
     classifier.eval()
@@ -217,8 +218,8 @@ def _ended(state: Any, patience: int | None, first: int) -> bool:
 
 def _validate(
     state: Any,
-    forward: Callable[[Tensor], Tensor],
-    held_out: Iterator[tuple[Tensor, Tensor]] | None,
+    forward: Callable[[Inputs], Tensor],
+    held_out: Iterator[tuple[Inputs, Tensor]] | None,
     step: int,
     phase: str,
     hardware: Hardware,
@@ -240,7 +241,7 @@ def _validate(
 
 
 def _gradients(
-    forward: Callable[[Tensor], Tensor], inputs: Tensor, classes: Tensor, state: Any, setup: TrainingSetup
+    forward: Callable[[Inputs], Tensor], inputs: Inputs, classes: Tensor, state: Any, setup: TrainingSetup
 ) -> float:
     """Compute the gradients of a batch, out of memory in parts of half the size; the loss of the batch."""
     hardware, device = setup.pool.hardware, setup.pool.device
@@ -248,7 +249,7 @@ def _gradients(
         size = state.images_at_once or len(classes)
         try:
             total = torch.zeros((), device=device)
-            for part, target in zip(torch.split(inputs, size), torch.split(classes, size)):
+            for part, target in zip(split(inputs, size), torch.split(classes, size)):
                 with hardware.autocast(device):
                     logits = forward(part)
                 smoothing = setup.options.label_smoothing
@@ -260,15 +261,19 @@ def _gradients(
             if not out_of_memory(error):
                 raise
             if size == 1:
-                raise TrainingError(
-                    "out of memory with one image at a time. Pass hardware.checkpointing=true, or a smaller "
-                    "model.input_size or model.arch."
-                ) from None
+                raise TrainingError(ONE_IMAGE if isinstance(inputs, Tensor) else ONE_TEXT) from None
         state.images_at_once = math.ceil(size / 2)
         state.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         setup.progress(Event(f"out of memory: {state.images_at_once} images at a time from now on", 1, 1))
+
+
+ONE_IMAGE = (
+    "out of memory with one image at a time. Pass hardware.checkpointing=true, or a smaller model.input_size or "
+    "model.arch."
+)
+ONE_TEXT = "out of memory with one text at a time. Pass a smaller data.max_length, or a smaller model."
 
 
 def _finite(loss: float, step: int, phase: str) -> float:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.common.inputs import Inputs, pixels_of
+
 
 class Classifier(nn.Module):
-    """A backbone with a head: images in 0..1 [n, C, H, W] -> logits [n, classes].
+    """A backbone with a head: images in 0..1 [n, C, H, W], or texts -> logits [n, classes].
 
-    mean, std: per channel or of all; the images are normalised with them first.
+    mean, std: per channel or of all; images are normalised with them first.
     """
 
     mean: Tensor
@@ -26,12 +28,14 @@ class Classifier(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Features [n, d] of images in 0..1."""
-        found: Tensor = self.backbone((pixels - self.mean) / self.std if self.normalised else pixels)
+    def features(self, inputs: Inputs) -> Tensor:
+        """Features [n, d] of images in 0..1, or of texts."""
+        if self.normalised:
+            inputs = (pixels_of(inputs) - self.mean) / self.std
+        found: Tensor = self.backbone(inputs)
         return found
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """Logits."""
-        logits: Tensor = self.head(self.features(pixels))
+        logits: Tensor = self.head(self.features(inputs))
         return logits

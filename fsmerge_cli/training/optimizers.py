@@ -72,8 +72,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def matrices_of(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters for Muon: all [rows, cols]; not convolutions, biases, tokens and position embeddings."""
-    return [parameter for parameter in module.parameters() if parameter.ndim == 2]
+    """The parameters for Muon: all [rows, cols] but tables of embeddings; not convolutions, biases, tokens."""
+    tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    return [own for own in module.parameters() if own.ndim == 2 and id(own) not in tables]
 
 
 def _batched(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:

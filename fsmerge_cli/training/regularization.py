@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.inputs import Inputs, pixels_of
 from fsmerge_cli.common.seeding import derive, seeded
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 
@@ -34,11 +35,11 @@ def randaugmented(pixels: Tensor, magnitude: int, seed: int, step: int) -> Tenso
 
 
 def mixed_with_labels(
-    pixels: Tensor, classes: Tensor, count: int, options: TrainingOptions, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """A batch after mixup or CutMix, with its targets [n, count]; depends only on (seed, step).
+    inputs: Inputs, classes: Tensor, count: int, options: TrainingOptions, seed: int, step: int
+) -> tuple[Inputs, Tensor]:
+    """A batch of images after mixup or CutMix, with its targets [n, count]; depends only on (seed, step).
 
-    Without either the batch itself with its classes [n].
+    Without either the batch itself, also of texts, with its classes [n].
     """
     from torchvision.transforms import v2
 
@@ -48,7 +49,8 @@ def mixed_with_labels(
     if options.cutmix:
         kinds.append(v2.CutMix(alpha=options.cutmix, num_classes=count))
     if not kinds:
-        return pixels, classes
+        return inputs, classes
+    pixels = pixels_of(inputs)
     with seeded(derive(seed, "mix labels", step), pixels):
         mixed: tuple[Tensor, Tensor] = v2.RandomChoice(kinds)(pixels, classes)
     return mixed

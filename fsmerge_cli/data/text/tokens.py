@@ -17,6 +17,9 @@ from fsmerge_cli.data.text.augment import MASK_TOKEN
 MASK_TOKENS = ("[MASK]", "<mask>")
 """What tokenizers call the token that stands for a hidden one."""
 
+PADDING = ("[PAD]", "<pad>")
+"""What they call the padding."""
+
 COUNTED = 5000
 """Most texts whose length is counted for a note."""
 
@@ -94,6 +97,20 @@ def _tokenizer(state: str) -> Any:
 @lru_cache(maxsize=4)
 def mask_token_of(state: str) -> int | None:
     """The number of the token that stands for a hidden one; None: the tokenizer has none."""
+    return _number(state, MASK_TOKENS)
+
+
+def padding_of(state: str) -> int:
+    """The number of the padding token; 0 where the tokenizer has none."""
+    return _number(state, PADDING) or 0
+
+
+def vocabulary_size(state: str) -> int:
+    """One more than the largest number of a token."""
+    return int(max(_tokenizer(state).get_vocab(True).values(), default=-1)) + 1
+
+
+def _number(state: str, names: Sequence[str]) -> int | None:
     tokenizer = _tokenizer(state)
-    found = (tokenizer.token_to_id(name) for name in MASK_TOKENS)
+    found = (tokenizer.token_to_id(name) for name in names)
     return next((number for number in found if number is not None), None)

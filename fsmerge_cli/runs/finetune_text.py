@@ -1,0 +1,84 @@
+"""The start of a training of a text encoder: its tokenizer, its pooler, random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fsmerge_cli.architectures.bert import BERT, NAMES
+from fsmerge_cli.architectures.bert.module import START
+from fsmerge_cli.checkpoints.architecture import architecture
+from fsmerge_cli.checkpoints.files import readable, tensors_sha256
+from fsmerge_cli.checkpoints.load import tokenization
+from fsmerge_cli.checkpoints.open import TOKENIZER
+from fsmerge_cli.checkpoints.tokenizer import read_tokenizer, require_tokenizer, require_vocabulary
+from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.seeding import derive, generator
+from fsmerge_cli.data import DataConfig
+from fsmerge_cli.data.text.tokens import padding_of, vocabulary_size
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.models.tokenization import Tokenization
+from fsmerge_cli.training.finetuning_options import TrainingOptions
+
+OF_IMAGES = ("mixup", "cutmix", "randaugment", "stochastic_depth", "patch_drop")
+"""Options of the training that only exist for images and their networks."""
+
+
+def is_text(arch: Any) -> bool:
+    """Whether `model.arch` is the one of a text encoder."""
+    return isinstance(arch, Mapping) and arch.get("family") == BERT.name
+
+
+def require_text_options(training: TrainingOptions) -> None:
+    """Raise ConfigError for an option of images."""
+    if given := [f"training.{name}" for name in OF_IMAGES if getattr(training, name)]:
+        raise ConfigError(
+            f"{', '.join(given)}: only for images, and this model reads texts. Leave it out; data.augment=strong "
+            "hides or replaces a random share of the tokens at every step."
+        )
+
+
+def with_pooler(source: Source, seed: int) -> Source:
+    """The same encoder with a pooler, which transformers' classifiers have; a new one gets random weights."""
+    if source.arch.pooler:
+        return source
+    name, width = NAMES[source.arch.model_type].pooler, source.arch.hidden_size
+    weight = START * torch.randn(width, width, generator=generator(seed, "finetune", "pooler"))
+    own = {f"{name}.weight": weight, f"{name}.bias": torch.zeros(width)}
+    note = f"'{source.name}': its files have no pooler, so that {name} starts from random weights"
+    return replace(
+        source,
+        arch=replace(source.arch, pooler=True),
+        weights={**source.weights, **own},
+        notes=(*source.notes, note),
+    )
+
+
+def random_encoder(spec: SourceSpec, tokenizer: str | None, data: DataConfig, seed: int, where: str) -> Source:
+    """Random weights for the tokenizer in a folder, or for that of the data set (None).
+
+    The size of the vocabulary and the number of the padding token are those of the tokenizer, where `spec.arch`
+    does not state others. Raises ConfigError, SourceError.
+    """
+    own = Tokenization() if tokenizer is None else read_tokenizer(readable(tokenizer, where), where)
+    if tokenizer is not None:
+        require_tokenizer(own, f"{where}: {tokenizer}")
+    own = own if own.state else data.of(spec.name).tokenization() or own
+    if not own.state:
+        raise ConfigError(
+            "model.tokenizer is missing: random weights of a text encoder need the folder of a tokenizer "
+            "(tokenizer.json)."
+        )
+    found = tokenization(spec, {TOKENIZER: own}, where)
+    known = {"vocab_size": vocabulary_size(found.state), "padding": padding_of(found.state)}
+    family, arch = architecture(replace(spec, arch={**known, **dict(spec.arch or {})}), {}, where)  # type: ignore[arg-type]
+    require_vocabulary(found, arch.vocab_size, where)
+    with torch.random.fork_rng(devices=[]):  # layers sample initial weights from the global generator
+        torch.manual_seed(derive(seed, "finetune", "start"))
+        weights = family.build(arch).state_dict()
+    digest = tensors_sha256(weights)
+    return with_pooler(Source(spec.name, family, arch, weights, None, "random weights", digest, found), seed)
