@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsmerge_cli.architectures.bert import BERT
-from fsmerge_cli.architectures.eva.family import EVA, is_eva
+from fsmerge_cli.architectures.eva.family import EVA
 from fsmerge_cli.architectures.family import Arch, Compiled, Family, compile_table
 from fsmerge_cli.architectures.mlp import MLP
 from fsmerge_cli.architectures.resnet.family import RESNET
-from fsmerge_cli.architectures.resnet.options import is_resnet
+from fsmerge_cli.architectures.vgg.family import VGG
 from fsmerge_cli.architectures.vit.family import VIT
 from fsmerge_cli.common import plugins
 from fsmerge_cli.common.errors import ConfigError
@@ -29,7 +29,10 @@ def _check(name: str, found: Any) -> None:
         raise ConfigError(f"the `name` of the Family should be {name!r}, it is {brief(found.name)}.")
 
 
-SHIPPED: dict[str, Family] = {"bert": BERT, "eva": EVA, "mlp": MLP, "resnet": RESNET, "vit": VIT}
+SHIPPED: dict[str, Family] = {"bert": BERT, "eva": EVA, "mlp": MLP, "resnet": RESNET, "vgg": VGG, "vit": VIT}
+
+BY_MODULE = {"timm.models.eva": EVA, "timm.models.resnet": RESNET, "timm.models.vgg": VGG}
+"""The file in which timm defines an architecture -> its family; all others are vision transformers, or refused."""
 
 SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, SHIPPED, _check)
 
@@ -37,14 +40,16 @@ SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, SHIPPED, _check)
 def resolve(
     architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str
 ) -> tuple[Family, Any]:
-    """Family and options of an `architecture`: a key of SPECS, or else a timm name (of Eva, or of a plain ViT).
+    """Family and options of an `architecture`: a key of SPECS, or else a timm name.
 
     options: given by the user. config: the checkpoint's config.json, which supplies the other options.
     """
     family = SPECS.get(architecture)
     if family is None:
+        from timm.models import is_model, model_entrypoint  # timm takes seconds to import
+
         name = architecture.split(".")[0]
-        family = RESNET if is_resnet(name) else EVA if is_eva(name) else VIT
+        family = BY_MODULE.get(model_entrypoint(name).__module__, VIT) if is_model(name) else VIT
     return family, family.parse(architecture, options, config, where)
 
 

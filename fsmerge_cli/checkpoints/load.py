@@ -51,7 +51,7 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     )
     backbone, head = as_float32(backbone, where), None
     if not skip_head:
-        head, more = _head(spec, found, config, read, inside)
+        head, more = _head(spec, found, config, read, inside, family.head(arch) or "")
         notes += more
     elif unread := _names(inside, read):
         notes += (f"'{spec.name}': the head of the checkpoint is not used: {listed(unread)}",)
@@ -166,9 +166,14 @@ def _split(
 
 
 def _head(
-    spec: SourceSpec, found: Checkpoint, config: Mapping[str, Any], read: Translation, inside: Mapping[str, Tensor]
+    spec: SourceSpec,
+    found: Checkpoint,
+    config: Mapping[str, Any],
+    read: Translation,
+    inside: Mapping[str, Tensor],
+    place: str,
 ) -> tuple[Head | None, tuple[str, ...]]:
-    """The head of an entry: of heads.safetensors, next to the backbone, or inside it; and notes."""
+    """The head of an entry: of heads.safetensors, next to the backbone, or inside it at `place`; and notes."""
     where, (tensors, metadata) = found.where, found.heads
     if tensors:
         notes: tuple[str, ...] = ()
@@ -177,8 +182,8 @@ def _head(
         head, _, more = choose_head(spec, file_heads(tensors, metadata, where), metadata, config, where)
         return head, (*notes, *more)
     # A head that the backbone has kept from pretraining may have the same name as the one next to it.
-    within = {name.partition(".")[2]: tensor for name, tensor in inside.items()}
-    kept = f"{read.prefix}{next(iter(inside)).partition('.')[0]}" if inside and read.heads else "head"
+    within = {name.removeprefix(f"{place}."): tensor for name, tensor in inside.items()}
+    kept = f"{read.prefix}{place}" if inside and read.heads else "head"
     stored = {**({kept: within} if inside else {}), **read.heads}
     stored = {name: _as_float32(parts, name, where) for name, parts in stored.items()}
     head, chosen, notes = choose_head(spec, stored, {}, config, where)

@@ -241,7 +241,10 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     if layout is None:
         own = strip(stored, f"{family.entry}.weight", where, *selection)
         tensors = of_timm(own.tensors) if family.library == "timm" else own.tensors
-        tensors = family.from_file(arch, tensors)
+        try:
+            tensors = family.from_file(arch, tensors)
+        except SourceError as error:
+            raise SourceError(f"{where}: {error}") from None
         notes = (*found_in, *(f"'{spec.name}': {note}" for note in own.notes), *ignored_notes(own, spec.name))
         parts = own.prefix, own.beside, own.rest
         return family, arch, config, Translation(tensors, own.heads, {}, (*found.notes, *notes), (), None, *parts)

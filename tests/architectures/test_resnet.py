@@ -11,7 +11,8 @@ import torch
 from _pytest.mark import ParameterSet
 
 from fsmerge_cli.architectures import SPECS, resolve
-from fsmerge_cli.architectures.resnet.options import ResNetArch, parse
+from fsmerge_cli.architectures.convolutional.options import ConvArch
+from fsmerge_cli.architectures.resnet.options import TIMM
 from fsmerge_cli.common.errors import ConfigError, MismatchError, SourceError
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source
@@ -36,7 +37,7 @@ def mark_full(names: Iterable[str]) -> list[ParameterSet]:
     return [pytest.param(n, marks=[pytest.mark.full] if n not in QUICK else []) for n in names]
 
 
-def as_timm(arch: ResNetArch, tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+def as_timm(arch: ConvArch, tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
     module = FAMILY.build(arch).double().eval()
     module.load_state_dict({n: t.double() if t.is_floating_point() else t for n, t in tensors.items()})
     return module
@@ -196,7 +197,7 @@ def test_every_plain_resnet_of_timm_can_be_merged() -> None:
     assert len(names) > 20
     small = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
     for name in names:
-        arch = parse(name, {}, {"model_args": small}, name)
+        arch = TIMM.parse(name, {}, {"model_args": small}, name)
         assert FAMILY.refuse(arch) == [], name
 
 
@@ -233,7 +234,7 @@ def test_every_difference_between_sources_is_reported() -> None:
 )
 def test_misplaced_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        parse("resnet", options, {}, "source 'a': arch")
+        TIMM.parse("resnet", options, {}, "source 'a': arch")
     assert str(error.value) == f"source 'a': arch: {message}"
 
 
@@ -264,11 +265,11 @@ def test_misplaced_options_are_refused(options: dict[str, object], message: str)
 )
 def test_arguments_that_give_no_network_are_refused(args: dict[str, object], message: str) -> None:
     with pytest.raises(SourceError) as error:
-        parse("resnet", {"name": "resnet18", "args": args}, {}, "a")
+        TIMM.parse("resnet", {"name": "resnet18", "args": args}, {}, "a")
     assert str(error.value) == f"a: {message}"
 
 
 def test_options_are_read_from_config_json_as_in_timm() -> None:
     config = {"model_args": {**TINY, **DEEP}, "global_pool": "max", "pretrained_cfg": {"input_size": [2, 16, 24]}}
-    arch = parse("resnet18d", {}, config, "test")
+    arch = TIMM.parse("resnet18d", {}, config, "test")
     assert (arch.input_size, arch.args["global_pool"], arch.depth, arch.features) == ((2, 16, 24), "max", 4, 12)

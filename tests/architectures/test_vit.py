@@ -119,10 +119,10 @@ def test_a_projection_without_a_width_is_refused() -> None:
 
 def test_other_timm_models_are_refused() -> None:
     with pytest.raises(SourceError) as error:
-        parse("vgg11", {}, {}, "source 'a': arch")
+        parse("vovnet39a", {}, {}, "source 'a': arch")
     assert str(error.value) == (
-        "source 'a': arch: vgg11 is a VGG, not a plain VisionTransformer or ResNet of timm, and cannot be merged. "
-        "Use a vit_* or resnet* model, or write a specification for it."
+        "source 'a': arch: vovnet39a is a VovNet, not a plain VisionTransformer, ResNet or VGG of timm, and "
+        "cannot be merged. Use a vit_*, resnet* or vgg* model, or write a specification for it."
     )
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models import list_models
 
 from fsmerge_cli.architectures import SPECS
+from fsmerge_cli.architectures.vit.family import MERGED
 from fsmerge_cli.checkpoints.files import file_sha256
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.common.errors import ConfigError, unknown
@@ -206,8 +207,7 @@ def test_an_architecture_has_to_be_given_and_known(source: Source, tmp_path: Pat
     )
     (tmp_path / "config.json").write_text('{"architecture": "resnet999_of_somebody"}')
     assert refused(SourceSpec("mine", checkpoint=str(file))) == (
-        f"{where}: arch: "
-        f"{unknown('timm architecture', 'resnet999_of_somebody', list_models(['vit_*', 'resnet*']))}"
+        f"{where}: arch: {unknown('timm architecture', 'resnet999_of_somebody', list_models(MERGED))}"
     )
 
 

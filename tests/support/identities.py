@@ -9,12 +9,15 @@ import torch
 
 from fsmerge_cli.alignment.permutation import permute, random_permutations
 from fsmerge_cli.common.inputs import Inputs
+from fsmerge_cli.data.draw import Images
+from fsmerge_cli.methods.base import Method
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import MergeMaps, start_maps
 from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.supernet.reference import UnfoldedSuperNet
+from fsmerge_cli.training.problem import Problem
 from fsmerge_cli.training.teachers import network
 from tests.supernet.test_fold import double
 
@@ -56,3 +59,20 @@ def check_fold(sources: Sequence[Source], maps: MergeMaps, inputs: Inputs) -> No
     assert gradients[0]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-8)
+
+
+def check_permuted_copy(method: Method, source: Source, images: Inputs, tolerance: float = 1e-3) -> None:
+    """A network merged with its permuted copy is that network, for both."""
+    plan = compile_plan([source, replace(source, name="copy")])
+    orders = random_permutations(plan, 0, torch.Generator().manual_seed(3))
+    copy = replace(source, name="copy", weights=permute(plan, source.weights, orders))
+    every = torch.arange(len(images))
+    sources = [source, copy]
+    problem = Problem(method.plan(sources), sources, Images(images, every % 2, every, every[:0]))
+    solution = method.fit(problem)
+    with torch.no_grad():
+        found = network(replace(source, weights=solution.weights))(images)
+        for own, U in zip(sources, solution.projectors):
+            expected = network(own)(images)
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(found @ U.T / scale, expected / scale, rtol=tolerance, atol=tolerance)

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fsmerge_cli.architectures import SPECS
-from fsmerge_cli.architectures.resnet.options import ResNetArch, parse
+from fsmerge_cli.architectures.convolutional.options import ConvArch
+from fsmerge_cli.architectures.resnet.options import TIMM
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 
@@ -35,13 +36,13 @@ QUICK = {"deep stem, average pooling on the shortcut", "bottleneck"}
 """Variants in `make quick`."""
 
 
-def resnet_arch(variant: str, size: int = 16, **options: Any) -> ResNetArch:
+def resnet_arch(variant: str, size: int = 16, **options: Any) -> Any:
     """Options of a variant."""
     name, extra = VARIANTS[variant]
-    return parse("resnet", {"name": name, "args": {**TINY, **extra, **options}, "size": size}, {}, "test")
+    return TIMM.parse("resnet", {"name": name, "args": {**TINY, **extra, **options}, "size": size}, {}, "test")
 
 
-def random_tensors(arch: ResNetArch, seed: int) -> dict[str, Tensor]:
+def random_tensors(arch: ConvArch, seed: int) -> dict[str, Tensor]:
     """The tensors of a file: random weights, and BatchNorms in which no value can be left out unnoticed."""
     random = torch.Generator().manual_seed(seed)
     found = {}

@@ -30,7 +30,7 @@ class Step:
 
 
 def selects_units(plan: Plan) -> bool:
-    """Whether a merged unit is one unit of one source: an activation follows every sum of the residual stream."""
+    """Whether a merged unit is one unit of one source: an activation follows every sum, or every layer."""
     return plan.family.activated_stream
 
 

@@ -90,7 +90,7 @@ def with_norms(
     statistics: by convolution, mean and variance of its output without bias, which a later training finds in the
     running statistics (none: 0 and 1). The gain is sqrt(variance + eps) and the shift the bias plus the mean, so
     that a BatchNorm adds the bias and nothing else. (A gain of 1 and a shift of 0 would need an output of mean 0,
-    and a bias in the convolution, which timm's have not.)
+    and a bias in the convolution, which timm's ResNets have not.) A convolution that has a bias gets 0.
     """
     found: dict[str, Tensor] = {}
     norms = {norm: convolution for convolution, norm in pairs(model)}
@@ -102,6 +102,8 @@ def with_norms(
         bias = weights[f"{convolution}.bias"].detach().cpu()
         mean, variance = statistics.get(convolution, (torch.zeros_like(bias), torch.ones_like(bias)))
         mean, variance = mean.float().cpu(), variance.float().cpu()
+        if getattr(model.get_submodule(convolution), "bias", None) is not None:
+            found[f"{convolution}.bias"] = torch.zeros_like(bias)
         part: Any = model.get_submodule(norm)
         exact = (variance.double() + part.eps).sqrt()
         gain = exact.float()

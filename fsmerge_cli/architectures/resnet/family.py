@@ -5,26 +5,26 @@ In memory it has no BatchNorm: that of a source is folded into the convolution b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fsmerge_cli.architectures.convolutional.batchnorm import folded, pairs, with_norms, without_norms
+from fsmerge_cli.architectures.convolutional.files import (
+    classifier,
+    config,
+    per_channel,
+    pixel_properties,
+    pixels,
+    resample,
+    snippet,
+)
+from fsmerge_cli.architectures.convolutional.options import ConvArch, build, instance
 from fsmerge_cli.architectures.family import Family, Folding
 from fsmerge_cli.architectures.resnet.module import arguments, differences, properties, reasons, stages
-from fsmerge_cli.architectures.resnet.options import (
-    MODULE,
-    NORMALISATION,
-    ResNetArch,
-    build,
-    instance,
-    is_resnet,
-    parse,
-)
+from fsmerge_cli.architectures.resnet.options import TIMM, ResNetArch
 from fsmerge_cli.architectures.resnet.table import table
-from fsmerge_cli.architectures.vit.classifier import in_colour
 from fsmerge_cli.common.errors import ConfigError, SourceError
 
 
@@ -60,81 +60,32 @@ def widths(arch: ResNetArch) -> tuple[int, ...]:
 
 def signature(arch: ResNetArch) -> dict[str, Any]:
     """Properties that all sources have to share; widths may differ."""
-    pixels = {f"{name} of pixels": tuple(_per_channel(arch, getattr(arch, name))) for name in NORMALISATION}
-    return {"input_size": arch.input_size, **properties(instance(arch)), **pixels}
+    return {"input_size": arch.input_size, **properties(instance(arch)), **pixel_properties(arch)}
 
 
-def _per_channel(arch: ResNetArch, values: Sequence[float]) -> list[float]:
-    return [*values] * arch.input_size[0] if len(values) == 1 else [*values]
+CLASSES = ("timm.models.resnet.ResNet", "torchvision.models.resnet.ResNet")
 
 
-def config(arch: ResNetArch) -> dict[str, Any]:
-    """`architecture` and `model_args` for timm's local-dir."""
-    return {"architecture": arch.name, "model_args": {**arch.args, "in_chans": arch.input_size[0]}}
-
-
-def pixels(arch: ResNetArch) -> dict[str, Any]:
-    """Keys of pretrained_cfg: images of other sizes are possible, and mean and std are not folded."""
-    values = {name: _per_channel(arch, getattr(arch, name)) for name in NORMALISATION}
-    return {"fixed_input_size": False, **values}
-
-
-def classifier(
-    arch: ResNetArch, weights: Mapping[str, Tensor], weight: Tensor, bias: Tensor
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`architecture` and `model_args` of config.json, and the tensors of the whole model, see `Family`."""
-    stated, tensors = config(arch), dict(weights)
-    args, entry = dict(stated["model_args"]), f"{pairs(instance(arch))[0][0]}.weight"
-    if args["in_chans"] == 1:
-        args["in_chans"] = 3
-        tensors[entry] = in_colour(tensors[entry])
-    found = {"architecture": stated["architecture"], "model_args": args}
-    return found, {**tensors, "fc.weight": weight.contiguous(), "fc.bias": bias.contiguous()}
-
-
-def describe(module: nn.Module) -> ResNetArch | None:
+def describe(module: nn.Module) -> ConvArch | None:
     """Options from which timm builds the same network; None if it is neither timm's ResNet nor torchvision's.
 
     Raises SourceError if it has parts that options do not describe.
     """
     kind = type(module)
-    if f"{kind.__module__}.{kind.__qualname__}" not in (f"{MODULE}.ResNet", "torchvision.models.resnet.ResNet"):
+    if f"{kind.__module__}.{kind.__qualname__}" not in CLASSES:
         return None
     stated = getattr(module, "pretrained_cfg", None) or {}
     usual, args = arguments(module)
     name = str(stated.get("architecture") or usual)
     size = tuple((stated.get("input_size") or (3, 224, 224))[1:])
-    arch = parse("resnet", {"name": name if is_resnet(name) else usual, "args": args, "size": size}, {}, name)
+    options = {"name": name if TIMM.defines(name) else usual, "args": args, "size": size}
+    arch = TIMM.parse("resnet", options, {}, name)
     if different := differences(instance(arch), module):
         raise SourceError(
             f"this module differs from timm's {name} in: {', '.join(different)}. "
             "Also pass its arch: {family: resnet, name: ..., args: {...}}."
         )
     return arch
-
-
-SNIPPET = """import timm, torch
-from safetensors.torch import load_file
-
-backbone = timm.create_model("local-dir:.", pretrained=True).eval()  # the path of this folder
-heads = load_file("heads.safetensors")
-
-{head}
-images = torch.rand(1, {shape})  # pixels in 0..1
-mean, std = (torch.tensor(backbone.pretrained_cfg[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
-logits = head(backbone((images - mean) / std))"""
-
-
-def snippet(arch: ResNetArch, head: str) -> str:
-    """Python that loads a merged ResNet with only timm and safetensors."""
-    return SNIPPET.format(shape=", ".join(str(size) for size in arch.input_size), head=head)
-
-
-def resample(
-    arch: ResNetArch, weights: Mapping[str, Tensor], size: tuple[int, int], where: str
-) -> tuple[ResNetArch, dict[str, Tensor]]:
-    """The same weights for images of another size (height, width) in pixels; its scores differ there."""
-    return replace(arch, size=size[0] if size[0] == size[1] else size), dict(weights)
 
 
 def blocks(module: nn.Module) -> list[str]:
@@ -162,16 +113,16 @@ RESNET = Family(
     entry="layer1.0.conv1",
     signature=signature,
     config=config,
-    parse=parse,
+    parse=TIMM.parse,
     snippet=snippet,
     head=lambda arch: "fc",
     refuse=lambda arch: reasons(instance(arch)),
     blocks=blocks,
     layers=blocks,
-    adapt=lambda module, arch: folded(module, _per_channel(arch, arch.mean), _per_channel(arch, arch.std)),
+    adapt=lambda module, arch: folded(module, per_channel(arch, arch.mean), per_channel(arch, arch.std)),
     describe=describe,
     resample=resample,
-    classifier=classifier,
+    classifier=lambda arch, weights, weight, bias: classifier(arch, "fc", weights, weight, bias),
     folding=Folding(
         read=lambda arch, tensors: without_norms(instance(arch), tensors),
         write=lambda arch, weights, statistics: with_norms(instance(arch), weights, statistics),

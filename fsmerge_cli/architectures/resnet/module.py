@@ -9,12 +9,7 @@ from typing import Any
 from torch import nn
 
 from fsmerge_cli.architectures.convolutional.batchnorm import pairs
-
-ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Tanh)
-"""Activations that act on every unit alone, with the same function; ReLU6 is a Hardtanh."""
-
-POOLINGS = ("avg", "fast", "fastavg", "max", "fastmax", "avgmax")
-"""Poolings whose output has one unit per channel."""
+from fsmerge_cli.architectures.convolutional.layers import ACTIVATIONS, POOLINGS
 
 
 def stages(model: Any) -> Iterator[tuple[str, Any]]:

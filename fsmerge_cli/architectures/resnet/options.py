@@ -1,28 +1,17 @@
-"""The options of a timm ResNet, and how they are read."""
+"""The options of a timm ResNet."""
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import nn
 
+from fsmerge_cli.architectures.convolutional.options import ConvArch, TimmClass, instance
 from fsmerge_cli.architectures.resnet.module import stages
-from fsmerge_cli.architectures.vit.module import LOADER_ARGUMENTS
-from fsmerge_cli.common.errors import ConfigError, SourceError, first_line, unknown
-from fsmerge_cli.common.options import FORBID, FiniteFloat, Positive, PositiveFloat, Text
-from fsmerge_cli.common.options import build as build_options
-from fsmerge_cli.common.shown import brief, shortened
-
-MODULE = "timm.models.resnet"
-"""Where timm defines its ResNets."""
+from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.options import FORBID
+from fsmerge_cli.common.shown import brief
 
 MAX_BLOCKS = 256
 """Most residual blocks: building a network takes seconds for every hundred, even without weights."""
@@ -33,29 +22,10 @@ STAGES = 4
 MAX_CHANNELS = 2**16
 """Most channels of all stages together."""
 
-NORMALISATION = ("mean", "std")
-
 
 @dataclass(frozen=True, config=FORBID)
-class ResNetArch:
-    """Options of a timm ResNet.
-
-    name: timm's architecture name, without the tag of its weights. args: keyword arguments that override timm's
-    defaults (layers, channels, in_chans, stem_width, ...). size: height and width of the image (pixels). mean,
-    std: of the pixels, per channel; they are read from the files, or from the entry's own keys mean and std.
-    """
-
-    name: Text
-    args: dict[str, Any]
-    size: Positive | tuple[Positive, Positive] = 224
-    mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)] = (0.0,)
-    std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """Channels, height, width of the image (pixels)."""
-        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
-        return int(self.args.get("in_chans", 3)), height, width
+class ResNetArch(ConvArch):
+    """Options of a timm ResNet."""
 
     @property
     def features(self) -> int:
@@ -68,97 +38,6 @@ class ResNetArch:
         return sum(len(stage) for _, stage in stages(instance(self)))
 
 
-def build(arch: ResNetArch) -> nn.Module:
-    """The timm model, with BatchNorm and without a task head."""
-    from timm.models import create_model
-
-    args = {name: value for name, value in arch.args.items() if name != "num_classes"}
-    module: nn.Module = create_model(arch.name, pretrained=False, num_classes=0, **args)
-    return module
-
-
-@lru_cache(maxsize=64)
-def _cached(name: str, args: str) -> Any:
-    with torch.device("meta"):
-        return build(ResNetArch(name, json.loads(args))).eval()
-
-
-def instance(arch: ResNetArch) -> Any:
-    """A cached instance on the meta device, only for reading properties."""
-    return _cached(arch.name, json.dumps(arch.args, sort_keys=True))
-
-
-def is_resnet(name: str) -> bool:
-    """Whether timm defines the architecture `name` (without a tag) among its ResNets."""
-    from timm.models import is_model, model_entrypoint
-
-    return is_model(name) and model_entrypoint(name).__module__ == MODULE
-
-
-def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> ResNetArch:
-    """Options from `{family: resnet, name: ..., args: ...}`, or from a timm name and its config.json."""
-    from timm.models import list_models
-    from timm.models.resnet import ResNet
-
-    arch = _given(options, where) if architecture == "resnet" else _stated(architecture, config, where)
-    arch = replace(arch, name=arch.name.split(".")[0])
-    if forbidden := sorted(LOADER_ARGUMENTS & set(arch.args)):
-        raise SourceError(
-            f"{where}: {forbidden[0]} is not an architecture option. Weights are only read from "
-            "models.sources.N.checkpoint; remove the key from the arguments."
-        )
-    if not is_resnet(arch.name):
-        raise SourceError(
-            f"{where}: {unknown('timm ResNet', arch.name, list_models('*resnet*', module='resnet'))}"
-        )
-    _require_blocks(arch.args, where)
-    try:
-        model = instance(arch)
-        model(torch.empty(1, *arch.input_size, device="meta"))
-    except Exception as error:  # timm passes all arguments on, so that errors of any type are raised
-        raise SourceError(
-            f"{where}: timm cannot build {arch.name} with {shortened(str(arch.args))} for images of "
-            f"{' x '.join(map(str, arch.input_size))}: {first_line(error)}. Change arch.args and arch.size, or "
-            "model_args in config.json."
-        ) from None
-    if type(model) is not ResNet:
-        raise SourceError(f"{where}: {arch.name} is a {type(model).__name__}, not a ResNet of timm.")
-    return arch
-
-
-def _given(options: Mapping[str, Any], where: str) -> ResNetArch:
-    """Options from an entry."""
-    from timm.models.resnet import ResNet
-
-    own = [field.name for field in fields(ResNetArch)]
-    known = inspect.signature(ResNet.__init__).parameters
-    if found := [key for key in options if key not in own and key in known]:
-        raise ConfigError(
-            f"{where}: {found[0]} is an argument of timm and belongs in args: "
-            f"args: {{{found[0]}: {brief(options[found[0]])}}}."
-        )
-    if found := [key for key in NORMALISATION if key in options]:
-        raise ConfigError(
-            f"{where}: {found[0]} belongs in the entry of the source: models.sources.N.{found[0]}=..."
-        )
-    return build_options(ResNetArch, {"args": {}, **options}, where)
-
-
-def _stated(name: str, config: Mapping[str, Any], where: str) -> ResNetArch:
-    """Options from a timm name and a checkpoint's config.json."""
-    args = dict(config.get("model_args") or {})
-    stated = config.get("pretrained_cfg") or {}
-    if config.get("global_pool"):
-        args.setdefault("global_pool", config["global_pool"])
-    args.pop("num_classes", None)
-    size: Any = {}
-    if stated.get("input_size"):
-        channels, height, width = stated["input_size"]
-        args.setdefault("in_chans", channels)
-        size = {"size": height if height == width else (height, width)}
-    return build_options(ResNetArch, {"name": name, "args": args, **size}, where)
-
-
 def _require_blocks(args: Mapping[str, Any], where: str) -> None:
     """Raise SourceError for blocks and channels of which no network can be built in a few seconds."""
     for key, what, most in (("layers", "blocks", MAX_BLOCKS), ("channels", "channels", MAX_CHANNELS)):
@@ -169,3 +48,7 @@ def _require_blocks(args: Mapping[str, Any], where: str) -> None:
                 f"{where}: {key} should be the numbers of {what} of the {STAGES} stages, at most {most} together, "
                 f"it is {brief(given)}. Change arch.args, or model_args in config.json."
             )
+
+
+TIMM = TimmClass("resnet", ResNetArch, "ResNet", "resnet", _require_blocks)
+"""timm's class, and torchvision's, whose names are the same."""

@@ -132,7 +132,7 @@ def parse_class(
             "models.sources.N.checkpoint; remove the key from the arguments."
         )
     if not is_model(name):
-        raise SourceError(f"{where}: {unknown('timm architecture', name, list_models(['vit_*', 'resnet*']))}")
+        raise SourceError(f"{where}: {unknown('timm architecture', name, list_models(MERGED))}")
     require_depth(arch.args, where)
     try:
         model = meta(replace(arch, name=name))
@@ -151,10 +151,14 @@ def parse_class(
     return replace(arch, name=name)
 
 
+MERGED = ["vit_*", "resnet*", "vgg*"]
+"""Names of timm that are merged, beside those of the class Eva."""
+
+
 def _other(where: str, name: str, kind: str) -> SourceError:
     return SourceError(
-        f"{where}: {name} is {kind}, not a plain VisionTransformer or ResNet of timm, and cannot be "
-        "merged. Use a vit_* or resnet* model, or write a specification for it."
+        f"{where}: {name} is {kind}, not a plain VisionTransformer, ResNet or VGG of timm, and cannot "
+        "be merged. Use a vit_*, resnet* or vgg* model, or write a specification for it."
     )
 
 

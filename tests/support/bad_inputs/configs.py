@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from timm.models import list_models
 
+from fsmerge_cli.architectures.vit.family import MERGED
 from fsmerge_cli.common.errors import unknown
 from tests.support.bad_inputs.case import (
     AVERAGE,
@@ -24,7 +25,7 @@ CONFIGS = [
         (
             "source 'a': a does not specify its architecture. Put a config.json next to the weights or pass "
             "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (bert, eva, mlp, "
-            "resnet, vit)."
+            "resnet, vgg, vit)."
         ),
         remove("a/config.json"),
     ),
@@ -32,7 +33,7 @@ CONFIGS = [
         "an unknown architecture",
         AVERAGE,
         2,
-        "source 'a': a: arch: " + unknown("timm architecture", "mlq", list_models(["vit_*", "resnet*"])),
+        "source 'a': a: arch: " + unknown("timm architecture", "mlq", list_models(MERGED)),
         config("a", architecture="mlq"),
         installed=True,
     ),
@@ -41,10 +42,11 @@ CONFIGS = [
         AVERAGE,
         2,
         (
-            "source 'a': a: arch: vgg11 is a model of timm.models.vgg, not a plain VisionTransformer or ResNet of "
-            "timm, and cannot be merged. Use a vit_* or resnet* model, or write a specification for it."
+            "source 'a': a: arch: vovnet39a is a model of timm.models.vovnet, not a plain VisionTransformer, "
+            "ResNet or VGG of timm, and cannot be merged. Use a vit_*, resnet* or vgg* model, or write "
+            "a specification for it."
         ),
-        config("a", architecture="vgg11", model_args={}),
+        config("a", architecture="vovnet39a", model_args={}),
     ),
     Case(
         "arch and config.json disagree",
@@ -59,7 +61,7 @@ CONFIGS = [
         "an unknown family",
         two("name:a,checkpoint:a,arch:{family:cnn}") + " method=average",
         2,
-        "source 'a': a: unknown arch.family 'cnn'. Available: bert, eva, mlp, resnet, vit.",
+        "source 'a': a: unknown arch.family 'cnn'. Available: bert, eva, mlp, resnet, vgg, vit.",
     ),
     Case(
         "widths that no tensor has",

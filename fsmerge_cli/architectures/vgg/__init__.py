@@ -1,0 +1,1 @@
+"""VGGs of timm and torchvision."""
