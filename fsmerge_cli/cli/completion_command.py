@@ -91,7 +91,11 @@ def candidates() -> dict[str, list[str]]:
     for command in COMMANDS:
         text = import_module(f"fsmerge_cli.cli.{command}_command").HELP
         words = re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
-        words += [f"{key}=" for key in re.findall(r"^ +\+?([a-z_]+(?:\.[a-z_]+)*)=", text, re.MULTILINE)]
+        words += [
+            f"{key}="
+            for key in re.findall(r"^ +\+?([a-z_]+(?:\.[a-z_]+)+|seed|resume|tasks)=", text, re.MULTILINE)
+        ]
+        words += [f"{key}=" for key in presets.command_keys(command)]
         groups = [name for name in (*presets.GROUPS, *presets.SWEEPS) if re.search(rf"\b{name}=NAME", text)]
         for group in groups:
             plus = "+" if group == "models" else ""

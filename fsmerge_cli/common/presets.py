@@ -74,6 +74,17 @@ def load(group: str, name: str) -> dict[str, Any]:
     return dict(values.get(group, values))
 
 
+def command_keys(command: str) -> list[str]:
+    """The keys of the YAML of a command, as `group.key`; none for a command without a file."""
+    path = files(PACKAGE) / f"{command}.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: list[str] = []
+    for key, own in values.items():
+        if key not in ("defaults", "hydra"):
+            found += [f"{key}.{name}" for name in own] if isinstance(own, dict) and own else [key]
+    return found
+
+
 def default_data(models: str) -> str | None:
     """The data set that a models file sets in its defaults list, if any."""
     for entry in _read("models", models).get("defaults", []):

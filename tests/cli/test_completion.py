@@ -59,6 +59,29 @@ def test_bash_completes(line: str, expected: list[str], script: Path, tmp_path: 
     assert replies(script, line, tmp_path) == expected
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fsmerge me", ["merge"]),
+        ("fsmerge merge method=fs_m", ["method=fs_merge", "method=fs_merge_paper"]),
+        ("fsmerge merge --mul", ["--multirun"]),
+        ("fsmerge list hard", ["hardware"]),
+    ],
+)
+def test_fish_completes(line: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "fsmerge.fish").write_text(fish(candidates()))
+    command = ["fish", "--no-config", "-c", f"source fsmerge.fish; complete -C '{line}'"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert [own.split("\t")[0] for own in ran.stdout.splitlines()] == expected
+
+
+def test_the_keys_of_a_command_are_those_of_its_file() -> None:
+    found = candidates()["finetune"]
+    assert {"training.ema=", "model.std=", "output.mlflow=", "seed="} <= {*found}
+    assert "ema=" not in found  # it stands alone at the beginning of a line of the help
+
+
 def test_every_command_and_every_name_of_a_group_is_a_candidate() -> None:
     found = candidates()
     assert list(found) == list(COMMANDS)
