@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fsmerge_cli.architectures import SPECS, Family, resolve
 from fsmerge_cli.architectures.vit.family import BASE, stated_options
@@ -28,6 +28,20 @@ def infer_architecture(module: nn.Module, where: str) -> tuple[Family, Any]:
         f"{where} does not specify its architecture. Also pass its arch, a timm name or "
         f"{{'family': ..., ...}} ({', '.join(sorted(SPECS))})."
     )
+
+
+EPS = 1e-5
+"""eps of the BatchNorms of timm's and torchvision's networks, and of those that are written."""
+
+
+def with_usual_eps(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `module`, with running variances that give the same function with EPS: v + eps - EPS."""
+    found = dict(tensors)
+    for name, part in module.named_modules():
+        variance = found.get(f"{name}.running_var")
+        if isinstance(part, nn.BatchNorm2d) and part.eps != EPS and variance is not None:
+            found[f"{name}.running_var"] = (variance.double() + (part.eps - EPS)).to(variance.dtype)
+    return found
 
 
 def hub_name(spec: SourceSpec) -> str | None:

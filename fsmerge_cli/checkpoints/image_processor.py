@@ -13,6 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.checkpoints.files import MAX_CONFIG_VALUE, read_config
+from fsmerge_cli.checkpoints.processor_classes import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    plain,
+    unknown_class,
+    with_defaults,
+)
 from fsmerge_cli.common.errors import SourceError
 
 FILES = ("preprocessor_config.json", "processor_config.json")
@@ -33,25 +42,16 @@ OFFSETS = ("rescale_offset", "offset")
 LEVELS = 255
 """Largest value of a pixel before rescaling."""
 
-IMAGENET_PIXELS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+IMAGENET_PIXELS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 CLIP_PIXELS = {
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
+    "mean": CLIP_MEAN,
+    "std": CLIP_STD,
     "interpolation": "bicubic",
     "crop_pct": 1.0,
     "crop_mode": "center",
 }
 HALF = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
 """Of the published ViTs, where nothing else is known."""
-
-_CENTRE = {"do_center_crop": True, "crop_size": 224}
-_CLIP = {"image_mean": CLIP_PIXELS["mean"], "image_std": CLIP_PIXELS["std"]}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "Bit": {"size": {"shortest_edge": 224}, **_CENTRE, **_CLIP},
-    "CLIP": {"size": {"shortest_edge": 224}, **_CENTRE, **_CLIP},
-    "DeiT": {"size": {"height": 256, "width": 256}, **_CENTRE},
-}
-"""Start of a processor's class in transformers -> its values of missing keys, where others are usual."""
 
 Size = tuple[int, int]
 
@@ -72,7 +72,8 @@ def timm_keys(stated: Mapping[str, Any], channels: int, where: str) -> tuple[dic
     channels: of the model. Raises SourceError where a value cannot be used.
     """
     where = f"{where}: {FILES[0]}"
-    stated = with_defaults(stated)
+    notes_on_class = unknown_class(stated)
+    stated = plain(with_defaults(stated))
     if _flag(stated, "do_flip_channel_order", False, where):
         raise SourceError(
             f"{where}: do_flip_channel_order is true, so the model reads the channels as blue, green, red. Flip "
@@ -86,16 +87,9 @@ def timm_keys(stated: Mapping[str, Any], channels: int, where: str) -> tuple[dic
         for key in sorted(stated)
         if ((key.startswith("do_") and key not in FOLLOWED) or key in UNFOLLOWED) and stated[key]
     ]
-    notes = (*notes, *(f"{key} is not followed" for key in unknown))
+    notes = (*notes_on_class, *notes, *(f"{key} is not followed" for key in unknown))
     found = {"mean": mean, "std": std, "interpolation": _filter(stated, where), **geometry}
     return found | ({} if size is None else {"input_size": [channels, *size]}), notes
-
-
-def with_defaults(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of an image processor, with those that its class sets where they are missing."""
-    defaults = next((keys for start, keys in DEFAULTS.items() if _kind(stated).startswith(start)), {})
-    given = {key: value for key, value in stated.items() if key not in defaults or value is not None}
-    return {**defaults, **given}
 
 
 def _normalisation(stated: Mapping[str, Any], where: str) -> tuple[list[float], list[float]]:
@@ -182,18 +176,13 @@ def _short_side(stated: Mapping[str, Any], where: str) -> int | None:
 
 def _is_square(stated: Mapping[str, Any]) -> bool:
     """Whether one number as `size` is both sides (as for ViT), not the short one (as for CLIP)."""
-    return bool(stated.get("default_to_square", not _kind(stated).startswith("CLIP")))
-
-
-def _kind(stated: Mapping[str, Any]) -> str:
-    """The class of the processor."""
-    return str(stated.get("image_processor_type") or stated.get("feature_extractor_type"))
+    return bool(stated.get("default_to_square", True))
 
 
 def _filter(stated: Mapping[str, Any], where: str) -> str:
     value = stated.get("resample")
-    if value is None:  # the default of its class in transformers
-        return "bicubic" if _kind(stated).startswith(("Bit", "CLIP", "DeiT", "Siglip")) else "bilinear"
+    if value is None:  # of ViTImageProcessor
+        return "bilinear"
     if type(value) is not int or value not in FILTERS:
         listed = ", ".join(f"{number} ({name})" for number, name in FILTERS.items())
         raise SourceError(f"{where}: resample should be one of {listed}, it is {str(value)[:99]!r}.")

@@ -17,6 +17,17 @@ from fsmerge_cli.common.shown import shown
 PARTS = (("q", "k", "v"), ("gate", "up"))
 """In a table, a target that ends with `#q`, `#k` or `#v` is that third of one tensor; likewise the halves."""
 
+ACTIVATIONS = {
+    "gelu": None,
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Hugging Face's names of activations -> timm's (None: timm's own default)."""
+
 WB = r"(weight|bias)"
 
 
@@ -26,7 +37,8 @@ class Layout:
 
     title: its name in messages. anchor: the tensor by which it is recognised, without any prefix.
     keys: pattern of a name -> timm's name. types: `model_type` of Hugging Face's config.json (none: it has no such
-    file). eps: of its norms, where config.json does not state it.
+    file). eps: of its norms, where config.json does not state it. processor: start of the class of its image
+    processors, where preprocessor_config.json does not state it.
     """
 
     title: str
@@ -34,6 +46,7 @@ class Layout:
     keys: Mapping[str, str]
     types: tuple[str, ...] = ()
     eps: float = 1e-12
+    processor: str = "ViT"
 
 
 TORCHVISION = Layout(
@@ -78,6 +91,7 @@ DEIT = Layout(
     anchor="embeddings.distillation_token",
     keys={**TRANSFORMERS.keys, r"embeddings\.distillation_token": "reg_token"},
     types=("deit",),
+    processor="DeiT",
 )
 DINOV2 = Layout(
     title="Hugging Face's Dinov2Model",
@@ -95,6 +109,7 @@ DINOV2 = Layout(
     },
     types=("dinov2", "dinov2_with_registers"),
     eps=1e-6,
+    processor="Bit",
 )
 _TOWER, _BLOCK = r"encoder\.layers\.(\d+)", r"transformer.resblocks.\1"
 TRANSFORMERS_CLIP = Layout(
@@ -114,6 +129,7 @@ TRANSFORMERS_CLIP = Layout(
     },
     types=("clip", "clip_vision_model"),
     eps=1e-5,
+    processor="CLIP",
 )
 CLIP = Layout(title="a CLIP vision tower", anchor="class_embedding", keys={})  # converted by timm
 
@@ -153,16 +169,22 @@ UNMERGED = (
     "weights.",
 )
 
-NOT_WHOLE = (
+DISTILLED = (
+    "timm's distilled DeiT, which has a head on each of two tokens",
+    "A merged model has features of one token. Use a model without distillation (deit_*_patch16_224, vit_*).",
+)
+
+NOT_READ = (
     (r"\.(base_layer|modules_to_save)\.", *UNMERGED),
     (r"(^|\.)(lora|hada|lokr|ia3|oft|boft|vera|randlora)_\w+", *ADAPTER),
+    (r"(^|\.)dist_token$", *DISTILLED),
     (
         r"(^|\.)_?flat_param(_\d+)?$",
         "flat parameters of FSDP, whose shapes the file does not have",
         "Save the whole state dict: FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT).",
     ),
 )
-"""Tensors from which the model cannot be read: pattern of a name, what they are, and the remedy."""
+"""Tensors of models that are not read: pattern of a name, what they are, and the remedy."""
 
 
 def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> Layout | None:
@@ -171,7 +193,7 @@ def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: s
     if isinstance(kind, str) and kind not in known and "architecture" not in config:
         refuse_other(kind, where)
         raise _refuse(where, f"a model of Hugging Face transformers of the type '{kind}'")
-    for pattern, title, remedy in NOT_WHOLE:
+    for pattern, title, remedy in NOT_READ:
         if found := [name for name in tensors if re.search(pattern, name)]:
             raise SourceError(f"{where} contains {title} ({shown(found[0])}). {remedy}")
     for title, pattern in REFUSED.items():

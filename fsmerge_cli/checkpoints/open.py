@@ -22,6 +22,7 @@ from fsmerge_cli.checkpoints.architecture import (
     hub_name,
     infer_architecture,
     open_entry,
+    with_usual_eps,
 )
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
 from fsmerge_cli.checkpoints.files import (
@@ -169,7 +170,7 @@ def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint
             f"{where}: {unfit[0]} is no ordinary tensor (quantised, or of a lazy module that has not been run). "
             "Pass the original module, after one forward pass."
         )
-    tensors = {name: tensor.detach() for name, tensor in state.items()}
+    tensors = with_usual_eps(module, {name: tensor.detach() for name, tensor in state.items()})
     digest = "" if headers else tensors_sha256(tensors)
     tensors = {n: t.to("meta") if headers else t.cpu() for n, t in tensors.items()}
     stated: Any = getattr(module, "config", None)  # Hugging Face's

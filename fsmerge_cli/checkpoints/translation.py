@@ -14,8 +14,9 @@ from torch import Tensor
 from fsmerge_cli.architectures.vit.family import BASE
 from fsmerge_cli.checkpoints.clip_tower import of_tower, require_tower_head, tower_architecture
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
-from fsmerge_cli.checkpoints.image_processor import CLIP_PIXELS, HALF, IMAGENET_PIXELS, timm_keys, with_defaults
+from fsmerge_cli.checkpoints.image_processor import CLIP_PIXELS, HALF, IMAGENET_PIXELS, timm_keys
 from fsmerge_cli.checkpoints.key_tables import (
+    ACTIVATIONS,
     CLIP,
     DEIT,
     DINOV2,
@@ -26,21 +27,11 @@ from fsmerge_cli.checkpoints.key_tables import (
     Layout,
 )
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
+from fsmerge_cli.checkpoints.processor_classes import with_class, with_defaults
 from fsmerge_cli.checkpoints.vit_names import SIZES
 from fsmerge_cli.checkpoints.vit_shapes import ask_heads
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, shown
-
-ACTIVATIONS = {
-    "gelu": None,
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quickgelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-"""Hugging Face's names of activations -> timm's (None: timm's own default)."""
 
 SWIGLU = "vit_giant_patch14_dinov2"
 """The model of timm with the gated MLP of DINOv2."""
@@ -113,7 +104,7 @@ def translate(
     elif "architecture" not in config:
         if not has_arch:
             stated |= _architecture(layout, named, config, where)
-            notes += tuple(f"'{name}': {text}" for text in _guesses(stated["model_args"], config))
+            notes += tuple(f"'{name}': {text}" for text in _guesses(layout, stated["model_args"], config))
         elif layout.types and "layer_norm_eps" in config:
             stated["eps"] = _eps(layout, config, where)
     patches = named.get("patch_embed.proj.weight", torch.empty(0))
@@ -220,14 +211,16 @@ def _architecture(
     return {"architecture": BASE, "model_args": args, "eps": _eps(layout, config, where)}
 
 
-def _guesses(args: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def _guesses(layout: Layout, args: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Notes on the options of the architecture that neither the file nor its config.json states."""
     size = " x ".join(map(str, args["img_size"])) if isinstance(args["img_size"], list) else args["img_size"]
+    heads, width = args["num_heads"], args["embed_dim"]
     found = {
-        "num_attention_heads": f"{args['num_heads']} attention heads are assumed, as in the published models of "
-        f"width {args['embed_dim']}",
+        "num_attention_heads": f"{heads} attention heads are assumed, as in the published models of width {width}",
         "image_size": f"square images of {size} pixels are assumed, from the number of its position embeddings",
     }
+    if layout.types:
+        found["model_type"] = "its class token is taken as features, not the mean of its patches"
     advice = "if that is wrong, pass models.sources.N.arch={family: vit, ...}"
     return [f"{text}; {advice}" for key, text in found.items() if not config.get(key)]
 
@@ -252,7 +245,7 @@ def _pixels(
     if layout is TORCHVISION:
         guess = {**IMAGENET_PIXELS, "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
         return guess, (f"mean and std are assumed to be those of torchvision's public weights; {advice}",), ()
-    stated = config.get("preprocessor")
+    stated = with_class(config.get("preprocessor") or {}, layout.processor)
     if not stated and layout in (DEIT, DINOV2):
         text = "no preprocessor_config.json, so mean and std are assumed to be those of ImageNet"
         return {**IMAGENET_PIXELS, "interpolation": "bicubic"}, (f"{text}; {advice}",), ()
@@ -282,9 +275,10 @@ def _tower(
             "vit_base_patch16_clip_224.laion2b for LAION's, or another vit_*_clip_* name of timm."
         )
     pixels, guess = dict(CLIP_PIXELS), tuple[str, ...]()
-    if (processor := config.get("preprocessor")) and config.get("model_type"):
-        known = {**config, "preprocessor": {"image_processor_type": "CLIPImageProcessor", **processor}}
-        pixels, guess, deviations = _pixels(TRANSFORMERS_CLIP, known, len(found.tensors["conv1.weight"][0]), where)
+    if config.get("preprocessor") and config.get("model_type"):
+        pixels, guess, deviations = _pixels(
+            TRANSFORMERS_CLIP, config, len(found.tensors["conv1.weight"][0]), where
+        )
         notes += tuple(f"'{name}': preprocessor_config.json: {text}" for text in deviations)
     stated: dict[str, Any] = {**(architecture or {}), "pretrained_cfg": pixels}
     projection = found.tensors.get("proj")

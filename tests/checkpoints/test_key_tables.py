@@ -133,3 +133,12 @@ def test_check_reads_third_party_layouts_from_headers(tmp_path: Path) -> None:
     same = [entries[0], {**entries[0], "name": "again"}]
     twin = inspect(request(same, "average", None, Hardware(device="cpu"), 0, overwrite=False))
     assert twin.similarity == pytest.approx((1.0,))
+
+
+def test_a_distilled_deit_of_timm_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({"dist_token": torch.zeros(2)}, file)
+    assert refused(SourceSpec("a", checkpoint=str(file))) == (
+        f"source 'a': {file} contains timm's distilled DeiT, which has a head on each of two tokens (dist_token). "
+        "A merged model has features of one token. Use a model without distillation (deit_*_patch16_224, vit_*)."
+    )

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fsmerge_cli import merge
+from fsmerge_cli.checkpoints.key_tables import ACTIVATIONS
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.training.teachers import network
@@ -23,9 +24,32 @@ from tests.support.third_party import (
 )
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_is_the_same_function_in_timm(name: str) -> None:
+    from timm.layers.create_act import get_act_layer
+
+    functions = pytest.importorskip("transformers").activations.ACT2FN
+    own = get_act_layer(ACTIVATIONS[name] or "gelu")
+    values = torch.linspace(-4, 4, 99)
+    assert own is not None
+    torch.testing.assert_close(own()(values), functions[name](values))
+
+
+def test_without_a_config_the_class_token_is_a_guess(tmp_path: Path) -> None:
+    module = hugging_face(1)
+    save_file(module.state_dict(), tmp_path / "a.safetensors")
+    entry = {"family": "vit", "args": {"num_heads": 3, "img_size": 8}}
+    found = load(SourceSpec("a", checkpoint=str(tmp_path / "a.safetensors"), arch=entry, **PIXELS))
+    assert found.notes[0] == (
+        "'a': its class token is taken as features, not the mean of its patches; if that is wrong, pass "
+        "models.sources.N.arch={family: vit, ...}"
+    )
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "options", [{}, {"hidden_act": "gelu_new"}, {"qkv_bias": False}, {"layer_norm_eps": 1e-3}]
+    "options",
+    [{}, {"hidden_act": "gelu_new"}, {"hidden_act": "quick_gelu"}, {"qkv_bias": False}, {"layer_norm_eps": 1e-3}],
 )
 def test_a_folder_of_hugging_face_gives_the_same_logits(options: dict[str, Any], tmp_path: Path) -> None:
     module, pixels = hugging_face(1, **options), torch.rand(3, 3, 8, 8)

@@ -71,6 +71,8 @@ def test_the_keys_of_a_hugging_face_processor_are_followed(stated: dict[str, Any
         torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=scale * 1e-4)
 
 
+MEAN_STD = {"image_mean": [0.4] * 3, "image_std": [0.3] * 3}
+
 NOT_FOLLOWED: list[tuple[dict[str, Any], str]] = [
     ({**FULL, "do_resize": False}, "do_resize=false is not followed: images of another size are resized"),
     ({**FULL, "do_pad": True}, "do_pad is not followed"),
@@ -136,6 +138,64 @@ def test_a_value_of_a_processor_that_cannot_be_used(stated: dict[str, Any], mess
     with pytest.raises(SourceError) as error:
         timm_keys(stated, 3, "here")
     assert str(error.value) == f"here: preprocessor_config.json: {message}"
+
+
+SIXTEEN = {"height": 16, "width": 16}
+OF_A_CLASS: list[tuple[str, dict[str, Any]]] = [
+    ("Beit", FULL),
+    ("Bit", {"size": 20, "crop_size": 16}),
+    ("Blip", FULL),
+    ("ChineseCLIP", {**SHORT, "crop_size": 16}),
+    ("ConvNext", {"size": {"shortest_edge": 16}, "crop_pct": 0.8}),
+    ("ConvNext", {"size": 16, "crop_pct": 0.8, "image_mean": [0.1, 0.2, 0.3]}),
+    ("DeiT", {**HEIGHT_WIDTH, "crop_size": SIXTEEN}),
+    ("EfficientNet", {**FULL, "image_std": [0.2, 0.3, 0.4]}),
+    ("EfficientNet", {**FULL, "include_top": False}),
+    ("EfficientNet", {**FULL, "do_normalize": False}),
+    ("Levit", {"size": {"shortest_edge": 21}, "crop_size": SIXTEEN}),
+    ("MobileNetV1", {**SHORT, "crop_size": SIXTEEN}),
+    ("PoolFormer", {"size": {"shortest_edge": 18}, "crop_size": SIXTEEN}),
+    ("Pvt", FULL),
+    ("Siglip", FULL),
+    ("ViT", FULL),
+]
+
+
+@pytest.mark.parametrize(("kind", "stated"), OF_A_CLASS, ids=str)
+def test_a_class_of_processors_is_read_as_the_library_reads_it(kind: str, stated: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    keys, notes = timm_keys({"image_processor_type": f"{kind}ImageProcessorFast", **stated}, 3, "here")
+    assert notes == ()
+    assert keys["input_size"] == [3, 16, 16]
+    own = ToPixels((3, 16, 16), Preprocessing.of(keys, "here"))
+    processor = getattr(transformers, f"{kind}ImageProcessorPil")(**stated)
+    image = Image.fromarray(RAMP).resize((50, 40))
+    expected = torch.as_tensor(np.array(processor(image)["pixel_values"][0])).float()
+    mean, std = (torch.tensor(keys[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+    scale = float(expected.abs().max())
+    torch.testing.assert_close((own(image) - mean) / std, expected, rtol=1e-4, atol=scale * 1e-4)
+
+
+def test_an_unknown_class_of_processors_is_named() -> None:
+    keys, notes = timm_keys({"image_processor_type": "MineImageProcessor", **FULL, **MEAN_STD}, 3, "here")
+    assert keys["interpolation"] == "bilinear"
+    assert notes == (
+        "its class MineImageProcessor is not known, so keys that it leaves out are taken as those of "
+        "ViTImageProcessor, and what the class does besides is not followed",
+    )
+
+
+@pytest.mark.parametrize(("kind", "share"), [("ViT", 1.0), ("DeiT", 0.8), ("Dinov2", 0.8)])
+def test_without_a_class_it_is_that_of_the_model(kind: str, share: float, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = {"ViT": transformers.ViTConfig, "DeiT": transformers.DeiTConfig, "Dinov2": transformers.Dinov2Config}
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 8, "patch_size": 4}
+    getattr(transformers, f"{kind}Model")(config[kind](**sizes)).save_pretrained(tmp_path)
+    stated = {"size": {"height": 10, "width": 10}, "crop_size": 8}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    found = load(SourceSpec("a", checkpoint=str(tmp_path))).preprocessing
+    assert found.crop_pct == pytest.approx(share)
+    assert found.interpolation == ("bilinear" if kind == "ViT" else "bicubic")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ weight with separate biases are three layers here: such a model is built with `q
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.eva.module import (
@@ -26,7 +28,7 @@ from fsmerge_cli.architectures.family import Family, Folding
 from fsmerge_cli.architectures.vit import family as vit
 from fsmerge_cli.architectures.vit.classifier import classifier, snippet
 from fsmerge_cli.architectures.vit.family import ViTArch
-from fsmerge_cli.architectures.vit.module import eps_of, set_eps
+from fsmerge_cli.architectures.vit.module import other_eps, set_eps
 from fsmerge_cli.common.errors import ConfigError, SourceError
 
 PARTS = ("q", "k", "v")
@@ -126,12 +128,22 @@ def describe(instance: nn.Module) -> ViTArch | None:
         arch = parse("eva", {"name": name, "args": arguments(module)}, {}, name)
         own = {n: t for n, t in translate(arch, module.state_dict()).items() if not n.startswith("head.")}
         same = _shapes(own) == _shapes(EVA.skeleton(arch).state_dict())
-        if same and eps_of(module) == eps_of(vit.meta(arch)):
+        if same and not other_eps(vit.meta(arch), module) and _same_rope(arch, module):
             return arch
     raise SourceError(
         f"this Eva module differs from timm's {name or 'models'}. Also pass its arch: "
         "{family: eva, name: ..., args: {...}}."
     )
+
+
+def _same_rope(arch: ViTArch, module: Any) -> bool:
+    """Whether the rotary positions of `module` are those of its options: a temperature, say, is none of them."""
+    expected = _rope(arch)
+    if expected is None or module.rope is None:
+        return expected is None and module.rope is None
+    rope = deepcopy(module.rope).eval()  # its own in training is drawn anew
+    own: Tensor = rope.get_embed(shape=module.patch_embed.grid_size).detach().cpu()
+    return own.shape == expected.shape and torch.allclose(own.float(), expected.float(), atol=1e-5)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from fsmerge_cli.architectures.vit.classifier import classifier, snippet
 from fsmerge_cli.architectures.vit.module import (
     LOADER_ARGUMENTS,
     arguments,
+    differences,
     eps_of,
     properties,
     reasons,
@@ -211,8 +212,7 @@ def describe(instance: nn.Module) -> ViTArch | None:
         "vit", {"name": name if is_model(name) else BASE, "args": args, "projection": projection}, {}, name
     )
     arch = arch if eps_of(module) == eps_of(meta(arch)) else replace(arch, eps=eps_of(module))
-    built, own = properties(VIT.skeleton(arch), projection), properties(module, projection)
-    if different := [key for key, value in own.items() if built[key] != value]:
+    if different := differences(VIT.skeleton(arch), module, projection):
         raise SourceError(
             f"this module differs from timm's {name} in: {', '.join(different)}. "
             "Also pass its arch: {family: vit, name: ..., args: {...}}."

@@ -130,8 +130,19 @@ def reasons(model: Any) -> list[str]:
     return found
 
 
+def _require_plain_blocks(model: Any) -> None:
+    from timm.models.vision_transformer import Block
+
+    if type(model.blocks[0]) is not Block:
+        raise SourceError(f"this module cannot be merged: {reasons(model)[0]}.")
+
+
 def arguments(model: Any) -> dict[str, Any]:
-    """Keyword arguments for timm that give this model's sizes and flags; layer types follow from its timm name."""
+    """Keyword arguments for timm that give this model's sizes and flags; layer types follow from its timm name.
+
+    Raises SourceError for other blocks than timm's `Block`.
+    """
+    _require_plain_blocks(model)
     block, embed = model.blocks[0], model.patch_embed
     first = getattr(block.mlp, "fc1", None) or block.mlp.fc1_g
     scaled = not isinstance(block.ls1, nn.Identity)
@@ -166,6 +177,21 @@ def arguments(model: Any) -> dict[str, Any]:
 def eps_of(model: Any) -> float:
     """The eps of the norms in the blocks."""
     return float(model.blocks[0].norm1.eps)
+
+
+def other_eps(built: nn.Module, own: nn.Module) -> bool:
+    """Whether some part of `own` has another eps than the part of the same name in `built`."""
+    known = {name: getattr(part, "eps", None) for name, part in built.named_modules()}
+    return any(
+        getattr(part, "eps", None) != known.get(name) for name, part in own.named_modules() if name in known
+    )
+
+
+def differences(built: nn.Module, own: nn.Module, projection: bool) -> list[str]:
+    """Properties in which a module differs from the one built for it."""
+    stated, found = properties(built, projection), properties(own, projection)
+    different = [key for key, value in found.items() if stated[key] != value]
+    return different or (["eps"] if other_eps(built, own) else [])
 
 
 def set_eps(module: nn.Module, eps: float) -> nn.Module:
