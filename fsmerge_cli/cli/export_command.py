@@ -13,8 +13,10 @@ HELP = """usage: fsmerge export RUN --format onnx|torch [--output FILE] [--task 
 
 Writes a merged model as one file that runs without fsmerge and timm: pixels in 0..1
 [n, channels, height, width] -> logits [n, labels], of all tasks as `fsmerge predict` compares
-them, or of one task. The labels are in its metadata (`labels`, of torch the file labels.json).
-The file is read back and compared with the model (ONNX: where onnxruntime is installed).
+them, or of one task. Of a text encoder: input_ids, attention_mask (and token_type_ids, where it has
+types), each [n, length] of integers, by the tokenizer in merged/. The labels are in its metadata
+(`labels`, of torch the file labels.json). The file is read back and compared with the model
+(ONNX: where onnxruntime is installed).
 
   --format onnx    ONNX (needs pip install onnx onnxscript)
   --format torch   a program of torch.export, for torch.export.load

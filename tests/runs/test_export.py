@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fsmerge_cli import load_merged
+from fsmerge_cli import load_merged, merge
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import CertificateError, ConfigError
+from fsmerge_cli.common.inputs import NamedTensors
 from fsmerge_cli.runs import export
+from tests.support.encoders import TOPIC, VARIANTS, save_encoder, sentence_pair, sentence_source
 from tests.support.evaluations import timm_folder
 
 
@@ -109,3 +112,58 @@ def test_wrong_calls_are_refused(
     assert "unknown task 'hgh'. Did you mean 'high'?" in capsys.readouterr().err
     inside = digits_run / "merged/x.pt2"
     assert main(["export", str(digits_run), "--format", "torch", "--output", str(inside)]) == 2
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    data = {"name": "sentences", "images_per_task": 4}
+    merge(sentence_pair(folder, "BERT"), method="average", data=data, output=folder / "run")
+    return folder / "run"
+
+
+def tokens(model: Any, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Random tokens of any batch and length, with padding at the end."""
+    rows, length = shape
+    random = torch.Generator().manual_seed(rows)
+    ids = torch.randint(model.arch.vocab_size, (rows, length), generator=random)
+    mask = (torch.arange(length)[None] < torch.randint(1, length + 1, (rows, 1), generator=random)).long()
+    names = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": (ids % 2) * mask}
+    return names if model.arch.types > 1 else {n: t for n, t in names.items() if n != "token_type_ids"}
+
+
+def text_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    zeros = torch.zeros_like(inputs["input_ids"])
+    features = model.backbone(NamedTensors({"token_type_ids": zeros, **inputs}))
+    return torch.cat([head.joint_logits(features) for head in model.heads.values()], 1)
+
+
+SHAPES = [(1, 7), (4, 33), (2, 66)]
+
+
+@pytest.mark.full
+def test_a_torch_program_of_a_text_encoder_takes_every_batch_and_length(text_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.pt2"
+    assert main(["export", str(text_run), "--format", "torch", "--output", str(file)]) == 0
+    model, program = load_merged(text_run), torch.export.load(file).module()
+    for shape in SHAPES:
+        inputs = tokens(model, shape)
+        torch.testing.assert_close(program(*inputs.values()), text_logits(model, inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+@pytest.mark.parametrize("variant", [name for name, own in VARIANTS.items() if own.get("pooler", True)])
+def test_onnxruntime_gives_the_logits_of_a_text_encoder(variant: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder, file = save_encoder(tmp_path / "own", sentence_source(variant, 1, TOPIC)), tmp_path / "run.onnx"
+    assert main(["export", str(folder), "--format", "onnx", "--output", str(file)]) == 0
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    model = load_merged(folder)
+    assert [own.name for own in session.get_inputs()] == list(tokens(model, (1, 2)))
+    for shape in ((1, 7), (4, 33), (2, model.arch.longest)):
+        inputs = tokens(model, shape)
+        (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
+        torch.testing.assert_close(torch.from_numpy(found), text_logits(model, inputs), rtol=1e-4, atol=1e-4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["labels"]) == list(TOPIC)
