@@ -67,15 +67,22 @@ def similarities(problem: Problem, first: bool = False) -> dict[str, Tensor]:
 
 
 def match_all(
-    plan: Plan, found: Mapping[str, Tensor], k: int, progress: Progress = silent
+    plan: Plan,
+    found: Mapping[str, Tensor],
+    k: int,
+    progress: Progress = silent,
+    heads: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """One permutation per source and space that aligns the source to source 1, which keeps its order."""
+    """One permutation per source and space that aligns the source to source 1, which keeps its order.
+
+    heads: orders of heads of every source that are given, as in `match`.
+    """
     sizes = {name: space.merged for name, space in plan.spaces.items()}
     matched: list[dict[str, Tensor]] = [{name: torch.arange(size) for name, size in sizes.items()}]
     for i in range(1, k):
         cross = {name: c[: sizes[name], i * sizes[name] : (i + 1) * sizes[name]] for name, c in found.items()}
         report = partial(_report, progress, (i - 1) * len(sizes), (k - 1) * len(sizes))
-        matched.append(match(plan, cross, report))
+        matched.append(match(plan, cross, report, heads[i] if heads else {}))
     return matched
 
 
@@ -84,15 +91,19 @@ def _report(progress: Progress, before: int, total: int, done: int) -> None:
 
 
 def match(
-    plan: Plan, similarity: Mapping[str, Tensor], report: Callable[[int], None] = lambda done: None
+    plan: Plan,
+    similarity: Mapping[str, Tensor],
+    report: Callable[[int], None] = lambda done: None,
+    heads: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Permutations p that maximise sum_j similarity[j, p[j]] in every space, with heads kept whole.
 
     similarity: by space, [size, size], with the units of source 1 as rows; spaces that share an order of heads
-    stand together. report: is called with the number of matched spaces.
+    stand together. report: is called with the number of matched spaces. heads: orders of heads that are given, by
+    the space that leads.
     """
     permutations: dict[str, Tensor] = {}
-    orders: dict[str, Tensor] = {}
+    orders: dict[str, Tensor] = dict(heads or {})
     leading_first = sorted(similarity, key=lambda name: plan.spaces[name].order != name)
     for done, name in enumerate(leading_first):
         report(done)

@@ -104,12 +104,14 @@ def correlations(
     progress: Progress = silent,
     first: bool = False,
     max_bytes: int | None = None,
+    measure: Measure | None = None,
 ) -> dict[str, Tensor]:
     """Pearson correlations of the units of all sources, by space: [sum of sizes, sum of sizes], fp64, on the CPU.
 
     All sources run on all images. A space with several places gets the mean of their correlations. Constant units
     have correlation 0. first: only between the units of source 1 and all units, [size of source 1, sum of sizes].
-    Sums of more than `max_bytes` bytes (on a GPU MAX_BYTES) take several passes over the images.
+    measure: computed instead of correlations (None: `pearson`). Sums of more than `max_bytes` bytes (on a GPU
+    MAX_BYTES) take several passes over the images.
     """
     if max_bytes is None and device.type == "cuda":
         max_bytes = MAX_BYTES
@@ -133,7 +135,7 @@ def correlations(
                 seen = done * len(images) + chunk.stop
                 progress(Event("compute statistics", seen, len(parts) * len(images), images=1))
         for place in selected:
-            share = _pearson(*totals.pop(place)).cpu() / occurrences[place.space]
+            share = (measure or pearson)(*totals.pop(place)).cpu() / occurrences[place.space]
             found[place.space] = found[place.space].add_(share) if place.space in found else share
     return found
 
@@ -236,15 +238,24 @@ def unmerging(
     return found
 
 
-def _pearson(count: int, total: Tensor, square: Tensor, product: Tensor) -> Tensor:
+Measure = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Rows, and the sums of values [columns], squares [columns] and products [rows, columns] -> [rows, columns]."""
+
+
+def covariance(count: int, total: Tensor, square: Tensor, product: Tensor) -> Tensor:
+    """Covariances [rows, columns]; the rows are the first columns."""
+    mean = total / count
+    return product / count - mean[: len(product), None] * mean
+
+
+def pearson(count: int, total: Tensor, square: Tensor, product: Tensor) -> Tensor:
     """Pearson correlations [rows, columns]; the rows are the first columns."""
     mean, rows = total / count, len(product)
-    covariance = product / count - mean[:rows, None] * mean
     variance = (square / count - mean.square()).clamp(min=0)
     # The variance of a constant unit is rounding error: small relative to its mean square or to other variances.
     constant = (variance <= 1e-12 * square / count) | (variance <= 1e-18 * variance.max())
     scale = torch.where(constant, torch.zeros_like(variance), variance.clamp(min=1e-300).rsqrt())
-    return (covariance * scale[:rows, None] * scale).clamp(-1, 1)
+    return (covariance(count, total, square, product) * scale[:rows, None] * scale).clamp(-1, 1)
 
 
 def _on_inputs(used: list[Tensor | None]) -> Callable[[nn.Module, tuple[Inputs, ...]], None]:

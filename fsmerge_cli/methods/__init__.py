@@ -12,6 +12,7 @@ from fsmerge_cli.common.plugins import Registry, check_options
 from fsmerge_cli.methods.activation_matching import ActivationMatching
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.methods.base import Method
+from fsmerge_cli.methods.cca import CCA
 from fsmerge_cli.methods.fisher import Fisher
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
@@ -48,6 +49,7 @@ SHIPPED: dict[str, type[Method]] = {
     "ada_merging": AdaMerging,
     "average": Average,
     "breadcrumbs": Breadcrumbs,
+    "cca": CCA,
     "consensus": Consensus,
     "dare": Dare,
     "della": Della,

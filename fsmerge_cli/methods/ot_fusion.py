@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.matching import require_images, similarities
+from fsmerge_cli.alignment.space_maps import folded
 from fsmerge_cli.alignment.transport import (
     MAX_COPIES,
     copies,
@@ -20,16 +21,12 @@ from fsmerge_cli.alignment.transport import (
     solver,
     unmerging,
 )
-from fsmerge_cli.architectures.ports import Unit
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, NonNegativeFloat
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.methods.resets import Resets
-from fsmerge_cli.methods.zipit import merged_unit
 from fsmerge_cli.models.plan import Plan
-from fsmerge_cli.supernet.fold import fold
-from fsmerge_cli.supernet.map_set import maps_of_spaces
 from fsmerge_cli.training.problem import Problem, Solution
 
 
@@ -78,14 +75,7 @@ class OTFusion(Weighted, Resets):
             for name in plan.spaces
         }
         unmerge = {name: [unmerging(own[name]) for own in found] for name in plan.spaces}
-        units = {
-            name: merged_unit(role, [w[name] for w in weights], merge[role.port.space], plan)
-            for name, role in plan.roles.items()
-            if isinstance(role, Unit)
-        }
-        maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
-        projectors = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
-        solution = Solution(fold(plan, maps, weights), projectors, maps=maps)
+        solution = folded(problem, merge, unmerge)
         return with_reset_of_clusters(problem, solution, merge) if self.reset_batchnorm else solution
 
     def _couplings(self, problem: Problem, weights: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

@@ -15,16 +15,14 @@ from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.layer_fits import fitted_layers
 from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
 from fsmerge_cli.alignment.partial import gains, mismatch_of, partial_merge
+from fsmerge_cli.alignment.space_maps import folded
 from fsmerge_cli.alignment.widening import Widening, widening
-from fsmerge_cli.architectures.ports import Unit
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.options import FORBID, NonNegativeFloat
 from fsmerge_cli.methods.resets import Resets
-from fsmerge_cli.methods.zipit import merged_unit, reestimated
+from fsmerge_cli.methods.zipit import reestimated
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source
-from fsmerge_cli.supernet.fold import fold
-from fsmerge_cli.supernet.map_set import maps_of_spaces
 from fsmerge_cli.training.problem import Problem, Solution
 
 
@@ -107,22 +105,15 @@ class PLeaS(Resets):
         pairs = partial_merge(base, problem.plan, similar, orders)
         merge = {name: pair[0] for name, pair in pairs.items()}
         unmerge = {name: pair[1] for name, pair in pairs.items()}
-        plan, weights = problem.plan, problem.weights()
-        units = {
-            name: merged_unit(role, [w[name] for w in weights], merge[role.port.space], plan)
-            for name, role in plan.roles.items()
-            if isinstance(role, Unit)
-        }
-        maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
-        averaged = {name: t.detach() for name, t in fold(plan, maps, weights).items()}
+        plan, start = problem.plan, folded(problem, merge, unmerge)
+        averaged = {name: t.detach() for name, t in start.weights.items()}
         fitted, ridges = fitted_layers(problem, merge, averaged, self.ridge)
         solved = reestimated(problem, {**averaged, **fitted})
-        projectors = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
         facts = {
             "separate_units": float(sum(s.merged - base.spaces[n].merged for n, s in plan.spaces.items())),
             **{f"ridge_{place}": value for place, value in enumerate(ridges.values())},
         }
-        solution = Solution(solved, projectors, facts=facts, permutations=tuple(map(dict, orders)))
+        solution = Solution(solved, start.projectors, facts=facts, permutations=tuple(map(dict, orders)))
         return with_reset_of_clusters(problem, solution, merge) if self.reset_batchnorm else solution
 
     def _matched(self, problem: Problem, base: Plan) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
 from fsmerge_cli.alignment.permutation import shares_inner_order
+from fsmerge_cli.alignment.space_maps import merged_units
 from fsmerge_cli.alignment.zipping import zip_units
-from fsmerge_cli.architectures.ports import Unit
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods.resets import Resets
-from fsmerge_cli.models.plan import Plan, Space
+from fsmerge_cli.models.plan import Space
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import maps_of_spaces
 from fsmerge_cli.training.problem import Problem, Solution
@@ -66,11 +66,7 @@ class ZipIt(Resets):
             problem.progress(Event("zip units", done, len(plan.spaces)))
         merge = {name: pair[0] for name, pair in zipped.items()}
         unmerge = {name: pair[1] for name, pair in zipped.items()}
-        units = {
-            name: merged_unit(role, [w[name] for w in weights], merge[role.port.space], plan)
-            for name, role in plan.roles.items()
-            if isinstance(role, Unit)
-        }
+        units = merged_units(plan, weights, merge)
         maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
         folded = reestimated(problem, fold(plan, maps, weights))
         units = {
@@ -110,19 +106,6 @@ class ZipIt(Resets):
                 merge[i][inside, own] = small[0][i]
                 unmerge[i][own, inside] = small[1][i]
         return merge, unmerge
-
-
-def merged_unit(role: Unit, vectors: Sequence[Tensor], merge: Sequence[Tensor], plan: Plan) -> Tensor:
-    """sum_i M_i u_i; a vector shared by all heads follows the order of the first head."""
-    space = plan.spaces[role.port.space]
-    terms = []
-    for vector, M in zip(vectors, merge):
-        own = M
-        if role.per_head and space.heads:
-            rows = M[: space.merged // space.heads[0]]
-            own = rows.reshape(len(rows), -1, len(vector)).sum(1)
-        terms.append(own.double().cpu() @ vector.double().cpu())
-    return torch.stack(terms).sum(0).to(vectors[0].dtype)
 
 
 def reestimated(problem: Problem, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -208,7 +208,7 @@ def _training(plan: Plan, method: Method, hardware: Hardware, work: Workload, ne
         if not method.needs_images or isinstance(method, FSClosedForm):
             return 0
         inputs = len(plan.tasks) * sum(8 * space.merged**2 for space in plan.spaces.values())  # RegMean's Grams
-        return max(_statistics(plan, method.name == "zipit"), inputs) + 8 * network.parameters
+        return max(_statistics(plan, method.name in ("zipit", "cca")), inputs) + 8 * network.parameters
     n, k = network.parameters, len(plan.tasks)
     has_validation = min(work.train, default=0) >= MIN_FOR_VALIDATION
     batch = method.images_per_step(work.images)

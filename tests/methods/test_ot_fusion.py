@@ -7,18 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fsmerge_cli.alignment.permutation import permute, random_permutations
-from fsmerge_cli.architectures.ports import Unit
+from fsmerge_cli.alignment.space_maps import folded
 from fsmerge_cli.common.errors import ConfigError, DataError, UserError
 from fsmerge_cli.methods.activation_matching import ActivationMatching
 from fsmerge_cli.methods.ot_fusion import OTFusion
-from fsmerge_cli.methods.zipit import merged_unit
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.supernet.fold import fold
-from fsmerge_cli.supernet.map_set import maps_of_spaces
 from fsmerge_cli.training.problem import Problem
 from fsmerge_cli.training.teachers import network
 from tests.support.resnets import resnet_source
@@ -79,13 +76,8 @@ def widened(first: Source, wide: Source) -> Source:
     scores = {n for n in plan.spaces if n.startswith("qk")}
     merge = {n: [torch.zeros(len(T), len(T)), T * 0.5**0.25 if n in scores else T] for n, T in twice.items()}
     unmerge = {n: [torch.zeros(len(T), len(T)), T.T / 2] for n, T in twice.items()}
-    units: dict[str, Tensor] = {
-        n: merged_unit(role, [wide.weights[n], first.weights[n]], merge[role.port.space], plan)
-        for n, role in plan.roles.items()
-        if isinstance(role, Unit)
-    }
-    maps = maps_of_spaces(plan, merge, unmerge, units)
-    return replace(wide, name="wide", weights=fold(plan, maps, [wide.weights, first.weights]))
+    both = Problem(plan, [wide, first], random_images(2, 1))
+    return replace(wide, name="wide", weights=folded(both, merge, unmerge).weights)
 
 
 @pytest.mark.parametrize("cost", ["activations", "weights"])

@@ -165,6 +165,7 @@ def test_a_method_that_does_not_apply_has_a_reason(tmp_path: Path) -> None:
     width, images = "widths or numbers of heads differ", "needs unlabelled images (data=...)"
     wide = (
         "activation_matching",
+        "cca",
         "weight_matching",
         "pleas",
         "regmean",
