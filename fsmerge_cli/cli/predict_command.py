@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.reporting import tables, terminal
     from fsmerge_cli.runs.inputs import checkpoint_inputs
     from fsmerge_cli.runs.merged import load_merged
-    from fsmerge_cli.runs.predict import chosen_device, image_files, predictions, require_top_k
+    from fsmerge_cli.runs.predict import chosen_device, image_files, passed_over, predictions, require_top_k
     from fsmerge_cli.runs.predict_texts import text_predictions, texts_in
 
     require_top_k(options.top_k)
@@ -77,7 +77,8 @@ def run(arguments: list[str]) -> int:
     predicted: Callable[..., Any] = text_predictions if kind == "text" else predictions
     model = model.to(device)
     console = terminal.console(stderr=True, quiet=options.quiet)
-    terminal.print_notes(console, model.notes)
+    notes = () if kind == "text" else passed_over(options.images)
+    terminal.print_notes(console, (*model.notes, *notes))
     with terminal.Reporter(console) as progress:
         found = predicted(model, items, options.task, options.top_k, progress)
     rows = [

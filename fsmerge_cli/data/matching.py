@@ -20,15 +20,15 @@ ONE_LABEL = "Several labels per image (multi-label) are not supported: one class
 
 
 def of_task(
-    task: Task, classes: Sequence[Any], names: Sequence[str] | None, where: str
+    task: Task, classes: Sequence[Any], names: Sequence[str] | None, where: str, items: str = "images"
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
     """Rows of the images that have a label of the task; the index of each one's label in the task; notes.
 
     classes: class of every image, as an index or a name (-1 or None: no class); names: the name of every class
     index (None: unknown). Labels are matched by name, else as class indices, else, if there are as many labels as
     classes, by their order. A match of names that are not equal, and every other match, adds a note. Without
-    labels of the task or of the images, every image is kept, unlabelled. where: the prefix of messages. Raises
-    DataError.
+    labels of the task or of the images, every image is kept, unlabelled. where: the prefix of messages. items:
+    what they call the images. Raises DataError.
     """
     if task.labels is None:
         return [*range(len(classes))], [-1] * len(classes), ()
@@ -44,12 +44,12 @@ def of_task(
     rows = [row for row, i in enumerate(indices) if i in place]
     if not rows:
         raise DataError(
-            f"{where}: no image has a label of task '{task.name}' ({_listed(task.labels)}). Pass "
+            f"{where}: none of the {items} has a label of task '{task.name}' ({_listed(task.labels)}). Pass "
             "models.sources.N.labels=[...] or another data=..."
         )
     if task.named and len(rows) < len(classes):
         count = len(classes) - len(rows)
-        notes += (f"task '{task.name}': {count} of {len(classes)} images have none of its labels: not used",)
+        notes += (f"task '{task.name}': {count} of {len(classes)} {items} have none of its labels: not used",)
     return rows, [place[indices[row]] for row in rows], notes
 
 
@@ -83,7 +83,10 @@ def _places(
     if numeric and not named_by_numbers and all(int(label) < count for label in labels):
         return _indices(task, labels, names, seen, where)
     # If the classes have no names, the last ones may have no image.
-    if (len(labels) == count and not named_by_numbers) or (names is None and len(labels) > count):
+    contradicted = any(own and own != (row,) for row, own in enumerate(found))
+    if (len(labels) == count and not (named_by_numbers or contradicted)) or (
+        names is None and len(labels) > count
+    ):
         first = "class 0" if names is None else f"'{names[0]}'"
         rows = {number: number for number in range(count)}
         if names is None and [*labels] == [str(row) for row in range(len(labels))]:

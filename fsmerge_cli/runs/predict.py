@@ -19,6 +19,7 @@ from fsmerge_cli.common.shown import brief, shown
 from fsmerge_cli.data.base import ToPixels
 from fsmerge_cli.data.images.decode import FORMATS, open_image
 from fsmerge_cli.data.images.files import images as images_in
+from fsmerge_cli.data.images.files import other_files
 from fsmerge_cli.data.reading import combined_error
 
 BATCH = 64
@@ -168,6 +169,15 @@ def image_files(paths: Sequence[str]) -> list[Path]:
             raise DataError(f"{shown(path)} holds no image. Formats: {', '.join(FORMATS)}.")
         found += inside
     return found
+
+
+def passed_over(paths: Sequence[str]) -> tuple[str, ...]:
+    """Notes on the files in the given folders that are no images."""
+    folders = [path for path in (Path(text).expanduser() for text in paths) if path.is_dir()]
+    found = ((folder, other_files(folder)) for folder in folders)
+    return tuple(
+        f"files in {shown(folder)} that are no images were not used: {what}" for folder, what in found if what
+    )
 
 
 def predictions(

@@ -40,6 +40,7 @@ def texts_in(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     for argument in arguments:
         path = Path(argument).expanduser() if argument.lower().endswith(".txt") else None
         if path is None:
+            _refuse_path(argument)
             texts.append(argument)
             continue
         try:
@@ -53,6 +54,19 @@ def texts_in(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     if not texts:
         raise DataError("there is no text. Give texts in quotes, or .txt files of one text per line.")
     return texts, files
+
+
+def _refuse_path(text: str) -> None:
+    """Raise DataError for a file or folder, whose name would be taken for a text."""
+    try:
+        exists = Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, for example
+        return
+    if text.strip() and exists:
+        raise DataError(
+            f"{shown(text)} is a path, and not a .txt file of one text per line. Save its texts as such a file, "
+            "or give texts in quotes."
+        )
 
 
 def text_predictions(

@@ -118,6 +118,17 @@ def test_the_command_predicts_files_and_folders(
     assert capsys.readouterr().out == f"{photo}\n  {100 * best.probability:5.1f} %  {best.label}  low\n"
 
 
+def test_files_of_a_folder_that_are_no_images_are_counted(
+    digits_run: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.heic", "b.HEIC", "c"):
+        (photo.parent / name).write_bytes(b"x")
+    (photo.parent / "broken.png").symlink_to("gone.png")
+    assert main(["predict", str(digits_run), str(photo.parent)]) == 0
+    note = f"files in {photo.parent} that are no images were not used: 2 x .heic, 1 x broken link, 1 x no suffix"
+    assert f"note: {note}" in capsys.readouterr().err.splitlines()
+
+
 @pytest.mark.full
 def test_notes_on_the_model_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timm_folder(tmp_path / "model", pretrained_cfg={"input_size": [3, 8, 8]})

@@ -79,9 +79,9 @@ def other_files(folder: Path) -> str:
     return by_suffix(path for path in walk(folder) if path.suffix.lower() not in SUFFIXES or not path.is_file())
 
 
-def by_suffix(files: Iterable[Path]) -> str:
-    """Files counted by suffix or kind, without documents: "2 x .heic, 1 x broken link"; "" for none."""
-    counts = Counter(_kind(path) for path in files if path.suffix.lower() not in DOCUMENTS)
+def by_suffix(files: Iterable[Path], documents: frozenset[str] = DOCUMENTS) -> str:
+    """Files counted by suffix or kind, without `documents`: "2 x .heic, 1 x broken link"; "" for none."""
+    counts = Counter(_kind(path) for path in files if path.suffix.lower() not in documents)
     return ", ".join(f"{count} x {shown(suffix)}" for suffix, count in sorted(counts.items()))
 
 

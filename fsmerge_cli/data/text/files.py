@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,11 @@ from typing import Any
 from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
 from fsmerge_cli.common.shown import brief, listed, shown
+from fsmerge_cli.data.text.folders import SUFFIXES, TABLES, text_files
 from fsmerge_cli.data.text.tokens import Text
 
 MAX_BYTES = 2**30
 """Largest file that is read."""
-
-TABLES = {".csv": ",", ".tsv": "\t"}
-OBJECTS = (".jsonl", ".ndjson", ".json")
-SUFFIXES = (".txt", *TABLES, *OBJECTS)
 
 PAIRS = (
     ("sentence1", "sentence2"),
@@ -58,15 +56,10 @@ class Columns:
     label: str | None = None
 
 
-def is_text_file(path: Path) -> bool:
-    """Whether a file can be read as texts, by its suffix."""
-    return path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
 def rows_of(path: Path, columns: Columns) -> list[Row]:
-    """All texts of a file or a folder, those without content left out. Raises DataError."""
+    """All texts of a file or a folder; blank lines of .txt are none. Raises DataError."""
     if path.is_dir():
-        return [row for row in _of_folder(path, columns) if _has_text(row)]
+        return list(_of_folder(path, columns))
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{shown(path)}: texts are read from {listed(SUFFIXES)}, or a folder of .txt files.")
     content = _content(path)
@@ -75,10 +68,11 @@ def rows_of(path: Path, columns: Columns) -> list[Row]:
             Row(line, None, f"{path}:{number}") for number, line in enumerate(lines_of(content), 1) if line.strip()
         ]
     found = _table(path, content) if path.suffix.lower() in TABLES else _objects(path, content)
-    return [row for row in _rows(path, found, columns) if _has_text(row)]
+    return list(_rows(path, found, columns))
 
 
-def _has_text(row: Row) -> bool:
+def has_text(row: Row) -> bool:
+    """Whether a row is more than white space."""
     return any(part.strip() for part in ([row.text] if isinstance(row.text, str) else row.text))
 
 
@@ -91,10 +85,8 @@ def _content(path: Path) -> str:
 
 def _of_folder(folder: Path, columns: Columns) -> Iterator[Row]:
     """One text per .txt file, where folders directly below are labels; other files as by themselves."""
-    for path in sorted(filter(is_text_file, folder.rglob("*"))):
+    for path in text_files(folder):
         inside = path.relative_to(folder).parts
-        if any(part.startswith(".") for part in inside):
-            continue
         if path.suffix.lower() == ".txt":
             yield Row(_content(path), inside[0] if len(inside) > 1 else None, str(path))
         else:
@@ -111,11 +103,16 @@ def _table(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
         strict=True,
     )
     try:
-        names = next((row for row in reader if row), [])
+        names = [name.strip() for name in next((row for row in reader if row), [])]
         found = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         why = f"{reason(error)}. A cell with a quote stands in quotes, and the quote is doubled"
         raise DataError(f"{shown(path)}, line {reader.line_num}: {why}. Repair the file.") from None
+    if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
+        raise DataError(
+            f"{shown(path)}: its first line names {listed(repeated)} more than once, and only one of these "
+            "columns would be read. Rename or remove the others."
+        )
     for line, row in found:
         if len(row) != len(names):
             raise DataError(
@@ -139,11 +136,15 @@ def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
     number = 1
     try:
         if path.suffix.lower() == ".json" and content.lstrip().startswith("["):
-            found = list(enumerate(json.loads(content), 1))
+            found = list(enumerate(json.loads(content, object_pairs_hook=_object), 1))
         else:
             for number, line in enumerate(lines_of(content), 1):
                 if line.strip():
-                    found.append((number, json.loads(line)))
+                    found.append((number, json.loads(line, object_pairs_hook=_object)))
+    except _RepeatedKeyError as error:
+        raise DataError(
+            f"{shown(path)}, line {number}: the key {brief(str(error))} stands there twice. Repair the file."
+        ) from None
     except (ValueError, RecursionError):
         raise DataError(
             f"{shown(path)}, line {number}: this is no JSON object per line. Repair the file."
@@ -154,8 +155,21 @@ def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
     return found
 
 
+class _RepeatedKeyError(Exception):
+    """A key of an object of JSON that is there twice, of which Python keeps the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RepeatedKeyError(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+    return found
+
+
 def _rows(path: Path, found: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns) -> Iterator[Row]:
     names = list(dict.fromkeys(name for _, row in found for name in row if name is not None))
+    if not found:
+        return
     first, second = _pair(names, columns)
     text = _column(path, names, columns.text or first, TEXT_NAMES, "text")
     pair = _column(path, names, columns.pair or second, (), "pair")
@@ -181,6 +195,8 @@ def _rows(path: Path, found: Sequence[tuple[int, Mapping[str, Any]]], columns: C
 def _guessed(names: Sequence[str], used: Sequence[str | None], columns: Columns) -> str:
     """What a note says of the columns; empty if none is left over, or if they were given."""
     unused = [name for name in names if name not in used]
+    if len(names) == 1 and names[0].lower() not in TEXT_NAMES and columns.text is None:
+        return f"'{names[0]}' is taken as the name of the only column, not as a text (data.text_column)"
     if not unused or columns.text is not None:
         return ""
     texts = " and ".join(f"'{name}'" for name in used[:2] if name is not None)

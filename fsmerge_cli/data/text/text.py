@@ -17,7 +17,8 @@ from fsmerge_cli.common.options import Text as Path_
 from fsmerge_cli.common.shown import brief, listed, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, Transform
 from fsmerge_cli.data.matching import of_task
-from fsmerge_cli.data.text.files import SUFFIXES, Columns, Row, is_text_file, rows_of
+from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of
+from fsmerge_cli.data.text.folders import SUFFIXES, is_text_file, of_name, only_of_name, passed_over
 from fsmerge_cli.data.text.tokens import ToTokens
 
 UNLABELLED = (None, "", -1, "-1")
@@ -58,7 +59,8 @@ class Texts(DataConfig):
         path, whole = self._path(split, task)
         if path is None:
             return None
-        rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
+        read = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
+        rows = [row for row in read if has_text(row)]
         labelled = [row for row in rows if row.label not in UNLABELLED]
         if whole and split == "test" and not (labelled and self.test_share):
             return None
@@ -68,9 +70,10 @@ class Texts(DataConfig):
             if split == "test":
                 return None
             raise DataError(f"{shown(path)} holds no texts for task '{task.name}'. Pass another file or folder.")
-        kept, places, notes = of_task(task, _labels(rows), None, str(path))
+        _require_clear_labels(task, [row.label for row in rows], path)
+        kept, places, notes = of_task(task, _labels(rows), None, str(path), "texts")
         chosen = [rows[row] for row in kept]
-        notes = (*notes, *_reading_notes(task, chosen))
+        notes = (*notes, *_reading_notes(task, chosen), *_left_out(task, path, read))
         if isinstance(transform, ToTokens):
             transform = transform.limited(self.max_length, any(isinstance(row.text, tuple) for row in chosen))
             notes = (*notes, *_cut_notes(task, chosen, transform))
@@ -89,7 +92,7 @@ class Texts(DataConfig):
         if self.root is None or self.train is not None:
             return False
         root = Path(self.root).expanduser()
-        if any(_of_task(root, task) for task in tasks):
+        if root.is_dir() and any(of_name(root, task) for task in tasks):
             return False
         return is_text_file(root) or (root.is_dir() and any(is_text_file(path) for path in root.iterdir()))
 
@@ -99,7 +102,7 @@ class Texts(DataConfig):
         if path is None:
             return None
         rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
-        found = {label for label in _labels(rows) if isinstance(label, str)}
+        found = {label for label in _labels([row for row in rows if has_text(row)]) if isinstance(label, str)}
         return tuple(sorted(found)) or None
 
     def paths(self) -> Mapping[str, str]:
@@ -123,7 +126,7 @@ class Texts(DataConfig):
                 "stands for the task's name)."
             )
         root = _existing(Path(self.root).expanduser(), "data.root")
-        own = _of_task(root, task.name) if task.name else None
+        own = only_of_name(root, task.name) if task.name and root.is_dir() else None
         if own is None and (task.own_data or not task.name):
             own = root
         if own is None:
@@ -131,7 +134,7 @@ class Texts(DataConfig):
                 f"data=text: {shown(root)} has no texts of task '{task.name}': neither a folder of this name nor "
                 f"a file with one of the suffixes {listed(SUFFIXES)}."
             )
-        parts = {name: _named(own, name) for name in ("train", "test")} if own.is_dir() else {}
+        parts = {name: only_of_name(own, name) for name in ("train", "test")} if own.is_dir() else {}
         if any(parts.values()):
             if split == "train" and parts["train"] is None:
                 raise DataError(
@@ -150,16 +153,6 @@ def _existing(path: Path, key: str) -> Path:
     if not path.exists():
         raise DataError(f"{key}: {shown(path)} does not exist.")
     return path
-
-
-def _of_task(root: Path, task: str) -> Path | None:
-    """The folder or file below `root` that is named after a task."""
-    return _named(root, task) if root.is_dir() else None
-
-
-def _named(folder: Path, name: str) -> Path | None:
-    files = [folder / name, *(folder / f"{name}{suffix}" for suffix in SUFFIXES)]
-    return next((path for path in files if path.is_dir() or is_text_file(path)), None)
 
 
 def _read_rows(path: Path, columns: Columns) -> list[Row]:
@@ -185,6 +178,31 @@ def _labels(rows: Sequence[Row]) -> list[Any]:
     if all(text.isdecimal() for text in texts):
         return [None if label is None else int(label) for label in found]
     return [None if label is None else str(label) for label in found]
+
+
+def _require_clear_labels(task: Task, labels: Sequence[Any], path: Path) -> None:
+    """Raise DataError where -1, which is no label, seems to be one of the classes, as in -1 and 1."""
+    found = {str(label) for label in labels if label not in (None, "")}
+    if task.labels is not None and "-1" in found and len(found) == len(task.labels) > 1:
+        raise DataError(
+            f"{shown(path)}: -1 stands for a missing label, and with it the labels ({listed(sorted(found))}) are "
+            f"as many as those of task '{task.name}'. Number the classes from 0, or remove the texts without a "
+            "label."
+        )
+
+
+def _left_out(task: Task, path: Path, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Notes on files and rows that are no texts, and on texts with the label -1."""
+    start = f"task '{task.name}': " if task.name else ""
+    found = []
+    if path.is_dir() and (others := passed_over(path)):
+        found.append(f"{start}files in {shown(path)} that are no texts were not used: {others}")
+    if empty := sum(not has_text(row) for row in rows):
+        found.append(f"{start}{empty} of {len(rows)} texts in {shown(path)} are empty: not used")
+    missing = sum(row.label in UNLABELLED for row in rows)
+    if not task.named and 0 < missing < len(rows):
+        found.append(f"{start}{missing} of {len(rows)} texts in {shown(path)} have no label (or -1): not used")
+    return tuple(found)
 
 
 def _reading_notes(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
