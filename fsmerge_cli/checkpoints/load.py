@@ -17,7 +17,7 @@ from fsmerge_cli.checkpoints.files import as_float32, float_list
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads
 from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint
 from fsmerge_cli.checkpoints.preprocessing import normalised
-from fsmerge_cli.checkpoints.tokenizer import require_tokenizer, require_vocabulary
+from fsmerge_cli.checkpoints.tokenizer import given_tokenizer, require_tokenizer, require_vocabulary
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
@@ -59,6 +59,8 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         tokens = tokenization(spec, config, where)
         require_vocabulary(tokens, arch.vocab_size, where)
         return Source(spec.name, family, arch, backbone, head, found.origin, found.sha256, tokens, notes)
+    if spec.tokenizer is not None:
+        raise SourceError(f"{where}: models.sources.N.tokenizer is of a text encoder, and this is none.")
     pooler = [name for name in backbone if name.startswith("pooler.")]
     if pooler:  # of Hugging Face: a further layer, whose output a head may read instead of the features
         if head is not None and not found.heads[0]:  # those in heads.safetensors read the features
@@ -108,10 +110,12 @@ def tokenization(spec: SourceSpec, config: Mapping[str, Any], where: str) -> Tok
     for key in ("mean", "std", "input_size", "normalize", "base"):
         if getattr(spec, key) is not None:
             raise SourceError(f"{where}: this is a text encoder, for which models.sources.N.{key} means nothing.")
+    if spec.tokenizer is not None:
+        return given_tokenizer(spec.tokenizer, where)
     if spec.module is not None:
         raise SourceError(
-            f"{where}: a text encoder needs its tokenizer, which a module does not have. Save both into one "
-            "folder (save_pretrained of the model and of the tokenizer), and pass the folder as the checkpoint."
+            f"{where}: a text encoder needs its tokenizer, which a module does not have. Pass it as well: "
+            '{"name": ..., "module": model, "tokenizer": tokenizer}, or load_source(model, tokenizer=tokenizer).'
         )
     own = config.get(TOKENIZER)
     if own is None and spec.recipe is not None and spec.recipe.data in DATASETS:

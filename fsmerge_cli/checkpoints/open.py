@@ -35,6 +35,7 @@ from fsmerge_cli.checkpoints.files import (
 )
 from fsmerge_cli.checkpoints.image_processor import CLIP_PIXELS, read_processor
 from fsmerge_cli.checkpoints.key_tables import recognise
+from fsmerge_cli.checkpoints.kind import module_config
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels
 from fsmerge_cli.checkpoints.text_models import is_text, read_text_model
@@ -173,8 +174,7 @@ def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint
     tensors = with_usual_eps(module, {name: tensor.detach() for name, tensor in state.items()})
     digest = "" if headers else tensors_sha256(tensors)
     tensors = {n: t.to("meta") if headers else t.cpu() for n, t in tensors.items()}
-    stated: Any = getattr(module, "config", None)  # Hugging Face's
-    config: dict[str, Any] = dict(stated.to_dict()) if hasattr(stated, "to_dict") else {}
+    config = module_config(module)
     for part in module.modules():
         known: Any = getattr(part, "pretrained_cfg", None)  # timm's
         if known:

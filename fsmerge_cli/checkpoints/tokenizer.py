@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fsmerge_cli.checkpoints.files import readable
 from fsmerge_cli.common.errors import SourceError, first_line
 from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.text.tokens import vocabulary_size
 from fsmerge_cli.models.tokenization import Tokenization
 
@@ -47,6 +50,22 @@ def read_tokenizer(path: Path, where: str) -> Tokenization:
     return Tokenization(longest=limit)
 
 
+def given_tokenizer(value: Any, where: str) -> Tokenization:
+    """The tokenizer in a folder, or of a Python object of transformers or of `tokenizers`. Raises SourceError."""
+    if isinstance(value, str):
+        found = read_tokenizer(readable(value, where), where)
+        require_tokenizer(found, f"{where}: {shown(value)}")
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        if hasattr(value, "save_pretrained"):
+            value.save_pretrained(folder)
+        else:
+            (Path(folder) / STATE).write_text(value.to_str(), encoding="utf-8")
+        found = read_tokenizer(Path(folder), where)
+    require_tokenizer(found, f"{where}: {type(value).__name__}")
+    return found
+
+
 def require_tokenizer(found: Tokenization, where: str) -> None:
     """Raise SourceError where there is none."""
     if not found.state:
@@ -74,15 +93,37 @@ def tokenizers_library() -> Any:
 
 
 def normal_form(content: bytes, where: str) -> str:
-    """The JSON of a tokenizer as the library reads it, without truncation and padding. Raises SourceError."""
+    """The JSON of a tokenizer as the library reads it, without truncation and padding. Raises SourceError.
+
+    The special tokens of BERT have one form, that of a template: transformers 5 writes no other.
+    """
     library = tokenizers_library()
     try:
         found = library.Tokenizer.from_str(content.decode("utf-8"))
         found.no_padding()
         found.no_truncation()
-        return json.dumps(json.loads(found.to_str()), sort_keys=True)
+        state = json.loads(found.to_str())
     except Exception as error:  # the library raises its own bare Exception
         raise SourceError(f"{where}: {STATE} cannot be read ({first_line(error)}). {SAVE}") from None
+    if (state.get("post_processor") or {}).get("type") == "BertProcessing":
+        state["post_processor"] = _template(*state["post_processor"]["cls"], *state["post_processor"]["sep"])
+    return json.dumps(state, sort_keys=True)
+
+
+def _template(cls: str, cls_number: int, sep: str, sep_number: int) -> dict[str, Any]:
+    """`[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, as the library writes a template."""
+
+    def token(name: str, kind: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": name, "type_id": kind}}
+
+    single = [token(cls, 0), {"Sequence": {"id": "A", "type_id": 0}}, token(sep, 0)]
+    numbers = {cls: cls_number, sep: sep_number}
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}, token(sep, 1)],
+        "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in numbers.items()},
+    }
 
 
 def _word_pieces(vocabulary: bytes, stated: Mapping[str, Any], where: str) -> str:

@@ -58,7 +58,9 @@ class SourceSpec:
     null ordinary ones if there are any. input_size: height and width (pixels; one number for a square) to which
     the position embeddings are resampled, which is not exact; null
     keeps the source's own. base: where `checkpoint` is a LoRA adapter of PEFT, the model that it was trained on
-    (a folder, a file or a timm name with weights); null: it is no adapter. module: only in Python, a torch module
+    (a folder, a file or a timm name with weights); null: it is no adapter. tokenizer: of a text encoder, the
+    folder of its tokenizer, in Python also a tokenizer of transformers or of the library tokenizers; null: beside
+    the weights. module: only in Python, a torch module
     instead of a checkpoint; it is never changed. loaded: only in Python, what `load_source` returned, with no
     other key but the name.
     """
@@ -76,6 +78,7 @@ class SourceSpec:
     ema: Flag | None = None
     input_size: Positive | tuple[Positive, Positive] | None = None
     base: Text | None = None
+    tokenizer: Any = None
     module: Any = None
     loaded: Any = None
 
@@ -92,6 +95,11 @@ class SourceSpec:
             raise ValueError(
                 f"source '{self.name}' has a base but no checkpoint. Pass the folder of the adapter as its "
                 "checkpoint, or remove the base."
+            )
+        if self.tokenizer is not None and not (isinstance(self.tokenizer, str) or _is_tokenizer(self.tokenizer)):
+            raise ValueError(
+                f"source '{self.name}': tokenizer should be a folder, or in Python a tokenizer of transformers or "
+                f"of the library tokenizers, not {str(self.tokenizer)[:80]!r}."
             )
         if self.loaded is not None:
             self._check_loaded()
@@ -116,10 +124,21 @@ class SourceSpec:
                 f"source '{self.name}' is loaded already, so {given[0]} has no effect. Pass it to load_source."
             )
 
+    @property
+    def tokenizer_path(self) -> str | None:
+        """The folder of the tokenizer, where it is given as one."""
+        return self.tokenizer if isinstance(self.tokenizer, str) else None
+
     def options(self) -> dict[str, Any]:
         """The entry as plain values; a module is represented by its class, a loaded source by its origin."""
-        found = asdict(replace(self, module=None, loaded=None))
+        found = asdict(replace(self, module=None, loaded=None, tokenizer=self.tokenizer_path))
+        if self.tokenizer is not None and self.tokenizer_path is None:
+            found["tokenizer"] = type(self.tokenizer).__qualname__
         plain = {name: value for name, value in found.items() if name not in ("module", "loaded")}
         if self.loaded is not None:
             return {**plain, "loaded": self.loaded.origin}
         return plain if self.module is None else {**plain, "module": type(self.module).__qualname__}
+
+
+def _is_tokenizer(value: Any) -> bool:
+    return hasattr(value, "save_pretrained") or hasattr(value, "to_str")

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 from fsmerge_cli.architectures import Family
 from fsmerge_cli.checkpoints.architecture import architecture, hub_name
 from fsmerge_cli.checkpoints.files import tensors_sha256
+from fsmerge_cli.checkpoints.kind import reads_text
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
@@ -24,7 +25,7 @@ from fsmerge_cli.common.options import FORBID, Count, FiniteFloat, Flag, Positiv
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.data import DATASETS, DataConfig, Task
-from fsmerge_cli.data.images.in_memory import Data, from_python
+from fsmerge_cli.data.from_python import Data, from_python
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.finetune_text import is_text, random_encoder, require_text_options, with_pooler
@@ -134,7 +135,7 @@ def request(
     if machine.distributed:
         raise ConfigError("finetune runs in one process. Pass hardware.distributed=false, or hardware=gpu.")
     run = build(Run, {"seed": seed, "overwrite": overwrite, "resume": resume}, "")
-    images = _data(data)
+    images = _data(data, texts=is_text(start.arch) or reads_text(_checkpoint(start)))
     if start.task is None and images.name in OF_THE_TASK and "data.train" not in images.paths():
         raise ConfigError(f"model.task is missing: the {OF_THE_TASK[images.name]} of the task.")
     spec = _spec(start, start.task or images.name)
@@ -150,8 +151,12 @@ OF_THE_TASK = {
 """By data set: what is named after the task."""
 
 
-def _data(data: Data | None) -> DataConfig:
-    if isinstance(data := from_python(data), DataConfig):
+def _checkpoint(start: FinetuneStart) -> SourceSpec:
+    return SourceSpec("model", checkpoint=start.checkpoint)
+
+
+def _data(data: Data | None, texts: bool) -> DataConfig:
+    if isinstance(data := from_python(data, texts), DataConfig):
         return data
     values = {**presets.load("data", data), "images_per_task": "all"} if isinstance(data, str) else data
     if not values or not values.get("name"):

@@ -11,17 +11,16 @@ import torch
 from fsmerge_cli.architectures.bert import BERT, NAMES
 from fsmerge_cli.architectures.bert.module import START
 from fsmerge_cli.checkpoints.architecture import architecture
-from fsmerge_cli.checkpoints.files import readable, tensors_sha256
+from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.load import tokenization
 from fsmerge_cli.checkpoints.open import TOKENIZER
-from fsmerge_cli.checkpoints.tokenizer import read_tokenizer, require_tokenizer, require_vocabulary
+from fsmerge_cli.checkpoints.tokenizer import given_tokenizer, require_vocabulary
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data import DataConfig
 from fsmerge_cli.data.text.tokens import padding_of, vocabulary_size
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
-from fsmerge_cli.models.tokenization import Tokenization
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 
 OF_IMAGES = ("mixup", "cutmix", "randaugment", "stochastic_depth", "patch_drop")
@@ -64,11 +63,8 @@ def random_encoder(spec: SourceSpec, tokenizer: str | None, data: DataConfig, se
     The size of the vocabulary and the number of the padding token are those of the tokenizer, where `spec.arch`
     does not state others. Raises ConfigError, SourceError.
     """
-    own = Tokenization() if tokenizer is None else read_tokenizer(readable(tokenizer, where), where)
-    if tokenizer is not None:
-        require_tokenizer(own, f"{where}: {tokenizer}")
-    own = own if own.state else data.of(spec.name).tokenization() or own
-    if not own.state:
+    own = data.of(spec.name).tokenization() if tokenizer is None else given_tokenizer(tokenizer, where)
+    if own is None:
         raise ConfigError(
             "model.tokenizer is missing: random weights of a text encoder need the folder of a tokenizer "
             "(tokenizer.json)."

@@ -13,12 +13,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fsmerge_cli.checkpoints.kind import reads_text
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object, read_yaml
 from fsmerge_cli.common.private_paths import restored
 from fsmerge_cli.data import DataConfig
-from fsmerge_cli.data.images.in_memory import NAME as IN_MEMORY
+from fsmerge_cli.data.content import NAME as IN_MEMORY
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.request import chosen_data, stated_data
 
@@ -70,7 +71,7 @@ def given_data(path: Path, data: Data | None) -> DataConfig | None:
     Raises ConfigError where a key is wrong, DataError where the run has no data set.
     """
     if data != FROM_RUN:
-        return chosen_data(data)
+        return chosen_data(data, texts=reads_text(SourceSpec("model", checkpoint=str(path))))
     found = _data_of_run(path)
     if found is None:
         raise DataError(

@@ -22,7 +22,7 @@ from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.common.wording import worded_progress
 from fsmerge_cli.data import Task
-from fsmerge_cli.data.images.in_memory import Data
+from fsmerge_cli.data.from_python import Data
 from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, prepare_images
 from fsmerge_cli.methods import Method, Problem, Solution
@@ -63,7 +63,7 @@ def merge(
     the keys of `models.sources`. base: the pretrained weights that all sources were fine-tuned from, which some
     methods need: a path, a module, what `load_source` returned, or keys as of a source. method, data, hardware:
     name of a shipped preset, a mapping with the keys of that group, or the dataclass itself. data: also a folder,
-    or images (a tensor, an array, a list, a torch Dataset or DataLoader; see `data.images.in_memory`); None takes
+    or images or texts (a tensor, an array, a list, a torch Dataset; see `data.from_python`); None takes
     the default of the shipped set. seed: of all random numbers. output: folder to write (None: nothing is
     written, `MergeResult.save` does it later); a finished run in it is kept unless `overwrite`. resume: continue
     the interrupted run into that folder, if there is one. checkpoint_every: how often the state of the training

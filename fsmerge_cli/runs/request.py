@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fsmerge_cli.checkpoints.base import BASE, Base, base_entry
 from fsmerge_cli.checkpoints.dtype import DTYPES, Dtype
+from fsmerge_cli.checkpoints.kind import reads_text
 from fsmerge_cli.checkpoints.tasks import order_note, tasks
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, DataError, unknown
@@ -19,7 +20,7 @@ from fsmerge_cli.common.private_paths import refuse_hidden
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import brief
 from fsmerge_cli.data import DATASETS, DataConfig, auxiliary
-from fsmerge_cli.data.images.in_memory import Data, from_python
+from fsmerge_cli.data.from_python import Data, from_python
 from fsmerge_cli.methods import METHODS, Method
 from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.models.source import Source
@@ -68,7 +69,10 @@ class Request:
 
     def inputs(self) -> list[Input]:
         """Every path that is read."""
-        paths = [(s, (s.checkpoint, s.base, s.loaded.origin if s.loaded else None)) for s in self.sources]
+        paths = [
+            (s, (s.checkpoint, s.base, s.tokenizer_path, s.loaded.origin if s.loaded else None))
+            for s in self.sources
+        ]
         given = [(s.name, path) for s, own in paths for path in own]
         sources = [i for name, path in given for i in checkpoint_inputs(f"source '{name}'", path)]
         sources += checkpoint_inputs(BASE, self.base.checkpoint if self.base else None)
@@ -136,8 +140,8 @@ def request(
 
     Raises UserError.
     """
-    images = _data(models, data)
     entries = source_entries(models)
+    images = _data(models, entries, data)
     specs = _tasks(entries, images)
     chosen, machine = chosen_method(method), chosen_hardware(hardware)
     if dtype not in DTYPES:
@@ -206,15 +210,16 @@ def _keys(entry: Any) -> Any:
     return {"name": entry.name, "loaded": entry} if isinstance(entry, Source) else entry
 
 
-def _data(models: Models, data: Data | None) -> DataConfig | None:
-    return chosen_data(presets.default_data(models) if data is None and isinstance(models, str) else data)
+def _data(models: Models, entries: Sequence[SourceSpec], data: Data | None) -> DataConfig | None:
+    given = presets.default_data(models) if data is None and isinstance(models, str) else data
+    return chosen_data(given, texts=any(map(reads_text, entries)))
 
 
-def chosen_data(data: Data | None) -> DataConfig | None:
-    """The data set from the name of a preset, a mapping, a folder or images. Raises ConfigError, DataError."""
+def chosen_data(data: Data | None, texts: bool = False) -> DataConfig | None:
+    """The data set from the name of a preset, a mapping, a folder, or images (texts). ConfigError, DataError."""
     if data is None:
         return None
-    if isinstance(data := from_python(data), DataConfig):
+    if isinstance(data := from_python(data, texts), DataConfig):
         return data
     return stated_data(data)
 

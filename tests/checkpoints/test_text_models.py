@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fsmerge_cli.checkpoints.load import load
+from fsmerge_cli.checkpoints.tokenizer import normal_form
 from fsmerge_cli.common.errors import MismatchError, SourceError
+from fsmerge_cli.data.text.sentences import Sentences
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -160,6 +162,21 @@ def test_words_with_other_separators_and_added_tokens(tmp_path: Path) -> None:
         "Save it beside the weights: transformers' AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER) "
         "writes tokenizer.json."
     )
+
+
+def test_the_special_tokens_of_bert_have_one_form_and_the_same_numbers() -> None:
+    from tokenizers import Tokenizer
+
+    own = Tokenizer.from_str(Sentences.tokenization().state)
+    state = normal_form(own.to_str().encode(), "x")
+    assert json.loads(own.to_str())["post_processor"]["type"] == "BertProcessing"
+    assert json.loads(state)["post_processor"]["type"] == "TemplateProcessing"
+    other = Tokenizer.from_str(state)
+    for text in (("the soup",), ("the soup", "it was cold")):
+        found, expected = (one.encode(*text) for one in (other, own))
+        assert (found.ids, found.type_ids) == (expected.ids, expected.type_ids)
+        assert found.special_tokens_mask == expected.special_tokens_mask
+    assert normal_form(state.encode(), "x") == state
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

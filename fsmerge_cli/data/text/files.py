@@ -68,7 +68,7 @@ def rows_of(path: Path, columns: Columns) -> list[Row]:
             Row(line, None, f"{path}:{number}") for number, line in enumerate(lines_of(content), 1) if line.strip()
         ]
     found = _table(path, content) if path.suffix.lower() in TABLES else _objects(path, content)
-    return list(_rows(path, found, columns))
+    return list(table_rows(str(path), found, columns))
 
 
 def has_text(row: Row) -> bool:
@@ -166,18 +166,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _rows(path: Path, found: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns) -> Iterator[Row]:
+def table_rows(where: str, found: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns) -> Iterator[Row]:
+    """The rows of a table or of objects, with their numbers. where: prefix of messages. Raises DataError."""
     names = list(dict.fromkeys(name for _, row in found for name in row if name is not None))
     if not found:
         return
     first, second = _pair(names, columns)
-    text = _column(path, names, columns.text or first, TEXT_NAMES, "text")
-    pair = _column(path, names, columns.pair or second, (), "pair")
-    label = _column(path, names, columns.label, LABEL_NAMES, "label")
+    text = _column(where, names, columns.text or first, TEXT_NAMES, "text")
+    pair = _column(where, names, columns.pair or second, (), "pair")
+    label = _column(where, names, columns.label, LABEL_NAMES, "label")
     if text is None:
         if len(names) != 1:
             raise DataError(
-                f"{shown(path)}: none of its columns is known to hold the texts: {listed(names, 'no columns')}. "
+                f"{shown(where)}: none of its columns is known to hold the texts: {listed(names, 'no columns')}. "
                 "Pass data.text_column=NAME."
             )
         text = names[0]
@@ -186,10 +187,10 @@ def _rows(path: Path, found: Sequence[tuple[int, Mapping[str, Any]]], columns: C
         one, other = row.get(text), row.get(pair) if pair else None
         for value in (one, other):
             if value is not None and not isinstance(value, str):
-                raise DataError(f"{shown(path)}, line {line}: a text should be a string, is {brief(value)}.")
+                raise DataError(f"{shown(where)}, line {line}: a text should be a string, is {brief(value)}.")
         own = one or ""
         content: Text = own if pair is None else (own, other or "")
-        yield Row(content, row.get(label) if label else None, f"{path}:{line}", guessed)
+        yield Row(content, row.get(label) if label else None, f"{where}:{line}", guessed)
 
 
 def _guessed(names: Sequence[str], used: Sequence[str | None], columns: Columns) -> str:
@@ -213,12 +214,13 @@ def _pair(names: Sequence[str], columns: Columns) -> tuple[str | None, str | Non
     return None, None
 
 
-def _column(path: Path, names: Sequence[str], given: str | None, known: Sequence[str], key: str) -> str | None:
+def _column(where: str, names: Sequence[str], given: str | None, known: Sequence[str], key: str) -> str | None:
     """The name of a column: the given one, else the first known one that there is."""
     if given is not None:
         if given not in names:
             raise DataError(
-                f"{shown(path)} has no column '{given}' (data.{key}_column). It has {listed(names, 'no columns')}."
+                f"{shown(where)} has no column '{given}' (data.{key}_column). It has "
+                f"{listed(names, 'no columns')}."
             )
         return given
     lower = {name.lower(): name for name in names}

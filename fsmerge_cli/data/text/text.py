@@ -70,22 +70,8 @@ class Texts(DataConfig):
             if split == "test":
                 return None
             raise DataError(f"{shown(path)} holds no texts for task '{task.name}'. Pass another file or folder.")
-        _require_clear_labels(task, [row.label for row in rows], path)
-        kept, places, notes = of_task(task, _labels(rows), None, str(path), "texts")
-        chosen = [rows[row] for row in kept]
-        notes = (*notes, *_reading_notes(task, chosen), *_left_out(task, path, read))
-        if isinstance(transform, ToTokens):
-            transform = transform.limited(self.max_length, any(isinstance(row.text, tuple) for row in chosen))
-            notes = (*notes, *_cut_notes(task, chosen, transform))
-        return ImageSet(
-            len(chosen),
-            partial(_read, chosen, places),
-            transform,
-            labelled=all(place >= 0 for place in places),
-            classes=places,
-            notes=notes,
-            title_of=partial(_title, chosen),
-        )
+        more = (*_files_left_out(task, path), *left_out(task, str(path), read))
+        return text_set(task, rows, str(path), transform, self.max_length, more)
 
     def is_mixed(self, tasks: Sequence[str]) -> bool:
         """Whether the root holds texts for all tasks, and nothing is named after a task."""
@@ -102,7 +88,7 @@ class Texts(DataConfig):
         if path is None:
             return None
         rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
-        found = {label for label in _labels([row for row in rows if has_text(row)]) if isinstance(label, str)}
+        found = {label for label in labels_of([row for row in rows if has_text(row)]) if isinstance(label, str)}
         return tuple(sorted(found)) or None
 
     def paths(self) -> Mapping[str, str]:
@@ -149,6 +135,31 @@ class Texts(DataConfig):
         return int.from_bytes(digest, "big") < self.test_share * 2**64
 
 
+def text_set(
+    task: Task, rows: Sequence[Row], where: str, transform: Transform, max_length: int | None, more: Sequence[str]
+) -> ImageSet:
+    """The texts of a task among rows; if they have labels, only those with a label of the task. Raises DataError.
+
+    where: prefix of messages. max_length: tokens of a text. more: notes on what was left out.
+    """
+    _require_clear_labels(task, [row.label for row in rows], where)
+    kept, places, notes = of_task(task, labels_of(rows), None, where, "texts")
+    chosen = [rows[row] for row in kept]
+    notes = (*notes, *_reading_notes(task, chosen), *more)
+    if isinstance(transform, ToTokens):
+        transform = transform.limited(max_length, any(isinstance(row.text, tuple) for row in chosen))
+        notes = (*notes, *_cut_notes(task, chosen, transform))
+    return ImageSet(
+        len(chosen),
+        partial(_read, chosen, places),
+        transform,
+        labelled=all(place >= 0 for place in places),
+        classes=places,
+        notes=notes,
+        title_of=partial(_title, chosen),
+    )
+
+
 def _existing(path: Path, key: str) -> Path:
     if not path.exists():
         raise DataError(f"{key}: {shown(path)} does not exist.")
@@ -165,7 +176,7 @@ def _read_file(path: Path, changed: int, columns: Columns) -> list[Row]:
     return rows_of(path, columns)
 
 
-def _labels(rows: Sequence[Row]) -> list[Any]:
+def labels_of(rows: Sequence[Row]) -> list[Any]:
     """The labels as names, or as numbers where all of them are whole numbers; None (or -1) where there is none."""
     found = [None if row.label in UNLABELLED else row.label for row in rows]
     for row in rows:
@@ -180,28 +191,34 @@ def _labels(rows: Sequence[Row]) -> list[Any]:
     return [None if label is None else str(label) for label in found]
 
 
-def _require_clear_labels(task: Task, labels: Sequence[Any], path: Path) -> None:
+def _require_clear_labels(task: Task, labels: Sequence[Any], where: str) -> None:
     """Raise DataError where -1, which is no label, seems to be one of the classes, as in -1 and 1."""
     found = {str(label) for label in labels if label not in (None, "")}
     if task.labels is not None and "-1" in found and len(found) == len(task.labels) > 1:
         raise DataError(
-            f"{shown(path)}: -1 stands for a missing label, and with it the labels ({listed(sorted(found))}) are "
+            f"{shown(where)}: -1 stands for a missing label, and with it the labels ({listed(sorted(found))}) are "
             f"as many as those of task '{task.name}'. Number the classes from 0, or remove the texts without a "
             "label."
         )
 
 
-def _left_out(task: Task, path: Path, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Notes on files and rows that are no texts, and on texts with the label -1."""
+def _files_left_out(task: Task, path: Path) -> tuple[str, ...]:
+    """A note on files in a folder that are no texts."""
+    start = f"task '{task.name}': " if task.name else ""
+    if path.is_dir() and (others := passed_over(path)):
+        return (f"{start}files in {shown(path)} that are no texts were not used: {others}",)
+    return ()
+
+
+def left_out(task: Task, where: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Notes on rows that are no texts, and on texts with the label -1."""
     start = f"task '{task.name}': " if task.name else ""
     found = []
-    if path.is_dir() and (others := passed_over(path)):
-        found.append(f"{start}files in {shown(path)} that are no texts were not used: {others}")
     if empty := sum(not has_text(row) for row in rows):
-        found.append(f"{start}{empty} of {len(rows)} texts in {shown(path)} are empty: not used")
+        found.append(f"{start}{empty} of {len(rows)} texts in {shown(where)} are empty: not used")
     missing = sum(row.label in UNLABELLED for row in rows)
     if not task.named and 0 < missing < len(rows):
-        found.append(f"{start}{missing} of {len(rows)} texts in {shown(path)} have no label (or -1): not used")
+        found.append(f"{start}{missing} of {len(rows)} texts in {shown(where)} have no label (or -1): not used")
     return tuple(found)
 
 
