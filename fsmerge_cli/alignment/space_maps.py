@@ -31,7 +31,7 @@ def folded(
 def merged_units(
     plan: Plan, weights: Sequence[Mapping[str, Tensor]], merge: Mapping[str, Sequence[Tensor]]
 ) -> dict[str, Tensor]:
-    """All per-unit vectors of the merged network: sum_i M_i u_i."""
+    """All per-unit tensors of the merged network: sum_i M_i u_i."""
     units = {name: role for name, role in plan.roles.items() if isinstance(role, Unit)}
     return {
         name: merged_unit(role, [w[name] for w in weights], merge[role.port.space], plan)
@@ -48,5 +48,5 @@ def merged_unit(role: Unit, vectors: Sequence[Tensor], merge: Sequence[Tensor], 
         if role.per_head and space.heads:
             rows = M[: space.merged // space.heads[0]]
             own = rows.reshape(len(rows), -1, len(vector)).sum(1)
-        terms.append(own.double().cpu() @ vector.double().cpu())
+        terms.append(torch.tensordot(own.double().cpu(), vector.double().cpu(), 1))
     return torch.stack(terms).sum(0).to(vectors[0].dtype)

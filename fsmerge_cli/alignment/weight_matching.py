@@ -113,7 +113,7 @@ def similarity_of(plan: Plan, space: str, first: Weights, own: Weights, others: 
             continue
         if isinstance(role, Unit):
             if role.port.space == space and role.trainable and not role.per_head:
-                found += torch.outer(first[name].float(), own[name].float())
+                found += _rows(first[name].float(), 0) @ _rows(own[name].float(), 0).T
             continue
         axes = [axis for axis in (role.write, role.read) if axis is not None]
         for axis, ports in axes:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsmerge_cli.architectures.bert import BERT
+from fsmerge_cli.architectures.convnext.family import CONVNEXT
 from fsmerge_cli.architectures.eva.family import EVA
 from fsmerge_cli.architectures.family import Arch, Compiled, Family, compile_table
 from fsmerge_cli.architectures.mlp import MLP
@@ -29,9 +30,9 @@ def _check(name: str, found: Any) -> None:
         raise ConfigError(f"the `name` of the Family should be {name!r}, it is {brief(found.name)}.")
 
 
-SHIPPED: dict[str, Family] = {"bert": BERT, "eva": EVA, "mlp": MLP, "resnet": RESNET, "vgg": VGG, "vit": VIT}
+SHIPPED: dict[str, Family] = {own.name: own for own in (BERT, CONVNEXT, EVA, MLP, RESNET, VGG, VIT)}
 
-BY_MODULE = {"timm.models.eva": EVA, "timm.models.resnet": RESNET, "timm.models.vgg": VGG}
+BY_MODULE = {f"timm.models.{own.name}": own for own in (CONVNEXT, EVA, RESNET, VGG)}
 """The file in which timm defines an architecture -> its family; all others are vision transformers, or refused."""
 
 SPECS: Registry[Family] = Registry(plugins.ARCHITECTURES, SHIPPED, _check)

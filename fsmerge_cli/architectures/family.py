@@ -102,10 +102,11 @@ class Family:
     for that image size (None: not possible). classifier: options, weights, weight and bias of a classifier ->
     `architecture` and `model_args` of a config.json and the tensors of the whole model, as timm runs it (None: it
     has no such model). kind: of input that it reads. post_norm: whether its blocks normalise the residual stream
-    after every sum. activated_stream: whether an activation follows every sum of the residual stream, or every
-    layer where there is none. sums: the last layers of the residual blocks of an instance whose output is added
-    to the stream unchanged, and the module whose input is that sum. widths: the present widths as a list that
-    `resize` takes (None: it takes one number). sample:
+    after every sum. unitwise_stream: whether operations on single units act on the stream (an activation behind
+    every sum, or every layer where there is none; depthwise convolutions), so that a merged unit is one of a
+    source. sums: the last layers of the residual blocks of an instance whose output is added to the stream
+    unchanged, and the module whose input is that sum, or the block whose output it is. widths: the present
+    widths as a list that `resize` takes (None: it takes one number). sample:
     options, number and generator -> random inputs (without a generator on the meta device). folding: where its
     files differ from its networks in memory (None: nowhere). normalise: options, mean and std per channel ->
     options of a network that normalises pixels itself (None: both are folded into the first layer). pixels: keys
@@ -135,7 +136,7 @@ class Family:
     classifier: Classifier | None = None
     kind: Kind = "image"
     post_norm: bool = False
-    activated_stream: bool = False
+    unitwise_stream: bool = False
     sums: Callable[[nn.Module], Mapping[str, str]] = lambda module: {}
     widths: Callable[[Any], tuple[int, ...] | None] = lambda arch: None
     sample: Sample = random_pixels

@@ -43,8 +43,9 @@ class Stack:
 
 @dataclass(frozen=True)
 class Norm:
-    """A per-unit vector that acts within one space (affine of a norm, LayerScale); trained in the merged space.
+    """A tensor with one entry per unit that acts within one space: affine of a norm, LayerScale, depthwise kernel.
 
+    It is trained in the merged space. Its first axis are the units, of a kernel [C, 1, h, w] the channels.
     `fill` is the value for units that a source does not have, if widths differ. `trainable=False` marks running
     statistics, which are copied and not trained. `per_head=True` marks a vector of the size of one attention head
     that all heads of the space share (q/k norms).
@@ -112,7 +113,7 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Unit:
-    """Compiled role of a per-unit vector."""
+    """Compiled role of a per-unit tensor."""
 
     port: Port
     fill: float

@@ -72,11 +72,13 @@ class RegMeanPlusPlus(Regression):
 def stages(plan: Plan) -> list[list[str]]:
     """Tensor names in the order of the forward pass: before the layers, layer 0, layer 1, ..., after them.
 
-    Layers are the blocks of the family; where it has none, what has the same first number in its name.
+    Layers are the blocks of the family; where it has none, what has the same first number in the same module.
     """
     found: dict[int, list[str]] = {}
     blocks = [f"{name}." for name in plan.family.blocks(plan.skeleton())]
-    layers = {name: layer for name in plan.roles if (layer := _layer(name, blocks)) is not None}
+    keys = {name: key for name in plan.roles if (key := _layer(name, blocks)) is not None}
+    order = {key: place for place, key in enumerate(dict.fromkeys(keys.values()))}
+    layers = {name: order[key] for name, key in keys.items()}
     last = max(layers.values(), default=0)
     inside = False
     for name in plan.roles:
@@ -85,8 +87,12 @@ def stages(plan: Plan) -> list[list[str]]:
     return [found[stage] for stage in sorted(found)]
 
 
-def _layer(name: str, blocks: Sequence[str]) -> int | None:
+def _layer(name: str, blocks: Sequence[str]) -> str | None:
+    """The block of a tensor, or the path to the first part of its name with a number, and that number."""
     if blocks:
-        return next((place for place, block in enumerate(blocks) if name.startswith(block)), None)
-    index = re.search(r"\d+", name)
-    return int(index.group()) if index else None
+        return next((block for block in blocks if name.startswith(block)), None)
+    parts = name.split(".")
+    place = next((place for place, part in enumerate(parts) if re.search(r"\d", part)), None)
+    if place is None:
+        return None
+    return ".".join([*parts[:place], *re.findall(r"\d+", parts[place])[:1]])

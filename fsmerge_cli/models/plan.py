@@ -261,7 +261,7 @@ def _space_sizes(
     for name, role in roles.items():
         shape = shapes[name]
         if isinstance(role, Unit):
-            sizes.setdefault(role.port.space, set()).add(shape[-1] * ((heads or 1) if role.per_head else 1))
+            sizes.setdefault(role.port.space, set()).add(shape[0] * ((heads or 1) if role.per_head else 1))
         elif isinstance(role, Mapped):
             for axis, parts in filter(None, (role.write, role.read)):
                 for port in parts:

@@ -22,7 +22,7 @@ LATER is the measured size of what a merge imports and a check does not, and of 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +138,8 @@ def trainable_parameters(plan: Plan, method: Method, network: Network) -> int:
         return 0
     spaces = [plan.spaces[port.space] for port in [*plan.writes, *plan.reads]]
     maps = sum(_map_parameters(space, i, method, plan.arch.features) for space in spaces for i in range(k))
-    return maps + sum(plan.spaces[r.port.space].merged for r in plan.roles.values() if isinstance(r, Unit))
+    state: Mapping[str, Tensor] = plan.skeleton().state_dict()
+    return maps + sum(state[name].numel() for name, role in plan.roles.items() if isinstance(role, Unit))
 
 
 def _map_parameters(space: Space, source: int, method: FSMerge, features: int) -> int:

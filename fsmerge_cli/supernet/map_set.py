@@ -261,8 +261,14 @@ def _start_unit(
     size = space.merged // space.heads[0] if role.per_head and space.heads else space.merged
     used = weights if start == "average" else weights[:1]
     shares = task_weights if start == "average" else (1.0,)
-    fitted = [F.pad(w[name][:size].float(), (0, max(0, size - len(w[name]))), value=role.fill) for w in used]
+    fitted = [_fitted(w[name].float(), size, role.fill) for w in used]
     return torch.stack([share * vector for share, vector in zip(shares, fitted)]).mean(0)
+
+
+def _fitted(tensor: Tensor, size: int, fill: float) -> Tensor:
+    """The first `size` units of a per-unit tensor, those that it lacks filled."""
+    rows = [0, 0] * (tensor.ndim - 1)
+    return F.pad(tensor[:size], (*rows, 0, max(0, size - len(tensor))), value=fill)
 
 
 def _key(name: str) -> str:

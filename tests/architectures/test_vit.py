@@ -121,8 +121,8 @@ def test_other_timm_models_are_refused() -> None:
     with pytest.raises(SourceError) as error:
         parse("vovnet39a", {}, {}, "source 'a': arch")
     assert str(error.value) == (
-        "source 'a': arch: vovnet39a is a VovNet, not a plain VisionTransformer, ResNet or VGG of timm, and "
-        "cannot be merged. Use a vit_*, resnet* or vgg* model, or write a specification for it."
+        "source 'a': arch: vovnet39a is a VovNet, not a plain VisionTransformer, ResNet, VGG or ConvNeXt of timm, "
+        "and cannot be merged. Use a vit_*, resnet*, vgg* or convnext* model, or write a specification for it."
     )
 
 

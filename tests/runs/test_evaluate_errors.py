@@ -60,8 +60,8 @@ MESSAGES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         {"data": "digits"},
         SourceError,
         "{0}/bare.safetensors does not specify its architecture. Put a config.json next to the weights or pass "
-        "model.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (bert, eva, mlp, resnet, "
-        "vgg, vit).",
+        "model.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (bert, convnext, eva, "
+        "mlp, resnet, vgg, vit).",
     ),
     (
         "other",

@@ -32,6 +32,11 @@ def input_rows(module: nn.Module, value: Tensor, places: Tensor) -> Tensor:
     return _at(value, places)
 
 
+def units_first(module: nn.Module, value: Tensor) -> Tensor:
+    """The input or output of a module with its units second: [n, C, h, w] of a linear layer's [n, h, w, C]."""
+    return value.movedim(-1, 1) if isinstance(module, nn.Linear) else value
+
+
 def output_rows(value: Tensor, places: Tensor) -> Tensor:
     """Values [n, C, h, w] or [n, C] at the positions `places` [n, m]: [n, m, C]."""
     return _at(value, places)

@@ -7,7 +7,7 @@ least squares over the patches that a layer reads, on the inputs that the alread
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,12 +23,14 @@ from fsmerge_cli.alignment.closed_form.patches import (
     positions,
     regressors,
     sampled_places,
+    units_first,
     weight_of,
 )
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.space_selection import selected_units
 from fsmerge_cli.alignment.closed_form.stages import embed, run
 from fsmerge_cli.alignment.closed_form.steps import Step
+from fsmerge_cli.architectures.ports import Unit
 from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.training.teachers import batches
 
@@ -70,11 +72,27 @@ class SelectedSolver:
         for port in plan.writes:
             for i, M in enumerate(maps[port.space]):
                 assembly.merge[port, i] = M
+        self._set_units(maps)
         for step in self.steps[self.finished.done :]:
             self._solve(step, chosen)
             self.finished.add(len(self.steps), chosen)
         self.facts["units"] = [[sum(float(maps[name][i].sum()) for name in maps) for i in assembly.sources]]
         return self._features(chosen)
+
+    def _set_units(self, maps: Mapping[str, Sequence[Tensor]]) -> None:
+        """Per-unit tensors are those of the selected units; factors before a sum are folded, and are 1."""
+        assembly = self.assembly
+        for name, role in assembly.plan.roles.items():
+            if isinstance(role, Unit):
+                own = [w[name].double() for w in assembly.weights]
+                parts = [torch.tensordot(M, u, 1) for M, u in zip(maps[role.port.space], own)]
+                assembly.assign(name, torch.stack(parts).sum(0))
+        for step in self.steps:
+            if step.scale is not None:
+                assembly.assign(step.scale, torch.ones(()))
+                for i in assembly.sources:
+                    factors = assembly.weights[i][step.scale].double()
+                    assembly.merge[step.write, i] = maps[step.write.space][i] * factors
 
     def _solve(self, step: Step, chosen: dict[str, Tensor]) -> None:
         """Set one layer's weight and bias."""
@@ -125,7 +143,7 @@ class SelectedSolver:
         shortcut. The second can be noise on other images, where there are few.
         """
         reading, fitting = FoldMoments(), FoldMoments()
-        key, end = step.module, step.sum
+        key, end = step.module, _end(step)
         units = chosen[step.write.space]
         for part, rows in enumerate(batches(len(self.images), self.options.batch)):
             folds = self.folds[rows]
@@ -141,10 +159,14 @@ class SelectedSolver:
                 continue
             y = mine[f"{key}.output"]
             at = self._places(step, "patches", part, y, ROWS_PER_UNIT * regressors(module) / len(self.images))
-            targets = [torch.cat([output_rows(found[f"{key}.output"], at) for found in own], -1)[..., units]]
+            outputs_of = [output_rows(found[f"{key}.output"], at) for found in own]
+            if step.scale is not None:
+                scales = [weights[step.scale] for weights in self.assembly.weights]
+                outputs_of = [rows_of * scale for rows_of, scale in zip(outputs_of, scales)]
+            targets = [torch.cat(outputs_of, -1)[..., units]]
             if end is not None:
-                sums = torch.cat([output_rows(found[f"{end}.input"], at) for found in own], -1)[..., units]
-                targets.append(sums - targets[0] - output_rows(mine[f"{end}.input"], at))
+                sums = torch.cat([output_rows(found[end], at) for found in own], -1)[..., units]
+                targets.append(sums - targets[0] - output_rows(mine[end], at))
             fitting.add(input_rows(module, x, at).flatten(0, 1), torch.cat(targets, -1).flatten(0, 1), folds)
         return reading, fitting
 
@@ -156,20 +178,23 @@ class SelectedSolver:
         self, network: nn.Module, source: int, rows: slice, part: int, step: Step, outputs: Sequence[str]
     ) -> dict[str, Tensor]:
         """The layer's input and output, and the sum behind it, of one network on one batch."""
-        inputs = [step.module, *([step.sum] if step.sum is not None and outputs else [])]
+        inputs, outputs = [step.module], list(outputs)
+        if step.sum is not None and outputs:
+            (outputs if step.sum == step.block else inputs).append(step.sum)
         with torch.inference_mode():
             if step.block is None:
-                return run(network, self.images[rows].to(self.assembly.device), inputs, outputs, copy=True)
+                images = self.images[rows].to(self.assembly.device)
+                return _units_first(network, run(network, images, inputs, outputs, copy=True))
             self._advance(step.block)
-            before = f"{step.block}."
             found = run(
                 network.get_submodule(step.block),
                 self._streams[source][part].to(self.assembly.device),
-                [name.removeprefix(before) for name in inputs],
-                [name.removeprefix(before) for name in outputs],
+                [_inside(name, step.block) for name in inputs],
+                [_inside(name, step.block) for name in outputs],
                 copy=True,
             )
-            return {before + name: value for name, value in found.items()}
+        named = {f"{step.block}{'.' if key[0] != '.' else ''}{key}": value for key, value in found.items()}
+        return _units_first(network, named)
 
     def _advance(self, block: str) -> None:
         """Run all networks up to the input of `block`, whose earlier layers are solved."""
@@ -209,3 +234,21 @@ class SelectedSolver:
 def _prior(chosen: Tensor, size: int) -> Tensor:
     """U that copies every selected unit, [size, selected], fp64."""
     return selections(chosen, [size])[0].T
+
+
+def _end(step: Step) -> str | None:
+    """Under which name the sum behind a layer is recorded."""
+    if step.sum is None:
+        return None
+    return f"{step.sum}.{'output' if step.sum == step.block else 'input'}"
+
+
+def _inside(name: str, block: str) -> str:
+    """The name of a module inside a block; of the block itself it is empty."""
+    return name.removeprefix(block).removeprefix(".")
+
+
+def _units_first(network: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is recorded, as [n, C, h, w] or [n, C]."""
+    modules = {key: network.get_submodule(key.rpartition(".")[0]) for key in found}
+    return {key: units_first(modules[key], value) for key, value in found.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.moments import Moments
-from fsmerge_cli.alignment.closed_form.patches import output_rows, positions, sampled_places
+from fsmerge_cli.alignment.closed_form.patches import output_rows, positions, sampled_places, units_first
 from fsmerge_cli.alignment.closed_form.selection import select_units
 from fsmerge_cli.alignment.closed_form.stages import recorded
 from fsmerge_cli.alignment.statistics import BATCH, Place, reading_places
@@ -91,7 +91,8 @@ def place_moments(
                     network(images[part].to(device))
                 values.append(own)
             for place, sums in found.items():
-                seen = [value[f"{place.module}.{place.side}"] for value in values]
+                part_of = networks[0].get_submodule(place.module)
+                seen = [units_first(part_of, value[f"{place.module}.{place.side}"]) for value in values]
                 wanted = ROWS_PER_CANDIDATE * sum(plan.spaces[place.space].sources) / len(images)
                 random = generator(seed, "unit rows", place.module, part.start)
                 at = sampled_places(len(seen[0]), positions(seen[0]), wanted, random)

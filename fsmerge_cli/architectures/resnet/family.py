@@ -131,7 +131,7 @@ RESNET = Family(
     normalise=lambda arch, mean, std: replace(arch, mean=tuple(mean), std=tuple(std)),
     pixels=pixels,
     library="timm",
-    activated_stream=True,
+    unitwise_stream=True,
     sums=sums,
     widths=widths,
 )

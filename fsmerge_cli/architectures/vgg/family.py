@@ -112,5 +112,5 @@ VGG = Family(
     normalise=lambda arch, mean, std: replace(arch, mean=tuple(mean), std=tuple(std)),
     pixels=pixels,
     library="timm",
-    activated_stream=True,
+    unitwise_stream=True,
 )

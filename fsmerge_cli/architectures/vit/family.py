@@ -152,14 +152,14 @@ def parse_class(
     return replace(arch, name=name)
 
 
-MERGED = ["vit_*", "resnet*", "vgg*"]
+MERGED = ["vit_*", "resnet*", "vgg*", "convnext*"]
 """Names of timm that are merged, beside those of the class Eva."""
 
 
 def _other(where: str, name: str, kind: str) -> SourceError:
     return SourceError(
-        f"{where}: {name} is {kind}, not a plain VisionTransformer, ResNet or VGG of timm, and cannot "
-        "be merged. Use a vit_*, resnet* or vgg* model, or write a specification for it."
+        f"{where}: {name} is {kind}, not a plain VisionTransformer, ResNet, VGG or ConvNeXt of timm, "
+        "and cannot be merged. Use a vit_*, resnet*, vgg* or convnext* model, or write a specification for it."
     )
 
 

@@ -24,8 +24,8 @@ CONFIGS = [
         2,
         (
             "source 'a': a does not specify its architecture. Put a config.json next to the weights or pass "
-            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (bert, eva, mlp, "
-            "resnet, vgg, vit)."
+            "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (bert, "
+            "convnext, eva, mlp, resnet, vgg, vit)."
         ),
         remove("a/config.json"),
     ),
@@ -43,8 +43,8 @@ CONFIGS = [
         2,
         (
             "source 'a': a: arch: vovnet39a is a model of timm.models.vovnet, not a plain VisionTransformer, "
-            "ResNet or VGG of timm, and cannot be merged. Use a vit_*, resnet* or vgg* model, or write "
-            "a specification for it."
+            "ResNet, VGG or ConvNeXt of timm, and cannot be merged. Use a vit_*, resnet*, vgg* or convnext* "
+            "model, or write a specification for it."
         ),
         config("a", architecture="vovnet39a", model_args={}),
     ),
@@ -61,7 +61,7 @@ CONFIGS = [
         "an unknown family",
         two("name:a,checkpoint:a,arch:{family:cnn}") + " method=average",
         2,
-        "source 'a': a: unknown arch.family 'cnn'. Available: bert, eva, mlp, resnet, vgg, vit.",
+        "source 'a': a: unknown arch.family 'cnn'. Available: bert, convnext, eva, mlp, resnet, vgg, vit.",
     ),
     Case(
         "widths that no tensor has",
