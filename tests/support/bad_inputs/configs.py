@@ -61,7 +61,10 @@ CONFIGS = [
         "an unknown family",
         two("name:a,checkpoint:a,arch:{family:cnn}") + " method=average",
         2,
-        "source 'a': a: unknown arch.family 'cnn'. Available: bert, convnext, eva, mlp, resnet, vgg, vit.",
+        (
+            "source 'a': a: unknown arch.family 'cnn'. Did you mean 'convnext'? Available: bert, convnext, eva, "
+            "mlp, resnet, vgg, vit."
+        ),
     ),
     Case(
         "widths that no tensor has",
