@@ -62,7 +62,7 @@ def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: s
     check_fold(sources, random_maps(sources, structure), images().double())
 
 
-CLOSED = ("activation_matching", "weight_matching", "zipit", "regmean", "regmean_pp", "pleas")
+CLOSED = ("activation_matching", "ot_fusion", "weight_matching", "zipit", "regmean", "regmean_pp", "pleas")
 
 
 @pytest.mark.parametrize(
