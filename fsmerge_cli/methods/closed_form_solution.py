@@ -34,19 +34,24 @@ def check_closed_form(problem: Problem, name: str) -> None:
     """Raise UserError without images, for too large a width, or an architecture of another kind."""
     require_images(problem, name)
     require_enough_units(problem.plan)
-    if any(_turned_behind_a_norm(problem.plan, role) for role in problem.plan.roles.values()):
-        raise ConfigError(
-            f"method={name} does not exist for rotary positions behind a norm of queries and keys: it would mix "
-            "units that are turned as pairs. Take method=fs_merge or method=kd with another start."
+    if reason := unsolved(problem.plan):
+        raise ConfigError(f"method={name} {reason}. Take method=fs_merge or method=kd with another start.")
+
+
+def unsolved(plan: Plan) -> str | None:
+    """What there is no closed form for, as the rest of a sentence; None where there is one."""
+    if any(_turned_behind_a_norm(plan, role) for role in plan.roles.values()):
+        return (
+            "does not exist for rotary positions behind a norm of queries and keys: it would mix units that are "
+            "turned as pairs"
         )
-    plan = problem.plan
     known = [steps] if selects_units(plan) else [outline, layers]
     if all(order(plan) is None for order in known):
-        raise ConfigError(
-            f"method={name} does not know the order of computation of family '{plan.family.name}': it is "
-            "neither blocks on a residual stream nor a chain of layers. Take method=fs_merge or method=kd with "
-            "another start."
+        return (
+            f"does not know the order of computation of family '{plan.family.name}': it is neither blocks on a "
+            "residual stream nor a chain of layers"
         )
+    return None
 
 
 def no_closed_form(family: Family) -> str | None:

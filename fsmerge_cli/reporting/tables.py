@@ -220,10 +220,6 @@ def check_lines(inspection: Mapping[str, Any]) -> list[str]:
     for why, names in against.items():
         lines.append(f"  {', '.join(names)} {'does' if len(names) == 1 else 'do'} not apply: {why}")
     lines.append(f"recommended: {inspection['recommended']} ({inspection['why']})")
-    if "fs_closed_form" in applicable and inspection["recommended"] == "method=tsv":
-        lines.append("compare with method=fs_closed_form, which uses the images")
-    elif "fs_closed_form" in applicable and inspection["recommended"] != "method=average":
-        lines.append("for a first result sooner: method=fs_closed_form")
     estimates = []
     if inspection["memory"] is not None:
         estimates.append(f"about {inspection['memory'] / 1e9:.1f} GB of peak memory")

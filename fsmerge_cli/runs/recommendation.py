@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.closed_form_solution import unsolved
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.pleas import PLeaS
 from fsmerge_cli.models.plan import Plan
@@ -30,11 +31,18 @@ def reason_against(name: str, plan: Plan, requested: Request) -> str | None:
         return "widths or numbers of heads differ"
     if method.uses_base and requested.base is None:
         return "needs the pretrained weights (models.base=...)"
-    if plan.family.post_norm and method is FSClosedForm:
-        return "does not exist for blocks that normalise after every sum"
+    if issubclass(method, FSClosedForm) and (reason := _no_solution(plan)):
+        return reason
     if method.uses_images and requested.data is None:
         return "needs unlabelled images (data=...)"
     return None
+
+
+def _no_solution(plan: Plan) -> str | None:
+    """Why the closed form does not apply to these sources; None: it does."""
+    if plan.family.post_norm:
+        return "does not exist for blocks that normalise after every sum"
+    return unsolved(plan)
 
 
 def verdict(cosines: Sequence[float] | None) -> str | None:
@@ -53,7 +61,13 @@ def recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request, w
 
     with_base: whether the pretrained weights are given, and seem to be those of the sources.
     """
-    if cosines is not None and min(cosines) >= SHARED_INITIALISATION:
+    large = " method.maps=low_rank" if plan.arch.features >= LARGE else ""  # full maps have too many parameters
+    related = cosines is not None and min(cosines) >= SHARED_INITIALISATION
+    if requested.data is not None and _no_solution(plan) is None:
+        why = f"least squares, without a training; with one: method=fs_closed_form_trained, method=fs_merge{large}"
+        more = "; from the pretrained weights: method=tsv" if related and with_base and plan.same_shape else ""
+        return "method=fs_closed_form", why + more
+    if related:
         if with_base and plan.same_shape:
             return "method=tsv", "the sources share a pretrained initialisation, and models.base gives it"
         return "method=average", (
@@ -61,7 +75,5 @@ def recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request, w
             "weights, also method=tsv and other methods of task vectors"
         )
     if requested.data is None:
-        return "method=average", "training needs images; with data=... use method=fs_merge"
-    if plan.arch.features >= LARGE:
-        return "method=fs_merge method.maps=low_rank", "full maps of this width have many trainable parameters"
-    return "method=fs_merge", "the sources are small enough for full maps"
+        return "method=average", "better methods need images: pass data=..."
+    return f"method=fs_merge{large}", "there is no closed form for these sources"

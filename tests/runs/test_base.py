@@ -284,16 +284,3 @@ def test_a_recipe_starts_from_the_weights_of_another(
     assert str(error.value) == (
         "source 'a': recipe.start: should be an entry with a recipe and with the arch of 'a'."
     )
-
-
-def test_the_closed_form_is_named_beside_a_method_of_task_vectors() -> None:
-    from fsmerge_cli.reporting import tables
-
-    methods = [{"name": name, "why_not": None} for name in ("fs_closed_form", "tsv")]
-    empty: dict[str, Any] = dict.fromkeys(("verdict", "similarity", "memory", "seconds", "top1"))
-    found = {**empty, "rows": [], "reasons": (), "methods": methods, "why": "why", "method": "tsv", "notes": ()}
-    assert tables.check_lines({**found, "recommended": "method=tsv"}) == [
-        "methods that apply: fs_closed_form, tsv",
-        "recommended: method=tsv (why)",
-        "compare with method=fs_closed_form, which uses the images",
-    ]

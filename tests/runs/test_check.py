@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +23,12 @@ from fsmerge_cli.methods.pleas import PLeaS
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.check import inspect
+from fsmerge_cli.runs.recommendation import recommend
 from tests.support.checks import Entries, check_request, write_entries
 from tests.support.common_initialisation import NAMES
+from tests.support.encoders import encoder_source
 from tests.support.sources import mlp_source
+from tests.support.vits import vit_source
 
 pytestmark = pytest.mark.full
 
@@ -108,6 +112,27 @@ def test_a_perturbed_copy_is_similar_and_another_seed_is_not(tmp_path: Path) -> 
     assert (
         all_three.verdict
         == "the sources seem to share no pretrained initialisation: averaging is expected to fail"
+    )
+
+
+def test_the_closed_form_is_recommended_where_there_are_images_and_it_exists() -> None:
+    vits = compile_plan([vit_source("class token", seed) for seed in (1, 2)])
+    berts = compile_plan([encoder_source("BERT", seed) for seed in (1, 2)])
+    with_images: Any = SimpleNamespace(data=object())
+    without: Any = SimpleNamespace(data=None)
+    solved = "least squares, without a training; with one: method=fs_closed_form_trained, method=fs_merge"
+    assert recommend(vits, [0.0], with_images, False) == ("method=fs_closed_form", solved)
+    assert recommend(vits, [0.9], with_images, True) == (
+        "method=fs_closed_form",
+        f"{solved}; from the pretrained weights: method=tsv",
+    )
+    assert recommend(berts, [0.0], with_images, False) == (
+        "method=fs_merge",
+        "there is no closed form for these sources",
+    )
+    assert recommend(vits, [0.0], without, False) == (
+        "method=average",
+        "better methods need images: pass data=...",
     )
 
 
