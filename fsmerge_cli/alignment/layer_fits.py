@@ -12,7 +12,7 @@ from fsmerge_cli.alignment.closed_form.moments import Linear
 from fsmerge_cli.alignment.closed_form.patches import input_rows, positions, sampled_places, weight_of
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.stages import recorded
-from fsmerge_cli.alignment.least_squares import linear_modules
+from fsmerge_cli.alignment.least_squares import by_position, linear_modules
 from fsmerge_cli.alignment.statistics import BATCH
 from fsmerge_cli.architectures.ports import Mapped, Port
 from fsmerge_cli.common.inputs import in_use
@@ -38,10 +38,14 @@ def fitted_layers(
 
         |sum_i M_i (W_i x_i + b_i) - W' sum_i M_i x_i - b'|^2 + ridge |W' - W|^2,
 
-    W being `start`. The inputs are those of the sources, not those that merged layers produce.
+    W being `start`. The inputs are those of the sources, not those that merged layers produce. Kernels with more
+    than MAX_INPUTS inputs stay as they are (VGG's first fully connected layer).
     """
     plan = problem.plan
-    modules = [name for name in linear_modules(plan) if _reads(problem, name)]
+    skeleton = plan.skeleton()
+    modules = [
+        n for n in linear_modules(plan) if _reads(problem, n) and not by_position(skeleton.get_submodule(n))
+    ]
     found: dict[str, Tensor] = {}
     ridges: dict[str, float] = {}
     for group in _passes(problem, modules):

@@ -14,6 +14,15 @@ JITTER = 1e-6
 """Ridge towards the weight of every source, relative to the mean diagonal of its Gram matrix."""
 
 
+MAX_INPUTS = 12_288
+"""Most inputs of a kernel whose products are summed in one matrix (1.2 GB in fp64)."""
+
+
+def by_position(module: nn.Module) -> bool:
+    """Whether the inputs of a kernel are too many for one matrix: every position has its own."""
+    return isinstance(module, nn.Conv2d) and module.weight[0].numel() > MAX_INPUTS
+
+
 def linear_modules(plan: Plan) -> tuple[str, ...]:
     """Modules that multiply their input by a weight: linear layers and patch projections, in order."""
     skeleton = plan.skeleton()
@@ -34,8 +43,13 @@ def solve(
     W^T = (sum_i w_i G~_i)^-1 sum_i w_i G~_i W_i^T with G~ = scale G + (1 - scale) diag(G), fp64, by Cholesky
     (RegMean, arXiv 2212.09849). task_weights: the w_i (None: all are 1). The jitter is added to every G~_i on
     both sides: directions without inputs get the mean of the weights instead of zero, and identical sources are
-    returned exactly.
+    returned exactly. Gram matrices [positions, in, in] are those of every position of a kernel, each of which is
+    solved alone.
     """
+    if grams[0].ndim == 3:
+        kernels = [weight.flatten(2).unbind(2) for weight in weights]
+        parts = [solve(own, W, scale, task_weights) for own, W in zip(zip(*grams), zip(*kernels))]
+        return torch.stack([W for W, _ in parts], 2).reshape(weights[0].shape), max(c for _, c in parts)
     matrices = [weight.double().flatten(1) for weight in weights]
     scaled = [scale * G + (1 - scale) * G.diagonal().diag() for G in grams]
     identity = torch.eye(len(scaled[0]), dtype=torch.float64, device=scaled[0].device)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fsmerge_cli.alignment.least_squares import by_position
 from fsmerge_cli.architectures.ports import Mapped, Port
 from fsmerge_cli.common.inputs import Inputs, in_use, used_rows
 from fsmerge_cli.common.progress import Event, Progress, silent
@@ -160,7 +161,8 @@ def grams(
 ) -> dict[str, Tensor]:
     """Gram matrices X^T X / rows of the inputs of linear layers and patch projections, [in, in], fp64, by module.
 
-    Every token is a row; the input of a convolution is unfolded into patches, channels first.
+    Every token is a row; the input of a convolution is unfolded into patches, channels first. Where these are too
+    large (`by_position`), the products within every kernel position, [positions, in, in].
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -169,7 +171,11 @@ def grams(
 
     def add(name: str, module: nn.Module, value: Tensor) -> None:
         x = _rows(module, value.detach(), used[0]).double()
-        sums[name] = sums.get(name, 0) + x.T @ x
+        if by_position(module):
+            parts = x.reshape(len(x), value.shape[1], -1).permute(2, 1, 0)
+            sums[name] = sums.get(name, 0) + parts @ parts.mT
+        else:
+            sums[name] = sums.get(name, 0) + x.T @ x
         counts[name] = counts.get(name, 0) + len(x)
 
     for name in modules:

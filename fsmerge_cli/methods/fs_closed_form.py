@@ -30,8 +30,9 @@ class FSClosedForm(Resets):
     residual stream is fitted to what is missing there, and every convolution on the patches that it reads; without
     it all weights are of the form sum_i M_i W_i U_i. row_weights: tokens count by how much the features depend on
     them. steps: training steps afterwards, in which all weights and the projectors are fitted to the sources'
-    features on fresh views, at the learning rates of method=kd after such a start (0: none). Units that an
-    activation acts on (all of a ResNet's) are selected, each from one source. reset_batchnorm: see `Resets`.
+    features on fresh views, at the learning rates of method=kd after such a start (0: none). Units that
+    activations or depthwise convolutions act on (all of a convolutional network's) are selected, each from one
+    source. reset_batchnorm: see `Resets`.
     """
 
     uses_images: ClassVar[bool] = True

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.folds import COLUMNS, FOLDS, MANY, RIDGES
-from fsmerge_cli.alignment.closed_form.patches import regressors
+from fsmerge_cli.alignment.closed_form.patches import regressors, units_first
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.selected import MAX_REGRESSORS
 from fsmerge_cli.alignment.closed_form.space_selection import ROWS_PER_CANDIDATE
@@ -75,9 +75,10 @@ def sizes(plan: Plan) -> list[Size]:
         if step.read is None:
             continue
         space = plan.spaces[step.read.space]
-        x, y = seen[step.module]
+        module = network.get_submodule(step.module)
+        x, y = (units_first(module, value) for value in seen[step.module])
         block = seen[step.block][0].numel() if step.block else 0
-        wide = regressors(network.get_submodule(step.module))
+        wide = regressors(module)
         found.append(
             Size(
                 x.numel(),

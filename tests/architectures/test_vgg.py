@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fsmerge_cli.alignment import least_squares
+from fsmerge_cli.alignment.statistics import grams
 from fsmerge_cli.architectures import SPECS, resolve
 from fsmerge_cli.common.errors import ConfigError, MismatchError, SourceError
 from fsmerge_cli.methods import METHODS
@@ -169,3 +171,30 @@ def test_arguments_that_give_no_network_are_refused(args: dict[str, object], mes
         FAMILY.parse("vgg", {"name": "vgg11", "args": args}, {}, "a")
     assert str(error.value) == f"a: {message}"
     assert SPECS["vgg"] is FAMILY
+
+
+@pytest.mark.parametrize("method", ["regmean", "regmean_pp", "pleas"])
+def test_of_a_kernel_with_too_many_inputs_copies_stay_exact(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(least_squares, "MAX_INPUTS", 100)  # the first fully connected layer has 294
+    check_permuted_copy(METHODS[method](), vgg_source("BatchNorm", 1), images(12))
+
+
+def test_of_a_kernel_with_too_many_inputs_every_position_is_solved_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, name = [vgg_source("BatchNorm", seed) for seed in (1, 2)], "pre_logits.fc1"
+    weights = [source.weights[f"{name}.weight"] for source in sources]
+
+    def found() -> list[torch.Tensor]:
+        given = torch.device("cpu")
+        return [grams(network(s), [name], images(20), 7, given)[name] for s in sources]
+
+    whole = found()
+    monkeypatch.setattr(least_squares, "MAX_INPUTS", 100)
+    parts = found()
+    assert parts[0].shape == (49, 6, 6)
+    solved, _ = least_squares.solve(parts, weights, 1.0, (1.0, 1.0))
+    for place in (0, 20, 48):
+        own = [G.reshape(6, 49, 6, 49)[:, place, :, place] for G in whole]
+        torch.testing.assert_close(parts[0][place], own[0])
+        kernels = [W.flatten(2)[..., place] for W in weights]
+        expected, _ = least_squares.solve(own, kernels, 1.0, (1.0, 1.0))
+        torch.testing.assert_close(solved.flatten(2)[..., place], expected)

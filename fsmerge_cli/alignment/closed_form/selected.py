@@ -1,7 +1,7 @@
-"""The closed form of a network all of whose spaces pass activations: units are selected, layers are regressed.
+"""The closed form of a network with operations on single units: units are selected, layers are regressed.
 
-An activation behind every sum (a ResNet) or every layer leaves no directions to choose from: a merged unit is one
-unit of one source. What is read from the units that are left out is reconstructed from those that are kept, by
+An activation behind every sum (ResNet) or every layer (VGG), or a depthwise convolution of the stream (ConvNeXt)
+leaves no directions to choose from: a merged unit is one unit of one source. What is read from the units that are left out is reconstructed from those that are kept, by
 least squares over the patches that a layer reads, on the inputs that the already merged layers produce.
 """
 

@@ -2,7 +2,7 @@
 
 Every layer is solved on the inputs that the already merged layers produce, from sums that are streamed in fp64; no
 gradient step is taken. Residual streams: one orthogonal projection (SliceGPT, arXiv 2401.15024, takes one per
-block of a single network), or where it passes activations (ResNets) a forward selection of its units; heads: the
+block of a single network), or of convolutional networks a forward selection of its units; heads: the
 best approximation of their logits at a smaller size; hidden units: forward selection; what writes into the stream:
 regression on what is missing there (RegMean++, arXiv 2508.03121, solves layers in this order; PLeaS, arXiv
 2407.02447, fits them to the sources' outputs).
