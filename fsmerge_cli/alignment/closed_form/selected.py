@@ -1,8 +1,9 @@
 """The closed form of a network with operations on single units: units are selected, layers are regressed.
 
 An activation behind every sum (ResNet) or every layer (VGG), or a depthwise convolution of the stream (ConvNeXt)
-leaves no directions to choose from: a merged unit is one unit of one source. What is read from the units that are left out is reconstructed from those that are kept, by
-least squares over the patches that a layer reads, on the inputs that the already merged layers produce.
+leaves no directions to choose from: a merged unit is one unit of one source. What is read from the units that
+are left out is reconstructed from those that are kept, by least squares over the patches that a layer reads, on
+the inputs that the already merged layers produce.
 """
 
 from __future__ import annotations
