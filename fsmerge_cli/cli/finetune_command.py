@@ -40,7 +40,7 @@ keys:
                                how the initial weights are read (docs/sources.md)
   model.tokenizer=FOLDER       of a text encoder with random weights
   data=NAME                    digits, folder, glyphs, hf, per_task, tensors, torchvision, and of
-                               texts sentences, text; uses all training images (texts), or
+                               texts hf_text, sentences, text; uses all training images (texts), or
                                data.images_per_task=N
   data.augment=paper           none, shift, crop_flip, paper, strong: sampled anew at every step;
                                for texts none, strong

@@ -22,6 +22,7 @@ from fsmerge_cli.data.images.tensors import Tensors
 from fsmerge_cli.data.images.torchvision import TorchVision
 from fsmerge_cli.data.none import NoImages
 from fsmerge_cli.data.per_task import PerTask
+from fsmerge_cli.data.text.hf_text import HuggingFaceTexts
 from fsmerge_cli.data.text.sentences import Sentences
 from fsmerge_cli.data.text.text import Texts
 
@@ -31,6 +32,7 @@ SHIPPED: dict[str, type[DataConfig]] = {
     "generated": Generated,
     "glyphs": Glyphs,
     "hf": HuggingFace,
+    "hf_text": HuggingFaceTexts,
     "none": NoImages,
     "per_task": PerTask,
     "sentences": Sentences,

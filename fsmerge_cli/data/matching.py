@@ -25,15 +25,15 @@ def of_task(
     """Rows of the images that have a label of the task; the index of each one's label in the task; notes.
 
     classes: class of every image, as an index or a name (-1 or None: no class); names: the name of every class
-    index (None: unknown). Labels are matched by name, else as class indices, else, if there are as many labels as
-    classes, by their order. A match of names that are not equal, and every other match, adds a note. Without
-    labels of the task or of the images, every image is kept, unlabelled. where: the prefix of messages. items:
-    what they call the images. Raises DataError.
+    index, or further names (None: unknown). Labels are matched by name, else as class indices, else, if there are
+    as many labels as classes, by their order. A match of names that are not equal, and every other match, adds a
+    note. Without labels of the task or of the images, every image is kept, unlabelled. where: the prefix of
+    messages. items: what they call the images. Raises DataError.
     """
     if task.labels is None:
         return [*range(len(classes))], [-1] * len(classes), ()
     if any(isinstance(one, str) for one in classes):
-        names = sorted({str(one) for one in classes if one is not None})
+        names = sorted({*(names or ()), *(str(one) for one in classes if one is not None)})
         index = {name: i for i, name in enumerate(names)}
         indices = [-1 if one is None else index[str(one)] for one in classes]
     else:

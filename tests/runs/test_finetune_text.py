@@ -180,7 +180,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"data": {"name": "digits"}, "model": {"labels": ("0", "1"), "tokenizer": "TOKENIZER"}},
         ConfigError,
-        "data=digits holds images, and these sources read texts. Pass one of none, per_task, sentences, text: "
+        "data=digits holds images, and these sources read texts. Pass one of hf_text, none, per_task, sentences, "
+        "text: "
         "data=NAME",
     ),
     (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +11,13 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.common.errors import ConfigError, DataError, first_line, from_cache, unknown
+from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Text
-from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
+from fsmerge_cli.data.hub import splits_of
 from fsmerge_cli.data.images.decode import raster_only
 from fsmerge_cli.data.images.files import compared
 from fsmerge_cli.data.matching import of_task
-
-HUB_SECONDS = 10.0
-"""How long the hub may take to answer whether it has a data set."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -83,16 +79,7 @@ class HuggingFace(DataConfig):
 
     def _splits(self, task: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         """All splits by name, and notes."""
-        path = self._path(task)
-        with _library() as datasets:
-            try:
-                found, notes = _load(datasets, path, self.config_name)
-            except Exception as error:  # its readers raise errors of many types
-                local = Path(path).expanduser().exists() or isinstance(error, FileNotFoundError)
-                hint = "Pass another data.path=PATH" if local else "Without network access, pass a local path"
-                cause = first_line(error)
-                raise DataError(f"data=hf: {shown(path)} cannot be loaded ({cause}). {hint}.") from None
-        return {str(name): own for name, own in found.items()}, notes
+        return splits_of(self._path(task), self.config_name, self.name)
 
     def _one(self, splits: Mapping[str, Any], split: str) -> Any:
         if split not in splits:
@@ -125,64 +112,6 @@ class HuggingFace(DataConfig):
         if column not in found.column_names:
             raise ConfigError(f"data.{key}: {unknown('column', column, found.column_names)}")
         return column
-
-
-@contextmanager
-def _library() -> Iterator[Any]:
-    """Hugging Face's datasets, with its progress bars and log messages turned off."""
-    try:
-        import datasets
-    except ImportError:
-        raise DataError("data=hf needs Hugging Face's datasets: pip install datasets") from None
-    hidden = datasets.are_progress_bars_disabled()
-    level = datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    try:
-        yield datasets
-    finally:
-        datasets.logging.set_verbosity(level)
-        if not hidden:
-            datasets.enable_progress_bars()
-
-
-def _load(datasets: Any, path: str, config_name: str | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """All splits by name, and notes; a folder that save_to_disk wrote for one split is `train`."""
-    folder = Path(path).expanduser()
-    if (folder / "dataset_dict.json").is_file():
-        return dict(datasets.load_from_disk(str(folder))), ()
-    if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
-        return {"train": datasets.load_from_disk(str(folder))}, ()
-    if folder.exists():
-        return dict(datasets.load_dataset(str(folder), config_name)), ()
-    with _hub(datasets, path) as notes:
-        return dict(datasets.load_dataset(path, config_name)), tuple(notes)
-
-
-@contextmanager
-def _hub(datasets: Any, path: str) -> Iterator[list[str]]:
-    """Ask the hub once; inside, where it does not answer, only what was downloaded before is read, with a note.
-
-    The library itself would ask again for half a minute. Raises FileNotFoundError for an unknown name.
-    """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    notes: list[str] = []
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    try:
-        HfApi().dataset_info(path, timeout=HUB_SECONDS)
-    except GatedRepoError:
-        pass  # which the library explains
-    except (RepositoryNotFoundError, HFValidationError):
-        raise FileNotFoundError("no such folder, and no public data set of this name on the hub") from None
-    except Exception as error:  # no network: errors of many types
-        notes.append(f"data=hf: {from_cache(shown(path), error)}")
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield notes
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _passed_over(splits: Mapping[str, Any], column: str, path: str, task: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Texts in files: .txt with one text per line, folders of .txt, CSV, TSV and JSON Lines."""
+"""Texts in files: .txt with one text per line, folders of .txt, CSV, TSV, JSON Lines and Parquet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
 from fsmerge_cli.common.shown import brief, listed, shown
-from fsmerge_cli.data.text.folders import SUFFIXES, TABLES, text_files
+from fsmerge_cli.data.text.folders import PARQUET, SUFFIXES, TABLES, text_files
+from fsmerge_cli.data.text.parquet import parquet_rows
 from fsmerge_cli.data.text.tokens import Text
 
 MAX_BYTES = 2**30
@@ -62,6 +63,8 @@ def rows_of(path: Path, columns: Columns) -> list[Row]:
         return list(_of_folder(path, columns))
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{shown(path)}: texts are read from {listed(SUFFIXES)}, or a folder of .txt files.")
+    if path.suffix.lower() == PARQUET:
+        return list(table_rows(str(path), parquet_rows(path), columns))
     content = _content(path)
     if path.suffix.lower() == ".txt":
         return [

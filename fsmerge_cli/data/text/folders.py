@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from fsmerge_cli.common.errors import DataError
@@ -10,7 +11,11 @@ from fsmerge_cli.data.images.files import by_suffix, is_ignored, walk
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 OBJECTS = (".jsonl", ".ndjson", ".json")
-SUFFIXES = (".txt", *TABLES, *OBJECTS)
+PARQUET = ".parquet"
+SUFFIXES = (".txt", *TABLES, *OBJECTS, PARQUET)
+
+SHARD = re.compile(r"(train|test|validation|val|dev)-\d+-of-\d+.*\.parquet")
+"""Parts of the splits of a data set of Hugging Face."""
 
 
 def is_text_file(path: Path) -> bool:
@@ -37,6 +42,16 @@ def text_files(folder: Path) -> list[Path]:
 def passed_over(folder: Path) -> str:
     """The other files below `folder`, counted by suffix or kind; "" where there are none."""
     return by_suffix((path for path in walk(folder) if not is_text_file(path)), frozenset())
+
+
+def refuse_shards(folder: Path) -> None:
+    """Raise DataError for a data set of Hugging Face, whose test texts would be among the others."""
+    found = sorted(path.name for path in walk(folder) if SHARD.fullmatch(path.name)) if folder.is_dir() else []
+    if found:
+        raise DataError(
+            f"data=text: {shown(folder)} holds the splits of a data set of Hugging Face in parts ({found[0]}). "
+            f"Pass data=hf_text data.path={shown(folder)}"
+        )
 
 
 def of_name(folder: Path, name: str) -> list[Path]:

@@ -17,6 +17,7 @@ from fsmerge_cli.common.shown import brief, shown
 from fsmerge_cli.data.base import ImageSet, Split, Task, Transform
 from fsmerge_cli.data.content import Content
 from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of, table_rows
+from fsmerge_cli.data.text.hf_text import data_set_rows
 from fsmerge_cli.data.text.text import UNLABELLED, labels_of, left_out, text_set
 
 CONTENT = (
@@ -126,18 +127,3 @@ def _row(item: Any, place: str) -> Row:
 def _is_text(item: Any) -> bool:
     pair = isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)
     return isinstance(item, str) or pair
-
-
-def data_set_rows(found: Any, where: str, columns: Columns) -> list[Row]:
-    """The texts of one of Hugging Face's data sets, with class indices as their names. Raises DataError."""
-    names = {column: own for column in found.column_names if (own := _class_names(found.features[column]))}
-    values = {column: found[column][:] for column in found.column_names}
-    for column, own in names.items():
-        values[column] = [own[i] if isinstance(i, int) and 0 <= i < len(own) else None for i in values[column]]
-    rows = [dict(zip(values, row)) for row in zip(*values.values())]
-    return [*table_rows(where, [*enumerate(rows)], columns)]
-
-
-def _class_names(feature: Any) -> Sequence[str] | None:
-    found = getattr(feature, "names", None)
-    return [*map(str, found)] if found else None

@@ -18,7 +18,7 @@ from fsmerge_cli.common.shown import brief, listed, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, Transform
 from fsmerge_cli.data.matching import of_task
 from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of
-from fsmerge_cli.data.text.folders import SUFFIXES, is_text_file, of_name, only_of_name, passed_over
+from fsmerge_cli.data.text.folders import SUFFIXES, is_text_file, of_name, only_of_name, passed_over, refuse_shards
 from fsmerge_cli.data.text.tokens import ToTokens
 
 UNLABELLED = (None, "", -1, "-1")
@@ -30,7 +30,7 @@ SEVERAL = 20
 
 @dataclass(frozen=True, config=FORBID)
 class Texts(DataConfig):
-    """Texts in .txt (one per line), CSV, TSV or JSON Lines, or as folders of .txt files.
+    """Texts in .txt (one per line), CSV, TSV, JSON Lines or Parquet, or as folders of .txt files.
 
     root: folder with a file or a folder per task, named after it (TASK.csv; TASK/train.csv and TASK/test.csv;
     TASK/*.txt; TASK/LABEL/*.txt), or texts for all tasks. A .txt file in a folder is one text. train, test:
@@ -71,7 +71,7 @@ class Texts(DataConfig):
                 return None
             raise DataError(f"{shown(path)} holds no texts for task '{task.name}'. Pass another file or folder.")
         more = (*_files_left_out(task, path), *left_out(task, str(path), read))
-        return text_set(task, rows, str(path), transform, self.max_length, more)
+        return text_set(task, rows, str(path), transform, self.max_length, more, _names(read))
 
     def is_mixed(self, tasks: Sequence[str]) -> bool:
         """Whether the root holds texts for all tasks, and nothing is named after a task."""
@@ -88,8 +88,7 @@ class Texts(DataConfig):
         if path is None:
             return None
         rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
-        found = {label for label in labels_of([row for row in rows if has_text(row)]) if isinstance(label, str)}
-        return tuple(sorted(found)) or None
+        return tuple(_names(rows)) or None
 
     def paths(self) -> Mapping[str, str]:
         """The files and folders."""
@@ -127,6 +126,7 @@ class Texts(DataConfig):
                     f"data=text: {shown(own)} has test texts, and no train file or folder beside them."
                 )
             return parts[split], False
+        refuse_shards(own)
         return own, True
 
     def _held_out(self, row: Row) -> bool:
@@ -136,14 +136,21 @@ class Texts(DataConfig):
 
 
 def text_set(
-    task: Task, rows: Sequence[Row], where: str, transform: Transform, max_length: int | None, more: Sequence[str]
+    task: Task,
+    rows: Sequence[Row],
+    where: str,
+    transform: Transform,
+    max_length: int | None,
+    more: Sequence[str],
+    names: Sequence[str] = (),
 ) -> ImageSet:
     """The texts of a task among rows; if they have labels, only those with a label of the task. Raises DataError.
 
-    where: prefix of messages. max_length: tokens of a text. more: notes on what was left out.
+    where: prefix of messages. max_length: tokens of a text. more: notes on what was left out. names: of classes
+    that may have no text among these.
     """
     _require_clear_labels(task, [row.label for row in rows], where)
-    kept, places, notes = of_task(task, labels_of(rows), None, where, "texts")
+    kept, places, notes = of_task(task, labels_of(rows), names or None, where, "texts")
     chosen = [rows[row] for row in kept]
     notes = (*notes, *_reading_notes(task, chosen), *more)
     if isinstance(transform, ToTokens):
@@ -189,6 +196,11 @@ def labels_of(rows: Sequence[Row]) -> list[Any]:
     if all(text.isdecimal() for text in texts):
         return [None if label is None else int(label) for label in found]
     return [None if label is None else str(label) for label in found]
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """Sorted names of the labels of the rows that have a text; none where they are numbers."""
+    return sorted({own for own in labels_of([row for row in rows if has_text(row)]) if isinstance(own, str)})
 
 
 def _require_clear_labels(task: Task, labels: Sequence[Any], where: str) -> None:
