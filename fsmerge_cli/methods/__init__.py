@@ -22,6 +22,7 @@ from fsmerge_cli.methods.pleas import PLeaS
 from fsmerge_cli.methods.regmean import RegMean
 from fsmerge_cli.methods.regmean_pp import RegMeanPlusPlus
 from fsmerge_cli.methods.slerp import Slerp
+from fsmerge_cli.methods.straight_through import StraightThrough
 from fsmerge_cli.methods.task_vectors.ada_merging import AdaMerging
 from fsmerge_cli.methods.task_vectors.breadcrumbs import Breadcrumbs
 from fsmerge_cli.methods.task_vectors.consensus import Consensus
@@ -70,6 +71,7 @@ SHIPPED: dict[str, type[Method]] = {
     "regmean": RegMean,
     "regmean_pp": RegMeanPlusPlus,
     "slerp": Slerp,
+    "straight_through": StraightThrough,
     "task_arithmetic": TaskArithmetic,
     "ties": Ties,
     "tsv": TSV,

@@ -40,6 +40,7 @@ from fsmerge_cli.methods.base import Method, Trained
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
+from fsmerge_cli.methods.straight_through import StraightThrough
 from fsmerge_cli.models.plan import Plan, Space
 from fsmerge_cli.runs import closed_form_cost, gradient_cost
 
@@ -134,6 +135,8 @@ def trainable_parameters(plan: Plan, method: Method, network: Network) -> int:
     if isinstance(method, Distillation):
         projectors = sum(own * plan.arch.features for own in plan.spaces[plan.features.space].sources)
         return network.parameters + (projectors if method.projector == "linear" else 0)
+    if isinstance(method, StraightThrough):
+        return (k - 1) * network.parameters
     if not isinstance(method, FSMerge):
         return 0
     spaces = [plan.spaces[port.space] for port in [*plan.writes, *plan.reads]]
