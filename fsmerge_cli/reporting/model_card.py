@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fsmerge_cli.architectures import Family
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.common.wording import Kind, worded
@@ -131,8 +132,17 @@ NO_LABELS = "There were no labelled test images."
 def _input(plan: Plan) -> str:
     if plan.family.kind == "text":
         return f"texts of up to {plan.arch.longest} tokens, by the tokenizer of this folder"
-    channels, height, width = plan.arch.input_size
-    return f"pixels in 0..1, {channels} x {height} x {width}, without further normalisation"
+    return pixels_read(plan.family, plan.arch)
+
+
+def pixels_read(family: Family, arch: Any) -> str:
+    """What a model of images reads, with the mean and std of config.json where they are not 0 and 1."""
+    stated, size = family.pixels(arch), " x ".join(map(str, arch.input_size))
+    mean, std = stated["mean"], stated["std"]
+    if set(mean) == {0.0} and set(std) == {1.0}:
+        return f"pixels in 0..1, {size}, without further normalisation"
+    values = [[round(own, 4) for own in one] for one in (mean, std)]
+    return f"pixels in 0..1, {size}, minus the mean {values[0]}, divided by the std {values[1]}"
 
 
 def _classifier(evaluation: Mapping[str, Any]) -> str:

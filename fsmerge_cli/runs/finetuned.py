@@ -24,7 +24,7 @@ from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting import summary
-from fsmerge_cli.reporting.model_card import escaped, fenced, head_lines, markdown
+from fsmerge_cli.reporting.model_card import escaped, fenced, head_lines, markdown, pixels_read
 from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import typed
 from fsmerge_cli.runs.merged import load_merged
@@ -183,8 +183,7 @@ class Finetuned:
         if self.source.family.kind == "text":
             longest = min(arch.longest, self.source.preprocessing.longest)
             return f"a text of up to {longest} tokens, by the tokenizer of this folder"
-        channels, height, width = arch.input_size
-        return f"pixels in 0..1, {channels} x {height} x {width}, without further normalisation"
+        return pixels_read(self.source.family, arch)
 
     def _snippet(self) -> str:
         source = self.source

@@ -40,6 +40,8 @@ def test_timm_loads_the_merged_network_and_training_it_lowers_the_loss(tmp_path:
     assert certificates(tmp_path) == {"holds", "not applicable"}
     module = timm.create_model(f"local-dir:{tmp_path / 'run/merged'}", pretrained=True).eval()
     classifier = timm.create_model(f"local-dir:{tmp_path / 'run/classifier'}", pretrained=True).eval()
+    card = (tmp_path / "run/merged/README.md").read_text()
+    assert "pixels in 0..1, 1 x 32 x 32, minus the mean [0.4], divided by the std [0.2]" in card
     variances = [part.running_var for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     assert len(variances) == 5
     assert all(not torch.equal(own, torch.ones_like(own)) for own in variances if own is not None)
