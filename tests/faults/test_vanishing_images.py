@@ -44,6 +44,13 @@ def test_hidden_folders_and_those_of_macos_are_no_classes(root: Path) -> None:
     assert list(build(root).classes or ()) == [0, 1]
 
 
+def test_images_beside_train_and_test_are_noted(root: Path) -> None:
+    for name in ("val/owl/a.png", "val/wren/b.png", "c.png", "test/owl/d.png", "__MACOSX/e.png"):
+        put(root / "birds" / name, 3)
+    note = f"of {root / 'birds'} only train and test are read; images beside them are not used: c.png (1), val (2)"
+    assert build(root).notes == (f"task 'birds': {note}",)
+
+
 def test_two_classes_that_are_one_folder_are_refused(root: Path) -> None:
     train = root / "birds/train"
     (train / "raven").symlink_to(train / "owl")

@@ -170,3 +170,13 @@ def test_a_path_is_not_predicted_as_a_text(tmp_path: Path) -> None:
             f"{given} is a path, and not a .txt file of one text per line. Save its texts as such a file, or give "
             "texts in quotes."
         )
+
+
+def test_texts_beside_the_splits_are_noted(tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for name in ("train.csv", "test.csv", "valid.csv"):
+        (folder / name).write_text("text,label\nbad,neg\ngood,pos\n")
+    assert read(tmp_path)[1] == (
+        f"task 'films': of {folder} only train and test are read; texts beside them are not used: valid.csv (1)",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fsmerge_cli.common.errors import DataError, reason
@@ -83,6 +83,21 @@ def by_suffix(files: Iterable[Path], documents: frozenset[str] = DOCUMENTS) -> s
     """Files counted by suffix or kind, without `documents`: "2 x .heic, 1 x broken link"; "" for none."""
     counts = Counter(_kind(path) for path in files if path.suffix.lower() not in documents)
     return ", ".join(f"{count} x {shown(suffix)}" for suffix, count in sorted(counts.items()))
+
+
+def beside_splits(folder: Path, is_item: Callable[[Path], bool], items: str) -> str:
+    """A note on what is neither in train nor in test of a folder; "" where there is nothing.
+
+    is_item: whether a file counts. items: what the note calls them.
+    """
+    outside = [p for p in folder.iterdir() if p.name.partition(".")[0] not in ("train", "test")]
+    below = {p.name: walk(p) if p.is_dir() else [p] for p in sorted(outside) if not is_ignored(p.name)}
+    counts = {name: sum(map(is_item, files)) for name, files in below.items()}
+    found = [f"{shown(name)} ({count})" for name, count in counts.items() if count]
+    if not found:
+        return ""
+    few = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+    return f"of {shown(folder)} only train and test are read; {items} beside them are not used: {few}"
 
 
 def _kind(path: Path) -> str:

@@ -29,7 +29,7 @@ from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import listed, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
 from fsmerge_cli.data.images.decode import open_image
-from fsmerge_cli.data.images.files import SUFFIXES, images, is_ignored, is_image, other_files
+from fsmerge_cli.data.images.files import SUFFIXES, beside_splits, images, is_ignored, is_image, other_files
 from fsmerge_cli.data.images.mixed import beside_tasks, is_mixed
 from fsmerge_cli.data.matching import of_folders
 
@@ -79,6 +79,8 @@ class Folder(DataConfig):
                 f"data=folder: no images for task '{task.name}' in {own}. "
                 f"Put images there ({', '.join(sorted(SUFFIXES))}), flat or in class folders."
             )
+        if split == "train" and own != folder and (text := beside_splits(folder, is_image, "images")):
+            notes += (f"task '{task.name}': {text}" if task.name else text,)
         if split == "train" and task.name and folder != Path(str(self.root)).expanduser():
             notes += beside_tasks(folder.parent)
         classes = tuple(label for _, label in files)

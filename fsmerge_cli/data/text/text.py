@@ -16,6 +16,7 @@ from fsmerge_cli.common.options import FORBID, Positive, Share
 from fsmerge_cli.common.options import Text as Path_
 from fsmerge_cli.common.shown import brief, listed, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, Transform
+from fsmerge_cli.data.images.files import beside_splits
 from fsmerge_cli.data.matching import of_task
 from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of
 from fsmerge_cli.data.text.folders import SUFFIXES, is_text_file, of_name, only_of_name, passed_over, refuse_shards
@@ -71,6 +72,9 @@ class Texts(DataConfig):
                 return None
             raise DataError(f"{shown(path)} holds no texts for task '{task.name}'. Pass another file or folder.")
         more = (*_files_left_out(task, path), *left_out(task, str(path), read))
+        if split == "train" and self.train is self.test is None and not whole:  # a folder of both splits
+            text = beside_splits(path.parent, is_text_file, "texts")
+            more = (*more, *(f"{_start(task)}{text}" for _ in text[:1]))
         return text_set(task, rows, str(path), transform, self.max_length, more, _names(read))
 
     def is_mixed(self, tasks: Sequence[str]) -> bool:
@@ -214,9 +218,13 @@ def _require_clear_labels(task: Task, labels: Sequence[Any], where: str) -> None
         )
 
 
+def _start(task: Task) -> str:
+    return f"task '{task.name}': " if task.name else ""
+
+
 def _files_left_out(task: Task, path: Path) -> tuple[str, ...]:
     """A note on files in a folder that are no texts."""
-    start = f"task '{task.name}': " if task.name else ""
+    start = _start(task)
     if path.is_dir() and (others := passed_over(path)):
         return (f"{start}files in {shown(path)} that are no texts were not used: {others}",)
     return ()
@@ -224,7 +232,7 @@ def _files_left_out(task: Task, path: Path) -> tuple[str, ...]:
 
 def left_out(task: Task, where: str, rows: Sequence[Row]) -> tuple[str, ...]:
     """Notes on rows that are no texts, and on texts with the label -1."""
-    start = f"task '{task.name}': " if task.name else ""
+    start = _start(task)
     found = []
     if empty := sum(not has_text(row) for row in rows):
         found.append(f"{start}{empty} of {len(rows)} texts in {shown(where)} are empty: not used")
@@ -236,7 +244,7 @@ def left_out(task: Task, where: str, rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _reading_notes(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
     """Which columns were read, and that a file of several lines was one text."""
-    start = f"task '{task.name}': " if task.name else ""
+    start = _start(task)
     found = [f"{start}{guessed}" for guessed in dict.fromkeys(row.guessed for row in rows) if guessed]
     files = [row for row in rows if row.place.lower().endswith(".txt")]
     several = sum(len(lines_of(row.text)) > SEVERAL for row in files if isinstance(row.text, str))
@@ -252,7 +260,7 @@ def _cut_notes(task: Task, rows: Sequence[Row], transform: ToTokens) -> tuple[st
     counted, cut, share = transform.cut([row.text for row in rows])
     if not cut:
         return ()
-    start = f"task '{task.name}': " if task.name else ""
+    start = _start(task)
     return (
         f"{start}{cut} of {counted} texts are longer than {transform.longest} tokens and are cut, which leaves "
         f"out {100 * share:.1f} % of all tokens (data.max_length)",
