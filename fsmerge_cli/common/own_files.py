@@ -175,6 +175,12 @@ def has_list(folder: Path) -> bool:
     return _read_list(folder) is not None
 
 
+def listed_files(folder: Path) -> frozenset[str] | None:
+    """The paths in the list of a finished folder; None where it has no list."""
+    found = _read_list(folder)
+    return None if found is None or found["files"] is None else frozenset(found["files"])
+
+
 def strangers(folder: Path, allowed: re.Pattern[str]) -> list[str]:
     """Files, links and empty folders in a folder whose path is not `allowed`, sorted."""
     found = (name for name, regular in _files(folder) if not (regular and allowed.fullmatch(name)))

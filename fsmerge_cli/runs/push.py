@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.atomic import FINISHED
-from fsmerge_cli.common.errors import ConfigError, OutputError, first_line
+from fsmerge_cli.common.errors import ConfigError, FsmergeError, OutputError, first_line
+from fsmerge_cli.common.own_files import listed_files
 from fsmerge_cli.common.shown import few, shown
 from fsmerge_cli.reporting.model_card import WRITTEN_BY_US
 
@@ -48,7 +49,21 @@ def repository_files(run: Path) -> dict[str, Path]:
     for folder in (*FOLDERS, TASKS):
         files = sorted((run / folder).rglob("*")) if (run / folder).is_dir() else []
         found |= {str(file.relative_to(run)): file for file in files if file.is_file() and file.name != CARD}
-    return found | {name: run / name for name in FILES if (run / name).is_file()}
+    found |= {name: run / name for name in FILES if (run / name).is_file()}
+    _require_own_files(run, found.values())
+    return found
+
+
+def _require_own_files(run: Path, files: Iterable[Path]) -> None:
+    """Raise OutputError for links, and for files that the run did not write: they may be private."""
+    own = listed_files(run)
+    names = {str(file.relative_to(run)): file for file in files}
+    foreign = [name for name, file in names.items() if file.is_symlink() or (own is not None and name not in own)]
+    if foreign:
+        raise OutputError(
+            f"{shown(run)} holds files that the run did not write, and nothing was uploaded: "
+            f"{few(sorted(foreign))}. Move them away; further files are added to the repository on the hub."
+        )
 
 
 def require_name(name: str) -> None:
@@ -89,9 +104,16 @@ def push(run: Path, name: str, *, private: bool = False, api: Any = None) -> str
         hub.create_commit(name, operations, commit_message="Merged model, by fsmerge")
     except LocalTokenNotFoundError:
         raise ConfigError("no token of the Hugging Face hub. Log in with: hf auth login") from None
+    except FsmergeError:
+        raise
     except (HfHubHTTPError, OSError) as error:
         why = first_line(error)
         raise OutputError(f"the hub refused {name}: {why}. Check its name, and your token.") from None
+    except Exception as error:  # without a network: errors of many types
+        raise OutputError(
+            f"the hub cannot be reached for {name} ({first_line(error)}). Check the network, and run the command "
+            "again."
+        ) from None
     return str(url)
 
 

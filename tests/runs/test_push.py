@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -147,3 +148,36 @@ def test_wrong_names_folders_and_a_missing_token_are_refused(digits_run: Path, t
 
     with pytest.raises(ConfigError, match=r"no token of the Hugging Face hub. Log in with: hf auth login"):
         push(digits_run, "jane/digits", api=NoToken(tmp_path))
+
+
+def test_without_a_network_there_is_one_line(digits_run: Path, tmp_path: Path) -> None:
+    class NoNetwork(FakeHub):
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
+            raise RuntimeError("Name or service not known\nmore")
+
+    with pytest.raises(OutputError) as error:
+        push(digits_run, "jane/digits", api=NoNetwork(tmp_path))
+    assert str(error.value) == (
+        "the hub cannot be reached for jane/digits (Name or service not known). Check the network, and run the "
+        "command again."
+    )
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_only_files_of_the_run_are_uploaded(link: bool, digits_run: Path, tmp_path: Path) -> None:
+    run, secret = tmp_path / "run", tmp_path / "secret"
+    shutil.copytree(digits_run, run)
+    secret.write_text("mine")
+    if link:
+        (run / "merged/config.json").unlink()
+        (run / "merged/config.json").symlink_to(secret)
+    else:
+        (run / "merged/key.pem").write_text("mine")
+    with pytest.raises(OutputError) as error:
+        push(run, "jane/digits", api=FakeHub(tmp_path / "hub"))
+    assert str(error.value) == (
+        f"{run} holds files that the run did not write, and nothing was uploaded: "
+        f"merged/{'config.json' if link else 'key.pem'}. Move them away; further files are added to the "
+        "repository on the hub."
+    )
+    assert not (tmp_path / "hub").exists()
