@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.cli.composing import composed, config_dir_of
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Text, build
+from fsmerge_cli.common.separation import expanded
 from fsmerge_cli.reporting.trackers import TRACKERS
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _finetune(
     every = build(Checkpoint, keys["checkpoint"], "checkpoint").every
     groups = {name: keys[name] for name in ("model", "data", "training", "hardware", "seed", "resume")}
     setup = request(**groups, overwrite=output.overwrite, every=every)
-    folder = Path(output.dir or _folder(setup.options(), setup.spec.name))
+    folder = expanded(output.dir or _folder(setup.options(), setup.spec.name))
     tidy(folder)
     continued = output.overwrite and unfinished(folder)  # a run that was to replace the finished one
     if setup.run.resume and not continued and (found := _finished(folder, setup)) is not None:

@@ -15,7 +15,7 @@ from fsmerge_cli.cli.merge_command import composed as in_hydra_s_syntax
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.output_files import check_files, write_files
-from fsmerge_cli.common.separation import Input
+from fsmerge_cli.common.separation import Input, expanded
 
 HELP = """usage: fsmerge init MODEL [MODEL ...] [--images FOLDER] [GROUP=NAME ...] [KEY=VALUE ...] [-o FILE]
 
@@ -60,8 +60,7 @@ def run(arguments: list[str]) -> int:
     sources = keys["models"].get("sources") or []
     entries = [*sources, base if isinstance(base := keys["models"].get("base"), Mapping) else {"checkpoint": base}]
     paths = [own["checkpoint"] for own in entries if isinstance(own, Mapping) and own.get("checkpoint")]
-    path = Path(file)
-    if path.exists():
+    if expanded(file).exists():
         raise ConfigError(f"-o {file} exists, and fsmerge init replaces no file. Choose another one.")
     found = check_files({"-o ": file}, [Input("a source", path) for path in paths], False)
     write_files({"-o ": (found["-o "], lambda path: _write(path, text))}, False)

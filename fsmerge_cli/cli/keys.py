@@ -15,6 +15,7 @@ from fsmerge_cli.cli.overrides import MODELS
 from fsmerge_cli.cli.run_dirs import default_folder
 from fsmerge_cli.common.errors import ConfigError, unknown, unknown_key
 from fsmerge_cli.common.options import FORBID, Flag, Positive, Text, refuse_code
+from fsmerge_cli.common.separation import expanded
 from fsmerge_cli.reporting.trackers import TRACKERS
 
 TOP = ("models", "data", "method", "hardware", "seed", "resume", "checkpoint", "evaluation", "output")
@@ -59,7 +60,7 @@ class Evaluation:
 
 def folder_of(keys: Mapping[str, Any]) -> Path:
     """The output folder of a composed configuration."""
-    return Path(keys["output"]["dir"] or default_folder(keys, HydraConfig.get().runtime.choices))
+    return expanded(keys["output"]["dir"] or default_folder(keys, HydraConfig.get().runtime.choices))
 
 
 def keys_of(config: DictConfig) -> dict[str, Any]:

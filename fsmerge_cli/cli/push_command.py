@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.separation import expanded
 from fsmerge_cli.common.shown import shown
 
 HELP = """usage: fsmerge push RUN USER/NAME [--private] [--dry-run] [--quiet]
@@ -46,10 +47,10 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.reporting import terminal
     from fsmerge_cli.runs.push import REPORT, push, repository_files, require_name, shown_inputs, sizes
 
-    console = terminal.console(quiet=options.quiet)
+    console, folder = terminal.console(quiet=options.quiet), expanded(options.run)
     require_name(options.name)
     if options.dry_run:
-        files = repository_files(options.run)
+        files = repository_files(folder)
         found = sizes(files)
         for path, size in found:
             console.print(Text(f"{size / 1e6:>10,.2f} MB  {shown(path)}"), soft_wrap=True)
@@ -59,5 +60,5 @@ def run(arguments: list[str]) -> int:
         if what := shown_inputs(files):
             console.print(Text(f"{REPORT} contains test {what}. Look at it before they become public."))
         return 0
-    console.print(Text(push(options.run, options.name, private=options.private)), soft_wrap=True)
+    console.print(Text(push(folder, options.name, private=options.private)), soft_wrap=True)
     return 0

@@ -87,7 +87,7 @@ def _split(arguments: Sequence[str], command: str) -> tuple[ShortForm, list[str]
         name, equals, value = argument.partition("=")
         if name in OPTIONS:
             value = value if equals else next(given, "")
-            if not value:
+            if not value or (not equals and value in OPTIONS):
                 raise ConfigError(f"fsmerge {command}: {name} needs a path: {name} PATH.")
             found.options[OPTIONS[name]] = value
         elif argument in ("--config-dir", "-cd", "--cfg", "-c"):

@@ -33,6 +33,13 @@ Identity = tuple[int, int, tuple[str, ...]]
 """Device and inode of a path, or of the nearest folder above it that exists and the names below that folder."""
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ~ resolved; unchanged where that is not possible, which `resolved` reports."""
+    with suppress(RuntimeError):  # of an unknown user
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def resolved(path: Path, key: str = "output.dir=") -> Path:
     """The absolute path, with links above it and ~ resolved. Raises OutputError for a link and an invalid path.
 

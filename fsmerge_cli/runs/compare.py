@@ -16,7 +16,7 @@ from torch import Tensor
 from fsmerge_cli.common.atomic import FINISHED
 from fsmerge_cli.common.errors import ConfigError, OutputError, first_line, unknown
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
-from fsmerge_cli.common.separation import Input
+from fsmerge_cli.common.separation import Input, expanded
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.evaluation.metrics import Z
 from fsmerge_cli.evaluation.metrics import interval as wilson
@@ -69,7 +69,7 @@ def read_runs(patterns: Sequence[str]) -> list[RunEntry]:
     """The runs in the given folders, globs and sweep folders. Raises OutputError where a pattern has no run."""
     folders: dict[Path, None] = {}
     for pattern in patterns:
-        found = [folder for match in sorted(glob.glob(pattern)) for folder in _runs_in(Path(match))]
+        found = [folder for match in sorted(glob.glob(str(expanded(pattern)))) for folder in _runs_in(Path(match))]
         if not found:
             raise OutputError(
                 f"{shown(pattern)} is no finished run (a folder with {FINISHED}). Give folders that `fsmerge "
@@ -81,7 +81,7 @@ def read_runs(patterns: Sequence[str]) -> list[RunEntry]:
 
 def inputs(patterns: Sequence[str], runs: Sequence[RunEntry]) -> list[Input]:
     """The folders of the runs, and the records of their sweeps."""
-    matches = [Path(match) for pattern in patterns for match in sorted(glob.glob(pattern))]
+    matches = [Path(match) for pattern in patterns for match in sorted(glob.glob(str(expanded(pattern))))]
     jobs = [folder for match in matches for folder in (match / "jobs", *match.glob("*/jobs")) if folder.is_dir()]
     return [
         *(Input("one of the compared runs", run.folder) for run in runs),

@@ -19,7 +19,7 @@ from fsmerge_cli.common.hardware import Hardware, peak_memory
 from fsmerge_cli.common.inputs import stack as stacked
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, generator
-from fsmerge_cli.common.separation import Input, resolved
+from fsmerge_cli.common.separation import Input, expanded, resolved
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.common.wording import worded, worded_progress
 from fsmerge_cli.data import DataConfig, ImageSet, Task
@@ -81,12 +81,13 @@ def finetune(
     requested = request(model, data, training, hardware, seed, overwrite, resume, checkpoint_every)
     inputs, notes = (*requested.inputs(), *more_inputs), list[str]()
     clock, snapshots = Clock(), Snapshots()
+    output = None if output is None else expanded(output)
     with ExitStack() as stack:
         report = stack.enter_context(reported(progress))
         device = stack.enter_context(requested.hardware.session())
         folder = None
         if output is not None:
-            folder = stack.enter_context(claim(Path(output), requested.run.overwrite, inputs))
+            folder = stack.enter_context(claim(output, requested.run.overwrite, inputs))
         with clock.phase("sources"):
             source = load_start(requested)
         kind = source.family.kind
@@ -98,7 +99,7 @@ def finetune(
             except DataError as error:
                 raise DataError(worded(str(error), kind)) from None
         if output is not None:
-            snapshots = _snapshots(requested, source, setup, images, Path(output))
+            snapshots = _snapshots(requested, source, setup, images, output)
             stack.enter_context(snapshots.report_progress_on_interrupt())
         with clock.phase("fit"):
             classifier = _network(requested, source).to(device)

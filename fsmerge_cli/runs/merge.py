@@ -18,7 +18,7 @@ from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.distributed import World, join
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Event, Progress, silent
-from fsmerge_cli.common.separation import Input
+from fsmerge_cli.common.separation import Input, expanded
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.common.wording import worded_progress
 from fsmerge_cli.data import Task
@@ -84,6 +84,7 @@ def merge(
     inputs = (*requested.inputs(), *more_inputs)
     clock = Clock()
     snapshots = Snapshots()
+    output = None if output is None else expanded(output)
     with ExitStack() as stack:
         report = stack.enter_context(reported(progress))
         with join(requested.hardware.distributed) as world:
@@ -97,13 +98,13 @@ def merge(
                 device = stack.enter_context(requested.hardware.session())
                 folder = None
                 if output is not None and world.main:
-                    folder = stack.enter_context(claim(Path(output), requested.run.overwrite, inputs))
+                    folder = stack.enter_context(claim(output, requested.run.overwrite, inputs))
             problem, tests, notes = _problem(requested, opened, device, report, world, clock)
             notes += base_notes(requested, problem)
             for method in methods_of(requested):
                 method.check(problem)
             if output is not None:
-                snapshots = _snapshots(requested, problem, Path(output))
+                snapshots = _snapshots(requested, problem, output)
                 stack.enter_context(snapshots.report_progress_on_interrupt())
             with clock.phase("fit"):
                 problem = replace(problem, snapshots=snapshots, plan=requested.method.refined(problem))

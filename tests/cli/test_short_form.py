@@ -95,6 +95,7 @@ def test_the_short_form_stands_for_overrides(typed: str, meant: str | None) -> N
             "timm names with a tag), or KEY=VALUE.",
         ),
         ("pets.safetensors --images", "fsmerge merge: --images needs a path: --images PATH."),
+        ("pets.safetensors --images -o out", "fsmerge merge: --images needs a path: --images PATH."),
         (
             "pets.safetensors +models=digits_mlp_pair",
             "fsmerge merge: sources are given twice, as pets.safetensors and as models=... Give them once.",
