@@ -71,7 +71,7 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
             )
         backbone = {name: tensor for name, tensor in backbone.items() if name not in pooler}
         notes += (f"'{spec.name}': the features are those before the pooler, which is not used: {listed(pooler)}",)
-    if family.library == "timm":  # an MLP has no usual normalisation
+    if family.library == "timm" or min(arch.input_size[1:]) > 1:  # of vectors there is none
         notes += _guessed_pixels(spec, config, family.config(arch)["architecture"])
     mean, std = normalisation(spec, config, where)
     arch, weights = normalised(family, arch, backbone, mean, std, where)

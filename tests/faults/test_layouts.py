@@ -26,7 +26,7 @@ from tests.support.vits import vit_source
 def test_a_known_layout_is_read(case: str, tmp_path: Path) -> None:
     prepare, notes = READ[case]
     path = tmp_path / prepare(tmp_path, tensors())
-    found = load_source(path, name="a", arch=MLP_ARCH)
+    found = load_source(path, name="a", arch=MLP_ARCH, **PIXELS)
     assert found.weights.keys() == SOURCE.weights.keys()
     assert all(torch.equal(found.weights[n], t) for n, t in SOURCE.weights.items())
     assert found.head is not None

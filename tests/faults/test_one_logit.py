@@ -26,7 +26,7 @@ from fsmerge_cli.runs.finetune_request import load_start, request
 from fsmerge_cli.training.objective import TEMPERATURE, confidence_penalty, divergence
 from fsmerge_cli.training.teachers import network
 from tests.support.sources import mlp_source
-from tests.support.third_party import hugging_face
+from tests.support.third_party import PIXELS, hugging_face
 
 MLP = {"family": "mlp", "input_size": [1, 4, 4], "widths": [6, 5]}
 NOTE = "'{0}': its head has one logit, read as two classes: '{2}' above 0, '{1}' at 0 and below"
@@ -41,7 +41,7 @@ def binary(folder: Path, name: str = "a", seed: int = 3, bias: bool = True, **ke
     if bias:  # so that both classes occur
         head["head.bias"] = -(features @ head["head.weight"].T).median().reshape(1)
     save_file({**source.weights, **head}, folder / f"{name}.safetensors")
-    return {"name": name, "checkpoint": str(folder / f"{name}.safetensors"), "arch": MLP, **keys}
+    return {"name": name, "checkpoint": str(folder / f"{name}.safetensors"), "arch": MLP, **PIXELS, **keys}
 
 
 def pixels(count: int) -> Tensor:
@@ -123,7 +123,7 @@ def test_the_accuracy_of_a_merge_and_of_evaluate_is_that_of_the_threshold(
     assert written.heads["a"].weight.shape == (2, 5)
     again = evaluate(tmp_path / "out", data=data, sources=True)
     assert {name: again.scores[name].tasks[name].top1 for name in "ab"} == expected
-    reading = {"task": "a", "arch": MLP, **keys}
+    reading = {"task": "a", "arch": MLP, **PIXELS, **keys}
     single = evaluate(entries[0]["checkpoint"], data=data, reading=reading)
     assert single.scores["merged"].tasks["a"].top1 == 0.75
     assert [note.removeprefix("'a': ") for note in single.notes if "logit" in note] == [

@@ -192,3 +192,19 @@ def test_the_older_layout_of_timms_config_is_read(tmp_path: Path) -> None:
     assert found[0].preprocessing == found[1].preprocessing == Preprocessing("bicubic", 0.9, "center")
     assert found[0].labels == found[1].labels
     assert all(torch.equal(found[0].weights[name], found[1].weights[name]) for name in found[0].weights)
+
+
+@pytest.mark.parametrize(("size", "guessed"), [((1, 4, 4), True), ((1, 1, 16), False)])
+def test_mean_and_std_of_an_mlp_of_images_are_a_guess_and_of_vectors_are_none(
+    size: tuple[int, int, int], guessed: bool, tmp_path: Path
+) -> None:
+    source = mlp_source("a", [6, 5], 1)
+    save_file(dict(source.weights), tmp_path / "a.safetensors")
+    arch = {"family": "mlp", "input_size": list(size), "widths": [6, 5]}
+    note = (
+        "'a': its files do not state mean and std, so mean 0 and std 1 are assumed, for pixels in 0..1; if it was "
+        "trained with other values, pass models.sources.N.mean=[...] and models.sources.N.std=[...]"
+    )
+    found = load_source(tmp_path / "a.safetensors", name="a", arch=arch)
+    assert found.notes == ((note,) if guessed else ())
+    assert load_source(tmp_path / "a.safetensors", name="a", arch=arch, mean=[0.0], std=[1.0]).notes == ()
