@@ -190,3 +190,22 @@ def test_a_narrower_per_unit_tensor_is_filled_along_its_units() -> None:
     assert kernel.shape == (6, 1, 3, 3)
     torch.testing.assert_close(kernel[:4], (a.weights[name][:4] + own) / 2)
     torch.testing.assert_close(kernel[4:], a.weights[name][4:] / 2)
+
+
+def with_stream(source: Source, scale: float) -> Source:
+    """The same function with a larger residual stream in every stage."""
+    ends, own = ("conv_dw.bias", "gamma", "downsample.1.weight", "downsample.1.bias"), dict(source.weights)
+    for name, tensor in own.items():
+        if name.startswith("stem.1.") or name.endswith(ends):
+            own[name] = scale * tensor
+    return replace(source, weights=own)
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_the_closed_form_does_not_depend_on_the_scale_of_a_stream(correct: bool) -> None:
+    method = METHODS["fs_closed_form"](views=0, correct=correct, ridge=1e-3)
+    first, second = (convnext_source("plain", seed) for seed in (1, 2))
+    large = with_stream(second, 8.0)
+    expected, found = (solve(method, [first, own], images(40))[1] for own in (second, large))  # type: ignore[arg-type]
+    for mine, own in zip(found, expected):
+        torch.testing.assert_close(mine, own, rtol=1e-2, atol=1e-2 * float(own.abs().max()))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.closed_form.assembly import Assembly, selections
+from fsmerge_cli.alignment.closed_form.assembly import Assembly, Maps, selections
 from fsmerge_cli.alignment.closed_form.finished import Finished
 from fsmerge_cli.alignment.closed_form.folds import FoldMoments
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
@@ -31,7 +31,8 @@ from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.space_selection import selected_units
 from fsmerge_cli.alignment.closed_form.stages import embed, run
 from fsmerge_cli.alignment.closed_form.steps import Step
-from fsmerge_cli.architectures.ports import Unit
+from fsmerge_cli.alignment.closed_form.stream_scales import acts_in_stream, stream_scales
+from fsmerge_cli.architectures.ports import Port, Unit
 from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.training.teachers import batches
 
@@ -55,6 +56,8 @@ class SelectedSolver:
     finished: Finished
     _block: str | None = None
     _streams: list[list[Tensor]] = field(default_factory=list)
+    _scales: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    _factors: Maps = field(default_factory=dict)
 
     @property
     def facts(self) -> dict[str, list[list[float]]]:
@@ -70,9 +73,7 @@ class SelectedSolver:
             seed, device = self.options.seed, assembly.device
             chosen = selected_units(plan, self.networks, assembly.weights, self.images, device, seed)
         maps = {name: selections(own, plan.spaces[name].sources) for name, own in chosen.items()}
-        for port in plan.writes:
-            for i, M in enumerate(maps[port.space]):
-                assembly.merge[port, i] = M
+        self._set_maps(maps)
         self._set_units(maps)
         for step in self.steps[self.finished.done :]:
             self._solve(step, chosen)
@@ -80,20 +81,40 @@ class SelectedSolver:
         self.facts["units"] = [[sum(float(maps[name][i].sum()) for name in maps) for i in assembly.sources]]
         return self._features(chosen)
 
+    def _set_maps(self, maps: Mapping[str, Sequence[Tensor]]) -> None:
+        """M of every port: the selection, times LayerScale behind the port and the scale of the stream."""
+        assembly = self.assembly
+        plan, images, device = assembly.plan, self.images, assembly.device
+        self._scales = stream_scales(plan, self.networks, self.steps, images, device)
+        behind = {step.write: step.scale for step in self.steps if step.scale is not None}
+        for port in plan.writes:
+            for i, M in enumerate(maps[port.space]):
+                factors = torch.full(M.shape[1:], self._scale(port, i), dtype=M.dtype, device=device)
+                if port in behind:
+                    factors = factors * assembly.weights[i][behind[port]].double()
+                self._factors[port, i] = factors
+                assembly.merge[port, i] = M * factors
+
+    def _scale(self, port: Port, source: int) -> float:
+        found = self._scales.get(str(port)) or self._scales.get(port.space)
+        return found[source] if found else 1.0
+
     def _set_units(self, maps: Mapping[str, Sequence[Tensor]]) -> None:
         """Per-unit tensors are those of the selected units; factors before a sum are folded, and are 1."""
-        assembly = self.assembly
+        assembly, blocks = self.assembly, self.assembly.plan.family.blocks(self.networks[0])
         for name, role in assembly.plan.roles.items():
-            if isinstance(role, Unit):
-                own = [w[name].double() for w in assembly.weights]
-                parts = [torch.tensordot(M, u, 1) for M, u in zip(maps[role.port.space], own)]
-                assembly.assign(name, torch.stack(parts).sum(0))
+            if not isinstance(role, Unit):
+                continue
+            space = role.port.space
+            scaled = acts_in_stream(self.networks[0], blocks, name)
+            parts = [
+                torch.tensordot(M, w[name].double(), 1) * (self._scale(role.port, i) if scaled else 1.0)
+                for i, (M, w) in enumerate(zip(maps[space], assembly.weights))
+            ]
+            assembly.assign(name, torch.stack(parts).sum(0))
         for step in self.steps:
             if step.scale is not None:
                 assembly.assign(step.scale, torch.ones(()))
-                for i in assembly.sources:
-                    factors = assembly.weights[i][step.scale].double()
-                    assembly.merge[step.write, i] = maps[step.write.space][i] * factors
 
     def _solve(self, step: Step, chosen: dict[str, Tensor]) -> None:
         """Set one layer's weight and bias."""
@@ -160,14 +181,14 @@ class SelectedSolver:
                 continue
             y = mine[f"{key}.output"]
             at = self._places(step, "patches", part, y, ROWS_PER_UNIT * regressors(module) / len(self.images))
-            outputs_of = [output_rows(found[f"{key}.output"], at) for found in own]
-            if step.scale is not None:
-                scales = [weights[step.scale] for weights in self.assembly.weights]
-                outputs_of = [rows_of * scale for rows_of, scale in zip(outputs_of, scales)]
-            targets = [torch.cat(outputs_of, -1)[..., units]]
+            parts = [
+                output_rows(found[f"{key}.output"], at) * self._factors[step.write, i].float()
+                for i, found in enumerate(own)
+            ]
+            targets = [torch.cat(parts, -1)[..., units]]
             if end is not None:
-                sums = torch.cat([output_rows(found[end], at) for found in own], -1)[..., units]
-                targets.append(sums - targets[0] - output_rows(mine[end], at))
+                parts = [output_rows(found[end], at) * self._scale(step.write, i) for i, found in enumerate(own)]
+                targets.append(torch.cat(parts, -1)[..., units] - targets[0] - output_rows(mine[end], at))
             fitting.add(input_rows(module, x, at).flatten(0, 1), torch.cat(targets, -1).flatten(0, 1), folds)
         return reading, fitting
 
