@@ -38,8 +38,9 @@ from the classifier in the checkpoint.
   -q, --quiet  print only errors; output files are still written
 
 keys:
-  data=NAME                    digits, folder, generated, glyphs, hf, hf_text, none, per_task, tensors,
-                               torchvision; its training images calibrate the joint accuracy
+  data=NAME                    digits, folder, generated, glyphs, hf, hf_text, none, per_task,
+                               sentences, tensors, text, torchvision; its training images
+                               calibrate the joint accuracy
   data=from_run                the data of the merge, as the run's config.yaml names them. Somebody
                                else's config.yaml may name any folder or a download, so it is not
                                followed unless you say this

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from fsmerge_cli.cli.model_keys import HELP as MODEL_KEYS
+from fsmerge_cli.cli.model_keys import model_inputs, model_keys
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.shown import shown
 
@@ -24,11 +26,11 @@ types), each [n, length] of integers, by the tokenizer in merged/. The labels ar
   --task NAME      only the labels of this task
   --overwrite      replace an existing FILE
   -q, --quiet      print only errors
-
+@MODEL_KEYS@
 examples:
   fsmerge export outputs/demo --format onnx
   fsmerge export outputs/demo --format torch --task low --output low.pt2
-"""
+""".replace("@MODEL_KEYS@", MODEL_KEYS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,22 +47,22 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--task")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
-    options = parser.parse_intermixed_args(arguments)
+    rest, reading = model_keys(arguments)
+    options = parser.parse_intermixed_args(rest)
     from rich.text import Text
 
     from fsmerge_cli.common.output_files import check_files, write_files
     from fsmerge_cli.reporting import terminal
     from fsmerge_cli.runs import export
-    from fsmerge_cli.runs.inputs import checkpoint_inputs
     from fsmerge_cli.runs.merged import load_merged
 
     export.require_packages(options.format)
     run_folder = Path(options.model).absolute()
     name = run_folder.parent.name if run_folder.name == "merged" else run_folder.name
     path = options.output or Path(name + export.SUFFIXES[options.format])
-    inputs = checkpoint_inputs("the model", options.model)
+    inputs = model_inputs(options.model, reading)
     files = check_files({"--output ": path}, inputs, options.overwrite, "--overwrite")
-    model = load_merged(options.model)
+    model = load_merged(options.model, reading)
     terminal.print_notes(terminal.console(stderr=True, quiet=options.quiet), model.notes)
     exported = export.prepared(model, options.task)
     errors: list[float | None] = []

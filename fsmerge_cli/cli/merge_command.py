@@ -39,8 +39,8 @@ all tasks, for timm and transformers), report.html, evaluation.json, config.yaml
 
 groups:
   +models=NAME         source models, and the data set that belongs to them
-  data=NAME            digits, folder, generated, glyphs, hf, hf_text, none, per_task, sentences, tensors,
-                       text, torchvision
+  data=NAME            digits, folder, generated, glyphs, hf, hf_text, none, per_task, sentences,
+                       tensors, text, torchvision
   method=NAME          @METHODS@
   hardware=NAME        auto (default), cpu, gpu, multi_gpu, slurm
   launcher=NAME        joblib, submitit_local, submitit_slurm (where the jobs of --multirun run)

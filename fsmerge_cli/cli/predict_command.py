@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fsmerge_cli.cli.model_keys import HELP as MODEL_KEYS
+from fsmerge_cli.cli.model_keys import model_inputs, model_keys
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.shown import shown
 
 HELP = """usage: fsmerge predict RUN IMAGE [IMAGE ...] [--task NAME] [--top-k 5] [--csv FILE] [--json]
-                       [--device NAME] [--overwrite] [--quiet]
+                       [--device NAME] [--overwrite] [--quiet] [model.KEY=VALUE ...]
 
 Predicts the labels of images. RUN is a folder written by `fsmerge merge` or its merged/. IMAGE is
 a file or a folder, which is searched for images (.bmp, .gif, .jpg, .png, .ppm, .tif, .webp). Of a
@@ -28,13 +30,13 @@ was best on the images of the merge.
   --device NAME   cpu, cuda or mps (default: cuda where there is one)
   --overwrite     replace an existing FILE
   -q, --quiet     print only errors; --csv is still written
-
+@MODEL_KEYS@
 examples:
   fsmerge predict outputs/demo photo.jpg
   fsmerge predict outputs/demo holiday/ --top-k 1 --csv holiday.csv
   fsmerge predict outputs/demo photo.jpg --task low --json
   fsmerge predict outputs/text "the soup was not bad at all"
-"""
+""".replace("@MODEL_KEYS@", MODEL_KEYS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,17 +56,17 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"))
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
-    options = parser.parse_intermixed_args(arguments)
+    rest, reading = model_keys(arguments)
+    options = parser.parse_intermixed_args(rest)
     from fsmerge_cli.common.output_files import check_files, write_files
     from fsmerge_cli.common.separation import Input
     from fsmerge_cli.reporting import tables, terminal
-    from fsmerge_cli.runs.inputs import checkpoint_inputs
     from fsmerge_cli.runs.merged import load_merged
     from fsmerge_cli.runs.predict import chosen_device, image_files, passed_over, predictions, require_top_k
     from fsmerge_cli.runs.predict_texts import text_predictions, texts_in
 
     require_top_k(options.top_k)
-    model, device = load_merged(options.model), chosen_device(options.device)
+    model, device = load_merged(options.model, reading), chosen_device(options.device)
     items: Any
     files: Sequence[Path]
     kind = model.family.kind
@@ -72,7 +74,7 @@ def run(arguments: list[str]) -> int:
         items, files = texts_in(options.images)
     else:
         items = files = image_files(options.images)
-    inputs = [*checkpoint_inputs("the model", options.model), *(Input(f"an {kind}", str(file)) for file in files)]
+    inputs = [*model_inputs(options.model, reading), *(Input(f"an {kind}", str(file)) for file in files)]
     written = check_files({"--csv ": options.csv}, inputs, options.overwrite, "--overwrite")
     predicted: Callable[..., Any] = text_predictions if kind == "text" else predictions
     model = model.to(device)

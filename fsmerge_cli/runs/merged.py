@@ -181,7 +181,8 @@ def load_merged(
         if names and (given.labels or given.task or given.head):
             raise SourceError(
                 f"{path} lists its tasks and labels in heads.safetensors ({listed(names)}). Leave out "
-                "model.task, model.head and model.labels; tasks=[...] selects tasks."
+                "model.task, model.head and model.labels; tasks=[...] of evaluate and --task of predict and "
+                "export select tasks."
             )
         first = assemble(spec, found, skip_head=bool(names))
         notes, heads = first.notes, {task: first.head}

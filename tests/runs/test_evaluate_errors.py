@@ -157,5 +157,5 @@ def test_tasks_and_labels_of_a_run_are_not_renamed(digits_run: Path) -> None:
         evaluate(digits_run, reading={"task": "x"})
     assert str(error.value) == (
         f"{digits_run}/merged lists its tasks and labels in heads.safetensors (low, high). Leave out model.task, "
-        "model.head and model.labels; tasks=[...] selects tasks."
+        "model.head and model.labels; tasks=[...] of evaluate and --task of predict and export select tasks."
     )
