@@ -165,14 +165,14 @@ def test_the_keys_that_a_note_advises_are_taken(
     monkeypatch.chdir(tmp_path)
     timm_folder(tmp_path / "own", pretrained_cfg={"input_size": [3, 8, 8]})
     Image.new("RGB", (8, 8), (200, 50, 50)).save(tmp_path / "a.png")
-    arguments = (
-        ["predict", "own", "a.png", "--json"] if command == "predict" else ["export", "own", "--format=torch"]
-    )
+    more = {"predict": ["a.png", "--json"], "export": ["--format=torch"]}[command]
+    arguments = [command, "own", *more]
     assert main(arguments) == 0
     plain = capsys.readouterr()
     assert "if it was trained with other values, pass model.mean=[...] and model.std=[...]" in plain.err
     keys = ["model.mean=[0.5,0.4,0.3]", "model.std=[0.2,0.3,0.4]", "model.labels=[a,b,c,d]", "model.task=letters"]
-    assert main([*arguments, *keys, "--overwrite"]) == 0
+    file = [] if command == "predict" else ["--output", "given.pt2"]
+    assert main([*arguments, *keys, *file]) == 0
     given = capsys.readouterr()
     assert "if it was trained with other values" not in given.err
     reading = {"task": "letters", "labels": ("a", "b", "c", "d"), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -181,7 +181,7 @@ def test_the_keys_that_a_note_advises_are_taken(
         assert json.loads(given.out)[0]["label"] == model.predict("a.png").label
         assert json.loads(given.out)[0]["probability"] != json.loads(plain.out)[0]["probability"]
     else:
-        program, pixels = torch.export.load(tmp_path / "own.pt2").module(), torch.rand(3, 3, 8, 8)
+        program, pixels = torch.export.load(tmp_path / "given.pt2").module(), torch.rand(3, 3, 8, 8)
         torch.testing.assert_close(program(pixels), model.logits(pixels, "letters"))
     assert main([*arguments, "model.maen=[0.5]"]) == 2
     assert "unknown key in model 'maen'. Did you mean 'mean'?" in capsys.readouterr().err
