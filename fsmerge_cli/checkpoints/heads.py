@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -158,12 +158,26 @@ def _module(source: Any, tensors: Mapping[str, Tensor], name: str) -> nn.Module 
     if source is None:
         return None
     shapes = {part: tensor.shape for part, tensor in tensors.items()}
-    last = name.rpartition(".")[2]
+    found: dict[str, nn.Module] = {}
     for path, part in source.named_modules():
-        own = {n: t.shape for n, t in part.state_dict().items()} if path.rpartition(".")[2] == last else {}
-        if own and own == shapes:
-            return part  # type: ignore[no-any-return]
-    return None
+        if {n: t.shape for n, t in part.state_dict().items()} == shapes:
+            found[path] = part
+    last = name.rpartition(".")[2]
+    named = [part for path, part in found.items() if path.rpartition(".")[2] == last]
+    # Inside a backbone it may have another name (`fc`); then the values tell it from layers of the same shapes.
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return next(iter(named or (found.values() if len(found) == 1 else ())), None)
+    return next(iter(named or filter(_holds(tensors), found.values())), None)
+
+
+def _holds(tensors: Mapping[str, Tensor]) -> Callable[[nn.Module], bool]:
+    """Whether a module has these values."""
+
+    def same(part: nn.Module) -> bool:
+        own = part.state_dict()
+        return all(torch.equal(own[name].detach().cpu().float(), t.float()) for name, t in tensors.items())
+
+    return same
 
 
 def _two_logits(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

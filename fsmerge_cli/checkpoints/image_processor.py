@@ -66,6 +66,29 @@ def read_processor(path: Path, where: str) -> dict[str, Any]:
     return found
 
 
+OPEN_CLIP = "open_clip_config.json"
+
+
+def read_open_clip(path: Path, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The preprocessing in the open_clip_config.json of a folder, under timm's keys, and notes.
+
+    Empty if it states no mean. In evaluation open_clip takes bicubic for all filters but bilinear.
+    """
+    stated = read_config(path, where, OPEN_CLIP).get("preprocess_cfg")
+    if not isinstance(stated, dict) or not stated.get("mean"):
+        return {}, ()
+    mode, filter_ = stated.get("resize_mode") or "shortest", stated.get("interpolation")
+    found = {
+        **CLIP_PIXELS,
+        **{key: stated[key] for key in ("mean", "std") if key in stated},
+        "interpolation": "bilinear" if filter_ == "bilinear" else "bicubic",
+        "crop_mode": "squash" if mode == "squash" else "center",
+    }
+    if mode in ("shortest", "squash"):
+        return found, ()
+    return found, (f"{OPEN_CLIP}: resize_mode={str(mode)[:99]} is not followed: the centre of an image is used",)
+
+
 def timm_keys(stated: Mapping[str, Any], channels: int, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The keys mean, std, interpolation, crop_pct, crop_mode (and input_size) of an image processor, and notes.
 

@@ -33,7 +33,7 @@ from fsmerge_cli.checkpoints.files import (
     readable,
     tensors_sha256,
 )
-from fsmerge_cli.checkpoints.image_processor import CLIP_PIXELS, read_processor
+from fsmerge_cli.checkpoints.image_processor import read_open_clip, read_processor
 from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.kind import module_config
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
@@ -111,11 +111,12 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
         config = {**config, TOKENIZER: read_tokenizer(path, where)}
     elif "model_type" in config:  # Hugging Face's
         config = {**config, "preprocessor": read_processor(path, where)}
-    pixels = _open_clip_pixels(path, where)
+    notes = weights.notes(spec.name)
+    pixels, unfollowed = read_open_clip(path, where)
     if pixels and not config.get("pretrained_cfg"):
         config = {**config, "pretrained_cfg": pixels}
+        notes = (*notes, *(f"'{spec.name}': {text}" for text in unfollowed))
     digest = "" if headers else weights.sha256()
-    notes = weights.notes(spec.name)
     return Checkpoint(where, str(path), digest, config, tensors, heads, weights, notes)
 
 
@@ -147,19 +148,6 @@ def _on_base(spec: SourceSpec, base: str, path: Path, where: str, headers: bool)
     return Checkpoint(
         where, str(path), digest, config, tensors, heads, found.weights if same_names else None, notes
     )
-
-
-def _open_clip_pixels(path: Path, where: str) -> dict[str, Any]:
-    """Preprocessing in the open_clip_config.json of a folder, under timm's keys; empty if it states no mean."""
-    stated = read_config(path, where, "open_clip_config.json").get("preprocess_cfg")
-    if not isinstance(stated, dict) or not stated.get("mean"):
-        return {}
-    mode = "squash" if stated.get("resize_mode") == "squash" else "center"
-    return {
-        **CLIP_PIXELS,
-        **{k: stated[k] for k in ("mean", "std", "interpolation") if k in stated},
-        "crop_mode": mode,
-    }
 
 
 def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from fsmerge_cli import load_source
+from fsmerge_cli.checkpoints.image_processor import read_open_clip
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import SourceError
 from tests.support.checkpoints import MLP_ARCH
@@ -210,3 +211,12 @@ def test_mean_and_std_in_the_config_of_open_clip_are_used(tmp_path: Path) -> Non
         "crop_pct": 1.0,
         "crop_mode": "squash",
     }
+
+
+@pytest.mark.parametrize(("stated", "filter_"), [("random", "bicubic"), ("bilinear", "bilinear")])
+def test_what_open_clip_does_that_is_not_followed_is_named(stated: str, filter_: str, tmp_path: Path) -> None:
+    values = {"mean": [0.5], "std": [0.4], "interpolation": stated, "resize_mode": "longest"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": values}))
+    found, notes = read_open_clip(tmp_path, "here")
+    assert (found["interpolation"], found["crop_mode"]) == (filter_, "center")
+    assert notes == ("open_clip_config.json: resize_mode=longest is not followed: the centre of an image is used",)

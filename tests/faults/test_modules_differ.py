@@ -85,3 +85,44 @@ def test_a_module_that_computes_something_else_is_refused(case: str) -> None:
     with pytest.raises(SourceError) as error:
         load_source(build())
     assert str(error.value) == f"source 'source': module {message}"
+
+
+def networks() -> list[tuple[Any, str, int]]:
+    """Networks with a classifier, its place and the number of their features."""
+    from timm.models.convnext import ConvNeXt
+    from timm.models.resnet import BasicBlock, ResNet
+    from torchvision.models import resnet, vision_transformer
+
+    return [
+        (ResNet(BasicBlock, **RESNET), "fc", 4),
+        (ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 4, 4, 8), num_classes=3), "head.fc", 8),
+        (resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=3), "fc", 512),
+        (vision_transformer.VisionTransformer(32, 16, 1, 3, 12, 20, num_classes=3), "heads.head", 12),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_classifier_of_a_module_is_known_wherever_it_lies(number: int) -> None:
+    """Under any name its eps are known, and an activation without tensors is not taken for Dropout."""
+    module, place, width = networks()[number]
+    pixels = torch.rand(2, 3, 32, 32)
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 12, "depth": 1, "num_heads": 3, "mlp_ratio": 20 / 12}
+    torchvision = {"family": "vit", "name": "vit_base_patch16_224", "args": sizes}
+    arch = torchvision if place == "heads.head" else None
+    norm = nn.BatchNorm1d(width, eps=0.3)
+    norm.running_mean = torch.rand(width)
+    keys: dict[str, Any] = {"mean": [0.0], "std": [1.0], "arch": arch}
+    keys |= {} if arch else {"input_size": 32}
+    module.set_submodule(place, nn.Sequential(nn.Dropout(), norm, nn.Linear(width, 3)))
+    found = load_source(module.eval(), **keys)
+    assert found.head is not None
+    assert not [note for note in found.notes if "Dropout" in note or "BatchNorm" in note]
+    with torch.no_grad():
+        own, expected = found.head(network(found)(pixels)), module(pixels)
+    torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-4)
+    for wrong, index in ((nn.Tanh(), 0), (nn.Softmax(-1), 1)):
+        layers = [nn.Linear(width, 3)]
+        layers.insert(index, wrong)  # type: ignore[arg-type]
+        module.set_submodule(place, nn.Sequential(*layers))
+        with pytest.raises(SourceError, match=rf"it contains {type(wrong).__name__} \("):
+            load_source(module, **keys)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fsmerge_cli.architectures.convolutional.layers import ACTIVATIONS, POOLINGS
 
 WB = r"(weight|bias)"
+CLASSIFIERS = ("head.fc.", "classifier.2.")
+"""Places of the classifier in timm's and torchvision's networks."""
 TORCHVISION = {
     rf"features\.0\.([01])\.{WB}": r"stem.\1.\2",
     r"features\.([1357])\.(\d+)\.layer_scale": r"stages.\1.blocks.\2.gamma",
@@ -20,7 +22,7 @@ TORCHVISION = {
     rf"features\.([1357])\.(\d+)\.block\.5\.{WB}": r"stages.\1.blocks.\2.mlp.fc2.\3",
     rf"features\.([246])\.([01])\.{WB}": r"stages.\1.downsample.\2.\3",
     rf"classifier\.0\.{WB}": r"head.norm.\1",
-    rf"classifier\.2\.{WB}": r"head.fc.\1",
+    r"classifier\.2\.(.*)": r"head.fc.\1",
 }
 """Names of torchvision -> timm's, but for the number of a stage: module n belongs to stage n // 2 of timm."""
 
@@ -62,8 +64,9 @@ def sums(model: Any) -> dict[str, str]:
 
 
 def norms(model: nn.Module) -> Iterator[nn.Module]:
-    """Its norms."""
-    return (part for part in model.modules() if hasattr(part, "eps"))
+    """Its norms, without those of a user's classifier."""
+    named = ((name, part) for name, part in model.named_modules() if hasattr(part, "eps"))
+    return (part for name, part in named if not name.startswith(CLASSIFIERS))
 
 
 def properties(model: Any) -> dict[str, Any]:
