@@ -76,6 +76,7 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     mean, std = normalisation(spec, config, where)
     arch, weights = normalised(family, arch, backbone, mean, std, where)
     how = Preprocessing.of(config.get("pretrained_cfg") or {}, where)
+    notes += _crop_note(spec.name, found.config.get("pretrained_cfg") or {}) if spec.module is None else ()
     if spec.module is not None and spec.mean is spec.std is None and (set(mean), set(std)) != ({0.0}, {1.0}):
         notes += (
             f"'{spec.name}': mean {list(mean)} and std {list(std)} are taken from the module; if it was trained "
@@ -143,6 +144,16 @@ def _guessed_pixels(spec: SourceSpec, config: Mapping[str, Any], name: str) -> t
         f"'{spec.name}': its files do not state {' and '.join(guesses)}, so {' and '.join(guesses.values())}"
         f"{whose} are assumed, for pixels in 0..1; if it was trained with other values, pass "
         + " and ".join(f"models.sources.N.{key}=[...]" for key in guesses),
+    )
+
+
+def _crop_note(name: str, stated: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note where a config.json of timm states mean or std and no crop, for which timm has a default."""
+    if stated.get("crop_pct") is not None or not (stated.get("mean") or stated.get("std")):
+        return ()
+    return (
+        f"'{name}': its config.json does not state crop_pct, so whole images are resized; timm takes 0.875 of the "
+        "short side then. Write crop_pct into its pretrained_cfg",
     )
 
 

@@ -237,6 +237,7 @@ def test_a_mean_and_std_that_nothing_states_are_a_note(
     source = vit_source("class token", 1)
     save_file({n: t.contiguous() for n, t in source.weights.items()}, tmp_path / "model.safetensors")
     config = {"architecture": source.arch.name, "model_args": dict(source.arch.args)}
+    stated = {**stated, "crop_pct": 1.0}
     config |= {"pretrained_cfg": stated} if layout == "pretrained_cfg" else stated
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = load(SourceSpec("a", checkpoint=str(tmp_path)))

@@ -21,6 +21,7 @@ from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.models.source_spec import SourceSpec
 from tests.support.checkpoints import refused, save
 from tests.support.sources import mlp_source
+from tests.support.vits import vit_source
 
 NAN, INF = float("nan"), float("inf")
 RAMP = np.random.default_rng(0).integers(0, 256, (41, 64, 3), dtype=np.uint8)
@@ -208,3 +209,16 @@ def test_mean_and_std_of_an_mlp_of_images_are_a_guess_and_of_vectors_are_none(
     found = load_source(tmp_path / "a.safetensors", name="a", arch=arch)
     assert found.notes == ((note,) if guessed else ())
     assert load_source(tmp_path / "a.safetensors", name="a", arch=arch, mean=[0.0], std=[1.0]).notes == ()
+
+
+@pytest.mark.parametrize(("stated", "noted"), [({"mean": [0.5]}, True), ({"mean": [0.5], "crop_pct": 0.9}, False)])
+def test_a_missing_crop_is_a_note(stated: dict[str, Any], noted: bool, tmp_path: Path) -> None:
+    source = vit_source("class token", 1)
+    save_file({n: t.contiguous() for n, t in source.weights.items()}, tmp_path / "model.safetensors")
+    config = {"architecture": source.arch.name, "model_args": dict(source.arch.args), "pretrained_cfg": stated}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    note = (
+        "'a': its config.json does not state crop_pct, so whole images are resized; timm takes 0.875 of the short "
+        "side then. Write crop_pct into its pretrained_cfg"
+    )
+    assert (note in load_source(tmp_path, name="a").notes) is noted

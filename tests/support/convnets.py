@@ -52,7 +52,7 @@ def write_conv(
     tensors |= {f"{head}.weight": torch.randn(classes, arch.features, generator=random)}
     tensors |= {f"{head}.bias": torch.ones(classes)}
     folder.mkdir(parents=True)
-    stated = {"input_size": list(arch.input_size), **(pixels or {})}
+    stated = {"input_size": list(arch.input_size), "crop_pct": 1.0, **(pixels or {})}
     config = {"architecture": arch.name, "model_args": arch.args, "num_classes": classes, "pretrained_cfg": stated}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")

@@ -33,6 +33,7 @@ def write_classifier(
         folder / "model.safetensors",
     )
     config = {"architecture": "mlp", "model_args": {"input_size": [1, SIDE, SIDE], "widths": [PIXELS, PIXELS]}}
+    config["pretrained_cfg"] = {"mean": [0.0], "std": [1.0], "crop_pct": 1.0}
     (folder / "config.json").write_text(
         json.dumps({**config, **({"label_names": list(labels)} if labels else {})})
     )
