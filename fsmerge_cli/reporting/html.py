@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.notes import notes_in, warnings_in
+from fsmerge_cli.common.options import choose
 from fsmerge_cli.common.shown import printable
 from fsmerge_cli.common.wording import Kind, worded
 from fsmerge_cli.evaluation.predictions import Example
@@ -44,7 +47,7 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = (), kind: 
         .get_template("report.html.j2")
         .render(
             evaluation=evaluation,
-            from_images=evaluation["cost"]["images"] and _reads_images(evaluation["method"]),
+            from_images=evaluation["cost"]["images"] and _read_images(evaluation),
             summary=summary,
             losses=losses,
             stages=stages,
@@ -64,9 +67,14 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = (), kind: 
     )
 
 
-def _reads_images(method: str) -> bool:
+def _read_images(evaluation: Mapping[str, Any]) -> bool:
     """Whether the images made the model; of a method without them they only measure and calibrate it."""
-    return method not in METHODS or METHODS[method].uses_images
+    options = evaluation["config"].get("method")
+    if evaluation["method"] not in METHODS:
+        return True
+    with suppress(ConfigError):  # written by a version with other options
+        return choose(METHODS, options or {"name": evaluation["method"]}, "method").needs_images
+    return METHODS[evaluation["method"]].uses_images
 
 
 class _Lines(yaml.SafeDumper):

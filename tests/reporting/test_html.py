@@ -237,8 +237,20 @@ def test_a_page_of_an_evaluation_does_not_describe_the_images_of_a_merge() -> No
     assert "1" * 64 not in none
 
 
-@pytest.mark.parametrize(("method", "made"), [("fs_merge", True), ("ties", False), ("average", False)])
-def test_images_that_only_measure_the_model_did_not_make_it(method: str, made: bool) -> None:
-    text = page({**evaluation(), "method": method})
+@pytest.mark.parametrize(
+    ("method", "options", "made"),
+    [
+        ("fs_merge", {}, True),
+        ("ties", {}, False),
+        ("average", {}, False),
+        ("ot_fusion", {}, True),
+        ("ot_fusion", {"cost": "weights"}, False),
+        ("ot_fusion", {"option_of_another_version": 1}, True),
+    ],
+)
+def test_images_that_only_measure_the_model_did_not_make_it(method: str, options: Any, made: bool) -> None:
+    content = evaluation()
+    config = {**content["config"], "method": {"name": method, **options}}
+    text = page({**content, "method": method, "config": config})
     assert f"merged into one by <code>{method}</code>" in text
     assert ("</code> from " in text) is made
