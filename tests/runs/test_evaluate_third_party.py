@@ -79,6 +79,7 @@ def test_a_checkpoint_of_a_training_script_is_read_as_a_source(digits_run: Path,
     (tmp_path / "labels.txt").write_text("\n".join("01234"))
     arch = {"family": "mlp", "input_size": [1, 8, 8], "widths": [64, 64]}
     reading = {"task": "low", "arch": arch, "labels": str(tmp_path / "labels.txt"), "ema": True}
+    reading |= {"mean": [0.0], "std": [1.0]}
     found = evaluate(tmp_path / "trainer.pt", data="digits", reading=reading).evaluation()
     low = rows_of(digits_run)["merged"]["tasks"]["low"]
     assert found["rows"]["merged"]["tasks"]["low"] == {**low, "relative": None}

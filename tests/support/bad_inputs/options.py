@@ -64,7 +64,7 @@ OPTIONS = [
         (
             "unknown key in models.sources.0 'chekpoint'. Did you mean 'checkpoint'? Available: arch, base, "
             "checkpoint, ema, head, input_size, labels, loaded, mean, module, name, normalize, prefix, recipe, "
-            "std."
+            "std, tokenizer."
         ),
     ),
     Case(
