@@ -53,23 +53,36 @@ TASKS = {
 }
 
 
-def archive(root: Path, folder: Path, task: str, split: str, labels: bool = True) -> Path:
+def archive(
+    root: Path, folder: Path, task: str, split: str, labels: bool = True, size: int = SIZE, most: int | None = None
+) -> Path:
     """The archive TASK-SPLIT.npz in `folder`, made from the data set in `root` where it is missing.
 
-    images: uint8 [n, 32, 32, 3]; labels: rows of the task's head [n], unless they are left out.
+    images: uint8 [n, size, size, 3], the first `most` of the task; labels: rows of the task's head [n], unless
+    they are left out.
     """
-    path = folder / f"{task}-{split}{'' if labels else '-unlabelled'}.npz"
+    kind = f"-{size}" * (size != SIZE) + f"-first-{most}" * (most is not None) + "-unlabelled" * (not labels)
+    path = folder / f"{task}-{split}{kind}.npz"
     if not path.is_file():
         found = TASKS[task]
         images, classes = _read(root / found.data_set, split)
         places = {row: place for place, row in enumerate(found.rows)}
-        kept = np.isin(classes, found.rows)
+        kept = np.flatnonzero(np.isin(classes, found.rows))[:most]
         folder.mkdir(parents=True, exist_ok=True)
         own = {"labels": np.array([places[int(label)] for label in classes[kept]])} if labels else {}
         partial = path.with_suffix(".partial.npz")  # a killed run leaves no half archive
-        np.savez(partial, images=images[kept], **own)
+        np.savez(partial, images=_resized(images[kept], size), **own)
         partial.replace(path)
     return path
+
+
+def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """uint8 [n, size, size, 3], by bicubic interpolation."""
+    if images.shape[1] == size:
+        return images
+    return np.stack(
+        [np.asarray(Image.fromarray(x).resize((size, size), Image.Resampling.BICUBIC)) for x in images]
+    )
 
 
 def _read(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -1,0 +1,1 @@
+"""Merging convolutional networks: sources, runs and tables."""
