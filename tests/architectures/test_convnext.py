@@ -84,6 +84,7 @@ def test_the_closed_form_of_permuted_copies_is_the_network(variant: str, correct
     check_permuted_copy(method, convnext_source(variant, 1), images(60))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", EVERY)
 def test_without_corrections_the_maps_of_the_closed_form_fold_to_its_weights(variant: str) -> None:
     sources = [convnext_source(variant, seed) for seed in (1, 2)]
@@ -201,6 +202,7 @@ def with_stream(source: Source, scale: float) -> Source:
     return replace(source, weights=own)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("correct", [True, False])
 def test_the_closed_form_does_not_depend_on_the_scale_of_a_stream(correct: bool) -> None:
     method = METHODS["fs_closed_form"](views=0, correct=correct, ridge=1e-3)

@@ -83,6 +83,7 @@ def test_a_network_merged_with_its_permuted_copy_is_the_network(variant: str, me
     check_permuted_copy(METHODS[method](), vgg_source(variant, 1), images(12))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", EVERY)
 def test_the_closed_form_of_permuted_copies_is_the_network(variant: str) -> None:
     check_permuted_copy(METHODS["fs_closed_form"](views=0, ridge=1e-9), vgg_source(variant, 1), images(120))

@@ -56,6 +56,7 @@ def torchvision_convnext(eps: float = 1e-6) -> Any:
         return randomised(ConvNeXt(setting, num_classes=3, norm_layer=partial(LayerNorm2d, eps=eps)))
 
 
+@pytest.mark.full
 def test_torchvisions_convnexts_are_read_from_a_file_and_as_a_module(tmp_path: Path) -> None:
     model = torchvision_convnext()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
@@ -73,6 +74,7 @@ def test_torchvisions_convnexts_are_read_from_a_file_and_as_a_module(tmp_path: P
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["convnext_atto_ols", "convnext_tiny_hnf", "convnextv2_atto"])
 def test_a_module_of_timm_with_sizes_of_its_own_is_described_by_options(name: str) -> None:
     model = randomised(timm.create_model(name, num_classes=0, **{**TINY, "kernel_sizes": [3, 5, 3, 7]}))

@@ -17,6 +17,7 @@ def home(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place / "home"
 
 
+@pytest.mark.full
 def test_a_run_in_the_home_folder(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*MERGE, "output.dir=~/run"]
     assert main(command) == 0

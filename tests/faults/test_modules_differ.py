@@ -101,6 +101,7 @@ def networks() -> list[tuple[Any, str, int]]:
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", range(4))
 def test_the_classifier_of_a_module_is_known_wherever_it_lies(number: int) -> None:
     """Under any name its eps are known, and an activation without tensors is not taken for Dropout."""

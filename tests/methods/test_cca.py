@@ -108,6 +108,7 @@ def test_shuffled_copies_merge_to_the_function(kind: str) -> None:
     assert_the_function_of_all(problem, CCA(task_weights=(1.0, 2.0, 3.0)).fit(problem))
 
 
+@pytest.mark.full
 def test_values_mixed_by_any_invertible_map_merge_to_the_function() -> None:
     """No permutation undoes it: values are linear, so the analysis does."""
     first, random = source("class token"), torch.Generator().manual_seed(3)

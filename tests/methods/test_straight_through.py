@@ -75,6 +75,7 @@ def test_the_projection_is_the_best_of_all_permutations() -> None:
     assert torch.equal(student.orders()[1]["h0"], best)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["mlp", "vit"])
 def test_features_go_back_to_the_order_of_the_source(kind: str) -> None:
     first = source(kind, 1)
@@ -106,6 +107,7 @@ def test_without_a_better_step_the_first_permutations_are_kept(start: Any, metho
     assert [step for step, _ in found.trace.validation] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.full
 def test_the_best_permutations_on_the_validation_share_are_kept() -> None:
     problem = problem_of(mlp_source("a", [24, 16], 3), mlp_source("b", [24, 16], 4))
     start = StraightThrough(lr=1e-12, **SHORT).fit(problem).trace.validation[-1][1]

@@ -104,6 +104,7 @@ def test_the_written_folder_loads_with_transformers_and_is_a_source(variant: str
     assert all(torch.equal(found.weights[name], tensor) for name, tensor in done.source.weights.items())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["BERT", "DistilBERT"])
 def test_an_encoder_without_a_pooler_gets_a_new_one(variant: str, tmp_path: Path) -> None:
     start = save_encoder(tmp_path, sentence_source(variant, 1, TOPIC))
@@ -132,6 +133,7 @@ def test_texts_read_on_demand_and_a_resumed_run_give_the_same_bytes(
     assert kept == read == stopped
 
 
+@pytest.mark.full
 def test_muon_leaves_the_tables_to_adamw() -> None:
     encoder = small(training={"steps": 0}).backbone()
     names = {id(own): name for name, own in encoder.named_parameters()}

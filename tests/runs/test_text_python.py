@@ -34,6 +34,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return sentence_pair(tmp_path_factory.mktemp("pair"), "BERT")
 
 
+@pytest.mark.full
 def test_loaded_sources_and_a_list_of_texts_are_merged(pair: Any, tmp_path: Path) -> None:
     sources = [load_source(entry) for entry in pair]
     result = merge(sources, method="regmean", data=TEXTS, output=tmp_path / "out")
@@ -58,6 +59,7 @@ def test_a_folder_from_python_holds_texts_where_the_sources_read_texts(pair: Any
     assert result.options["data"]["name"] == "text"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", POOLED)
 def test_a_module_with_its_tokenizer_is_the_source_that_save_pretrained_writes(
     variant: str, tmp_path: Path

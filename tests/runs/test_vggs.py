@@ -35,6 +35,7 @@ def certificates(root: Path) -> set[str]:
     return {own["status"] for own in content.values()}
 
 
+@pytest.mark.full
 def test_timm_loads_the_merged_network_and_training_it_lowers_the_loss(tmp_path: Path) -> None:
     result = merge(entries(tmp_path), method="zipit", data=images(), output=tmp_path / "run")
     assert certificates(tmp_path) == {"holds", "not applicable"}

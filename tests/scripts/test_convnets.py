@@ -68,6 +68,7 @@ def test_a_run_on_photographs_reads_the_stored_sources(tmp_path: Path, monkeypat
     assert yaml.safe_load(tasks.partition("=")[2]) == data
 
 
+@pytest.mark.full
 def test_a_source_is_trained_and_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, random = tmp_path / "data", np.random.default_rng(0)
     (root / "cifar10").mkdir(parents=True)
