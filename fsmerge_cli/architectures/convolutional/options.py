@@ -23,6 +23,15 @@ from fsmerge_cli.common.shown import brief, shortened
 
 NORMALISATION = ("mean", "std")
 
+STAGES = 4
+"""Number of stages of residual blocks that timm's ResNet and ConvNeXt run."""
+
+MAX_BLOCKS = 256
+"""Most residual blocks: building a network takes seconds for every hundred, even without weights."""
+
+MAX_CHANNELS = 2**16
+"""Most channels of all stages together."""
+
 
 @dataclass(frozen=True, config=FORBID)
 class ConvArch:
@@ -147,3 +156,18 @@ class TimmClass:
             args.setdefault("in_chans", channels)
             size = {"size": height if height == width else (height, width)}
         return build_options(self.arch, {"name": name, "args": args, **size}, where)
+
+
+def require_stages(blocks: str, channels: str, args: Mapping[str, Any], where: str) -> None:
+    """Raise SourceError for numbers of which no network can be built in a few seconds.
+
+    blocks, channels: the arguments of timm that give the number of each stage.
+    """
+    for key, what, most in ((blocks, "blocks", MAX_BLOCKS), (channels, "channels", MAX_CHANNELS)):
+        given = args.get(key, [1] * STAGES)
+        whole = isinstance(given, list | tuple) and all(type(n) is int and n > 0 for n in given)
+        if not whole or len(given) != STAGES or sum(given) > most:
+            raise SourceError(
+                f"{where}: {key} should be the numbers of {what} of the {STAGES} stages, at most {most} together, "
+                f"it is {brief(given)}. Change arch.args, or model_args in config.json."
+            )

@@ -10,22 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from fsmerge_cli.architectures.convolutional.batchnorm import folded, pairs, with_norms, without_norms
-from fsmerge_cli.architectures.convolutional.files import (
-    classifier,
-    config,
-    per_channel,
-    pixel_properties,
-    pixels,
-    resample,
-    snippet,
-)
-from fsmerge_cli.architectures.convolutional.options import ConvArch, build, instance
-from fsmerge_cli.architectures.family import Family, Folding
+from fsmerge_cli.architectures.convolutional.family import BATCHNORM, Reading, convolutional
+from fsmerge_cli.architectures.convolutional.options import instance
 from fsmerge_cli.architectures.resnet.module import arguments, differences, properties, reasons, stages
 from fsmerge_cli.architectures.resnet.options import TIMM, ResNetArch
 from fsmerge_cli.architectures.resnet.table import table
-from fsmerge_cli.common.errors import ConfigError, SourceError
+from fsmerge_cli.common.errors import ConfigError
 
 
 def resize(arch: ResNetArch, width: int | tuple[int, ...] | None, heads: int | None) -> ResNetArch:
@@ -58,36 +48,6 @@ def widths(arch: ResNetArch) -> tuple[int, ...]:
     return tuple(b.conv2.out_channels if hasattr(b, "conv3") else b.conv1.out_channels for b in blocks)
 
 
-def signature(arch: ResNetArch) -> dict[str, Any]:
-    """Properties that all sources have to share; widths may differ."""
-    return {"input_size": arch.input_size, **properties(instance(arch)), **pixel_properties(arch)}
-
-
-CLASSES = ("timm.models.resnet.ResNet", "torchvision.models.resnet.ResNet")
-
-
-def describe(module: nn.Module) -> ConvArch | None:
-    """Options from which timm builds the same network; None if it is neither timm's ResNet nor torchvision's.
-
-    Raises SourceError if it has parts that options do not describe.
-    """
-    kind = type(module)
-    if f"{kind.__module__}.{kind.__qualname__}" not in CLASSES:
-        return None
-    stated = getattr(module, "pretrained_cfg", None) or {}
-    usual, args = arguments(module)
-    name = str(stated.get("architecture") or usual)
-    size = tuple((stated.get("input_size") or (3, 224, 224))[1:])
-    options = {"name": name if TIMM.defines(name) else usual, "args": args, "size": size}
-    arch = TIMM.parse("resnet", options, {}, name)
-    if different := differences(instance(arch), module):
-        raise SourceError(
-            f"this module differs from timm's {name} in: {', '.join(different)}. "
-            "Also pass its arch: {family: resnet, name: ..., args: {...}}."
-        )
-    return arch
-
-
 def blocks(module: nn.Module) -> list[str]:
     """Names of the residual blocks of an instance."""
     return [f"{stage}.{place}" for stage, part in stages(module) for place in range(len(part))]
@@ -104,34 +64,17 @@ def sums(module: nn.Module) -> dict[str, str]:
     return found
 
 
-RESNET = Family(
-    name="resnet",
-    arch=ResNetArch,
-    build=build,
+READING = Reading(TIMM, properties, arguments, differences, reasons)
+
+RESNET = convolutional(
+    READING,
+    "fc",
     resize=resize,
     table=table,
     entry="layer1.0.conv1",
-    signature=signature,
-    config=config,
-    parse=TIMM.parse,
-    snippet=snippet,
-    head=lambda arch: "fc",
-    refuse=lambda arch: reasons(instance(arch)),
     blocks=blocks,
     layers=blocks,
-    adapt=lambda module, arch: folded(module, per_channel(arch, arch.mean), per_channel(arch, arch.std)),
-    describe=describe,
-    resample=resample,
-    classifier=lambda arch, weights, weight, bias: classifier(arch, "fc", weights, weight, bias),
-    folding=Folding(
-        read=lambda arch, tensors: without_norms(instance(arch), tensors),
-        write=lambda arch, weights, statistics: with_norms(instance(arch), weights, statistics),
-        norms=lambda arch: [convolution for convolution, _ in pairs(instance(arch))],
-    ),
-    normalise=lambda arch, mean, std: replace(arch, mean=tuple(mean), std=tuple(std)),
-    pixels=pixels,
-    library="timm",
-    unitwise_stream=True,
+    folding=BATCHNORM,
     sums=sums,
     widths=widths,
 )

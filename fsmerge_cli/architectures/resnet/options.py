@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.architectures.convolutional.options import ConvArch, TimmClass, instance
+from fsmerge_cli.architectures.convolutional.options import ConvArch, TimmClass, instance, require_stages
 from fsmerge_cli.architectures.resnet.module import stages
-from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.options import FORBID
-from fsmerge_cli.common.shown import brief
-
-MAX_BLOCKS = 256
-"""Most residual blocks: building a network takes seconds for every hundred, even without weights."""
-
-STAGES = 4
-"""Number of stages of residual blocks that timm's ResNet runs."""
-
-MAX_CHANNELS = 2**16
-"""Most channels of all stages together."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -38,17 +26,5 @@ class ResNetArch(ConvArch):
         return sum(len(stage) for _, stage in stages(instance(self)))
 
 
-def _require_blocks(args: Mapping[str, Any], where: str) -> None:
-    """Raise SourceError for blocks and channels of which no network can be built in a few seconds."""
-    for key, what, most in (("layers", "blocks", MAX_BLOCKS), ("channels", "channels", MAX_CHANNELS)):
-        given = args.get(key, [1] * STAGES)
-        whole = isinstance(given, list | tuple) and all(type(n) is int and n > 0 for n in given)
-        if not whole or len(given) != STAGES or sum(given) > most:
-            raise SourceError(
-                f"{where}: {key} should be the numbers of {what} of the {STAGES} stages, at most {most} together, "
-                f"it is {brief(given)}. Change arch.args, or model_args in config.json."
-            )
-
-
-TIMM = TimmClass("resnet", ResNetArch, "ResNet", "resnet", _require_blocks)
+TIMM = TimmClass("resnet", ResNetArch, "ResNet", "resnet", partial(require_stages, "layers", "channels"))
 """timm's class, and torchvision's, whose names are the same."""
