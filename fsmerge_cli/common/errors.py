@@ -108,9 +108,9 @@ class Interrupted(Stopped):
         self.args = (f"{self}; the training state is saved ({reached})",)
 
 
-def stop_behind(error: BaseException) -> KeyboardInterrupt | None:
+def stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
     """The stop during whose clean-up `error` was raised, for example by writing to a terminal that is closed."""
-    found: BaseException | None = error
+    found = error
     while found is not None and not isinstance(found, KeyboardInterrupt):
         found = found.__context__
     return found

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fsmerge_cli.common.errors import Interrupted, Stopped
+from fsmerge_cli.common.errors import Interrupted, Stopped, stop_behind
 
 STOPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
@@ -28,6 +28,9 @@ SAME = 1.0
 
 CLEANING = 10.0
 """Seconds for which a run that stops may clean up before another signal cuts that off."""
+
+SWALLOWED = 1.0
+"""Seconds after which a stop is raised again where nothing handles it: some libraries catch all in an import."""
 
 _stopping_since = float("-inf")
 _parent: int | None = None
@@ -47,19 +50,24 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(until_exit: bool = False) -> Iterator[Callable[[], None]]:
-    """Inside, a signal raises Stopped; yields a function that ignores all further ones.
+    """Inside, a signal raises Stopped, until it arrives; yields a function that ignores all further ones.
 
     until_exit: the process ends after the block, so the former handlers do not come back.
     """
     global _stopping_since
     _stopping_since = float("-inf")
-    hook = sys.unraisablehook
+    hook, watch = sys.unraisablehook, _Watch()
 
     def stop(number: int, frame: object) -> None:
         global _stopping_since
-        if time.monotonic() - _stopping_since >= CLEANING:
-            _stopping_since = time.monotonic()
-            raise Stopped(number)
+        if watch.due and stop_behind(sys.exception()) is not None:  # on its way: something is cleaned up
+            watch.start(number)
+            return
+        if not watch.due and time.monotonic() - _stopping_since < CLEANING:
+            return
+        _stopping_since = time.monotonic()
+        watch.start(number)
+        raise Stopped(number)
 
     def again(lost: Any) -> None:
         """Python drops an exception that is raised inside a destructor or a callback: raise it elsewhere."""
@@ -73,6 +81,7 @@ def stop_on_signals(until_exit: bool = False) -> Iterator[Callable[[], None]]:
         timer.start()
 
     def ignore() -> None:
+        watch.cancel()
         for number in before:
             signal.signal(number, signal.SIG_IGN)
 
@@ -81,9 +90,35 @@ def stop_on_signals(until_exit: bool = False) -> Iterator[Callable[[], None]]:
     try:
         yield ignore
     finally:
+        watch.cancel()
         sys.unraisablehook = hook
         if not until_exit:
             _restore(before)
+
+
+class _Watch:
+    """Raises a signal again after a while. due: whether it did, and the signal was not handled since."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+        self.due = False
+
+    def start(self, number: int) -> None:
+        """Raise the signal in SWALLOWED seconds."""
+        self.cancel()
+        self._timer = threading.Timer(SWALLOWED, self._raise, [number])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        """Raise nothing any more."""
+        self.due = False
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _raise(self, number: int) -> None:
+        self.due = True
+        signal.raise_signal(number)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from fsmerge_cli.common.errors import Interrupted, Stopped
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods import METHODS, Problem
 from fsmerge_cli.training import interrupts
-from fsmerge_cli.training.interrupts import catch_signals
+from fsmerge_cli.training.interrupts import catch_signals, stop_on_signals
 from fsmerge_cli.training.snapshots import Snapshot, Snapshots
 from tests.support.sources import mlp_source
 from tests.training.test_snapshots import fit
@@ -54,6 +56,50 @@ def test_the_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(interrupts, "SAME", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("caught", [BaseException, KeyboardInterrupt])
+def test_a_stop_that_a_library_swallows_is_raised_again(
+    monkeypatch: pytest.MonkeyPatch, caught: type[BaseException]
+) -> None:
+    """torch and others have an `except:` around parts of their imports; the run went on."""
+    monkeypatch.setattr(interrupts, "SWALLOWED", 0.05)
+    swallowed = []
+
+    def import_library() -> None:
+        with stop_on_signals():
+            for wait in (lambda: signal.raise_signal(signal.SIGTERM), lambda: time.sleep(10)):
+                try:
+                    wait()
+                except caught as stop:
+                    swallowed.append(stop)
+                    time.sleep(0.2)  # what it does instead is not interrupted
+            time.sleep(10)
+
+    with pytest.raises(Stopped) as error:
+        import_library()
+    assert len(swallowed) == 2
+    assert error.value.signal == signal.SIGTERM
+
+
+def test_a_stop_on_its_way_is_not_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "SWALLOWED", 0.02)
+    cleaned = []
+
+    def run() -> None:
+        with stop_on_signals(), ExitStack() as stack:
+            stack.callback(lambda: cleaned.append("files"))
+            stack.callback(time.sleep, 0.2)
+            try:
+                signal.raise_signal(signal.SIGHUP)
+            finally:
+                time.sleep(0.2)
+                cleaned.append("state")
+
+    with pytest.raises(Stopped):
+        run()
+    assert cleaned == ["state", "files"]
+    time.sleep(0.1)  # nothing comes after the block
 
 
 @pytest.mark.full
