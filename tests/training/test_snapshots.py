@@ -30,6 +30,7 @@ METHOD_OPTIONS = {
     "fs_merge full": {"maps": "full"},
     "fs_merge heads": {"maps": "heads", "rank": 2},
     "fs_merge sequential": {"sequential": True},
+    "straight_through": {},
 }
 SOURCES = {
     "mlp": lambda: [mlp_source(f"s{i}", [8, 6], i) for i in range(3)],
@@ -66,7 +67,7 @@ def fit(
     return METHODS[name.split()[0]](**settings).fit(problem)
 
 
-PHASES_OF = {"kd": (3, 13), "fs_merge sequential": (3, 24, 37)}
+PHASES_OF = {"kd": (3, 13), "straight_through": (3, 13), "fs_merge sequential": (3, 24, 37)}
 """Steps after which a training is stopped; sequential: in the first part, at its end, in the second part."""
 
 
@@ -84,7 +85,7 @@ def test_a_resumed_training_ends_with_the_same_bytes(
     make_problem: Callable[..., Problem], tmp_path: Path, kind: str, name: str, stop_after: int
 ) -> None:
     """In every phase: with maps, and in the fine-tuning of the folded weights."""
-    options = {} if name == "kd" else {"finetune_share": 0.5}
+    options = {"finetune_share": 0.5} if name.startswith("fs_merge") else {}
     expected = fit(make_problem, name, None, kind=kind, **options)
     with pytest.raises(StopError):
         fit(make_problem, name, tmp_path, stop_after, kind, **options)
