@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.alignment.canonical import canonical_maps, takes_linear_maps
-from fsmerge_cli.alignment.permutation import permute, random_permutations
 from fsmerge_cli.methods.cca import CCA
 from fsmerge_cli.models.plan import compile_plan
-from fsmerge_cli.models.source import Source
-from fsmerge_cli.training.problem import Problem, Solution
-from fsmerge_cli.training.teachers import network
-from tests.support.resnets import resnet_source
-from tests.support.sources import mlp_source, random_images
-from tests.support.vits import vit_source
+from tests.support.shuffled import assert_the_function_of_all, problem_of, shuffled, source_of
 
 FULL = pytest.mark.full
 
@@ -69,26 +63,6 @@ def test_what_does_not_correlate_follows_the_permutation() -> None:
     torch.testing.assert_close(canonical_maps(silent, silent, silent, 0.1, order)[0], moved)
 
 
-def source(kind: str, seed: int = 1) -> Source:
-    if kind.startswith("mlp"):
-        norm = "batch" if "batch" in kind else "none"
-        return mlp_source(f"s{seed}", [12, 9, 10], seed, activation="tanh", norm=norm)
-    return resnet_source("bottleneck", seed) if kind == "resnet" else vit_source(kind, seed)
-
-
-def problem_of(*sources: Source) -> Problem:
-    found = list(sources)
-    return Problem(compile_plan(found), found, random_images(len(found), 60, found[0].arch.input_size))
-
-
-def assert_the_function_of_all(problem: Problem, solution: Solution) -> None:
-    merged = problem.plan.skeleton()
-    merged.load_state_dict(dict(solution.weights), assign=True)
-    pixels = problem.images.images
-    for own, U in zip(problem.sources, solution.projectors):
-        torch.testing.assert_close(merged(pixels) @ U.T, network(own)(pixels), rtol=2e-3, atol=2e-3)
-
-
 @pytest.mark.parametrize(
     "kind",
     [
@@ -100,18 +74,14 @@ def assert_the_function_of_all(problem: Problem, solution: Solution) -> None:
     ],
 )
 def test_shuffled_copies_merge_to_the_function(kind: str) -> None:
-    first = source(kind)
-    plan = compile_plan([first, replace(first, name="copy")])
-    orders = [random_permutations(plan, 0, torch.Generator().manual_seed(7 + i)) for i in range(2)]
-    others = [replace(first, name=f"c{i}", weights=permute(plan, first.weights, p)) for i, p in enumerate(orders)]
-    problem = problem_of(first, *others)
+    problem = shuffled(source_of(kind), 2)
     assert_the_function_of_all(problem, CCA(task_weights=(1.0, 2.0, 3.0)).fit(problem))
 
 
 @pytest.mark.full
 def test_values_mixed_by_any_invertible_map_merge_to_the_function() -> None:
     """No permutation undoes it: values are linear, so the analysis does."""
-    first, random = source("class token"), torch.Generator().manual_seed(3)
+    first, random = source_of("class token"), torch.Generator().manual_seed(3)
     weights = {name: t.clone() for name, t in first.weights.items()}
     for block in range(2):
         A = torch.block_diag(*(torch.linalg.qr(torch.randn(4, 4, generator=random))[0] for _ in range(3)))
@@ -132,14 +102,14 @@ def test_the_spaces_that_are_mapped() -> None:
         "rotary, registers (DINOv3)": {"v0", "v1", "h0", "h1"},
     }
     for kind, expected in kinds.items():
-        plan = compile_plan([source(kind, 1), source(kind, 2)])
+        plan = compile_plan([source_of(kind, 1), source_of(kind, 2)])
         assert {name for name in plan.spaces if takes_linear_maps(plan, name)} == expected
-    plan = compile_plan([source("mlp", 1), source("mlp", 2)])
+    plan = compile_plan([source_of("mlp", 1), source_of("mlp", 2)])
     assert all(takes_linear_maps(plan, name) for name in plan.spaces)
 
 
 def test_heads_are_never_mixed_and_facts_count_the_spaces() -> None:
-    problem = problem_of(source("class token", 1), source("class token", 2))
+    problem = problem_of(source_of("class token", 1), source_of("class token", 2))
     solution = CCA().fit(problem)
     assert solution.maps is not None
     assert solution.facts == {"spaces_mapped": 4.0, "spaces_permuted": 3.0}

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from fsmerge_cli.alignment.permutation import permute, random_permutations
 from fsmerge_cli.alignment.space_maps import folded
 from fsmerge_cli.common.errors import ConfigError, DataError, UserError
 from fsmerge_cli.methods.activation_matching import ActivationMatching
@@ -17,39 +16,9 @@ from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.training.problem import Problem
-from fsmerge_cli.training.teachers import network
-from tests.support.resnets import resnet_source
+from tests.support.shuffled import assert_the_function_of_all, problem_of, shuffled, source_of
 from tests.support.sources import mlp_source, random_images
 from tests.support.vits import vit_source
-
-
-def source(kind: str, seed: int = 1) -> Source:
-    if kind.startswith("mlp"):
-        norm = "batch" if "batch" in kind else "none"
-        return mlp_source(f"s{seed}", [12, 9, 10], seed, activation="tanh", norm=norm)
-    return resnet_source("bottleneck", seed) if kind == "resnet" else vit_source(kind, seed)
-
-
-def problem_of(*sources: Source) -> Problem:
-    found = list(sources)
-    return Problem(compile_plan(found), found, random_images(len(found), 60, found[0].arch.input_size))
-
-
-def shuffled(first: Source, copies: int) -> Problem:
-    plan = compile_plan([first, replace(first, name="copy")])
-    orders = [random_permutations(plan, 0, torch.Generator().manual_seed(7 + i)) for i in range(copies)]
-    others = [replace(first, name=f"c{i}", weights=permute(plan, first.weights, p)) for i, p in enumerate(orders)]
-    return problem_of(first, *others)
-
-
-def assert_the_function_of_all(problem: Problem, method: OTFusion) -> None:
-    solution = method.fit(problem)
-    merged = problem.plan.skeleton()
-    merged.load_state_dict(dict(solution.weights), assign=True)
-    pixels = problem.images.images
-    for own, U in zip(problem.sources, solution.projectors):
-        torch.testing.assert_close(merged(pixels) @ U.T, network(own)(pixels), rtol=2e-3, atol=2e-3)
-
 
 FULL = pytest.mark.full
 
@@ -66,7 +35,8 @@ FULL = pytest.mark.full
     ],
 )
 def test_shuffled_copies_merge_to_the_function(kind: str, cost: Any) -> None:
-    assert_the_function_of_all(shuffled(source(kind), 2), OTFusion(cost=cost, task_weights=(1.0, 2.0, 3.0)))
+    problem = shuffled(source_of(kind), 2)
+    assert_the_function_of_all(problem, OTFusion(cost=cost, task_weights=(1.0, 2.0, 3.0)).fit(problem))
 
 
 def widened(first: Source, wide: Source) -> Source:
@@ -84,18 +54,19 @@ def widened(first: Source, wide: Source) -> Source:
 @pytest.mark.parametrize("kind", ["mlp", "class token", pytest.param("q/k norm", marks=FULL)])
 @pytest.mark.parametrize("narrow", [True, False])
 def test_a_widened_copy_merges_to_the_function(kind: str, cost: Any, narrow: bool) -> None:
-    first = source(kind)
+    first = source_of(kind)
     if kind == "mlp":
         wide = mlp_source("wide", [24, 18, 20], 2, activation="tanh")
     else:
         wide = vit_source(kind, 2, embed_dim=24)
     pair = [first, widened(first, wide)]
-    assert_the_function_of_all(problem_of(*(pair if narrow else pair[::-1])), OTFusion(cost=cost))
+    problem = problem_of(*(pair if narrow else pair[::-1]))
+    assert_the_function_of_all(problem, OTFusion(cost=cost).fit(problem))
 
 
 def test_the_exact_transport_of_one_unit_spaces_is_matching() -> None:
     """Where all correlations are 1 or 0, distances and correlations have the same best permutation."""
-    problem = shuffled(source("mlp"), 1)
+    problem = shuffled(source_of("mlp"), 1)
     one, two = OTFusion().fit(problem), ActivationMatching().fit(problem)
     for name, tensor in two.weights.items():
         torch.testing.assert_close(one.weights[name], tensor)
@@ -103,7 +74,7 @@ def test_the_exact_transport_of_one_unit_spaces_is_matching() -> None:
 
 @pytest.mark.full
 def test_a_soft_transport_is_a_mean_of_units_and_its_maps_fold_to_the_weights() -> None:
-    problem = problem_of(source("class token", 1), source("class token", 2))
+    problem = problem_of(source_of("class token", 1), source_of("class token", 2))
     solution = OTFusion(regularization=0.1).fit(problem)
     assert solution.maps is not None
     for port in problem.plan.writes:
@@ -121,7 +92,7 @@ def refused(problem: Problem, method: OTFusion) -> str:
 
 
 def test_a_merged_model_of_another_shape_is_refused() -> None:
-    pair = [source("mlp", 1), source("mlp", 2)]
+    pair = [source_of("mlp", 1), source_of("mlp", 2)]
     problem = Problem(OTFusion(width=8).plan(pair), pair, random_images(2, 5))
     assert refused(problem, OTFusion(width=8)) == (
         "method=ot_fusion moves all units to those of source 1, whose widths and heads the merged model has. "
@@ -139,7 +110,7 @@ def test_sizes_without_an_exact_transport_are_refused() -> None:
 
 
 def test_only_the_cost_of_activations_needs_images() -> None:
-    problem = problem_of(source("mlp", 1), source("mlp", 2))
+    problem = problem_of(source_of("mlp", 1), source_of("mlp", 2))
     empty = replace(problem, images=replace(problem.images, images=torch.empty(0)))
     assert refused(empty, OTFusion()) == (
         "method=ot_fusion needs unlabelled images of the tasks. Pass data=... with data.images_per_task of 1 or "

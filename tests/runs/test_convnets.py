@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 
 from fsmerge_cli import finetune, merge
 from fsmerge_cli.checkpoints.load import load
@@ -18,14 +17,10 @@ from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.check import inspect
 from fsmerge_cli.runs.result import MergeResult
 from tests.support.checks import check_request
+from tests.support.conv_runs import PIXELS, certificates, images, loaded_by_timm, losses_of_training, normalised
 from tests.support.resnets import write_resnet
 
 DEEP = "deep stem, average pooling on the shortcut"
-PIXELS = {"mean": [0.4], "std": [0.2]}
-
-
-def images(count: int = 24) -> torch.Tensor:
-    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def merged(
@@ -41,43 +36,22 @@ def merged(
     return merge(models, method=method, data=data, output=root / "run", **options)
 
 
-def certificates(root: Path) -> dict[str, str]:
-    content = json.loads((root / "run/evaluation.json").read_text())["certificates"]
-    return {name: own["status"] for name, own in content.items()}
-
-
 @pytest.mark.full
 def test_timm_loads_the_merged_network_and_training_it_lowers_the_loss(tmp_path: Path) -> None:
-    result = merged(tmp_path, data=images())
+    result = merged(tmp_path, data=images(16))
     assert certificates(tmp_path) == {
         **dict.fromkeys(["reloaded", "unfolded", "heads", "evaluated", "classifier"], "holds"),
         "permuted": "not applicable",
     }
-    module = timm.create_model(f"local-dir:{tmp_path / 'run/merged'}", pretrained=True).eval()
-    classifier = timm.create_model(f"local-dir:{tmp_path / 'run/classifier'}", pretrained=True).eval()
+    module, classifier = loaded_by_timm(result, tmp_path, images(16), 1e-5)
     assert (module.pretrained_cfg["mean"], classifier.pretrained_cfg["mean"]) == ([0.4], [0.4] * 3)
-    pixels = (images() - 0.4) / 0.2
-    with torch.no_grad():
-        features = result.backbone()(images())
-        torch.testing.assert_close(module(pixels), features, rtol=1e-5, atol=1e-5 * float(features.abs().max()))
-        logits = torch.cat([head.joint_logits(features) for head in result.certifier.heads.values()], 1)
-        found = classifier(pixels.expand(-1, 3, -1, -1))
-        torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5 * float(logits.abs().max()))
-    classes = torch.arange(len(pixels)) % 3
+    pixels = normalised(images(16))
     for model in (module, classifier):
         images_in = pixels if model is module else pixels.expand(-1, 3, -1, -1)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             head = torch.nn.Linear(model(images_in[:1]).shape[1], 3)
-        optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1)
-        model.train()
-        losses = []
-        for _ in range(11):
-            loss = F.cross_entropy(head(model(images_in)), classes)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+        losses = losses_of_training(model, images_in, 0.1, head)
         assert losses[-1] < 0.9 * losses[0]
 
 
@@ -95,7 +69,7 @@ def test_without_images_the_statistics_are_0_and_1(tmp_path: Path) -> None:
 def test_the_certificates_hold_for_every_kind_of_block_and_data_type(
     variant: str, dtype: str, tmp_path: Path
 ) -> None:
-    result = merged(tmp_path, {"name": "fs_merge", "steps": 4}, images(), variant, dtype=dtype)
+    result = merged(tmp_path, {"name": "fs_merge", "steps": 4}, images(16), variant, dtype=dtype)
     assert set(certificates(tmp_path).values()) == {"holds"}
     again = load(SourceSpec("a", checkpoint=str(tmp_path / "run/merged"), head="t1"))
     assert again.arch.mean == (0.4,)
@@ -106,9 +80,9 @@ def test_the_certificates_hold_for_every_kind_of_block_and_data_type(
 
 @pytest.mark.full
 def test_a_merged_network_is_merged_again_and_distilled_from_scratch(tmp_path: Path) -> None:
-    merged(tmp_path, data=images())
+    merged(tmp_path, data=images(16))
     models = [{"name": n, "checkpoint": str(tmp_path / "run/merged"), "head": n} for n in ("t1", "t2")]
-    result = merge(models, method={"name": "kd", "steps": 3, "start": "random"}, data=images())
+    result = merge(models, method={"name": "kd", "steps": 3, "start": "random"}, data=images(16))
     assert result.plan.source_archs[0].mean == (0.4,)
     assert result.solution.weights.keys() == load(SourceSpec(**models[0])).weights.keys()
 
@@ -126,7 +100,7 @@ def test_check_reports_resnets_and_the_methods_that_apply(tmp_path: Path) -> Non
 
 @pytest.mark.full
 def test_a_wider_network_of_pleas_is_written_and_timm_loads_it(tmp_path: Path) -> None:
-    result = merged(tmp_path, {"name": "pleas", "budget_flops": 1.5}, images(), channels=[6, 8, 8, 12])
+    result = merged(tmp_path, {"name": "pleas", "budget_flops": 1.5}, images(16), channels=[6, 8, 8, 12])
     found = certificates(tmp_path)
     assert found.pop("unfolded") == "not applicable"
     assert set(found.values()) == {"holds"}
@@ -142,7 +116,7 @@ def test_a_wider_network_of_pleas_is_written_and_timm_loads_it(tmp_path: Path) -
 @pytest.mark.parametrize("correct", [True, False])
 def test_the_closed_form_is_written_and_its_certificates_hold(correct: bool, tmp_path: Path) -> None:
     method = {"name": "fs_closed_form", "views": 1, "correct": correct}
-    merged(tmp_path, method, images())
+    merged(tmp_path, method, images(16))
     found = certificates(tmp_path)
     assert found.pop("permuted") == "not applicable"
     assert found.pop("unfolded") == ("not applicable" if correct else "holds")
