@@ -18,6 +18,7 @@ from fsmerge_cli.alignment.permutation import permute, random_permutations
 from fsmerge_cli.architectures.eva.family import EVA, is_eva, parse
 from fsmerge_cli.common.errors import ConfigError, MismatchError
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.training.teachers import network
 from tests.support.sources import random_images
@@ -79,7 +80,7 @@ def test_every_method_writes_what_timm_loads(tmp_path: Path, method: str) -> Non
     for seed, name in ((1, "a"), (2, "b")):
         stored("EVA-02", seed, tmp_path / name)
     options: dict[str, Any] = {"name": method}
-    if method in ("kd", "fs_merge"):
+    if issubclass(METHODS[method], Trained):
         options |= {"steps": 3}
     entries = [{"name": name, "checkpoint": str(tmp_path / name)} for name in "ab"]
     images = random_images(1, 24, (3, 8, 8)).images

@@ -12,6 +12,7 @@ import torch
 from fsmerge_cli import evaluate, load_merged, merge
 from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.runs.push import repository_files, shown_inputs
 from tests.support.encoders import VARIANTS, sentence_pair
 
@@ -41,7 +42,7 @@ def test_what_is_pushed_is_all_that_the_card_names(pair: Any, tmp_path: Path) ->
 @pytest.mark.full
 @pytest.mark.parametrize("name", APPLY)
 def test_every_method_merges_encoders_and_their_certificates_hold(name: str, pair: Any, tmp_path: Path) -> None:
-    method = {"name": name, **({"steps": 3, "batch_size": 8} if name in ("fs_merge", "kd") else {})}
+    method = {"name": name, **({"steps": 3, "batch_size": 8} if issubclass(METHODS[name], Trained) else {})}
     merge(pair, method=method, data=DATA, output=tmp_path / "out")
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
     checks = {n: c["status"] for n, c in found["certificates"].items()}

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from fsmerge_cli import merge
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.methods.task_vectors.ada_merging import AdaMerging
 from fsmerge_cli.runs.result import MergeResult
 
 PIXELS = {"mean": [0.4], "std": [0.2]}
-SHORT = {name: {"steps": 3} for name in ("fs_merge", "fs_merge_paper", "kd", "ada_merging", "straight_through")}
+SHORT = {name: {"steps": 3} for name, method in METHODS.items() if issubclass(method, Trained | AdaMerging)}
 IN_TEST = ("fs_closed_form", "fs_merge", "kd", "pleas", "regmean", "tsv", "zipit")
 """Methods in `make test`; the others, which compute likewise, in `make test-slow`."""
 
