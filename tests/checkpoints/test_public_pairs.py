@@ -99,6 +99,7 @@ def photographs(root: Path, tasks: list[str]) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("depth", [2, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("models", "method"),
     [
@@ -106,20 +107,25 @@ def photographs(root: Path, tasks: list[str]) -> None:
             "vit_b_pair",
             ["fs_merge", "method.maps=diagonal", "method.steps=1", "method.batch_size=2", "method.start=first"],
         ),
-        pytest.param("clip_vit_b_pair", ["average"], marks=pytest.mark.slow),
+        ("clip_vit_b_pair", ["average"]),
     ],
 )
 def test_real_shapes_merge_from_local_checkpoints(
-    models: str, method: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: str, method: list[str], depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of fewer blocks in `make test`."""
     monkeypatch.chdir(tmp_path)
     entries = presets.load("models", models)["sources"]
     photographs(tmp_path / "images", [entry["name"] for entry in entries])
     arguments = ["merge", f"+models={models}", "data=folder", "data.root=images", "output.dir=out"]
     width = 512 if "clip" in models else 768
     for i, entry in enumerate(entries):
-        model = create_model(str(hub_name(SourceSpec(**entry))).split(".")[0], num_classes=width)
+        name = str(hub_name(SourceSpec(**entry)))
+        model = create_model(name.split(".")[0], num_classes=width, depth=depth)
         save_file(model.state_dict(), tmp_path / f"{i}.safetensors")
+        if depth < 12:
+            arch = f"{{family: vit, name: {name}, args: {{depth: {depth}}}}}"
+            arguments.append(f"models.sources.{i}.arch={arch}")
         arguments.append(f"models.sources.{i}.checkpoint={tmp_path}/{i}.safetensors")
     assert main([*arguments, f"method={method[0]}", *method[1:]]) == 0
     evaluation = json.loads(Path("out/evaluation.json").read_text())

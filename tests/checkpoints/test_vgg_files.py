@@ -77,7 +77,7 @@ def test_torchvisions_tensors_have_the_same_function_under_timms_names(norm: boo
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("norm", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_torchvisions_vggs_are_read_from_a_file_and_as_a_module(norm: bool, tmp_path: Path) -> None:
     model = torchvision_vgg(norm, 4096)
     model.classifier[0] = nn.Linear(512 * 49, 4096, bias=True)
