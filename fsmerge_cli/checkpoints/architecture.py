@@ -22,6 +22,12 @@ def infer_architecture(module: nn.Module, where: str) -> tuple[Family, Any]:
                 arch = family.describe(part)
             except SourceError as error:
                 raise SourceError(f"{where}: {error}") from None
+            except (AttributeError, IndexError, KeyError, TypeError):
+                raise SourceError(
+                    f"{where}: this {type(part).__name__} has other parts than its class usually has (stem, "
+                    "norms, blocks, shortcuts), so its options cannot be read from it. Pass a network without "
+                    "such parts."
+                ) from None
             if arch is not None:
                 return family, arch
     raise SourceError(

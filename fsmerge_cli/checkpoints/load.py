@@ -15,8 +15,9 @@ from fsmerge_cli.architectures import Family
 from fsmerge_cli.checkpoints.accounting import listed, refuse_beside, without_effect
 from fsmerge_cli.checkpoints.files import as_float32, float_list
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads
-from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint
+from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint, sized
 from fsmerge_cli.checkpoints.preprocessing import normalised
+from fsmerge_cli.checkpoints.same_function import require_same_function
 from fsmerge_cli.checkpoints.tokenizer import given_tokenizer, require_tokenizer, require_vocabulary
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
@@ -25,9 +26,11 @@ from fsmerge_cli.data import DATASETS
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import head_reasons
 from fsmerge_cli.models.preprocessing import Preprocessing
-from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.source import Pixels, Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.models.tokenization import Tokenization
+
+NO_NORMALISATION: Pixels = (0.0,), (1.0,)
 
 
 def load(spec: SourceSpec, headers: bool = False) -> Source:
@@ -58,7 +61,8 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     if family.kind == "text":
         tokens = tokenization(spec, config, where)
         require_vocabulary(tokens, arch.vocab_size, where)
-        return Source(spec.name, family, arch, backbone, head, found.origin, found.sha256, tokens, notes)
+        source = Source(spec.name, family, arch, backbone, head, found.origin, found.sha256, tokens, notes)
+        return replace(source, notes=notes + _compared(spec, source, read, NO_NORMALISATION, skip_head))
     if spec.tokenizer is not None:
         raise SourceError(f"{where}: models.sources.N.tokenizer is of a text encoder, and this is none.")
     pooler = [name for name in backbone if name.startswith("pooler.")]
@@ -75,6 +79,8 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         notes += _guessed_pixels(spec, config, family.config(arch)["architecture"])
     mean, std = normalisation(spec, config, where)
     arch, weights = normalised(family, arch, backbone, mean, std, where)
+    read_now = Source(spec.name, family, sized(spec, family, arch), weights, head, found.origin, found.sha256)
+    notes += _compared(spec, read_now, read, (mean, std), skip_head and bool(inside or read.heads))
     how = Preprocessing.of(config.get("pretrained_cfg") or {}, where)
     notes += _crop_note(spec.name, found.config.get("pretrained_cfg") or {}) if spec.module is None else ()
     if spec.module is not None and spec.mean is spec.std is None and (set(mean), set(std)) != ({0.0}, {1.0}):
@@ -97,6 +103,20 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         notes += _size_notes(spec.name, config, arch.input_size)
     folded = (mean, std) if family.normalise is None and (set(mean), set(std)) != ({0.0}, {1.0}) else None
     return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes, folded)
+
+
+def _compared(
+    spec: SourceSpec, source: Source, read: Translation, pixels: Pixels, skipped: bool
+) -> tuple[str, ...]:
+    """Raise SourceError where a module computes something else than what was read from it; notes.
+
+    skipped: its head is not read, so that its outputs are not those of the source.
+    """
+    if spec.module is None or skipped:
+        return ()
+    check_weights(source)
+    selected = spec.prefix is not None or spec.head is not None or spec.ema is not None
+    return require_same_function(source, spec.module, read.prefix, pixels, selected)
 
 
 def _loaded(spec: SourceSpec, found: Checkpoint) -> Source:

@@ -231,7 +231,7 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
         own = strip(stored, f"{family.entry}.weight", where, *selection)
         tensors = of_timm(own.tensors) if family.library == "timm" else own.tensors
         try:
-            tensors = family.from_file(arch, tensors)
+            tensors = family.from_file(sized(spec, family, arch), tensors)
         except SourceError as error:
             raise SourceError(f"{where}: {error}") from None
         notes = (*found_in, *(f"'{spec.name}': {note}" for note in own.notes), *ignored_notes(own, spec.name))
@@ -240,6 +240,14 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
     notes = (*found.notes, *read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
     return family, arch, config, replace(read, tensors=tensors, config=stated, notes=notes, guess=(), clip=None)
+
+
+def sized(spec: SourceSpec, family: Family, arch: Any) -> Any:
+    """Options for the entry's own image size, where the same weights are run at every size."""
+    size = spec.input_size
+    if size is None or family.normalise is None or family.resample is None:
+        return arch
+    return family.resample(arch, {}, (size, size) if isinstance(size, int) else size, "")[0]
 
 
 def _text(

@@ -119,17 +119,22 @@ def _split(spec: SourceSpec, stored: Mapping[str, Tensor], names: Names, where: 
     own: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
+    pooled = any(name.startswith(f"{scope}{names.pooled}.") for name in tensors)
     for name, tensor in tensors.items():
+        inner = name.removeprefix(prefix) if name.startswith(prefix) else ""
         if name.startswith(f"{scope}{names.pooled}."):
             own[names.pooler + name.removeprefix(f"{scope}{names.pooled}")] = tensor
         elif name.startswith(f"{scope}{names.head}."):
             head[name.removeprefix(f"{scope}{names.head}.")] = tensor
+        elif pooled and inner.startswith("pooler."):  # of the encoder, which the classifier does not run
+            rest[name] = tensor
         elif name.startswith(prefix) and not PRETRAINING.search(name):
             own[name.removeprefix(prefix)] = tensor
         else:
             rest[name] = tensor
     copies = [name for name in rest if EMA.search(name)]
-    unknown = [name for name in rest if not PRETRAINING.search(name) and name not in copies]
+    poolers = [name for name in rest if name.startswith(f"{prefix}pooler.")]
+    unknown = [name for name in rest if not PRETRAINING.search(name) and name not in (*copies, *poolers)]
     if unknown:
         raise SourceError(
             f"{where} contains tensors that are no part of {names.title} and its classifier: "
@@ -196,6 +201,13 @@ def _options(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     blocks = {
         m.group(1) for n in tensors if (m := re.match(re.escape(names.block).replace(r"\{i\}", r"(\d+)"), n))
     }
+    key = "n_layers" if kind == "distilbert" else "num_hidden_layers"
+    if config.get(key, len(blocks)) != len(blocks):
+        raise SourceError(
+            f"{where}: {key} in its config.json is {brief(config[key])}, and its weights have {len(blocks)} "
+            "blocks. "
+            "Put the config.json of these weights beside them."
+        )
     types = tensors.get(f"{names.types}.weight") if names.types else None
     heads = config.get("n_heads" if kind == "distilbert" else "num_attention_heads")
     if heads is None:

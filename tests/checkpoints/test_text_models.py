@@ -14,19 +14,32 @@ from safetensors.torch import load_file, save_file
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.checkpoints.tokenizer import normal_form
 from fsmerge_cli.common.errors import MismatchError, SourceError
+from fsmerge_cli.common.inputs import NamedTensors
 from fsmerge_cli.data.text.sentences import Sentences
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.training.teachers import network
-from tests.support.encoders import TOPIC, VARIANTS, save_encoder, sentence_source, texts
+from tests.support.encoders import (
+    TOPIC,
+    VARIANTS,
+    encoder_source,
+    save_encoder,
+    sentence_source,
+    texts,
+    transformers_model,
+)
 
 POOLED = [name for name, options in VARIANTS.items() if options.get("pooler", True)]
 
 
-def logits(source: Source) -> torch.Tensor:
+def logits_of(source: Source, inputs: NamedTensors) -> torch.Tensor:
     assert source.head is not None
-    return source.head(network(source)(texts(source.arch, 4)))
+    return source.head(network(source)(inputs))
+
+
+def logits(source: Source) -> torch.Tensor:
+    return logits_of(source, texts(source.arch, 4))
 
 
 def read(folder: Path, **keys: Any) -> Source:
@@ -136,6 +149,49 @@ def test_another_kind_of_text_model_is_refused_by_name(name: str, tmp_path: Path
     with pytest.raises(SourceError) as error:
         read(tmp_path)
     assert str(error.value) == f"source 'topic': {tmp_path} {message}"
+
+
+@pytest.mark.parametrize("variant", ["BERT", "RoBERTa"])
+def test_the_pooler_of_an_encoder_beside_that_of_its_classifier_is_not_used(variant: str, tmp_path: Path) -> None:
+    """Classifiers of RoBERTa from 2019 and 2020 have one."""
+    source = sentence_source(variant, 1, TOPIC)
+    save_encoder(tmp_path, source)
+    tensors, extra = load_file(tmp_path / "model.safetensors"), torch.randn(16, 16)
+    save_file({"roberta.pooler.dense.weight": extra, **tensors}, tmp_path / "model.safetensors")
+    if variant == "BERT":
+        with pytest.raises(
+            SourceError, match=r"no part of BERT and its classifier: roberta\.pooler\.dense\.weight"
+        ):
+            read(tmp_path)
+        return
+    found = read(tmp_path)
+    assert torch.equal(logits(found), logits(source))
+    assert found.notes == ("'topic': not used, no part of the features: roberta.pooler.dense.weight",)
+
+
+def test_a_config_json_of_another_number_of_blocks_is_refused(tmp_path: Path) -> None:
+    changed_config(save_encoder(tmp_path, sentence_source("BERT", 1, TOPIC)), num_hidden_layers=1)
+    with pytest.raises(SourceError) as error:
+        read(tmp_path)
+    assert str(error.value) == (
+        f"source 'topic': {tmp_path}: num_hidden_layers in its config.json is 1, and its weights have 2 blocks. "
+        "Put "
+        "the config.json of these weights beside them."
+    )
+
+
+def test_a_padding_token_inside_a_text_has_no_position_of_its_own() -> None:
+    """As in transformers, which counts the tokens that are no padding."""
+    source = encoder_source("RoBERTa", 1)
+    inputs = texts(source.arch, 3)
+    inputs.tensors["input_ids"][:, 1] = source.arch.padding
+    inputs.tensors["attention_mask"][:, :3] = 1
+    reference = transformers_model(source)
+    with torch.no_grad():
+        expected = reference(
+            input_ids=inputs.tensors["input_ids"], attention_mask=inputs.tensors["attention_mask"]
+        ).logits
+    torch.testing.assert_close(logits_of(source, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("stated", "padding"), [(0, 0), (3, 3), (None, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -85,6 +86,119 @@ def test_a_module_that_computes_something_else_is_refused(case: str) -> None:
     with pytest.raises(SourceError) as error:
         load_source(build())
     assert str(error.value) == f"source 'source': module {message}"
+
+
+def torchvision_resnet() -> Any:
+    from torchvision.models import resnet
+
+    return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=3)
+
+
+def replicating(module: Any) -> Any:
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d) and part.padding != (0, 0):
+            part.padding_mode = "replicate"
+            part._reversed_padding_repeated_twice = [side for side in part.padding[::-1] for _ in (0, 1)]  # type: ignore[misc]
+    return module
+
+
+def with_part(module: Any, place: str, part: nn.Module) -> Any:
+    module.set_submodule(place, part)
+    return module
+
+
+def with_hook(module: Any) -> Any:
+    module.register_forward_hook(lambda own, inputs, logits: 2 * logits)
+    return module
+
+
+def with_inputs_doubled(module: Any) -> Any:
+    module.register_forward_pre_hook(lambda own, inputs: (2 * inputs[0],))
+    return module
+
+
+def strided(module: Any) -> Any:
+    module.layer4[0].conv1.stride = module.layer4[0].downsample[0].stride = (1, 1)
+    return module
+
+
+OTHERWISE: dict[str, Any] = {
+    "no pooling in the stem": lambda: with_part(torchvision_resnet(), "maxpool", nn.Identity()),
+    "pooling without padding": lambda: with_part(
+        timm.create_model("resnet18", **RESNET), "maxpool", nn.MaxPool2d(3, 2)
+    ),
+    "padding by the border": lambda: replicating(torchvision_resnet()),
+    "another stride": lambda: strided(torchvision_resnet()),
+    "one other activation": lambda: with_part(timm.create_model("resnet18", **RESNET), "layer3.0.act2", nn.GELU()),
+    "a hook": lambda: with_hook(vit()),
+    "softmax behind it": lambda: nn.Sequential(vit(), nn.Softmax(-1)),
+    "doubled pixels": lambda: with_inputs_doubled(vit()),
+}
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_a_module_with_other_outputs_than_its_tensors_and_options_show_is_refused(case: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = OTHERWISE[case]()
+    keys = {"mean": [0.0], "std": [1.0]} | (
+        {} if any(hasattr(m, "blocks") for m in module.modules()) else {"input_size": 64}
+    )
+    with pytest.raises(SourceError) as error:
+        load_source(module, **keys)
+    assert re.fullmatch(
+        rf"module {type(module).__name__} does not compute what its tensors and options show: on random inputs "
+        "its "
+        r"outputs differ by \d+\.\d% of the largest\. Its padding, strides, activations or hooks are not those of "
+        r"the library's network, or layers before or after it change its inputs or outputs\. Pass the network "
+        r"as the "
+        r"library builds it, with mean=\[\.\.\.\] and std=\[\.\.\.\] of its inputs, or save its weights and pass "
+        r"the file\.",
+        str(error.value),
+    )
+
+
+def test_a_module_that_normalises_its_pixels_takes_its_mean_and_std() -> None:
+    from torchvision.transforms import Normalize
+
+    inner, pixels = vit(), torch.rand(2, 3, 8, 8)
+    module = nn.Sequential(Normalize([0.4] * 3, [0.2] * 3), inner).train()
+    found = load_source(module, mean=[0.4], std=[0.2])
+    assert found.head is not None
+    assert all(part.training for part in module.modules())
+    with torch.no_grad():
+        own, expected = found.head(network(found)(pixels)), module.eval()(pixels)
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_module_that_cannot_be_compared_is_a_note() -> None:
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = vit()
+
+        def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = nn.functional.cross_entropy(self.net(pixels), labels)
+            return found
+
+    keys: dict[str, Any] = {"mean": [0.0], "std": [1.0]}
+    assert load_source(Loss(), **keys).notes == ()  # its part has logits
+    module = Loss()
+    module.net.forward = None
+    assert load_source(module, **keys).notes == (
+        "'source': the module was not compared with what was read from it, since it cannot be run on images of "
+        "3 x 8 x 8 or returns something else than logits or features",
+    )
+
+
+@pytest.mark.parametrize("place", ["layer4", "layer2.0.downsample"])
+def test_other_parts_than_those_of_its_class_are_one_message(place: str) -> None:
+    with pytest.raises(SourceError) as error:
+        load_source(with_part(torchvision_resnet(), place, nn.Identity()))
+    assert str(error.value) == (
+        "source 'source': module ResNet: this ResNet has other parts than its class usually has (stem, norms, "
+        "blocks, shortcuts), so its options cannot be read from it. Pass a network without such parts."
+    )
 
 
 def networks() -> list[tuple[Any, str, int]]:

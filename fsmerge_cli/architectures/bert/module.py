@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         texts = texts.trimmed()
         used = texts.mask != 0
         x: Tensor = self.get_submodule(names.word)(texts.tensors[IDS])
-        x = x + self.get_submodule(names.position)(self._positions(used))
+        x = x + self.get_submodule(names.position)(self._positions(texts.tensors[IDS], used))
         if names.types is not None and arch.types:
             x = x + self.get_submodule(names.types)(texts.tensors[TYPES])
         x = self.get_submodule(names.norm)(x)
@@ -73,9 +73,10 @@ class Encoder(nn.Module):
         pooled: Tensor = ACTIVATIONS[names.pooling](self.get_submodule(names.pooler)(first))
         return pooled
 
-    def _positions(self, used: Tensor) -> Tensor:
-        """Rows of the table of positions, [n, length]."""
+    def _positions(self, ids: Tensor, used: Tensor) -> Tensor:
+        """Rows of the table of positions, [n, length]; a padding token inside a text has none of its own."""
         if self._names.after_padding:
+            used = used & (ids != self._arch.padding)
             return used.long().cumsum(1) * used + self._arch.padding
         return torch.arange(used.shape[1], device=used.device).expand(used.shape)
 

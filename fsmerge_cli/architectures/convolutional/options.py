@@ -115,7 +115,7 @@ class TimmClass:
         self.require(arch.args, where)
         try:
             model = instance(arch)
-            model(torch.empty(1, *arch.input_size, device="meta"))
+            features = model(torch.empty(1, *arch.input_size, device="meta"))
         except Exception as error:  # timm passes all arguments on, so that errors of any type are raised
             raise SourceError(
                 f"{where}: timm cannot build {arch.name} with {shortened(str(arch.args))} for images of "
@@ -124,6 +124,12 @@ class TimmClass:
             ) from None
         if type(model).__name__ != self.name:
             raise SourceError(f"{where}: {arch.name} is a {type(model).__name__}, not a {self.name} of timm.")
+        if features.ndim != 2:
+            raise SourceError(
+                f"{where}: {arch.name} with {shortened(str(arch.args))} has no vector of features per image, "
+                f"but {list(features.shape)[1:]}. Pass a global_pool, such as avg, in arch.args, or in "
+                "model_args of config.json."
+            )
         return arch
 
     def _given(self, options: Mapping[str, Any], where: str) -> ConvArch:

@@ -83,7 +83,7 @@ def differences(built: nn.Module, own: Any) -> list[str]:
         stated, found = properties(built), properties(own)
         if different := [key for key, value in found.items() if stated[key] != value]:
             return different
-    elif tuple(getattr(own.avgpool, "output_size", ())) != (7, 7):
+    elif getattr(own.avgpool, "output_size", None) not in (7, (7, 7)):
         return ["avgpool"]
     kinds, expected = (
         {name: type(part) for name, part in m.get_submodule("features").named_children()} for m in (own, built)
@@ -105,7 +105,8 @@ def timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
-        target = TORCHVISION.get(owner, owner)
+        place = next((own for own in TORCHVISION if f"{owner}.".startswith(f"{own}.")), None)
+        target = owner if place is None else TORCHVISION[place] + owner.removeprefix(place)
         if leaf == "weight" and tensor.ndim == 2:
             if target == "pre_logits.fc1" and tensor.shape[1] % 49 == 0:
                 tensor = tensor.reshape(len(tensor), -1, 7, 7)
