@@ -14,9 +14,6 @@ from fsmerge_cli.checkpoints.text_models import refuse_other
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
 
-PARTS = (("q", "k", "v"), ("gate", "up"))
-"""In a table, a target that ends with `#q`, `#k` or `#v` is that third of one tensor; likewise the halves."""
-
 ACTIVATIONS = {
     "gelu": None,
     "gelu_new": "gelu_tanh",
@@ -38,7 +35,7 @@ class Layout:
     title: its name in messages. anchor: the tensor by which it is recognised, without any prefix.
     keys: pattern of a name -> timm's name. types: `model_type` of Hugging Face's config.json (none: it has no such
     file). eps: of its norms, where config.json does not state it. processor: start of the class of its image
-    processors, where preprocessor_config.json does not state it.
+    processors, where preprocessor_config.json does not state it. timm_eps: of the norms of timm's model.
     """
 
     title: str
@@ -47,6 +44,7 @@ class Layout:
     types: tuple[str, ...] = ()
     eps: float = 1e-12
     processor: str = "ViT"
+    timm_eps: float = 1e-6
 
 
 TORCHVISION = Layout(
@@ -111,6 +109,26 @@ DINOV2 = Layout(
     eps=1e-6,
     processor="Bit",
 )
+_LAYER3 = r"(?:model\.)?layer\.(\d+)"
+DINOV3 = Layout(
+    title="Hugging Face's DINOv3ViTModel",
+    anchor="embeddings.patch_embeddings.weight",
+    keys={  # to the names that `dinov3.of_eva` reads
+        r"embeddings\.(cls_token|mask_token)": r"\1",
+        r"embeddings\.register_tokens": "reg_token",
+        rf"embeddings\.patch_embeddings\.{WB}": r"patch_embed.proj.\1",
+        rf"{_LAYER3}\.norm([12])\.{WB}": r"blocks.\1.norm\2.\3",
+        rf"{_LAYER3}\.attention\.([qkv])_proj\.{WB}": r"blocks.\1.attn.\2_proj.\3",
+        rf"{_LAYER3}\.attention\.o_proj\.{WB}": r"blocks.\1.attn.proj.\2",
+        rf"{_LAYER3}\.layer_scale([12])\.lambda1": r"blocks.\1.gamma_\2",
+        rf"{_LAYER3}\.mlp\.(gate|up)_proj\.{WB}": r"blocks.\1.mlp.\2.\3",
+        rf"{_LAYER3}\.mlp\.down_proj\.{WB}": r"blocks.\1.mlp.fc2.\2",
+    },
+    types=("dinov3_vit",),
+    eps=1e-5,
+    processor="DINOv3ViT",
+    timm_eps=1e-5,
+)
 _TOWER, _BLOCK = r"encoder\.layers\.(\d+)", r"transformer.resblocks.\1"
 TRANSFORMERS_CLIP = Layout(
     title="Hugging Face's CLIPVisionModel",
@@ -139,7 +157,7 @@ TRUNK = Layout(
     keys={r"trunk\.(.*)": r"\1", rf"head\.proj\.{WB}": r"head.\1"},
 )
 
-LAYOUTS = (TORCHVISION, DEIT, DINOV2, TRANSFORMERS, TRANSFORMERS_CLIP, CLIP, TRUNK)
+LAYOUTS = (TORCHVISION, DEIT, DINOV2, DINOV3, TRANSFORMERS, TRANSFORMERS_CLIP, CLIP, TRUNK)
 """In the order in which they are tried: DeiT and DINOv2 have the anchor of ViTModel as well."""
 
 REFUSED = {
@@ -148,7 +166,6 @@ REFUSED = {
     "Hugging Face's SigLIP": r"(^|\.)head\.probe$",
     "CLIP's ResNet": r"(^|\.)visual\.layer1\.0\.conv1\.",
     "Hugging Face's DeiT with a head on each of its two tokens": r"(^|\.)distillation_classifier\.",
-    "Hugging Face's DINOv3": r"(^|\.)embeddings\.patch_embeddings\.weight$",
     "Hugging Face's BEiT or Data2Vec": r"(^|\.)(lambda_1|relative_position_bias\.relative_position_bias_table)$",
     "Hugging Face's Swin": r"(^|\.)encoder\.layers\.\d+\.blocks\.\d+\.layernorm_before\.",
 }
@@ -219,6 +236,6 @@ def _has_classifier(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 def _refuse(where: str, title: str) -> SourceError:
     return SourceError(
         f"{where} contains {title}, which is not supported. Supported formats of other libraries are "
-        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2 and CLIP, and the CLIP vision towers "
-        "of OpenAI and open_clip. Load the model into timm, and save its state_dict."
+        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2, DINOv3 and CLIP, and the CLIP vision "
+        "towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
     )

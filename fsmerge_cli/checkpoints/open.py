@@ -238,6 +238,7 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
         parts = own.prefix, own.beside, own.rest
         return family, arch, config, Translation(tensors, own.heads, {}, (*found.notes, *notes), (), None, *parts)
     tensors = read.under(family.skeleton(arch), where) if read.clip is not None else read.tensors
+    tensors = family.from_file(arch, tensors)
     notes = (*found.notes, *read.notes, *(read.guess if spec.mean is None and spec.std is None else ()))
     return family, arch, config, replace(read, tensors=tensors, config=stated, notes=notes, guess=(), clip=None)
 

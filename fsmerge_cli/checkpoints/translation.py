@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,13 +14,15 @@ from torch import Tensor
 from fsmerge_cli.architectures.vit.family import BASE
 from fsmerge_cli.checkpoints.clip_tower import of_tower, require_tower_head, tower_architecture
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
+from fsmerge_cli.checkpoints.dinov3 import architecture as dinov3_architecture
+from fsmerge_cli.checkpoints.dinov3 import of_eva
 from fsmerge_cli.checkpoints.image_processor import CLIP_PIXELS, HALF, IMAGENET_PIXELS, timm_keys
 from fsmerge_cli.checkpoints.key_tables import (
     ACTIVATIONS,
     CLIP,
     DEIT,
     DINOV2,
-    PARTS,
+    DINOV3,
     TORCHVISION,
     TRANSFORMERS_CLIP,
     TRUNK,
@@ -28,16 +30,14 @@ from fsmerge_cli.checkpoints.key_tables import (
 )
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
 from fsmerge_cli.checkpoints.processor_classes import with_class, with_defaults
+from fsmerge_cli.checkpoints.renaming import renamed
 from fsmerge_cli.checkpoints.vit_names import SIZES
-from fsmerge_cli.checkpoints.vit_shapes import ask_heads
+from fsmerge_cli.checkpoints.vit_shapes import ask_heads, mlp_ratio
 from fsmerge_cli.common.errors import SourceError
-from fsmerge_cli.common.shown import brief, shown
+from fsmerge_cli.common.shown import brief
 
 SWIGLU = "vit_giant_patch14_dinov2"
 """The model of timm with the gated MLP of DINOv2."""
-
-TIMM_EPS = 1e-6
-"""eps of the norms of timm's plain vision transformers."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,7 @@ def translate(
     notes = tuple(f"'{name}': {note}" for note in found.notes)
     if layout is CLIP:
         return _tower(found, config, where, name, notes, has_arch)
-    named, parts = _renamed(layout, found.tensors, where)
-    for target, pieces in parts.items():
-        for whole in PARTS:
-            if set(pieces) == set(whole):
-                named[target] = _joined([pieces[part] for part in whole], target, where)
+    named = renamed(layout.keys, found.tensors, where)
     if layout is TRANSFORMERS_CLIP:
         require_tower_head(config, where)
         projection = next((own for key, own in tensors.items() if key.endswith("visual_projection.weight")), None)
@@ -93,6 +89,8 @@ def translate(
         known = not has_arch and config.get("model_type") in layout.types
         architecture = tower_architecture(named, config, where) if known else {}
         return _tower(tower, config, where, name, notes, has_arch, architecture)
+    if layout is DINOV3:
+        named = of_eva(named, where)
     if layout is DINOV2:
         named = of_timm(named)
         _require_class_token(found.heads, named, where)
@@ -113,8 +111,9 @@ def translate(
     notes += tuple(f"'{name}': preprocessor_config.json: {text}" for text in deviations)
     notes = (*notes, *ignored_notes(found, name))
     eps = stated.get("eps")
-    if eps is not None and eps != TIMM_EPS:
-        notes += (f"'{name}': its norms have eps={eps:g}, those of the merged model have timm's {TIMM_EPS:g}",)
+    if eps is not None and eps != layout.timm_eps:
+        own_eps = f"those of the merged model have timm's {layout.timm_eps:g}"
+        notes += (f"'{name}': its norms have eps={eps:g}, {own_eps}",)
     guess = tuple(f"'{name}': {text}" for text in guess)
     own = found.prefix, found.beside, found.rest
     return Translation(named, found.heads, stated, notes, guess, None, *own)
@@ -134,50 +133,18 @@ def _require_class_token(
         )
 
 
-def _joined(pieces: Sequence[Tensor], target: str, where: str) -> Tensor:
-    try:
-        return torch.cat(list(pieces))
-    except (RuntimeError, IndexError):
-        shapes = ", ".join(str(list(piece.shape)) for piece in pieces)
-        raise SourceError(
-            f"{where}: query, key and value of {target} have incompatible shapes ({shapes}). "
-            "Download the file again."
-        ) from None
-
-
-def _renamed(
-    layout: Layout, tensors: Mapping[str, Tensor], where: str
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Whole tensors under timm's names (unknown names are kept), and the parts of tensors to be concatenated."""
-    named: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, Tensor]] = {}
-    known: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        matches = ((re.fullmatch(pattern, name), target) for pattern, target in layout.keys.items())
-        own = next((match.expand(target) for match, target in matches if match), name)
-        if (first := known.setdefault(own, name)) != name:
-            raise SourceError(
-                f"{where}: {shown(first)} and {shown(name)} are two names of one tensor. Save the weights of one "
-                "model."
-            )
-        target, _, part = own.partition("#")
-        if part:
-            parts.setdefault(target, {})[part] = tensor
-        else:
-            named[target] = tensor
-    return named, parts
-
-
 def _architecture(
     layout: Layout, tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     """The architecture for timm's config.json, inferred from shapes (and Hugging Face's own config.json)."""
     try:
+        if layout is DINOV3:
+            return {**dinov3_architecture(tensors, config, where), "eps": _eps(layout, config, where)}
         width, chans, *patch = tensors["patch_embed.proj.weight"].shape
         rows, cols = patch
         registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
         positions = tensors["pos_embed"].shape[1] - (0 if layout is DINOV2 and registers else 1 + registers)
-        ratio = tensors["blocks.0.mlp.fc1.weight"].shape[0] / width
+        ratio = mlp_ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width)
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
         raise SourceError(
             f"{where} looks like {layout.title}, but lacks some of its tensors. Download or save it again."
@@ -217,7 +184,8 @@ def _guesses(layout: Layout, args: Mapping[str, Any], config: Mapping[str, Any])
     heads, width = args["num_heads"], args["embed_dim"]
     found = {
         "num_attention_heads": f"{heads} attention heads are assumed, as in the published models of width {width}",
-        "image_size": f"square images of {size} pixels are assumed, from the number of its position embeddings",
+        "image_size": f"square images of {size} pixels are assumed, "
+        + ("as in the published models" if layout is DINOV3 else "from the number of its position embeddings"),
     }
     if layout.types:
         found["model_type"] = "its class token is taken as features, not the mean of its patches"
@@ -246,7 +214,7 @@ def _pixels(
         guess = {**IMAGENET_PIXELS, "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
         return guess, (f"mean and std are assumed to be those of torchvision's public weights; {advice}",), ()
     stated = with_class(config.get("preprocessor") or {}, layout.processor)
-    if not stated and layout in (DEIT, DINOV2):
+    if not stated and layout in (DEIT, DINOV2, DINOV3):
         text = "no preprocessor_config.json, so mean and std are assumed to be those of ImageNet"
         return {**IMAGENET_PIXELS, "interpolation": "bicubic"}, (f"{text}; {advice}",), ()
     if not stated:

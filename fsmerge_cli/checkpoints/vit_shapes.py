@@ -171,7 +171,11 @@ def _image_size(
 def _ratio(shapes: Mapping[str, tuple[int, ...]], width: int) -> float:
     """Timm's mlp_ratio, from which it computes the hidden width as int(width * ratio)."""
     first = shapes.get("blocks.0.mlp.fc1.weight") or shapes.get("blocks.0.mlp.fc1_g.weight") or (0,)
-    hidden = first[0]
+    return mlp_ratio(first[0], width)
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """Timm's mlp_ratio for this number of hidden units, computed there as int(width * ratio)."""
     exact = hidden / width
     return exact if int(width * exact) == hidden else (hidden + 0.5) / width
 

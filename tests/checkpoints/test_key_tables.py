@@ -91,7 +91,6 @@ EXAMPLES = {
     "Hugging Face's SigLIP": "vision_model.head.probe",
     "CLIP's ResNet": "visual.layer1.0.conv1.weight",
     "Hugging Face's DeiT with a head on each of its two tokens": "distillation_classifier.weight",
-    "Hugging Face's DINOv3": "embeddings.patch_embeddings.weight",
     "Hugging Face's BEiT or Data2Vec": "beit.encoder.layer.0.lambda_1",
     "Hugging Face's Swin": "swin.encoder.layers.0.blocks.0.layernorm_before.weight",
 }
@@ -103,8 +102,8 @@ def test_unsupported_formats_are_refused_by_name(title: str, tmp_path: Path) -> 
     save_file({EXAMPLES[title]: torch.zeros(2)}, file)
     assert refused(SourceSpec("a", checkpoint=str(file))) == (
         f"source 'a': {file} contains {title}, which is not supported. Supported formats of other libraries are "
-        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2 and CLIP, and the CLIP vision towers "
-        "of OpenAI and open_clip. Load the model into timm, and save its state_dict."
+        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2, DINOv3 and CLIP, and the CLIP vision "
+        "towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
     )
 
 
