@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fsmerge_cli.models.source import Source
     from fsmerge_cli.models.source_spec import SourceSpec
     from fsmerge_cli.runs.check import check
+    from fsmerge_cli.runs.curve import curve
+    from fsmerge_cli.runs.curve_result import Curve
     from fsmerge_cli.runs.evaluate import evaluate
     from fsmerge_cli.runs.finetune import finetune
     from fsmerge_cli.runs.finetuned import Finetuned
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Curve": "runs.curve_result",
     "Finetuned": "runs.finetuned",
     "MergeResult": "runs.result",
     "Merged": "runs.merged",
@@ -36,6 +39,7 @@ _HOMES = {
     "Source": "models.source",
     "SourceSpec": "models.source_spec",
     "check": "runs.check",
+    "curve": "runs.curve",
     "evaluate": "runs.evaluate",
     "finetune": "runs.finetune",
     "load_merged": "runs.merged",
@@ -45,6 +49,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Curve",
     "Finetuned",
     "MergeResult",
     "Merged",
@@ -54,6 +59,7 @@ __all__ = [
     "SourceSpec",
     "__version__",
     "check",
+    "curve",
     "evaluate",
     "finetune",
     "load_merged",

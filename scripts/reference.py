@@ -18,13 +18,14 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from fsmerge_cli.cli import evaluate_command, finetune_command
+from fsmerge_cli.cli import curve_command, evaluate_command, finetune_command
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.source_spec import Recipe, SourceSpec
+from fsmerge_cli.runs.curve_result import CurveOptions
 from fsmerge_cli.runs.finetune_request import FinetuneStart
 from fsmerge_cli.runs.merged import Reading
 from fsmerge_cli.training.finetuning_options import TrainingOptions
@@ -46,7 +47,7 @@ unknown key or a value out of range is refused; the message shows the nearest na
 def page() -> str:
     """The whole page."""
     merge = comments("merge.yaml")
-    tune, again = comments("finetune.yaml"), comments("evaluate.yaml")
+    tune, again, line = (comments(f"{name}.yaml") for name in ("finetune", "evaluate", "curve"))
     top = {key: ("", value) for key, value in values("merge.yaml").items() if key in ("seed", "resume")}
     parts = [
         OPENING,
@@ -77,6 +78,9 @@ def page() -> str:
         "## `fsmerge evaluate`\n\n`data` and `hardware` as above; `seed` and `tasks` may be null.\n",
         section("`model`", Reading, "model", again, level=3),
         section("`output`", evaluate_command.Output, "output", again, level=3),
+        "## `fsmerge curve`\n\n`models`, `data`, `hardware` and `seed` as in a merge.\n",
+        section("`curve`", CurveOptions, "curve", line, level=3),
+        section("`output`", curve_command.Output, "output", line, level=3),
     ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
 

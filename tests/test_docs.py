@@ -42,6 +42,7 @@ from fsmerge_cli.common.options import build
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.runs.curve_result import CurveOptions
 from fsmerge_cli.runs.finetune import finetune
 from fsmerge_cli.runs.request import chosen_data, chosen_hardware, request
 from scripts import examples_page
@@ -110,7 +111,7 @@ def check_keys(words: list[str]) -> None:
         words = ["fsmerge", *words[words.index("fsmerge_cli") + 1 :]]
     words, search = config_dir_of(words)
     command, given = words[1], words[2:]
-    if command in ("merge", "check", "init"):
+    if command in ("merge", "check", "init", "curve"):
         if any(word.endswith(".yaml") for word in given):
             return  # states the keys
         given = expanded_as_if_there(given, command)
@@ -129,6 +130,10 @@ def check_keys(words: list[str]) -> None:
         build(TrainingOptions, keys["training"], "training")
         chosen_data(keys["data"])
         chosen_hardware(keys["hardware"])
+    elif command == "curve":
+        given = [word for word in overrides if not word.startswith(("models", "+models"))]
+        build(CurveOptions, composed("curve", merge_overrides(overrides), search)["curve"], "curve")
+        assert len(given) < len(overrides)  # with models
     elif command == "evaluate":
         composed("evaluate", [override for override in overrides if override != "data=from_run"], None)
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "write a merged model as ONNX or as a program of torch.export",
     "push": "upload a finished run to the Hugging Face hub",
     "list": "list the available methods, models, data sets and hardware settings",
+    "curve": "measure loss and accuracy along the line between two sources",
     "compare": "compare finished runs in one table, with paired differences",
     "completion": "print a script that lets bash, zsh or fish complete commands and keys",
     "schema": "print the JSON schema of evaluation.json",

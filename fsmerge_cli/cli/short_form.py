@@ -23,7 +23,7 @@ from fsmerge_cli.models.source_spec import LONGEST_NAME
 
 KEYS = frozenset(
     {"models", "data", "method", "hardware", "seed", "resume", "checkpoint", "evaluation", "output", "hydra"}
-    | {"launcher", "sweep"}
+    | {"launcher", "sweep", "curve"}
 )
 """What comes first in an override; anything else before `=` is the name of a task."""
 

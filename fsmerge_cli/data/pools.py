@@ -33,7 +33,7 @@ def build_sets(
 
 
 def _is_mixed(data: DataConfig, tasks: Sequence[Task]) -> bool:
-    return data.is_mixed([task.name for task in tasks])
+    return not all(task.own_data for task in tasks) and data.is_mixed([task.name for task in tasks])
 
 
 @dataclass(frozen=True)

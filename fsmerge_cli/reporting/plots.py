@@ -43,10 +43,10 @@ class Point:
     right: float | None = None
 
 
-def check_plot(path: Path) -> None:
-    """Raises ConfigError if the suffix is not supported or matplotlib is not installed."""
+def check_plot(path: Path, key: str = "--plot ") -> None:
+    """Raises ConfigError if the suffix is not supported or matplotlib is not installed. key: sets the path."""
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--plot {path}: give a file that ends in {', '.join(SUFFIXES)}.")
+        raise ConfigError(f"{key}{path}: give a file that ends in {', '.join(SUFFIXES)}.")
     _pyplot()
 
 
@@ -59,7 +59,7 @@ def plot_cost(
     the path). Raises ConfigError without matplotlib,
     OutputError.
     """
-    figure, axes = _figure(1)
+    figure, axes = new_figure(1)
     axis = axes[0]
     axis.set_xscale("log")
     if bound is not None:
@@ -74,9 +74,9 @@ def plot_cost(
         axis.annotate("ensemble of the sources", (0, 100 * bound), fontsize=8, color="0.4", **position)
     best = {p.label for p in points if not any(q.x <= p.x and q.y >= p.y and q != p for q in points)}
     axis.set_xlabel("seconds (whole run, logarithmic)")
-    axis.set_ylabel(_title(f"{title}, %"), parse_math=False)
+    axis.set_ylabel(axis_title(f"{title}, %"), parse_math=False)
     _label(figure, axis, [p for p in points if len(points) <= LABELLED or p.label in best])
-    _save(figure, path, kind)
+    save_figure(figure, path, kind)
 
 
 def plot_front(
@@ -90,7 +90,7 @@ def plot_front(
     The line joins the runs on the Pareto front. Raises the errors of :func:`plot_cost`.
     """
     pairs = list(itertools.combinations(range(len(tasks)), 2))[:6]
-    figure, axes = _figure(len(pairs))
+    figure, axes = new_figure(len(pairs))
     for axis, (a, b) in zip(axes, pairs):
         points = [Point(label, method, 100 * own[a], own[b]) for label, method, own, _ in runs]
         front = sorted((p for p, run in zip(points, runs) if run[3]), key=lambda p: (p.x, p.y))
@@ -98,10 +98,10 @@ def plot_front(
         axis.step([p.x for p in front], [100 * p.y for p in front], where="pre", color="0.6", zorder=1)
         _scatter(axis, points)
         axis.margins(0.15)
-        axis.set_xlabel(_title(f"{tasks[a]}: top-1 accuracy, %"), parse_math=False)
-        axis.set_ylabel(_title(f"{tasks[b]}: top-1 accuracy, %"), parse_math=False)
+        axis.set_xlabel(axis_title(f"{tasks[a]}: top-1 accuracy, %"), parse_math=False)
+        axis.set_ylabel(axis_title(f"{tasks[b]}: top-1 accuracy, %"), parse_math=False)
         _label(figure, axis, front if len(points) > LABELLED else points)
-    _save(figure, path, kind)
+    save_figure(figure, path, kind)
 
 
 def front(values: Sequence[Sequence[float]]) -> list[bool]:
@@ -127,7 +127,8 @@ def _pyplot() -> Any:
     return figure
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
+def new_figure(panels: int) -> tuple[Any, list[Any]]:
+    """A figure and its axes, one per panel. Raises ConfigError without matplotlib."""
     pyplot = _pyplot()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -223,7 +224,7 @@ def _box_of(annotation: Any) -> Any:
     return Text.get_window_extent(annotation)
 
 
-def _title(text: str) -> str:
+def axis_title(text: str) -> str:
     """The title of an axis: at most two lines, so that it is no longer than the axis."""
     return "\n".join(textwrap.wrap(shown(text), TITLE, max_lines=2, placeholder=" ..."))
 
@@ -257,7 +258,8 @@ def _outside(box: Any, frame: Any) -> float:
     return float(box.width * box.height - _overlap(box, frame))
 
 
-def _save(figure: Any, path: Path, kind: str | None) -> None:
+def save_figure(figure: Any, path: Path, kind: str | None) -> None:
+    """Write a figure, the same bytes every time; kind: .svg, .png or .pdf (None: the suffix). OutputError."""
     kind = (kind or path.suffix)[1:].lower()
     fixed = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     try:

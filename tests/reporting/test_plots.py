@@ -53,7 +53,7 @@ def test_a_plot_has_labels_titles_and_the_bound(tmp_path: Path) -> None:
 def test_labels_of_near_points_do_not_cover_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Text = pytest.importorskip("matplotlib.text").Text
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, *_: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figures.append(figure))
     near = [Point(f"run={i}", "kd", 10 + i / 10, 0.9 + i / 1000) for i in range(6)]
     plot_cost(tmp_path / "x.png", [*near, *POINTS], "top-1 accuracy", None)
     texts = [t for t in figures[0].axes[0].texts if t.get_text().startswith("run=")]
@@ -72,8 +72,10 @@ def test_labels_and_the_name_of_the_bound_stay_inside_the_plot(
 ) -> None:
     pytest.importorskip("matplotlib")
     figures = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, *place: (figures.append(figure), save(figure, *place)))
+    save = plots.save_figure
+    monkeypatch.setattr(
+        plots, "save_figure", lambda figure, *place: (figures.append(figure), save(figure, *place))
+    )
     points = [
         Point(label.replace("{i}", str(i)), "kd", 10 * 1.3**i, 1 - 0.1 * abs(5 - i), 0.4, 1.0) for i in range(9)
     ]
@@ -94,8 +96,10 @@ def test_a_long_label_is_wrapped_and_does_not_shrink_the_plot(
 ) -> None:
     pytest.importorskip("matplotlib")
     figures = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, *place: (figures.append(figure), save(figure, *place)))
+    save = plots.save_figure
+    monkeypatch.setattr(
+        plots, "save_figure", lambda figure, *place: (figures.append(figure), save(figure, *place))
+    )
     plot_cost(tmp_path / "x.svg", [Point("method.steps=20 " * 20, "kd", 7, 0.9)], "top-1 accuracy", None)
     axis = figures[0].axes[0]
     assert axis.get_position().width > 0.7

@@ -31,8 +31,8 @@ OPTIONS = [
         "marge",
         2,
         "unknown command 'marge'. Did you mean 'merge'? "
-        "Available: check, compare, completion, evaluate, export, finetune, init, list, merge, predict, push, "
-        "schema. See fsmerge --help.",
+        "Available: check, compare, completion, curve, evaluate, export, finetune, init, list, merge, predict, "
+        "push, schema. See fsmerge --help.",
         installed=True,
     ),
     Case(
