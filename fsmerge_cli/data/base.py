@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from dataclasses import dataclass as plain_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.options import FORBID, Count, Positive, Share
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import shown
@@ -176,6 +177,15 @@ class DataConfig(ABC):
     validation: Share = 0.1
     held_back: Share = 0.2
     auxiliary: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for key, text in self.paths().items():
+            try:
+                Path(text).expanduser().exists()
+            except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~ of an unknown user
+                raise DataError(
+                    f"{key}={text[:200]!r} cannot be used ({reason(error)}). Pass another path."
+                ) from None
 
     def options(self) -> dict[str, Any]:
         """Every option as a plain value, as in config.yaml."""

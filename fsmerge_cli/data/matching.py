@@ -77,6 +77,8 @@ def _places(
         place = {own[0]: place for place, own in enumerate(_single(found, task.name, labels, where))}
         pairs = [(labels[row], names[index]) for index, row in place.items()]
         return place, _notes_of_names(task, pairs, [names[i] for i in seen if i not in place])
+    if names and (rest := _without_images(labels, names, found)) is not None:
+        return rest, ()
     numeric = all(label.isdecimal() for label in labels)
     # Where the class names are numbers too, a label that is none of them must not be taken as an index.
     named_by_numbers = numeric and all(name.isdecimal() for name in names or ("",))
@@ -102,6 +104,18 @@ def _places(
         f"{'does' if len(missing) == 1 else 'do'} not match any of the {classes}. Pass "
         "models.sources.N.labels=[...] or another data=..."
     )
+
+
+def _without_images(
+    labels: Sequence[str], names: Sequence[str], found: Sequence[tuple[int, ...]]
+) -> dict[int, int] | None:
+    """Class index -> row of its label, where every class has the very name of a label and others have no image.
+
+    Numbers may be indices, which are matched otherwise.
+    """
+    if not {*names} <= {*labels} or len({*labels}) < len(labels) or all(name.isdecimal() for name in names):
+        return None
+    return {own[0]: row for row, own in enumerate(found) if own}
 
 
 def _indices(

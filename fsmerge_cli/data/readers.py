@@ -31,7 +31,12 @@ class Model(Protocol):
 
 def require_same_kind(data: DataConfig, tasks: Sequence[str], model: Model) -> None:
     """Raise ConfigError where the data are not what the sources read."""
-    kind, own = model.family.kind, {data.of(task).name: data.of(task).kind for task in tasks}
+    require_kind(data, tasks, model.family.kind)
+
+
+def require_kind(data: DataConfig, tasks: Sequence[str], kind: str) -> None:
+    """The same, for sources that read images or texts."""
+    own = {data.of(task).name: data.of(task).kind for task in tasks}
     if other := auxiliary(data):
         own[other[0].name] = other[0].kind
     for name, found in own.items():

@@ -10,6 +10,7 @@ import torch
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.common.wording import Kind
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.base import Transform
 from fsmerge_cli.data.draw import NO_TASK, READ_BATCH, Images, LeftOut, digest, draw
@@ -162,7 +163,7 @@ def _sample(
     )  # fmt: skip
     what = "held-back" if any(own.kind == "held_back" for own in tests.measured) else "test"
     for title, found in zip(titles, left_out) if needed else ():
-        _require_any(found, images, title, what)
+        _require_any(found, images, title, what, "text" if pools.data.kind == "text" else "image")
     seen = enumerate(zip(tasks, pools.own)) if pools.shared is None else [(NO_TASK, (EVERY, pools.shared))]
     for index, (task, own) in seen:
         if own is not None:
@@ -220,14 +221,15 @@ def _too_few(pools: Pools, index: int, held: int) -> str | None:
     return f"task '{task.name}' has {found}, fewer than images_per_task={requested}; {rest}"
 
 
-def _require_any(found: LeftOut, images: Images, where: str, tests: str) -> None:
+def _require_any(found: LeftOut, images: Images, where: str, tests: str, kind: Kind) -> None:
     """Raise DataError where every image of a task is one of its test images."""
     if not found.test or bool((images.task == found.task).any()):
         return
     title, duplicate = found.test[0]
+    what = f"{kind}s"
     raise DataError(
-        f"{where}: no image is left: {len(found.test)} are identical to {tests} images (such as {title} and "
-        f"{duplicate}), and a merge does not train on what measures it. Pass other images for one of the two."
+        f"{where}: no {kind} is left: {len(found.test)} are identical to {tests} {what} (such as {title} and "
+        f"{duplicate}), and a merge does not train on what measures it. Pass other {what} for one of the two."
     )
 
 

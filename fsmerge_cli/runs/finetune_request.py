@@ -26,6 +26,7 @@ from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.data import DATASETS, DataConfig, Task
 from fsmerge_cli.data.from_python import Data, from_python
+from fsmerge_cli.data.readers import require_kind
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.finetune_text import is_text, random_encoder, require_text_options, with_pooler
@@ -135,7 +136,10 @@ def request(
     if machine.distributed:
         raise ConfigError("finetune runs in one process. Pass hardware.distributed=false, or hardware=gpu.")
     run = build(Run, {"seed": seed, "overwrite": overwrite, "resume": resume}, "")
-    images = _data(data, texts=is_text(start.arch) or reads_text(_checkpoint(start)))
+    texts = is_text(start.arch) or reads_text(_checkpoint(start))
+    images = _data(data, texts)
+    if texts:
+        require_kind(images, [start.task or images.name], "text")
     if start.task is None and images.name in OF_THE_TASK and "data.train" not in images.paths():
         raise ConfigError(f"model.task is missing: the {OF_THE_TASK[images.name]} of the task.")
     spec = _spec(start, start.task or images.name)
@@ -216,6 +220,14 @@ def _labels(start: FinetuneStart, spec: SourceSpec, data: DataConfig) -> tuple[s
         )
     else:
         found = sets.get(spec.name) or data.classes(Task(spec.name, None)) or ()
+    if not found:
+        what = "texts" if data.of(spec.name).kind == "text" else "images"
+        raise ConfigError(
+            f"model.labels: the {what} have no class names (their labels are numbers, or there are none). Pass "
+            "the "
+            "names, in the order of the numbers: a list (model.labels=[cat,dog]), or a file (.txt, .json)"
+            + (f", or one of {', '.join(sorted(sets))}." if sets else ".")
+        )
     if len(found) < 2 or len(set(found)) != len(found):
         raise ConfigError(
             f"model.labels: a classifier needs two or more different classes, and there are {len(found)} "

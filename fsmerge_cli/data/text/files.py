@@ -98,6 +98,7 @@ def _of_folder(folder: Path, columns: Columns) -> Iterator[Row]:
 
 def _table(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
     """Line and cells by column of every row. In .tsv quotes are characters like others, and no cell has a tab."""
+    csv.field_size_limit(MAX_BYTES)  # a cell may be a whole document
     source, quotes = io.StringIO(content, newline=""), path.suffix.lower() != ".tsv"
     reader = csv.reader(
         source,
@@ -193,7 +194,8 @@ def table_rows(where: str, found: Sequence[tuple[int, Mapping[str, Any]]], colum
                 raise DataError(f"{shown(where)}, line {line}: a text should be a string, is {brief(value)}.")
         own = one or ""
         content: Text = own if pair is None else (own, other or "")
-        yield Row(content, row.get(label) if label else None, f"{where}:{line}", guessed)
+        kind = row.get(label) if label else None
+        yield Row(content, kind.strip() if isinstance(kind, str) else kind, f"{where}:{line}", guessed)
 
 
 def _guessed(names: Sequence[str], used: Sequence[str | None], columns: Columns) -> str:

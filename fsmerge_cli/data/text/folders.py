@@ -56,8 +56,9 @@ def refuse_shards(folder: Path) -> None:
 
 def of_name(folder: Path, name: str) -> list[Path]:
     """The folder and the files of texts in `folder` that are called `name`."""
-    files = [folder / name, *(folder / f"{name}{suffix}" for suffix in SUFFIXES)]
-    return [path for path in files if path.is_dir() or is_text_file(path)]
+    own = [folder / name] if (folder / name).is_dir() else []
+    beside = sorted(path for path in folder.iterdir() if name in (path.stem, path.name)) if folder.is_dir() else []
+    return own + [path for path in beside if is_text_file(path)]
 
 
 def only_of_name(folder: Path, name: str) -> Path | None:

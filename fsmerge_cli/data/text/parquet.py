@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fsmerge_cli.common.errors import DataError, first_line
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.errors import DataError, first_line, reason
+from fsmerge_cli.common.foreign_files import require_regular
+from fsmerge_cli.common.shown import listed, shown
+
+BATCH = 256
+"""Rows that are unpacked at a time: a file of a few kB may stand for many GB."""
+
+MAX_BYTES, MAX_ROWS = 2**30, 20_000_000
+"""Most unpacked values that are read."""
 
 
 def parquet_rows(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
@@ -20,12 +28,36 @@ def parquet_rows(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
             f"{shown(path)}: Parquet files need the package pyarrow, which is not installed: pip install pyarrow"
         ) from None
     try:
-        table = pyarrow.parquet.read_table(path, partitioning=None)
-        columns = {name: table.column(name).to_pylist() for name in table.column_names}
+        require_regular(path)
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
+            raise DataError(
+                f"{shown(path)} has several columns named {listed(repeated)}, and only one of them would be read. "
+                "Rename or remove the others."
+            )
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        size = 0
+        for batch in file.iter_batches(BATCH):
+            if size > MAX_BYTES or len(columns[names[0]]) + batch.num_rows > MAX_ROWS:
+                raise DataError(
+                    f"{shown(path)} holds more than {MAX_ROWS:,} rows or {MAX_BYTES // 2**20:,} MB of unpacked "
+                    "values, the limit for such a file. Save a part of it."
+                )
+            for name, values in zip(names, batch.columns):
+                found = values.to_pylist()
+                columns[name] += found
+                size += sum(len(value) if isinstance(value, str | bytes | list) else 8 for value in found)
+        metadata = file.schema_arrow.metadata or {}
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{shown(path)} cannot be read ({reason(error)}). Repair the file.") from None
     except Exception as error:  # of many types
         raise DataError(f"{shown(path)} cannot be read ({first_line(error)}). Repair the file.") from None
-    for name, names in _class_names(table.schema.metadata or {}).items():
-        columns[name] = named_classes(columns[name], names)
+    for name, own in _class_names(metadata).items():
+        if name in columns:
+            columns[name] = named_classes(columns[name], own)
     return [(number, dict(zip(columns, row))) for number, row in enumerate(zip(*columns.values()), 1)]
 
 
@@ -33,9 +65,15 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
     """The names of the classes by column, where `datasets` has written the file."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: own["names"] for name, own in features.items() if own.get("_type") == "ClassLabel"}
+        classes = {name: own["names"] for name, own in features.items() if own.get("_type") == "ClassLabel"}
+        return {name: own for name, own in classes.items() if isinstance(own, list) and all_texts(own)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def all_texts(names: Sequence[Any]) -> bool:
+    """Whether class names are texts, no two of them equal."""
+    return all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
 
 
 def named_classes(indices: Sequence[Any], names: Sequence[str]) -> list[str | None]:

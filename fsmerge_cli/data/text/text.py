@@ -20,7 +20,7 @@ from fsmerge_cli.data.images.files import beside_splits
 from fsmerge_cli.data.matching import of_task
 from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of
 from fsmerge_cli.data.text.folders import SUFFIXES, is_text_file, of_name, only_of_name, passed_over, refuse_shards
-from fsmerge_cli.data.text.tokens import ToTokens
+from fsmerge_cli.data.text.tokens import ToTokens, require_whole
 
 UNLABELLED = (None, "", -1, "-1")
 """Labels that are none; -1 as in the test files of GLUE."""
@@ -156,6 +156,10 @@ def text_set(
     _require_clear_labels(task, [row.label for row in rows], where)
     kept, places, notes = of_task(task, labels_of(rows), names or None, where, "texts")
     chosen = [rows[row] for row in kept]
+    for row in chosen:
+        require_whole(
+            row.text if isinstance(row.text, str) else "".join(row.text), f"{shown(row.place)}: the text"
+        )
     notes = (*notes, *_reading_notes(task, chosen), *more)
     if isinstance(transform, ToTokens):
         transform = transform.limited(max_length, any(isinstance(row.text, tuple) for row in chosen))
@@ -191,9 +195,11 @@ def labels_of(rows: Sequence[Row]) -> list[Any]:
     """The labels as names, or as numbers where all of them are whole numbers; None (or -1) where there is none."""
     found = [None if row.label in UNLABELLED else row.label for row in rows]
     for row in rows:
+        require_whole(str(row.label), f"{shown(row.place)}: the label")
         if not isinstance(row.label, str | int | type(None)) or isinstance(row.label, bool):
             raise DataError(
-                f"{row.place}: a label should be a name or a whole number, is {brief(row.label)}. Several labels "
+                f"{shown(row.place)}: a label should be a name or a whole number, is {brief(row.label)}. "
+                "Several labels "
                 "per text are not supported. Pass data.label_column=NAME of another column."
             )
     texts = [str(label) for label in found if label is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -74,6 +75,7 @@ class ToTokens:
             pair = text if isinstance(text, tuple) else (text,)
             if not all(isinstance(part, str) for part in pair) or len(pair) > 2:
                 raise DataError(f"a text should be a string, or a pair of strings, got {brief(text)}.")
+            require_whole("".join(pair))
         tokenizer = _tokenizer(self.state)
         if longest is None:
             tokenizer.no_truncation()
@@ -83,6 +85,19 @@ class ToTokens:
             return [tokenizer.encode(*texts) if isinstance(texts[0], str) else tokenizer.encode(*texts[0])]
         found: list[Any] = tokenizer.encode_batch(list(texts))
         return found
+
+
+def require_whole(text: str, what: str = "a text") -> None:
+    """Raise DataError for a half of a character (a lone surrogate), which no encoding of Unicode has."""
+    if found := HALF.search(text):
+        raise DataError(
+            f"{what} holds {found[0]!r}, one half of a character, and so is no Unicode text: {brief(text)}. "
+            "Repair or "
+            "remove it."
+        )
+
+
+HALF = re.compile("[\ud800-\udfff]")
 
 
 @lru_cache(maxsize=4)

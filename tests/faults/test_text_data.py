@@ -1,0 +1,170 @@
+"""Files of texts from the wild: packed sizes, whole documents in a cell, halves of characters, missing classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsmerge_cli.common.errors import ConfigError, DataError
+from fsmerge_cli.data import DATASETS
+from fsmerge_cli.data.base import Task
+from fsmerge_cli.data.text import parquet
+from fsmerge_cli.data.text.text import Texts
+from fsmerge_cli.data.text.tokens import require_whole
+from fsmerge_cli.runs import finetune_request
+from tests.support.encoders import TOPIC, save_encoder, sentence_source
+
+TASK = Task("films", ("neg", "pos"))
+
+
+def read(root: Path, task: Task = TASK) -> tuple[list[tuple[Any, int]], tuple[str, ...]]:
+    """Texts with their classes, and the notes."""
+    found = Texts(root=str(root), test_share=0.0).build("train", task, lambda text: text)
+    assert found is not None
+    return [found.read(row) for row in range(len(found))], found.notes
+
+
+def table(path: Path, **columns: Any) -> None:
+    import pyarrow.parquet as pq
+    from pyarrow import table as of
+
+    pq.write_table(of(columns), path)
+
+
+def packed(path: Path) -> None:
+    """Every row stands for the same value, which the file holds once."""
+    from pyarrow import DictionaryArray, array
+
+    table(path, text=DictionaryArray.from_arrays(array([0] * 300), array(["x" * 5000])))
+
+
+def twice(path: Path) -> None:
+    import pyarrow.parquet as pq
+    from pyarrow import Table, array
+
+    pq.write_table(Table.from_arrays([array(["a"]), array(["b"])], names=["text", "text"]), path)
+
+
+LIMIT = "holds more than 500 rows or 1 MB of unpacked values, the limit for such a file. Save a part of it."
+PARQUET: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a pipe": (os.mkfifo, "cannot be read (it is a named pipe, not a regular file). Repair the file."),
+    "few bytes, many rows": (lambda path: table(path, text=[None] * 501), LIMIT),
+    "few bytes, long texts": (packed, LIMIT),
+    "two columns of one name": (
+        twice,
+        "has several columns named text, and only one of them would be read. Rename or remove the others.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARQUET)
+def test_a_parquet_file_is_read_up_to_a_size(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_ROWS", 500)
+    monkeypatch.setattr(parquet, "MAX_BYTES", 2**20)
+    make, message = PARQUET[case]
+    make(tmp_path / "films.parquet")
+    with pytest.raises(DataError) as error:
+        Texts(train=str(tmp_path / "films.parquet")).build("train", TASK, lambda text: text)
+    assert str(error.value) == f"{tmp_path / 'films.parquet'} {message}"
+
+
+def test_class_names_that_are_none_are_not_used(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+    from pyarrow import table as of
+
+    stated = '{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "a"]}}}}'
+    content = of({"text": ["x", "y"], "label": [0, 1]}).replace_schema_metadata({"huggingface": stated})
+    pq.write_table(content, tmp_path / "films.parquet")
+    note = "task 'films': its labels are matched to the classes by their order: 'neg' is class 0"
+    assert read(tmp_path) == ([("x", 0), ("y", 1)], (note,))
+
+
+def test_a_cell_may_be_a_document_and_a_label_has_no_spaces_around_it(tmp_path: Path) -> None:
+    document = "the " * 50_000
+    (tmp_path / "films.csv").write_text(f"text,label\n{document}, pos\nbad,neg \n")
+    assert read(tmp_path) == ([(document, 1), ("bad", 0)], ())
+
+
+def test_a_suffix_in_upper_case_is_one(tmp_path: Path) -> None:
+    (tmp_path / "films.CSV").write_text("text,label\nbad,neg\ngood,pos\n")
+    assert read(tmp_path) == ([("bad", 0), ("good", 1)], ())
+
+
+def test_a_file_without_texts_of_a_class_is_read(tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    for name, content in (("train", "bad,neg\ngood,pos\n"), ("test", "good,pos\n")):
+        (tmp_path / f"films/{name}.csv").write_text(f"text,label\n{content}")
+    found = Texts(root=str(tmp_path)).build("test", TASK, lambda text: text)
+    assert found is not None
+    assert [found.read(0), found.classes, found.labelled] == [("good", 1), [1], True]
+
+
+HALVES = {
+    "text": ('{"text": "a \\ud800 b", "label": "pos"}', "the text holds '\\ud800'", "'a \\ud800 b'"),
+    "label": ('{"text": "a", "label": "pos\\udfff"}', "the label holds '\\udfff'", "'pos\\udfff'"),
+}
+
+
+@pytest.mark.parametrize("part", HALVES)
+def test_a_half_of_a_character_is_refused(part: str, tmp_path: Path) -> None:
+    line, what, whole = HALVES[part]
+    path = tmp_path / "films.jsonl"
+    path.write_text(line)
+    with pytest.raises(DataError) as error:
+        read(tmp_path)
+    assert str(error.value) == (
+        f"{path}:1: {what}, one half of a character, and so is no Unicode text: {whole}. Repair or remove it."
+    )
+    require_whole("\U0001f600 is written with two halves in JSON")
+
+
+WITH_PATHS = [
+    ("text", "root"),
+    ("text", "train"),
+    ("hf_text", "path"),
+    ("hf", "path"),
+    ("tensors", "train"),
+    ("torchvision", "root"),
+    ("folder", "root"),
+]
+
+
+@pytest.mark.parametrize(("name", "key"), WITH_PATHS)
+def test_the_home_folder_of_nobody_is_one_message(name: str, key: str) -> None:
+    with pytest.raises(DataError) as error:
+        DATASETS[name](**{key: "~nobody-of-that-name/x"})
+    assert str(error.value) == (
+        f"data.{key}='~nobody-of-that-name/x' cannot be used (Could not determine home directory). Pass another "
+        "path."
+    )
+
+
+MISUSED = {
+    "images": (
+        {"name": "folder", "root": "."},
+        "data=folder holds images, and these sources read texts. Pass one of hf_text, none, per_task, sentences, "
+        "text: data=NAME",
+    ),
+    "numbers": (
+        {"name": "text", "root": "."},
+        "model.labels: the texts have no class names (their labels are numbers, or there are none). Pass the "
+        "names, "
+        "in the order of the numbers: a list (model.labels=[cat,dog]), or a file (.txt, .json).",
+    ),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", MISUSED)
+def test_finetune_says_what_its_texts_lack(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_encoder(tmp_path / "a", sentence_source("BERT", 1, TOPIC))
+    Path("films.csv").write_text("text,label\nbad,0\ngood,1\n")
+    data, message = MISUSED[case]
+    with pytest.raises(ConfigError) as error:
+        finetune_request.request({"checkpoint": "a", "task": "films"}, data, None, "cpu", 0, False, False, "60s")
+    assert str(error.value) == message
