@@ -180,9 +180,14 @@ def can_match(plan: Plan, images: int) -> bool:
     return plan.same_shape and images > 0
 
 
-def fit_matched(problem: Problem, fit: Callable[[Problem, Literal["average", "aligned"]], Solution]) -> Solution:
+def fit_matched(
+    problem: Problem,
+    fit: Callable[[Problem, Literal["average", "aligned"]], Solution],
+    matcher: Callable[[Problem], Sequence[dict[str, Tensor]]] | None = None,
+) -> Solution:
     """Run `fit(problem, start)` from the mean of the reordered sources; a solution for the original sources.
 
+    matcher: what finds the permutations, by source and space (None: `match_to_first`).
     All processes use the permutations of the first one, and the state of the trainings contains them: rounding can
     change the order of similar units, and the trained weights fit only the order they were trained with.
     """
@@ -190,7 +195,12 @@ def fit_matched(problem: Problem, fit: Callable[[Problem, Literal["average", "al
         return fit(problem, FALLBACK_START)
     k, snapshots, spaces = len(problem.sources), problem.snapshots, problem.plan.spaces
     saved = snapshots.saved_context()
-    found = [{n: saved[f"{i}.{n}"] for n in spaces} for i in range(k)] if saved else match_to_first(problem)
+    found: Sequence[dict[str, Tensor]]
+    if saved:
+        found = [{n: saved[f"{i}.{n}"] for n in spaces} for i in range(k)]
+    else:
+        snapshots.context = {}  # a matcher that trains has states of its own, without permutations
+        found = (matcher or match_to_first)(problem)
     permutations = tuple({name: problem.world.broadcast(p) for name, p in own.items()} for own in found)
     snapshots.context = {f"{i}.{name}": p for i, own in enumerate(permutations) for name, p in own.items()}
     ordered = reorder_sources(problem, permutations)

@@ -17,8 +17,9 @@ from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.closed_form_solution import check_closed_form, started_maps
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
+from fsmerge_cli.methods.starts import MAPPED, REORDERED, check_start, merged_start_maps, orders_of
 from fsmerge_cli.supernet.fold import fold
-from fsmerge_cli.supernet.map_set import check_maps, start_maps
+from fsmerge_cli.supernet.map_set import Start, check_maps, start_maps
 from fsmerge_cli.supernet.maps import Structure
 from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.training.loop import Phase
@@ -35,18 +36,29 @@ class FSMerge(Trained):
     the features; scaled in proportion in other spaces. start: first (the merged model is source 1), average (the
     weighted mean), aligned (as first, with the maps U of the other sources fitted by least squares to source 1's
     activations), matched (the mean of the sources after permuting their units to match source 1 by activation
-    matching; aligned where widths or heads differ), or closed_form (the maps of fs_closed_form with correct=false;
-    the default learning rates are smaller). finetune_share: last share of the steps, which is the fine-tuning of
-    the folded weights without maps, at the learning rates of kd. finetune_lr: of AdamW in that fine-tuning, peak
-    of the one-cycle schedule (null: that of kd). sequential: merge two sources, then the result with the third,
-    and so on, instead of all at once; an intermediate result has the mean weight of its tasks, and only its
-    features are distilled.
+    matching; aligned where widths or heads differ), weight_matching or straight_through (the same mean with the
+    permutations of these methods), ot_fusion or cca (the maps of these methods), or closed_form (the maps of
+    fs_closed_form with correct=false; the default learning rates are smaller). finetune_share: last share of the
+    steps, which is the fine-tuning of the folded weights without maps, at the learning rates of kd. finetune_lr:
+    of AdamW in that fine-tuning, peak of the one-cycle schedule (null: that of kd). sequential: merge two sources,
+    then the result with the third, and so on, instead of all at once; an intermediate result has the mean weight
+    of its tasks, and only its features are distilled.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
     maps: Structure = "full"
     rank: Positive = 12
-    start: Literal["matched", "closed_form", "average", "first", "aligned"] = "matched"
+    start: Literal[
+        "matched",
+        "weight_matching",
+        "straight_through",
+        "ot_fusion",
+        "cca",
+        "closed_form",
+        "average",
+        "first",
+        "aligned",
+    ] = "matched"
     finetune_share: Share = 0.95
     finetune_lr: PositiveFloat | None = None
     sequential: Flag = False
@@ -64,6 +76,7 @@ class FSMerge(Trained):
         """Raise UserError where there are no images, or where the maps do not fit the sources."""
         super().check(problem)
         check_maps(problem.plan, self.maps, self.rank)
+        check_start(problem, "fs_merge", self.start, "maps=full" if self.maps != "full" else None)
         if not self.solved_start:
             return
         check_closed_form(problem, "fs_merge method.start=closed_form")
@@ -83,18 +96,22 @@ class FSMerge(Trained):
         self.check(problem)
         if self.sequential and len(problem.sources) > 2:
             return self._fit_sequentially(problem)
-        if self.start == "matched":
-            return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched))
+        if self.start in REORDERED:
+            matcher = None if self.start == "matched" else orders_of(self, self.start)
+            return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched), matcher)
         weights = problem.weights("cpu")  # the fold moves one source at a time to the device
         shares = self.weights_of_tasks(len(weights))
         facts: Mapping[str, float] = {}
         if self.start == "closed_form":
             maps, facts = started_maps(problem)
+        elif self.start in MAPPED:
+            maps = merged_start_maps(problem, self, self.start)
         else:
             unmerge = unmerging_start(problem) if self.start == "aligned" else None
-            maps = start_maps(
-                problem.plan, weights, self.maps, self.start, self.rank, problem.seed, shares, unmerge
+            plain: Start = (
+                "aligned" if self.start == "aligned" else "first" if self.start == "first" else "average"
             )
+            maps = start_maps(problem.plan, weights, self.maps, plain, self.rank, problem.seed, shares, unmerge)
         supernet = SuperNet(problem.plan, maps.to(problem.device), weights, problem.hardware)
         finetuned = min(round(self.finetune_share * self.total_steps), self.total_steps - 1)
         prepared = self.prepare(problem)

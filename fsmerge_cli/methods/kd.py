@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -18,6 +18,7 @@ from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Method, Trained, Weighted
 from fsmerge_cli.methods.closed_form_solution import check_closed_form, started
+from fsmerge_cli.methods.starts import MAPPED, REORDERED, check_start, merged_start, orders_of
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, start_maps
 from fsmerge_cli.supernet.student import Student
@@ -36,7 +37,8 @@ class Distillation(Trained):
     statistics stay those of the initial weights. start: first (source 1), aligned (as first, with projectors
     fitted to the other sources' features by least squares), average (the weighted mean), matched (the mean of the
     sources after permuting their units to match source 1 by activation matching; aligned where widths or heads
-    differ), closed_form (the solution of fs_closed_form; the default learning rates are smaller), or random (a new
+    differ), weight_matching, straight_through, ot_fusion or cca (the results of these methods, before BatchNorm is
+    reset), closed_form (the solution of fs_closed_form; the default learning rates are smaller), or random (a new
     initialisation). projector: linear is one linear map per task, folded into its head, as in FS-Merge; identity
     is none, and features are compared as they are (permuted where the sources are).
     """
@@ -45,7 +47,18 @@ class Distillation(Trained):
     MATRIX_LR: ClassVar[float] = 1e-2
 
     name: Literal["kd"] = "kd"
-    start: Literal["matched", "closed_form", "average", "first", "aligned", "random"] = "matched"
+    start: Literal[
+        "matched",
+        "weight_matching",
+        "straight_through",
+        "ot_fusion",
+        "cca",
+        "closed_form",
+        "average",
+        "first",
+        "aligned",
+        "random",
+    ] = "matched"
     projector: Literal["linear", "identity"] = "linear"
 
     @property
@@ -56,6 +69,7 @@ class Distillation(Trained):
     def check(self, problem: Problem) -> None:
         """Raise UserError where there are no images, or where projector=identity does not fit the widths."""
         super().check(problem)
+        check_start(problem, "kd", self.start, "projector=linear" if self.projector != "linear" else None)
         if self.solved_start:
             check_closed_form(problem, "kd method.start=closed_form")
             if self.projector == "identity":
@@ -75,14 +89,15 @@ class Distillation(Trained):
     def fit(self, problem: Problem) -> Solution:
         """Train the student and return its weights."""
         self.check(problem)
-        if self.start == "matched":
-            return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched))
-        if self.start == "closed_form":
-            found = started(problem)
+        if self.start in REORDERED:
+            matcher = None if self.start == "matched" else orders_of(self, self.start)
+            return fit_matched(problem, lambda matched, start: replace(self, start=start).fit(matched), matcher)
+        if self.start == "closed_form" or self.start in MAPPED:
+            found = started(problem) if self.solved_start else merged_start(problem, self, self.start)
             solved = PlainStudent(problem, found.weights, found.projectors)
             return replace(solved.solution(self.train(problem, solved)), facts=found.facts)
         weights = self.weights_of_tasks(len(problem.sources))
-        student = StudentNetwork(problem, self.start, self.projector, weights)
+        student = StudentNetwork(problem, cast(KDStart, self.start), self.projector, weights)
         return student.solution(self.train(problem, student))
 
 

@@ -56,16 +56,21 @@ class StraightThrough(Trained, Resets):
 
     def fit(self, problem: Problem) -> Solution:
         """Train the matched weights, permute, average; the projectors undo the permutation of the features."""
+        orders, trace = self.permutations(problem)
+        found = reorder_sources(problem, orders)
+        average = Average(task_weights=self.task_weights, reset_batchnorm=self.reset_batchnorm)
+        merged = average.fit(found.problem).weights
+        return Solution(merged, found.back, trace, permutations=found.permutations)
+
+    def permutations(self, problem: Problem) -> tuple[list[dict[str, Tensor]], Trace]:
+        """Train the matched weights; the permutations of every source, by space, and the record."""
         self.check(problem)
         weights = self.start == "weights"
         orders = match_weights(problem, self.restarts) if weights else match_to_first(problem)
         student = MidpointStudent(problem, orders, self.weights_of_tasks(len(orders)), towards_first=weights)
         trace = _without_start(self.train(problem, student, phase="second"))
         student.project_weights()
-        found = reorder_sources(problem, student.orders())
-        average = Average(task_weights=self.task_weights, reset_batchnorm=self.reset_batchnorm)
-        merged = average.fit(found.problem).weights
-        return Solution(merged, found.back, trace, permutations=found.permutations)
+        return student.orders(), trace
 
 
 class MidpointStudent(Student):

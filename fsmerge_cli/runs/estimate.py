@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ from fsmerge_cli.methods.base import Method, Trained
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
+from fsmerge_cli.methods.starts import REORDERED, training_before
 from fsmerge_cli.methods.straight_through import StraightThrough
 from fsmerge_cli.models.plan import Plan, Space
 from fsmerge_cli.runs import closed_form_cost, gradient_cost
@@ -177,7 +178,9 @@ def peak_memory(
     constant = resident() + LATER + sum(sources) + pixels + features + (4 * n if method.uses_base else 0)
     permuted = permutes_sources(plan, method, images)
     capture = network.widest * min(hardware.eval_batch, max([1, work.auxiliary, *work.train]))
+    before = training_before(method) or method
     fit = max(
+        _training(plan, before, hardware, work, network, trainable_parameters(plan, before, network)),
         _training(plan, method, hardware, work, network, t) + (4 * n * (k - 1) if permuted else 0),
         capture if isinstance(method, Trained) else 4 * n,
         closed_form_cost.memory_of(plan, solved, images, n, hardware.eval_batch) if solved else 0,
@@ -191,7 +194,7 @@ def peak_memory(
 
 def permutes_sources(plan: Plan, method: Method, images: int) -> bool:
     """Whether a training starts from permuted copies of all sources but the first."""
-    return isinstance(method, Distillation | FSMerge) and method.start == "matched" and can_match(plan, images)
+    return getattr(method, "start", "") in REORDERED and can_match(plan, images)
 
 
 def _statistics(plan: Plan, whole: bool) -> int:
@@ -248,6 +251,8 @@ def operations(plan: Plan, method: Method, work: Workload, network: Network) -> 
         if isinstance(method, FSMerge):
             step += k * sum(_fold_operations(plan, name, method) for name in plan.roles)
         total += method.total_steps * step
+    if before := training_before(method):
+        total += operations(plan, before, replace(work, test=(0,) * len(work.test)), network)
     return total
 
 
