@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.errors import DataError, first_line, from_cache
+from fsmerge_cli.common.foreign_files import UnreadableError, read_text
 from fsmerge_cli.common.shown import shown
 
 HUB_SECONDS = 10.0
@@ -19,10 +21,13 @@ def splits_of(path: str, config_name: str | None, name: str) -> tuple[dict[str, 
     with _library(name) as datasets:
         try:
             found, notes = _load(datasets, path, config_name, name)
+        except DataError as error:
+            raise DataError(f"data={name}: {shown(path)} cannot be loaded: {error}.") from None
         except Exception as error:  # its readers raise errors of many types
             local = Path(path).expanduser().exists() or isinstance(error, FileNotFoundError)
             hint = "Pass another data.path=PATH" if local else "Without network access, pass a local path"
-            cause = first_line(error)
+            own = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
+            cause = first_line(own if isinstance(own, Exception) else error)
             raise DataError(f"data={name}: {shown(path)} cannot be loaded ({cause}). {hint}.") from None
     return {str(split): own for split, own in found.items()}, notes
 
@@ -56,9 +61,28 @@ def _load(
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         return {"train": datasets.load_from_disk(str(folder))}, ()
     if folder.exists():
+        _refuse_addresses(folder)
         return dict(datasets.load_dataset(str(folder), config_name)), ()
     with _hub(datasets, path, name) as notes:
         return dict(datasets.load_dataset(path, config_name)), tuple(notes)
+
+
+def _refuse_addresses(folder: Path) -> None:
+    """Raise DataError where the README.md of a local data set names files elsewhere, which would be downloaded."""
+    try:
+        content = read_text(folder / "README.md").lstrip() if (folder / "README.md").is_file() else ""
+    except UnreadableError:  # which the library reports
+        return
+    head = content.split("\n---", 1)[0] if content.startswith("---") else ""
+    if found := ADDRESS.search(head):
+        raise DataError(
+            f"its README.md names an address among its files, {shown(found[1])}. Download these files into the "
+            "folder, "
+            "and remove data_files from README.md"
+        )
+
+
+ADDRESS = re.compile(r"(?m)data_(?:files|dir)\b[\s\S]*?(\w+://[^\s\"',\]]*)")
 
 
 @contextmanager

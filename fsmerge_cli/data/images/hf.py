@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from fsmerge_cli.common.errors import ConfigError, DataError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Text
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, row_title
 from fsmerge_cli.data.hub import splits_of
-from fsmerge_cli.data.images.decode import raster_only
+from fsmerge_cli.data.images.decode import open_image
 from fsmerge_cli.data.images.files import compared
 from fsmerge_cli.data.matching import of_task
 
@@ -130,22 +132,30 @@ def _passed_over(splits: Mapping[str, Any], column: str, path: str, task: str) -
 
 
 def _images(found: Any, column: str) -> Any:
-    """Only the image column; paths or bytes are cast to images."""
+    """Only the image column, as paths or bytes, which are decoded here."""
     import datasets
 
-    found = found.select_columns([column])
-    declared = isinstance(found.features[column], datasets.Image)
-    return found if declared else found.cast_column(column, datasets.Image())
+    return found.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
 def _read(
     found: Any, column: str, rows: Sequence[int], places: Sequence[int], where: str, i: int
 ) -> tuple[Image.Image, int]:
     try:
-        with raster_only():
-            image = found[rows[i]][column]
-            image.load()
+        image = _decoded(found[rows[i]][column])
     except Exception as error:  # decoders raise various errors for malformed files
         cause = first_line(error)
         raise DataError(f"{where}: image {rows[i]} cannot be read ({cause}). Repair or remove it.") from None
     return image, places[i]
+
+
+def _decoded(item: Any) -> Image.Image:
+    """An image of its bytes or its file; addresses, which the library would download from, are refused."""
+    content, path = (item or {}).get("bytes"), (item or {}).get("path")
+    if content is not None:
+        return open_image(BytesIO(content))
+    if path is None:
+        raise DataError("it has neither bytes nor a file")
+    if "://" in path:
+        raise DataError(f"{shown(path)} is an address; download it, or embed the images in the data set")
+    return open_image(Path(path))
