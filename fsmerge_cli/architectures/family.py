@@ -93,9 +93,11 @@ class Family:
     the location for messages -> options. snippet: Python that loads a merged model without this package and
     computes `logits` of `images`; it contains the given lines, which define `head` from `heads`. head: name of
     the task head's module inside a checkpoint; None if that module belongs to the backbone. refuse: reasons why a
-    model cannot be merged. heads: number of attention heads. positions: name of the position embeddings, into
+    model cannot be merged. heads: number of attention heads. own_heads: of the spaces that have another number, by
+    name. positions: name of the position embeddings, into
     which a constant shift can be folded if the entry has no bias, and their first patch row. blocks: names of the
-    modules of an instance whose activations can be recomputed in the backward pass. layers: names of the modules,
+    modules of an instance whose activations can be recomputed in the backward pass. pooling: name of the module of
+    attention pooling. layers: names of the modules,
     in order, whose outputs ([n, ..., d], or feature maps [n, d, h, w]) are the features of each layer. adapt:
     changes to an instance after `build`. describe: a third-party instance -> options (None: another family, or
     not inferable). resample: options, weights, (height, width) and location for messages -> options and weights
@@ -127,8 +129,10 @@ class Family:
     head: Callable[[Any], str | None] = lambda arch: "head"
     refuse: Callable[[Any], Sequence[str]] = lambda arch: ()
     heads: Callable[[Any], int | None] = lambda arch: None
+    own_heads: Callable[[Any], Mapping[str, int]] = lambda arch: {}
     positions: Callable[[Any], tuple[str, int] | None] = lambda arch: None
     blocks: Callable[[nn.Module], Sequence[str]] = lambda module: ()
+    pooling: Callable[[nn.Module], str | None] = lambda module: None
     layers: Callable[[nn.Module], Sequence[str]] = lambda module: ()
     adapt: Callable[[nn.Module, Any], nn.Module] = lambda module, arch: module
     describe: Callable[[nn.Module], Any] = lambda module: None
@@ -196,12 +200,12 @@ class Compiled:
 
 def compile_table(table: Table, names: Sequence[str]) -> Compiled:
     """Fill in the indices of `table` for a model with the tensors `names`."""
-    indices = [int(found.group()) for name in names for found in [re.search(r"\d+", name)] if found]
+    entries = {name: _find(table.tensors, name) for name in names}
+    indices = [found[1] for found in entries.values() if found is not None and found[1] is not None]
     last = max(indices, default=0)
     roles: dict[str, Role] = {}
     unknown = []
-    for name in names:
-        found = _find(table.tensors, name)
+    for name, found in entries.items():
         if found is None:
             unknown.append(name)
         else:

@@ -24,6 +24,9 @@ SIZES = {
 }
 """(width, depth) of the published models -> their size in timm's names, and their usual number of heads."""
 
+ELSEWHERE = r"head\.|blocks\.(?!0\.)|attn_pool\.q\."
+"""Tensors of a file that are not compared: of the classifier, of later blocks, of the pooling's projection."""
+
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -31,7 +34,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 def _matching(names: tuple[str, ...], args: tuple[tuple[str, Any], ...], shapes: Shapes) -> tuple[str, ...]:
     """Those of timm's models that have these tensors, apart from the classifier and all blocks but one."""
     found = []
-    wanted = {name: shape for name, shape in shapes if not re.match(r"head\.|blocks\.(?!0\.)", name)}
+    wanted = {name: shape for name, shape in shapes if not re.match(ELSEWHERE, name)}
     for name in names:
         own = {key: list(value) if isinstance(value, tuple) else value for key, value in args}
         arch = ViTArch(name, {**own, "depth": 1})

@@ -117,7 +117,11 @@ def compile_plan(
     reasons += _space_reasons(table, sizes, ["the merged model", *(f"'{s.name}'" for s in sources)])
     if reasons:
         raise MismatchError(reasons)
-    spaces = {name: _space(name, table, [own[name] for own in sizes], counts) for name in sizes[0]}
+    heads_of = [family.own_heads(own) for own in (arch, *(s.arch for s in sources))]
+    spaces = {
+        name: _space(name, table, [own[name] for own in sizes], [h.get(name, n) for h, n in zip(heads_of, counts)])
+        for name in sizes[0]
+    }
     writes, reads = ports(roles)
     return Plan(
         family=family,

@@ -139,7 +139,8 @@ class Finetuned:
             return
         heads = {source.name: source.head} if source.head else {}
         config = model_config(source.family, source.arch, source.preprocessing)
-        write_model(folder, config, source.weights, *head_tensors(heads))
+        weights = source.family.to_file(source.arch, source.weights, {})
+        write_model(folder, config, weights, *head_tensors(heads))
 
     def _check(self, folder: Path) -> None:
         """Compare the written model with the one in memory. Raises CertificateError."""

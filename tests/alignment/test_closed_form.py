@@ -26,9 +26,11 @@ from tests.support.vits import VARIANTS, mark_full, vit_source
 
 EXACT = set(VARIANTS) - {
     "no final norm",  # the mean of the stream, which no norm takes away at the end, is not kept
+    "attention pooling, class token, norm, projection",  # the same: its norm is behind the pooling
     "pre-norm (CLIP)",  # a norm of all sources side by side has one denominator
     "CLIP quick-GELU with projection",
     "rotary, pre-norm (Perception Encoder)",
+    "rotary, attention pooling (PE core)",
     "embedding norm",
     "SwiGLU (AIMv2)",
     "q/k norm",  # one scale for all heads

@@ -123,9 +123,6 @@ REFUSED = {
     "vit_small_patch16_rope_mixed_224": (
         "RotaryEmbeddingMixed: only rotary positions that are a fixed table can be merged"
     ),
-    "vit_pe_core_tiny_patch16_384": (
-        "attention pooling (global_pool=map): its query attends inside the pooled space"
-    ),
 }
 
 

@@ -84,10 +84,6 @@ def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
     ("name", "reason"),
     [
         (
-            "vit_base_patch16_siglip_224",
-            "attention pooling (global_pool=map): its query attends inside the pooled space",
-        ),
-        (
             "vit_small_patch16_18x2_224",
             "ParallelThingsBlock: only blocks of attention, then MLP, each after its norm, can be merged",
         ),
@@ -95,13 +91,18 @@ def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
             "vit_tiny_r_s16_p8_224",
             "HybridEmbed: only a plain patch projection can be merged",
         ),
+        (
+            "vit_tiny_patch16_224 prr",
+            "AttentionPoolPrr (global_pool=prr): only attention pooling with a latent query (map) can be merged",
+        ),
     ],
 )
 def test_a_variant_that_cannot_be_merged_is_refused_by_name(name: str, reason: str) -> None:
     from fsmerge_cli.architectures import SPECS
     from fsmerge_cli.models.source import Source
 
-    small = {"depth": 2, "embed_dim": 12, "num_heads": 3}
+    name, _, pooling = name.partition(" ")
+    small = {"depth": 2, "embed_dim": 12, "num_heads": 3} | ({"global_pool": pooling} if pooling else {})
     arch = parse(name, {}, {"model_args": small}, "source 'a'")
     sources = [Source(n, SPECS["vit"], arch, {}, None, "", "") for n in "ab"]
     with pytest.raises(MismatchError) as error:

@@ -45,6 +45,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rotary, SwiGLU and its norm (EVA-02 large)": ("eva02_large_patch14_448", ROTARY),
     "rotary, pre-norm (Perception Encoder)": ("vit_pe_spatial_base_patch16_512", ROTARY),
     "biases of q and v (EVA)": ("eva_giant_patch14_224", ROTARY),
+    "rotary, attention pooling (PE core)": ("vit_pe_core_base_patch16_224", {**ROTARY, "attn_pool_num_heads": 4}),
+    "attention pooling (SigLIP)": ("vit_base_patch16_siglip_224", {}),
+    "attention pooling, class token, norm, projection": (
+        "vit_tiny_patch16_224",
+        {"global_pool": "map", "fc_norm": True, "projection": 5, "depth": 1},
+    ),
     "one deep block, other heads": ("vit_small_patch16_224", {"depth": 1, "num_heads": 2, "mlp_ratio": 1.5}),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,26 +22,15 @@ from fsmerge_cli.alignment.closed_form.outline import Branch
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT, sampled_rows, spread_rows
 from fsmerge_cli.alignment.closed_form.selection import select_units
 from fsmerge_cli.alignment.closed_form.stages import run_branch
-from fsmerge_cli.alignment.closed_form.stream import StreamProjection
-from fsmerge_cli.architectures.ports import Unit
+from fsmerge_cli.alignment.closed_form.stream import Batches, StreamProjection, Streams, flat
+from fsmerge_cli.architectures.ports import Port, Unit
 from fsmerge_cli.common.seeding import generator
-
-Batches = list[Tensor]
-"""A stream [n, T, d] in parts, in host memory."""
 
 Facts = dict[str, list[float]]
 """What to report of one layer, by name."""
 
 ROWS_PER_CANDIDATE = 16
 """Rows per candidate from which hidden units and heads are chosen; more did not lower the feature error."""
-
-
-@dataclass
-class Streams:
-    """The streams of all sources, and that of the merged network, at one depth."""
-
-    sources: list[Batches]
-    merged: Batches
 
 
 class BranchSolver:
@@ -70,8 +58,8 @@ class BranchSolver:
         self.rows, self.after, self.folds = rows, after, folds
         self._ridges: list[float] = []
         self._before: Batches = []
-        self._blocks = [network.get_submodule(block) for network in networks]
-        self._merged = assembly.network.get_submodule(block)
+        self._blocks = [self._module(network, block) for network in networks]
+        self._merged = self._module(assembly.network, block)
         inside = len(block) + 1
         self._readers = [name[inside:] for name in branch.readers]
         self._reader, self._writer = self._readers[0], branch.writer[inside:]
@@ -79,6 +67,10 @@ class BranchSolver:
         self._norms = [name.rpartition(".")[0][inside:] for name in branch.units if self._per_head(name)]
         self.space = self.plan.spaces[branch.inside.space]
         self._scales = [self._scale(i) for i in assembly.sources]
+
+    def _module(self, network: nn.Module, block: str) -> nn.Module:
+        """What runs on a stream: a block of the network."""
+        return network.get_submodule(block)
 
     def solve(self, streams: Streams) -> tuple[Streams, Facts]:
         """Set the branch's tensors in the assembly; the streams behind the branch, and facts to report."""
@@ -124,7 +116,7 @@ class BranchSolver:
         reader, writer = self._reader, self._writer
         reading, outputs = FoldMoments(), Moments(self._every(streams))
         logits = [LogitMoments(heads) for heads in self.space.heads[1]] if self.space.heads else []
-        # Only for maps are the streams before needed once more; otherwise those behind take their place.
+        # Only for maps are the streams before needed again; otherwise those behind take their place.
         after = streams.sources if self.options.correct else [list(own) for own in streams.sources]
         wanted = [writer, *(self._readers if logits else [])]
         with torch.inference_mode():
@@ -132,7 +124,7 @@ class BranchSolver:
                 x = self._run(self._merged, mine, [reader])[f"{reader}.input"]
                 read, inner = [], []
                 if self.options.correct:
-                    self._before.append(self._target(streams, part).cpu())
+                    self._before.append(self._start(streams, part))
                 for i, block in enumerate(self._blocks):
                     own = streams.sources[i][part].to(self.device)
                     found = self._run(block, own, [reader, writer], wanted)
@@ -140,14 +132,18 @@ class BranchSolver:
                     inner.append(found[f"{writer}.input"])
                     after[i][part] = self._behind(i, own, found[f"{writer}.output"])
                     if logits:
-                        queries, keys = self._queries_and_keys(found)
+                        queries, keys = self._queries_and_keys(block, found)
                         norms = [block.get_submodule(name) for name in self._norms]
                         logits[i].add(queries, keys, self.after, norms)
-                reading.add(_flat([x]), _flat(read), self._folds(part), self._sampled(self.rows, x, part))
-                outputs.add(_flat(inner), None, spread_rows(self.after, x))
+                reading.add(flat([x]), flat(read), self._folds(part), self._sampled(self.rows, x, part))
+                outputs.add(flat(inner), None, spread_rows(self.after, x))
         return reading, outputs, logits, Streams(after, list(streams.merged))
 
-    def _queries_and_keys(self, found: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    def _start(self, streams: Streams, part: int) -> Tensor:
+        """What the merged stream should be before the branch, in host memory."""
+        return self._target(streams, part).cpu()
+
+    def _queries_and_keys(self, block: nn.Module, found: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """Those of one source: parts of one layer's output, or the outputs of two layers."""
         outputs = [found[f"{reader}.output"] for reader in self._readers]
         return outputs[:2] if len(outputs) > 1 else outputs[0].chunk(3, dim=-1)[:2]
@@ -198,8 +194,7 @@ class BranchSolver:
         assembly, count = self.assembly, self.space.heads[0] if self.space.heads else 1
         gains = [self._gain(i) for i in assembly.sources]
         found = merge_heads(logits, outputs, written, self.space.sources, self.space.merged, count)
-        ports = [port for reader in self.branch.readers for port in write_ports(self.plan, reader)]
-        for port, maps in zip(ports, found.maps):
+        for port, maps in zip(ports := self._ports(), found.maps):
             for i in assembly.sources:
                 assembly.merge[port, i] = maps[i] * gains[i] if port == ports[-1] else maps[i]
         for name in self.branch.units:
@@ -207,6 +202,10 @@ class BranchSolver:
             value = 0.0 if name.endswith(".bias") else found.scales.get(module, 1.0)
             assembly.assign(name, torch.tensor(value))
         return {"logits_kept": list(found.kept), "heads": [float(n) for n in found.counts]}
+
+    def _ports(self) -> list[Port]:
+        """The ports that the readers write to: queries, keys and values, or hidden units."""
+        return [port for reader in self.branch.readers for port in write_ports(self.plan, reader)]
 
     def _gain(self, source: int) -> Tensor:
         """Weight of a norm over all heads before the writer, [d_i]; ones without one."""
@@ -222,7 +221,7 @@ class BranchSolver:
         gram = outputs.second()
         chosen = select_units(gram, gram @ written.T, self.space.merged)
         picked = selections(chosen, self.space.sources)
-        for port in {port for reader in self.branch.readers for port in write_ports(self.plan, reader)}:
+        for port in set(self._ports()):
             for i, M in enumerate(picked):
                 self.assembly.merge[port, i] = M
         for name in self.branch.units:
@@ -262,10 +261,13 @@ class BranchSolver:
         with torch.inference_mode():
             for part, mine in enumerate(before.merged):
                 x = self._run(self._merged, mine, [self._writer])[f"{self._writer}.input"]
-                wanted = self._before[part].to(self.device)
-                missing = [self._target(after, part) - wanted, wanted - mine.to(self.device)]
-                sums.add(_flat([x]), _flat(missing), self._folds(part), self._sampled(self.after, x, part))
+                missing = self._parts(after, part, mine.to(self.device))
+                sums.add(flat([x]), flat(missing), self._folds(part), self._sampled(self.after, x, part))
         return sums
+
+    def _parts(self, after: Streams, part: int, mine: Tensor) -> list[Tensor]:
+        wanted = self._before[part].to(self.device)
+        return [self._target(after, part) - wanted, wanted - mine]
 
     def _writer_inputs(self, before: Streams) -> FoldMoments:
         """The sources' inputs of the writer, on the merged one."""
@@ -275,7 +277,7 @@ class BranchSolver:
                 x = self._run(self._merged, mine, [self._writer])[key]
                 pairs = zip(self._blocks, before.sources)
                 own = [self._run(block, stream[part], [self._writer])[key] for block, stream in pairs]
-                sums.add(_flat([x]), _flat(own), self._folds(part), self._sampled(self.after, x, part))
+                sums.add(flat([x]), flat(own), self._folds(part), self._sampled(self.after, x, part))
         return sums
 
     def _target(self, streams: Streams, part: int) -> Tensor:
@@ -293,8 +295,3 @@ class BranchSolver:
                 streams.merged[part] = mine.cpu()
         error, size = torch.as_tensor(errors.x).tolist()
         return float(error / max(size, 1e-300))
-
-
-def _flat(parts: Sequence[Tensor]) -> Tensor:
-    """Activations [n, T, d_i] side by side, one row per token."""
-    return torch.cat(list(parts), -1).flatten(0, -2)

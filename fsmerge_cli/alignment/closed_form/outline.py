@@ -21,7 +21,8 @@ class Branch:
 
     norm: the module between stream and readers (None: none). readers: modules, in order, which read `read`.
     writer: module, which reads `inside` and writes `write`. scales: names of the per-unit factors of what it
-    writes (LayerScale). units: names of the per-unit vectors between readers and writer.
+    writes (LayerScale). units: names of the per-unit vectors between readers and writer. latent: name of a tensor
+    that is the queries (None: readers compute them).
     """
 
     norm: str | None = None
@@ -32,6 +33,7 @@ class Branch:
     write: Port = NOWHERE
     scales: list[str] = field(default_factory=list)
     units: list[str] = field(default_factory=list)
+    latent: str | None = None
 
     @property
     def module(self) -> str:
@@ -41,12 +43,28 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Pooling:
+    """Attention pooling behind the blocks, which begins a stream of its own.
+
+    module: its name. attention, mlp: its branches; nothing is added to what the attention writes. after: norms of
+    its stream behind it. centred: as in `Outline`.
+    """
+
+    module: str
+    attention: Branch
+    mlp: Branch
+    after: tuple[str, ...]
+    centred: bool
+
+
+@dataclass(frozen=True)
 class Outline:
     """A network with a residual stream.
 
     stream: the name of its space. blocks: modules, in order; branches: of each block. tables: names of the tensors
     before the blocks that write into the stream. before, after: modules of the norms on the stream before and
-    after the blocks. centred: these norms subtract the mean of the units (LayerNorm, not RMSNorm).
+    after the blocks. centred: these norms subtract the mean of the units (LayerNorm, not RMSNorm). pooling: behind
+    all of that (None: there is none by attention).
     """
 
     stream: str
@@ -56,6 +74,7 @@ class Outline:
     before: tuple[str, ...]
     after: tuple[str, ...]
     centred: bool
+    pooling: Pooling | None = None
 
 
 def outline(plan: Plan) -> Outline | None:
@@ -80,7 +99,7 @@ def outline(plan: Plan) -> Outline | None:
         for role in [plan.roles[name]]
         if isinstance(role, Unit) and role.port.space == stream
     ]
-    branches = tuple(_branches(plan, network, block, stream) for block in blocks)
+    branches = tuple(_branches(plan, network, _names(plan, block), stream) for block in blocks)
     inner = [branch.norm for own in branches for branch in own if branch.norm is not None]
     return Outline(
         stream,
@@ -89,8 +108,50 @@ def outline(plan: Plan) -> Outline | None:
         tuple(n for n in outside if n in mapped and mapped[n].read is None and _writes(mapped[n], stream)),
         tuple(dict.fromkeys(module for is_early, module in norms if is_early)),
         tuple(dict.fromkeys(module for is_early, module in norms if not is_early)),
-        any(isinstance(network.get_submodule(name), nn.LayerNorm) for name in inner),
+        _centred(network, inner),
+        _pooling(plan, network, tuple(dict.fromkeys(module for is_early, module in norms if not is_early))),
     )
+
+
+def _pooling(plan: Plan, network: nn.Module, after: Sequence[str]) -> Pooling | None:
+    """Attention pooling: queries from a tensor, keys and values of the normalised stream, and an MLP."""
+    module = plan.family.pooling(network)
+    if module is None:
+        return None
+    names = _names(plan, module)
+    mapped = {name: role for name in names for role in [plan.roles[name]] if isinstance(role, Mapped)}
+    latent = next(name for name, role in mapped.items() if not name.endswith("bias") and role.read is None)
+    (reader, read), (writer, inside) = [(name, role.read) for name, role in mapped.items() if role.read][:2]
+    attention = Branch(
+        norm=after[-1] if after else None,
+        readers=[reader.removesuffix(".weight")],
+        read=read[1][0],
+        writer=writer.removesuffix(".weight"),
+        inside=inside[1][0],
+        write=mapped[writer].write[1][0],
+        latent=latent,
+    )
+    rest = names[names.index(writer) + 1 :]
+    (mlp,) = _branches(
+        plan,
+        network,
+        [name for name in rest if name.rpartition(".")[0] != attention.writer],
+        attention.write.space,
+    )
+    behind = {
+        name.rpartition(".")[0]: None
+        for name, role in plan.roles.items()
+        if isinstance(role, Unit) and role.port.space == attention.write.space and name not in names
+    }
+    return Pooling(module, attention, mlp, tuple(behind), _centred(network, [mlp.norm] if mlp.norm else []))
+
+
+def _centred(network: nn.Module, norms: Sequence[str]) -> bool:
+    return any(isinstance(network.get_submodule(name), nn.LayerNorm) for name in norms)
+
+
+def _names(plan: Plan, module: str) -> list[str]:
+    return [name for name in plan.roles if name.startswith(f"{module}.")]
 
 
 def _inside(name: str, blocks: Sequence[str]) -> bool:
@@ -101,8 +162,8 @@ def _writes(role: Mapped, space: str) -> bool:
     return role.write[1][0].space == space
 
 
-def _branches(plan: Plan, network: nn.Module, block: str, stream: str) -> tuple[Branch, ...]:
-    """The branches of one block, in the order of its tensors: norm, readers, writer, scales.
+def _branches(plan: Plan, network: nn.Module, names: Sequence[str], stream: str) -> tuple[Branch, ...]:
+    """The branches of one block, in the order of its tensors `names`: norm, readers, writer, scales.
 
     Scales that are parameters of the block itself come before all branches, one for each.
     """
@@ -114,10 +175,8 @@ def _branches(plan: Plan, network: nn.Module, block: str, stream: str) -> tuple[
             found.append(Branch())
         return found[-1]
 
-    for name, role in plan.roles.items():
-        owner = name.rpartition(".")[0]
-        if not name.startswith(f"{block}."):
-            continue
+    for name in names:
+        owner, role = name.rpartition(".")[0], plan.roles[name]
         if isinstance(role, Unit):
             if role.port.space != stream:
                 found[-1].units.append(name)

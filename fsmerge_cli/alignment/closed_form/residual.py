@@ -9,15 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.assembly import Assembly, set_norm, through_constant
-from fsmerge_cli.alignment.closed_form.branches import BranchSolver, Streams
+from fsmerge_cli.alignment.closed_form.branches import BranchSolver
 from fsmerge_cli.alignment.closed_form.finished import Finished
 from fsmerge_cli.alignment.closed_form.folds import FoldMoments, folds_of
 from fsmerge_cli.alignment.closed_form.moments import Moments
 from fsmerge_cli.alignment.closed_form.options import FLOOR, ClosedFormOptions
-from fsmerge_cli.alignment.closed_form.outline import Outline
+from fsmerge_cli.alignment.closed_form.outline import Outline, Pooling
+from fsmerge_cli.alignment.closed_form.pooled import AttentionPooling, PooledMLP, pooled_projection
 from fsmerge_cli.alignment.closed_form.rows import row_weights
 from fsmerge_cli.alignment.closed_form.stages import embed, recorded, run, tail
-from fsmerge_cli.alignment.closed_form.stream import Place, StreamProjection, project_stream, stream_moments
+from fsmerge_cli.alignment.closed_form.stream import (
+    Place,
+    StreamProjection,
+    Streams,
+    project_stream,
+    stream_moments,
+)
 from fsmerge_cli.architectures.ports import Mapped
 from fsmerge_cli.training.teachers import batches
 
@@ -92,8 +99,60 @@ class ResidualSolver:
                 streams, facts = solver.solve(streams)
                 for key, value in facts.items():
                     self.facts.setdefault(key, []).append(value)
-                self.finished.add(len(places) - 1)
+                self.finished.add(self._stages(places))
+        for module in self.outline.after:
+            set_norm(self.assembly, module)
+        if self.outline.pooling is not None:
+            self._pool(self.outline.pooling, streams, rows[-1], self._stages(places))
         return self._features(streams)
+
+    def _stages(self, places: Sequence[Place]) -> int:
+        """The number of branches."""
+        return len(places) - 1 + (2 if self.outline.pooling else 0)
+
+    def _pool(self, pooling: Pooling, streams: Streams, rows: Tensor | None, stages: int) -> None:
+        """Solve attention pooling; streams: behind the blocks. rows: weights of their tokens."""
+        module, solvers = pooling.module, ((pooling.attention, AttentionPooling), (pooling.mlp, PooledMLP))
+        parts = list(batches(len(self.images), self.options.batch))
+        with torch.inference_mode():
+            read = [
+                [self._tail(network, own, stream[n], module, flat=False).cpu() for n, own in enumerate(parts)]
+                for network, stream in zip(
+                    (*self.networks, self.assembly.network), (*streams.sources, streams.merged)
+                )
+            ]
+        pooled = Streams(read[:-1], read[-1])
+        space = self.assembly.plan.spaces[pooling.attention.write.space]
+        blocks = [network.get_submodule(module) for network in self.networks]
+        writer = pooling.attention.writer[len(module) + 1 :]
+        projection = pooled_projection(
+            blocks, writer, pooled, space.sources, space.merged, pooling.centred, self.device
+        )
+        own_rows = None if rows is None else rows[-pooled.merged[0].shape[1] :]
+        for place, (branch, solver_class) in enumerate(solvers):
+            other = [pooling.mlp.module] if place == 0 else []
+            own = own_rows if place == 0 else None
+            solver = solver_class(
+                self.assembly,
+                self.networks,
+                projection,
+                self.options,
+                module,
+                branch,
+                other,
+                own,
+                None,
+                self.folds,
+            )
+            if stages - 2 + place < self.finished.done:
+                pooled = solver.replay(pooled)
+                continue
+            pooled, facts = solver.solve(pooled)
+            for key, value in facts.items():
+                self.facts.setdefault(key, []).append(value)
+            self.finished.add(stages)
+        for name in pooling.after:
+            set_norm(self.assembly, name)
 
     def _places(self) -> list[Place]:
         """Where the stream is seen before every branch, and behind the last."""
@@ -137,14 +196,15 @@ class ResidualSolver:
 
     def _features(self, streams: Streams) -> tuple[Tensor, ...]:
         """The projectors U_out, from the merged features to those of every source."""
-        plan = self.assembly.plan
-        for module in self.outline.after:
-            set_norm(self.assembly, module)
-        last = [m for m in self.outline.after if self.assembly.has(f"{m}.bias")]
-        if plan.features.space != self.outline.stream:
+        plan, pooling = self.assembly.plan, self.outline.pooling
+        stream, norms = self.outline.stream, self.outline.after
+        if pooling is not None:
+            stream, norms = pooling.attention.write.space, pooling.after
+        last = [m for m in norms if self.assembly.has(f"{m}.bias")]
+        if plan.features.space != stream:
             self._project(streams, constant=bool(last))
         sums = self._regress(streams, "")
-        intercept = bool(last) and plan.features.space == self.outline.stream
+        intercept = bool(last) and plan.features.space == stream
         found, ridges = sums.fit(self.options.ridge, intercept)
         self.facts["ridge_features"] = [ridges]
         sizes = [arch.features for arch in plan.source_archs]
@@ -193,14 +253,15 @@ class ResidualSolver:
                 sums.add(mine, torch.cat(own, 1), self.folds[rows])
         return sums
 
-    def _tail(self, network: nn.Module, rows: slice, stream: Tensor, module: str) -> Tensor:
-        """What `module` reads (empty: the features), given the stream behind the last block."""
+    def _tail(self, network: nn.Module, rows: slice, stream: Tensor, module: str, flat: bool = True) -> Tensor:
+        """What `module` reads (empty: the features), given the stream behind the last block; flat: in rows."""
         images, value = self.images[rows].to(self.device), stream.to(self.device)
         if not module:
             return tail(network, self.outline.blocks, images, value)
         with recorded(network, [module]) as found:
             tail(network, self.outline.blocks, images, value)
-        return found[f"{module}.input"].flatten(0, -2)
+        value = found[f"{module}.input"]
+        return value.flatten(0, -2) if flat else value
 
 
 def set_first_norm(

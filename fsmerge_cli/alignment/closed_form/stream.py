@@ -13,6 +13,17 @@ from fsmerge_cli.alignment.closed_form.rows import spread_rows
 from fsmerge_cli.alignment.closed_form.stages import recorded
 from fsmerge_cli.training.teachers import batches
 
+Batches = list[Tensor]
+"""A stream [n, T, d] in parts, in host memory."""
+
+
+@dataclass
+class Streams:
+    """The streams of all sources, and that of the merged network, at one depth."""
+
+    sources: list[Batches]
+    merged: Batches
+
 
 @dataclass(frozen=True)
 class Place:
@@ -25,6 +36,11 @@ class Place:
     def key(self) -> str:
         """Under which `stages.recorded` reports it."""
         return f"{self.module}.{self.side}"
+
+
+def flat(parts: Sequence[Tensor]) -> Tensor:
+    """Activations [n, T, d_i] side by side, one row per token."""
+    return torch.cat(list(parts), -1).flatten(0, -2)
 
 
 def names(places: Sequence[Place], side: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""timm's Eva: EVA-02, DINOv3, Perception Encoder without attention pooling, and other rotary vision transformers.
+"""timm's Eva: EVA-02, DINOv3, Perception Encoder, and other rotary vision transformers.
 
 Options, input and files are those of the plain vision transformer (`vit`). Queries, keys and values that are one
 weight with separate biases are three layers here: such a model is built with `qkv_fused=False`, as timm can too.
@@ -29,6 +29,8 @@ from fsmerge_cli.architectures.vit import family as vit
 from fsmerge_cli.architectures.vit.classifier import classifier, snippet
 from fsmerge_cli.architectures.vit.family import ViTArch
 from fsmerge_cli.architectures.vit.module import other_eps, set_eps
+from fsmerge_cli.architectures.vit.pooling import is_latent, of_query, pooling, with_projection
+from fsmerge_cli.architectures.vit.table import POOLING_HEADS
 from fsmerge_cli.common.errors import ConfigError, SourceError
 
 PARTS = ("q", "k", "v")
@@ -57,7 +59,7 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
 
 def translate(arch: ViTArch, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under timm's names -> under those of `build`: a fused qkv with separate biases is split."""
-    found = dict(tensors)
+    found = of_query(tensors)
     if arch.args.get("qkv_fused") is not False:
         return found
     for name in [name for name in tensors if name.endswith(".attn.qkv.weight")]:
@@ -96,6 +98,12 @@ def signature(arch: ViTArch) -> dict[str, Any]:
         kind = f"{type(model.rope).__name__}, heads of {head_size(model)} units, table {digest}"
     half = bool(getattr(model.blocks[0].attn, "rotate_half", False))
     return {**properties(model), "rotary positions": kind, "rotated halves": half}
+
+
+def pooling_heads(arch: ViTArch) -> dict[str, int]:
+    """The number of heads of attention pooling, which is one of its own."""
+    model = vit.meta(arch)
+    return dict.fromkeys(POOLING_HEADS, model.attn_pool.num_heads) if is_latent(model) else {}
 
 
 def adapt(module: nn.Module, arch: ViTArch) -> nn.Module:
@@ -163,13 +171,15 @@ EVA = Family(
     snippet=snippet,
     refuse=lambda arch: reasons(vit.meta(arch)),
     heads=lambda arch: int(vit.meta(arch).blocks[0].attn.num_heads),
+    own_heads=pooling_heads,
     positions=vit.positions,
     blocks=vit.blocks,
+    pooling=pooling,
     layers=vit.blocks,
     adapt=adapt,
     describe=describe,
     resample=vit.resample,
     classifier=lambda arch, weights, weight, bias: classifier(vit.config(arch), False, weights, weight, bias),
-    folding=Folding(translate, lambda arch, weights, statistics: dict(weights)),
+    folding=Folding(translate, lambda arch, weights, statistics: with_projection(weights)),
     library="timm",
 )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.architectures.vit.pooling import is_latent
+
 ROTARY = ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3")
 """Rotary positions that are a fixed table; the others are trained, or need more than the grid."""
 
@@ -49,7 +51,12 @@ def arguments(model: Any) -> dict[str, Any]:
     block, embed = model.blocks[0], model.patch_embed
     first = getattr(block.mlp, "fc1", None) or block.mlp.fc1_g
     hidden = block.mlp.fc2.in_features
+    pooling = {}
+    if is_latent(model):
+        ratio = model.attn_pool.mlp.fc1.out_features / model.embed_dim
+        pooling = {"attn_pool_num_heads": model.attn_pool.num_heads, "attn_pool_mlp_ratio": ratio}
     return {
+        **pooling,
         "img_size": list(embed.img_size),
         "patch_size": list(embed.patch_size),
         "in_chans": embed.proj.in_channels,
@@ -82,10 +89,6 @@ def reasons(model: Any) -> list[str]:
     if type(block) is not EvaBlock:
         return [f"{type(block).__name__}: only blocks of attention, then MLP, each after its norm, can be merged"]
     found = []
-    if model.attn_pool is not None:
-        found.append(
-            f"attention pooling (global_pool={model.global_pool}): its query attends inside the pooled space"
-        )
     if model.global_pool == "":
         found.append("no pooling (global_pool=''): its features are one vector per token, not per image")
     if type(block.attn) not in (AttentionRope, EvaAttention):

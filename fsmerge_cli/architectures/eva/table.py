@@ -12,7 +12,7 @@ from torch import nn
 
 from fsmerge_cli.architectures.family import Table
 from fsmerge_cli.architectures.ports import HeadSpace, Spec, norm
-from fsmerge_cli.architectures.vit.table import ATTENTION, MLP_BLOCK, PACKED, RESIDUAL
+from fsmerge_cli.architectures.vit.table import assembled
 
 BLOCK: dict[str, Spec] = {
     "blocks.{i}.gamma_1": norm("res@ls1_{i}", fill=1.0),
@@ -29,14 +29,8 @@ BLOCK: dict[str, Spec] = {
 def table(module: nn.Module) -> Table:
     """The specification of one instance."""
     model: Any = module
-    mlp = model.blocks[0].mlp
-    packed = hasattr(mlp, "fc1") and mlp.fc1.out_features == 2 * mlp.fc2.in_features
-    rotary = model.rope is not None
-    return Table(
-        tensors={**RESIDUAL, **ATTENTION, **MLP_BLOCK, **BLOCK, **(PACKED if packed else {})},
-        features="res@features",
-        heads={
-            "v{i}": HeadSpace(order="v{i}"),
-            "qk{i}": HeadSpace(order="v{i}", consumed=True, rotary=rotary),
-        },
-    )
+    heads = {
+        "v{i}": HeadSpace(order="v{i}"),
+        "qk{i}": HeadSpace(order="v{i}", consumed=True, rotary=model.rope is not None),
+    }
+    return assembled(module, BLOCK, heads, projected=False)

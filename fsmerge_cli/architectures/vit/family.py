@@ -30,6 +30,7 @@ from fsmerge_cli.architectures.vit.module import (
     set_eps,
     stated_arguments,
 )
+from fsmerge_cli.architectures.vit.pooling import FOLDING, pooling, without_projection
 from fsmerge_cli.architectures.vit.table import table
 from fsmerge_cli.common.errors import ConfigError, SourceError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Flag, NonNegativeFloat, Text
@@ -82,7 +83,7 @@ def build(arch: ViTArch) -> nn.Module:
     classes = args.pop("num_classes", 0) if arch.projection else 0
     args.pop("num_classes", None)
     module: nn.Module = create_model(arch.name, pretrained=False, num_classes=classes, **args)
-    return module
+    return without_projection(module)
 
 
 @lru_cache(maxsize=64)
@@ -261,10 +262,8 @@ def config(arch: ViTArch) -> dict[str, Any]:
     args = {**arch.args, "img_size": size, "in_chans": channels}
     if not arch.projection:
         args.pop("num_classes", None)
-    marker = (
-        {"projection": True} if arch.projection else {}
-    )  # key of fsmerge; timm reads the width from num_classes
-    return {"architecture": arch.name, "model_args": args, **marker}
+    found = {"architecture": arch.name, "model_args": args}  # the width of a projection is its num_classes
+    return {**found, "projection": True} if arch.projection else found
 
 
 def blocks(module: nn.Module) -> list[str]:
@@ -288,10 +287,12 @@ VIT = Family(
     heads=lambda arch: int(meta(arch).blocks[0].attn.num_heads),
     positions=positions,
     blocks=blocks,
+    pooling=pooling,
     layers=blocks,
     adapt=adapt,
     describe=describe,
     resample=resample,
+    folding=FOLDING,
     library="timm",
     classifier=lambda arch, weights, weight, bias: classifier(
         config(arch), arch.projection, weights, weight, bias

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.architectures.vit.pooling import is_latent
 from fsmerge_cli.common.errors import ConfigError, SourceError
 from fsmerge_cli.common.shown import brief
 
@@ -113,9 +114,10 @@ def reasons(model: Any) -> list[str]:
     found = []
     if type(block) is not Block:
         return [f"{type(block).__name__}: only blocks of attention, then MLP, each after its norm, can be merged"]
-    if model.attn_pool is not None:
+    if model.attn_pool is not None and not is_latent(model):
         found.append(
-            f"attention pooling (global_pool={model.global_pool}): its query attends inside the pooled space"
+            f"{type(model.attn_pool).__name__} (global_pool={model.global_pool}): only attention pooling with a "
+            "latent query (map) can be merged"
         )
     if model.global_pool == "":
         found.append("no pooling (global_pool=''): its features are one vector per token, not per image")

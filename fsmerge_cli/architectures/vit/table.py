@@ -1,17 +1,21 @@
 """The specification of timm's VisionTransformer: which space every axis of every tensor belongs to.
 
 `res` is the residual stream (one space, many ports), `qk{i}` the queries and keys of block i, `v{i}` its values,
-`h{i}` its hidden layer, `out` the projected features. Entries of tensors that a variant lacks are ignored.
+`h{i}` its hidden layer, `out` the projected features. Attention pooling is one more block behind the stream, which
+writes a stream of its own: `pool`, with `qk_pool`, `v_pool` and `h_pool`; its latent is the query. Entries of
+tensors that a variant lacks are ignored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from fsmerge_cli.architectures.family import Table
 from fsmerge_cli.architectures.ports import FIXED, HeadSpace, Spec, head_norm, norm, stack
+from fsmerge_cli.architectures.vit.pooling import is_latent
 
 RESIDUAL: dict[str, Spec] = {
     "cls_token": (FIXED, FIXED, "res@embed"),
@@ -65,16 +69,52 @@ PACKED: dict[str, Spec] = {
     "blocks.{i}.mlp.fc1.bias": (stack("h{i}@first{i}", "h{i}@second{i}"),),
 }
 """A gate and its value in one weight, as halves in timm's order; both belong to the hidden space."""
+POOLING: dict[str, Spec] = {
+    "attn_pool.latent": (FIXED, FIXED, "qk_pool@latent"),
+    "attn_pool.kv.weight": (stack("qk_pool@k", "v_pool@v"), "res@pool"),
+    "attn_pool.kv.bias": (stack("qk_pool@k", "v_pool@v"),),
+    "attn_pool.proj.weight": ("pool@proj", "v_pool@proj"),
+    "attn_pool.proj.bias": ("pool@proj",),
+    "attn_pool.norm.weight": norm("pool@norm", fill=1.0),
+    "attn_pool.norm.bias": norm("pool@norm", fill=0.0),
+    "attn_pool.mlp.fc1.weight": ("h_pool@fc1", "pool@mlp"),
+    "attn_pool.mlp.fc1.bias": ("h_pool@fc1",),
+    "attn_pool.mlp.fc2.weight": ("pool@fc2", "h_pool@fc2"),
+    "attn_pool.mlp.fc2.bias": ("pool@fc2",),
+    "fc_norm.weight": norm("pool@fc_norm", fill=1.0),
+    "fc_norm.bias": norm("pool@fc_norm", fill=0.0),
+    "head.weight": ("out@head", "pool@head"),
+}
+POOLING_HEADS = {"v_pool": HeadSpace(order="v_pool"), "qk_pool": HeadSpace(order="v_pool", consumed=True)}
+HEADS = {"v{i}": HeadSpace(order="v{i}"), "qk{i}": HeadSpace(order="v{i}", consumed=True)}
+
+
+def assembled(
+    module: nn.Module, blocks: Mapping[str, Spec], heads: Mapping[str, HeadSpace], projected: bool
+) -> Table:
+    """The specification of one instance. blocks: entries of its blocks beside those of every MLP and attention.
+
+    heads: the spaces of its blocks that consist of heads. projected: whether a projection is behind the pooling.
+    """
+    model: Any = module
+    mlp = model.blocks[0].mlp
+    packed = hasattr(mlp, "fc1") and mlp.fc1.out_features == 2 * mlp.fc2.in_features
+    pooled = is_latent(model)
+    return Table(
+        tensors={
+            **RESIDUAL,
+            **ATTENTION,
+            **MLP_BLOCK,
+            **blocks,
+            **(PACKED if packed else {}),
+            **(POOLING if pooled else {}),
+        },
+        features="out@features" if projected else "pool@features" if pooled else "res@features",
+        heads={**heads, **(POOLING_HEADS if pooled else {})},
+    )
 
 
 def table(module: nn.Module) -> Table:
     """The specification of one instance."""
     model: Any = module
-    mlp = model.blocks[0].mlp
-    packed = hasattr(mlp, "fc1") and mlp.fc1.out_features == 2 * mlp.fc2.in_features
-    projected = not isinstance(model.head, nn.Identity)
-    return Table(
-        tensors={**RESIDUAL, **ATTENTION, **MLP_BLOCK, **(PACKED if packed else {})},
-        features="out@features" if projected else "res@features",
-        heads={"v{i}": HeadSpace(order="v{i}"), "qk{i}": HeadSpace(order="v{i}", consumed=True)},
-    )
+    return assembled(module, {}, HEADS, projected=not isinstance(model.head, nn.Identity))

@@ -1,0 +1,65 @@
+"""Attention pooling with a latent query (timm's `AttentionPoolLatent`): one form for all files of one function.
+
+Only W l + b of the latent l matters, the query itself. In memory it is the latent, without a projection (timm's
+`q_proj=False`). In files, whose layout has a projection, that is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsmerge_cli.architectures.family import Folding
+
+LATENT, WEIGHT, BIAS = "attn_pool.latent", "attn_pool.q.weight", "attn_pool.q.bias"
+
+
+def is_latent(model: Any) -> bool:
+    """Whether a model of timm pools by attention with a latent query."""
+    return type(getattr(model, "attn_pool", None)).__name__ == "AttentionPoolLatent"
+
+
+def pooling(model: nn.Module) -> str | None:
+    """Name of the module of attention pooling."""
+    return "attn_pool" if is_latent(model) else None
+
+
+def without_projection(module: nn.Module) -> nn.Module:
+    """The module with the latent as its query, in place; it has the weights that `of_query` returns."""
+    model: Any = module
+    if is_latent(model):
+        model.attn_pool.q = nn.Identity()
+    return module
+
+
+def of_query(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file with the query as the latent [1, n, D]; those without a projection are unchanged."""
+    found = dict(tensors)
+    latent, weight, bias = found.get(LATENT), found.get(WEIGHT), found.get(BIAS)
+    if latent is None or weight is None or latent.ndim != 3 or weight.shape[1:] != latent.shape[2:]:
+        return found  # shapes that do not fit are reported later
+    query = latent.double() @ weight.double().T
+    if bias is not None:
+        query = query + bias.double()
+    del found[WEIGHT]
+    found.pop(BIAS, None)
+    found[LATENT] = query.to(latent.dtype)
+    return found
+
+
+def with_projection(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `of_query`, with the identity as the projection."""
+    found = dict(tensors)
+    latent = found.get(LATENT)
+    if latent is None or WEIGHT in found:
+        return found
+    size = latent.shape[2]
+    found[WEIGHT] = torch.eye(size, dtype=latent.dtype, device=latent.device)
+    found[BIAS] = torch.zeros(size, dtype=latent.dtype, device=latent.device)
+    return found
+
+
+FOLDING = Folding(lambda arch, tensors: of_query(tensors), lambda arch, weights, stats: with_projection(weights))
