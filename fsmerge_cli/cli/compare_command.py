@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.shown import shown
 
@@ -88,7 +87,7 @@ def run(arguments: list[str]) -> int:
     }
     write_files({key: (path, writers[key]) for key, path in files.items()}, options.overwrite)
     if options.json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        write_json(rows)
     elif not options.quiet:
         console = terminal.console()
         console.print(comparison_table.compare_table(rows, options.sort, console.width))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,14 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.cli.composing import composed, config_dir_of
+from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.cli.merge_command import rewrite
 from fsmerge_cli.cli.run_file import is_run_file
 from fsmerge_cli.cli.short_form import expanded
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.shown import json_text, shown
 
 HELP = """usage: fsmerge curve MODEL MODEL [--images FOLDER] [KEY=VALUE ...] [--json] [--quiet]
        fsmerge curve +models=NAME [KEY=VALUE ...] [--json] [--quiet]
@@ -114,7 +113,7 @@ def run(arguments: list[str]) -> int:
             seed=keys.seed,
             progress=progress,
         )
-    rows, content = found.rows(), json.dumps(found.content(), indent=2) + "\n"
+    rows, content = found.rows(), json_text(found.content())
     names = [name for name, _ in found.sources]
     kind = Path(output.plot).suffix if output.plot else None
     writers: dict[str, Callable[[Path], None]] = {
@@ -124,7 +123,7 @@ def run(arguments: list[str]) -> int:
     }
     write_files({key: (path, writers[key]) for key, path in files.items()}, output.overwrite)
     if "--json" in arguments:
-        sys.stdout.write(content)
+        write_json(found.content())
         return 0
     console = terminal.console(quiet=quiet)
     for warning in warnings_in(found.notes):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.cli.composing import composed, config_dir_of
 from fsmerge_cli.cli.gate import gate_of
+from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import FORBID, Count, Flag, Text, build
@@ -141,7 +140,7 @@ def run(arguments: list[str]) -> int:
     evaluation = found.evaluation()
     top1 = {name: own["top1"] for name, own in evaluation["rows"]["merged"]["tasks"].items()}
     if "--json" in arguments:
-        sys.stdout.write(json.dumps(evaluation, indent=2) + "\n")
+        write_json(evaluation)
         gate.require("the model", evaluation["notes"], top1)
         return 0
     console = terminal.console(quiet=quiet)

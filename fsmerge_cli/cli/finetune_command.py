@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.cli.composing import composed, config_dir_of
+from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.options import FORBID, Flag, Text, build
 from fsmerge_cli.common.separation import expanded
@@ -120,7 +120,7 @@ def run(arguments: list[str]) -> int:
     command = shlex.join(["fsmerge", "finetune", *arguments])
     evaluation, folder, already_done = _finetune(keys, command, search, quiet)
     if "--json" in arguments:
-        sys.stdout.write(json.dumps(evaluation, indent=2) + "\n")
+        write_json(evaluation)
     elif not quiet:
         _show(evaluation, folder, already_done)
     return 0

@@ -19,6 +19,7 @@ from rich.text import Text as Line
 
 from fsmerge_cli.cli.gate import Gate
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
+from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, folder_of, keys_of
 from fsmerge_cli.cli.plugin_presets import store_plugins
 from fsmerge_cli.cli.run_dirs import changed_sources, config_inputs, finished, report_stop
@@ -31,7 +32,7 @@ from fsmerge_cli.common.foreign_files import read_json_object
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.private_paths import PrivatePaths
 from fsmerge_cli.common.progress import Event, Progress, silent
-from fsmerge_cli.common.shown import json_text, printable
+from fsmerge_cli.common.shown import printable
 from fsmerge_cli.common.streams import complain
 from fsmerge_cli.reporting import terminal
 from fsmerge_cli.reporting.logs import RunLog
@@ -235,7 +236,7 @@ def _command(overrides: Sequence[str]) -> str:
 def _print(evaluation: Mapping[str, Any], folder: Path) -> None:
     """The tables of a run, or its one JSON object."""
     if _as_json:
-        sys.stdout.write(json_text({"folder": str(folder), "evaluation": evaluation}))
+        write_json({"folder": str(folder), "evaluation": evaluation})
     else:
         show(evaluation, folder)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.cli.model_keys import HELP as MODEL_KEYS
 from fsmerge_cli.cli.model_keys import model_inputs, model_keys
 from fsmerge_cli.common.errors import ConfigError
@@ -91,7 +90,7 @@ def run(arguments: list[str]) -> int:
     writers: dict[str, Callable[[Path], None]] = {"--csv ": lambda path: tables.write_csv(path, rows)}
     write_files({key: (path, writers[key]) for key, path in written.items()}, options.overwrite)
     if options.json:
-        sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+        write_json(rows)
     elif not options.quiet:
         _print(terminal.console(), rows, kind)
     return 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.text import Text as Line
 
 from fsmerge_cli.cli.gate import Gate
+from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, keys_of
 from fsmerge_cli.cli.run_dirs import config_inputs, finished
 from fsmerge_cli.common.errors import MismatchError
@@ -70,7 +69,7 @@ def run_check(config: DictConfig, checking: Checking) -> None:
         progress: Progress = reporter if stderr.is_terminal else silent
         inspection = inspect(merge_request, checking.headers_only, folder, bool(checking.gate), progress)
     if checking.as_json:
-        sys.stdout.write(json.dumps(asdict(inspection), indent=2) + "\n")
+        write_json(asdict(inspection))
     else:
         console = terminal.console()
         for warning in warnings_in(inspection.notes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,7 +67,7 @@ def _check(shown: str, path: Path, inputs: Inputs, overwrite: bool, replace: str
 
 
 def _holds_weights(path: Path) -> bool:
-    """Whether a file is a checkpoint (safetensors, zip or pickle, whatever its name); logits of ours are none."""
+    """Whether a file is a checkpoint (safetensors, zip or pickle, whatever its name); ours are none."""
     try:
         with path.open("rb") as file:
             start = file.read(65536)
@@ -74,7 +75,19 @@ def _holds_weights(path: Path) -> bool:
         return False
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return re.search(rb'"(?!logits\.|task"|label"|__metadata__")[^"]+":\{"', start) is not None
-    return start.startswith((b"PK\x03\x04", b"\x80"))
+    return start.startswith((b"PK\x03\x04", b"\x80")) and not _is_export(path)
+
+
+EXPORT_MARK = "fsmerge.json"
+"""Extra file in the programs that `fsmerge export --format torch` writes, by which it knows its own."""
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/extra/{EXPORT_MARK}") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwrite: bool) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fsmerge_cli.architectures.family import random_pixels
 from fsmerge_cli.common.errors import CertificateError, ConfigError
 from fsmerge_cli.common.inputs import IDS, MASK, TYPES, NamedTensors, named
+from fsmerge_cli.common.output_files import EXPORT_MARK
 from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.evaluation.certificates import relative_error
 from fsmerge_cli.models.head import Head, joint_labels
@@ -128,7 +129,8 @@ def write(exported: Exported, kind: str, path: Path) -> float | None:
             exported.module, exported.example, dynamic_shapes=tuple(map(dict, exported.dynamic.values()))
         )
         content = io.BytesIO()  # the name of a file that is being written has no suffix that torch accepts
-        torch.export.save(program, content, extra_files={"labels.json": json.dumps(exported.labels)})
+        facts = {"labels.json": json.dumps(exported.labels), EXPORT_MARK: "{}"}
+        torch.export.save(program, content, extra_files=facts)
         path.write_bytes(content.getvalue())
         module = torch.export.load(io.BytesIO(path.read_bytes())).module()
         found = [module(*inputs.values()) for inputs in exported.checked]

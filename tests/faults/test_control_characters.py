@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +17,8 @@ import yaml
 from markdown_it import MarkdownIt
 from rich.table import Table
 
+from fsmerge_cli import cli
+from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.common.errors import DataError, MismatchError, describe, first_line, reason, unknown
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.shown import cell, json_text, listed, printable, shown, well_formed
@@ -221,3 +224,17 @@ def test_json_has_escapes_and_reads_back(name: str) -> None:
     assert "名前" in text
     assert json.loads(text) == {"label": EVERY[name], EVERY[name]: ["名前"]}
     well_formed({EVERY[name]: (EVERY[name],)})[well_formed(EVERY[name])][0].encode()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_every_json_on_standard_output_has_escapes(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(content, encoding, errors="backslashreplace"))
+    write_json([{**EVERY, "name": "名前"}])
+    sys.stdout.flush()
+    text = content.getvalue().decode(encoding)
+    assert safe(text)
+    assert ("名前" in text) == (encoding == "utf-8")
+    assert json.loads(text) == [{**EVERY, "name": "名前"}]
+    for path in Path(cli.__file__).parent.glob("*.py"):  # all commands print it with this one function
+        assert "stdout.write(json" not in path.read_text(), path

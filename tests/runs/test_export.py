@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 
 from fsmerge_cli import load_merged, merge
 from fsmerge_cli.cli import main
-from fsmerge_cli.common.errors import CertificateError, ConfigError
+from fsmerge_cli.common.errors import CertificateError, ConfigError, OutputError
 from fsmerge_cli.common.inputs import NamedTensors
+from fsmerge_cli.common.output_files import check_files
 from fsmerge_cli.runs import export
 from tests.support.encoders import TOPIC, VARIANTS, save_encoder, sentence_pair, sentence_source
 from tests.support.evaluations import timm_folder
@@ -43,6 +45,13 @@ def test_a_torch_program_has_the_logits_of_the_model(
     names = list("01234") if task else list("0123456789")
     assert [label.rpartition(": ")[2] for label in json.loads(labels["labels.json"])] == names
     assert main(["export", str(digits_run), "--format", "torch", *more]) == 2  # the file exists
+    assert check_files({"--output ": "run.pt2"}, (), overwrite=True)  # it is known as one of ours
+    with zipfile.ZipFile(tmp_path / "run.pt2") as own, zipfile.ZipFile(tmp_path / "other.pt2", "w") as other:
+        for name in own.namelist():
+            if not name.endswith("/extra/fsmerge.json"):
+                other.writestr(name, own.read(name))
+    with pytest.raises(OutputError, match=r"other\.pt2 holds weights of a model, so it is not replaced"):
+        check_files({"--output ": "other.pt2"}, (), overwrite=True)
 
 
 @pytest.mark.full
