@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.checkpoints.prefixes import HEADS
+from fsmerge_cli.checkpoints.siglip import NAFLEX
 from fsmerge_cli.checkpoints.text_models import refuse_other
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
@@ -35,7 +36,8 @@ class Layout:
     title: its name in messages. anchor: the tensor by which it is recognised, without any prefix.
     keys: pattern of a name -> timm's name. types: `model_type` of Hugging Face's config.json (none: it has no such
     file). eps: of its norms, where config.json does not state it. processor: start of the class of its image
-    processors, where preprocessor_config.json does not state it. timm_eps: of the norms of timm's model.
+    processors, where preprocessor_config.json does not state it. timm_eps: of the norms of timm's model. act:
+    activation, where config.json does not state it.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Layout:
     eps: float = 1e-12
     processor: str = "ViT"
     timm_eps: float = 1e-6
+    act: str = "gelu"
 
 
 TORCHVISION = Layout(
@@ -149,6 +152,28 @@ TRANSFORMERS_CLIP = Layout(
     eps=1e-5,
     processor="CLIP",
 )
+SIGLIP = Layout(
+    title="Hugging Face's SiglipVisionModel",
+    anchor="embeddings.patch_embedding.bias",
+    keys={  # to the names that `siglip.of_timm` reads
+        rf"embeddings\.patch_embedding\.{WB}": r"patch_embed.proj.\1",
+        r"embeddings\.position_embedding\.weight": "pos_embed",
+        rf"post_layernorm\.{WB}": r"norm.\1",
+        rf"{_TOWER}\.layer_norm([12])\.{WB}": r"blocks.\1.norm\2.\3",
+        rf"{_TOWER}\.self_attn\.(q|k|v)_proj\.{WB}": r"blocks.\1.attn.qkv.\3#\2",
+        rf"{_TOWER}\.self_attn\.out_proj\.{WB}": r"blocks.\1.attn.proj.\2",
+        rf"{_TOWER}\.mlp\.fc([12])\.{WB}": r"blocks.\1.mlp.fc\2.\3",
+        r"head\.probe": "attn_pool.latent",
+        rf"head\.attention\.in_proj_{WB}": r"attn_pool.qkv.\1",
+        rf"head\.attention\.out_proj\.{WB}": r"attn_pool.proj.\1",
+        rf"head\.layernorm\.{WB}": r"attn_pool.norm.\1",
+        rf"head\.mlp\.fc([12])\.{WB}": r"attn_pool.mlp.fc\1.\2",
+    },
+    types=("siglip", "siglip_vision_model"),
+    eps=1e-6,
+    processor="Siglip",
+    act="gelu_pytorch_tanh",
+)
 CLIP = Layout(title="a CLIP vision tower", anchor="class_embedding", keys={})  # converted by timm
 
 TRUNK = Layout(
@@ -157,13 +182,12 @@ TRUNK = Layout(
     keys={r"trunk\.(.*)": r"\1", rf"head\.proj\.{WB}": r"head.\1"},
 )
 
-LAYOUTS = (TORCHVISION, DEIT, DINOV2, DINOV3, TRANSFORMERS, TRANSFORMERS_CLIP, CLIP, TRUNK)
+LAYOUTS = (TORCHVISION, DEIT, DINOV2, DINOV3, TRANSFORMERS, TRANSFORMERS_CLIP, SIGLIP, CLIP, TRUNK)
 """In the order in which they are tried: DeiT and DINOv2 have the anchor of ViTModel as well."""
 
 REFUSED = {
     "a convolutional stem of torchvision": r"(^|\.)conv_proj\.conv_last\.",
     "torchvision's VisionTransformer with a representation layer": r"(^|\.)heads\.pre_logits\.",
-    "Hugging Face's SigLIP": r"(^|\.)head\.probe$",
     "CLIP's ResNet": r"(^|\.)visual\.layer1\.0\.conv1\.",
     "Hugging Face's DeiT with a head on each of its two tokens": r"(^|\.)distillation_classifier\.",
     "Hugging Face's BEiT or Data2Vec": r"(^|\.)(lambda_1|relative_position_bias\.relative_position_bias_table)$",
@@ -209,6 +233,8 @@ def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: s
     kind, known = config.get("model_type"), [own for layout in LAYOUTS for own in layout.types]
     if isinstance(kind, str) and kind not in known and "architecture" not in config:
         refuse_other(kind, where)
+        if kind in ("siglip2", "siglip2_vision_model"):
+            raise SourceError(f"{where} contains {NAFLEX}.")
         raise _refuse(where, f"a model of Hugging Face transformers of the type '{kind}'")
     for pattern, title, remedy in NOT_READ:
         if found := [name for name in tensors if re.search(pattern, name)]:
@@ -236,6 +262,6 @@ def _has_classifier(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 def _refuse(where: str, title: str) -> SourceError:
     return SourceError(
         f"{where} contains {title}, which is not supported. Supported formats of other libraries are "
-        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2, DINOv3 and CLIP, and the CLIP vision "
-        "towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
+        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2, DINOv3, CLIP and SigLIP, and the CLIP "
+        "vision towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
     )

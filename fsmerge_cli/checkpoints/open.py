@@ -201,7 +201,7 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
     stated: Mapping[str, Any] = {}
     given = open_entry(spec, where)
     if layout is not None:
-        known = {"num_attention_heads": "num_heads", "image_size": "img_size"}
+        known = {"num_attention_heads": "num_heads", "image_size": "img_size", "global_pool": "global_pool"}
         own_keys = {key: given.args[name] for key, name in known.items() if given and name in given.args}
         own_keys |= {"layer_norm_eps": given.options["eps"]} if given and "eps" in given.options else {}
         has_arch = spec.arch is not None and given is None

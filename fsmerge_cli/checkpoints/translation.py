@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.architectures.vit.family import BASE
+from fsmerge_cli.checkpoints import siglip
 from fsmerge_cli.checkpoints.clip_tower import of_tower, require_tower_head, tower_architecture
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
 from fsmerge_cli.checkpoints.dinov3 import architecture as dinov3_architecture
@@ -23,6 +24,7 @@ from fsmerge_cli.checkpoints.key_tables import (
     DEIT,
     DINOV2,
     DINOV3,
+    SIGLIP,
     TORCHVISION,
     TRANSFORMERS_CLIP,
     TRUNK,
@@ -89,8 +91,14 @@ def translate(
         known = not has_arch and config.get("model_type") in layout.types
         architecture = tower_architecture(named, config, where) if known else {}
         return _tower(tower, config, where, name, notes, has_arch, architecture)
+    pooling: Mapping[str, Any] = {}
     if layout is DINOV3:
         named = of_eva(named, where)
+    if layout is SIGLIP:
+        config = siglip.with_vision(config)
+        named, pooling, more = siglip.of_timm(named, config, where)
+        notes += tuple(f"'{name}': {text}" for text in more)
+        found = replace(found, rest={n: t for n, t in found.rest.items() if not re.match(OTHER_TOWER, n)})
     if layout is DINOV2:
         named = of_timm(named)
         _require_class_token(found.heads, named, where)
@@ -101,7 +109,7 @@ def translate(
             stated |= {"projection": True, "num_classes": len(named["head.weight"])}
     elif "architecture" not in config:
         if not has_arch:
-            stated |= _architecture(layout, named, config, where)
+            stated |= _architecture(layout, named, config, where, pooling)
             notes += tuple(f"'{name}': {text}" for text in _guesses(layout, stated["model_args"], config))
         elif layout.types and "layer_norm_eps" in config:
             stated["eps"] = _eps(layout, config, where)
@@ -133,17 +141,29 @@ def _require_class_token(
         )
 
 
+OTHER_TOWER = r"text_model\.|logit_(scale|bias)$"
+"""Tensors of the text tower of SigLIP, which is not read."""
+
+
 def _architecture(
-    layout: Layout, tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str
+    layout: Layout,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    where: str,
+    pooling: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The architecture for timm's config.json, inferred from shapes (and Hugging Face's own config.json)."""
+    """The architecture for timm's config.json, inferred from shapes (and Hugging Face's own config.json).
+
+    pooling: timm's arguments for it, where they are not those of a class token.
+    """
     try:
         if layout is DINOV3:
             return {**dinov3_architecture(tensors, config, where), "eps": _eps(layout, config, where)}
         width, chans, *patch = tensors["patch_embed.proj.weight"].shape
         rows, cols = patch
         registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-        positions = tensors["pos_embed"].shape[1] - (0 if layout is DINOV2 and registers else 1 + registers)
+        without = layout is SIGLIP or (layout is DINOV2 and registers > 0)
+        positions = tensors["pos_embed"].shape[1] - (0 if without else 1 + registers)
         ratio = mlp_ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width)
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
         raise SourceError(
@@ -156,7 +176,14 @@ def _architecture(
     if heads is None:
         raise SourceError(ask_heads(f"{where} ({layout.title})", width))
     args: dict[str, Any] = {"img_size": size, "patch_size": rows if rows == cols else [rows, cols]}
-    args |= {"in_chans": chans, "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": ratio}
+    args |= {
+        "in_chans": chans,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+        "mlp_ratio": ratio,
+        **pooling,
+    }
     if "blocks.0.attn.qkv.bias" not in tensors:
         args["qkv_bias"] = False
     if registers:
@@ -167,7 +194,7 @@ def _architecture(
         return {"architecture": BASE, "model_args": args}
     if config.get("use_swiglu_ffn"):  # its activation is SiLU, whatever config.json states
         return {"architecture": SWIGLU, "model_args": args, "eps": _eps(layout, config, where)}
-    act = config.get("hidden_act", "gelu")
+    act = config.get("hidden_act", layout.act)
     if not isinstance(act, str) or act not in ACTIVATIONS:
         raise SourceError(
             f"{where}: hidden_act in config.json is {brief(act)}, which timm does not have. "
@@ -189,6 +216,11 @@ def _guesses(layout: Layout, args: Mapping[str, Any], config: Mapping[str, Any])
     }
     if layout.types:
         found["model_type"] = "its class token is taken as features, not the mean of its patches"
+    if layout is SIGLIP and args["global_pool"] == "map":
+        found["model_type"] = (
+            "its attention pooling is taken as features, not the mean of its patches (arch={family: vit, args: "
+            "{global_pool: avg}}), and its activation is assumed to be GELU with tanh"
+        )
     advice = "if that is wrong, pass models.sources.N.arch={family: vit, ...}"
     return [f"{text}; {advice}" for key, text in found.items() if not config.get(key)]
 
@@ -218,7 +250,8 @@ def _pixels(
         text = "no preprocessor_config.json, so mean and std are assumed to be those of ImageNet"
         return {**IMAGENET_PIXELS, "interpolation": "bicubic"}, (f"{text}; {advice}",), ()
     if not stated:
-        return dict(HALF), (f"no preprocessor_config.json, so mean and std are assumed to be 0.5; {advice}",), ()
+        half = {**HALF, "interpolation": "bicubic"} if layout is SIGLIP else dict(HALF)
+        return half, (f"no preprocessor_config.json, so mean and std are assumed to be 0.5; {advice}",), ()
     found, notes = timm_keys(stated, channels, where)
     known = with_defaults(stated)
     missing = [key for key in ("image_mean", "image_std") if key not in known and known.get("do_normalize", True)]

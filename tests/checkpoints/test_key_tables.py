@@ -88,7 +88,6 @@ def test_for_unpublished_sizes_the_number_of_heads_has_to_be_given(tmp_path: Pat
 EXAMPLES = {
     "a convolutional stem of torchvision": "conv_proj.conv_last.weight",
     "torchvision's VisionTransformer with a representation layer": "heads.pre_logits.weight",
-    "Hugging Face's SigLIP": "vision_model.head.probe",
     "CLIP's ResNet": "visual.layer1.0.conv1.weight",
     "Hugging Face's DeiT with a head on each of its two tokens": "distillation_classifier.weight",
     "Hugging Face's BEiT or Data2Vec": "beit.encoder.layer.0.lambda_1",
@@ -102,8 +101,8 @@ def test_unsupported_formats_are_refused_by_name(title: str, tmp_path: Path) -> 
     save_file({EXAMPLES[title]: torch.zeros(2)}, file)
     assert refused(SourceSpec("a", checkpoint=str(file))) == (
         f"source 'a': {file} contains {title}, which is not supported. Supported formats of other libraries are "
-        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2, DINOv3 and CLIP, and the CLIP vision "
-        "towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
+        "torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2, DINOv3, CLIP and SigLIP, and the CLIP "
+        "vision towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
     )
 
 

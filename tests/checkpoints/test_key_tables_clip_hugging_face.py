@@ -57,11 +57,3 @@ def test_a_classifier_on_the_patches_is_refused(tmp_path: Path) -> None:
         "(model.vision_model.save_pretrained(FOLDER)) and train a head on it: fsmerge finetune "
         "model.checkpoint=FOLDER training.steps=0"
     )
-
-
-def test_siglip_is_refused_by_name(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIZES)).save_pretrained(tmp_path)
-    assert "of the type 'siglip_vision_model', which is not supported" in refused(
-        SourceSpec("a", checkpoint=str(tmp_path), **PIXELS)
-    )
