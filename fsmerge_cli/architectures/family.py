@@ -104,7 +104,8 @@ class Family:
     for that image size (None: not possible). classifier: options, weights, weight and bias of a classifier ->
     `architecture` and `model_args` of a config.json and the tensors of the whole model, as timm runs it (None: it
     has no such model). kind: of input that it reads. post_norm: whether its blocks normalise the residual stream
-    after every sum. unitwise_stream: whether operations on single units act on the stream (an activation behind
+    after every sum. activated_features: whether features with a space of their own lie behind an activation.
+    unitwise_stream: whether operations on single units act on the stream (an activation behind
     every sum, or every layer where there is none; depthwise convolutions), so that a merged unit is one of a
     source. sums: the last layers of the residual blocks of an instance whose output is added to the stream
     unchanged, and the module whose input is that sum, or the block whose output it is. widths: the present
@@ -140,6 +141,7 @@ class Family:
     classifier: Classifier | None = None
     kind: Kind = "image"
     post_norm: bool = False
+    activated_features: bool = False
     unitwise_stream: bool = False
     sums: Callable[[nn.Module], Mapping[str, str]] = lambda module: {}
     widths: Callable[[Any], tuple[int, ...] | None] = lambda arch: None

@@ -16,7 +16,6 @@ from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.data.text.augment import require_known
-from fsmerge_cli.methods.closed_form_solution import no_closed_form
 from fsmerge_cli.models.head_count import HeadCount, merged_heads
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source
@@ -72,20 +71,7 @@ class Method(ABC):
     def plan(self, sources: Sequence[Source]) -> Plan:
         """The plan for merging `sources` into a model of `width` and `heads`; raises as `compile_plan`."""
         heads = self.heads or self.default_heads
-        plan = compile_plan(sources, self.width, merged_heads(sources, self.width, heads))
-        if self.needs_summed_stream and (reason := no_closed_form(plan.family)):
-            raise ConfigError(f"method={self.name}{self.start_in_words} {reason}")
-        return plan
-
-    @property
-    def needs_summed_stream(self) -> bool:
-        """Whether the method uses the closed form, which projects the residual stream."""
-        return False
-
-    @property
-    def start_in_words(self) -> str:
-        """The start that is part of the name of the method in messages; empty for none."""
-        return ""
+        return compile_plan(sources, self.width, merged_heads(sources, self.width, heads))
 
     def refined(self, problem: Problem) -> Plan:
         """The problem's plan, or one with widths that the images determine."""
@@ -185,16 +171,6 @@ class Trained(Weighted, ABC):
     def solved_start(self) -> bool:
         """Whether the training starts from the closed form."""
         return False
-
-    @property
-    def needs_summed_stream(self) -> bool:
-        """Where it starts from the closed form."""
-        return self.solved_start
-
-    @property
-    def start_in_words(self) -> str:
-        """The start from the closed form."""
-        return " method.start=closed_form" if self.solved_start else ""
 
     @property
     def default_heads(self) -> Literal["all", "same"]:

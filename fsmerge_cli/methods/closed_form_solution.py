@@ -15,7 +15,6 @@ from fsmerge_cli.alignment.closed_form.outline import outline
 from fsmerge_cli.alignment.closed_form.solve import ClosedForm, closed_form
 from fsmerge_cli.alignment.closed_form.steps import selects_units, steps
 from fsmerge_cli.alignment.matching import require_images
-from fsmerge_cli.architectures import Family
 from fsmerge_cli.architectures.ports import Role, Unit
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.data.draw import Images
@@ -52,17 +51,6 @@ def unsolved(plan: Plan) -> str | None:
             "residual stream nor a chain of layers"
         )
     return None
-
-
-def no_closed_form(family: Family) -> str | None:
-    """Why there is no closed form for a family; None where nothing speaks against it."""
-    if not family.post_norm:
-        return None
-    return (
-        f"does not exist for family '{family.name}': its blocks normalise the residual stream after every sum, "
-        "and the closed form projects a stream that is only summed into. Take method=fs_merge or method=kd, with "
-        "another method.start than closed_form."
-    )
 
 
 def _turned_behind_a_norm(plan: Plan, role: Role) -> bool:

@@ -47,11 +47,6 @@ class FSClosedForm(Resets):
     row_weights: Flag = True
     steps: Count = 0
 
-    @property
-    def needs_summed_stream(self) -> bool:
-        """It is the closed form."""
-        return True
-
     def check(self, problem: Problem) -> None:
         """Raise UserError without images, for too large a width, or an architecture of another kind."""
         check_closed_form(problem, self.name)

@@ -27,7 +27,6 @@ from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.stages import embed
 from fsmerge_cli.alignment.closed_form.steps import selects_units
 from fsmerge_cli.architectures.ports import Mapped
-from fsmerge_cli.common.inputs import pixels_of
 from fsmerge_cli.methods.base import Method, Trained
 from fsmerge_cli.methods.closed_form_solution import copies_per_image
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
@@ -85,9 +84,8 @@ def shapes(plan: Plan, rows: int) -> Shapes:
 
 
 def _tokens(plan: Plan, found: Outline) -> int:
-    image = pixels_of(plan.family.sample(plan.arch, 1, None))
     with torch.inference_mode():
-        return embed(plan.skeleton(), found.blocks, image).shape[1]
+        return embed(plan.skeleton(), found.blocks, plan.family.sample(plan.arch, 1, None)).shape[1]
 
 
 def memory_of(plan: Plan, method: FSClosedForm, images: int, parameters: int, batch: int) -> int:

@@ -31,18 +31,11 @@ def reason_against(name: str, plan: Plan, requested: Request) -> str | None:
         return "widths or numbers of heads differ"
     if method.uses_base and requested.base is None:
         return "needs the pretrained weights (models.base=...)"
-    if issubclass(method, FSClosedForm) and (reason := _no_solution(plan)):
+    if issubclass(method, FSClosedForm) and (reason := unsolved(plan)):
         return reason
     if method.uses_images and requested.data is None:
         return "needs unlabelled images (data=...)"
     return None
-
-
-def _no_solution(plan: Plan) -> str | None:
-    """Why the closed form does not apply to these sources; None: it does."""
-    if plan.family.post_norm:
-        return "does not exist for blocks that normalise after every sum"
-    return unsolved(plan)
 
 
 def verdict(cosines: Sequence[float] | None) -> str | None:
@@ -63,7 +56,7 @@ def recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request, w
     """
     large = " method.maps=low_rank" if plan.arch.features >= LARGE else ""  # full maps have too many parameters
     related = cosines is not None and min(cosines) >= SHARED_INITIALISATION
-    if requested.data is not None and _no_solution(plan) is None:
+    if requested.data is not None and unsolved(plan) is None:
         why = f"least squares, without a training; with one: method=fs_closed_form_trained, method=fs_merge{large}"
         more = "; from the pretrained weights: method=tsv" if related and with_base and plan.same_shape else ""
         return "method=fs_closed_form", why + more

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fsmerge_cli.alignment.permutation import permute, random_permutations
-from fsmerge_cli.common.errors import ConfigError, MismatchError
+from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.common.inputs import IDS, TYPES, NamedTensors, join
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.plan import compile_plan
@@ -102,20 +102,6 @@ def test_matching_finds_the_permutation_of_a_permuted_copy(variant: str) -> None
     merged.load_state_dict(dict(solution.weights), assign=True)
     for own, U in zip((source, copy), solution.projectors):
         torch.testing.assert_close(merged(inputs) @ U.T, network(own)(inputs), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("method", ["fs_closed_form", "kd", "fs_merge"])
-def test_the_closed_form_is_refused_by_name(method: str) -> None:
-    options, name = {"start": "closed_form"}, f"{method} method.start=closed_form"
-    if method == "fs_closed_form":
-        options, name = {}, method
-    with pytest.raises(ConfigError) as error:
-        METHODS[method](**options).plan([encoder_source("BERT", 1), encoder_source("BERT", 2)])
-    assert str(error.value) == (
-        f"method={name} does not exist for family 'bert': its blocks normalise the residual stream after every "
-        "sum, and the closed form projects a stream that is only summed into. Take method=fs_merge or method=kd, "
-        "with another method.start than closed_form."
-    )
 
 
 def test_every_difference_between_sources_is_reported() -> None:

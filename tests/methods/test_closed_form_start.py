@@ -20,6 +20,7 @@ from fsmerge_cli.supernet.map_set import start_maps
 from fsmerge_cli.supernet.network import SuperNet
 from fsmerge_cli.training.problem import Problem
 from fsmerge_cli.training.teachers import network
+from tests.support.encoders import encoder_source, texts
 from tests.support.sources import mlp_source
 from tests.support.vits import vit_source
 
@@ -33,6 +34,8 @@ def few_views(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pair(kind: str) -> list[Source]:
+    if kind == "text":
+        return [replace(encoder_source("BERT", seed=i), name=name) for i, name in enumerate("ab")]
     if kind == "vit":
         return [replace(vit_source("class token", seed=i), name=name) for i, name in enumerate("ab")]
     return [mlp_source(name, [8, 6], i, norm="batch") for i, name in enumerate("ab")]
@@ -41,7 +44,8 @@ def pair(kind: str) -> list[Source]:
 def problem_of(method: Method, sources: list[Source], count: int = 24, validation: int = 0) -> Problem:
     plan = method.plan(sources)
     random = torch.Generator().manual_seed(0)
-    images = torch.rand(count, *plan.arch.input_size, generator=random)
+    images = texts(plan.arch, count) if plan.family.kind == "text" else None
+    images = torch.rand(count, *plan.arch.input_size, generator=random) if images is None else images
     every = torch.arange(count)
     return Problem(plan, sources, Images(images, every % 2, every[validation:], every[:validation]))
 
@@ -53,7 +57,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1e-5) ->
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["vit", "mlp"])
+@pytest.mark.parametrize("kind", ["vit", "mlp", "text"])
 def test_the_maps_fold_to_the_closed_form_without_corrections(kind: str) -> None:
     problem = problem_of(FSMerge(start="closed_form"), pair(kind))
     expected = FSClosedForm(correct=False).fit(problem)
@@ -69,7 +73,7 @@ def test_the_maps_fold_to_the_closed_form_without_corrections(kind: str) -> None
     torch.testing.assert_close(supernet(images), backbone(images), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["vit", "mlp"])
+@pytest.mark.parametrize("kind", ["vit", "mlp", "text"])
 def test_the_maps_are_trained_as_those_of_other_starts(kind: str) -> None:
     problem = problem_of(FSMerge(start="closed_form"), pair(kind))
     maps, _ = started_maps(problem)
@@ -80,7 +84,7 @@ def test_the_maps_are_trained_as_those_of_other_starts(kind: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["vit", "mlp"])
+@pytest.mark.parametrize("kind", ["vit", "mlp", "text"])
 @pytest.mark.parametrize("method", ["kd", "fs_merge"])
 def test_the_training_starts_at_the_solution(kind: str, method: str) -> None:
     rates = {"lr": TINY_RATE, "matrix_lr": TINY_RATE, "weight_decay": 0.0}

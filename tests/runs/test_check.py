@@ -118,6 +118,7 @@ def test_a_perturbed_copy_is_similar_and_another_seed_is_not(tmp_path: Path) -> 
 def test_the_closed_form_is_recommended_where_there_are_images_and_it_exists() -> None:
     vits = compile_plan([vit_source("class token", seed) for seed in (1, 2)])
     berts = compile_plan([encoder_source("BERT", seed) for seed in (1, 2)])
+    unknown = replace(berts, family=replace(berts.family, blocks=lambda module: ()))
     with_images: Any = SimpleNamespace(data=object())
     without: Any = SimpleNamespace(data=None)
     solved = "least squares, without a training; with one: method=fs_closed_form_trained, method=fs_merge"
@@ -126,7 +127,8 @@ def test_the_closed_form_is_recommended_where_there_are_images_and_it_exists() -
         "method=fs_closed_form",
         f"{solved}; from the pretrained weights: method=tsv",
     )
-    assert recommend(berts, [0.0], with_images, False) == (
+    assert recommend(berts, [0.0], with_images, False) == ("method=fs_closed_form", solved)
+    assert recommend(unknown, [0.0], with_images, False) == (
         "method=fs_merge",
         "there is no closed form for these sources",
     )

@@ -19,7 +19,7 @@ from tests.support.encoders import VARIANTS, sentence_pair
 POOLED = [name for name, options in VARIANTS.items() if options.get("pooler", True)]
 DATA = {"name": "sentences", "images_per_task": 10}
 TEXTS = ["the cake was not bad!", "anna baked the bread and forgot about the ticket"]
-APPLY = [name for name, cls in METHODS.items() if name != "fs_closed_form" and not cls.uses_base]
+APPLY = [name for name, cls in METHODS.items() if not cls.uses_base]
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,6 @@ def test_data_of_images_and_views_of_images_are_refused(pair: Any) -> None:
         "method.augment=paper is an augmentation of images, and these sources read texts. Pass "
         "method.augment=none, or method.augment=strong (a random share of the tokens is hidden or replaced)."
     )
-    with pytest.raises(ConfigError, match="method=fs_closed_form does not exist for family 'bert'"):
-        merge(pair, method="fs_closed_form", data=DATA)
 
 
 @pytest.mark.full

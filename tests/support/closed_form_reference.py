@@ -53,7 +53,7 @@ def merged_features(
         for block in net.blocks:
             own.append(own[-1] + block.attn(block.norm1(own[-1])))
             own.append(own[-1] + block.mlp(block.norm2(own[-1])))
-    R = _projection(trace, width)
+    R = projection(trace, width)
 
     def target(place: int) -> Tensor:
         return sum(
@@ -119,10 +119,11 @@ def _write(inner: Tensor, target: Tensor, z: Tensor, ridge: float) -> Tensor:
     return z + inner @ B + a
 
 
-def _projection(trace: Sequence[Sequence[Tensor]], width: int) -> list[Tensor]:
+def projection(trace: Sequence[Sequence[Tensor]], width: int) -> list[Tensor]:
+    """R_i: the top directions of the streams [..., d_i] of all sources side by side, over all depths."""
     total = torch.zeros(())
     for place in range(len(trace[0])):
-        rows = [own[place].flatten(0, 1) for own in trace]
+        rows = [own[place].flatten(0, -2) for own in trace]
         rows = [x - x.mean(1, keepdim=True) for x in rows]
         side = torch.cat([x / x.square().mean().sqrt() for x in rows], 1)
         total = total + side.T @ side / len(side)

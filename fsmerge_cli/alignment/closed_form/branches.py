@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.closed_form.assembly import (
-    Assembly,
-    selections,
-    set_norm,
-    through_constant,
-    write_ports,
-)
+from fsmerge_cli.alignment.closed_form.assembly import Assembly, set_norm, through_constant
 from fsmerge_cli.alignment.closed_form.folds import FoldMoments
-from fsmerge_cli.alignment.closed_form.heads import LogitMoments, merge_heads
+from fsmerge_cli.alignment.closed_form.heads import LogitMoments
+from fsmerge_cli.alignment.closed_form.inside import Facts, choose_heads, choose_units, head_norms
 from fsmerge_cli.alignment.closed_form.moments import Moments, stride
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import Branch
 from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT, sampled_rows, spread_rows
-from fsmerge_cli.alignment.closed_form.selection import select_units
 from fsmerge_cli.alignment.closed_form.stages import run_branch
-from fsmerge_cli.alignment.closed_form.stream import Batches, StreamProjection, Streams, flat
-from fsmerge_cli.architectures.ports import Port, Unit
+from fsmerge_cli.alignment.closed_form.stream import StreamProjection
+from fsmerge_cli.alignment.closed_form.streams import Batches, Further, Streams, flat
 from fsmerge_cli.common.seeding import generator
-
-Facts = dict[str, list[float]]
-"""What to report of one layer, by name."""
 
 ROWS_PER_CANDIDATE = 16
 """Rows per candidate from which hidden units and heads are chosen; more did not lower the feature error."""
 
 
 class BranchSolver:
-    """Solves one branch, given the streams before it.
+    """Solves one branch, given the streams before it: x' = x + F(x), where F reads the normalised stream.
 
     rows, after: weights of the tokens before the branch and behind it (None: all are 1). others: modules of the
-    other branches of the block. folds: of the images (see `folds_of`).
+    other branches of the block that are silent, and that pass on what they read (see `Branch.parts`). folds: of
+    the images (see `folds_of`). constant: what the readers read has the constant that intercepts go through.
     """
 
     def __init__(
@@ -48,14 +41,15 @@ class BranchSolver:
         options: ClosedFormOptions,
         block: str,
         branch: Branch,
-        others: Sequence[str],
+        others: tuple[Sequence[str], Sequence[str]],
         rows: Tensor | None,
         after: Tensor | None,
         folds: Tensor,
+        constant: bool,
     ) -> None:
         self.assembly, self.projection, self.options, self.branch = assembly, projection, options, branch
         self.plan, self.device = assembly.plan, assembly.device
-        self.rows, self.after, self.folds = rows, after, folds
+        self.rows, self.after, self.folds, self.constant = rows, after, folds, constant
         self._ridges: list[float] = []
         self._before: Batches = []
         self._blocks = [self._module(network, block) for network in networks]
@@ -63,8 +57,9 @@ class BranchSolver:
         inside = len(block) + 1
         self._readers = [name[inside:] for name in branch.readers]
         self._reader, self._writer = self._readers[0], branch.writer[inside:]
-        self._others = [name[inside:] for name in others]
-        self._norms = [name.rpartition(".")[0][inside:] for name in branch.units if self._per_head(name)]
+        self._silent, self._passing = ([name[inside:] for name in own] for own in others)
+        self._norm = branch.norm[inside:] if branch.norm else ""
+        self._norms = [name[inside:] for name in head_norms(self.plan, branch)]
         self.space = self.plan.spaces[branch.inside.space]
         self._scales = [self._scale(i) for i in assembly.sources]
 
@@ -74,12 +69,15 @@ class BranchSolver:
 
     def solve(self, streams: Streams) -> tuple[Streams, Facts]:
         """Set the branch's tensors in the assembly; the streams behind the branch, and facts to report."""
-        set_norm(self.assembly, self.branch.norm)
+        self._set_norm()
         reading, outputs, logits, after = self._observe(streams)
         facts = {"read_error": self._read(reading)}
         own = [w[f"{self.branch.writer}.weight"].double() for w in self.assembly.weights]
         written = torch.cat([R @ (s[:, None] * W) for R, s, W in zip(self.projection.maps, self._scales, own)], 1)
-        facts |= self._heads(logits, outputs, written) if logits else self._units(outputs, written)
+        if logits:
+            facts |= choose_heads(self.assembly, self.branch, logits, outputs, written)
+        else:
+            facts |= choose_units(self.assembly, self.branch, outputs, written)
         for reader in self.branch.readers:
             for name in (f"{reader}.weight", f"{reader}.bias"):
                 if self.assembly.has(name):
@@ -96,19 +94,23 @@ class BranchSolver:
         with torch.inference_mode():
             for part, mine in enumerate(streams.merged):
                 for i, own in enumerate(streams.sources):
-                    before = own[part].to(self.device)
-                    written = self._run(self._blocks[i], before, (), [self._writer])[f"{self._writer}.output"]
-                    own[part] = self._behind(i, before, written)
-                streams.merged[part] = self._moved(mine.to(self.device)).cpu()
+                    before, further = own[part].to(self.device), streams.beside(part)
+                    found = self._run(self._blocks[i], before, further, (), [self._writer])
+                    own[part] = self._behind(i, part, before, found[f"{self._writer}.output"])
+                streams.merged[part] = self._moved(mine.to(self.device), streams.beside(part)).cpu()
         return streams
 
-    def _behind(self, source: int, before: Tensor, written: Tensor) -> Tensor:
+    def _set_norm(self) -> None:
+        """The norm of the merged network before the readers."""
+        set_norm(self.assembly, self.branch.norm)
+
+    def _behind(self, source: int, part: int, before: Tensor, written: Tensor) -> Tensor:
         """A source's stream behind the branch, in host memory."""
         return (before + self._scales[source].float() * written).cpu()
 
-    def _moved(self, mine: Tensor) -> Tensor:
+    def _moved(self, mine: Tensor, further: Further) -> Tensor:
         """The merged stream behind the branch."""
-        written: Tensor = self._run(self._merged, mine, (), [self._writer])[f"{self._writer}.output"]
+        written: Tensor = self._run(self._merged, mine, further, (), [self._writer])[f"{self._writer}.output"]
         return mine + written
 
     def _observe(self, streams: Streams) -> tuple[FoldMoments, Moments, list[LogitMoments], Streams]:
@@ -121,23 +123,24 @@ class BranchSolver:
         wanted = [writer, *(self._readers if logits else [])]
         with torch.inference_mode():
             for part, mine in enumerate(streams.merged):
-                x = self._run(self._merged, mine, [reader])[f"{reader}.input"]
+                further, used = streams.beside(part), streams.used(part, self.device)
+                x = self._run(self._merged, mine, further, [reader])[f"{reader}.input"]
                 read, inner = [], []
                 if self.options.correct:
                     self._before.append(self._start(streams, part))
                 for i, block in enumerate(self._blocks):
                     own = streams.sources[i][part].to(self.device)
-                    found = self._run(block, own, [reader, writer], wanted)
+                    found = self._run(block, own, further, [reader, writer], wanted)
                     read.append(found[f"{reader}.input"])
                     inner.append(found[f"{writer}.input"])
-                    after[i][part] = self._behind(i, own, found[f"{writer}.output"])
+                    after[i][part] = self._behind(i, part, own, found[f"{writer}.output"])
                     if logits:
                         queries, keys = self._queries_and_keys(block, found)
                         norms = [block.get_submodule(name) for name in self._norms]
-                        logits[i].add(queries, keys, self.after, norms)
-                reading.add(flat([x]), flat(read), self._folds(part), self._sampled(self.rows, x, part))
-                outputs.add(flat(inner), None, spread_rows(self.after, x))
-        return reading, outputs, logits, Streams(after, list(streams.merged))
+                        logits[i].add(queries, keys, self.after, norms, used)
+                reading.add(flat([x]), flat(read), self._folds(part), self._sampled(self.rows, x, part, used))
+                outputs.add(flat(inner), None, spread_rows(self.after, x, used))
+        return reading, outputs, logits, replace(streams, sources=after, merged=list(streams.merged))
 
     def _start(self, streams: Streams, part: int) -> Tensor:
         """What the merged stream should be before the branch, in host memory."""
@@ -152,25 +155,30 @@ class BranchSolver:
         """Every how many of the rows behind the branch are enough to choose units from."""
         period = streams.merged[0].shape[1] if self.after is None else int((self.after > 0).sum())
         rows = period * sum(len(part) for part in streams.merged)
+        if streams.padded:
+            counts = [spread_rows(self.after, x, streams.used(n, x.device)) for n, x in enumerate(streams.merged)]
+            period, rows = 1, sum(int((torch.as_tensor(own) > 0).sum()) for own in counts)
         return stride(rows, ROWS_PER_CANDIDATE * sum(self.space.sources), period)
 
     def _run(
-        self, block: nn.Module, stream: Tensor, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+        self,
+        block: nn.Module,
+        stream: Tensor,
+        further: Further,
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
     ) -> dict[str, Tensor]:
-        return run_branch(block, self._others, stream.to(self.device), inputs, outputs)
+        own = tuple(value.to(self.device) for value in further)
+        return run_branch(block, self._silent, self._passing, stream.to(self.device), own, inputs, outputs)
 
     def _folds(self, part: int) -> Tensor:
         """The folds of the images of one part."""
         return self.folds[part * self.options.batch : (part + 1) * self.options.batch]
 
-    def _sampled(self, weights: Tensor | None, x: Tensor, part: int) -> Tensor | None:
+    def _sampled(self, weights: Tensor | None, x: Tensor, part: int, used: Tensor | None) -> Tensor | None:
         """Weights of the rows of one part from which a regression on x [n, T, p] is fitted."""
         random = generator(self.options.seed, "row sample", self.branch.writer, x.shape[-1], part)
-        return sampled_rows(weights, x, ROWS_PER_UNIT * x.shape[-1] / len(self.folds), random)
-
-    def _per_head(self, name: str) -> bool:
-        role = self.plan.roles[name]
-        return isinstance(role, Unit) and role.per_head and name.endswith(".weight")
+        return sampled_rows(weights, x, ROWS_PER_UNIT * x.shape[-1] / len(self.folds), random, used)
 
     def _scale(self, source: int) -> Tensor:
         """Product of the per-unit factors of what the branch writes, [d_i], fp64."""
@@ -182,52 +190,11 @@ class BranchSolver:
 
     def _read(self, reading: FoldMoments) -> list[float]:
         """The maps U_i from the merged stream behind its norm to the sources' own; the error of each."""
-        constant = self.branch.norm is not None and self.assembly.has(f"{self.branch.norm}.bias")
-        found, self._ridges = reading.fit(self.options.ridge, constant)
+        found, self._ridges = reading.fit(self.options.ridge, self.constant)
         sizes = list(self.plan.spaces[self.branch.read.space].sources)
-        for i, part in enumerate(torch.split(through_constant(found) if constant else found.matrix, sizes)):
+        for i, part in enumerate(torch.split(through_constant(found) if self.constant else found.matrix, sizes)):
             self.assembly.unmerge[self.branch.read, i] = part
         return [float(part.mean()) for part in torch.split(found.errors, sizes)]
-
-    def _heads(self, logits: Sequence[LogitMoments], outputs: Moments, written: Tensor) -> Facts:
-        """Choose and shrink heads; the share of each head's logits that is kept, and heads from each source."""
-        assembly, count = self.assembly, self.space.heads[0] if self.space.heads else 1
-        gains = [self._gain(i) for i in assembly.sources]
-        found = merge_heads(logits, outputs, written, self.space.sources, self.space.merged, count)
-        for port, maps in zip(ports := self._ports(), found.maps):
-            for i in assembly.sources:
-                assembly.merge[port, i] = maps[i] * gains[i] if port == ports[-1] else maps[i]
-        for name in self.branch.units:
-            module = name.rpartition(".")[0].rpartition(".")[2]
-            value = 0.0 if name.endswith(".bias") else found.scales.get(module, 1.0)
-            assembly.assign(name, torch.tensor(value))
-        return {"logits_kept": list(found.kept), "heads": [float(n) for n in found.counts]}
-
-    def _ports(self) -> list[Port]:
-        """The ports that the readers write to: queries, keys and values, or hidden units."""
-        return [port for reader in self.branch.readers for port in write_ports(self.plan, reader)]
-
-    def _gain(self, source: int) -> Tensor:
-        """Weight of a norm over all heads before the writer, [d_i]; ones without one."""
-        value = torch.ones(self.space.sources[source], dtype=torch.float64, device=self.device)
-        for name in self.branch.units:
-            role = self.plan.roles[name]
-            if name.endswith(".weight") and isinstance(role, Unit) and not role.per_head:
-                value = value * self.assembly.weights[source][name].double()
-        return value
-
-    def _units(self, outputs: Moments, written: Tensor) -> Facts:
-        """Select hidden units by the error that is left in what the branch writes; units from each source."""
-        gram = outputs.second()
-        chosen = select_units(gram, gram @ written.T, self.space.merged)
-        picked = selections(chosen, self.space.sources)
-        for port in set(self._ports()):
-            for i, M in enumerate(picked):
-                self.assembly.merge[port, i] = M
-        for name in self.branch.units:
-            own = [w[name].double() for w in self.assembly.weights]
-            self.assembly.assign(name, torch.stack([M @ v for M, v in zip(picked, own)]).sum(0))
-        return {"units": [float(M.sum()) for M in picked]}
 
     def _write(self, before: Streams, after: Streams) -> None:
         """Set the writer: to what is missing in the merged stream, or to sum_i M_i W_i U_i."""
@@ -260,25 +227,31 @@ class BranchSolver:
         sums = FoldMoments()
         with torch.inference_mode():
             for part, mine in enumerate(before.merged):
-                x = self._run(self._merged, mine, [self._writer])[f"{self._writer}.input"]
+                further, used = before.beside(part), before.used(part, self.device)
+                x = self._run(self._merged, mine, further, [self._writer])[f"{self._writer}.input"]
                 missing = self._parts(after, part, mine.to(self.device))
-                sums.add(flat([x]), flat(missing), self._folds(part), self._sampled(self.after, x, part))
+                sums.add(flat([x]), flat(missing), self._folds(part), self._sampled(self.after, x, part, used))
         return sums
 
     def _parts(self, after: Streams, part: int, mine: Tensor) -> list[Tensor]:
         wanted = self._before[part].to(self.device)
-        return [self._target(after, part) - wanted, wanted - mine]
+        return [self._summed(after, part) - wanted, wanted - mine]
 
     def _writer_inputs(self, before: Streams) -> FoldMoments:
         """The sources' inputs of the writer, on the merged one."""
         sums, key = FoldMoments(), f"{self._writer}.input"
         with torch.inference_mode():
             for part, mine in enumerate(before.merged):
-                x = self._run(self._merged, mine, [self._writer])[key]
+                further, used = before.beside(part), before.used(part, self.device)
+                x = self._run(self._merged, mine, further, [self._writer])[key]
                 pairs = zip(self._blocks, before.sources)
-                own = [self._run(block, stream[part], [self._writer])[key] for block, stream in pairs]
-                sums.add(flat([x]), flat(own), self._folds(part), self._sampled(self.after, x, part))
+                own = [self._run(block, stream[part], further, [self._writer])[key] for block, stream in pairs]
+                sums.add(flat([x]), flat(own), self._folds(part), self._sampled(self.after, x, part, used))
         return sums
+
+    def _summed(self, after: Streams, part: int) -> Tensor:
+        """What the merged stream should be behind the sum."""
+        return self._target(after, part)
 
     def _target(self, streams: Streams, part: int) -> Tensor:
         return self.projection([own[part].to(self.device) for own in streams.sources])
@@ -288,10 +261,14 @@ class BranchSolver:
         errors = Moments()
         with torch.inference_mode():
             for part, stream in enumerate(streams.merged):
-                mine = self._moved(stream.to(self.device))
-                target = self._target(streams, part)
-                squares = torch.stack([(target - mine).square().sum(-1), target.square().sum(-1)], -1)
-                errors.add(squares.flatten(0, 1), None, spread_rows(self.after, mine))
+                mine = self._moved(stream.to(self.device), streams.beside(part))
+                target, used = self._target(streams, part), streams.used(part, self.device)
+                squares = torch.stack([self._difference(target, mine), target.square().sum(-1)], -1)
+                errors.add(squares.flatten(0, 1), None, spread_rows(self.after, mine, used))
                 streams.merged[part] = mine.cpu()
         error, size = torch.as_tensor(errors.x).tolist()
         return float(error / max(size, 1e-300))
+
+    def _difference(self, target: Tensor, mine: Tensor) -> Tensor:
+        """The squared distance of every token of the merged stream from its target, [n, T]."""
+        return (target - mine).square().sum(-1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.attention import reduced_logits, reduced_values
 from fsmerge_cli.alignment.closed_form.moments import Moments
+from fsmerge_cli.alignment.closed_form.rows import spread_rows
 from fsmerge_cli.alignment.closed_form.selection import select_groups
 from fsmerge_cli.alignment.closed_form.stream import orthogonal_to_ones
 
@@ -28,12 +29,22 @@ class LogitMoments:
         self._keys: Tensor | float = 0.0
         self._tokens = 0
 
-    def add(self, queries: Tensor, keys: Tensor, weights: Tensor | None, norms: Sequence[nn.Module] = ()) -> None:
-        """Add a batch [n, T, H d]; weights: of the queries' tokens, [T]."""
+    def add(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        weights: Tensor | None,
+        norms: Sequence[nn.Module] = (),
+        used: Tensor | None = None,
+    ) -> None:
+        """Add a batch [n, T, H d]. weights: of the queries' tokens, [T]; used: those without padding, [n, T]."""
         self.norms = norms
         q, k = (x.reshape(*x.shape[:2], self.heads, -1) for x in (queries, keys))
         q, k = (norm(x) for norm, x in zip(norms, (q, k))) if norms else (q, k)
         q, k = (x.double().permute(2, 0, 1, 3) for x in (q, k))
+        if used is not None:
+            self._add_used(q, k, spread_rows(weights, queries, used), used[..., None].to(k))
+            return
         k = (k - k.mean(2, keepdim=True)).flatten(1, 2)
         w = torch.ones(q.shape[2], dtype=q.dtype, device=q.device) if weights is None else weights.to(q)
         scaled = (q * w[:, None]).flatten(1, 2)
@@ -41,6 +52,15 @@ class LogitMoments:
         self._rows = self._rows + w.sum() * q.shape[1]
         self._keys = self._keys + k.mT @ k
         self._tokens += k.shape[1]
+
+    def _add_used(self, q: Tensor, k: Tensor, weights: Tensor | None, used: Tensor) -> None:
+        """The same of padded inputs. q, k: [H, n, T, d]; weights: [n T]; used: 1 or 0, [n, T, 1]."""
+        k = ((k - (k * used).sum(2, keepdim=True) / used.sum(1, keepdim=True)) * used).flatten(1, 2)
+        w = torch.as_tensor(weights).to(q)
+        self._queries = self._queries + (q.flatten(1, 2) * w[:, None]).mT @ q.flatten(1, 2)
+        self._rows = self._rows + w.sum()
+        self._keys = self._keys + k.mT @ k
+        self._tokens += int(used.sum())
 
     def of(self, head: int) -> tuple[Tensor, Tensor]:
         """The moments of queries and keys of one head, [d, d]."""

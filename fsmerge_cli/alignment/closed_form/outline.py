@@ -19,7 +19,8 @@ NOWHERE = Port("", "")
 class Branch:
     """Weights that read the residual stream at one port, and the weight that writes back into it.
 
-    norm: the module between stream and readers (None: none). readers: modules, in order, which read `read`.
+    norm: the module between stream and readers, or behind the sum in a post-norm network (None: none). readers:
+    modules, in order, which read `read`.
     writer: module, which reads `inside` and writes `write`. scales: names of the per-unit factors of what it
     writes (LayerScale). units: names of the per-unit vectors between readers and writer. latent: name of a tensor
     that is the queries (None: readers compute them).
@@ -40,6 +41,10 @@ class Branch:
         """The module that contains exactly this branch (attention, MLP)."""
         parts = zip(*(name.split(".") for name in (*self.readers, self.writer)))
         return ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, parts))
+
+    def parts(self, post_norm: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Modules that have to write nothing, and to pass on what they read, so that the branch does nothing."""
+        return ((self.writer,), (self.norm,) if self.norm else ()) if post_norm else ((self.module,), ())
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,10 @@ class Outline:
     """A network with a residual stream.
 
     stream: the name of its space. blocks: modules, in order; branches: of each block. tables: names of the tensors
-    before the blocks that write into the stream. before, after: modules of the norms on the stream before and
+    before the blocks that write into the stream, or into the narrower space `embedded` that the layer `projected`
+    reads, which writes into the stream (ELECTRA). before, after: modules of the norms on the stream before and
     after the blocks. centred: these norms subtract the mean of the units (LayerNorm, not RMSNorm). pooling: behind
-    all of that (None: there is none by attention).
+    all of that (None: there is none by attention). post_norm: a norm comes behind every sum, x' = LN(x + F(x)).
     """
 
     stream: str
@@ -74,7 +80,17 @@ class Outline:
     before: tuple[str, ...]
     after: tuple[str, ...]
     centred: bool
+    embedded: str
+    projected: str | None = None
     pooling: Pooling | None = None
+    post_norm: bool = False
+
+    @property
+    def last_norm(self) -> str | None:
+        """The norm behind all blocks, which what comes after them reads."""
+        if self.post_norm:
+            return self.branches[-1][-1].norm
+        return self.after[-1] if self.after else None
 
 
 def outline(plan: Plan) -> Outline | None:
@@ -93,11 +109,14 @@ def outline(plan: Plan) -> Outline | None:
     outside = [name for name in plan.roles if not _inside(name, blocks)]
     first = min(place for place, name in enumerate(plan.roles) if _inside(name, blocks))
     early = set(list(plan.roles)[:first])
+    projected = next((n for n in outside if n in early and n in mapped and mapped[n].read), None)
+    read = mapped[projected].read if projected else None
+    embedded = read[1][0].space if read else stream
     norms = [
         (name in early, name.rpartition(".")[0])
         for name in outside
         for role in [plan.roles[name]]
-        if isinstance(role, Unit) and role.port.space == stream
+        if isinstance(role, Unit) and role.port.space in (stream, embedded)
     ]
     branches = tuple(_branches(plan, network, _names(plan, block), stream) for block in blocks)
     inner = [branch.norm for own in branches for branch in own if branch.norm is not None]
@@ -105,11 +124,14 @@ def outline(plan: Plan) -> Outline | None:
         stream,
         blocks,
         branches,
-        tuple(n for n in outside if n in mapped and mapped[n].read is None and _writes(mapped[n], stream)),
+        tuple(n for n in outside if n in mapped and mapped[n].read is None and _writes(mapped[n], embedded)),
         tuple(dict.fromkeys(module for is_early, module in norms if is_early)),
         tuple(dict.fromkeys(module for is_early, module in norms if not is_early)),
         _centred(network, inner),
+        embedded,
+        projected.rpartition(".")[0] if projected else None,
         _pooling(plan, network, tuple(dict.fromkeys(module for is_early, module in norms if not is_early))),
+        plan.family.post_norm,
     )
 
 
@@ -181,7 +203,7 @@ def _branches(plan: Plan, network: nn.Module, names: Sequence[str], stream: str)
             if role.port.space != stream:
                 found[-1].units.append(name)
             elif hasattr(network.get_submodule(owner), "eps"):
-                begin().norm = owner
+                (found[-1] if plan.family.post_norm else begin()).norm = owner
             else:
                 (found[-1].scales if found[-1].writer else early).append(name)
         elif isinstance(role, Mapped) and role.read is not None:

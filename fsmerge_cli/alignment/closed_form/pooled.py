@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 from fsmerge_cli.alignment.closed_form.branches import BranchSolver
 from fsmerge_cli.alignment.closed_form.moments import Moments
 from fsmerge_cli.alignment.closed_form.stages import recorded
-from fsmerge_cli.alignment.closed_form.stream import StreamProjection, Streams, project_stream
-from fsmerge_cli.architectures.ports import Mapped, Port
+from fsmerge_cli.alignment.closed_form.stream import StreamProjection, project_stream
+from fsmerge_cli.alignment.closed_form.streams import Further, Streams
 
 
 class AttentionPooling(BranchSolver):
@@ -28,11 +27,11 @@ class AttentionPooling(BranchSolver):
         target = self._target(after, part)
         return [target, torch.zeros_like(target)]
 
-    def _behind(self, source: int, before: Tensor, written: Tensor) -> Tensor:
+    def _behind(self, source: int, part: int, before: Tensor, written: Tensor) -> Tensor:
         return written.cpu()
 
-    def _moved(self, mine: Tensor) -> Tensor:
-        found: Tensor = self._run(self._merged, mine, (), [self._writer])[f"{self._writer}.output"]
+    def _moved(self, mine: Tensor, further: Further) -> Tensor:
+        found: Tensor = self._run(self._merged, mine, further, (), [self._writer])[f"{self._writer}.output"]
         return found
 
     def _every(self, streams: Streams) -> int:
@@ -42,16 +41,6 @@ class AttentionPooling(BranchSolver):
         latent: Tensor = getattr(block, self._latent.rpartition(".")[2])
         keys = found[f"{self._reader}.output"].chunk(2, dim=-1)[0]
         return latent.expand(len(keys), -1, -1), keys
-
-    def _ports(self) -> list[Port]:
-        role = self.plan.roles[self._latent]
-        queries = role.write[1] if isinstance(role, Mapped) else ()
-        return [*queries, *super()._ports()]
-
-    def _heads(self, *given: Any) -> dict[str, list[float]]:
-        facts = super()._heads(*given)
-        self.assembly.fold(self._latent)
-        return facts
 
     @property
     def _latent(self) -> str:

@@ -8,24 +8,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.closed_form.assembly import Assembly, set_norm, through_constant
+from fsmerge_cli.alignment.closed_form.assembly import Assembly, selections, set_norm, through_constant
 from fsmerge_cli.alignment.closed_form.branches import BranchSolver
+from fsmerge_cli.alignment.closed_form.embeddings import Embeddings
 from fsmerge_cli.alignment.closed_form.finished import Finished
 from fsmerge_cli.alignment.closed_form.folds import FoldMoments, folds_of
 from fsmerge_cli.alignment.closed_form.moments import Moments
 from fsmerge_cli.alignment.closed_form.options import FLOOR, ClosedFormOptions
-from fsmerge_cli.alignment.closed_form.outline import Outline, Pooling
+from fsmerge_cli.alignment.closed_form.outline import Branch, Outline, Pooling
 from fsmerge_cli.alignment.closed_form.pooled import AttentionPooling, PooledMLP, pooled_projection
+from fsmerge_cli.alignment.closed_form.post_norm import PostNormSolver
 from fsmerge_cli.alignment.closed_form.rows import row_weights
-from fsmerge_cli.alignment.closed_form.stages import embed, recorded, run, tail
-from fsmerge_cli.alignment.closed_form.stream import (
-    Place,
-    StreamProjection,
-    Streams,
-    project_stream,
-    stream_moments,
-)
+from fsmerge_cli.alignment.closed_form.selection import select_units
+from fsmerge_cli.alignment.closed_form.stages import embed, further_arguments, recorded, tail
+from fsmerge_cli.alignment.closed_form.stream import Place, StreamProjection, project_stream, stream_moments
+from fsmerge_cli.alignment.closed_form.streams import Streams
 from fsmerge_cli.architectures.ports import Mapped
+from fsmerge_cli.common.inputs import Inputs, in_use
 from fsmerge_cli.training.teachers import batches
 
 MAX_BYTES = 2**28
@@ -40,9 +39,9 @@ class ResidualSolver:
         assembly: Assembly,
         networks: Sequence[nn.Module],
         found: Outline,
-        images: Tensor,
-        original: Tensor,
-        own: Sequence[Tensor],
+        images: Inputs,
+        original: Inputs,
+        own: Sequence[Inputs],
         options: ClosedFormOptions,
         finished: Finished,
     ) -> None:
@@ -56,8 +55,10 @@ class ResidualSolver:
     def _images_per_pass(self, most: int) -> int:
         """As many images as keep the largest activation, in fp64 and for all sources, within MAX_BYTES."""
         plan = self.assembly.plan
+        tokens = 0 if isinstance(self.images, Tensor) else self.images.mask.shape[1]
         with torch.inference_mode():
-            tokens = embed(self.assembly.network, self.outline.blocks, self.images[:1].to(self.device)).shape[1]
+            first = embed(self.assembly.network, self.outline.blocks, self.images[:1].to(self.device))
+            tokens = tokens or first.shape[1]
         widest = max(sum(space.sources) + space.merged for space in plan.spaces.values())
         return max(1, min(most, MAX_BYTES // (8 * tokens * widest)))
 
@@ -76,11 +77,12 @@ class ResidualSolver:
         self.facts["stream_kept"] = [[projection.kept]]
         streams = self._embed(projection)
         self.finished.load()
-        depth = 0
+        depth, post_norm = 0, self.outline.post_norm
         for block, branches in zip(self.outline.blocks, self.outline.branches):
             for branch in branches:
-                others = [other.module for other in branches if other is not branch]
-                solver = BranchSolver(
+                parts = [other.parts(post_norm) for other in branches if other is not branch]
+                others = [name for own, _ in parts for name in own], [name for _, own in parts for name in own]
+                solver = (PostNormSolver if post_norm else BranchSolver)(
                     self.assembly,
                     self.networks,
                     projection,
@@ -91,6 +93,7 @@ class ResidualSolver:
                     rows[depth],
                     rows[depth + 1],
                     self.folds,
+                    self._constant(branch, depth),
                 )
                 depth += 1
                 if depth <= self.finished.done:
@@ -130,7 +133,7 @@ class ResidualSolver:
         )
         own_rows = None if rows is None else rows[-pooled.merged[0].shape[1] :]
         for place, (branch, solver_class) in enumerate(solvers):
-            other = [pooling.mlp.module] if place == 0 else []
+            other = [pooling.mlp.module] if place == 0 else list[str]()
             own = own_rows if place == 0 else None
             solver = solver_class(
                 self.assembly,
@@ -139,10 +142,11 @@ class ResidualSolver:
                 self.options,
                 module,
                 branch,
-                other,
+                (other, ()),
                 own,
                 None,
                 self.folds,
+                branch.norm is not None and self.assembly.has(f"{branch.norm}.bias"),
             )
             if stages - 2 + place < self.finished.done:
                 pooled = solver.replay(pooled)
@@ -154,38 +158,33 @@ class ResidualSolver:
         for name in pooling.after:
             set_norm(self.assembly, name)
 
+    def _constant(self, branch: Branch, depth: int) -> bool:
+        """Whether what a branch reads has the constant that intercepts go through: the bias of a norm."""
+        if self.outline.post_norm:
+            return depth > 0 or self.outline.projected is None
+        return branch.norm is not None and self.assembly.has(f"{branch.norm}.bias")
+
     def _places(self) -> list[Place]:
         """Where the stream is seen before every branch, and behind the last."""
         found = []
         for block, branches in zip(self.outline.blocks, self.outline.branches):
-            _, *rest = branches
-            found += [Place(block, "input"), *(Place(branch.norm or block, "input") for branch in rest)]
+            found.append(Place(block, "input"))
+            if self.outline.post_norm:  # the stream before a branch is what the norm of the one before puts out
+                found += [Place(branch.norm or block, "output") for branch in branches[:-1]]
+            else:
+                found += [Place(branch.norm or block, "input") for branch in branches[1:]]
         return [*found, Place(self.outline.blocks[-1], "output")]
 
     def _embed(self, projection: StreamProjection) -> Streams:
-        """Write the tables (patch projection, tokens, positions) through R; a norm behind them scales R first."""
-        assembly = self.assembly
-        maps: Sequence[Tensor] = projection.maps
-        for module in self.outline.before:
-            maps = set_first_norm(assembly, module, projection, self._spread(module))
-        for name in self.outline.tables:
-            role = assembly.plan.roles[name]
-            if isinstance(role, Mapped):
-                for i in assembly.sources:
-                    assembly.merge[role.write[1][0], i] = maps[i]
-                assembly.fold(name)
+        """Write what comes before the blocks, and run it."""
+        given = self.networks, self.outline, self.images, self.own, self.options
+        Embeddings(self.assembly, *given).write(projection, self.folds)
         with torch.inference_mode():
             sources = [self._embedded(network) for network in self.networks]
-            return Streams(sources, self._embedded(assembly.network))
-
-    def _spread(self, module: str) -> list[float]:
-        """Root mean variance over the units of what every source's norm reads."""
-        found = []
-        with torch.inference_mode():
-            for network, own in zip(self.networks, self.own):
-                x = run(network, own[: self.options.batch].to(self.device), inputs=[module])[f"{module}.input"]
-                found.append(float(x.double().var(-1, correction=0).mean().sqrt()))
-        return found
+            parts = [self.images[rows].to(self.device) for rows in batches(len(self.images), self.options.batch)]
+            further = [further_arguments(self.networks[0], self.outline.blocks, part) for part in parts]
+            masks = [in_use(part) for part in parts]
+            return Streams(sources, self._embedded(self.assembly.network), further, masks)
 
     def _embedded(self, network: nn.Module) -> list[Tensor]:
         blocks, batch = self.outline.blocks, self.options.batch
@@ -197,14 +196,14 @@ class ResidualSolver:
     def _features(self, streams: Streams) -> tuple[Tensor, ...]:
         """The projectors U_out, from the merged features to those of every source."""
         plan, pooling = self.assembly.plan, self.outline.pooling
-        stream, norms = self.outline.stream, self.outline.after
+        stream, norms = self.outline.stream, [self.outline.last_norm]
         if pooling is not None:
-            stream, norms = pooling.attention.write.space, pooling.after
-        last = [m for m in norms if self.assembly.has(f"{m}.bias")]
+            stream, norms = pooling.attention.write.space, [*pooling.after]
+        constant = any(self.assembly.has(f"{module}.bias") for module in norms)
         if plan.features.space != stream:
-            self._project(streams, constant=bool(last))
+            self._project(streams, constant)
         sums = self._regress(streams, "")
-        intercept = bool(last) and plan.features.space == stream
+        intercept = constant and plan.features.space == stream
         found, ridges = sums.fit(self.options.ridge, intercept)
         self.facts["ridge_features"] = [ridges]
         sizes = [arch.features for arch in plan.source_archs]
@@ -213,7 +212,10 @@ class ResidualSolver:
         return tuple(part.float() for part in torch.split(U, sizes))
 
     def _project(self, streams: Streams, constant: bool) -> None:
-        """A projection behind the blocks (CLIP): the top directions of the sources' features side by side."""
+        """A layer behind the blocks: the top directions of the sources' features side by side (CLIP's projection).
+
+        Behind an activation (BERT's pooler) it is those of the sources' units that determine the others best.
+        """
         assembly, plan = self.assembly, self.assembly.plan
         name, role = next(
             (name, role)
@@ -227,8 +229,13 @@ class ResidualSolver:
             assembly.unmerge[read, i] = part
         outputs, space = Moments(), plan.spaces[write.space]
         outputs.add(torch.cat([torch.cat([f for f, _ in own]) for own in self._outputs(streams)], 1))
-        for i, R in enumerate(project_stream([outputs], space.sources, space.merged, centred=False).maps):
-            assembly.merge[write, i] = R
+        if plan.family.activated_features:
+            gram = outputs.second()
+            maps: Sequence[Tensor] = selections(select_units(gram, gram, space.merged), space.sources)
+        else:
+            maps = project_stream([outputs], space.sources, space.merged, centred=False).maps
+        for i, M in enumerate(maps):
+            assembly.merge[write, i] = M
         for table in (name, name.replace("weight", "bias")):
             if assembly.has(table):
                 assembly.fold(table)
@@ -262,25 +269,3 @@ class ResidualSolver:
             tail(network, self.outline.blocks, images, value)
         value = found[f"{module}.input"]
         return value.flatten(0, -2) if flat else value
-
-
-def set_first_norm(
-    assembly: Assembly, module: str, projection: StreamProjection, spread: Sequence[float]
-) -> list[Tensor]:
-    """A norm between the tables and the first block; the maps R_i diag(g_i) / spread_i for the tables before it.
-
-    The merged norm has one scale and the bias sum_i R_i b_i. Only where the norms' denominators of all sources are
-    constant is that exact; what is missing is left to the blocks.
-    """
-    maps, bias = [], torch.zeros(len(projection.maps[0]), dtype=torch.float64, device=assembly.device)
-    for i, R in enumerate(projection.maps):
-        own = assembly.weights[i]
-        gain = R * own[f"{module}.weight"].double() / spread[i]
-        maps.append(gain - gain.mean(1, keepdim=True))
-        if assembly.has(f"{module}.bias"):
-            bias = bias + R @ own[f"{module}.bias"].double()
-    square = torch.stack([M.square().sum() * size**2 for M, size in zip(maps, spread)]).sum() / len(maps[0])
-    assembly.assign(f"{module}.weight", square.sqrt())
-    if assembly.has(f"{module}.bias"):
-        assembly.assign(f"{module}.bias", bias)
-    return maps

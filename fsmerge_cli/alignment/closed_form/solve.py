@@ -24,7 +24,7 @@ from fsmerge_cli.alignment.closed_form.outline import outline
 from fsmerge_cli.alignment.closed_form.residual import ResidualSolver
 from fsmerge_cli.alignment.closed_form.selected import SelectedSolver
 from fsmerge_cli.alignment.closed_form.steps import selects_units, steps
-from fsmerge_cli.common.inputs import pixels_of
+from fsmerge_cli.common.inputs import Inputs, pixels_of
 from fsmerge_cli.data.draw import NO_TASK, Images
 from fsmerge_cli.training.problem import Problem
 from fsmerge_cli.training.teachers import network
@@ -60,25 +60,25 @@ def closed_form(problem: Problem, rows: Images, options: ClosedFormOptions) -> C
     assembly = Assembly(plan, problem.weights(), device)
     networks = [network(source, device).float() for source in problem.sources]
     finished = Finished(assembly, not options.correct, problem.snapshots.next_training(), problem.progress)
-    pixels = pixels_of(rows.images).float()
-    original = pixels[: len(problem.images)]
+    inputs = rows.images.float()
+    original = inputs[: len(problem.images)]
     solver: ResidualSolver | LayeredSolver | SelectedSolver
     folds = folds_of(len(original), len(rows))
     if selects_units(plan):
         order = steps(plan) or ()
-        solver = SelectedSolver(assembly, networks, order, pixels, folds, options, finished)
+        solver = SelectedSolver(assembly, networks, order, pixels_of(inputs), folds, options, finished)
     elif found := outline(plan):
         own = [_own(original, problem.images.task, i)[:MAX_GRADIENT_IMAGES] for i in assembly.sources]
-        solver = ResidualSolver(assembly, networks, found, pixels, original, own, options, finished)
+        solver = ResidualSolver(assembly, networks, found, inputs, original, own, options, finished)
     else:
         chain = layers(plan) or ()
-        solver = LayeredSolver(assembly, networks, chain, pixels, folds, options, finished)
+        solver = LayeredSolver(assembly, networks, chain, pixels_of(inputs), folds, options, finished)
     projectors = solver.solve()
     weights = {name: t.detach().clone() for name, t in assembly.network.state_dict().items()}
     return ClosedForm(weights, projectors, assembly.merge, assembly.unmerge, finished.facts)
 
 
-def _own(images: Tensor, task: Tensor, source: int) -> Tensor:
+def _own(images: Inputs, task: Tensor, source: int) -> Inputs:
     """The images of one source's task and the auxiliary images; all images where there are none of them."""
     selected = (task == source) | (task == NO_TASK)
     return images[selected] if bool(selected.any()) else images

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.common.inputs import Inputs
+
 
 class _Stop(Exception):  # noqa: N818 - not an error
     """Ends a forward pass as soon as everything that was wanted is recorded."""
@@ -67,27 +69,46 @@ def replaced(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterat
 
 def run(
     network: nn.Module,
-    value: Tensor,
+    value: Inputs,
     inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
     copy: bool = False,
+    further: Sequence[Any] = (),
 ) -> dict[str, Tensor]:
-    """The wanted activations of one pass of `network`, which ends as soon as all of them are there."""
+    """The wanted activations of one pass of `network`, which ends as soon as all of them are there.
+
+    further: its arguments behind `value`.
+    """
     with recorded(network, inputs, outputs, stop=True, copy=copy) as found, suppress(_Stop):
-        network(value)
+        network(value, *further)
     return found
 
 
-def embed(network: nn.Module, blocks: Sequence[str], images: Tensor) -> Tensor:
+def embed(network: nn.Module, blocks: Sequence[str], images: Inputs) -> Tensor:
     """The input of the first block."""
     return run(network, images, inputs=blocks[:1])[f"{blocks[0]}.input"]
+
+
+def further_arguments(network: nn.Module, blocks: Sequence[str], inputs: Inputs) -> Sequence[Tensor]:
+    """What every block reads beside the stream, in order: the mask of padded texts."""
+    found: list[Sequence[Tensor]] = []
+
+    def keep(module: nn.Module, values: tuple[Any, ...]) -> None:
+        found.append(values[1:])
+        raise _Stop
+
+    handle = network.get_submodule(blocks[0]).register_forward_pre_hook(keep)
+    with suppress(_Stop):
+        network(inputs)
+    handle.remove()
+    return found[0]
 
 
 def _identity(x: Tensor, *rest: Any, **options: Any) -> Tensor:
     return x
 
 
-def tail(network: nn.Module, blocks: Sequence[str], images: Tensor, stream: Tensor) -> Tensor:
+def tail(network: nn.Module, blocks: Sequence[str], images: Inputs, stream: Tensor) -> Tensor:
     """The network's output for the output `stream` of its last block; only the size of `images` matters."""
     *first, last = (network.get_submodule(name) for name in blocks)
     passed = [(block, _identity) for block in first]
@@ -98,12 +119,24 @@ def tail(network: nn.Module, blocks: Sequence[str], images: Tensor, stream: Tens
 
 def run_branch(
     block: nn.Module,
-    others: Sequence[str],
+    silent: Sequence[str],
+    passing: Sequence[str],
     stream: Tensor,
+    further: Sequence[Any],
     inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """Activations of one branch of `block`, for its stream; the `others` (their modules) write nothing."""
-    silent = [(block.get_submodule(name), lambda x, *rest, **options: torch.zeros_like(x)) for name in others]
-    with replaced(silent):
-        return run(block, stream, inputs, outputs)
+    """Activations of one branch of `block`, for its stream.
+
+    silent: modules of the other branches, which write nothing. passing: those that pass on what they read.
+    further: see `further_arguments`.
+    """
+    instead = [(module, _nothing(module)) for module in map(block.get_submodule, silent)]
+    with replaced([*instead, *((block.get_submodule(name), _identity) for name in passing)]):
+        return run(block, stream, inputs, outputs, further=further)
+
+
+def _nothing(module: nn.Module) -> Callable[..., Tensor]:
+    if isinstance(module, nn.Linear):
+        return lambda x, *rest, **options: x.new_zeros(*x.shape[:-1], module.out_features)
+    return lambda x, *rest, **options: torch.zeros_like(x)

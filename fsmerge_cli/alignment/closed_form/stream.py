@@ -11,18 +11,8 @@ from torch import Tensor, nn
 from fsmerge_cli.alignment.closed_form.moments import Moments
 from fsmerge_cli.alignment.closed_form.rows import spread_rows
 from fsmerge_cli.alignment.closed_form.stages import recorded
+from fsmerge_cli.common.inputs import Inputs, in_use
 from fsmerge_cli.training.teachers import batches
-
-Batches = list[Tensor]
-"""A stream [n, T, d] in parts, in host memory."""
-
-
-@dataclass
-class Streams:
-    """The streams of all sources, and that of the merged network, at one depth."""
-
-    sources: list[Batches]
-    merged: Batches
 
 
 @dataclass(frozen=True)
@@ -38,11 +28,6 @@ class Place:
         return f"{self.module}.{self.side}"
 
 
-def flat(parts: Sequence[Tensor]) -> Tensor:
-    """Activations [n, T, d_i] side by side, one row per token."""
-    return torch.cat(list(parts), -1).flatten(0, -2)
-
-
 def names(places: Sequence[Place], side: str) -> list[str]:
     """The modules of the places on one side."""
     return [place.module for place in places if place.side == side]
@@ -52,7 +37,7 @@ def stream_moments(
     networks: Sequence[nn.Module],
     places: Sequence[Place],
     rows: Sequence[Tensor | None],
-    images: Tensor,
+    images: Inputs,
     batch: int,
     device: torch.device,
     centred: bool,
@@ -65,16 +50,17 @@ def stream_moments(
     found = [Moments() for _ in places]
     with torch.inference_mode():
         for part in batches(len(images), batch):
-            streams = []
+            streams, own = [], images[part].to(device)
+            used = in_use(own)
             for network in networks:
                 with recorded(network, names(places, "input"), names(places, "output")) as recording:
-                    network(images[part].to(device))
+                    network(own)
                 streams.append(recording)
             for place, moments, weights in zip(places, found, rows):
                 values = [recording[place.key] for recording in streams]
                 if centred:
                     values = [value - value.mean(-1, keepdim=True) for value in values]
-                moments.add(torch.cat(values, -1).flatten(0, 1), None, spread_rows(weights, values[0]))
+                moments.add(torch.cat(values, -1).flatten(0, 1), None, spread_rows(weights, values[0], used))
     return found
 
 
@@ -110,6 +96,18 @@ def project_stream(
         maps.append(own - own.mean(1, keepdim=True) if centred else own)  # R C, with C = I - 1 1^T / d_i
     kept = values[-count:].sum() / values.sum().clamp(min=1e-300)
     return StreamProjection(tuple(maps), float(kept))
+
+
+def along(x: Tensor, wanted: Tensor) -> Tensor:
+    """Sums for `factor`: x . wanted and x . x of every row, [n, 2] in fp64."""
+    x, wanted = x.double(), wanted.double()
+    return torch.stack([(x * wanted).sum(-1), x.square().sum(-1)], -1).flatten(0, -2)
+
+
+def factor(sums: Moments) -> Tensor:
+    """The number a with the least squared error of a x for what is wanted, from the rows of `along`."""
+    product, square = torch.as_tensor(sums.x).tolist()
+    return torch.tensor(max(product / max(square, 1e-300), 1e-6))
 
 
 def _sizes(second: Tensor, sizes: Sequence[int]) -> list[float]:

@@ -182,6 +182,7 @@ BERT = Family(
     layers=block_names,
     kind="text",
     post_norm=True,
+    activated_features=True,
     library="transformers",
     sample=sample,
 )
