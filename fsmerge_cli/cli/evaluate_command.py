@@ -114,7 +114,7 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.runs.merged import load_merged
 
     data = FROM_RUN if from_run else options.data
-    model = load_merged(folder, options.model, data)
+    model = load_merged(folder, options.model, data).with_heads()
     files = {"file": output.file, "report": output.report, "logits": output.logits}
     given = [
         *label_inputs("model.labels", options.model.get("labels")),

@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     path = options.output or Path(name + export.SUFFIXES[options.format])
     inputs = model_inputs(options.model, reading)
     files = check_files({"--output ": path}, inputs, options.overwrite, "--overwrite")
-    model = load_merged(options.model, reading)
+    model = load_merged(options.model, reading).with_heads()
     terminal.print_notes(terminal.console(stderr=True, quiet=options.quiet), model.notes)
     exported = export.prepared(model, options.task)
     errors: list[float | None] = []

@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.runs.predict_texts import text_predictions, texts_in
 
     require_top_k(options.top_k)
-    model, device = load_merged(options.model, reading), chosen_device(options.device)
+    model, device = load_merged(options.model, reading).with_heads(), chosen_device(options.device)
     items: Any
     files: Sequence[Path]
     kind = model.family.kind

@@ -21,7 +21,7 @@ from fsmerge_cli.reporting.summary import Table
 CARD = """{front}
 # A merged {family}
 
-One backbone of the size of one source, merged by `{method}` from {k} sources, with one linear head per task
+One backbone of the size of one source, merged by `{method}` from {k} sources, with one linear {kinds} per task
 ({tasks}). Input: {input}.{rounding}
 
 {verdict}
@@ -32,7 +32,7 @@ One backbone of the size of one source, merged by `{method}` from {k} sources, w
 
 ## Use it without fsmerge
 {classifier}
-The backbone in `merged/`, and the head of one task:
+The backbone in `merged/`, and {part}:
 
 {snippet}
 
@@ -107,6 +107,7 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         family=plan.family.name,
         method=evaluation["method"],
         k=len(plan.tasks),
+        kinds="head" if heads else "projector",
         tasks=", ".join(map(escaped, plan.tasks)),
         input=_input(plan),
         rounding=_rounding(evaluation["config"]),
@@ -114,7 +115,8 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         warnings="".join(f"\n**Warning:** {escaped(text)}\n" for text in warnings_in(evaluation["notes"])),
         table=markdown(scores) + worded(SCORES, kind) if scores else worded(NO_LABELS, kind),
         sections=_sections(evaluation, kind),
-        snippet=fenced(plan.family.snippet(plan.arch, head_lines(heads)), "python"),
+        part="the head of one task" if heads else "what gives the features of one source",
+        snippet=fenced(_snippet(plan, heads), "python"),
         command=fenced(provenance["command"], "sh"),
         sources="\n".join(f"| {escaped(s['name'])} | `{s['sha256']}` |" for s in provenance["sources"]),
         images=provenance["images_sha256"],
@@ -124,6 +126,21 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         options=fenced(options, "yaml"),
     )
     return printable(f"{card}\n{WRITTEN_BY_US}\n")
+
+
+def _snippet(plan: Plan, heads: Mapping[str, Head]) -> str:
+    """Python that uses the model: the head of one task, or without heads the features of a source."""
+    if heads:
+        return plan.family.snippet(plan.arch, head_lines(heads))
+    name = plan.tasks[0]
+    lines = [
+        'projectors = load_file("projectors.safetensors")',
+        f"head = lambda z: z @ projectors[{quoted(f'{name}.weight')}].T  # the features of {shown(name)}",
+    ]
+    found = plan.family.snippet(plan.arch, "\n".join(lines))
+    return found.replace('heads = load_file("heads.safetensors")\n', "").replace(
+        "logits = head(", "features = head("
+    )
 
 
 NO_LABELS = "There were no labelled test images."

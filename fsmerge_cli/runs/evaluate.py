@@ -85,7 +85,7 @@ def evaluate(
         raise ConfigError("an evaluation runs in one process. Pass hardware.distributed=false, or hardware=gpu.")
     clock = Clock()
     with clock.phase("sources"):
-        model = folder if isinstance(folder, Merged) else load_merged(folder, reading, data)
+        model = (folder if isinstance(folder, Merged) else load_merged(folder, reading, data)).with_heads()
         model = model if tasks is None else model.only(tuple(tasks))
     run = run_options(model.folder)
     seed = _seed(seed, run if data == FROM_RUN else {})

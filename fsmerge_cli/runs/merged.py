@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,6 +17,7 @@ from fsmerge_cli.checkpoints.files import readable
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads, listed_heads
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
+from fsmerge_cli.checkpoints.projectors import read_projectors
 from fsmerge_cli.checkpoints.tasks import order_note, with_label_names
 from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
@@ -60,7 +61,8 @@ class Merged:
 
     folder: or file. sha256: of the file of weights. backbone: frozen, in evaluation mode, images [n, C, H, W] with
     pixels in 0..1 -> features [n, d]. heads: by task, in the order in which they were merged. preprocessing: of
-    the images before. notes: what the user should know about how it was read.
+    the images before. notes: what the user should know about how it was read. projectors: [d_i, d] by source
+    without a head, from the features to those of the source.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class Merged:
     backbone: nn.Module
     heads: Mapping[str, Head]
     notes: tuple[str, ...] = ()
+    projectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line: the architecture, the tasks with their numbers of classes, and the folder."""
@@ -92,6 +95,27 @@ class Merged:
         with torch.no_grad():
             return self._head(task)(self.backbone(images))
 
+    def features(self, images: Inputs, source: str | None = None) -> Tensor:
+        """Features [n, d] of images [n, C, H, W]; of a source without a head, those that it has: [n, d_i].
+
+        Raises ConfigError for a source without a projector: its head contains it.
+        """
+        if source is not None and source not in self.projectors:
+            raise ConfigError(unknown("source without a head", source, self.projectors))
+        with torch.no_grad():
+            found: Tensor = self.backbone(images.to(self.device))
+            return found if source is None else found @ self.projectors[source].to(found).T
+
+    def with_heads(self) -> Merged:
+        """The model itself. Raises SourceError if none of its sources had a head."""
+        if not self.heads:
+            raise SourceError(
+                f"{shown(self.folder)} has no heads, so there are no predictions: its sources had none. In "
+                "Python, load_merged(FOLDER).features(images, SOURCE) gives the features of each source "
+                f"({listed(self.projectors)})."
+            )
+        return self
+
     @property
     def transform(self) -> Transform:
         """PIL image -> pixels in 0..1 [C, H, W], resized and cropped as the sources need it; text -> tokens."""
@@ -105,7 +129,8 @@ class Merged:
     def to(self, device: torch.device | str) -> Merged:
         """The same model with its weights moved to `device`."""
         heads = {name: head.to(device) for name, head in self.heads.items()}
-        return replace(self, backbone=self.backbone.to(device), heads=heads)
+        projectors = {name: U.to(device) for name, U in self.projectors.items()}
+        return replace(self, backbone=self.backbone.to(device), heads=heads, projectors=projectors)
 
     def probabilities(self, images: Inputs, task: str | None = None) -> Tensor:
         """Softmax [n, labels] for images [n, C, H, W]: of one task, or of the labels of all tasks in their order.
@@ -113,6 +138,7 @@ class Merged:
         Over all tasks the logits of every head are divided by its temperature and get its shift, as in
         `classifier/`. Raises ConfigError for an unknown task.
         """
+        self.with_heads()
         with torch.no_grad():
             features = self.backbone(images.to(self.device))
             if task is not None:
@@ -133,7 +159,7 @@ class Merged:
         strings as a tuple, or a list of such. Returns a Prediction for one image or text, and a list of them for
         several. Raises ConfigError for an unknown task, DataError for an unreadable image.
         """
-        count, names = require_top_k(top_k), self._label_names(task)
+        count, names = require_top_k(top_k), self.with_heads()._label_names(task)
         texts, transform = self.family.kind == "text", self.transform
         if is_one_text(images) if texts else is_one(images):
             return self.predict([images], task, top_k)[0]
@@ -185,7 +211,9 @@ def load_merged(
                 "export select tasks."
             )
         first = assemble(spec, found, skip_head=bool(names))
-        notes, heads = first.notes, {task: first.head}
+        notes, heads, projectors = first.notes, {task: first.head}, read_projectors(path)
+        if projectors and first.head is None:
+            heads = {}
         for name, head in heads.items():
             if head is not None:  # before the weights, whose check knows no key for the labels
                 _checked(head, name, path)
@@ -209,6 +237,7 @@ def load_merged(
                 reworded_for_model(note.removeprefix(f"'{task}': "), task)
                 for note in (*([guess] if guess else []), *notes)
             ),
+            projectors,
         )
     except UserError as error:
         raise type(error)(reworded_for_model(str(error), task)) from None

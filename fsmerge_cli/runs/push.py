@@ -21,7 +21,7 @@ NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 FOLDERS, TASKS = ("classifier", "merged"), "tasks"
 REPORT = "report.html"
 FILES = ("config.yaml", FINISHED, REPORT)
-MODEL_FILES = ("config.json", "model.safetensors", "heads.safetensors")
+MODEL_FILES = ("config.json", "model.safetensors", "heads.safetensors", "projectors.safetensors")
 """What a run writes into its FOLDERS, beside the card."""
 
 TEXTS = '<p class="text">'

@@ -39,6 +39,7 @@ from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import VERSION, typed
 from fsmerge_cli.runs.classifier import FOLDER as CLASSIFIER
 from fsmerge_cli.runs.classifier import classifier_certificate, why_no_classifier, write_classifier
+from fsmerge_cli.runs.features import write_projectors
 from fsmerge_cli.runs.text_tasks import FOLDER as TASKS
 from fsmerge_cli.runs.text_tasks import task_names, tasks_certificate, write_tasks
 from fsmerge_cli.training.state import Trace
@@ -118,8 +119,7 @@ class MergeResult:
 
         output: what the folder will be called. No file names a path of this machine, see `private_paths`.
         """
-        merged, dtype = folder / "merged", self.solution.dtype
-        plan = self.plan
+        merged, plan, dtype = folder / "merged", self.plan, self.solution.dtype
         tensors, facts = head_tensors(self.heads)
         self.certifier.progress(Event("write", 0, 2))
         write_model(
@@ -132,12 +132,12 @@ class MergeResult:
         )
         self.certifier.progress(Event("write", 1, 2))
         start = time.perf_counter()
-        evaluation = self.evaluation(self.certifier.certify(merged, self._written_classifiers(folder)))
+        more = [*write_projectors(merged, self.certifier), *self._written_classifiers(folder)]
+        evaluation = self.evaluation(self.certifier.certify(merged, more))
         cost = evaluation["cost"]
         cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
         private = PrivatePaths.of(self.options, output, self.provenance["command"])
-        evaluation = private.values(evaluation)
-        typed(evaluation)
+        typed(evaluation := private.values(evaluation))
         written = private.values(plain_values(self.options))
         options = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
         write_text(merged / "README.md", model_card(self.plan, self.heads, evaluation, options))

@@ -23,7 +23,7 @@ def test_sources_can_be_given_without_a_models_file_and_without_data(
         arch = "arch:{family:mlp,input_size:[1,4,4],widths:[4]}"
         entries.append(f"{{name:{name},checkpoint:'{folder}/{name}.safetensors',{arch}}}")
     ran = fsmerge("merge", f"+models.sources=[{','.join(entries)}]", "method=average", "output.dir=out")
-    assert (ran.code, ran.err) == (0, "certify: 5/5\nwrite: 2/2\n")
+    assert (ran.code, ran.err) == (0, "certify: 6/6\nwrite: 2/2\n")
     assert "note: no data: nothing was evaluated\n" in ran.out
     assert json.loads((tmp_path / "out/evaluation.json").read_text())["tasks"] == ["a", "b"]
 
