@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--task")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
-    rest, reading = model_keys(arguments)
+    rest, reading = model_keys(arguments, "export")
     options = parser.parse_intermixed_args(rest)
     from rich.text import Text
 

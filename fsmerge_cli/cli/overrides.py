@@ -108,7 +108,20 @@ def checked_override(argument: str) -> str:
     if group in GROUPS and argument.startswith("+") and not override.is_delete():
         argument = argument.lstrip("+")
         return f"+{argument}" if group == "models" else argument  # only models are not in the defaults list
+    value = override.value()
+    if group == "hydra.sweep.dir" and isinstance(value, str) and value.startswith("~"):
+        return f"{group}={_in_home(value)}"
     return argument
+
+
+def _in_home(text: str) -> str:
+    """A folder of the home folder, as of output.dir, in quotes; it may be interpolated. Raises ConfigError."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    try:
+        return QuotedString(text=str(Path(text).expanduser()), quote=Quote.double).with_quotes()
+    except RuntimeError as error:
+        raise ConfigError(f"hydra.sweep.dir={shortened(text)}: {reason(error)}. Pass another folder.") from None
 
 
 def _parsed(argument: str) -> Override | None:

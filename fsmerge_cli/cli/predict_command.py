@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"))
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
-    rest, reading = model_keys(arguments)
+    rest, reading = model_keys(arguments, "predict")
     options = parser.parse_intermixed_args(rest)
     from fsmerge_cli.common.output_files import check_files, write_files
     from fsmerge_cli.common.separation import Input

@@ -60,7 +60,7 @@ def literal(argument: str) -> str:
         return argument
     if (last in PATHS and _exists(value)) or (last in TEXTS and _is_text(value)):
         return f"{key}={quoted(value)}"
-    if set(value) & set("[{,") and not set(value) & set("'\""):
+    if set(value) & set("[{,") and not set(value) & set("'\"") and "${" not in value:
         return f"{key}={RUN.sub(lambda run: quoted(run[0]) if UNREADABLE.search(run[0]) else run[0], value)}"
     return argument
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from fsmerge_cli.common.cache import cache_folder
 from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.foreign_files import UnreadableError, read_json, require_regular
 from fsmerge_cli.common.shown import shown
 
 MAX_NAME = 4096
@@ -136,12 +137,13 @@ def restored(evaluation: Path, options: dict[str, Any]) -> dict[str, Any]:
     Only values that are still as they were written are replaced.
     """
     try:
-        pairs = json.loads(_kept(evaluation).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        pairs = read_json(_kept(evaluation))
+    except (OSError, UnreadableError):
         return options
     found = json.loads(json.dumps(options, default=str))
-    for *key, public, text in pairs:
-        with suppress(KeyError, IndexError, TypeError):
+    for pair in pairs if isinstance(pairs, list) else ():
+        with suppress(KeyError, IndexError, TypeError, ValueError):
+            *key, public, text = pair
             place = found
             for name in key[:-1]:
                 place = place[name]
@@ -151,4 +153,5 @@ def restored(evaluation: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept(evaluation: Path) -> Path:
+    require_regular(evaluation)
     return cache_folder() / "paths" / f"{hashlib.sha256(evaluation.read_bytes()).hexdigest()[:32]}.json"

@@ -42,8 +42,10 @@ def require_kind(data: DataConfig, tasks: Sequence[str], kind: str) -> None:
     for name, found in own.items():
         if found not in ("any", kind):
             sets = ", ".join(sorted(n for n, c in SHIPPED.items() if c.kind in ("any", kind)))
+            short = " (--images stands for it)" if name == "folder" else ""
+            how = "data=NAME" if name != "folder" else "data=text data.root=PATH, for example"
             raise ConfigError(
-                f"data={name} holds {found}s, and these sources read {kind}s. Pass one of {sets}: data=NAME"
+                f"data={name}{short} holds {found}s, and these sources read {kind}s. Pass one of {sets}: {how}"
             )
     if kind == "text":
         require_known(data.augment, "data.augment")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from fsmerge_cli.architectures import SPECS
-from fsmerge_cli.cli import COMMANDS
+from fsmerge_cli.cli import COMMANDS, main
 from fsmerge_cli.cli.keys import TOP
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.hardware import Hardware
@@ -205,3 +205,26 @@ def test_a_source_named_like_a_row_of_the_score_table_is_refused(
         f"  - the task name '{name}' is a row of the score table; give the source another name\n"
         "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other sources.\n"
     )
+
+
+KEYS_OF_OTHERS = {
+    "model.labels=data": (
+        "model.labels=data: fsmerge {} reads no data set whose classes have names. Give a list "
+        "(model.labels=[cat,dog]), or a file (.txt, .json)."
+    ),
+    "data.root=images": (
+        "fsmerge {}: data.root=images is a key of another command. It takes model.KEY=VALUE only. See fsmerge "
+        "{} --help."
+    ),
+    "seed=1": "fsmerge {}: seed=1 is a key of another command. It takes model.KEY=VALUE only. See fsmerge {} "
+    "--help.",
+}
+
+
+@pytest.mark.parametrize("command", [("predict", "run", "a text"), ("export", "run", "--format", "torch")])
+@pytest.mark.parametrize("key", KEYS_OF_OTHERS)
+def test_a_key_of_another_command_is_no_text(
+    key: str, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, key]) == 2
+    assert capsys.readouterr().err == f"fsmerge: error: {KEYS_OF_OTHERS[key].replace('{}', command[0])}\n"

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from fsmerge_cli.cli import main
+from fsmerge_cli.cli.overrides import checked_override
+from fsmerge_cli.common.errors import ConfigError
 from tests.support.losses import MERGE
 
 
@@ -37,3 +39,17 @@ def test_init_replaces_no_file_in_the_home_folder(home: Path, capsys: pytest.Cap
         "fsmerge: error: -o ~/mine.yaml exists, and fsmerge init replaces no file. Choose another one.\n"
     )
     assert (home / "mine.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("typed", ["~/sweeps", "'~/a b/${now:%Y}'", '"~/a b/${now:%Y}"'])
+def test_a_sweep_in_the_home_folder(typed: str, home: Path) -> None:
+    own = typed.strip("'\"").removeprefix("~")
+    assert checked_override(f"hydra.sweep.dir={typed}") == f'hydra.sweep.dir="{home}{own}"'
+
+
+def test_a_sweep_in_the_home_folder_of_nobody() -> None:
+    with pytest.raises(ConfigError) as error:
+        checked_override("hydra.sweep.dir=~nobody-of-that-name/x")
+    assert str(error.value) == (
+        "hydra.sweep.dir=~nobody-of-that-name/x: Could not determine home directory. Pass another folder."
+    )

@@ -146,8 +146,8 @@ def test_the_home_folder_of_nobody_is_one_message(name: str, key: str) -> None:
 MISUSED = {
     "images": (
         {"name": "folder", "root": "."},
-        "data=folder holds images, and these sources read texts. Pass one of hf_text, none, per_task, sentences, "
-        "text: data=NAME",
+        "data=folder (--images stands for it) holds images, and these sources read texts. Pass one of hf_text, "
+        "none, per_task, sentences, text: data=text data.root=PATH, for example",
     ),
     "numbers": (
         {"name": "text", "root": "."},

@@ -10,7 +10,7 @@ import pytest
 
 from fsmerge_cli import evaluate
 from fsmerge_cli.cli import main
-from fsmerge_cli.common.private_paths import PrivatePaths
+from fsmerge_cli.common.private_paths import PrivatePaths, remember, restored
 from fsmerge_cli.runs.from_run import run_options
 from tests.data.test_sampling import picture
 from tests.support.checks import write_entries
@@ -158,3 +158,17 @@ def test_what_is_written_in_place_of_a_path(
     monkeypatch.chdir(work)
     private = PrivatePaths.of({"data": {"root": f"{home}/im"}, "n": 1}, Path("out"))
     assert private.text(text.format(home=home, work=work)) == expected
+
+
+def test_a_pipe_and_a_damaged_cache_change_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSMERGE_CACHE", str(tmp_path / "cache"))
+    options = {"data": {"root": "images"}}
+    os.mkfifo(tmp_path / "pipe.json")
+    assert restored(tmp_path / "pipe.json", options) == options
+    (tmp_path / "evaluation.json").write_text("{}")
+    remember(tmp_path / "evaluation.json", {"data": {"root": "/there/images"}}, options)
+    assert restored(tmp_path / "evaluation.json", options) == {"data": {"root": "/there/images"}}
+    (kept,) = (tmp_path / "cache/paths").iterdir()
+    for content in ("5", "{}", "[5]", "[[]]", '[["data"]]', "not JSON"):
+        kept.write_text(content)
+        assert restored(tmp_path / "evaluation.json", options) == options
