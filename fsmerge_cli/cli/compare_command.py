@@ -25,8 +25,8 @@ and --json get all of them.
                   not given), joint_calibrated, joint_logits, seconds, steps, trained_parameters,
                   peak_memory_gb, images, images_per_second;
                   of one task: top1.TASK, top5.TASK, loss.TASK, calibration_error.TASK,
-                  relative.TASK, agreement.TASK, feature_error.TASK, feature_cosine.TASK,
-                  feature_cka.TASK
+                  relative.TASK, agreement.TASK, neighbours.TASK (tasks without a head),
+                  feature_error.TASK, feature_cosine.TASK, feature_cka.TASK
   --group-by KEY  one row for all runs that differ only in KEY (seed, method.lr, ...): the mean and
                   the standard deviation of every metric. The difference is that of runs with the
                   same value of KEY

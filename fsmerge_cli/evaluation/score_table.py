@@ -25,6 +25,7 @@ from fsmerge_cli.evaluation.class_results import class_results, joint_confusion
 from fsmerge_cli.evaluation.forward import Forward, Outputs, TestSet, ensemble_forward, merged_forward
 from fsmerge_cli.evaluation.joint import Decision, best_decision, expected_labels
 from fsmerge_cli.evaluation.metrics import matched_temperatures, temperatures
+from fsmerge_cli.evaluation.neighbours import neighbours_by_task
 from fsmerge_cli.evaluation.plausibility import implausible
 from fsmerge_cli.evaluation.predictions import Example, Heads, agreement, examples, predictions_by_task
 from fsmerge_cli.evaluation.scoring import Score, score
@@ -207,7 +208,10 @@ class Scorer:
         if reference is None or outputs is reference:
             return found
         agreed = agreement(outputs.logits, reference.logits, self.truth[0], self.heads)
-        return replace(found, agreement=agreed)
+        nearest = neighbours_by_task(
+            outputs.features, reference.features, self.truth[0], self.tasks, self.heads.index
+        )
+        return replace(found, agreement=agreed, neighbours=nearest)
 
     @property
     def _has_joint(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fsmerge_cli.evaluation.forward import Outputs
 from fsmerge_cli.evaluation.joint import Decision
 from fsmerge_cli.evaluation.metrics import FeatureSimilarity, calibration_error, interval, top
+from fsmerge_cli.evaluation.neighbours import Neighbours
 from fsmerge_cli.evaluation.predictions import ChosenTasks, chosen_tasks
 
 
@@ -43,7 +44,8 @@ class Score:
     cosine, cka). temperatures: by task. correct: whether each prediction is correct, `task.NAME` [n of the task]
     and `joint.PROTOCOL` [n], in the order of the test images. chosen: number of images by protocol, task of the
     image and task whose label is predicted. agreement: by task, number of images, and of those on which the model
-    predicts the label that the source predicts; empty for the sources. decision: of the written classifier, for
+    predicts the label that the source predicts; empty for the sources. neighbours: the same for tasks without a
+    head, by their features. decision: of the written classifier, for
     the tasks `heads`.
     """
 
@@ -54,6 +56,7 @@ class Score:
     correct: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
     chosen: ChosenTasks = field(default_factory=dict)
     agreement: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    neighbours: Mapping[str, Neighbours] = field(default_factory=dict)
     decision: Decision | None = None
     heads: Sequence[str] = ()
 

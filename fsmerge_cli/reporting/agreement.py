@@ -7,6 +7,9 @@ from typing import Any
 
 Values = Mapping[str, Any]
 
+TEN = 10
+"""Nearest images of a model among which the source's nearest one is looked for (`evaluation.neighbours`)."""
+
 
 def agreement(evaluation: Values, name: str = "merged") -> float | None:
     """Share of the images on which a row and the source predict the same label, mean over tasks; None without."""
@@ -22,6 +25,18 @@ def cosine(evaluation: Values, name: str = "merged") -> float | None:
     found = [*evaluation["rows"].get(name, {}).get("feature_cosine", {}).values()]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def nearest(evaluation: Values, name: str = "merged") -> float | None:
+    """Share of the images whose nearest one by the source is among a row's ten nearest, mean over tasks."""
+    row = evaluation["rows"].get(name, {})
+    return _mean([task_nearest(row, task) for task in row.get("neighbours", {})])
+
+
+def task_nearest(row: Values, task: str) -> float | None:
+    """The share of one task in a row of evaluation.json."""
+    own = row.get("neighbours", {}).get(task)
+    return own["among"] / own["images"] if own else None
 
 
 def task_agreement(row: Values, task: str) -> float | None:
@@ -66,6 +81,16 @@ def sentences(evaluation: Values, model: str) -> list[str]:
             f"{model} and its source predict the same label on {100 * same:.1f} %{over} of {where}{beside}.",
             "The images have no labels, so the accuracy is not known.",
         ]
+    alike, other = nearest(evaluation), nearest(evaluation, "average")
+    if alike is not None:
+        images = [own["images"] for own in evaluation["rows"]["merged"]["neighbours"].values()]
+        chance = sum(min(1.0, TEN / (count - 1)) for count in images) / len(images)
+        beside = f"; the plain average does on {100 * other:.1f} %" if other is not None else ""
+        return [
+            f"{model} finds the image that is nearest by a source's features among its {TEN} nearest on "
+            f"{100 * alike:.1f} %{over} of {where}{beside}, by chance {100 * chance:.1f} %.",
+            "There are no classifier heads, so there are no predictions to compare.",
+        ]
     alike, other = cosine(evaluation), cosine(evaluation, "average")
     if alike is None:
         return []
@@ -79,13 +104,17 @@ def sentences(evaluation: Values, model: str) -> list[str]:
 def values_by_row(evaluation: Values, rows: Mapping[str, Values]) -> tuple[str, dict[str, list[float | None]]]:
     """The name of the measure, and by row its values of the tasks and their mean; empty where nothing is known.
 
-    The measure is the agreement; the cosine where no task has a classifier head.
+    The measure is the agreement; where no task has a classifier head that of nearest images, and the cosine where
+    there are few images.
     """
     tasks: Sequence[str] = evaluation["tasks"]
     names = [name for name in rows if name not in tasks and name != "ensemble"]
     if any(_counts(rows[name]) for name in names):
         measure = "same label as the source, %"
         found = {name: [task_agreement(rows[name], task) for task in tasks] for name in names}
+    elif any(rows[name].get("neighbours") for name in names):
+        measure = f"nearest image of the source among {TEN}, %"
+        found = {name: [task_nearest(rows[name], task) for task in tasks] for name in names}
     elif any(value is not None for name in names for value in rows[name]["feature_cosine"].values()):
         measure = "cosine to the source's features"
         found = {name: [rows[name]["feature_cosine"].get(task) for task in tasks] for name in names}

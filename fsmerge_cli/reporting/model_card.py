@@ -76,7 +76,8 @@ not given: the prediction is the best label over all tasks). `-`: not applicable
 
 TITLES = {
     "Agreement with the sources": "The share of the images on which a model predicts the label that the source of "
-    "the task predicts, right or wrong; without classifier heads, the mean cosine of the features.",
+    "the task predicts, right or wrong; without classifier heads, the share of the images whose nearest image by "
+    "the source's features is among the ten nearest by the model's (few images: the mean cosine of the features).",
     "Metrics by task": "The merged model. '% equal to source': images on which merged model and source predict "
     "the same label. Feature error (relative to the variance), cosine and CKA compare the features that each head "
     "receives with those of the source.",

@@ -60,6 +60,14 @@ class SameLabel(Model):
     same: Count = Field(description="images on which both predict the same label of the task")
 
 
+class SameNeighbours(Model):
+    """Images that are nearest to an image by a model's estimate of a source's features, and by these features."""
+
+    images: Positive = Field(description="each is compared with all others, by cosine")
+    nearest: Count = Field(description="images whose nearest image is the same")
+    among: Count = Field(description="images whose nearest image by the source is one of the model's ten nearest")
+
+
 class HeadDecision(Model):
     """The part of one head in the joint decision: its logits / temperature + shift are compared."""
 
@@ -102,6 +110,9 @@ class MethodRow(Model):
     feature_cka: dict[str, float | None] = Field(description="linear CKA with the source's features")
     agreement: dict[str, SameLabel] = Field(
         default_factory=dict, description="by task with a head; empty for the sources and without them"
+    )
+    neighbours: dict[str, SameNeighbours] = Field(
+        default_factory=dict, description="by task without a head; empty for the sources and for few images"
     )
 
 

@@ -265,6 +265,9 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
     agreed = {task: own["same"] / own["images"] for task, own in row.get("agreement", {}).items()}
     found["agreement"] = sum(agreed.values()) / len(agreed) if agreed else None
     found |= {f"agreement.{task}": share for task, share in agreed.items()}
+    found |= {
+        f"neighbours.{task}": own["among"] / own["images"] for task, own in row.get("neighbours", {}).items()
+    }
     for name in ("feature_error", "feature_cosine", "feature_cka"):
         found |= {f"{name}.{task}": value for task, value in row.get(name, {}).items()}
     return found

@@ -254,11 +254,8 @@ def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
     tasks = {}
     for name, task in score.tasks.items():
         own = sources[name].tasks[name].top1 if name in sources else None
-        tasks[name] = {
-            **asdict(task),
-            "interval": list(task.interval),
-            "relative": task.top1 / own if own else None,
-        }
+        relative = task.top1 / own if own else None
+        tasks[name] = {**asdict(task), "interval": list(task.interval), "relative": relative}
     shares = [task["relative"] for task in tasks.values()]
     return {
         "tasks": tasks,
@@ -272,6 +269,7 @@ def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
         "feature_cosine": {name: values["cosine"] for name, values in score.features.items()},
         "feature_cka": {name: values["cka"] for name, values in score.features.items()},
         "agreement": {name: {"images": n, "same": same} for name, (n, same) in score.agreement.items()},
+        "neighbours": {name: asdict(own) for name, own in score.neighbours.items()},
     }
 
 
