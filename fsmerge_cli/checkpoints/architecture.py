@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,6 +48,16 @@ def with_usual_eps(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str
         if isinstance(part, nn.BatchNorm2d) and part.eps != EPS and variance is not None:
             found[f"{name}.running_var"] = (variance.double() + (part.eps - EPS)).to(variance.dtype)
     return found
+
+
+def with_own_eps(arch: Any, skeleton: nn.Module, module: nn.Module) -> Any:
+    """The options given for a module of a vision transformer, with the eps of its LayerNorms where it has one."""
+    if getattr(arch, "eps", 0) is not None:  # it is given, or no option
+        return arch
+    own, usual = (
+        {part.eps for part in whole.modules() if isinstance(part, nn.LayerNorm)} for whole in (module, skeleton)
+    )
+    return arch if len(own) != 1 or own == usual else replace(arch, eps=own.pop())
 
 
 def hub_name(spec: SourceSpec) -> str | None:

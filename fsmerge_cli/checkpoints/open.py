@@ -22,6 +22,7 @@ from fsmerge_cli.checkpoints.architecture import (
     hub_name,
     infer_architecture,
     open_entry,
+    with_own_eps,
     with_usual_eps,
 )
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
@@ -223,6 +224,8 @@ def interpret(spec: SourceSpec, found: Checkpoint) -> tuple[Family, Any, dict[st
         )
     else:
         family, arch = architecture(spec, config, where)
+        if spec.module is not None:
+            arch = with_own_eps(arch, family.skeleton(arch), spec.module)
     if spec.module is not None and not _fits(config["pretrained_cfg"], arch.input_size[0]):
         config["pretrained_cfg"] = {}
     if spec.module is None and spec.recipe is None:

@@ -45,6 +45,19 @@ def test_the_eps_of_a_batchnorm_is_that_of_the_module(eps: float) -> None:
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_the_eps_of_a_module_with_a_given_arch_is_its_own() -> None:
+    module, pixels = vit(), torch.rand(2, 3, 8, 8)
+    for part in module.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = 0.1
+    arch = {"family": "vit", "name": "vit_tiny_patch16_224", "args": SIZES}
+    found = load_source(module.eval(), arch=arch, mean=[0.0], std=[1.0])
+    assert found.head is not None
+    assert found.arch.eps == 0.1
+    with torch.no_grad():
+        torch.testing.assert_close(found.head(network(found)(pixels)), module(pixels))
+
+
 def one_eps() -> Any:
     module = vit()
     module.blocks[1].norm2.eps = 0.01

@@ -220,3 +220,21 @@ def test_without_sighup_there_is_no_error(monkeypatch: pytest.MonkeyPatch) -> No
         found = importlib.reload(interrupts).STOPS
     assert found == (signal.SIGINT, signal.SIGTERM)
     importlib.reload(interrupts)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_during_the_imports_of_the_command_line(number: int) -> None:
+    code = f"""
+import os, sys
+class Signal:
+    def find_spec(self, name, *others):
+        if name == "fsmerge_cli.cli":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Signal())
+from fsmerge_cli.__main__ import main
+sys.exit(main())
+"""
+    ran = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (ran.returncode, ran.stdout) == (128 + number, "")
+    name = signal.Signals(number).name
+    assert ran.stderr == f"fsmerge: interrupted by {name}. Run the same command again.\n"
