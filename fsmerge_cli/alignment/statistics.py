@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -106,19 +106,20 @@ def correlations(
     first: bool = False,
     max_bytes: int | None = None,
     measure: Measure | None = None,
+    spaces: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Pearson correlations of the units of all sources, by space: [sum of sizes, sum of sizes], fp64, on the CPU.
 
     All sources run on all images. A space with several places gets the mean of their correlations. Constant units
     have correlation 0. first: only between the units of source 1 and all units, [size of source 1, sum of sizes].
-    measure: computed instead of correlations (None: `pearson`). Sums of more than `max_bytes` bytes (on a GPU
-    MAX_BYTES) take several passes over the images.
+    measure: computed instead of correlations (None: `pearson`). spaces: only these. Sums of more than `max_bytes`
+    bytes (on a GPU MAX_BYTES) take several passes over the images.
     """
     if max_bytes is None and device.type == "cuda":
         max_bytes = MAX_BYTES
     sizes = {name: sum(space.sources) for name, space in plan.spaces.items()}
     rows = {name: space.sources[0] if first else sizes[name] for name, space in plan.spaces.items()}
-    all_places = places(plan)
+    all_places = tuple(place for place in places(plan) if spaces is None or place.space in spaces)
     parts = _passes(all_places, {name: 8 * rows[name] * size for name, size in sizes.items()}, max_bytes)
     occurrences = Counter(place.space for place in all_places)
     found: dict[str, Tensor] = {}

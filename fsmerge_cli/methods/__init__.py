@@ -17,6 +17,7 @@ from fsmerge_cli.methods.fisher import Fisher
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
+from fsmerge_cli.methods.orthogonal_matching import OrthogonalMatching
 from fsmerge_cli.methods.ot_fusion import OTFusion
 from fsmerge_cli.methods.pleas import PLeaS
 from fsmerge_cli.methods.regmean import RegMean
@@ -65,6 +66,7 @@ SHIPPED: dict[str, type[Method]] = {
     "magnitude": Magnitude,
     "model_stock": ModelStock,
     "opcm": OPCM,
+    "orthogonal_matching": OrthogonalMatching,
     "ot_fusion": OTFusion,
     "pcb": PCB,
     "pleas": PLeaS,

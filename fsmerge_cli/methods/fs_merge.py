@@ -37,12 +37,12 @@ class FSMerge(Trained):
     weighted mean), aligned (as first, with the maps U of the other sources fitted by least squares to source 1's
     activations), matched (the mean of the sources after permuting their units to match source 1 by activation
     matching; aligned where widths or heads differ), weight_matching or straight_through (the same mean with the
-    permutations of these methods), ot_fusion or cca (the maps of these methods), or closed_form (the maps of
-    fs_closed_form with correct=false; the default learning rates are smaller). finetune_share: last share of the
-    steps, which is the fine-tuning of the folded weights without maps, at the learning rates of kd. finetune_lr:
-    of AdamW in that fine-tuning, peak of the one-cycle schedule (null: that of kd). sequential: merge two sources,
-    then the result with the third, and so on, instead of all at once; an intermediate result has the mean weight
-    of its tasks, and only its features are distilled.
+    permutations of these methods), ot_fusion, cca or orthogonal_matching (the maps of these methods), or
+    closed_form (the maps of fs_closed_form with correct=false; the default learning rates are smaller).
+    finetune_share: last share of the steps, which is the fine-tuning of the folded weights without maps, at the
+    learning rates of kd. finetune_lr: of AdamW in that fine-tuning, peak of the one-cycle schedule (null: that of
+    kd). sequential: merge two sources, then the result with the third, and so on, instead of all at once; an
+    intermediate result has the mean weight of its tasks, and only its features are distilled.
     """
 
     name: Literal["fs_merge"] = "fs_merge"
@@ -54,6 +54,7 @@ class FSMerge(Trained):
         "straight_through",
         "ot_fusion",
         "cca",
+        "orthogonal_matching",
         "closed_form",
         "average",
         "first",

@@ -37,10 +37,10 @@ class Distillation(Trained):
     statistics stay those of the initial weights. start: first (source 1), aligned (as first, with projectors
     fitted to the other sources' features by least squares), average (the weighted mean), matched (the mean of the
     sources after permuting their units to match source 1 by activation matching; aligned where widths or heads
-    differ), weight_matching, straight_through, ot_fusion or cca (the results of these methods, before BatchNorm is
-    reset), closed_form (the solution of fs_closed_form; the default learning rates are smaller), or random (a new
-    initialisation). projector: linear is one linear map per task, folded into its head, as in FS-Merge; identity
-    is none, and features are compared as they are (permuted where the sources are).
+    differ), weight_matching, straight_through, ot_fusion, cca or orthogonal_matching (the results of these
+    methods, before BatchNorm is reset), closed_form (the solution of fs_closed_form; the default learning rates
+    are smaller), or random (a new initialisation). projector: linear is one linear map per task, folded into its
+    head, as in FS-Merge; identity is none, and features are compared as they are (permuted where the sources are).
     """
 
     LR_UP_TO_WIDTH_96: ClassVar[float] = 3e-3
@@ -53,6 +53,7 @@ class Distillation(Trained):
         "straight_through",
         "ot_fusion",
         "cca",
+        "orthogonal_matching",
         "closed_form",
         "average",
         "first",

@@ -12,6 +12,7 @@ from fsmerge_cli.alignment.weight_matching import match_weights
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.methods.base import Method, Trained, Weighted
 from fsmerge_cli.methods.cca import CCA
+from fsmerge_cli.methods.orthogonal_matching import OrthogonalMatching
 from fsmerge_cli.methods.ot_fusion import OTFusion, require_shape_of_first
 from fsmerge_cli.methods.straight_through import StraightThrough
 from fsmerge_cli.methods.weight_matching import WeightMatching
@@ -21,7 +22,11 @@ from fsmerge_cli.training.problem import Problem, Solution
 REORDERED = ("matched", "weight_matching", "straight_through")
 """Starts that are the mean of the sources in a new order of their units."""
 
-MAPPED: dict[str, type[OTFusion] | type[CCA]] = {"ot_fusion": OTFusion, "cca": CCA}
+MAPPED: dict[str, type[OTFusion] | type[CCA] | type[OrthogonalMatching]] = {
+    "ot_fusion": OTFusion,
+    "cca": CCA,
+    "orthogonal_matching": OrthogonalMatching,
+}
 """Starts whose units are mixed by maps; options as shipped."""
 
 Orders = Callable[[Problem], Sequence[dict[str, Tensor]]]
@@ -56,7 +61,10 @@ def check_start(problem: Problem, method: str, start: str, free: str | None = No
 
     free: the value of an option that the maps of a start need, `key=value`; None: it is set.
     """
-    if start in ("weight_matching", "straight_through", "cca") and not problem.plan.same_shape:
+    if (
+        start in ("weight_matching", "straight_through", "cca", "orthogonal_matching")
+        and not problem.plan.same_shape
+    ):
         raise ConfigError(
             f"method.start={start} needs sources with the width and number of heads of the merged model. Pass "
             "method.start=first, aligned or closed_form."

@@ -203,7 +203,7 @@ def test_an_unknown_start_is_reported_with_the_choices() -> None:
         merge("digits_mlp_pair", method={"name": "fs_merge", "start": "mached"})
     assert str(error.value) == (
         "method.start: should be 'matched', 'weight_matching', 'straight_through', 'ot_fusion', 'cca', "
-        "'closed_form', 'average', 'first' or 'aligned', got 'mached'."
+        "'orthogonal_matching', 'closed_form', 'average', 'first' or 'aligned', got 'mached'."
     )
 
 

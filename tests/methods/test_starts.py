@@ -20,7 +20,7 @@ from tests.support.resnets import resnet_source
 from tests.support.sources import distilling, folding, mlp_source, random_images
 from tests.support.vits import vit_source
 
-STARTS = ("weight_matching", "straight_through", "ot_fusion", "cca")
+STARTS = ("weight_matching", "straight_through", "ot_fusion", "cca", "orthogonal_matching")
 KINDS = {
     "mlp": lambda name, seed: mlp_source(name, [12, 9], seed, norm="batch", activation="tanh"),
     "vit": lambda name, seed: replace(vit_source("class token", seed), name=name),
@@ -114,7 +114,7 @@ SAME = (
 )
 
 
-@pytest.mark.parametrize("start", ["weight_matching", "straight_through", "cca"])
+@pytest.mark.parametrize("start", ["weight_matching", "straight_through", "cca", "orthogonal_matching"])
 @pytest.mark.parametrize("method", ["kd", "fs_merge"])
 def test_other_widths_are_refused(method: str, start: str) -> None:
     sources = [mlp_source("a", [8, 6], 1), mlp_source("b", [8, 5], 2)]
@@ -125,7 +125,7 @@ def test_other_widths_are_refused(method: str, start: str) -> None:
     METHODS[method](start="ot_fusion").check(problem)  # which has the shape of source 1
 
 
-@pytest.mark.parametrize("start", ["ot_fusion", "cca"])
+@pytest.mark.parametrize("start", ["ot_fusion", "cca", "orthogonal_matching"])
 def test_maps_need_an_option_that_holds_them(start: str) -> None:
     given = {"kd": {"projector": "identity"}, "fs_merge": {"maps": "low_rank", "rank": 2}}
     for (name, options), needed in zip(given.items(), ("projector=linear", "maps=full")):

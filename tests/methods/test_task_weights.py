@@ -59,7 +59,8 @@ def same(a: Solution, b: Solution) -> bool:
 
 def test_the_methods_with_task_weights() -> None:
     plain = {name for name, cls in WEIGHTED.items() if not cls.uses_base}
-    matched = {"activation_matching", "cca", "ot_fusion", "straight_through", "weight_matching"}
+    matched = {"activation_matching", "cca", "orthogonal_matching", "ot_fusion"}
+    matched |= {"straight_through", "weight_matching"}
     assert plain == matched | {"average", "fisher", "fs_merge", "kd", "regmean", "regmean_pp"}
     others = [cls for name, cls in METHODS.items() if name not in WEIGHTED]
     assert not any(field.name == "task_weights" for cls in others for field in fields(cls))

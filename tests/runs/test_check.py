@@ -193,6 +193,7 @@ def test_a_method_that_does_not_apply_has_a_reason(tmp_path: Path) -> None:
     wide = (
         "activation_matching",
         "cca",
+        "orthogonal_matching",
         "straight_through",
         "weight_matching",
         "pleas",
