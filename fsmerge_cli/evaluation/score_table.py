@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.channels import can_reset
 from fsmerge_cli.checkpoints.dtype import rounded_head
 from fsmerge_cli.checkpoints.stated import Stated
 from fsmerge_cli.common.hardware import Hardware
@@ -106,7 +105,7 @@ def evaluate(
 
 def _is_plain_average(method: Method, problem: Problem) -> bool:
     """Whether the method is the one of the row `average`: equal weights, without a reset of BatchNorm."""
-    if not isinstance(method, Average) or (method.reset_batchnorm and can_reset(problem)):
+    if not isinstance(method, Average) or method.resets(problem):
         return False
     return len({*method.weights_of_tasks(len(problem.sources))}) == 1
 

@@ -36,6 +36,6 @@ class ActivationMatching(Weighted, Resets):
         """Match, permute, average; the projectors undo the permutation of the features."""
         self.check(problem)
         matched = aligned(problem, "activations")
-        average = Average(task_weights=self.task_weights, reset_batchnorm=self.reset_batchnorm)
+        average = Average(task_weights=self.task_weights, reset_batchnorm=self.reset_batchnorm, repair=self.repair)
         weights = average.fit(matched.problem).weights
         return Solution(weights, matched.back, permutations=matched.permutations)

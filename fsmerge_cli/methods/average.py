@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.alignment.channels import with_reset
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.methods.base import Weighted
 from fsmerge_cli.methods.resets import Resets
@@ -33,4 +32,4 @@ class Average(Weighted, Resets):
         port = problem.plan.features
         projectors = tuple(maps.read(port, i).dense() for i in range(len(weights)))
         solution = Solution(fold(problem.plan, maps, weights), projectors, maps=maps)
-        return with_reset(problem, solution, shares) if self.reset_batchnorm else solution
+        return self.reset(problem, solution, shares)

@@ -9,7 +9,6 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.alignment.canonical import head_orders, maps_of_source, takes_linear_maps
-from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
 from fsmerge_cli.alignment.space_maps import folded
 from fsmerge_cli.alignment.statistics import correlations, covariance
@@ -67,4 +66,4 @@ class CCA(Weighted, Resets):
         mixed = sum(takes_linear_maps(plan, name) for name in plan.spaces)
         facts = {"spaces_mapped": float(mixed), "spaces_permuted": float(len(plan.spaces) - mixed)}
         solution = replace(folded(problem, merge, back), facts=facts)
-        return with_reset_of_clusters(problem, solution, merge) if self.reset_batchnorm else solution
+        return self.reset_of_clusters(problem, solution, merge)

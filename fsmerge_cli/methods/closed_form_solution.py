@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from fsmerge_cli.alignment.channels import can_reset, with_reset_of_clusters
+from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.closed_form.layered import layers
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import outline
@@ -72,11 +72,11 @@ def solve(
     options: ClosedFormOptions,
     views: int | None = None,
     augment: Augment = "strong",
-    reset: bool = False,
+    reset: Sequence[str] = (),
 ) -> Solution:
     """The solution on all images and their augmented views; with its maps where there are no corrections.
 
-    reset: the statistics of convolutions that had BatchNorm are reset, see `methods.resets`.
+    reset: the layers whose statistics are reset, see `methods.resets`.
     """
     device, problem = problem.device, problem.in_fp64()
     found = closed_form(problem, rows(problem, views, augment), options)
@@ -85,11 +85,11 @@ def solve(
         maps = as_maps(problem.plan, found)
         weights = {name: t.detach() for name, t in fold(problem.plan, maps, problem.weights()).items()}
         solution = replace(solution, weights=weights, maps=maps)
-    if not (reset and can_reset(problem)):
+    if not (reset and len(problem.images)):
         return solution.to(device)
     places = range(len(problem.sources))
     merge = {port.space: [found.merge[port, i] for i in places] for port in problem.plan.writes}
-    return with_reset_of_clusters(problem, solution, merge).to(device)
+    return with_reset_of_clusters(problem, solution, merge, reset).to(device)
 
 
 def rows(problem: Problem, views: int | None, augment: Augment) -> Images:

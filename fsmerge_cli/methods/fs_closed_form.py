@@ -32,7 +32,7 @@ class FSClosedForm(Resets):
     them. steps: training steps afterwards, in which all weights and the projectors are fitted to the sources'
     features on fresh views, at the learning rates of method=kd after such a start (0: none). Units that
     activations or depthwise convolutions act on (all of a convolutional network's) are selected, each from one
-    source. reset_batchnorm: see `Resets`.
+    source. reset_batchnorm, repair: see `Resets`.
     """
 
     uses_images: ClassVar[bool] = True
@@ -57,7 +57,7 @@ class FSClosedForm(Resets):
         options = ClosedFormOptions(
             self.ridge, self.correct, self.row_weights, problem.hardware.eval_batch, problem.seed
         )
-        found = solve(problem, options, self.views, self.augment, self.reset_batchnorm)
+        found = solve(problem, options, self.views, self.augment, self.layers_to_reset(problem.plan))
         return self._trained(problem, found) if self.steps else found
 
     def training(self) -> Distillation:

@@ -9,7 +9,6 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
 from fsmerge_cli.alignment.orthogonal import (
     Stream,
@@ -81,7 +80,7 @@ class OrthogonalMatching(Weighted, Resets):
         }
         solution = Solution(fold(plan, maps, weights), projectors, maps=maps, facts=facts)
         merge = {name: [s * T[name] for s, T in zip(shares, turns)] for name in plan.spaces}
-        return with_reset_of_clusters(problem, solution, merge) if self.reset_batchnorm else solution
+        return self.reset_of_clusters(problem, solution, merge)
 
 
 def find_turns(problem: Problem, stream: Stream | None) -> Turns:

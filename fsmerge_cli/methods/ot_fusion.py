@@ -9,7 +9,6 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.matching import require_images, similarities
 from fsmerge_cli.alignment.space_maps import folded
 from fsmerge_cli.alignment.transport import (
@@ -53,8 +52,8 @@ class OTFusion(Weighted, Resets):
 
     @property
     def needs_images(self) -> bool:
-        """Only the cost of activations."""
-        return self.cost == "activations"
+        """Only the cost of activations, and `repair`."""
+        return self.cost == "activations" or self.repair
 
     def check(self, problem: Problem) -> None:
         """Raise UserError for a merged model of another shape than source 1, or where images are missing."""
@@ -76,17 +75,17 @@ class OTFusion(Weighted, Resets):
         }
         unmerge = {name: [unmerging(own[name]) for own in found] for name in plan.spaces}
         solution = folded(problem, merge, unmerge)
-        return with_reset_of_clusters(problem, solution, merge) if self.reset_batchnorm else solution
+        return self.reset_of_clusters(problem, solution, merge)
 
     def _couplings(self, problem: Problem, weights: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """By source and space; of source 1 with itself the identity."""
         plan, k, solve = problem.plan, len(weights), solver(self.regularization)
         sizes = {name: space.merged for name, space in plan.spaces.items()}
         found = [{name: torch.eye(size, dtype=torch.float64) / size for name, size in sizes.items()}]
-        similar = similarities(problem, first=True) if self.needs_images else {}
+        similar = similarities(problem, first=True) if self.cost == "activations" else {}
         for i in range(1, k):
             problem.progress(Event("transport units", i - 1, k - 1))
-            if self.needs_images:
+            if self.cost == "activations":
                 starts = {name: sum(space.sources[:i]) for name, space in plan.spaces.items()}
                 parts = {n: r[:, starts[n] : starts[n] + plan.spaces[n].sources[i]] for n, r in similar.items()}
                 # Two standardised vectors of correlation r have the squared distance 2 (1 - r).

@@ -11,7 +11,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.layer_fits import fitted_layers
 from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
 from fsmerge_cli.alignment.partial import gains, mismatch_of, partial_merge
@@ -114,7 +113,7 @@ class PLeaS(Resets):
             **{f"ridge_{place}": value for place, value in enumerate(ridges.values())},
         }
         solution = Solution(solved, start.projectors, facts=facts, permutations=tuple(map(dict, orders)))
-        return with_reset_of_clusters(problem, solution, merge) if self.reset_batchnorm else solution
+        return self.reset_of_clusters(problem, solution, merge)
 
     def _matched(self, problem: Problem, base: Plan) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         """Correlations of source 1's units with all units, by space; the permutations that maximise them."""

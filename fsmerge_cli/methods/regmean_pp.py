@@ -9,7 +9,6 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.alignment.channels import with_reset
 from fsmerge_cli.alignment.least_squares import linear_modules, mean, solve
 from fsmerge_cli.alignment.matching import aligned, require_images, require_one_width
 from fsmerge_cli.alignment.statistics import grams
@@ -66,7 +65,7 @@ class RegMeanPlusPlus(Regression):
             problem.progress(Event("solve", stage + 1, len(found)))
         facts = {"condition_number": worst}
         solution = Solution(merged, matched.back, facts=facts, permutations=matched.permutations)
-        return with_reset(problem, solution, shares) if self.reset_batchnorm else solution
+        return self.reset(problem, solution, shares)
 
 
 def stages(plan: Plan) -> list[list[str]]:

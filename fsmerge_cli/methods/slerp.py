@@ -11,7 +11,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fsmerge_cli.alignment.channels import with_reset
 from fsmerge_cli.alignment.matching import aligned, require_images, require_one_width
 from fsmerge_cli.common.errors import ConfigError, MismatchError
 from fsmerge_cli.common.options import FORBID
@@ -72,7 +71,7 @@ class Slerp(Resets):
         if opposite:
             raise MismatchError(opposite)
         solution = Solution(merged, matched.back, permutations=matched.permutations)
-        return with_reset(problem, solution, [k * s for s in shares]) if self.reset_batchnorm else solution
+        return self.reset(problem, solution, [k * s for s in shares])
 
 
 def slerp(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -58,7 +58,7 @@ class StraightThrough(Trained, Resets):
         """Train the matched weights, permute, average; the projectors undo the permutation of the features."""
         orders, trace = self.permutations(problem)
         found = reorder_sources(problem, orders)
-        average = Average(task_weights=self.task_weights, reset_batchnorm=self.reset_batchnorm)
+        average = Average(task_weights=self.task_weights, reset_batchnorm=self.reset_batchnorm, repair=self.repair)
         merged = average.fit(found.problem).weights
         return Solution(merged, found.back, trace, permutations=found.permutations)
 

@@ -10,7 +10,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.channels import with_reset_of_clusters
 from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
 from fsmerge_cli.alignment.permutation import shares_inner_order
 from fsmerge_cli.alignment.space_maps import merged_units
@@ -75,7 +74,7 @@ class ZipIt(Resets):
         maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
         projectors = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
         solution = Solution(folded, projectors, maps=maps)
-        return with_reset_of_clusters(problem, solution, merge) if self.reset_batchnorm else solution
+        return self.reset_of_clusters(problem, solution, merge)
 
     def _heads(self, problem: Problem, similar: Mapping[str, Tensor]) -> Sequence[Mapping[str, Tensor]]:
         """For each source and space, the order of units that matches source 1's heads."""

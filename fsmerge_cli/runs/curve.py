@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fsmerge_cli.alignment.channels import with_reset
+from fsmerge_cli.alignment.channels import reset_layers, with_reset
 from fsmerge_cli.alignment.matching import Aligned, aligned, match_to_first, reorder_sources
 from fsmerge_cli.alignment.weight_matching import match_weights
 from fsmerge_cli.checkpoints.api import load_all
@@ -28,7 +28,7 @@ from fsmerge_cli.evaluation.forward import Outputs, TestSet, ensemble_forward, m
 from fsmerge_cli.evaluation.interpolation import barriers, between, head_between, measured, share_a_task
 from fsmerge_cli.evaluation.score_table import backbone_of
 from fsmerge_cli.methods import Problem, Solution
-from fsmerge_cli.models.plan import duplicate_notes
+from fsmerge_cli.models.plan import Plan, duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.curve_result import Curve, CurveOptions, Line
@@ -67,11 +67,12 @@ def curve(
     with ExitStack() as stack:
         report = stack.enter_context(reported(progress))
         opened = read_headers(found.sources)
-        require_one_shape(found.method.plan([own.source for own in opened]).same_shape)
+        plan = found.method.plan([own.source for own in opened])
+        require_one_shape(plan.same_shape)
+        require_statistics(options, plan)
         report = worded_progress(report, opened[0].source.family.kind)
         device = stack.enter_context(found.hardware.session())
         sources = load_all(found.sources, report)
-        require_statistics(options, sources[0])
         problem, tests, notes = _problem(found, sources, device, report)
         return _curve(found, options, problem, tests, notes)
 
@@ -177,12 +178,12 @@ def require_images(options: CurveOptions, problem: Problem) -> None:
         )
 
 
-def require_statistics(options: CurveOptions, source: Source) -> None:
-    """Raise ConfigError for curve.repair of networks whose statistics cannot be reset."""
-    if options.repair and not source.family.had_batchnorm(source.arch):
+def require_statistics(options: CurveOptions, plan: Plan) -> None:
+    """Raise ConfigError for curve.repair of networks without layers whose statistics can be reset."""
+    if options.repair and not reset_layers(plan, others=True):
         raise ConfigError(
-            "curve.repair=true resets the statistics of networks with BatchNorm, and these have none. Pass "
-            "curve.repair=false."
+            "curve.repair=true resets the statistics of convolutions with BatchNorm and of hidden layers with a "
+            "bias and without a norm, and these networks have none. Pass curve.repair=false."
         )
 
 
@@ -203,7 +204,9 @@ def weights_at(matched: Aligned, alpha: float, repair: bool) -> Solution:
     problem = matched.problem
     first, second = problem.weights()
     solution = Solution(between(first, second, alpha), matched.back)
-    return with_reset(problem, solution, (2 * (1 - alpha), 2 * alpha)) if repair else solution
+    if not repair:
+        return solution
+    return with_reset(problem, solution, (2 * (1 - alpha), 2 * alpha), reset_layers(problem.plan, others=True))
 
 
 def _outputs(matched: Aligned, alpha: float, repair: bool, one: bool, test_set: TestSet) -> Outputs:

@@ -85,9 +85,10 @@ WRONG = [
         "1 or more, or curve.align=weights and curve.repair=false, which need none.",
     ),
     (
-        "+models=one_task_pair curve.repair=true -q",
-        "curve.repair=true resets the statistics of networks with BatchNorm, and these have none. Pass "
-        "curve.repair=false.",
+        "+models=one_task_pair curve.repair=true models.sources.0.arch.norm=batch "
+        "models.sources.1.arch.norm=batch",
+        "curve.repair=true resets the statistics of convolutions with BatchNorm and of hidden layers with a bias "
+        "and without a norm, and these networks have none. Pass curve.repair=false.",
     ),
 ]
 

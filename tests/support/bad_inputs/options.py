@@ -55,7 +55,7 @@ OPTIONS = [
         "an unknown key",
         AVERAGE + " method.step=3",
         2,
-        "unknown key in method 'step'. Available: heads, name, reset_batchnorm, task_weights, width.",
+        "unknown key in method 'step'. Available: heads, name, repair, reset_batchnorm, task_weights, width.",
     ),
     Case(
         "an unknown key of a source",
