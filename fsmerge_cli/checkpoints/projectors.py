@@ -22,15 +22,37 @@ def of_headless(sources: Sequence[Source], projectors: Sequence[Tensor]) -> dict
     return {source.name: U.detach().cpu().float().contiguous() for source, U in pairs if source.head is None}
 
 
-def stored(projectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the file."""
-    return {f"{name}{PART}": U for name, U in projectors.items()}
+TOKENS, ENDS = "tokens/", (".weight", ".bias")
+"""Start and ends of the names of the tensors of a token projector; no task has a name with a slash."""
+
+TokenProjector = tuple[Tensor, Tensor]
+"""Weight [d_i, d'] and bias [d_i]."""
+
+
+def stored(projectors: Mapping[str, Tensor], tokens: Mapping[str, TokenProjector]) -> dict[str, Tensor]:
+    """The tensors of the file. tokens: the token projectors by task."""
+    found = {f"{name}{PART}": U for name, U in projectors.items()}
+    for name, own in tokens.items():
+        found |= {f"{TOKENS}{name}{end}": part.cpu().float().contiguous() for end, part in zip(ENDS, own)}
+    return found
+
+
+def read_token_projectors(folder: Path) -> dict[str, TokenProjector]:
+    """The token projectors by task; empty where there are none. Raises SourceError for another content."""
+    found = _read(folder)
+    own = {name.removeprefix(TOKENS): tensor for name, tensor in found.items() if name.startswith(TOKENS)}
+    names = [name.removesuffix(ENDS[0]) for name in own if name.endswith(ENDS[0])]
+    return {name: (own[name + ENDS[0]], own[name + ENDS[1]]) for name in names if name + ENDS[1] in own}
 
 
 def read_projectors(folder: Path) -> dict[str, Tensor]:
     """U_out by task; empty where there is no such file. Raises SourceError for another content."""
+    own = {name: U for name, U in _read(folder).items() if name.endswith(PART) and not name.startswith(TOKENS)}
+    return {name.removesuffix(PART): U for name, U in own.items() if U.ndim == 2}
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
     if not (folder / FILE).is_file():
         return {}
     where = f"{folder}/{FILE}"
-    found = as_float32(read_tensors(folder / FILE, where)[0], where)
-    return {name.removesuffix(PART): U for name, U in found.items() if name.endswith(PART) and U.ndim == 2}
+    return as_float32(read_tensors(folder / FILE, where)[0], where)

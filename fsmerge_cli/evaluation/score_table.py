@@ -29,6 +29,7 @@ from fsmerge_cli.evaluation.plausibility import implausible
 from fsmerge_cli.evaluation.predictions import Example, Heads, agreement, examples, predictions_by_task
 from fsmerge_cli.evaluation.scoring import Score, score
 from fsmerge_cli.evaluation.similarity import Layers, similarities
+from fsmerge_cli.evaluation.tokens import TokenAgreement, token_agreement
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.average import Average
 from fsmerge_cli.models.head import Head
@@ -43,7 +44,7 @@ class Evaluation:
 
     evaluated: a few images with all logits. predictions: by task, see `predictions_by_task`. examples: images for
     the report page. warnings: on sources whose accuracy is not plausible. measured: where the images of each task
-    come from, by name. classes, joint_confusion: see `class_results`.
+    come from, by name. classes, joint_confusion: see `class_results`. tokens: by source without a head.
     """
 
     rows: Mapping[str, Score] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class Evaluation:
     measured: Mapping[str, Measured] = field(default_factory=dict)
     classes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     joint_confusion: Mapping[str, Any] | None = None
+    tokens: Mapping[str, TokenAgreement] = field(default_factory=dict)
 
 
 def evaluate(
@@ -100,6 +102,7 @@ def evaluate(
         {name: own for name, own in zip(problem.plan.tasks, measured) if own.images},
         class_results(*given),
         joint_confusion(outputs.logits, scorer.truth, scorer.heads, merged.decision),
+        token_agreement(problem, backbone, sets),
     )
 
 

@@ -72,6 +72,23 @@ def images_in_words(evaluation: Values) -> str:
 
 def sentences(evaluation: Values, model: str) -> list[str]:
     """The result of a run without labels; empty where nothing was compared."""
+    return [*_of_images(evaluation, model), *_of_tokens(evaluation)]
+
+
+def _of_tokens(evaluation: Values) -> list[str]:
+    """A sentence on the patch tokens of sources without heads; empty without them."""
+    found = evaluation.get("tokens", {}).values()
+    if not found:
+        return []
+    over = " (mean over its sources)" if len(found) > 1 else ""
+    share, alike = (sum(own[name] for own in found) / len(found) for name in ("explained", "cosine"))
+    return [
+        f"Its patch tokens, through a linear map, explain {100 * share:.1f} % of the variance of those of the "
+        f"source and have a cosine of {alike:.3f} to them{over}."
+    ]
+
+
+def _of_images(evaluation: Values, model: str) -> list[str]:
     same, other = agreement(evaluation), agreement(evaluation, "average")
     over = " (mean over tasks)" if len(evaluation["tasks"]) > 1 else ""
     where = images_in_words(evaluation)

@@ -30,6 +30,7 @@ from fsmerge_cli.reporting.schema_results import (
     MethodRow,
     Model,
     Positive,
+    Tokens,
 )
 
 NAME = "evaluation.schema.json"
@@ -167,6 +168,9 @@ class EvaluationFile(Model):
     )
     measured_on: dict[str, MeasuredOn] = Field(
         default_factory=dict, description="by task, of a merge; empty where nothing was measured"
+    )
+    tokens: dict[str, Tokens] = Field(
+        default_factory=dict, description="by source without a head, of vision transformers"
     )
     facts: dict[str, int | float] = Field(description="figures of the method itself, such as condition numbers")
     inputs: Literal["image", "text"] = Field("image", description="what the models read")

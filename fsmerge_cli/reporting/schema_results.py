@@ -68,6 +68,20 @@ class SameNeighbours(Model):
     among: Count = Field(description="images whose nearest image by the source is one of the model's ten nearest")
 
 
+class Tokens(Model):
+    """The projected patch tokens of the merged model compared with those of a source without a head."""
+
+    images: Positive
+    positions: Positive = Field(description="patches of an image")
+    cosine: float = Field(description="mean over tokens")
+    explained: float = Field(
+        description="share of the variance of the source's tokens; negative: worse than its mean"
+    )
+    same_place: Share = Field(
+        description="tokens whose most similar token of the source, in the same image, is the one at their place"
+    )
+
+
 class HeadDecision(Model):
     """The part of one head in the joint decision: its logits / temperature + shift are compared."""
 

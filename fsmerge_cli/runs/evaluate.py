@@ -48,9 +48,9 @@ from fsmerge_cli.runs.from_run import (
 )
 from fsmerge_cli.runs.inputs import cache_inputs, checkpoint_inputs, data_inputs
 from fsmerge_cli.runs.merged import Merged, Reading, load_merged, reworded_for_model
+from fsmerge_cli.runs.provenance import images_sha256, versions
 from fsmerge_cli.runs.reevaluation import Reevaluation
 from fsmerge_cli.runs.request import chosen_hardware, source_specs
-from fsmerge_cli.runs.result import images_sha256, versions
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fsmerge_cli.checkpoints.projectors import FILE, of_headless, read_projectors, stored
@@ -15,15 +15,22 @@ from fsmerge_cli.evaluation.certificates import (
     network,
     relative_error,
 )
+from fsmerge_cli.evaluation.tokens import TokenAgreement
 from fsmerge_cli.runs.merged import load_merged
 
 
-def write_projectors(folder: Path, certifier: Certifier) -> list[Callable[[], Certificate]]:
-    """Write projectors.safetensors into the folder of the model, if a source has no head; its certificate."""
+def write_projectors(
+    folder: Path, certifier: Certifier, tokens: Mapping[str, TokenAgreement]
+) -> list[Callable[[], Certificate]]:
+    """Write projectors.safetensors into the folder of the model, if a source has no head; its certificate.
+
+    tokens: with the token projectors of these sources, where they are known.
+    """
     projectors = of_headless(certifier.sources, certifier.solution.projectors)
     if not projectors:
         return []
-    write_tensors(folder / FILE, stored(projectors), {"format": "pt"})
+    own = {name: (found.weight, found.bias) for name, found in tokens.items() if name in projectors}
+    write_tensors(folder / FILE, stored(projectors, own), {"format": "pt"})
     return [lambda: _certificate(certifier, folder)]
 
 

@@ -36,7 +36,7 @@ from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.finetune_request import FinetuneRequest, FinetuneStart, load_start, request
 from fsmerge_cli.runs.finetune_rows import training_rows
 from fsmerge_cli.runs.finetuned import Finetuned
-from fsmerge_cli.runs.result import versions
+from fsmerge_cli.runs.provenance import versions
 from fsmerge_cli.training.classifier import TrainingSetup, fit
 from fsmerge_cli.training.classifier_network import Classifier
 from fsmerge_cli.training.finetuning_options import TrainingOptions

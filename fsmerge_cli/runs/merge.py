@@ -32,8 +32,9 @@ from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.base import base_notes, check_base, read_base
 from fsmerge_cli.runs.merge_result import result_of
+from fsmerge_cli.runs.provenance import images_sha256
 from fsmerge_cli.runs.request import Models, Request, request
-from fsmerge_cli.runs.result import MergeResult, images_sha256
+from fsmerge_cli.runs.result import MergeResult
 from fsmerge_cli.training.snapshots import SaveInterval, Snapshots, check_state, state_folder
 
 

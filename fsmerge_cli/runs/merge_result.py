@@ -25,8 +25,9 @@ from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs.merge_notes import start_notes, training_notes
+from fsmerge_cli.runs.provenance import images_sha256, versions
 from fsmerge_cli.runs.request import Request
-from fsmerge_cli.runs.result import MergeResult, images_sha256, versions
+from fsmerge_cli.runs.result import MergeResult
 from fsmerge_cli.supernet.fold import fold_head
 from fsmerge_cli.training.state import Trace
 

@@ -17,7 +17,7 @@ from fsmerge_cli.checkpoints.files import readable
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads, listed_heads
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
-from fsmerge_cli.checkpoints.projectors import read_projectors
+from fsmerge_cli.checkpoints.projectors import TokenProjector, read_projectors, read_token_projectors
 from fsmerge_cli.checkpoints.tasks import order_note, with_label_names
 from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
@@ -26,6 +26,7 @@ from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text
 from fsmerge_cli.common.shown import listed, shown
 from fsmerge_cli.data.base import Transform
 from fsmerge_cli.data.readers import reader
+from fsmerge_cli.evaluation.tokens import tokens_of
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.from_run import Data, given_data
@@ -62,7 +63,7 @@ class Merged:
     folder: or file. sha256: of the file of weights. backbone: frozen, in evaluation mode, images [n, C, H, W] with
     pixels in 0..1 -> features [n, d]. heads: by task, in the order in which they were merged. preprocessing: of
     the images before. notes: what the user should know about how it was read. projectors: [d_i, d] by source
-    without a head, from the features to those of the source.
+    without a head, from the features to those of the source; token_projectors: from tokens to its tokens.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class Merged:
     heads: Mapping[str, Head]
     notes: tuple[str, ...] = ()
     projectors: Mapping[str, Tensor] = field(default_factory=dict)
+    token_projectors: Mapping[str, TokenProjector] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line: the architecture, the tasks with their numbers of classes, and the folder."""
@@ -105,6 +107,15 @@ class Merged:
         with torch.no_grad():
             found: Tensor = self.backbone(images.to(self.device))
             return found if source is None else found @ self.projectors[source].to(found).T
+
+    def tokens(self, images: Inputs, source: str) -> Tensor:
+        """Patch tokens [n, T, d_i] of a source without a head, for its decoders. Raises ConfigError."""
+        place = self.family.tokens(self.backbone)
+        if place is None or source not in self.token_projectors:
+            raise ConfigError(unknown("source with a token projector", source, self.token_projectors))
+        weight, bias = (own.to(self.device) for own in self.token_projectors[source])
+        with torch.no_grad():
+            return tokens_of(self.backbone, place, images.to(self.device)) @ weight.T + bias
 
     def with_heads(self) -> Merged:
         """The model itself. Raises SourceError if none of its sources had a head."""
@@ -238,6 +249,7 @@ def load_merged(
                 for note in (*([guess] if guess else []), *notes)
             ),
             projectors,
+            read_token_projectors(path),
         )
     except UserError as error:
         raise type(error)(reworded_for_model(str(error), task)) from None

@@ -10,22 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
 from fsmerge_cli.checkpoints.dtype import to_dtype
-from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.heads import head_tensors
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import claim, output_errors, write_json, write_text
-from fsmerge_cli.common.inputs import named
 from fsmerge_cli.common.private_paths import PrivatePaths, remember
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import well_formed
 from fsmerge_cli.common.wording import Kind
-from fsmerge_cli.data.draw import Images
 from fsmerge_cli.evaluation.certificates import Certificate, Certifier
 from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.score_table import Evaluation
@@ -105,6 +101,7 @@ class MergeResult:
             joint_confusion=self.measured.joint_confusion,
             certificates=dict(certificates or {}),
             facts=dict(self.solution.facts),
+            tokens={name: own.entry() for name, own in self.measured.tokens.items()},
             measured_on=measured_on(self.measured),
             inputs=self.plan.family.kind,
         )
@@ -132,7 +129,10 @@ class MergeResult:
         )
         self.certifier.progress(Event("write", 1, 2))
         start = time.perf_counter()
-        more = [*write_projectors(merged, self.certifier), *self._written_classifiers(folder)]
+        more = [
+            *write_projectors(merged, self.certifier, self.measured.tokens),
+            *self._written_classifiers(folder),
+        ]
         evaluation = self.evaluation(self.certifier.certify(merged, more))
         cost = evaluation["cost"]
         cost["seconds"] = {**cost["seconds"], "certify": round(time.perf_counter() - start, 3)}
@@ -184,7 +184,7 @@ def document(
 
     found: what was measured, with its scores, cost, provenance, options and notes. joint_confusion: see
     `evaluation.class_results`. inputs: what the models read. more: similarity, predictions, classes,
-    certificates, facts and measured_on, each empty by default.
+    certificates, facts, tokens and measured_on, each empty by default.
     """
     content = {
         "schema_version": VERSION,
@@ -199,6 +199,7 @@ def document(
         "certificates": more.get("certificates", {}),
         "facts": more.get("facts", {}),
         "measured_on": more.get("measured_on", {}),
+        "tokens": more.get("tokens", {}),
         "notes": list(found.notes),
         "cost": dict(found.cost),
         "provenance": dict(found.provenance),
@@ -278,21 +279,3 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain_values(entry) for key, entry in value.items()}
     return [plain_values(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-
-def versions() -> dict[str, str]:
-    """Versions of the software that results depend on."""
-    from importlib.metadata import version
-    from platform import python_version
-
-    packages = ("fsmerge", "torch", "timm", "numpy", "safetensors")
-    return {
-        "python": python_version(),
-        **{name: version(name) for name in packages},
-        "cuda": str(torch.version.cuda),
-    }
-
-
-def images_sha256(images: Images) -> str:
-    """SHA-256 of the pixels and tasks of all images that a merge uses, in order."""
-    return tensors_sha256({**named(images.images), "task": images.task})

@@ -63,6 +63,8 @@ def test_the_schema_is_a_schema_and_leaves_nothing_open() -> None:
     protocols = {"Joint", "ChosenTasks"}  # a model with one head has none
     later = {
         "agreement",
+        "neighbours",
+        "tokens",
         "joint_decision",
         "measured_on",
         "classes",

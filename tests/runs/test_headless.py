@@ -81,4 +81,5 @@ def test_a_source_with_a_head_has_no_projector_of_its_own(tmp_path: Path) -> Non
     model = load_merged(tmp_path / "out")
     assert (model.tasks, [*model.projectors]) == (("b",), ["a"])
     assert model.logits(pixels, "b").shape == (len(pixels), 3)
-    assert [*load_file(tmp_path / "out" / "merged" / "projectors.safetensors")] == ["a.weight"]
+    stored = load_file(tmp_path / "out" / "merged" / "projectors.safetensors")
+    assert sorted(stored) == ["a.weight", "tokens/a.bias", "tokens/a.weight"]

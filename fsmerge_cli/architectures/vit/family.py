@@ -30,7 +30,7 @@ from fsmerge_cli.architectures.vit.module import (
     set_eps,
     stated_arguments,
 )
-from fsmerge_cli.architectures.vit.pooling import FOLDING, pooling, without_projection
+from fsmerge_cli.architectures.vit.pooling import FOLDING, pooling, tokens, without_projection
 from fsmerge_cli.architectures.vit.table import table
 from fsmerge_cli.common.errors import ConfigError, SourceError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Flag, NonNegativeFloat, Text
@@ -288,13 +288,12 @@ VIT = Family(
     positions=positions,
     blocks=blocks,
     pooling=pooling,
+    tokens=tokens,
     layers=blocks,
     adapt=adapt,
     describe=describe,
     resample=resample,
     folding=FOLDING,
     library="timm",
-    classifier=lambda arch, weights, weight, bias: classifier(
-        config(arch), arch.projection, weights, weight, bias
-    ),
+    classifier=lambda arch, weights, *linear: classifier(config(arch), arch.projection, weights, *linear),
 )

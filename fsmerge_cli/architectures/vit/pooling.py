@@ -27,6 +27,13 @@ def pooling(model: nn.Module) -> str | None:
     return "attn_pool" if is_latent(model) else None
 
 
+def tokens(module: nn.Module) -> tuple[str, int]:
+    """The last norm before the pooling, else the last block; and the number of class and register tokens."""
+    model: Any = module
+    last = f"blocks.{len(model.blocks) - 1}"
+    return last if isinstance(model.norm, nn.Identity) else "norm", int(model.num_prefix_tokens)
+
+
 def without_projection(module: nn.Module) -> nn.Module:
     """The module with the latent as its query, in place; it has the weights that `of_query` returns."""
     model: Any = module
