@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,13 @@ ALIKE = 0.5
 
 Task vectors from a sibling of the same parent, t_i - s and t_j - s with independent t_i, t_j, s of equal length,
 have the cosine 1/2; those from the parent itself have a smaller one unless the tasks are alike.
+"""
+
+TURNED = 0.8
+"""Cosine of Gram matrices from which a matrix is one of the parent with the units of one side turned or reordered.
+
+W^T W is the same for Q W with any orthogonal Q, W W^T for W Q. Without its part along the identity, which all
+large random matrices share, it has a cosine near zero for independent matrices.
 """
 
 NO_PARENT = "warning: models.base does not seem to be what"
@@ -54,7 +61,8 @@ class Parentage:
 
     distance: |W_i - W_0| / |W_0| of all of them together. cosine: of W_i with W_0, likewise. longer: names of the
     matrices whose task vector is as long as the weights themselves, |W_i - W_0| >= |W_i|, the farthest first.
-    matrices: their number.
+    matrices: their number. turned: names of matrices that are those of the parent but for the order, or an
+    orthogonal map, of the units of one side.
     """
 
     name: str
@@ -62,6 +70,7 @@ class Parentage:
     cosine: float
     longer: tuple[str, ...]
     matrices: int
+    turned: tuple[str, ...] = ()
 
     @property
     def unrelated(self) -> bool:
@@ -88,6 +97,10 @@ def parentage(plan: Plan, sources: Sequence[Source], base: Source) -> tuple[list
         grams[name] = torch.stack([torch.stack([a @ b for b in rows]) for a in rows])
     whole = torch.stack(list(grams.values())).sum(0)
     found = [_of_source(i, source.name, grams, whole) for i, source in enumerate(sources, 1)]
+    found = [
+        replace(own, turned=_turned(plan, own.longer, source, base)) if own.unrelated else own
+        for own, source in zip(found, sources)
+    ]
     lengths = whole.diagonal().sqrt()
     pairs = [(i, j) for i in range(1, k + 1) for j in range(i + 1, k + 1)]
     return found, [_ratio(whole[i, j], lengths[i] * lengths[j]) for i, j in pairs]
@@ -100,6 +113,26 @@ def _of_source(i: int, name: str, grams: Mapping[str, Tensor], whole: Tensor) ->
     own = whole[0, 0] + 2 * whole[0, i] + whole[i, i]
     cosine = _ratio(whole[0, 0] + whole[0, i], whole[0, 0].sqrt() * own.sqrt())
     return Parentage(name, _ratio(whole[i, i].sqrt(), whole[0, 0].sqrt()), cosine, tuple(longer), len(grams))
+
+
+def _turned(plan: Plan, names: Sequence[str], source: Source, base: Source) -> tuple[str, ...]:
+    """The matrices between hidden units among `names` whose units of one side were turned or reordered."""
+    found = []
+    for name in names:
+        role = plan.roles[name]
+        if not isinstance(role, Mapped) or role.read is None:
+            continue  # pixels have one basis, in which unrelated networks are alike
+        own, parent = (weights[name].double().flatten(1) for weights in (source.weights, base.weights))
+        sides = [(_gram(own), _gram(parent)), (_gram(own.T), _gram(parent.T))]
+        if max(_ratio((a * b).sum(), a.norm() * b.norm()) for a, b in sides) >= TURNED:
+            found.append(name)
+    return tuple(found)
+
+
+def _gram(W: Tensor) -> Tensor:
+    """W^T W without its part along the identity."""
+    product = W.T @ W
+    return product - torch.eye(len(product), dtype=W.dtype, device=W.device) * product.diagonal().mean()
 
 
 def parent_notes(plan: Plan, sources: Sequence[Source], base: Source) -> Iterator[str]:
@@ -118,7 +151,7 @@ def parent_notes(plan: Plan, sources: Sequence[Source], base: Source) -> Iterato
             yield (
                 f"{NO_PARENT} '{own.name}' was fine-tuned from ({figures}): in "
                 f"{len(own.longer)} of {own.matrices} matrices the difference from it is as long as the weights "
-                f"themselves ({_few(own.longer)}). Pass the pretrained weights of the sources"
+                f"themselves ({_few(own.longer)}). {_advice(own)}"
             )
         elif not own.distance:
             yield f"'{own.name}' has the weights of models.base, so its task vector is zero"
@@ -130,6 +163,17 @@ def parent_notes(plan: Plan, sources: Sequence[Source], base: Source) -> Iterato
             f"the task vectors of the sources have a cosine of at least {min(pairs):.2f}: the tasks are alike, or "
             "the sources share a later parent than models.base"
         )
+
+
+def _advice(own: Parentage) -> str:
+    """What to do about a source that does not seem to come from the stated parent."""
+    if 2 * len(own.turned) <= len(own.longer):
+        return "Pass the pretrained weights of the sources"
+    return (
+        f"But {len(own.turned)} of these are those of models.base with units reordered or turned: the source was "
+        "scrambled after its fine-tuning (as MergeLock does), and a task vector of it has no meaning. Take a "
+        "method that aligns the sources, such as method=orthogonal_matching or method=fs_closed_form"
+    )
 
 
 def _pixels(folded: Pixels | None) -> str:

@@ -13,7 +13,7 @@ from fsmerge_cli.methods.activation_matching import ActivationMatching
 from fsmerge_cli.methods.orthogonal_matching import OrthogonalMatching, turn_error
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.training.teachers import network
-from tests.support.scrambled import random_turns, scrambled
+from scripts.scrambled import random_turns, scrambled
 from tests.support.shuffled import assert_the_function_of_all, problem_of, shuffled, source_of
 from tests.support.vits import VARIANTS
 
