@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.checkpoints.files import readable
+from fsmerge_cli.checkpoints.tokenizer_config import require_no_contradiction
 from fsmerge_cli.common.errors import SourceError, first_line
 from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
 from fsmerge_cli.common.shown import shown
@@ -41,11 +42,14 @@ def read_tokenizer(path: Path, where: str) -> Tokenization:
     longest = stated.get("model_max_length")
     limit = longest if isinstance(longest, int) and 0 < longest < MAX_LENGTH else MAX_LENGTH
     if STATE in files:
-        return Tokenization(normal_form(files[STATE], where), {**files, **_public(files, stated)}, limit)
+        state = normal_form(files[STATE], where)
+        require_no_contradiction(json.loads(state), stated, where)
+        return Tokenization(state, {**files, **_public(files, stated)}, limit)
     if VOCABULARY in files and "merges.txt" not in files:
         if files.get(ADDED, b"{}").strip() not in (b"{}", b""):
             raise SourceError(f"{where}: {ADDED} adds tokens to {VOCABULARY}, and there is no {STATE}. {SAVE}")
         state = _word_pieces(files[VOCABULARY], stated, where)
+        require_no_contradiction(json.loads(state), stated, where)
         return Tokenization(state, {**files, **_public(files, stated), STATE: state.encode()}, limit)
     return Tokenization(longest=limit)
 

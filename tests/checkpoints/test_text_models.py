@@ -261,6 +261,7 @@ def test_different_tokenizers_are_refused_with_the_first_difference(tmp_path: Pa
     content = json.loads((tmp_path / "b/tokenizer.json").read_text())
     content["normalizer"]["lowercase"] = False
     (tmp_path / "b/tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "b/tokenizer_config.json").unlink()
     sources = [load(SourceSpec(name, checkpoint=str(tmp_path / name))) for name in ("a", "b")]
     with pytest.raises(MismatchError) as error:
         compile_plan(sources)

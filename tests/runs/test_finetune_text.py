@@ -183,11 +183,10 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         {"data": {"name": "digits"}, "model": {"labels": ("0", "1"), "tokenizer": "TOKENIZER"}},
         ConfigError,
         "data=digits holds images, and these sources read texts. Pass one of hf_text, none, per_task, sentences, "
-        "text: "
-        "data=NAME",
+        "text: data=NAME",
     ),
     (
-        {"data": {"name": "digits"}, "model": {"labels": ("0", "1")}},
+        {"data": {"name": "text", "root": "."}, "model": {"labels": ("0", "1")}},
         ConfigError,
         "model.tokenizer is missing: random weights of a text encoder need the folder of a tokenizer "
         "(tokenizer.json).",
