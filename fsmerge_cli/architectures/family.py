@@ -102,7 +102,8 @@ class Family:
     in order, whose outputs ([n, ..., d], or feature maps [n, d, h, w]) are the features of each layer. adapt:
     changes to an instance after `build`. describe: a third-party instance -> options (None: another family, or
     not inferable). resample: options, weights, (height, width) and location for messages -> options and weights
-    for that image size (None: not possible). classifier: options, weights, weight and bias of a classifier ->
+    for that image size (None: not possible). deepen: options, number of blocks -> options with so many (None: its
+    blocks do not add to a stream unchanged). classifier: options, weights, weight and bias of a classifier ->
     `architecture` and `model_args` of a config.json and the tensors of the whole model, as timm runs it (None: it
     has no such model). kind: of input that it reads. post_norm: whether its blocks normalise the residual stream
     after every sum. activated_features: whether features with a space of their own lie behind an activation.
@@ -140,6 +141,7 @@ class Family:
     adapt: Callable[[nn.Module, Any], nn.Module] = lambda module, arch: module
     describe: Callable[[nn.Module], Any] = lambda module: None
     resample: Resample | None = None
+    deepen: Callable[[Any, int], Any] | None = None
     classifier: Classifier | None = None
     kind: Kind = "image"
     post_norm: bool = False

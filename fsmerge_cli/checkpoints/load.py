@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fsmerge_cli.architectures import Family
 from fsmerge_cli.checkpoints.accounting import listed, refuse_beside, without_effect
+from fsmerge_cli.checkpoints.depth import deepened
 from fsmerge_cli.checkpoints.files import as_float32, float_list
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads
 from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint, sized
@@ -102,7 +103,8 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
     elif spec.arch is None and spec.module is None:
         notes += _size_notes(spec.name, config, arch.input_size)
     folded = (mean, std) if family.normalise is None and (set(mean), set(std)) != ({0.0}, {1.0}) else None
-    return Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes, folded)
+    source = Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes, folded)
+    return deepened(spec, source, where)
 
 
 def _compared(
@@ -128,7 +130,7 @@ def _loaded(spec: SourceSpec, found: Checkpoint) -> Source:
 
 def tokenization(spec: SourceSpec, config: Mapping[str, Any], where: str) -> Tokenization:
     """The tokenizer of a text encoder: beside its weights, or of its recipe's data set. Raises SourceError."""
-    for key in ("mean", "std", "input_size", "normalize", "base"):
+    for key in ("mean", "std", "input_size", "depth", "normalize", "base"):
         if getattr(spec, key) is not None:
             raise SourceError(f"{where}: this is a text encoder, for which models.sources.N.{key} means nothing.")
     if spec.tokenizer is not None:

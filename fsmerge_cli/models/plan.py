@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Compiled, Family, compile_table
@@ -169,19 +168,21 @@ def _common_reasons(sources: Sequence[Source]) -> Iterable[str]:
         for what, a in first.family.signature(first.arch).items():
             b = other.family.signature(other.arch)[what]
             if a != b:
-                advice = _advice(what, first)
-                yield f"{what}: '{first.name}' has {_plain(a)}, '{other.name}' has {_plain(b)}{advice}"
+                more = _advice(what, first, max(a, b) if what == "depth" else None)
+                yield f"{what}: '{first.name}' has {_plain(a)}, '{other.name}' has {_plain(b)}{more}"
 
 
-def _advice(what: str, first: Source) -> str:
-    """How a difference can be resolved; empty if it cannot."""
+def _advice(what: str, first: Source, depth: int | None) -> str:
+    """How a difference can be resolved; empty if it cannot. depth: the larger one, where it differs."""
+    if depth is not None and first.family.deepen is not None:
+        return f"; models.sources.N.depth={depth} adds blocks to the other, which change nothing"
     if what in ("mean of pixels", "std of pixels"):
         return "; it cannot be folded into a convolution that pads with zeros: train both with the same value"
     if what != "input_size" or first.family.resample is None:
         return ""
-    size = list(first.arch.input_size[1:])
     changed = "resamples the position embeddings" if first.family.positions(first.arch) else "changes the size"
-    return f"; models.sources.N.input_size={size} {changed} of the other, which is not exact"
+    size = f"models.sources.N.input_size={list(first.arch.input_size[1:])}"
+    return f"; {size} {changed} of the other, which is not exact"
 
 
 def _tensor_reasons(source: Source, expected: Mapping[str, tuple[int, ...]]) -> Iterable[str]:
@@ -205,26 +206,6 @@ def _tensor_reasons(source: Source, expected: Mapping[str, tuple[int, ...]]) -> 
 
 def _transposed(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return " (it is transposed)" if len(found) == 2 and found == expected[::-1] else ""
-
-
-def duplicate_notes(sources: Sequence[Source]) -> list[str]:
-    """Notes on sources with identical weights, which add nothing to a merge unless their heads differ."""
-    first: dict[str, Source] = {}
-    notes = []
-    for source in sources:
-        other = first.setdefault(source.sha256, source)
-        if other is source:
-            continue
-        heads = source.head, other.head
-        if heads[0] is not None and heads[1] is not None and not torch.equal(heads[0].weight, heads[1].weight):
-            notes.append(
-                f"'{source.name}' and '{other.name}' are tasks of one model: its weights are counted once per task"
-            )
-        else:
-            notes.append(
-                f"'{source.name}' has the same weights as '{other.name}'; check models.sources.N.checkpoint"
-            )
-    return notes
 
 
 def head_reasons(source: Source) -> Iterable[str]:

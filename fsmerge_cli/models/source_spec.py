@@ -57,12 +57,12 @@ class SourceSpec:
     in a file that contains several models. ema: true uses exponentially averaged weights, false ordinary ones,
     null ordinary ones if there are any. input_size: height and width (pixels; one number for a square) to which
     the position embeddings are resampled, which is not exact; null
-    keeps the source's own. base: where `checkpoint` is a LoRA adapter of PEFT, the model that it was trained on
-    (a folder, a file or a timm name with weights); null: it is no adapter. tokenizer: of a text encoder, the
-    folder of its tokenizer, in Python also a tokenizer of transformers or of the library tokenizers; null: beside
-    the weights. module: only in Python, a torch module
-    instead of a checkpoint; it is never changed. loaded: only in Python, what `load_source` returned, with no
-    other key but the name.
+    keeps the source's own. depth: number of blocks of a vision transformer, which gets further ones that change
+    nothing, to be as deep as the others; null keeps its own. base: where `checkpoint` is a LoRA adapter of PEFT,
+    the model that it was trained on (a folder, a file or a timm name with weights); null: it is no adapter.
+    tokenizer: of a text encoder, the folder of its tokenizer, in Python also a tokenizer of transformers or of the
+    library tokenizers; null: beside the weights. module: only in Python, a torch module instead of a checkpoint;
+    it is never changed. loaded: only in Python, what `load_source` returned, with no other key but the name.
     """
 
     name: Text
@@ -77,6 +77,7 @@ class SourceSpec:
     prefix: Text | None = None
     ema: Flag | None = None
     input_size: Positive | tuple[Positive, Positive] | None = None
+    depth: Positive | None = None
     base: Text | None = None
     tokenizer: Any = None
     module: Any = None

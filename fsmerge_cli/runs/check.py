@@ -29,8 +29,9 @@ from fsmerge_cli.evaluation.plausibility import worded_note
 from fsmerge_cli.evaluation.score_table import Scorer
 from fsmerge_cli.methods import METHODS, Method, Problem
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
+from fsmerge_cli.models.duplicates import duplicate_notes
 from fsmerge_cli.models.parent import NO_PARENT
-from fsmerge_cli.models.plan import Plan, duplicate_notes
+from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs import closed_form_cost, estimate
 from fsmerge_cli.runs.base import base_notes, check_base, required_parent

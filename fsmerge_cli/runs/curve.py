@@ -28,7 +28,8 @@ from fsmerge_cli.evaluation.forward import Outputs, TestSet, ensemble_forward, m
 from fsmerge_cli.evaluation.interpolation import barriers, between, head_between, measured, share_a_task
 from fsmerge_cli.evaluation.score_table import backbone_of
 from fsmerge_cli.methods import Problem, Solution
-from fsmerge_cli.models.plan import Plan, duplicate_notes
+from fsmerge_cli.models.duplicates import duplicate_notes
+from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.curve_result import Curve, CurveOptions, Line

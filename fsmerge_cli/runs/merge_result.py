@@ -21,8 +21,8 @@ from fsmerge_cli.evaluation.score_table import evaluate
 from fsmerge_cli.evaluation.serving import serving
 from fsmerge_cli.methods import Method, Problem, Solution
 from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.models.duplicates import duplicate_notes
 from fsmerge_cli.models.head import Head
-from fsmerge_cli.models.plan import duplicate_notes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.runs.merge_notes import start_notes, training_notes
 from fsmerge_cli.runs.provenance import images_sha256, versions

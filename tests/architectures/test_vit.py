@@ -134,7 +134,7 @@ def test_every_difference_between_sources_is_reported() -> None:
         compile_plan([a, b])
     assert error.value.reasons == (
         "patch size: 's1' has [4, 4], 's2' has [8, 8]",
-        "depth: 's1' has 2, 's2' has 1",
+        "depth: 's1' has 2, 's2' has 1; models.sources.N.depth=2 adds blocks to the other, which change nothing",
         "register tokens: 's1' has 0, 's2' has 1",
         "positions: 's1' has 5, 's2' has 3",
         "activation: 's1' has GELU(approximate='none'), 's2' has ReLU()",

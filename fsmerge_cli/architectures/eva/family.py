@@ -180,6 +180,7 @@ EVA = Family(
     adapt=adapt,
     describe=describe,
     resample=vit.resample,
+    deepen=vit.VIT.deepen,
     classifier=lambda arch, weights, weight, bias: classifier(vit.config(arch), False, weights, weight, bias),
     folding=Folding(translate, lambda arch, weights, statistics: with_projection(weights)),
     library="timm",

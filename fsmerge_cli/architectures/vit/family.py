@@ -293,6 +293,7 @@ VIT = Family(
     adapt=adapt,
     describe=describe,
     resample=resample,
+    deepen=lambda arch, depth: replace(arch, args={**arch.args, "depth": depth}),
     folding=FOLDING,
     library="timm",
     classifier=lambda arch, weights, *linear: classifier(config(arch), arch.projection, weights, *linear),

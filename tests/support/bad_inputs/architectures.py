@@ -117,7 +117,8 @@ MISMATCHES = [
         2,
         (
             "these sources cannot be merged, for 1 reason:\n"
-            "  - depth: 'v' has 2, 'w' has 3\n"
+            "  - depth: 'v' has 2, 'w' has 3; models.sources.N.depth=3 adds blocks to the other, which change "
+            "nothing\n"
             "Change the entries of models.sources (checkpoint, arch, head, labels, name), or take other "
             "sources."
         ),

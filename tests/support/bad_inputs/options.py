@@ -63,8 +63,8 @@ OPTIONS = [
         2,
         (
             "unknown key in models.sources.0 'chekpoint'. Did you mean 'checkpoint'? Available: arch, base, "
-            "checkpoint, ema, head, input_size, labels, loaded, mean, module, name, normalize, prefix, recipe, "
-            "std, tokenizer."
+            "checkpoint, depth, ema, head, input_size, labels, loaded, mean, module, name, normalize, prefix, "
+            "recipe, std, tokenizer."
         ),
     ),
     Case(

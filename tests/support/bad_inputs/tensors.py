@@ -185,8 +185,9 @@ TENSORS = [
         2,
         (
             "source 'a': a contains Hugging Face's Swin, which is not supported. Supported formats of other "
-            "libraries are torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2 and CLIP, and the "
-            "CLIP vision towers of OpenAI and open_clip. Load the model into timm, and save its state_dict."
+            "libraries are torchvision's VisionTransformer, Hugging Face's ViT, DeiT, DINOv2, DINOv3, CLIP and "
+            "SigLIP, and the CLIP vision towers of OpenAI and open_clip. Load the model into timm, and save its "
+            "state_dict."
         ),
         tensors(
             "a/model.safetensors",
