@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from fsmerge_cli.common.errors import SourceError
-from fsmerge_cli.common.shown import few
+from fsmerge_cli.common.shown import brief, few
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
 
@@ -52,6 +53,20 @@ def without_effect(names: Iterable[str], spec: SourceSpec, where: str) -> list[s
             "0..1: models.sources.N.mean=[...] and std=[...]."
         )
     return [name for name in unused if HARMLESS.fullmatch(name) or name in pixels]
+
+
+def require_stated(config: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+    """Raise SourceError where a config.json states another value than the one that the tensors show.
+
+    found: by the key of config.json. Its library would build another network from it.
+    """
+    for key, value in found.items():
+        if config.get(key) is not None and config[key] != value:
+            raise SourceError(
+                f"{where}: {key} in its config.json is {brief(config[key])}, and its weights have {value}. Put "
+                "the "
+                "config.json of these weights beside them."
+            )
 
 
 def refuse_beside(beside: Mapping[str, Tensor], head: Head, name: str, where: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.architectures.bert import BERT, NAMES, Names, TextArch
+from fsmerge_cli.checkpoints.accounting import require_stated
 from fsmerge_cli.checkpoints.prefixes import EMA, strip, unwrapped
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, few
@@ -202,12 +203,7 @@ def _options(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         m.group(1) for n in tensors if (m := re.match(re.escape(names.block).replace(r"\{i\}", r"(\d+)"), n))
     }
     key = "n_layers" if kind == "distilbert" else "num_hidden_layers"
-    if config.get(key, len(blocks)) != len(blocks):
-        raise SourceError(
-            f"{where}: {key} in its config.json is {brief(config[key])}, and its weights have {len(blocks)} "
-            "blocks. "
-            "Put the config.json of these weights beside them."
-        )
+    require_stated(config, {key: len(blocks)}, where)
     types = tensors.get(f"{names.types}.weight") if names.types else None
     heads = config.get("n_heads" if kind == "distilbert" else "num_attention_heads")
     if heads is None:

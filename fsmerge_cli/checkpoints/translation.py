@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fsmerge_cli.architectures.vit.family import BASE
 from fsmerge_cli.checkpoints import siglip
+from fsmerge_cli.checkpoints.accounting import require_stated
 from fsmerge_cli.checkpoints.clip_tower import of_tower, require_tower_head, tower_architecture
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
 from fsmerge_cli.checkpoints.dinov3 import architecture as dinov3_architecture
@@ -170,6 +171,10 @@ def _architecture(
             f"{where} looks like {layout.title}, but lacks some of its tensors. Download or save it again."
         ) from None
     depth = len({found[1] for n in tensors if (found := re.match(r"blocks\.(\d+)\.", n))})
+    if layout.types:
+        bias = "blocks.0.attn.qkv.bias" in tensors
+        shown_by = {"num_hidden_layers": depth, "hidden_size": width, "num_channels": chans, "qkv_bias": bias}
+        require_stated(config, {**shown_by, **({"patch_size": rows} if rows == cols else {})}, where)
     side = math.isqrt(max(positions, 0))
     size = config.get("image_size") or [side * rows, side * cols]
     heads = config.get("num_attention_heads") or SIZES.get((width, depth), ("", None))[1]
