@@ -85,7 +85,7 @@ TRANSFORMERS = Layout(
         rf"{_LAYER}\.(?:output\.dense|mlp\.fc2)\.{WB}": r"blocks.\1.mlp.fc2.\2",
         rf"layernorm\.{WB}": r"norm.\1",
     },
-    types=("vit",),
+    types=("vit", "vit_msn"),
 )
 DEIT = Layout(
     title="Hugging Face's DeiTModel",
@@ -215,10 +215,18 @@ DISTILLED = (
     "A merged model has features of one token. Use a model without distillation (deit_*_patch16_224, vit_*).",
 )
 
+RELATIVE = (
+    "a vision transformer of timm with a table of relative positions (BEiT)",
+    "The table adds to the logits of each head, so that heads cannot be mixed, and it cannot be merged. Use a "
+    "model with position embeddings or rotary positions (vit_*, eva02_*).",
+)
+
 NOT_READ = (
     (r"\.(base_layer|modules_to_save)\.", *UNMERGED),
     (r"(^|\.)(lora|hada|lokr|ia3|oft|boft|vera|randlora)_\w+", *ADAPTER),
     (r"(^|\.)dist_token$", *DISTILLED),
+    (r"(?<!layers\.\d)(^|\.)blocks\.\d+\.attn\.(relative_position_bias_table$|rel_pos\.)", *RELATIVE),
+    (r"(^|\.)rel_pos_bias\.", *RELATIVE),
     (
         r"(^|\.)_?flat_param(_\d+)?$",
         "flat parameters of FSDP, whose shapes the file does not have",

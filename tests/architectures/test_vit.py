@@ -118,6 +118,35 @@ def test_a_projection_without_a_width_is_refused() -> None:
     assert str(error.value) == "v: a projection needs its width: num_classes of 1 or more, in config.json."
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "why"),
+    [
+        (
+            "beit_base_patch16_224",
+            "a Beit",
+            "its table of relative positions adds to the logits of each head, so that heads cannot be mixed",
+        ),
+        (
+            "naflexvit_base_patch16_gap",
+            "a NaFlexVit",
+            "it interpolates its positions for every image, and a merged model has one size of images",
+        ),
+        (
+            "deit_tiny_distilled_patch16_224",
+            "a VisionTransformerDistilled",
+            "it has a head on each of two tokens, merged features are of one",
+        ),
+    ],
+)
+def test_transformers_of_other_classes_are_refused_with_the_reason(name: str, kind: str, why: str) -> None:
+    with pytest.raises(SourceError) as error:
+        parse(name, {}, {}, "source 'a': arch")
+    assert str(error.value) == (
+        f"source 'a': arch: {name} is {kind}, not a plain VisionTransformer, ResNet, VGG or ConvNeXt of timm, and "
+        f"cannot be merged: {why}. Use a vit_*, resnet*, vgg* or convnext* model, or write a specification for it."
+    )
+
+
 def test_other_timm_models_are_refused() -> None:
     with pytest.raises(SourceError) as error:
         parse("vovnet39a", {}, {}, "source 'a': arch")

@@ -106,6 +106,21 @@ def test_unsupported_formats_are_refused_by_name(title: str, tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["blocks.0.attn.relative_position_bias_table", "x.rel_pos_bias.relative_position_bias_table"]
+)
+def test_a_file_of_timms_beit_is_refused_by_its_table(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({name: torch.zeros(2), "patch_embed.proj.weight": torch.zeros(2, 3, 4, 4)}, file)
+    assert refused(SourceSpec("a", checkpoint=str(file))) == (
+        f"source 'a': {file} contains a vision transformer of timm with a table of relative positions (BEiT) "
+        f"({name}). The table adds to the logits of each head, so that heads cannot be mixed, and it cannot be "
+        "merged. Use a model with position embeddings or rotary positions (vit_*, eva02_*)."
+    )
+    swin = {"layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(1)}
+    assert recognise(swin, {}, "here") is None  # of timm's Swin, which is refused elsewhere
+
+
 def test_each_layout_is_recognised_by_one_tensor() -> None:
     for layout in LAYOUTS:
         assert recognise({f"x.{layout.anchor}": torch.zeros(1)}, {}, "here") is layout

@@ -19,6 +19,7 @@ from tests.support.checkpoints import refused
 from tests.support.third_party import (
     PIXELS,
     hugging_face,
+    random_weights,
     torchvision_vit,
     vit_arch,
 )
@@ -79,6 +80,21 @@ def test_a_state_dict_is_read_with_the_tensor_names_of_both_versions(tmp_path: P
         found = load(SourceSpec("a", arch=own, checkpoint=str(tmp_path / path), **PIXELS))
         torch.testing.assert_close(network(found)(pixels), expected, rtol=1e-4, atol=1e-5)
         assert found.head is None
+
+
+@pytest.mark.full
+def test_vit_msn_has_the_layout_of_vit(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
+    module = random_weights(
+        transformers.ViTMSNModel(transformers.ViTMSNConfig(**sizes, image_size=8, patch_size=4)), 1
+    )
+    module.save_pretrained(tmp_path)
+    pixels = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for spec in (SourceSpec("a", checkpoint=str(tmp_path), **PIXELS), SourceSpec("a", module=module, **PIXELS)):
+        found = load(spec)
+        expected = module(pixels).last_hidden_state[:, 0]
+        torch.testing.assert_close(network(found)(pixels), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.full

@@ -22,6 +22,7 @@ from fsmerge_cli.architectures.vit.module import (
     arguments,
     differences,
     eps_of,
+    other_class,
     properties,
     reasons,
     refuse_arguments,
@@ -141,13 +142,13 @@ def parse_class(
     except Exception as error:  # timm passes all arguments on, so that errors of any type are raised
         module = model_entrypoint(name).__module__
         if "vision_transformer" not in module and not module.endswith(f".{family}"):
-            raise _other(where, name, f"a model of {module}") from None
+            raise other_class(where, name, f"a model of {module}") from None
         raise SourceError(
             f"{where}: timm cannot build {name} with {shortened(str(arch.args))}: {first_line(error)}. "
             "Change arch.args, or model_args in config.json."
         ) from None
     if type(model) is not cls:
-        raise _other(where, name, f"a {type(model).__name__}")
+        raise other_class(where, name, f"a {type(model).__name__}")
     if arch.projection and not hasattr(model.head, "out_features"):
         raise SourceError(f"{where}: a projection needs its width: num_classes of 1 or more, in config.json.")
     return replace(arch, name=name)
@@ -155,13 +156,6 @@ def parse_class(
 
 MERGED = ["vit_*", "resnet*", "vgg*", "convnext*"]
 """Names of timm that are merged, beside those of the class Eva."""
-
-
-def _other(where: str, name: str, kind: str) -> SourceError:
-    return SourceError(
-        f"{where}: {name} is {kind}, not a plain VisionTransformer, ResNet, VGG or ConvNeXt of timm, "
-        "and cannot be merged. Use a vit_*, resnet*, vgg* or convnext* model, or write a specification for it."
-    )
 
 
 def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None) -> ViTArch:

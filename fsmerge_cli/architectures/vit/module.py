@@ -25,6 +25,26 @@ LOADER_ARGUMENTS = frozenset(
 """Arguments of timm's loader that are not architecture options; some of them would read files."""
 
 
+TABLES = "its table of relative positions adds to the logits of each head, so that heads cannot be mixed"
+
+WHY = {
+    "a Beit": f": {TABLES}",
+    "a VisionTransformerRelPos": f": {TABLES}",
+    "a NaFlexVit": ": it interpolates its positions for every image, and a merged model has one size of images",
+    "a VisionTransformerDistilled": ": it has a head on each of two tokens, merged features are of one",
+}
+"""Classes of timm -> why they cannot be merged, as the end of a sentence."""
+
+
+def other_class(where: str, name: str, kind: str) -> SourceError:
+    """The error for a model of timm of another class. kind: what it is, as in `a Beit`."""
+    return SourceError(
+        f"{where}: {name} is {kind}, not a plain VisionTransformer, ResNet, VGG or ConvNeXt of timm, and cannot "
+        f"be merged{WHY.get(kind, '')}. Use a vit_*, resnet*, vgg* or convnext* model, or write a specification "
+        "for it."
+    )
+
+
 def require_depth(args: Mapping[str, Any], where: str) -> None:
     """Raise SourceError for a depth of which no network can be built in a few seconds."""
     depth = args.get("depth", 1)
