@@ -64,8 +64,7 @@ def require_stated(config: Mapping[str, Any], found: Mapping[str, Any], where: s
         if config.get(key) is not None and config[key] != value:
             raise SourceError(
                 f"{where}: {key} in its config.json is {brief(config[key])}, and its weights have {value}. Put "
-                "the "
-                "config.json of these weights beside them."
+                "the config.json of these weights beside them."
             )
 
 

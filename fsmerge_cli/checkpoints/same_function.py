@@ -50,10 +50,9 @@ def require_same_function(
         raise SourceError(
             f"{source.origin} does not compute what its tensors and options show: on random inputs its outputs "
             f"differ by {least:.1%} of the largest. Its padding, strides, activations or hooks are not those of "
-            "the library's network, or layers before or after it change its inputs or outputs. Pass the network "
-            "as "
-            "the library builds it, with mean=[...] and std=[...] of its inputs, or save its weights and pass the "
-            "file."
+            "the library's network, or layers before or after it change its inputs or outputs. Pass the "
+            "network as the library builds it, with mean=[...] and std=[...] of its inputs, or save its "
+            "weights and pass the file."
         )
     return (
         f"'{source.name}': the module was not compared with what was read from it, since it cannot be run on "

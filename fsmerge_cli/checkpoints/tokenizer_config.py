@@ -32,10 +32,9 @@ def require_no_contradiction(state: Mapping[str, Any], stated: Mapping[str, Any]
     for key, own, other in _contradictions(state, stated, kind):
         raise SourceError(
             f"{where}: tokenizer_config.json and tokenizer.json contradict each other ({key} is {brief(own)} in "
-            "the "
-            f"first and {brief(other)} in the second), and transformers follows the first. Save the tokenizer "
-            "that the "
-            "model was trained with again: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+            f"the first and {brief(other)} in the second), and transformers follows the first. Save the "
+            "tokenizer that the model was trained with again: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
         )
 
 

@@ -77,8 +77,7 @@ def _refuse_addresses(folder: Path) -> None:
     if found := ADDRESS.search(head):
         raise DataError(
             f"its README.md names an address among its files, {shown(found[1])}. Download these files into the "
-            "folder, "
-            "and remove data_files from README.md"
+            "folder, and remove data_files from README.md"
         )
 
 

@@ -224,8 +224,7 @@ def _labels(start: FinetuneStart, spec: SourceSpec, data: DataConfig) -> tuple[s
         what = "texts" if data.of(spec.name).kind == "text" else "images"
         raise ConfigError(
             f"model.labels: the {what} have no class names (their labels are numbers, or there are none). Pass "
-            "the "
-            "names, in the order of the numbers: a list (model.labels=[cat,dog]), or a file (.txt, .json)"
+            "the names, in the order of the numbers: a list (model.labels=[cat,dog]), or a file (.txt, .json)"
             + (f", or one of {', '.join(sorted(sets))}." if sets else ".")
         )
     if len(found) < 2 or len(set(found)) != len(found):

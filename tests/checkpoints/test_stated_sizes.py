@@ -38,6 +38,5 @@ def test_a_contradiction_is_refused(key: str, stated: Any, found: Any, tmp_path:
         load_source(tmp_path)
     assert str(error.value) == (
         f"source 'source': {tmp_path}: {key} in its config.json is {stated}, and its weights have {found}. Put "
-        "the "
-        "config.json of these weights beside them."
+        "the config.json of these weights beside them."
     )

@@ -174,8 +174,7 @@ def test_a_config_json_of_another_number_of_blocks_is_refused(tmp_path: Path) ->
     with pytest.raises(SourceError) as error:
         read(tmp_path)
     assert str(error.value) == (
-        f"source 'topic': {tmp_path}: num_hidden_layers in its config.json is 1, and its weights have 2. "
-        "Put "
+        f"source 'topic': {tmp_path}: num_hidden_layers in its config.json is 1, and its weights have 2. Put "
         "the config.json of these weights beside them."
     )
 

@@ -57,8 +57,7 @@ def test_a_contradiction_is_refused(case: str, tmp_path: Path) -> None:
         read_tokenizer(state_config(tmp_path, **keys), "x")
     assert str(error.value) == (
         f"x: tokenizer_config.json and tokenizer.json contradict each other ({what}), and transformers follows "
-        "the "
-        "first. Save the tokenizer that the model was trained with again: "
+        "the first. Save the tokenizer that the model was trained with again: "
         "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
     )
 

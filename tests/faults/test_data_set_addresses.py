@@ -44,8 +44,7 @@ def test_an_address_in_a_row_is_not_opened(tmp_path: Path) -> None:
             found[row]
         assert str(error.value) == (
             f"data=hf: {tmp_path / 'set'}: image {row} cannot be read ({path} is an address; download it, or "
-            "embed the "
-            "images in the data set). Repair or remove it."
+            "embed the images in the data set). Repair or remove it."
         )
     with pytest.raises(DataError, match=r"image 3 cannot be read \(it has neither bytes nor a file\)\. Repair or"):
         found[3]

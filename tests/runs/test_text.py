@@ -116,9 +116,8 @@ def test_data_of_images_and_views_of_images_are_refused(pair: Any) -> None:
     with pytest.raises(ConfigError) as error:
         merge(pair, method="average", data="digits")
     assert str(error.value) == (
-        "data=digits holds images, and these sources read texts. Pass one of hf_text, none, per_task, sentences, "
-        "text: "
-        "data=NAME"
+        "data=digits holds images, and these sources read texts. Pass one of hf_text, none, per_task, "
+        "sentences, text: data=NAME"
     )
     with pytest.raises(ConfigError) as error:
         merge(pair, method="fs_merge_paper", data=DATA)

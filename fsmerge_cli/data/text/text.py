@@ -199,8 +199,7 @@ def labels_of(rows: Sequence[Row]) -> list[Any]:
         if not isinstance(row.label, str | int | type(None)) or isinstance(row.label, bool):
             raise DataError(
                 f"{shown(row.place)}: a label should be a name or a whole number, is {brief(row.label)}. "
-                "Several labels "
-                "per text are not supported. Pass data.label_column=NAME of another column."
+                "Several labels per text are not supported. Pass data.label_column=NAME of another column."
             )
     texts = [str(label) for label in found if label is not None]
     if all(text.isdecimal() for text in texts):

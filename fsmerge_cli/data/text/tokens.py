@@ -92,8 +92,7 @@ def require_whole(text: str, what: str = "a text") -> None:
     if found := HALF.search(text):
         raise DataError(
             f"{what} holds {found[0]!r}, one half of a character, and so is no Unicode text: {brief(text)}. "
-            "Repair or "
-            "remove it."
+            "Repair or remove it."
         )
 
 
