@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.architectures.bert import BERT, NAMES, Names, TextArch
+from fsmerge_cli.architectures.bert.family import POOLING
 from fsmerge_cli.checkpoints.accounting import require_stated
 from fsmerge_cli.checkpoints.prefixes import EMA, strip, unwrapped
+from fsmerge_cli.checkpoints.sentence_modules import KEY
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, few
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -108,7 +110,20 @@ def read_text_model(
     arch = BERT.parse(
         BERT.name, given or _options(kind, config, found.tensors, where), config, f"{where}: config.json"
     )
-    return replace(found, arch=arch)
+    if not (modules := config.get(KEY)) or found.head or spec.head is not None or own_heads:
+        return replace(found, arch=arch)
+    return _embedding_model(spec, replace(found, arch=arch), modules)
+
+
+def _embedding_model(spec: SourceSpec, found: TextModel, modules: Mapping[str, Any]) -> TextModel:
+    """With the features that sentence-transformers computes, which leaves a pooler out."""
+    pooler = NAMES[found.arch.model_type].pooler
+    kept = {name: tensor for name, tensor in found.tensors.items() if not name.startswith(f"{pooler}.")}
+    what = "the mean of the tokens" if modules["pooling"] == "mean" else "the first token"
+    notes = (f"'{spec.name}': its features are {what}, as its modules.json states (sentence-transformers)",)
+    return replace(
+        found, arch=replace(found.arch, pooler=False, **modules), tensors=kept, notes=(*found.notes, *notes)
+    )
 
 
 def _split(spec: SourceSpec, stored: Mapping[str, Tensor], names: Names, where: str) -> TextModel:
@@ -222,4 +237,5 @@ def _options(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         "eps": 1e-12 if kind == "distilbert" else config.get("layer_norm_eps", 1e-12),
         "padding": (1 if names.after_padding else 0) if (pad := config.get("pad_token_id")) is None else pad,
         "pooler": f"{names.pooler}.weight" in tensors,
+        "pooling": config.get(POOLING, "first"),
     }

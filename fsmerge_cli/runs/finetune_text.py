@@ -51,7 +51,7 @@ def with_pooler(source: Source, seed: int) -> Source:
     note = f"'{source.name}': its files have no pooler, so that {name} starts from random weights"
     return replace(
         source,
-        arch=replace(source.arch, pooler=True),
+        arch=replace(source.arch, pooler=True, pooling="first"),
         weights={**source.weights, **own},
         notes=(*source.notes, note),
     )

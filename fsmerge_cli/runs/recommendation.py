@@ -8,7 +8,6 @@ from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.closed_form_solution import unsolved
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
-from fsmerge_cli.methods.pleas import PLeaS
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.runs.request import Request
 
@@ -25,8 +24,9 @@ def reason_against(name: str, plan: Plan, requested: Request) -> str | None:
         method = METHODS[name]
     except ConfigError as error:  # of another package
         return str(error)
-    # The widths of PLeaS's plan follow from its budget; other methods would have their own.
-    alike = plan.sources_alike if isinstance(requested.method, PLeaS) else plan.same_shape
+    # Widths that the method chose (PLeaS), and its number of heads (the closed form), are not those of others.
+    chosen = requested.method.width or requested.method.heads not in (None, "all")
+    alike = plan.same_shape if chosen else plan.sources_alike
     if method.one_width and not alike:
         return "widths or numbers of heads differ"
     if method.uses_base and requested.base is None:

@@ -36,6 +36,7 @@ from fsmerge_cli.reporting.schema import VERSION, typed
 from fsmerge_cli.runs.classifier import FOLDER as CLASSIFIER
 from fsmerge_cli.runs.classifier import classifier_certificate, why_no_classifier, write_classifier
 from fsmerge_cli.runs.features import write_projectors
+from fsmerge_cli.runs.sentence_tasks import write_embedding_tasks
 from fsmerge_cli.runs.text_tasks import FOLDER as TASKS
 from fsmerge_cli.runs.text_tasks import task_names, tasks_certificate, write_tasks
 from fsmerge_cli.training.state import Trace
@@ -131,6 +132,7 @@ class MergeResult:
         start = time.perf_counter()
         more = [
             *write_projectors(merged, self.certifier, self.measured.tokens),
+            *write_embedding_tasks(folder / TASKS, self.certifier, self.preprocessing, self.solution),
             *self._written_classifiers(folder),
         ]
         evaluation = self.evaluation(self.certifier.certify(merged, more))

@@ -23,6 +23,7 @@ from fsmerge_cli.training.problem import Problem
 VARIANTS: dict[str, dict[str, Any]] = {
     "BERT": {"model_type": "bert"},
     "BERT without pooler, tanh-GELU": {"model_type": "bert", "pooler": False, "activation": "gelu_new"},
+    "BERT, mean of the tokens": {"model_type": "bert", "pooler": False, "pooling": "mean"},
     "RoBERTa": {"model_type": "roberta", "types": 1, "padding": 1},
     "DistilBERT": {"model_type": "distilbert", "types": 0},
     "ELECTRA": {"model_type": "electra", "embedding_size": 8},

@@ -18,6 +18,9 @@ from fsmerge_cli.common.errors import ConfigError, SourceError, first_line
 from fsmerge_cli.common.inputs import IDS, MASK, SPECIAL, TYPES, NamedTensors
 from fsmerge_cli.common.options import build as build_options
 
+POOLING = "fsmerge_pooling"
+"""Key of config.json: the features are the mean of the tokens."""
+
 SAMPLED_LENGTH = 64
 """Longest random text (tokens)."""
 
@@ -35,6 +38,8 @@ def parse(name: str, options: Mapping[str, Any], config: Mapping[str, Any], wher
             f"{where}: embedding_size {arch.embedded} differs from hidden_size {arch.hidden_size}, which only "
             "ELECTRA has."
         )
+    if arch.pooling == "mean" and arch.pooler:
+        raise SourceError(f"{where}: a pooler reads the first token. Pass pooler: false with pooling: mean.")
     if arch.longest < 1:
         raise SourceError(f"{where}: {arch.positions} positions leave no room for a token.")
     try:
@@ -79,6 +84,7 @@ def signature(arch: TextArch) -> dict[str, Any]:
         "activation": arch.activation,
         "padding token": arch.padding,
         "pooler": arch.pooler,
+        "features": "the mean of the tokens" if arch.pooling == "mean" else "the first token",
         "projected embeddings": arch.embedded != arch.hidden_size,
     }
 
@@ -109,6 +115,8 @@ def config(arch: TextArch) -> dict[str, Any]:
         }
     if arch.model_type == "electra":
         sizes |= {"embedding_size": arch.embedded}
+    if arch.pooling != "first":
+        sizes |= {POOLING: arch.pooling}
     return {
         "architecture": arch.model_type,
         "model_type": arch.model_type,
@@ -147,6 +155,9 @@ def snippet(arch: TextArch, head: str) -> str:
     names = NAMES[arch.model_type]
     found = "backbone(**texts)"
     features = f"{found}.pooler_output" if arch.pooler else f"{found}.last_hidden_state[:, 0]"
+    if arch.pooling == "mean":
+        used = "texts['attention_mask'][..., None]"
+        features = f"({found}.last_hidden_state * {used}).sum(1) / {used}.sum(1)"
     if arch.pooler and not names.in_base:
         lines = [
             f'weights = load_file("model.safetensors")  # {names.title} has this layer only in its classifiers',

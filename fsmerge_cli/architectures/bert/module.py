@@ -33,7 +33,7 @@ START = 0.02
 
 
 class Encoder(nn.Module):
-    """Texts -> features [n, d]: the pooled first token, or the first token itself where there is no pooler."""
+    """Texts -> features [n, d]: the pooled first token; without a pooler that token itself, or the mean of all."""
 
     def __init__(self, arch: TextArch) -> None:
         super().__init__()
@@ -67,6 +67,8 @@ class Encoder(nn.Module):
             x = self.get_submodule(names.project)(x)
         for i in range(arch.layers):
             x = self.get_submodule(names.block.format(i=i))(x, used)
+        if arch.pooling == "mean":
+            return (x * used[..., None]).sum(1) / used.sum(1, keepdim=True)
         first = x[:, 0]
         if not arch.pooler:
             return first

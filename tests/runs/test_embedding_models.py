@@ -1,0 +1,123 @@
+"""Embedding models of texts: folders of sentence-transformers in and out, with the real library's embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fsmerge_cli import load_merged, load_source, merge
+from fsmerge_cli.common.errors import MismatchError, SourceError
+from fsmerge_cli.common.inputs import stack
+from fsmerge_cli.data.text.tokens import ToTokens
+from fsmerge_cli.training.teachers import network
+from tests.support.encoders import BERT, sentence_source, with_tokenizer
+
+TEXTS = ["the new novel about rivers was not bad", "a striker scored", "the soup was cold and the waiter slow"]
+
+DATA = [f"{first} {verb} {last}" for first in TEXTS for verb in ("and", "but") for last in (*TEXTS, "never")]
+
+
+def stored(folder: Path, seed: int, mode: str = "mean_tokens", kinds: tuple[str, ...] = ("Normalize",)) -> Path:
+    """A folder of the library, as its version 2 writes it, with the pooler of BERT, which it does not run."""
+    from safetensors.torch import save_file
+
+    source = sentence_source("BERT", seed, ("a", "b"))
+    with_tokenizer(folder)
+    save_file({name: tensor.contiguous() for name, tensor in source.weights.items()}, folder / "model.safetensors")
+    config = {k: v for k, v in BERT.config(source.arch).items() if k != "architecture"}
+    (folder / "config.json").write_text(json.dumps(config))
+    names = ("Transformer", "Pooling", *kinds)
+    paths = ("", "1_Pooling", *(f"{place}_{kind}" for place, kind in enumerate(kinds, 2)))
+    listed = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (path, kind) in enumerate(zip(paths, names))
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    for path in paths[1:]:
+        (folder / path).mkdir()
+    modes = {f"pooling_mode_{name}": name == mode for name in ("cls_token", "mean_tokens", "max_tokens")}
+    (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 16, **modes}))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64, "do_lower_case": false}')
+    return folder
+
+
+def embeddings(folder: Path) -> torch.Tensor:
+    """What the library computes for TEXTS."""
+    library: Any = pytest.importorskip("sentence_transformers")
+    found: torch.Tensor = library.SentenceTransformer(str(folder), device="cpu").encode(
+        TEXTS, convert_to_tensor=True
+    )
+    return found
+
+
+def tokens(found: Any) -> Any:
+    """TEXTS as a network reads them."""
+    read = ToTokens(found.state, found.longest, 2)
+    return stack([read(text) for text in TEXTS])
+
+
+def features(source: Any) -> torch.Tensor:
+    """What the source computes, divided by its length where the library does."""
+    with torch.no_grad():
+        found = network(source)(tokens(source.preprocessing))
+    return torch.nn.functional.normalize(found) if source.arch.unit_length else found
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(("mode", "kinds"), [("mean_tokens", ("Normalize",)), ("cls_token", ())])
+def test_a_folder_has_the_embeddings_of_the_library(mode: str, kinds: tuple[str, ...], tmp_path: Path) -> None:
+    source = load_source(stored(tmp_path / "a", 1, mode, kinds))
+    what = "the mean of the tokens" if mode == "mean_tokens" else "the first token"
+    assert f"'source': its features are {what}, as its modules.json states (sentence-transformers)" in source.notes
+    torch.testing.assert_close(features(source), embeddings(tmp_path / "a"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_two_embedding_models_become_folders_of_the_library(tmp_path: Path) -> None:
+    folders = [stored(tmp_path / name, seed) for seed, name in enumerate("ab", 1)]
+    entries = [{"name": folder.name, "checkpoint": str(folder)} for folder in folders]
+    merge(entries, method="fs_closed_form", data=DATA, output=tmp_path / "out")
+    evaluation = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert {own["status"] for own in evaluation["certificates"].values()} <= {"holds", "not applicable"}
+    assert evaluation["certificates"]["tasks"]["status"] == "holds"
+    model = load_merged(tmp_path / "out")
+    read = tokens(load_source(folders[0]).preprocessing)
+    for name in "ab":
+        expected = torch.nn.functional.normalize(model.features(read, name))
+        torch.testing.assert_close(embeddings(tmp_path / f"out/tasks/{name}"), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds", "message"),
+    [
+        (
+            "max_tokens",
+            (),
+            "its Pooling of sentence-transformers is 'max_tokens'. Read are the mean of the tokens (mean) and the "
+            "first token (cls).",
+        ),
+        (
+            "mean_tokens",
+            ("Dense", "Normalize"),
+            "has the modules Transformer, Pooling, Dense, Normalize of sentence-transformers. Read are a "
+            "Transformer, a Pooling and a Normalize, in this order.",
+        ),
+    ],
+)
+def test_other_modules_are_refused(mode: str, kinds: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as error:
+        load_source(stored(tmp_path / "a", 1, mode, kinds))
+    assert str(error.value).endswith(message)
+
+
+def test_models_of_unlike_pooling_are_refused(tmp_path: Path) -> None:
+    folders = [stored(tmp_path / name, 1, mode) for name, mode in (("a", "mean_tokens"), ("b", "cls_token"))]
+    reason = "features: 'a' has the mean of the tokens, 'b' has the first token"
+    with pytest.raises(MismatchError, match=reason):
+        merge([load_source(folder, name=folder.name) for folder in folders], method="average", data=DATA)
