@@ -26,6 +26,7 @@ PERMUTED = {
     "SwiGLU (AIMv2)",
     "maximum pooling",
     "rotary, pre-norm (Perception Encoder)",
+    "rotary, attention pooling (PE core)",  # with the same norm before its blocks
 }
 """Variants with an operation on single units of the stream."""
 
