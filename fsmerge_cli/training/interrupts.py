@@ -76,7 +76,7 @@ def stop_on_signals(until_exit: bool = False) -> Iterator[Callable[[], None]]:
             hook(lost)
             return
         _stopping_since = float("-inf")
-        timer = threading.Timer(0.01, signal.raise_signal, [lost.exc_value.signal])
+        timer = threading.Timer(0.01, _raise, [lost.exc_value.signal])
         timer.daemon = True
         timer.start()
 
@@ -118,7 +118,16 @@ class _Watch:
 
     def _raise(self, number: int) -> None:
         self.due = True
+        _raise(number)
+
+
+def _raise(number: int) -> None:
+    """Raise a signal in the main thread, whose waiting it cuts off; one raised in another thread does not."""
+    main = threading.main_thread().ident
+    if main is None or not hasattr(signal, "pthread_kill"):  # Windows
         signal.raise_signal(number)
+    else:
+        signal.pthread_kill(main, number)
 
 
 @contextmanager
