@@ -61,10 +61,14 @@ def _named(text: str) -> SourceSpec:
     return entry
 
 
-def base_headers(spec: SourceSpec) -> SourceHeaders:
-    """The pretrained weights on the `meta` device; nothing is trained or downloaded. Raises SourceError."""
+def base_headers(spec: SourceSpec, first: Source) -> SourceHeaders:
+    """The pretrained weights on the `meta` device; nothing is trained or downloaded. Raises SourceError.
+
+    first: source 1, on the `meta` device.
+    """
     with _Renamed():
-        return open_headers(spec, skip_head=True)
+        found = open_headers(spec, skip_head=True)
+        return replace(found, source=_with_features_of(first, found.source))
 
 
 def load_base(spec: SourceSpec, first: SourceHeaders, progress: Progress) -> Source:
@@ -78,9 +82,18 @@ def load_base(spec: SourceSpec, first: SourceHeaders, progress: Progress) -> Sou
             spec = ensure_trained(spec, progress)
         found = open_checkpoint(spec)
         spec, taken = _with_pixels(spec, found, first)
-        source = assemble(spec, found, skip_head=True)
+        source = _with_features_of(first.source, assemble(spec, found, skip_head=True))
     notes = [note for note in source.notes if "the head of the checkpoint is not used" not in note]
     return replace(source, notes=tuple(map(_renamed, [*notes, *taken])))
+
+
+def _with_features_of(first: Source, base: Source) -> Source:
+    """A text encoder without the pooler, if source 1 is an embedding model, which leaves it out."""
+    if base.family is not first.family or base.family.kind != "text" or first.arch.pooler or not base.arch.pooler:
+        return base
+    weights = {name: tensor for name, tensor in base.weights.items() if name in first.weights}
+    features = {key: getattr(first.arch, key) for key in ("pooler", "pooling", "unit_length")}
+    return replace(base, weights=weights, arch=replace(base.arch, **features))
 
 
 def _with_pixels(spec: SourceSpec, found: Checkpoint, first: SourceHeaders) -> tuple[SourceSpec, Sequence[str]]:

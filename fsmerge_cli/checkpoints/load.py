@@ -19,6 +19,7 @@ from fsmerge_cli.checkpoints.heads import choose_head, file_heads
 from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint, sized
 from fsmerge_cli.checkpoints.preprocessing import normalised
 from fsmerge_cli.checkpoints.same_function import require_same_function
+from fsmerge_cli.checkpoints.sentence_modules import without_modules
 from fsmerge_cli.checkpoints.tokenizer import given_tokenizer, require_tokenizer, require_vocabulary
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
@@ -43,9 +44,10 @@ def load(spec: SourceSpec, headers: bool = False) -> Source:
 
 
 def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> Source:
-    """The source in a checkpoint; with `skip_head` its heads are not read. Raises SourceError."""
+    """The source in a checkpoint; with `skip_head` its heads and modules are not read. Raises SourceError."""
     if spec.loaded is not None:
         return _loaded(spec, found)
+    found = replace(found, config=without_modules(found.config)) if skip_head else found
     where = found.where
     family, arch, config, read = interpret(spec, found)
     notes = read.notes

@@ -39,7 +39,7 @@ from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.kind import module_config
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels
-from fsmerge_cli.checkpoints.sentence_modules import read_modules
+from fsmerge_cli.checkpoints.sentence_modules import modules_beside
 from fsmerge_cli.checkpoints.text_models import is_text, read_text_model
 from fsmerge_cli.checkpoints.tokenizer import read_tokenizer
 from fsmerge_cli.checkpoints.translation import Translation, translate
@@ -110,7 +110,7 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
     if path.is_dir() and os.path.lexists(path / "heads.safetensors"):
         heads = read_tensors(path / "heads.safetensors", beside, headers)
     if is_text(spec, config):
-        config = {**config, TOKENIZER: read_tokenizer(path, where), **read_modules(path, where)}
+        config = {**config, TOKENIZER: read_tokenizer(path, where), **modules_beside(path)}
     elif "model_type" in config:  # Hugging Face's
         config = {**config, "preprocessor": read_processor(path, where)}
     notes, (pixels, unfollowed) = weights.notes(spec.name), read_open_clip(path, where)

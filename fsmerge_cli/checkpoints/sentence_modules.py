@@ -11,7 +11,7 @@ from fsmerge_cli.common.foreign_files import UnreadableError, read_json
 from fsmerge_cli.common.shown import brief, few, shown
 
 KEY = "sentence_modules"
-"""Under which what was read is put into the content of config.json."""
+"""Under which the folder of modules.json is put into the content of config.json."""
 
 FILE = "modules.json"
 
@@ -19,10 +19,19 @@ POOLED = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "f
 """Modes of pooling that are read, by the names in the library's files."""
 
 
+def modules_beside(path: Path) -> dict[str, Path]:
+    """Under KEY the folder of modules.json, in the folder `path` or beside the file `path`; empty without one."""
+    folder = path if path.is_dir() else path.parent
+    return {KEY: folder} if (folder / FILE).is_file() else {}
+
+
+def without_modules(config: Mapping[str, Any]) -> dict[str, Any]:
+    """For the encoder alone: what a classifier on its pooled first token is trained from."""
+    return {key: value for key, value in config.items() if key != KEY}
+
+
 def read_modules(folder: Path, where: str) -> dict[str, Any]:
-    """Under KEY `pooling` (first or mean) and `unit_length`; empty without modules.json. Raises SourceError."""
-    if not (folder / FILE).is_file():
-        return {}
+    """`pooling` (first or mean) and `unit_length` as in `TextArch`. Raises SourceError for other modules."""
     listed = _read(folder / FILE, f"{where}: {FILE}")
     if not isinstance(listed, list) or not all(isinstance(own, dict) for own in listed):
         raise SourceError(f"{where}: {FILE} is no list of modules, as sentence-transformers writes it.")
@@ -38,7 +47,7 @@ def read_modules(folder: Path, where: str) -> dict[str, Any]:
         raise SourceError(f"{where}: the path of Pooling in {FILE} is {brief(name)}, which is no folder there.")
     place = folder / name / "config.json"
     stated = _read(place, f"{where}: {name}/config.json") if place.is_file() else {}
-    return {KEY: {"pooling": _pooling(stated, where), "unit_length": len(kinds) > 2}}
+    return {"pooling": _pooling(stated, where), "unit_length": len(kinds) > 2}
 
 
 def _read(path: Path, where: str) -> Any:
@@ -49,7 +58,7 @@ def _read(path: Path, where: str) -> Any:
 
 
 def _pooling(stated: Any, where: str) -> str:
-    """The mode of pooling, which the library writes as flags, or since its version 5.3 by name."""
+    """The mode of pooling, which older versions of the library write as flags, and newer ones by name."""
     given = stated if isinstance(stated, Mapping) else {}
     prefix = "pooling_mode_"
     modes = [key.removeprefix(prefix) for key, on in given.items() if key.startswith(prefix) and on is True]

@@ -13,7 +13,7 @@ from fsmerge_cli.architectures.bert import BERT, NAMES, Names, TextArch
 from fsmerge_cli.architectures.bert.family import POOLING
 from fsmerge_cli.checkpoints.accounting import require_stated
 from fsmerge_cli.checkpoints.prefixes import EMA, strip, unwrapped
-from fsmerge_cli.checkpoints.sentence_modules import KEY
+from fsmerge_cli.checkpoints.sentence_modules import KEY, read_modules
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, few
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -110,9 +110,10 @@ def read_text_model(
     arch = BERT.parse(
         BERT.name, given or _options(kind, config, found.tensors, where), config, f"{where}: config.json"
     )
-    if not (modules := config.get(KEY)) or found.head or spec.head is not None or own_heads:
+    folder = config.get(KEY)
+    if folder is None or found.head or spec.head is not None or own_heads:
         return replace(found, arch=arch)
-    return _embedding_model(spec, replace(found, arch=arch), modules)
+    return _embedding_model(spec, replace(found, arch=arch), read_modules(folder, where))
 
 
 def _embedding_model(spec: SourceSpec, found: TextModel, modules: Mapping[str, Any]) -> TextModel:

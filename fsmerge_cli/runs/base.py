@@ -27,7 +27,7 @@ def check_base(requested: Request, opened: Sequence[SourceHeaders], always: bool
 
 def required_parent(spec: SourceSpec, first: Source) -> SourceHeaders:
     """The headers of the pretrained weights. Raises SourceError where they cannot be those of source 1."""
-    found = base_headers(spec)
+    found = base_headers(spec, first)
     if reasons := base_reasons(first, found.source):
         lines = "".join(f"\n  - {reason}" for reason in reasons)
         raise SourceError(

@@ -17,7 +17,6 @@ from fsmerge_cli.checkpoints.kind import reads_text
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
-from fsmerge_cli.checkpoints.sentence_modules import KEY as SENTENCE_MODULES
 from fsmerge_cli.checkpoints.tasks import DATA, FILES, with_label_names
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, DataError, SourceError, unknown
@@ -259,9 +258,7 @@ def _start(requested: FinetuneRequest) -> Source:
     if random and text:
         return random_encoder(spec, tokenizer, requested.data, requested.run.seed, where)
     if not random:
-        found = open_checkpoint(spec)  # a classifier of texts reads the pooled first token
-        plain = {key: value for key, value in found.config.items() if key != SENTENCE_MODULES}
-        source = assemble(spec, replace(found, config=plain), skip_head=True)
+        source = assemble(spec, open_checkpoint(spec), skip_head=True)
         check_weights(source)
         if source.family.kind == "text":
             source = with_pooler(source, requested.run.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 from fsmerge_cli import load_merged, load_source, merge
+from fsmerge_cli.checkpoints.load import assemble
+from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.common.errors import MismatchError, SourceError
 from fsmerge_cli.common.inputs import stack
 from fsmerge_cli.data.text.tokens import ToTokens
+from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.training.teachers import network
 from tests.support.encoders import BERT, sentence_source, with_tokenizer
 
@@ -75,6 +79,36 @@ def test_a_folder_has_the_embeddings_of_the_library(mode: str, kinds: tuple[str,
     what = "the mean of the tokens" if mode == "mean_tokens" else "the first token"
     assert f"'source': its features are {what}, as its modules.json states (sentence-transformers)" in source.notes
     torch.testing.assert_close(features(source), embeddings(tmp_path / "a"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_what_the_library_saves_now_is_read_from_the_folder_and_from_the_file(tmp_path: Path) -> None:
+    library: Any = pytest.importorskip("sentence_transformers")
+    library.SentenceTransformer(str(stored(tmp_path / "old", 1)), device="cpu").save(str(tmp_path / "new"))
+    expected = embeddings(tmp_path / "old")
+    for path in (tmp_path / "new", tmp_path / "new/model.safetensors", tmp_path / "old/model.safetensors"):
+        torch.testing.assert_close(features(load_source(path)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_is_trained_from_the_encoder_whatever_its_modules_are(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "a", 1, "max_tokens", ("Dense",))
+    spec = SourceSpec("a", checkpoint=str(folder))
+    start = assemble(spec, open_checkpoint(spec), skip_head=True)
+    assert (start.arch.pooler, start.arch.pooling) == (True, "first")
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_pretrained_weights_of_both_kinds_of_sources_are_such_a_folder(pooled: bool, tmp_path: Path) -> None:
+    folder = stored(tmp_path / "base", 1)
+    sources: list[Any] = [load_source(stored(tmp_path / name, 1), name=name) for name in "ab"]
+    if pooled:
+        spec = SourceSpec("a", checkpoint=str(folder))
+        start = assemble(spec, open_checkpoint(spec), skip_head=True)
+        sources = [replace(start, name=name) for name in "ab"]
+    merged = merge(sources, method="task_arithmetic", base=folder, data=DATA)
+    for name, tensor in merged.solution.weights.items():
+        torch.testing.assert_close(tensor, sources[0].weights[name])
 
 
 @pytest.mark.full
