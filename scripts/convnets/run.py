@@ -18,12 +18,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from fsmerge_cli.cli import main as fsmerge
 from fsmerge_cli.common.cache import cache_folder
 from scripts.benchmark.goals import paragraph
 from scripts.benchmark.intervals import Cell, Row, relative
+from scripts.benchmark.lines import add, finished, flow, rows, write_above_notes
 from scripts.benchmark.run import row
 from scripts.benchmark.sources import SOURCES
 from scripts.benchmark.table import table
@@ -108,7 +107,7 @@ def one(group: str, method: str, images: str, seed: int, given: argparse.Namespa
     """Merge once and add the line, unless it is there."""
     name = group if group == MODELS else f"{group}_w{given.width}"
     key = {"group": name, "images": images, "method": method, "seed": seed}
-    if any(all(old[k] == v for k, v in key.items()) for old in rows(given.rows)):
+    if finished(given.rows, key):
         return
     folder = Path("outputs/convnets") / f"{name}-{images}-{method}-{seed}"
     chosen = [f"+models={MODELS}"] if group == MODELS else _on_cifar10(group, given)
@@ -117,9 +116,7 @@ def one(group: str, method: str, images: str, seed: int, given: argparse.Namespa
     if code := fsmerge(call):
         raise SystemExit(f"{key}: exit code {code}")
     found = row(folder, name, images, method, METHODS[method][1:])
-    given.rows.parent.mkdir(parents=True, exist_ok=True)
-    with given.rows.open("a") as file:
-        file.write(json.dumps(found) + "\n")
+    add(given.rows, found)
     sys.stderr.write(f"{name} {method} seed {seed}: {relative([found]):.1f} %, {found['seconds']:.0f} s\n")
 
 
@@ -134,17 +131,7 @@ def _on_cifar10(group: str, given: argparse.Namespace) -> list[str]:
         return str(archive(given.root, work / "tasks", task_of(name), split, size=SCALE * SIZE, most=MOST[split]))
 
     tasks = {name: {"name": "tensors", **{split: images(name, split) for split in MOST}} for name in names}
-    return [f"+models.sources={_flow(sources)}", "data=per_task", f"data.tasks={_flow(tasks)}"]
-
-
-def _flow(value: object) -> str:
-    """As a value of the command line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).strip()
-
-
-def rows(path: Path) -> Sequence[Row]:
-    """The finished runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [f"+models.sources={flow(sources)}", "data=per_task", f"data.tasks={flow(tasks)}"]
 
 
 def write_page(found: Sequence[Row], path: Path) -> None:
@@ -155,9 +142,7 @@ def write_page(found: Sequence[Row], path: Path) -> None:
     order = sorted(cells, key=lambda cell: (cell[0] != MODELS, cell[0], int(cell[1])))
     parts = [TITLE, paragraph(HEAD), sources_table()]
     parts += [table(cell, cells[cell], "kd") for cell in order]
-    old = path.read_text() if path.is_file() else ""
-    notes = old[old.index(NOTES) :] if NOTES in old else f"{NOTES}\n"
-    path.write_text("\n".join([*parts, notes]))
+    write_above_notes(path, parts)
 
 
 def sources_table() -> str:
@@ -172,7 +157,3 @@ def sources_table() -> str:
         own = json.loads(path.read_text())
         lines.append(f"| {name} | {width} | {own['top1']:.1f} | {own['steps']} | {own['seconds'] / 60:.0f} |")
     return "\n".join(lines) + "\n"
-
-
-NOTES = "## What was expected, and what came\n"
-"""Heading of the part of the page that is written by hand."""

@@ -13,18 +13,14 @@ line to docs/results/natural.jsonl; runs with a line are not repeated. Missing s
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from fsmerge_cli.checkpoints.files import file_sha256
 from fsmerge_cli.cli import main as fsmerge
 from fsmerge_cli.common.cache import cache_folder
 from scripts.benchmark.intervals import relative
+from scripts.benchmark.lines import add, finished, flow, rows
 from scripts.benchmark.run import row
 from scripts.natural.page import write_page
 from scripts.natural.sources import ensure, stored
@@ -94,7 +90,7 @@ def one(group: str, images: str, method: str, seed: int, given: argparse.Namespa
     """Merge once and add the line, unless it is there."""
     name = given.label or method
     key = {"group": group, "images": images, "method": name, "seed": seed}
-    if any(all(old[k] == v for k, v in key.items()) for old in rows(given.rows)):
+    if finished(given.rows, key):
         return
     if images == "auxiliary" and group not in AUXILIARY:
         return
@@ -111,24 +107,17 @@ def one(group: str, images: str, method: str, seed: int, given: argparse.Namespa
     own = {task: file_sha256(stored(task) / "model.safetensors") for task in GROUPS[group]}
     if own != {task: found["sources_sha256"][task] for task in GROUPS[group]}:
         raise SystemExit(f"{folder} was made from other sources. Delete it and call again.")
-    given.rows.parent.mkdir(parents=True, exist_ok=True)
-    with given.rows.open("a") as file:
-        file.write(json.dumps(found) + "\n")
+    add(given.rows, found)
     sys.stderr.write(
         f"{group} {images} {name} seed {seed}: {relative([found]):.1f} % of the sources, "
         f"{found['seconds']:.0f} s\n"
     )
 
 
-def rows(path: Path) -> Sequence[Mapping[str, Any]]:
-    """The finished runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def _entries(group: str) -> str:
     """The sources of a group as a value of the command line."""
     entries = [{"name": task, "checkpoint": str(stored(task))} for task in GROUPS[group]]
-    return yaml.safe_dump(entries, default_flow_style=True, width=10**6).strip()
+    return flow(entries)
 
 
 def _data(group: str, images: str, root: Path, work: Path) -> list[str]:

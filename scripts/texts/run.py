@@ -11,18 +11,16 @@ repeated. Missing sources are trained first.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from fsmerge_cli.cli import main as fsmerge
 from fsmerge_cli.common.cache import cache_folder
 from scripts.benchmark.goals import paragraph
 from scripts.benchmark.intervals import Cell, Row, relative
+from scripts.benchmark.lines import add, finished, flow, rows, write_above_notes
 from scripts.benchmark.run import row
 from scripts.benchmark.table import table as results_table
 from scripts.texts.sources import DOMAIN, LENGTH, ensure, table
@@ -72,9 +70,6 @@ and calibrated. Trainings take 100 steps. Seconds are those of the fit, on one t
 that did other work at the same time. Written by `python -m scripts.texts`; `--table-only` writes it again from
 text.jsonl."""
 
-NOTES = "## What was expected, and what came\n"
-"""Heading of the part of the page that is written by hand."""
-
 
 def main() -> None:
     given = arguments()
@@ -111,7 +106,7 @@ def arguments() -> argparse.Namespace:
 def one(group: str, method: str, images: str, seed: int, given: argparse.Namespace) -> None:
     """Merge once and add the line, unless it is there."""
     key = {"group": group, "images": images, "method": method, "seed": seed}
-    if any(all(old[k] == v for k, v in key.items()) for old in rows(given.rows)):
+    if finished(given.rows, key):
         return
     work = cache_folder() / "texts"
     folder = Path("outputs/texts") / f"{group}-{images}-{method}-{seed}"
@@ -122,7 +117,7 @@ def one(group: str, method: str, images: str, seed: int, given: argparse.Namespa
     for name in GROUPS[group]:
         for split in ("train", "test"):
             table(name, split, given.sentences, work)
-    call = ["merge", "--quiet", f"+models.sources={_flow(entries)}", "data=text"]
+    call = ["merge", "--quiet", f"+models.sources={flow(entries)}", "data=text"]
     call += [f"data.{split}={work}/tasks/{{task}}-{split}.jsonl" for split in ("train", "test")]
     call += [f"data.max_length={LENGTH}", f"data.images_per_task={images}", *METHODS[method]]
     if method in WITH_BASE:
@@ -131,22 +126,10 @@ def one(group: str, method: str, images: str, seed: int, given: argparse.Namespa
     if code := fsmerge(call):
         raise SystemExit(f"{key}: exit code {code}")
     found = row(folder, group, images, method, METHODS[method][1:])
-    given.rows.parent.mkdir(parents=True, exist_ok=True)
-    with given.rows.open("a") as file:
-        file.write(json.dumps(found) + "\n")
+    add(given.rows, found)
     sys.stderr.write(
         f"{group} {images} {method} seed {seed}: {relative([found]):.1f} %, {found['seconds']:.0f} s\n"
     )
-
-
-def _flow(value: object) -> str:
-    """As a value of the command line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).strip()
-
-
-def rows(path: Path) -> Sequence[Row]:
-    """The finished runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def write_page(found: Sequence[Row], path: Path) -> None:
@@ -155,7 +138,5 @@ def write_page(found: Sequence[Row], path: Path) -> None:
     for own in found:
         cells[own["group"], own["images"]][own["method"]].append(own)
     order = sorted(cells, key=lambda cell: (cell[0], int(cell[1])))
-    old = path.read_text() if path.is_file() else ""
-    notes = old[old.index(NOTES) :] if NOTES in old else f"{NOTES}\n"
     tables = (results_table(cell, cells[cell], "kd") for cell in order)
-    path.write_text("\n".join([TITLE, paragraph(HEAD), *tables, notes]))
+    write_above_notes(path, [TITLE, paragraph(HEAD), *tables])
