@@ -17,7 +17,7 @@ from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.closed_form_solution import check_closed_form, started_maps
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
-from fsmerge_cli.methods.starts import MAPPED, REORDERED, check_start, merged_start_maps, orders_of
+from fsmerge_cli.methods.starts import MAPPED, REORDERED, TrainingStart, check_start, merged_start_maps, orders_of
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, check_maps, start_maps
 from fsmerge_cli.supernet.maps import Structure
@@ -48,18 +48,7 @@ class FSMerge(Trained):
     name: Literal["fs_merge"] = "fs_merge"
     maps: Structure = "full"
     rank: Positive = 12
-    start: Literal[
-        "matched",
-        "weight_matching",
-        "straight_through",
-        "ot_fusion",
-        "cca",
-        "orthogonal_matching",
-        "closed_form",
-        "average",
-        "first",
-        "aligned",
-    ] = "matched"
+    start: TrainingStart = "matched"
     finetune_share: Share = 0.95
     finetune_lr: PositiveFloat | None = None
     sequential: Flag = False

@@ -18,7 +18,7 @@ from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Method, Trained, Weighted
 from fsmerge_cli.methods.closed_form_solution import check_closed_form, started
-from fsmerge_cli.methods.starts import MAPPED, REORDERED, check_start, merged_start, orders_of
+from fsmerge_cli.methods.starts import MAPPED, REORDERED, TrainingStart, check_start, merged_start, orders_of
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, start_maps
 from fsmerge_cli.supernet.student import Student
@@ -47,19 +47,7 @@ class Distillation(Trained):
     MATRIX_LR: ClassVar[float] = 1e-2
 
     name: Literal["kd"] = "kd"
-    start: Literal[
-        "matched",
-        "weight_matching",
-        "straight_through",
-        "ot_fusion",
-        "cca",
-        "orthogonal_matching",
-        "closed_form",
-        "average",
-        "first",
-        "aligned",
-        "random",
-    ] = "matched"
+    start: Literal[TrainingStart, "random"] = "matched"
     projector: Literal["linear", "identity"] = "linear"
 
     @property

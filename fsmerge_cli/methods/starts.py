@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import Literal
 
 from torch import Tensor
 
@@ -18,6 +19,20 @@ from fsmerge_cli.methods.straight_through import StraightThrough
 from fsmerge_cli.methods.weight_matching import WeightMatching
 from fsmerge_cli.supernet.map_set import MergeMaps, full_maps
 from fsmerge_cli.training.problem import Problem, Solution
+
+TrainingStart = Literal[
+    "matched",
+    "weight_matching",
+    "straight_through",
+    "ot_fusion",
+    "cca",
+    "orthogonal_matching",
+    "closed_form",
+    "average",
+    "first",
+    "aligned",
+]
+"""What a training of weights or maps can start from."""
 
 REORDERED = ("matched", "weight_matching", "straight_through")
 """Starts that are the mean of the sources in a new order of their units."""
