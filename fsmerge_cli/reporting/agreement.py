@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsmerge_cli.common.wording import worded
+
 Values = Mapping[str, Any]
 
 TEN = 10
@@ -49,13 +51,24 @@ def _counts(row: Values) -> dict[str, tuple[int, int]]:
     return {task: (own["images"], own["same"]) for task, own in row.get("agreement", {}).items()}
 
 
+def own_word(evaluation: Values, text: str) -> str:
+    """`text` with the word for the inputs of this run."""
+    return worded(text, evaluation.get("inputs", "image"))
+
+
 def images_in_words(evaluation: Values) -> str:
     """Which images measured the merge, as the end of `on ...`.
 
     >>> one = {"images": 20, "kind": "held_back", "of": "task"}
     >>> images_in_words({"measured_on": {"a": one, "b": one}})
     '40 images held back from the merge'
+    >>> images_in_words({"measured_on": {"a": one, "b": one}, "inputs": "text"})
+    '40 texts held back from the merge'
     """
+    return own_word(evaluation, _images_in_words(evaluation))
+
+
+def _images_in_words(evaluation: Values) -> str:
     found = evaluation.get("measured_on", {}).values()
     kinds = {own["kind"] for own in found}
     if kinds <= {"test"}:
@@ -72,7 +85,8 @@ def images_in_words(evaluation: Values) -> str:
 
 def sentences(evaluation: Values, model: str) -> list[str]:
     """The result of a run without labels; empty where nothing was compared."""
-    return [*_of_images(evaluation, model), *_of_tokens(evaluation)]
+    found = [*_of_images(evaluation, model), *_of_tokens(evaluation)]
+    return [own_word(evaluation, sentence) for sentence in found]
 
 
 def _of_tokens(evaluation: Values) -> list[str]:
@@ -130,7 +144,7 @@ def values_by_row(evaluation: Values, rows: Mapping[str, Values]) -> tuple[str, 
         measure = "same label as the source, %"
         found = {name: [task_agreement(rows[name], task) for task in tasks] for name in names}
     elif any(rows[name].get("neighbours") for name in names):
-        measure = f"nearest image of the source among {TEN}, %"
+        measure = own_word(evaluation, f"nearest image of the source among {TEN}, %")
         found = {name: [task_nearest(rows[name], task) for task in tasks] for name in names}
     elif any(value is not None for name in names for value in rows[name]["feature_cosine"].values()):
         measure = "cosine to the source's features"

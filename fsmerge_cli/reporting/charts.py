@@ -91,7 +91,8 @@ def panels(evaluation: Values) -> list[Panel]:
         bars = [_bar(evaluation, name, t["top1"], t["interval"]) for name, t in own.items()]
         if bars:
             count = max(t["count"] for t in own.values())
-            found.append(Panel(task, f"{count:,} test images, task given", bars))
+            what = summary.own_word(evaluation, "test images")
+            found.append(Panel(task, f"{count:,} {what}, task given", bars))
     for protocol in ("softmax", "logits"):
         joint = {name: row["joint_top1"].get(protocol) for name, row in rows.items()}
         bars = [
@@ -207,17 +208,22 @@ def confusion_maps(evaluation: Values) -> list[tuple[str, Heat]]:
         for name in ("merged", "ensemble"):
             shares = summary.chosen_tasks(evaluation, name, protocol)
             if shares:
-                found.append((f"{name}, {summary.PROTOCOLS[protocol]}", _confusion(shares)))
+                found.append(
+                    (
+                        f"{name}, {summary.PROTOCOLS[protocol]}",
+                        _confusion(shares, summary.own_word(evaluation, "images")),
+                    )
+                )
     return found
 
 
-def _confusion(shares: Mapping[str, Mapping[str, tuple[float, int]]]) -> Heat:
+def _confusion(shares: Mapping[str, Mapping[str, tuple[float, int]]], word: str) -> Heat:
     columns = list(next(iter(shares.values())))
     rows = [
         (
             task,
             [
-                Cell(share, f"{100 * share:.0f}", f"{count:,} images of {task} predicted as a label of {other}")
+                Cell(share, f"{100 * share:.0f}", f"{count:,} {word} of {task} predicted as a label of {other}")
                 for other, (share, count) in own.items()
             ],
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsmerge_cli.reporting.charts import Cell, Heat, Line
-from fsmerge_cli.reporting.summary import NONE, Table, fixed, number, per_cent
+from fsmerge_cli.reporting.summary import NONE, Table, fixed, number, own_word, per_cent
 
 Values = Mapping[str, Any]
 
@@ -37,10 +37,11 @@ class Reliability:
 
 def class_tables(evaluation: Values) -> list[ClassTable]:
     """Accuracy by class with the source's; of many classes, those that lost most."""
-    return [_class_table(task, own) for task, own in evaluation["classes"].items()]
+    word = own_word(evaluation, "images")
+    return [_class_table(task, own, word) for task, own in evaluation["classes"].items()]
 
 
-def _class_table(task: str, own: Values) -> ClassTable:
+def _class_table(task: str, own: Values, word: str) -> ClassTable:
     source = own["source_correct"]
     rows: list[tuple[str, int, float, float | None]] = []
     for i, (label, images, correct) in enumerate(zip(own["labels"], own["images"], own["correct"])):
@@ -62,9 +63,9 @@ def _class_table(task: str, own: Values) -> ClassTable:
         ]
         for label, images, share, theirs in rows
     ]
-    columns = ["class", "images", "merged", "source", "change"]
+    columns = ["class", word, "merged", "source", "change"]
     if source is None:
-        cells, columns = [row[:3] for row in cells], ["class", "images", "accuracy"]
+        cells, columns = [row[:3] for row in cells], ["class", word, "accuracy"]
     return ClassTable(task, note, Table(columns, cells))
 
 
@@ -131,7 +132,7 @@ def serving(evaluation: Values) -> Table | None:
     sizes, times = (own["sources_bytes"], own["merged_bytes"]), (own["sources_ms"], own["merged_ms"])
     cells = [
         ["size of the weights", *map(_size, sizes), f"{fixed(sizes[0] / sizes[1], 1)} x smaller"],
-        ["milliseconds per image", *map(number, times), _speed(times[0] / times[1])],
+        [own_word(evaluation, "milliseconds per image"), *map(number, times), _speed(times[0] / times[1])],
     ]
     return Table(["", f"{k} sources", "merged model", ""], cells)
 

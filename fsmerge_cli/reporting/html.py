@@ -108,13 +108,15 @@ def _environment(kind: Kind) -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     templates = files(__package__) / "templates"
-    return Environment(
+    found = Environment(
         loader=FunctionLoader(lambda name: _template((templates / name).read_text("utf-8"), kind)),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["words"] = lambda text: worded(text, kind)  # of what a template puts out itself
+    return found
 
 
 PROGRAM = re.compile(r"(\{[{%#].*?[}%#]\}|<[^>]*>|<style>.*?</style>)", re.DOTALL)

@@ -64,7 +64,7 @@ CLASSIFIER = """
 {code}
 """
 TASKS = """
-`tasks/NAME/` is a classifier of transformers for each task:
+`tasks/NAME/` is {what} for each task:
 
 {code}
 """
@@ -104,7 +104,7 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
     scores = summary.scores(evaluation)
     card = worded(CARD, kind).format(
         front=front_matter(evaluation, plan.family.library, bool(heads), kind),
-        classifier=_classifier(evaluation),
+        classifier=_classifier(evaluation, bool(heads)),
         family=plan.family.name,
         method=evaluation["method"],
         k=len(plan.tasks),
@@ -163,14 +163,19 @@ def pixels_read(family: Family, arch: Any) -> str:
     return f"pixels in 0..1, {size}, minus the mean {values[0]}, divided by the std {values[1]}"
 
 
-def _classifier(evaluation: Mapping[str, Any]) -> str:
-    """How to use classifier/ or tasks/; empty where there are none."""
+def _classifier(evaluation: Mapping[str, Any], heads: bool) -> str:
+    """How to use classifier/ or tasks/; empty where there are none. heads: tasks/ are classifiers."""
     if "tasks" in evaluation["certificates"]:
-        task = shown(evaluation["tasks"][0])
+        folder = quoted(f"tasks/{shown(evaluation['tasks'][0])}")
+        if not heads:
+            code = f"""from sentence_transformers import SentenceTransformer
+
+print(SentenceTransformer({folder}).encode("a text"))"""
+            return TASKS.format(what="an embedding model of sentence-transformers", code=fenced(code, "python"))
         code = f"""from transformers import pipeline
 
-print(pipeline("text-classification", model={quoted(f"tasks/{task}")})("a text"))"""
-        return TASKS.format(code=fenced(code, "python"))
+print(pipeline("text-classification", model={folder})("a text"))"""
+        return TASKS.format(what="a classifier of transformers", code=fenced(code, "python"))
     if "classifier" not in evaluation["certificates"]:
         return ""
     code = """from transformers import pipeline

@@ -11,6 +11,7 @@ from typing import Any
 from fsmerge_cli.evaluation.metrics import interval
 from fsmerge_cli.reporting.agreement import agreement as agreement
 from fsmerge_cli.reporting.agreement import images_in_words as images_in_words
+from fsmerge_cli.reporting.agreement import own_word as own_word
 from fsmerge_cli.reporting.agreement import sentences, values_by_row
 
 Values = Mapping[str, Any]
@@ -93,7 +94,7 @@ def joint_interval(row: Values, protocol: str) -> tuple[float, float] | None:
 
 def verdict(evaluation: Values) -> list[str]:
     """The result in a few sentences, and whether the merge used auxiliary unlabelled data."""
-    return [*_outcome(evaluation), *_auxiliary_data(evaluation)]
+    return [own_word(evaluation, text) for text in (*_outcome(evaluation), *_auxiliary_data(evaluation))]
 
 
 def _auxiliary_data(evaluation: Values) -> list[str]:
@@ -184,7 +185,14 @@ def details(evaluation: Values) -> Table | None:
                 fixed(row["feature_cka"].get(task)),
             ]
         )
-    columns = ["task", "images", "% of source accuracy", "% equal to source", "top-5 %", "loss (nats)"]
+    columns = [
+        "task",
+        own_word(evaluation, "images"),
+        "% of source accuracy",
+        "% equal to source",
+        "top-5 %",
+        "loss (nats)",
+    ]
     columns += ["calibration error", "feature error", "feature cosine", "feature CKA"]
     return Table(columns, cells)
 
@@ -222,7 +230,7 @@ def confusion(evaluation: Values, name: str, protocol: str) -> Table | None:
         return None
     columns = list(next(iter(found.values())))
     cells = [[task, *(f"{per_cent(s)} ({n:,})" for s, n in own.values())] for task, own in found.items()]
-    return Table(["images of", *columns], cells)
+    return Table([own_word(evaluation, "images of"), *columns], cells)
 
 
 def mistakes(evaluation: Values, task: str) -> Table:
@@ -237,11 +245,11 @@ def cost(evaluation: Values) -> Table:
     found = evaluation["cost"]
     rate, memory = found["images_per_second"], found["peak_memory_bytes"]
     cells = [
-        ["unlabelled images (views included)", f"{found['images']:,}"],
+        [own_word(evaluation, "unlabelled images (views included)"), f"{found['images']:,}"],
         ["training steps", f"{found['steps']:,}"],
         ["trainable parameters", f"{found['trained_parameters']:,}"],
         ["parameters of the merged backbone", f"{found['merged_parameters']:,}"],
-        ["training images per second", NONE if rate is None else f"{rate:,.0f}"],
+        [own_word(evaluation, "training images per second"), NONE if rate is None else f"{rate:,.0f}"],
         ["peak memory", NONE if memory is None else f"{memory / 1e9:.2f} GB"],
         *([f"seconds: {phase}", f"{seconds:,.2f}"] for phase, seconds in found["seconds"].items()),
         ["seconds in total", f"{sum(found['seconds'].values()):,.2f}"],

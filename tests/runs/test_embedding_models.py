@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from fsmerge_cli.checkpoints.load import assemble
 from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.common.errors import MismatchError, SourceError
 from fsmerge_cli.common.inputs import stack
+from fsmerge_cli.common.wording import WORD
 from fsmerge_cli.data.text.tokens import ToTokens
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.training.teachers import network
-from tests.support.encoders import BERT, sentence_source, with_tokenizer
+from tests.support.encoders import BERT, sentence_pair, sentence_source, with_tokenizer
 
 TEXTS = ["the new novel about rivers was not bad", "a striker scored", "the soup was cold and the waiter slow"]
 
@@ -125,6 +127,26 @@ def test_two_embedding_models_become_folders_of_the_library(tmp_path: Path) -> N
     for name in "ab":
         expected = torch.nn.functional.normalize(model.features(read, name))
         torch.testing.assert_close(embeddings(tmp_path / f"out/tasks/{name}"), expected, rtol=1e-3, atol=1e-4)
+
+
+VISIBLE = re.compile(r"<style>.*?</style>|<pre.*?</pre>|<code>.*?</code>|<[^>]*>|```.*?```|`[^`]*`", re.DOTALL)
+"""What is no text for a reader."""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("headless", [True, False])
+def test_report_and_card_of_texts_have_no_images(headless: bool, tmp_path: Path) -> None:
+    entries = sentence_pair(tmp_path, "BERT")
+    if headless:
+        entries = [{"name": name, "checkpoint": str(stored(tmp_path / name, n))} for n, name in enumerate("ab", 1)]
+    data = DATA if headless else {"name": "sentences", "images_per_task": 20}
+    merge(entries, method="average", data=data, output=tmp_path / "out")
+    for name in ("report.html", "merged/README.md"):
+        text = VISIBLE.sub(" ", (tmp_path / "out" / name).read_text())
+        assert WORD.findall(text) == [], name
+    card = (tmp_path / "out/merged/README.md").read_text()
+    used = 'SentenceTransformer("tasks/a")' if headless else 'pipeline("text-classification", model="tasks/topic")'
+    assert used in card
 
 
 @pytest.mark.parametrize(
