@@ -88,7 +88,7 @@ OUT_OF_SCOPE = """## Out of scope
 
 Methods that keep more than one network for the inference (Twin-Merging and other mixtures of experts with
 routers, per-task masks that are applied at inference, reversible merging) give no single network of the
-original size, which is what `merged/` is. Concrete, WIDEN and Expert Merging are not implemented.
+original size, which is what `merged/` is. Concrete and Expert Merging are not implemented.
 """
 
 

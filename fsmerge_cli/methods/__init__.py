@@ -40,6 +40,7 @@ from fsmerge_cli.methods.task_vectors.pcb import PCB
 from fsmerge_cli.methods.task_vectors.task_arithmetic import TaskArithmetic
 from fsmerge_cli.methods.task_vectors.ties import Ties
 from fsmerge_cli.methods.task_vectors.tsv import TSV
+from fsmerge_cli.methods.task_vectors.widen import Widen
 from fsmerge_cli.methods.task_vectors.wudi import Wudi
 from fsmerge_cli.methods.weight_matching import WeightMatching
 from fsmerge_cli.methods.zipit import ZipIt
@@ -77,6 +78,7 @@ SHIPPED: dict[str, type[Method]] = {
     "task_arithmetic": TaskArithmetic,
     "ties": Ties,
     "tsv": TSV,
+    "widen": Widen,
     "wudi": Wudi,
     "zipit": ZipIt,
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.methods import Problem
+from tests.support.widen_reference import widen
 
 Vector = Mapping[str, Tensor]
 Reference = Callable[[Sequence[Vector], Problem], dict[str, Tensor]]
@@ -263,6 +264,7 @@ REFERENCES: dict[str, Reference] = {
     "fw_merging": fw_merging,
     "tsv": tsv,
     "wudi": wudi,
+    "widen": widen,
     "pcb": pcb,
     "consensus": lambda vectors, given: each_entry(vectors, selfless),
     "magnitude": lambda vectors, given: each_entry([trimmed(v, 0.2) for v in vectors], lambda own: 0.4 * sum(own)),
