@@ -88,8 +88,8 @@ def load_base(spec: SourceSpec, first: SourceHeaders, progress: Progress) -> Sou
 
 
 def _with_features_of(first: Source, base: Source) -> Source:
-    """A text encoder without the pooler, if source 1 is an embedding model, which leaves it out."""
-    if base.family is not first.family or base.family.kind != "text" or first.arch.pooler or not base.arch.pooler:
+    """A text encoder without the pooler, if source 1 leaves it out: an embedding model, a classifier of tokens."""
+    if base.family is not first.family or base.family.kind != "text" or first.arch.pooler:
         return base
     weights = {name: tensor for name, tensor in base.weights.items() if name in first.weights}
     features = {key: getattr(first.arch, key) for key in ("pooler", "pooling", "unit_length")}

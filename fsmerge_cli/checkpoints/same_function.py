@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.common.errors import SourceError, first_line
-from fsmerge_cli.common.inputs import IDS, MASK, TYPES, Inputs, NamedTensors
+from fsmerge_cli.common.inputs import IDS, MASK, READ, TYPES, Inputs, NamedTensors
 from fsmerge_cli.models.source import Pixels, Source
 
 COUNT = 2
@@ -41,7 +41,8 @@ def require_same_function(
     inputs = source.family.sample(source.arch, COUNT, torch.Generator().manual_seed(0))
     expected = _outputs_of(source, inputs)
     for part in parts:
-        own = [_difference(expected, found) for given in _given(inputs, pixels) for found in _run(part, given)]
+        outputs = [_read(given, found) for given in _given(inputs, pixels) for found in _run(part, given)]
+        own = [_difference(expected, found) for found in outputs]
         compared = [difference for difference in own if difference is not None]
         if not compared:
             continue
@@ -119,6 +120,12 @@ def _run(module: nn.Module, inputs: Inputs) -> list[Tensor]:
         return [found]
     outputs = [found.get(name) for name in OUTPUTS] if isinstance(found, Mapping) else found
     return [own for own in outputs if isinstance(own, Tensor)] if isinstance(outputs, list | tuple) else []
+
+
+def _read(inputs: Inputs, found: Tensor) -> Tensor:
+    """Of an output for every token the rows that are read, where some are marked."""
+    read = None if isinstance(inputs, Tensor) else inputs.tensors.get(READ)
+    return found if read is None or found.shape[:2] != read.shape else found[(read != 0).to(found.device)]
 
 
 def _exact(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fsmerge_cli.architectures.bert import BERT, NAMES, Names, TextArch
+from fsmerge_cli.architectures.bert import BERT, NAMES, NO_LAYER, Names, TextArch
 from fsmerge_cli.architectures.bert.family import POOLING
 from fsmerge_cli.checkpoints.accounting import require_stated
 from fsmerge_cli.checkpoints.prefixes import EMA, strip, unwrapped
@@ -28,19 +28,28 @@ PRETRAINING = re.compile(
 )
 """Heads of pretraining, which no task uses."""
 
-TASKS = ("ForSequenceClassification", "Model", "ForPreTraining", "ForMaskedLM", "ForNextSentencePrediction")
-"""Ends of the classes that are read: sequence classifiers, and encoders without a head of a task."""
+OF_TOKENS = "ForTokenClassification"
+
+TASKS = (
+    "ForSequenceClassification",
+    OF_TOKENS,
+    "Model",
+    "ForPreTraining",
+    "ForMaskedLM",
+    "ForNextSentencePrediction",
+)
+"""Ends of the classes that are read: classifiers of texts and of tokens, and encoders without a head of a task."""
 
 OTHER_TASKS = {
-    "ForTokenClassification": "a token classifier, whose features are one vector per token",
     "ForQuestionAnswering": "a model for question answering, whose features are one vector per token",
     "ForMultipleChoice": "a model for multiple choice, which reads several texts at a time",
     "ForCausalLM": "a decoder",
     "LMHeadModel": "a decoder",
 }
 
-ENCODERS = "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA, as sequence " + (
-    "classifiers or without a head."
+ENCODERS = (
+    "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA, as classifiers of "
+    "texts or of tokens, or without a head."
 )
 
 OTHER_TYPES = {
@@ -100,20 +109,29 @@ def read_text_model(
     if kind not in NAMES:
         raise SourceError(f"{where}: model_type {brief(kind)} is no text encoder that can be merged. {ENCODERS}")
     _refuse_variants(config, NAMES[kind], where)
-    found = _split(spec, stored, NAMES[kind], where)
+    of_tokens = reads_tokens(config, given)
+    names = NAMES[kind].of("tokens" if of_tokens else "first")
+    found = _split(spec, stored, names, where)
     _refuse_targets(config, found.head, where)
-    if found.head and not own_heads and not any(n.startswith(f"{NAMES[kind].pooler}.") for n in found.tensors):
+    if found.head and not (own_heads or of_tokens or f"{names.pooler}.weight" in found.tensors):
         raise SourceError(
-            f"{where}: there is a head and no pooler ({NAMES[kind].pooled}), so this is no sequence classifier of "
-            f"transformers. {ENCODERS}"
+            f"{where}: there is a head and no pooler ({names.pooled}), so this is no sequence classifier of "
+            f"transformers, and its config.json does not state a token classifier. {ENCODERS}"
         )
-    arch = BERT.parse(
-        BERT.name, given or _options(kind, config, found.tensors, where), config, f"{where}: config.json"
-    )
+    options = given or _options(kind, config, found.tensors, where, of_tokens)
+    arch = BERT.parse(BERT.name, options, config, f"{where}: config.json")
     folder = config.get(KEY)
     if folder is None or found.head or spec.head is not None or own_heads:
         return replace(found, arch=arch)
     return _embedding_model(spec, replace(found, arch=arch), read_modules(folder, where))
+
+
+def reads_tokens(config: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether the features are one vector per token: as the given options or else config.json state."""
+    if given:
+        return given.get("pooling") == "tokens"
+    kinds = [str(name) for name in config.get("architectures") or ()]
+    return config.get(POOLING) == "tokens" or any(name.endswith(OF_TOKENS) for name in kinds)
 
 
 def _embedding_model(spec: SourceSpec, found: TextModel, modules: Mapping[str, Any]) -> TextModel:
@@ -137,13 +155,14 @@ def _split(spec: SourceSpec, stored: Mapping[str, Tensor], names: Names, where: 
     head: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     pooled = any(name.startswith(f"{scope}{names.pooled}.") for name in tensors)
+    runs_none = pooled or names.pooled == NO_LAYER
     for name, tensor in tensors.items():
         inner = name.removeprefix(prefix) if name.startswith(prefix) else ""
-        if name.startswith(f"{scope}{names.pooled}."):
+        if pooled and name.startswith(f"{scope}{names.pooled}."):
             own[names.pooler + name.removeprefix(f"{scope}{names.pooled}")] = tensor
         elif name.startswith(f"{scope}{names.head}."):
             head[name.removeprefix(f"{scope}{names.head}.")] = tensor
-        elif pooled and inner.startswith("pooler."):  # of the encoder, which the classifier does not run
+        elif runs_none and inner.startswith("pooler."):  # of the encoder, which the classifier does not run
             rest[name] = tensor
         elif name.startswith(prefix) and not PRETRAINING.search(name):
             own[name.removeprefix(prefix)] = tensor
@@ -206,7 +225,9 @@ def _refuse_targets(config: Mapping[str, Any], head: Mapping[str, Tensor], where
         )
 
 
-def _options(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+def _options(
+    kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, of_tokens: bool
+) -> dict[str, Any]:
     """Options from the shapes of the tensors, and from config.json what shapes do not show."""
     names = NAMES[kind]
     first = names.block.format(i=0)
@@ -238,5 +259,5 @@ def _options(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         "eps": 1e-12 if kind == "distilbert" else config.get("layer_norm_eps", 1e-12),
         "padding": (1 if names.after_padding else 0) if (pad := config.get("pad_token_id")) is None else pad,
         "pooler": f"{names.pooler}.weight" in tensors,
-        "pooling": config.get(POOLING, "first"),
+        "pooling": "tokens" if of_tokens else config.get(POOLING, "first"),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,12 +18,13 @@ HELP = """usage: fsmerge predict RUN IMAGE [IMAGE ...] [--task NAME] [--top-k 5]
 
 Predicts the labels of images. RUN is a folder written by `fsmerge merge` or its merged/. IMAGE is
 a file or a folder, which is searched for images (.bmp, .gif, .jpg, .png, .ppm, .tif, .webp). Of a
-text encoder it is a text in quotes, or a .txt file of one text per line.
+text encoder it is a text in quotes, or a .txt file of one text per line; a classifier of tokens
+predicts a tag for every word.
 Without --task the labels of all tasks compete, as in classifier/; the decision is the one that
 was best on the images of the merge.
 
   --task NAME     only the labels of this task
-  --top-k N       number of labels per image (default: 5)
+  --top-k N       number of labels per image (default: 5), or of tags per word (default: 1)
   --csv FILE      write image, rank, task, label and probability as CSV
   --json          print the predictions as JSON
   --device NAME   cpu, cuda or mps (default: cuda where there is one)
@@ -49,7 +50,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("model", metavar="RUN")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--task")
-    parser.add_argument("--top-k", type=int, default=5, metavar="N")
+    parser.add_argument("--top-k", type=int, metavar="N")
     parser.add_argument("--csv", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"))
@@ -64,11 +65,12 @@ def run(arguments: list[str]) -> int:
     from fsmerge_cli.runs.predict import chosen_device, image_files, passed_over, predictions, require_top_k
     from fsmerge_cli.runs.predict_texts import text_predictions, texts_in
 
-    require_top_k(options.top_k)
+    require_top_k(5 if options.top_k is None else options.top_k)
     model, device = load_merged(options.model, reading).with_heads(), chosen_device(options.device)
     items: Any
     files: Sequence[Path]
     kind = model.family.kind
+    of_words = kind == "text" and model.arch.pooling == "tokens"
     if kind == "text":
         items, files = texts_in(options.images)
     else:
@@ -81,10 +83,10 @@ def run(arguments: list[str]) -> int:
     notes = () if kind == "text" else passed_over(options.images)
     terminal.print_notes(console, (*model.notes, *notes))
     with terminal.Reporter(console) as progress:
-        found = predicted(model, items, options.task, options.top_k, progress)
+        found = predicted(model, items, options.task, options.top_k or (1 if of_words else 5), progress)
     rows = [
-        {kind: str(item), "rank": rank, "task": own.task, "label": own.label, "probability": own.probability}
-        for item, prediction in zip(items, found)
+        {**item, "rank": rank, "task": own.task, "label": own.label, "probability": own.probability}
+        for item, prediction in _each(items, found, kind)
         for rank, own in enumerate(prediction.top, 1)
     ]
     writers: dict[str, Callable[[Path], None]] = {"--csv ": lambda path: tables.write_csv(path, rows)}
@@ -96,13 +98,28 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def _each(items: Sequence[Any], found: Sequence[Any], kind: str) -> Iterator[tuple[dict[str, str], Any]]:
+    """What a row of the output is about, and its prediction: an image, a text, or a word of a text."""
+    for item, own in zip(items, found):
+        if not hasattr(own, "words"):
+            yield {kind: str(item)}, own
+            continue
+        for word, prediction in zip(own.words, own.predictions):
+            if prediction is not None:
+                yield {kind: str(item), "word": word}, prediction
+
+
 def _print(console: Any, rows: Sequence[dict[str, Any]], kind: str) -> None:
-    """One paragraph per image or text: its path or itself, then its labels, best first."""
+    """One paragraph per image or text: its path or itself, then its labels, best first, or its words' tags."""
     from rich.text import Text
 
-    wide = max(len(shown(row["label"])) for row in rows)
+    wide, words = (max((len(shown(row.get(key, ""))) for row in rows), default=0) for key in ("label", "word"))
+    before = None
     for row in rows:
-        if row["rank"] == 1:
+        starts = row["rank"] == 1 if not words else row[kind] != before
+        before = row[kind]
+        if starts:
             console.print(Text(shown(row[kind]), style="bold"), soft_wrap=True)
-        line = f"  {100 * row['probability']:5.1f} %  {shown(row['label']):<{wide}}  {shown(row['task'])}"
+        word = f"{shown(row['word']):<{words}}  " if words else ""
+        line = f"  {word}{100 * row['probability']:5.1f} %  {shown(row['label']):<{wide}}  {shown(row['task'])}"
         console.print(Text(line), soft_wrap=True)

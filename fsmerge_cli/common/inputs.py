@@ -17,6 +17,9 @@ from torch import Tensor
 IDS, TYPES, SPECIAL = "input_ids", "token_type_ids", "special_tokens_mask"
 """Names of the tensors of a text: its tokens, which of two texts they belong to, and 1 at [CLS] and [SEP]."""
 
+READ = "read_tokens"
+"""Name of the tensor that is 1 at the tokens whose features are read; a text without it has one row of them."""
+
 MASK = "attention_mask"
 """Name of the tensor that is 1 at the positions of an input and 0 at its padding."""
 
@@ -156,6 +159,30 @@ def used_rows(value: Tensor, used: Tensor | None) -> Tensor:
     if used is not None and value.shape[:-1] == used.shape:
         return value[used]
     return value.reshape(-1, value.shape[-1])
+
+
+def reads(inputs: Inputs) -> Tensor | None:
+    """Number of rows of features of every input [n], in host memory; None: one row of each."""
+    found = None if isinstance(inputs, Tensor) else inputs.tensors.get(READ)
+    return None if found is None else (found != 0).sum(-1).cpu()
+
+
+def feature_rows(counts: Tensor | None, inputs: Tensor) -> Tensor:
+    """The rows of the features of some inputs [m], in their order. counts: of all inputs, see `reads`.
+
+    >>> feature_rows(torch.tensor([2, 1, 3]), torch.tensor([2, 0])).tolist()
+    [3, 4, 5, 0, 1]
+    """
+    if counts is None:
+        return inputs
+    starts, own = counts.cumsum(0) - counts, counts[inputs]
+    first = (starts[inputs] - own.cumsum(0) + own).repeat_interleave(own)
+    return first + torch.arange(int(own.sum()))
+
+
+def per_feature(values: Tensor, counts: Tensor | None) -> Tensor:
+    """Values of inputs [n] as values of their rows of features."""
+    return values if counts is None else values.repeat_interleave(counts.to(values.device))
 
 
 def content(item: Inputs) -> bytes:

@@ -61,7 +61,8 @@ class ImageSet:
 
     classes: the class index of every image, if it is known without reading the image. skip_unreadable: leave out
     images that cannot be read, instead of raising an error. notes: what the user should know about this set.
-    title_of: the name of an image in messages (None: its index).
+    title_of: the name of an image in messages (None: its index). tags: the class index of every token of an item
+    whose features are read (-1: none), where these are several.
     """
 
     size: int
@@ -72,6 +73,7 @@ class ImageSet:
     skip_unreadable: bool = False
     notes: tuple[str, ...] = ()
     title_of: Callable[[int], str] | None = None
+    tags: Callable[[int], list[int]] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -89,7 +91,14 @@ class ImageSet:
             read=partial(_at_row, self.read, rows),
             classes=None if self.classes is None else [self.classes[row] for row in rows],
             title_of=partial(_at_row, self.title, rows),
+            tags=None if self.tags is None else partial(_at_row, self.tags, rows),
         )
+
+    def labels(self, index: int) -> list[int]:
+        """The class index of every row of features of an item (-1: none)."""
+        if self.tags is not None:
+            return self.tags(index)
+        return [self.read(index)[1] if self.classes is None else self.classes[index]]
 
     def title(self, index: int) -> str:
         """The name of an image in messages."""

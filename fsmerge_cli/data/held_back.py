@@ -112,11 +112,16 @@ def held_counts(measured: Sequence[Measured], tasks: int) -> HeldCounts:
 def without_labels(images: ImageSet) -> ImageSet:
     """The same images, with no class."""
     read = partial(_unlabelled, images.read)
-    return replace(images, read=read, classes=[-1] * len(images), labelled=False)
+    tags = None if images.tags is None else partial(_untagged, images.tags)
+    return replace(images, read=read, classes=[-1] * len(images), labelled=False, tags=tags)
 
 
 def _unlabelled(read: Callable[[int], tuple[Image.Image, int]], index: int) -> tuple[Image.Image, int]:
     return read(index)[0], -1
+
+
+def _untagged(tags: Callable[[int], list[int]], index: int) -> list[int]:
+    return [-1] * len(tags(index))
 
 
 def held_back_notes(data: DataConfig, measured: Sequence[Measured], tasks: Sequence[Task]) -> list[str]:

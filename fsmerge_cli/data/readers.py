@@ -55,5 +55,5 @@ def reader(model: Model) -> Transform:
     """Item -> inputs of `model`. Raises DataError where its inputs cannot be read."""
     arch, how = model.arch, model.preprocessing
     if model.family.kind == "text":
-        return ToTokens(how.state, min(arch.longest, how.longest), arch.types)
+        return ToTokens(how.state, min(arch.longest, how.longest), arch.types, arch.pooling == "tokens")
     return ToPixels(arch.input_size, how)

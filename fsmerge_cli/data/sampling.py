@@ -78,6 +78,7 @@ def read_test_images(
                 if origin.kind != "merge":
                     digests[key] = own.title(row)
                 content_hash.update(repr((key, name)).encode())
+                content_hash.update(repr(own.tags(row)).encode() if own.tags else b"")
             unreadable |= part.errors.keys()
             errors += [] if own.skip_unreadable else part.errors.values()
             done += len(part.indices) + len(part.errors)

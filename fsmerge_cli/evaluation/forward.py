@@ -101,7 +101,7 @@ class TestSet:
         if any(t.dtype != torch.float32 for _, _, own in forward.networks for t in own.values()):
             return None
         key = feature_key(forward.networks, self._digest, __name__, self.hardware, self.device)
-        shape = len(self), sum(forward.widths)
+        shape = sum(self._sizes), sum(forward.widths)
         rows = partial(self._run, forward.features, what)
         table = try_cached_table(key, shape, lambda: (torch.cat(own, 1) for own in rows()), self.progress)
         if table is None:
@@ -111,7 +111,7 @@ class TestSet:
 
     def _outputs_of(self, table: Tensor, forward: Reused) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """From the features of all images, in the batches in which the networks would run: to the bit the same."""
-        for own in torch.split(table, [len(own) for own in self.sets if own]):
+        for own in torch.split(table, self._sizes):
             for part in torch.split(own, self.hardware.eval_batch):
                 features = torch.split(part, list(forward.widths), 1)
                 yield forward.outputs([f.contiguous() for f in features])
@@ -141,13 +141,23 @@ class TestSet:
     def __len__(self) -> int:
         return sum(len(own) for own in self.sets if own)
 
+    @cached_property
+    def _labels(self) -> list[Tensor]:
+        """Class index of every row of features, by set."""
+        rows = [[label for j in range(len(s)) for label in s.labels(j)] for s in self.sets if s]
+        return [torch.tensor(own, dtype=torch.long) for own in rows]
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Number of rows of features, by set."""
+        return [len(own) for own in self._labels]
+
     def truth(self) -> tuple[Tensor, Tensor]:
-        """Task index [n] and class index [n] of every test image."""
-        task = [torch.full((len(s),), i) for i, s in enumerate(self.sets) if s]
-        classes = [s.classes or [s.read(j)[1] for j in range(len(s))] for s in self.sets if s]
-        label = [torch.tensor(own, dtype=torch.long) for own in classes]
+        """Task index [n] and class index [n] of every test image, or of every word of a text that is read so."""
+        places = [i for i, s in enumerate(self.sets) if s]
+        task = [torch.full((size,), i) for i, size in zip(places, self._sizes)]
         empty = torch.empty(0, dtype=torch.long)
-        return torch.cat([empty, *task]), torch.cat([empty, *label])
+        return torch.cat([empty, *task]), torch.cat([empty, *self._labels])
 
 
 def merged_forward(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsmerge_cli.checkpoints.stated import Stated
 from fsmerge_cli.common.notes import WARNING
-from fsmerge_cli.common.wording import Kind, worded
+from fsmerge_cli.common.wording import Word, worded
 from fsmerge_cli.evaluation.metrics import interval
 
 FAR_BELOW = 0.1
@@ -34,7 +34,7 @@ CAUSES_OF_TEXTS = (
 )
 
 
-def worded_note(note: str, kind: Kind) -> str:
+def worded_note(note: str, kind: Word) -> str:
     """A note on a run in the words, and with the causes, of this kind of input."""
     return note if kind == "image" else worded(note.replace(CAUSES, CAUSES_OF_TEXTS), kind)
 

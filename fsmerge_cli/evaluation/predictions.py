@@ -13,6 +13,7 @@ from torch import Tensor
 from fsmerge_cli.common.atomic import write_tensors
 from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.data.base import ImageSet
+from fsmerge_cli.data.text.words import Words
 
 PAIRS = 10
 """Number of confused label pairs that are listed per task."""
@@ -155,10 +156,14 @@ def examples(
         picked += rows[same][: EXAMPLES - len(picked)].tolist()
         picked += rows[~same][DIFFERENT : DIFFERENT + EXAMPLES - len(picked)].tolist()
         start = int((task < index).sum())
+        owners = None if own.tags is None else [item for item in range(len(own)) for _ in own.labels(item)]
         for row in picked:
             names = heads.labels[place]
             true = int(label[row])
-            pixels, text = shown_item(own, row - start)
+            if owners is None:
+                pixels, text = shown_item(own, row - start)
+            else:
+                pixels, text = None, shown_word(own, owners, row - start)
             found.append(
                 Example(
                     heads.tasks[place],
@@ -176,10 +181,19 @@ def examples(
 def shown_item(items: ImageSet, row: int) -> tuple[Tensor | None, str | None]:
     """What a person sees of an item: uint8 pixels [C, H, W], or a text (the two parts of a pair on two lines)."""
     raw = items.read(row)[0]
-    if isinstance(raw, str | tuple):
-        return None, raw if isinstance(raw, str) else "\n".join(raw)
+    if isinstance(raw, str | tuple | Words):
+        return None, "\n".join(raw) if isinstance(raw, tuple) else str(raw)
     pixels: Tensor = (items[row][0].clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels, None
+
+
+def shown_word(items: ImageSet, owners: Sequence[int], row: int) -> str:
+    """A word that is read, and its text below. owners: of every row of features, its item."""
+    item: Any = items.read(owners[row])[0]
+    read: Any = items.transform
+    numbers = read.word_numbers(item)
+    words = Words.of(item)
+    return f"{words.words[numbers[row - owners.index(owners[row])]]}\n{words}"
 
 
 def _prediction(logits: Tensor, names: Sequence[str]) -> Prediction:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fsmerge_cli.checkpoints.dtype import rounded_head
 from fsmerge_cli.checkpoints.stated import Stated
 from fsmerge_cli.common.hardware import Hardware
-from fsmerge_cli.common.inputs import stack
+from fsmerge_cli.common.inputs import feature_rows, per_feature, reads, stack
 from fsmerge_cli.common.progress import Progress
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.draw import Images
@@ -25,9 +25,9 @@ from fsmerge_cli.evaluation.forward import Forward, Outputs, TestSet, ensemble_f
 from fsmerge_cli.evaluation.joint import Decision, best_decision, expected_labels
 from fsmerge_cli.evaluation.metrics import matched_temperatures, temperatures
 from fsmerge_cli.evaluation.neighbours import neighbours_by_task
-from fsmerge_cli.evaluation.plausibility import implausible
+from fsmerge_cli.evaluation.plausibility import implausible, worded_note
 from fsmerge_cli.evaluation.predictions import Example, Heads, agreement, examples, predictions_by_task
-from fsmerge_cli.evaluation.scoring import Score, score
+from fsmerge_cli.evaluation.scoring import Score, score, single_task_rows
 from fsmerge_cli.evaluation.similarity import Layers, similarities
 from fsmerge_cli.evaluation.tokens import TokenAgreement, token_agreement
 from fsmerge_cli.methods import Method, Problem, Solution
@@ -113,18 +113,6 @@ def _is_plain_average(method: Method, problem: Problem) -> bool:
     return len({*method.weights_of_tasks(len(problem.sources))}) == 1
 
 
-def single_task_rows(ensemble: Score, tasks: Sequence[str]) -> dict[str, Score]:
-    """One row per source on its own task, taken from the row of the ensemble."""
-    return {
-        name: Score(
-            {name: ensemble.tasks[name]} if name in ensemble.tasks else {},
-            {},
-            {name: ensemble.features[name]} if name in ensemble.features else {},
-        )
-        for name in tasks
-    }
-
-
 @dataclass(frozen=True)
 class Scorer:
     """Scores models on the same test images, and calibrates them on the same unlabelled images.
@@ -192,7 +180,8 @@ class Scorer:
                 found.append(
                     implausible(name, logits[own].argmax(1), self.truth[1][own], labels, stated.get(name))
                 )
-        return [warning for warning in found if warning]
+        of_words = any(own.tags for own in self.tests.sets if own)
+        return [worded_note(warning, "word") if of_words else warning for warning in found if warning]
 
     def _outputs(self, name: str, forward: Forward) -> Outputs:
         found = self.tests.predict(forward, name)
@@ -226,11 +215,15 @@ class Scorer:
         return self.images is not None and set(self.heads.index) <= set(self.images.task.tolist())
 
     def _heads_of_images(self) -> Tensor | None:
-        """The head of the task of each image of `_calibrating`; None where some task has no images."""
+        """The head of the task of each image of `_calibrating`; None where some task has no images.
+
+        Of texts that are read word by word, of each word.
+        """
         if self.images is None or not self._every_task_has_images:
             return None
         position = {index: place for place, index in enumerate(self.heads.index)}
-        return torch.tensor([position[own] for own in self.images.task.tolist() if own in position])
+        task = per_feature(self.images.task, reads(self.images.images))
+        return torch.tensor([position[own] for own in task.tolist() if own in position])
 
     def _calibrating(self, forward: Forward) -> list[Tensor]:
         """Logits of every head on the images that temperatures are fitted on.
@@ -291,6 +284,7 @@ def _evaluated_batch(sets: Sequence[ImageSet | None], outputs: Outputs) -> Evalu
     own = [s for s in sets if s]
     share = math.ceil(IMAGES / len(own))
     starts = itertools.accumulate([0, *map(len, own)])
-    picked = [(s, start, i) for s, start in zip(own, starts) for i in range(min(share, len(s)))]
-    rows = torch.tensor([start + i for _, start, i in picked])
+    picked = [(s, start + i, i) for s, start in zip(own, starts) for i in range(min(share, len(s)))]
+    counts = torch.tensor([len(s.labels(i)) for s in own for i in range(len(s))]) if own[0].tags else None
+    rows = feature_rows(counts, torch.tensor([row for _, row, _ in picked]))
     return EvaluatedBatch(stack([s[i][0] for s, _, i in picked]), [logits[rows] for logits in outputs.logits])

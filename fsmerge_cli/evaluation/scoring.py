@@ -123,6 +123,18 @@ def score(
     return Score(scores, shares, features, found, correct, chosen, decision=decision, heads=names)
 
 
+def single_task_rows(ensemble: Score, tasks: Sequence[str]) -> dict[str, Score]:
+    """One row per source on its own task, taken from the row of the ensemble."""
+    return {
+        name: Score(
+            {name: ensemble.tasks[name]} if name in ensemble.tasks else {},
+            {},
+            {name: ensemble.features[name]} if name in ensemble.features else {},
+        )
+        for name in tasks
+    }
+
+
 def task_score(logits: Tensor, label: Tensor) -> TaskScore:
     """Metrics of logits [n, classes] for images with the labels [n]."""
     correct = int((logits.argmax(1) == label).sum())

@@ -77,12 +77,12 @@ class Fisher(Weighted):
         random = generator(problem.seed, "fisher", own.name)
         found = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in weights.items()}
         for row in range(len(images)):
-            logits = head(functional_call(module, weights, (images[row : row + 1].to(problem.device),)))[0]
-            scores = logits.log_softmax(0)
-            for label, chance in self._labels(scores.detach().double().exp().cpu(), random):
-                slopes = torch.autograd.grad(scores[label], list(weights.values()), retain_graph=True)
-                for name, slope in zip(weights, slopes):
-                    found[name] += chance / len(images) * slope.double().square()
+            logits = head(functional_call(module, weights, (images[row : row + 1].to(problem.device),)))
+            for scores in logits.log_softmax(1):  # one, or that of every token which is read
+                for label, chance in self._labels(scores.detach().double().exp().cpu(), random):
+                    slopes = torch.autograd.grad(scores[label], list(weights.values()), retain_graph=True)
+                    for name, slope in zip(weights, slopes):
+                        found[name] += chance / len(images) * slope.double().square()
             problem.progress(Event(f"Fisher information of {own.name}", row + 1, len(images), images=1))
         size = sum(t.numel() for t in found.values())
         least = self.floor * sum(float(t.sum()) for t in found.values()) / size

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fsmerge_cli.common.wording import Kind
-
 Values = Mapping[str, Any]
 
 HUB = re.compile(r"(?:hf[-_]hub:|https?://huggingface\.co/)?([\w.-]+/[\w.-]+)$")
@@ -20,17 +18,19 @@ HUB_LIBRARIES = {"plain": "pytorch"}
 """Names on the hub that differ from those of `Family.library`."""
 
 
-def front_matter(evaluation: Values, library: str, heads: bool, inputs: Kind = "image") -> str:
-    """YAML between two lines of dashes.
+def hub_task(inputs: str, heads: bool, pooling: str = "first") -> str:
+    """The task of a model as the hub calls it, which is also the name of transformers' pipeline."""
+    if inputs == "text":
+        of_what = "token" if pooling == "tokens" else "text"
+        return f"{of_what}-classification" if heads else "feature-extraction"
+    return "image-classification" if heads else "image-feature-extraction"
 
-    library: of the family (`Family.library`). heads: whether there are classifier heads. inputs: what it reads.
-    """
+
+def front_matter(evaluation: Values, library: str, kind: str = "image-classification") -> str:
+    """YAML between two lines of dashes. library: of the family (`Family.library`). kind: see `hub_task`."""
     from huggingface_hub import ModelCardData
 
     options, bases = evaluation["config"], base_models(evaluation["config"])
-    kind = "image-classification" if heads else "image-feature-extraction"
-    if inputs == "text":
-        kind = "text-classification" if heads else "feature-extraction"
     results = _results(evaluation, kind)
     data = ModelCardData(
         library_name=HUB_LIBRARIES.get(library, library),

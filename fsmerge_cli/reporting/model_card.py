@@ -14,7 +14,7 @@ from fsmerge_cli.common.wording import Kind, worded
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.reporting import summary
-from fsmerge_cli.reporting.front_matter import front_matter
+from fsmerge_cli.reporting.front_matter import front_matter, hub_task
 from fsmerge_cli.reporting.losses import losses
 from fsmerge_cli.reporting.summary import Table
 
@@ -101,10 +101,11 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
     """
     provenance = evaluation["provenance"]
     kind = plan.family.kind
+    task = hub_task(kind, bool(heads), str(plan.arch.pooling) if kind == "text" else "first")
     scores = summary.scores(evaluation)
     card = worded(CARD, kind).format(
-        front=front_matter(evaluation, plan.family.library, bool(heads), kind),
-        classifier=_classifier(evaluation, bool(heads)),
+        front=front_matter(evaluation, plan.family.library, task),
+        classifier=_classifier(evaluation, task),
         family=plan.family.name,
         method=evaluation["method"],
         k=len(plan.tasks),
@@ -163,18 +164,18 @@ def pixels_read(family: Family, arch: Any) -> str:
     return f"pixels in 0..1, {size}, minus the mean {values[0]}, divided by the std {values[1]}"
 
 
-def _classifier(evaluation: Mapping[str, Any], heads: bool) -> str:
-    """How to use classifier/ or tasks/; empty where there are none. heads: tasks/ are classifiers."""
+def _classifier(evaluation: Mapping[str, Any], task: str) -> str:
+    """How to use classifier/ or tasks/; empty where there are none. task: see `hub_task`."""
     if "tasks" in evaluation["certificates"]:
         folder = quoted(f"tasks/{shown(evaluation['tasks'][0])}")
-        if not heads:
+        if task == "feature-extraction":
             code = f"""from sentence_transformers import SentenceTransformer
 
 print(SentenceTransformer({folder}).encode("a text"))"""
             return TASKS.format(what="an embedding model of sentence-transformers", code=fenced(code, "python"))
         code = f"""from transformers import pipeline
 
-print(pipeline("text-classification", model={folder})("a text"))"""
+print(pipeline({quoted(task)}, model={folder})("a text"))"""
         return TASKS.format(what="a classifier of transformers", code=fenced(code, "python"))
     if "classifier" not in evaluation["certificates"]:
         return ""

@@ -29,8 +29,8 @@ from fsmerge_cli.evaluation.forward import Outputs, merged_forward
 from fsmerge_cli.evaluation.joint import Decision
 from fsmerge_cli.evaluation.plausibility import worded_note
 from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by_task
-from fsmerge_cli.evaluation.score_table import Scorer, single_task_rows
-from fsmerge_cli.evaluation.scoring import Score
+from fsmerge_cli.evaluation.score_table import Scorer
+from fsmerge_cli.evaluation.scoring import Score, single_task_rows
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported

@@ -48,7 +48,7 @@ class JointModel(nn.Module):
 
     def _logits(self, features: Tensor) -> Tensor:
         if self._joint:
-            return torch.cat([head.joint_logits(features) for head in self._heads], 1)
+            return torch.cat([head.joint_logits(features) for head in self._heads], -1)
         return self._heads[0](features)
 
 

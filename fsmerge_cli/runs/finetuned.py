@@ -24,6 +24,7 @@ from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting import summary
+from fsmerge_cli.reporting.front_matter import hub_task
 from fsmerge_cli.reporting.model_card import escaped, fenced, head_lines, markdown, pixels_read
 from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import typed
@@ -44,7 +45,7 @@ NO_LABELS = "There were no labelled test images."
 
 PIPELINE = """from transformers import pipeline
 
-print(pipeline("text-classification", model=".")("a text"))  # the path of this folder"""
+print(pipeline("{task}", model=".")("a text"))  # the path of this folder"""
 """How a text classifier is run."""
 
 CARD = """# {task}: a fine-tuned {arch}
@@ -189,6 +190,6 @@ class Finetuned:
     def _snippet(self) -> str:
         source = self.source
         if source.family.kind == "text":
-            return PIPELINE
+            return PIPELINE.format(task=hub_task("text", True, source.arch.pooling))
         heads = {source.name: source.head} if source.head else {}
         return source.family.snippet(source.arch, head_lines(heads))

@@ -26,12 +26,13 @@ from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text
 from fsmerge_cli.common.shown import listed, shown
 from fsmerge_cli.data.base import Transform
 from fsmerge_cli.data.readers import reader
+from fsmerge_cli.data.text.tokens import ToTokens
 from fsmerge_cli.evaluation.tokens import tokens_of
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.from_run import Data, given_data
 from fsmerge_cli.runs.predict import Prediction, batches, is_one, ranked, require_top_k
-from fsmerge_cli.runs.predict_texts import is_one_text, text_batches
+from fsmerge_cli.runs.predict_texts import is_one_text, tagged, text_batches
 from fsmerge_cli.training.teachers import network
 
 
@@ -167,8 +168,9 @@ class Merged:
 
         images: one image (a path, a PIL image, an array [H, W] or [H, W, C], a tensor [C, H, W]; uint8 or floats
         in 0..1), or several: a list of such, or a tensor [n, C, H, W]. A text encoder takes a string, a pair of
-        strings as a tuple, or a list of such. Returns a Prediction for one image or text, and a list of them for
-        several. Raises ConfigError for an unknown task, DataError for an unreadable image.
+        strings as a tuple, or a list of such. Returns a Prediction for one image or text (of a classifier of
+        tokens: a Tagged, with one for every word), and a list of them for several. Raises ConfigError for an
+        unknown task, DataError for an unreadable image.
         """
         count, names = require_top_k(top_k), self.with_heads()._label_names(task)
         texts, transform = self.family.kind == "text", self.transform
@@ -177,6 +179,8 @@ class Merged:
         found: list[Prediction] = []
         for inputs in text_batches(images, transform) if texts else batches(images, transform):
             found += ranked(self.probabilities(inputs, task), names, count)
+        if isinstance(transform, ToTokens) and transform.words:
+            return tagged(images, found, transform)
         return found
 
     def _label_names(self, task: str | None) -> list[tuple[str, str]]:

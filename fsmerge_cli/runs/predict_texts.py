@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,40 @@ from fsmerge_cli.common.inputs import Inputs, stack
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.base import Transform
+from fsmerge_cli.data.text.tokens import ToTokens
+from fsmerge_cli.data.text.words import Words
 from fsmerge_cli.runs.predict import BATCH, Prediction
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """The words of one text, and the prediction for each (None: it was cut off, or no token is left of it)."""
+
+    words: tuple[str, ...]
+    predictions: tuple[Prediction | None, ...]
+
+    @property
+    def labels(self) -> tuple[str | None, ...]:
+        """The most probable tag of every word."""
+        return tuple(None if own is None else own.label for own in self.predictions)
+
+    def __repr__(self) -> str:
+        """The words with their tags."""
+        return f"Tagged({' '.join(f'{word}/{label}' for word, label in zip(self.words, self.labels))})"
+
+
+def tagged(texts: Sequence[Any], predictions: Sequence[Prediction], transform: ToTokens) -> list[Tagged]:
+    """The predictions for the words that are read, text by text."""
+    found, rest = [], iter(predictions)
+    for text in texts:
+        words, numbers = Words.of(text).words, {*transform.word_numbers(text)}
+        found.append(Tagged(words, tuple(next(rest) if i in numbers else None for i in range(len(words)))))
+    return found
 
 
 def is_one_text(texts: Any) -> bool:
     """Whether it is one text, or one pair of texts as a tuple, not several."""
-    return isinstance(texts, str | tuple)
+    return isinstance(texts, str | tuple | Words)
 
 
 def text_batches(texts: Any, transform: Transform) -> Iterator[Inputs]:
@@ -71,9 +100,9 @@ def _refuse_path(text: str) -> None:
 
 def text_predictions(
     model: Any, texts: Sequence[str], task: str | None, top_k: int, progress: Progress = silent
-) -> list[Prediction]:
-    """The predictions of a `Merged` model for texts."""
-    found: list[Prediction] = []
+) -> list[Any]:
+    """The predictions of a `Merged` model for texts, or for their words (`Tagged`)."""
+    found: list[Any] = []
     for start in range(0, len(texts), BATCH):
         found += model.predict(list(texts[start : start + BATCH]), task, top_k)
         progress(Event("predict", min(start + BATCH, len(texts)), len(texts)))

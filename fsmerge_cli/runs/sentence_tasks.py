@@ -46,7 +46,7 @@ def write_embedding_tasks(
     tokens: the tokenization. solution: the weights as they are written.
     """
     plan, projectors = certifier.plan, of_headless(certifier.sources, solution.projectors)
-    if plan.family.kind != "text" or plan.arch.pooler or not projectors:
+    if plan.family.kind != "text" or plan.arch.pooler or plan.arch.pooling == "tokens" or not projectors:
         return []
     for task, U in projectors.items():
         _write(folder / task, plan, tokens, solution, task, U)

@@ -1,4 +1,4 @@
-"""`tasks/NAME/`: a text encoder with the head of one task, as transformers' own sequence classifier."""
+"""`tasks/NAME/`: a text encoder with the head of one task, as transformers' own classifier of texts or tokens."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ FOLDER = "tasks"
 def task_names(plan: Plan, heads: Mapping[str, Head]) -> list[str]:
     """The tasks that get a folder: those with a head, if transformers has a classifier of this form.
 
-    It has none without a pooler: its classifiers read pooled features.
+    It has none without a pooler, unless every token is read: its classifiers of texts read pooled features.
     """
-    if plan.family.kind != "text" or not plan.arch.pooler:
+    if plan.family.kind != "text" or not (plan.arch.pooler or plan.arch.pooling == "tokens"):
         return []
     return [name for name, head in heads.items() if head.absorbs_projector and head.projector is None]
 
@@ -57,15 +57,15 @@ def write_text_classifier(
 ) -> None:
     """A folder as transformers saves one: config.json with the labels, model.safetensors, and the tokenizer.
 
-    weights: of an encoder with a pooler.
+    weights: of an encoder with a pooler, or of one whose tokens are read.
     """
-    names = NAMES[arch.model_type]
+    names = NAMES[arch.model_type].of(arch.pooling)
     bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
     stated = {
         "architectures": [names.classifier],
         "id2label": {str(row): label for row, label in enumerate(head.labels)},
         "label2id": {label: row for row, label in enumerate(head.labels)},
-        "problem_type": "single_label_classification",
+        **({} if arch.pooling == "tokens" else {"problem_type": "single_label_classification"}),
     }
     tensors = {names.in_classifier(name): tensor.cpu().clone() for name, tensor in weights.items()}
     tensors |= {f"{names.head}.weight": head.weight.cpu(), f"{names.head}.bias": bias.cpu()}

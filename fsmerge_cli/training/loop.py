@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fsmerge_cli.common.distributed import SINGLE_PROCESS, World
 from fsmerge_cli.common.errors import ConfigError, TrainingError
 from fsmerge_cli.common.hardware import Hardware, out_of_memory, with_fp64
+from fsmerge_cli.common.inputs import feature_rows, per_feature
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.transfer import Feed
@@ -177,6 +178,7 @@ def _errors(
                     source_error(student, features, batch, at, t, i, loss_weights) for i, t in enumerate(targets)
                 ]
                 sums += torch.stack(errors).to(sums.device)
-    counts = torch.stack([own.mask[rows].sum() for own in targets])
+    used = [feature_rows(own.reads, rows) for own in targets]
+    counts = torch.stack([per_feature(own.mask, own.reads)[at].sum() for own, at in zip(targets, used)])
     means = (world.sum(sums).cpu() / counts).tolist()
     return tuple(means)  # NaN for a source whose mask has none of the rows

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsmerge_cli.common.distributed import World
-from fsmerge_cli.common.inputs import Inputs
+from fsmerge_cli.common.inputs import Inputs, feature_rows, per_feature, reads
 from fsmerge_cli.data.transfer import Feed
 from fsmerge_cli.supernet.student import Student
 from fsmerge_cli.training.teacher_group import Pending, TeacherGroup
@@ -31,7 +31,8 @@ class Batch:
     mask: the images on which each source is compared, [k, n]. pixels: positions in the batch [m] -> inputs
     [m, ...]. targets: source, positions inside its mask [m] -> its features [m, d_i]. Both are computed when
     called. other_task: the images that are known to belong to another task than the source's, [k, n]. start:
-    positions -> starts whatever their targets need, so that it is computed beside the student.
+    positions -> starts whatever their targets need, so that it is computed beside the student. reads: rows of
+    features of every image [n], where they have several (tokens); features and targets then are these rows.
     Masks and positions are in host memory: reading one on a GPU would wait for all work queued there.
     """
 
@@ -40,13 +41,21 @@ class Batch:
     targets: Callable[[int, Tensor], Tensor]
     other_task: Tensor
     start: Callable[[Tensor], None] = lambda positions: None
+    reads: Tensor | None = None
 
     @classmethod
     def of(cls, pixels: Feed | Inputs, targets: Sequence[TeacherTargets], rows: Tensor) -> Batch:
         """The unchanged images `rows` of a table, with captured targets."""
         rows = rows.cpu()
         mask, other_task = (torch.stack([m[rows] for m in masks]) for masks in _masks(targets))
-        return cls(mask, lambda use: pixels[rows[use]], lambda i, use: targets[i].at(rows[use]), other_task)
+        counts = None if targets[0].reads is None else targets[0].reads[rows]
+        return cls(
+            mask,
+            lambda use: pixels[rows[use]],
+            lambda i, use: targets[i].at(rows[use]),
+            other_task,
+            reads=counts,
+        )
 
     @classmethod
     def live(cls, pixels: Inputs, targets: Sequence[TeacherTargets], rows: Tensor, other: Tensor) -> Batch:
@@ -61,13 +70,18 @@ class Batch:
             return select_rows(pixels, use)
 
         if (group := targets[0].group) is None:
-            return cls(mask, at, lambda i, use: targets[i].run(at(use)), other_task)
+            return cls(mask, at, lambda i, use: targets[i].run(at(use)), other_task, reads=reads(pixels))
         passes = _GroupPasses(group, mask, at)
         return cls(mask, at, passes.targets, other_task, passes.start)
 
     def counts(self) -> Tensor:
-        """Numbers of images in the mask and of other tasks, per source, [2, k]; at least 1, as divisors."""
-        return torch.stack([self.mask.sum(1), self.other_task.sum(1)]).clamp(min=1)
+        """Numbers of images (of their rows) in the mask and of other tasks, per source, [2, k]; at least 1."""
+        times = 1 if self.reads is None else self.reads
+        return torch.stack([(own * times).sum(1) for own in (self.mask, self.other_task)]).clamp(min=1)
+
+    def rows(self, positions: Tensor, use: Tensor) -> Tensor:
+        """The rows of the features of `positions` that belong to `use`, places among these."""
+        return feature_rows(None if self.reads is None else self.reads[positions], use)
 
     def positions(self) -> Tensor:
         """All positions, [n]."""
@@ -149,7 +163,7 @@ def objective(
             batch.other_task[i][positions].nonzero().flatten() if loss_weights.outlier_exposure else positions[:0]
         )
         if own.head is not None and len(other):
-            logits = own.head(student.project(select_rows(features, other), i).float())
+            logits = own.head(student.project(select_rows(features, batch.rows(positions, other)), i).float())
             error = error + loss_weights.outlier_exposure * confidence_penalty(logits) / counts[1, i]
         total = total + own.weight * error
     mean: Tensor = total / len(targets)
@@ -173,11 +187,13 @@ def source_error(
     if not len(use):
         return student.project(features[:1], source)[:0].float().sum()
     target = batch.targets(source, positions[use])
-    estimate = student.project(select_rows(features, use), source)
+    estimate = student.project(select_rows(features, batch.rows(positions, use)), source)
     error = (estimate - target).square().sum() / (target.shape[1] * own.variance)
     if loss_weights.logit_weight and own.head is not None:
         distance = divergence(own.head(estimate.float()), own.head(target))
-        factor = torch.where(batch.other_task[source][positions[use]], loss_weights.cross_task_weight, 1.0)
+        of_others = batch.other_task[source][positions[use]]
+        of_others = per_feature(of_others, None if batch.reads is None else batch.reads[positions[use]])
+        factor = torch.where(of_others, loss_weights.cross_task_weight, 1.0)
         factor = factor.to(distance.device, non_blocking=True)
         error = error + loss_weights.logit_weight * (factor * distance).sum()
     return error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.common.cache import try_cached_table
 from fsmerge_cli.common.hardware import Hardware, double
-from fsmerge_cli.common.inputs import Inputs, content, split
+from fsmerge_cli.common.inputs import Inputs, content, feature_rows, reads, split
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import NO_TASK, Images, Targets
 from fsmerge_cli.data.transfer import Feed, to_host
@@ -32,7 +32,7 @@ class TeacherTargets:
     lookup: rows of the images -> features, captured or computed. run: new images -> features. other_task: the
     images that are known to belong to another task, [n]. weight: of the source's loss, 1 on average. head: of the
     source, where it has one. group: runs all teachers of the training on new images at once, where that is faster.
-    The masks are in host memory.
+    The masks are in host memory. reads: rows of features of every image [n] (None: one each).
     """
 
     mask: Tensor
@@ -43,9 +43,10 @@ class TeacherTargets:
     weight: float = 1.0
     head: Head | None = None
     group: TeacherGroup | None = None
+    reads: Tensor | None = None
 
     def at(self, rows: Tensor) -> Tensor:
-        """Features of the images `rows`, all inside the mask, [len(rows), d_i] in fp32, on the device."""
+        """Features of the images `rows`, all inside the mask, [rows of them, d_i] in fp32, on the device."""
         return self.lookup(rows)
 
 
@@ -83,7 +84,8 @@ def capture(
     pixels = cache(lambda: Feed(images.images, device))  # shared by all sources; created only if needed
     captured = []
     masks = [images.selected(i, targets) for i in range(len(sources))]
-    counter = _CaptureProgress(progress, sum(int(mask.sum()) for mask in masks))
+    several = reads(images.images)
+    counter = _CaptureProgress(progress, sum(_rows_of(mask, several) for mask in masks))
     for index, (source, mask) in enumerate(zip(sources, masks)):
         rows = mask.nonzero().flatten()
         train = torch.zeros_like(mask).index_fill(0, images.train, True)[rows].nonzero().flatten()
@@ -92,18 +94,26 @@ def capture(
             lookup: Callable[[Tensor], Tensor] = teacher
             variance = _variance(counter.count(teacher.parts(rows[train])))
         else:
-            table = _table(teacher, rows, digests, counter)
-            lookup = _FeatureTable(Feed(table, device), mask.cumsum(0) - 1)
-            variance = _variance(table[part] for part in torch.split(train, hardware.eval_batch))
+            own = None if several is None else several[rows]
+            table = _table(teacher, rows, _rows_of(mask, several), digests, counter)
+            lookup = _FeatureTable(Feed(table, device), mask.cumsum(0) - 1, own)
+            parts = torch.split(train, hardware.eval_batch)
+            variance = _variance(table[feature_rows(own, part)] for part in parts)
         head = source.head.to(device) if source.head else None
         live = _Teacher(source, pixels, hardware, device, fresh=True)  # new, so that the first network is freed
         other_task = (images.task != index) & (images.task != NO_TASK)
-        captured.append(TeacherTargets(mask, variance, lookup, live.run, other_task, head=head))
-        counter.finish_source(len(rows))
-    if device.type != "cuda":  # on a CPU, running one after the other as the loss needs them is faster
+        captured.append(TeacherTargets(mask, variance, lookup, live.run, other_task, head=head, reads=several))
+        counter.finish_source(_rows_of(mask, several))
+    # On a CPU, running one after the other as the loss needs them is faster.
+    if device.type != "cuda" or several is not None:
         return tuple(captured)
     group = TeacherGroup(sources, [own.run for own in captured], hardware, device)
     return tuple(replace(own, group=group) for own in captured)
+
+
+def _rows_of(mask: Tensor, several: Tensor | None) -> int:
+    """Number of rows of features of the images in a mask."""
+    return int(mask.sum() if several is None else several[mask].sum())
 
 
 class _CaptureProgress:
@@ -198,19 +208,28 @@ class _Teacher:
 
 @dataclass(frozen=True)
 class _FeatureTable:
-    """Captured features; position: row of every image in the table, in host memory like all rows."""
+    """Captured features; position: of every image in the table, in host memory like all rows.
+
+    reads: rows of features of every image there (None: one each).
+    """
 
     table: Feed
     position: Tensor
+    reads: Tensor | None
 
     def __call__(self, rows: Tensor) -> Tensor:
-        found: Tensor = self.table[self.position[rows]]
+        found: Tensor = self.table[feature_rows(self.reads, self.position[rows])]
         return found
 
 
-def _table(teacher: _Teacher, rows: Tensor, digests: Sequence[bytes], counter: _CaptureProgress) -> Tensor:
-    """Features of the images `rows`: memory-mapped with digests and a writable cache, otherwise in memory."""
-    shape = len(rows), teacher.width
+def _table(
+    teacher: _Teacher, rows: Tensor, size: int, digests: Sequence[bytes], counter: _CaptureProgress
+) -> Tensor:
+    """Features of the images `rows`: memory-mapped with digests and a writable cache, otherwise in memory.
+
+    size: number of their rows of features.
+    """
+    shape = size, teacher.width
     if digests and len(rows):
         key = teacher.key([digests[row] for row in rows.tolist()])
         found = try_cached_table(key, shape, lambda: counter.count(teacher.parts(rows)), counter.progress)

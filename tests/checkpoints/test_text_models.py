@@ -21,16 +21,15 @@ from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.training.teachers import network
 from tests.support.encoders import (
+    CLASSIFIERS,
+    TOKENS,
     TOPIC,
-    VARIANTS,
     encoder_source,
     save_encoder,
     sentence_source,
     texts,
     transformers_model,
 )
-
-POOLED = [name for name, options in VARIANTS.items() if options.get("pooler", True)]
 
 
 def logits_of(source: Source, inputs: NamedTensors) -> torch.Tensor:
@@ -47,9 +46,10 @@ def read(folder: Path, **keys: Any) -> Source:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("variant", POOLED)
+@pytest.mark.parametrize("variant", [*CLASSIFIERS, "RoBERTa, tokens", "ELECTRA, tokens"])
 def test_a_saved_classifier_is_read_with_its_labels_and_its_tokenizer(variant: str, tmp_path: Path) -> None:
-    source = sentence_source(variant, 1, TOPIC)
+    kind, _, rest = variant.partition(", ")
+    source = sentence_source(kind, 1, TOPIC, **TOKENS) if rest == "tokens" else sentence_source(variant, 1, TOPIC)
     found = read(save_encoder(tmp_path, source))
     assert (found.arch, found.labels) == (source.arch, TOPIC)
     assert torch.equal(logits(found), logits(source))
@@ -115,13 +115,14 @@ def changed_config(folder: Path, **keys: Any) -> None:
 
 
 ENCODERS = (
-    "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA, as sequence classifiers "
-    "or without a head."
+    "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA, as classifiers of texts "
+    "or of tokens, or without a head."
 )
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "token classifier": (
-        {"architectures": ["BertForTokenClassification"]},
-        f"is BertForTokenClassification: a token classifier, whose features are one vector per token. {ENCODERS}",
+    "questions": (
+        {"architectures": ["BertForQuestionAnswering"]},
+        "is BertForQuestionAnswering: a model for question answering, whose features are one vector per token. "
+        f"{ENCODERS}",
     ),
     "regression": (
         {"problem_type": "regression"},

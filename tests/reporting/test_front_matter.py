@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from fsmerge_cli.reporting.front_matter import base_models, front_matter
+from fsmerge_cli.reporting.front_matter import base_models, front_matter, hub_task
 from tests.support.pages import HOSTILE, evaluation
 
 
 def found(content: dict[str, Any], library: str = "timm", heads: bool = True) -> dict[str, Any]:
-    text = front_matter(content, library, heads)
+    text = front_matter(content, library, hub_task("image", heads))
     assert text.startswith("---\n")
     assert text.endswith("\n---\n")
     return ModelCard(text + "\n# Title").data.to_dict()
@@ -47,7 +47,7 @@ def test_a_model_of_hub_sources_with_accuracies_and_hostile_names() -> None:
         ("-script-alert(1)--script-", 0.865),
         ("---img src---evil.example-x onerror-alert(1)-", 0.865),
     ]
-    assert yaml.safe_load(front_matter(content, "timm", True).strip("-\n"))["library_name"] == "timm"
+    assert yaml.safe_load(front_matter(content, "timm").strip("-\n"))["library_name"] == "timm"
 
 
 def test_a_source_of_a_checkpoint_has_no_name_on_the_hub() -> None:

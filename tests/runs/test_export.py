@@ -17,7 +17,7 @@ from fsmerge_cli.common.errors import CertificateError, ConfigError, OutputError
 from fsmerge_cli.common.inputs import NamedTensors
 from fsmerge_cli.common.output_files import check_files
 from fsmerge_cli.runs import export
-from tests.support.encoders import TOPIC, VARIANTS, save_encoder, sentence_pair, sentence_source
+from tests.support.encoders import CLASSIFIERS, TOPIC, save_encoder, sentence_pair, sentence_source
 from tests.support.evaluations import timm_folder
 
 
@@ -162,7 +162,7 @@ def test_a_torch_program_of_a_text_encoder_takes_every_batch_and_length(text_run
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")  # of the exporter
-@pytest.mark.parametrize("variant", [name for name, own in VARIANTS.items() if own.get("pooler", True)])
+@pytest.mark.parametrize("variant", CLASSIFIERS)
 def test_onnxruntime_gives_the_logits_of_a_text_encoder(variant: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

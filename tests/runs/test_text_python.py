@@ -12,9 +12,9 @@ import torch
 from fsmerge_cli import check, evaluate, finetune, load_merged, load_source, merge
 from fsmerge_cli.common.errors import SourceError
 from tests.support.encoders import (
+    CLASSIFIERS,
     POLARITY,
     TOPIC,
-    VARIANTS,
     save_encoder,
     sentence_pair,
     sentence_source,
@@ -26,7 +26,6 @@ from tests.support.finetuning import CPU
 TEXTS = [
     f"{who} {what}" for who in ("anna", "we", "paul") for what in ("baked the bread", "won the match", "left")
 ]
-POOLED = [name for name, options in VARIANTS.items() if options.get("pooler", True)]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_a_folder_from_python_holds_texts_where_the_sources_read_texts(pair: Any
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("variant", POOLED)
+@pytest.mark.parametrize("variant", CLASSIFIERS)
 def test_a_module_with_its_tokenizer_is_the_source_that_save_pretrained_writes(
     variant: str, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from fsmerge_cli.architectures.bert import BERT, NAMES, TextArch
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.inputs import NamedTensors
 from fsmerge_cli.data.draw import Images
-from fsmerge_cli.data.text.grammar import KINDS
+from fsmerge_cli.data.text.grammar import KINDS, words
 from fsmerge_cli.data.text.sentences import Sentences, vocabulary
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.training.problem import Problem
+
+TOKENS = {"pooler": False, "pooling": "tokens"}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "BERT": {"model_type": "bert"},
@@ -27,7 +31,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "RoBERTa": {"model_type": "roberta", "types": 1, "padding": 1},
     "DistilBERT": {"model_type": "distilbert", "types": 0},
     "ELECTRA": {"model_type": "electra", "embedding_size": 8},
+    "BERT, tokens": {"model_type": "bert", **TOKENS},
+    "DistilBERT, tokens": {"model_type": "distilbert", "types": 0, **TOKENS},
 }
+
+
+CLASSIFIERS = [name for name, own in VARIANTS.items() if own.get("pooler", True) or own.get("pooling") == "tokens"]
+"""Those of which transformers has classifiers, of texts or of tokens."""
 
 
 def arch_of(variant: str, **options: Any) -> TextArch:
@@ -66,18 +76,48 @@ def text_problem(sources: list[Source], per_task: int = 8, width: int | None = N
 
 
 def transformers_model(source: Source) -> Any:
-    """transformers' sequence classifier with the weights of a source."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    """transformers' classifier of texts, or of tokens, with the weights of a source."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-    names, head = NAMES[source.arch.model_type], source.head
+    names, head = NAMES[source.arch.model_type].of(source.arch.pooling), source.head
+    of_tokens = source.arch.pooling == "tokens"
     config = {k: v for k, v in BERT.config(source.arch).items() if k not in ("architecture", "architectures")}
     assert head is not None
-    module = AutoModelForSequenceClassification.from_config(
+    auto = AutoModelForTokenClassification if of_tokens else AutoModelForSequenceClassification
+    module = auto.from_config(
         AutoConfig.for_model(**config, num_labels=len(head.weight)), attn_implementation="eager"
     ).eval()
     state = {names.in_classifier(n): tensor for n, tensor in source.weights.items()}
     module.load_state_dict({**state, f"{names.head}.weight": head.weight, f"{names.head}.bias": head.bias})
     return module
+
+
+WORD_TAGS = {"length": ("long", "short"), "letter": ("O", "A", "E")}
+"""Two tasks of words, with their tags."""
+
+
+def tag_of(task: str, word: str) -> str:
+    """The tag of a word."""
+    if task == "length":
+        return "long" if len(word) > 4 else "short"
+    return "A" if word[0] in "aeiou" else "E" if word.endswith("e") else "O"
+
+
+def tagged_texts(folder: Path, count: int = 24) -> Path:
+    """TASK/train.jsonl and TASK/test.jsonl of random words with their tags."""
+    known = words()
+    for seed, task in enumerate(WORD_TAGS):
+        own = folder / task
+        own.mkdir(parents=True)
+        for split, size in (("train", count), ("test", count // 2)):
+            random = torch.Generator().manual_seed(2 * seed + (split == "test"))
+            lengths = torch.randint(2, 8, (size,), generator=random).tolist()
+            rows = [
+                [known[i] for i in torch.randint(len(known), (n,), generator=random).tolist()] for n in lengths
+            ]
+            lines = [json.dumps({"tokens": row, "tags": [tag_of(task, word) for word in row]}) for row in rows]
+            (own / f"{split}.jsonl").write_text("\n".join(lines))
+    return folder
 
 
 def save_encoder(folder: Path, source: Source) -> Path:
@@ -109,10 +149,15 @@ def sentence_source(variant: str, seed: int, labels: tuple[str, ...], **options:
 TOPIC, POLARITY = KINDS["topic"], KINDS["polarity"]
 
 
-def sentence_pair(folder: Path, variant: str) -> list[dict[str, str]]:
-    """Folders of two random encoders, one for each task of the generated sentences, as entries of a merge."""
+def sentence_pair(
+    folder: Path, variant: str, tasks: Mapping[str, tuple[str, ...]] | None = None
+) -> list[dict[str, str]]:
+    """Folders of two random encoders, one for each task, as entries of a merge.
+
+    tasks: labels by name (None: those of the generated sentences).
+    """
     entries = []
-    for seed, (name, labels) in enumerate((("topic", TOPIC), ("polarity", POLARITY)), 1):
+    for seed, (name, labels) in enumerate((tasks or {"topic": TOPIC, "polarity": POLARITY}).items(), 1):
         save_encoder(folder / name, sentence_source(variant, seed, labels))
         entries.append({"name": name, "checkpoint": str(folder / name)})
     return entries

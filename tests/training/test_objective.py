@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fsmerge_cli.common.inputs import reads
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.kd import StudentNetwork
 from fsmerge_cli.training.objective import (
@@ -18,6 +19,8 @@ from fsmerge_cli.training.objective import (
     divergence,
     objective,
 )
+from fsmerge_cli.training.teachers import network
+from tests.support.encoders import encoder_source, text_problem
 from tests.support.sources import capture_in_memory, with_heads
 
 Make = Callable[..., Problem]
@@ -90,3 +93,34 @@ def test_the_divergence_of_equal_predictions_is_zero_for_shifted_logits() -> Non
     logits = torch.randn(5, 4)
     assert divergence(logits, logits + 3).abs().max().item() == pytest.approx(0, abs=1e-5)
     assert divergence(logits, logits.flip(1)).min().item() > 0
+
+
+def test_every_token_that_is_read_is_a_row_of_the_loss() -> None:
+    sources = [encoder_source("BERT, tokens", seed) for seed in (1, 2)]
+    problem = text_problem(sources, per_task=5)
+    targets = capture_in_memory(problem)
+    student = StudentNetwork(problem, "average", "linear")
+    rows, weights = torch.tensor([7, 0, 3, 9]), LossWeights(0.7, outlier_exposure=0.3, cross_task_weight=0.5)
+    batch, texts = Batch.of(problem.images.images, targets, rows), problem.images.images[rows]
+    whole = objective(student, batch, targets, weights)
+    expected, counts = 0.0, reads(texts)
+    for i, (source, own) in enumerate(zip(sources, targets)):
+        total, outliers, lengths = [], [], []
+        for text, task in zip(texts, problem.images.task[rows].tolist()):
+            target, z = network(source)(text[None]), student.project(student(text[None]), i)
+            error = (z - target).square().sum(1) / (target.shape[1] * own.variance)
+            factor = 1.0 if task == i else weights.cross_task_weight
+            total.append(error + weights.logit_weight * factor * divergence(source.head(z), source.head(target)))
+            outliers += [confidence_penalty(source.head(z))] if task != i else []
+            lengths += [len(z)] if task != i else []
+        outlier = torch.stack(outliers).sum() / sum(lengths)
+        expected += (torch.cat(total).mean() + weights.outlier_exposure * outlier).item() / 2
+    assert whole.item() == pytest.approx(expected, rel=1e-5)
+    parts = [
+        objective(student, batch, targets, weights, part, batch.counts())
+        for part in torch.tensor([[0, 2], [1, 3]])
+    ]
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-5)
+    live = Batch.live(texts, targets, rows, rows)
+    assert objective(student, live, targets, weights).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert int(counts.sum()) > len(rows)

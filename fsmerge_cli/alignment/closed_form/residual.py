@@ -24,7 +24,7 @@ from fsmerge_cli.alignment.closed_form.stages import embed, further_arguments, r
 from fsmerge_cli.alignment.closed_form.stream import Place, StreamProjection, project_stream, stream_moments
 from fsmerge_cli.alignment.closed_form.streams import Streams
 from fsmerge_cli.architectures.ports import Mapped
-from fsmerge_cli.common.inputs import Inputs, in_use
+from fsmerge_cli.common.inputs import Inputs, in_use, per_feature, reads
 from fsmerge_cli.training.teachers import batches
 
 MAX_BYTES = 2**28
@@ -257,7 +257,7 @@ class ResidualSolver:
                 mine = self._tail(self.assembly.network, rows, streams.merged[part], module)
                 pairs = zip(self.networks, streams.sources)
                 own = [self._tail(network, rows, stream[part], module) for network, stream in pairs]
-                sums.add(mine, torch.cat(own, 1), self.folds[rows])
+                sums.add(mine, torch.cat(own, 1), per_feature(self.folds[rows], reads(self.images[rows])))
         return sums
 
     def _tail(self, network: nn.Module, rows: slice, stream: Tensor, module: str, flat: bool = True) -> Tensor:

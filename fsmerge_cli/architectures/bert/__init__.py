@@ -2,6 +2,6 @@
 
 from fsmerge_cli.architectures.bert.arch import TextArch
 from fsmerge_cli.architectures.bert.family import BERT
-from fsmerge_cli.architectures.bert.names import NAMES, Names
+from fsmerge_cli.architectures.bert.names import NAMES, NO_LAYER, Names
 
-__all__ = ["BERT", "NAMES", "Names", "TextArch"]
+__all__ = ["BERT", "NAMES", "NO_LAYER", "Names", "TextArch"]

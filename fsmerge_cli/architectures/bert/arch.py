@@ -19,7 +19,8 @@ class TextArch:
     embedding_size: width of the tables (null: hidden_size; only ELECTRA has others). layers, heads: of attention.
     intermediate_size: units of the hidden layer of a block. activation: in a block, by transformers' name. eps: of
     the norms. padding: number of the padding token. pooler: whether there is a layer on the first token, whose
-    output are the features; otherwise they are the first token, or the mean of all tokens (pooling).
+    output are the features; otherwise they are the first token, or the mean of all tokens, or every token that is
+    read (pooling).
     unit_length: whether who uses the features divides them by their length.
     """
 
@@ -36,7 +37,7 @@ class TextArch:
     eps: PositiveFloat = 1e-12
     padding: Count = 0
     pooler: Flag = True
-    pooling: Literal["first", "mean"] = "first"
+    pooling: Literal["first", "mean", "tokens"] = "first"
     unit_length: Flag = False
 
     @property

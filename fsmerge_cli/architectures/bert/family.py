@@ -15,11 +15,13 @@ from fsmerge_cli.architectures.bert.names import NAMES
 from fsmerge_cli.architectures.bert.table import table
 from fsmerge_cli.architectures.family import Family
 from fsmerge_cli.common.errors import ConfigError, SourceError, first_line
-from fsmerge_cli.common.inputs import IDS, MASK, SPECIAL, TYPES, NamedTensors
+from fsmerge_cli.common.inputs import IDS, MASK, READ, SPECIAL, TYPES, NamedTensors
 from fsmerge_cli.common.options import build as build_options
 
 POOLING = "fsmerge_pooling"
-"""Key of config.json: the features are the mean of the tokens."""
+"""Key of config.json: the features are the mean of the tokens, or those of every token that is read."""
+
+FEATURES = {"first": "the first token", "mean": "the mean of the tokens", "tokens": "every token"}
 
 SAMPLED_LENGTH = 64
 """Longest random text (tokens)."""
@@ -38,8 +40,9 @@ def parse(name: str, options: Mapping[str, Any], config: Mapping[str, Any], wher
             f"{where}: embedding_size {arch.embedded} differs from hidden_size {arch.hidden_size}, which only "
             "ELECTRA has."
         )
-    if arch.pooling == "mean" and arch.pooler:
-        raise SourceError(f"{where}: a pooler reads the first token. Pass pooler: false with pooling: mean.")
+    if arch.pooling != "first" and arch.pooler:
+        how = f"pooling: {arch.pooling}"
+        raise SourceError(f"{where}: a pooler reads the first token. Pass pooler: false with {how}.")
     if arch.longest < 1:
         raise SourceError(f"{where}: {arch.positions} positions leave no room for a token.")
     try:
@@ -84,7 +87,7 @@ def signature(arch: TextArch) -> dict[str, Any]:
         "activation": arch.activation,
         "padding token": arch.padding,
         "pooler": arch.pooler,
-        "features": "the mean of the tokens" if arch.pooling == "mean" else "the first token",
+        "features": FEATURES[arch.pooling],
         "projected embeddings": arch.embedded != arch.hidden_size,
     }
 
@@ -135,7 +138,8 @@ def sample(arch: TextArch, count: int, random: torch.Generator | None) -> NamedT
     lengths = torch.randint(1, longest + 1, (count, 1), generator=random)
     mask = (torch.arange(longest)[None] < lengths).long()
     zeros = torch.zeros_like(ids)
-    return NamedTensors({IDS: ids * mask, MASK: mask, TYPES: zeros, SPECIAL: zeros})
+    read = {READ: mask} if arch.pooling == "tokens" else {}
+    return NamedTensors({IDS: ids * mask, MASK: mask, TYPES: zeros, SPECIAL: zeros, **read})
 
 
 SNIPPET = """from safetensors.torch import load_file
@@ -155,6 +159,8 @@ def snippet(arch: TextArch, head: str) -> str:
     names = NAMES[arch.model_type]
     found = "backbone(**texts)"
     features = f"{found}.pooler_output" if arch.pooler else f"{found}.last_hidden_state[:, 0]"
+    if arch.pooling == "tokens":
+        features = f"{found}.last_hidden_state"
     if arch.pooling == "mean":
         used = "texts['attention_mask'][..., None]"
         features = f"({found}.last_hidden_state * {used}).sum(1) / {used}.sum(1)"
@@ -187,7 +193,7 @@ BERT = Family(
     config=config,
     parse=parse,
     snippet=snippet,
-    head=lambda arch: NAMES[arch.model_type].head,
+    head=lambda arch: NAMES[arch.model_type].of(arch.pooling).head,
     heads=lambda arch: arch.heads,
     blocks=block_names,
     layers=block_names,

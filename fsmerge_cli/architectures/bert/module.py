@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.architectures.bert.arch import TextArch
 from fsmerge_cli.architectures.bert.names import NAMES, Names
-from fsmerge_cli.common.inputs import IDS, TYPES, NamedTensors
+from fsmerge_cli.common.inputs import IDS, READ, TYPES, NamedTensors
 
 ACTIVATIONS: dict[str, Any] = {
     "gelu": F.gelu,
@@ -33,7 +33,11 @@ START = 0.02
 
 
 class Encoder(nn.Module):
-    """Texts -> features [n, d]: the pooled first token; without a pooler that token itself, or the mean of all."""
+    """Texts -> features [n, d]: the pooled first token; without a pooler that token itself, or the mean of all.
+
+    With pooling=tokens: every token that is read, one after the other [rows, d]; those of all texts [n, length, d]
+    where none is marked.
+    """
 
     def __init__(self, arch: TextArch) -> None:
         super().__init__()
@@ -69,6 +73,9 @@ class Encoder(nn.Module):
             x = self.get_submodule(names.block.format(i=i))(x, used)
         if arch.pooling == "mean":
             return (x * used[..., None]).sum(1) / used.sum(1, keepdim=True)
+        if arch.pooling == "tokens":
+            read = texts.tensors.get(READ)
+            return x if read is None else x[read != 0]
         first = x[:, 0]
         if not arch.pooler:
             return first

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+NO_LAYER = "-"
+"""Path of a layer that there is not."""
+
 
 @dataclass(frozen=True)
 class Names:
@@ -45,6 +48,17 @@ class Names:
     in_base: bool = True
     head: str = "classifier"
     after_padding: bool = False
+
+    @property
+    def token_classifier(self) -> str:
+        """The class of transformers that classifies tokens."""
+        return self.model.removesuffix("Model") + "ForTokenClassification"
+
+    def of(self, pooling: str) -> Names:
+        """These names in a file of a token classifier, whose head reads the tokens as they are, or the same."""
+        if pooling != "tokens":
+            return self
+        return replace(self, classifier=self.token_classifier, pooled=NO_LAYER, head="classifier")
 
     def in_classifier(self, name: str) -> str:
         """A tensor's name in a file of a classifier."""

@@ -14,9 +14,10 @@ from typing import Any
 from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
 from fsmerge_cli.common.shown import brief, listed, shown
-from fsmerge_cli.data.text.folders import PARQUET, SUFFIXES, TABLES, text_files
+from fsmerge_cli.data.text.folders import CONLL, PARQUET, SUFFIXES, TABLES, text_files
 from fsmerge_cli.data.text.parquet import parquet_rows
 from fsmerge_cli.data.text.tokens import Text
+from fsmerge_cli.data.text.words import Words
 
 MAX_BYTES = 2**30
 """Largest file that is read."""
@@ -30,6 +31,7 @@ PAIRS = (
     ("text_a", "text_b"),
     ("text", "text_pair"),
 )
+WORD_NAMES, TAG_NAMES = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels", "upos")
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "sentence1", "premise", "question", "text_a")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
 """Names of columns that are found without being given, in this order."""
@@ -38,6 +40,8 @@ LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
 @dataclass(frozen=True)
 class Row:
     """A text (or a pair), its label as it is written (None: there is none), and where it stands.
+
+    Of a text as its words the label is the tags of these, a tuple.
 
     guessed: which columns of its file are read and which are not, where there was a choice and nothing was given.
     """
@@ -70,13 +74,20 @@ def rows_of(path: Path, columns: Columns) -> list[Row]:
         return [
             Row(line, None, f"{path}:{number}") for number, line in enumerate(lines_of(content), 1) if line.strip()
         ]
+    if path.suffix.lower() == CONLL:
+        return list(_sentences(path, content))
     found = _table(path, content) if path.suffix.lower() in TABLES else _objects(path, content)
     return list(table_rows(str(path), found, columns))
 
 
 def has_text(row: Row) -> bool:
     """Whether a row is more than white space."""
-    return any(part.strip() for part in ([row.text] if isinstance(row.text, str) else row.text))
+    return any(part.strip() for part in parts_of(row.text))
+
+
+def parts_of(text: Text) -> Sequence[str]:
+    """The strings that a text consists of."""
+    return [text] if isinstance(text, str) else text.words if isinstance(text, Words) else text
 
 
 def _content(path: Path) -> str:
@@ -94,6 +105,25 @@ def _of_folder(folder: Path, columns: Columns) -> Iterator[Row]:
             yield Row(_content(path), inside[0] if len(inside) > 1 else None, str(path))
         else:
             yield from rows_of(path, columns)
+
+
+def _sentences(path: Path, content: str) -> Iterator[Row]:
+    """Sentences of CoNLL: a word per line, its tag in the last column, and a blank line behind every sentence."""
+    found: list[tuple[str, str]] = []
+    first = 1
+    for number, line in enumerate([*lines_of(content), ""], 1):
+        cells = line.split()
+        if len(cells) == 1:
+            raise DataError(
+                f"{shown(path)}, line {number}: there is one column, and a line should be a word and its "
+                "tag, with white space between. Repair the file."
+            )
+        if cells and cells[0] != "-DOCSTART-":
+            first = first if found else number
+            found.append((cells[0], cells[-1]))
+        elif found:
+            yield Row(Words(tuple(word for word, _ in found)), tuple(tag for _, tag in found), f"{path}:{first}")
+            found = []
 
 
 def _table(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
@@ -176,9 +206,10 @@ def table_rows(where: str, found: Sequence[tuple[int, Mapping[str, Any]]], colum
     if not found:
         return
     first, second = _pair(names, columns)
-    text = _column(where, names, columns.text or first, TEXT_NAMES, "text")
+    text = _column(where, names, columns.text or first, (*TEXT_NAMES, *WORD_NAMES), "text")
     pair = _column(where, names, columns.pair or second, (), "pair")
-    label = _column(where, names, columns.label, LABEL_NAMES, "label")
+    of_words = text is not None and any(isinstance(row.get(text), list | tuple) for _, row in found)
+    label = _column(where, names, columns.label, TAG_NAMES if of_words else LABEL_NAMES, "label")
     if text is None:
         if len(names) != 1:
             raise DataError(
@@ -187,6 +218,11 @@ def table_rows(where: str, found: Sequence[tuple[int, Mapping[str, Any]]], colum
             )
         text = names[0]
     guessed = _guessed(names, (text, pair, label), columns)
+    if of_words and pair is None:
+        yield from (
+            _tagged(row.get(text), row.get(label or ""), f"{where}:{line}", guessed) for line, row in found
+        )
+        return
     for line, row in found:
         one, other = row.get(text), row.get(pair) if pair else None
         for value in (one, other):
@@ -196,6 +232,19 @@ def table_rows(where: str, found: Sequence[tuple[int, Mapping[str, Any]]], colum
         content: Text = own if pair is None else (own, other or "")
         kind = row.get(label) if label else None
         yield Row(content, kind.strip() if isinstance(kind, str) else kind, f"{where}:{line}", guessed)
+
+
+def _tagged(words: Any, tags: Any, place: str, guessed: str) -> Row:
+    """A row of words with their tags. Raises DataError."""
+    words, tags = () if words is None else words, () if tags is None else tags
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise DataError(f"{shown(place)}: the words should be a list of strings, are {brief(words)}.")
+    if not isinstance(tags, list | tuple) or not all(tag is None or isinstance(tag, str | int) for tag in tags):
+        raise DataError(
+            f"{shown(place)}: the tags should be a list of names or whole numbers, one per word, are "
+            f"{brief(tags)}."
+        )
+    return Row(Words(tuple(words)), tuple(tags) or None, place, guessed)
 
 
 def _guessed(names: Sequence[str], used: Sequence[str | None], columns: Columns) -> str:

@@ -11,8 +11,8 @@ from fsmerge_cli.data.images.files import by_suffix, is_ignored, walk
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 OBJECTS = (".jsonl", ".ndjson", ".json")
-PARQUET = ".parquet"
-SUFFIXES = (".txt", *TABLES, *OBJECTS, PARQUET)
+PARQUET, CONLL = ".parquet", ".conll"
+SUFFIXES = (".txt", *TABLES, *OBJECTS, PARQUET, CONLL)
 
 SHARD = re.compile(r"(train|test|validation|val|dev)-\d+-of-\d+.*\.parquet")
 """Parts of the splits of a data set of Hugging Face."""

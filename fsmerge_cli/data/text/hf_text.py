@@ -13,9 +13,10 @@ from fsmerge_cli.common.options import FORBID, Positive, Text
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, Transform
 from fsmerge_cli.data.hub import splits_of
-from fsmerge_cli.data.text.files import Columns, Row, has_text, table_rows
+from fsmerge_cli.data.text.files import TAG_NAMES, Columns, Row, has_text, table_rows
+from fsmerge_cli.data.text.labels import left_out, names_of
 from fsmerge_cli.data.text.parquet import named_classes
-from fsmerge_cli.data.text.text import labels_of, left_out, text_set
+from fsmerge_cli.data.text.text import text_set
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -49,8 +50,7 @@ class HuggingFaceTexts(DataConfig):
         found, _ = self._split("train", task)
         if own := self._class_names(found):
             return own
-        names = {label for label in labels_of(self._rows(found, "train", task)) if isinstance(label, str)}
-        return tuple(sorted(names)) or None
+        return tuple(names_of(self._rows(found, "train", task))) or None
 
     def build(self, split: Split, task: Task, transform: Transform) -> ImageSet | None:
         """The texts of a split; with labels, only those with a label of the task. Raises DataError."""
@@ -67,8 +67,9 @@ class HuggingFaceTexts(DataConfig):
 
     def _class_names(self, found: Any) -> tuple[str, ...]:
         """The names that the column of labels states, in their order."""
-        column = self.label_column or "label"
-        return tuple(class_names(found.features[column]) or ()) if column in found.column_names else ()
+        columns = [self.label_column] if self.label_column else ["label", *TAG_NAMES]
+        column = next((own for own in columns if own in found.column_names), None)
+        return tuple(class_names(found.features[column]) or ()) if column else ()
 
     def _where(self, split: Split, task: Task) -> str:
         return f"{self._path(task)} {self.train_split if split == 'train' else self.test_split}"
@@ -110,5 +111,5 @@ def data_set_rows(found: Any, where: str, columns: Columns) -> list[Row]:
 
 def class_names(feature: Any) -> Sequence[str] | None:
     """The names of the classes of a column; None where it is none of classes."""
-    found = getattr(feature, "names", None)
+    found = getattr(getattr(feature, "feature", feature), "names", None)  # of a list: those of its items
     return [*map(str, found)] if found else None

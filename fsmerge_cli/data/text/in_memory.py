@@ -18,7 +18,8 @@ from fsmerge_cli.data.base import ImageSet, Split, Task, Transform
 from fsmerge_cli.data.content import Content
 from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of, table_rows
 from fsmerge_cli.data.text.hf_text import data_set_rows
-from fsmerge_cli.data.text.text import UNLABELLED, labels_of, left_out, text_set
+from fsmerge_cli.data.text.labels import UNLABELLED, left_out, names_of
+from fsmerge_cli.data.text.text import text_set
 
 CONTENT = (
     "a list of texts, or of pairs of them (tuples of two strings), a pair (texts, labels), a torch Dataset of "
@@ -73,7 +74,7 @@ class TextCollection:
     @cached_property
     def names(self) -> Sequence[str] | None:
         """The labels, where they are names."""
-        return sorted({label for label in labels_of(self.rows) if isinstance(label, str)}) or None
+        return names_of(self.rows) or None
 
 
 def _rows(value: Any, where: str) -> list[Row]:

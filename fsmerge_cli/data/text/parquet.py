@@ -65,7 +65,8 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
     """The names of the classes by column, where `datasets` has written the file."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        classes = {name: own["names"] for name, own in features.items() if own.get("_type") == "ClassLabel"}
+        inner = {name: own.get("feature") or own for name, own in features.items()}  # of a list: that of its items
+        classes = {name: own["names"] for name, own in inner.items() if own.get("_type") == "ClassLabel"}
         return {name: own for name, own in classes.items() if isinstance(own, list) and all_texts(own)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -76,6 +77,13 @@ def all_texts(names: Sequence[Any]) -> bool:
     return all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
 
 
-def named_classes(indices: Sequence[Any], names: Sequence[str]) -> list[str | None]:
-    """The name of every class index; None for none (-1)."""
-    return [names[i] if isinstance(i, int) and 0 <= i < len(names) else None for i in indices]
+def named_classes(indices: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """The name of every class index; None for none (-1). Of lists of them the same inside."""
+    return [
+        named_classes(i, names)
+        if isinstance(i, list | tuple)
+        else names[i]
+        if isinstance(i, int) and 0 <= i < len(names)
+        else None
+        for i in indices
+    ]

@@ -10,6 +10,7 @@ import numpy as np
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.data.base import ImageSet
 from fsmerge_cli.data.text.tokens import ToTokens
+from fsmerge_cli.data.text.words import untagged
 
 SHORTEST, LONGEST = 3, 32
 """Words of a text."""
@@ -20,7 +21,9 @@ CONTINUED, BEGINNINGS = "##", ("Ġ", "▁")
 
 def random_texts(count: int, transform: ToTokens) -> ImageSet:
     """`count` texts of random words of the tokenizer; they are the same for equal tokenizers."""
-    return ImageSet(count, partial(_read, transform.state, transform.longest), transform, labelled=False)
+    read = partial(_read, transform.state, transform.longest)
+    tags = partial(untagged, read, transform) if transform.words else None
+    return ImageSet(count, read, transform, labelled=False, tags=tags)
 
 
 def _read(state: str, longest: int, i: int) -> tuple[str, int]:

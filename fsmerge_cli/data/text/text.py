@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,16 +15,15 @@ from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.foreign_files import lines_of
 from fsmerge_cli.common.options import FORBID, Positive, Share
 from fsmerge_cli.common.options import Text as Path_
-from fsmerge_cli.common.shown import brief, listed, shown
+from fsmerge_cli.common.shown import listed, shown
 from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, Transform
 from fsmerge_cli.data.images.files import beside_splits
 from fsmerge_cli.data.matching import of_task
-from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of
+from fsmerge_cli.data.text.files import Columns, Row, has_text, parts_of, rows_of
 from fsmerge_cli.data.text.folders import SUFFIXES, is_text_file, of_name, only_of_name, passed_over, refuse_shards
+from fsmerge_cli.data.text.labels import UNLABELLED, labels_of, left_out, names_of, require_clear_labels, start_of
 from fsmerge_cli.data.text.tokens import ToTokens, require_whole
-
-UNLABELLED = (None, "", -1, "-1")
-"""Labels that are none; -1 as in the test files of GLUE."""
+from fsmerge_cli.data.text.words import Words, word_set
 
 SEVERAL = 20
 """A .txt file with more lines may be a list of texts."""
@@ -31,14 +31,15 @@ SEVERAL = 20
 
 @dataclass(frozen=True, config=FORBID)
 class Texts(DataConfig):
-    """Texts in .txt (one per line), CSV, TSV, JSON Lines or Parquet, or as folders of .txt files.
+    """Texts in .txt (one per line), CSV, TSV, JSON Lines, Parquet and .conll, or as folders of .txt files.
 
     root: folder with a file or a folder per task, named after it (TASK.csv; TASK/train.csv and TASK/test.csv;
     TASK/*.txt; TASK/LABEL/*.txt), or texts for all tasks. A .txt file in a folder is one text. train, test:
     files or folders instead; `{task}` stands for the task's name. text_column, pair_column, label_column: names
-    in a table or an object (null: found; a pair is two texts that are read together). test_share: share of the
-    labelled texts held out for the evaluation where there is no test file. max_length: tokens of a text, the
-    special ones included (null: as many as the sources take); longer texts are cut, and a note says how much.
+    in a table or an object (null: found; a pair is two texts that are read together; words and their tags are two
+    lists). test_share: share of the labelled texts held out for the evaluation where there is no test file.
+    max_length: tokens of a text, the special ones included (null: as many as the sources take); longer texts are
+    cut, and a note says how much.
     """
 
     kind: ClassVar[Literal["image", "text", "any"]] = "text"
@@ -74,8 +75,8 @@ class Texts(DataConfig):
         more = (*_files_left_out(task, path), *left_out(task, str(path), read))
         if split == "train" and self.train is self.test is None and not whole:  # a folder of both splits
             text = beside_splits(path.parent, is_text_file, "texts")
-            more = (*more, *(f"{_start(task)}{text}" for _ in text[:1]))
-        return text_set(task, rows, str(path), transform, self.max_length, more, _names(read))
+            more = (*more, *(f"{start_of(task)}{text}" for _ in text[:1]))
+        return text_set(task, rows, str(path), transform, self.max_length, more, names_of(read))
 
     def is_mixed(self, tasks: Sequence[str]) -> bool:
         """Whether the root holds texts for all tasks, and nothing is named after a task."""
@@ -92,7 +93,7 @@ class Texts(DataConfig):
         if path is None:
             return None
         rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
-        return tuple(_names(rows)) or None
+        return tuple(names_of(rows)) or None
 
     def paths(self) -> Mapping[str, str]:
         """The files and folders."""
@@ -153,13 +154,14 @@ def text_set(
     where: prefix of messages. max_length: tokens of a text. more: notes on what was left out. names: of classes
     that may have no text among these.
     """
-    _require_clear_labels(task, [row.label for row in rows], where)
+    if isinstance(transform, ToTokens) and transform.words:
+        return _word_set(task, rows, where, transform.limited(max_length), more, names)
+    rows = [_as_text(row) for row in rows]
+    require_clear_labels(task, [row.label for row in rows], where)
     kept, places, notes = of_task(task, labels_of(rows), names or None, where, "texts")
     chosen = [rows[row] for row in kept]
     for row in chosen:
-        require_whole(
-            row.text if isinstance(row.text, str) else "".join(row.text), f"{shown(row.place)}: the text"
-        )
+        require_whole("".join(parts_of(row.text)), f"{shown(row.place)}: the text")
     notes = (*notes, *_reading_notes(task, chosen), *more)
     if isinstance(transform, ToTokens):
         transform = transform.limited(max_length, any(isinstance(row.text, tuple) for row in chosen))
@@ -173,6 +175,20 @@ def text_set(
         notes=notes,
         title_of=partial(_title, chosen),
     )
+
+
+def _word_set(
+    task: Task, rows: Sequence[Row], where: str, transform: ToTokens, more: Sequence[str], names: Sequence[str]
+) -> ImageSet:
+    for row in rows:
+        require_whole("".join(parts_of(row.text)), f"{shown(row.place)}: the text")
+    notes = (*_reading_notes(task, rows), *more, *_cut_notes(task, rows, transform))
+    return word_set(task, rows, where, transform, notes, names)
+
+
+def _as_text(row: Row) -> Row:
+    """Words as one text; their tags are no label of it."""
+    return replace(row, text=str(row.text), label=None) if isinstance(row.text, Words) else row
 
 
 def _existing(path: Path, key: str) -> Path:
@@ -191,65 +207,17 @@ def _read_file(path: Path, changed: int, columns: Columns) -> list[Row]:
     return rows_of(path, columns)
 
 
-def labels_of(rows: Sequence[Row]) -> list[Any]:
-    """The labels as names, or as numbers where all of them are whole numbers; None (or -1) where there is none."""
-    found = [None if row.label in UNLABELLED else row.label for row in rows]
-    for row in rows:
-        require_whole(str(row.label), f"{shown(row.place)}: the label")
-        if not isinstance(row.label, str | int | type(None)) or isinstance(row.label, bool):
-            raise DataError(
-                f"{shown(row.place)}: a label should be a name or a whole number, is {brief(row.label)}. "
-                "Several labels per text are not supported. Pass data.label_column=NAME of another column."
-            )
-    texts = [str(label) for label in found if label is not None]
-    if all(text.isdecimal() for text in texts):
-        return [None if label is None else int(label) for label in found]
-    return [None if label is None else str(label) for label in found]
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    """Sorted names of the labels of the rows that have a text; none where they are numbers."""
-    return sorted({own for own in labels_of([row for row in rows if has_text(row)]) if isinstance(own, str)})
-
-
-def _require_clear_labels(task: Task, labels: Sequence[Any], where: str) -> None:
-    """Raise DataError where -1, which is no label, seems to be one of the classes, as in -1 and 1."""
-    found = {str(label) for label in labels if label not in (None, "")}
-    if task.labels is not None and "-1" in found and len(found) == len(task.labels) > 1:
-        raise DataError(
-            f"{shown(where)}: -1 stands for a missing label, and with it the labels ({listed(sorted(found))}) are "
-            f"as many as those of task '{task.name}'. Number the classes from 0, or remove the texts without a "
-            "label."
-        )
-
-
-def _start(task: Task) -> str:
-    return f"task '{task.name}': " if task.name else ""
-
-
 def _files_left_out(task: Task, path: Path) -> tuple[str, ...]:
     """A note on files in a folder that are no texts."""
-    start = _start(task)
+    start = start_of(task)
     if path.is_dir() and (others := passed_over(path)):
         return (f"{start}files in {shown(path)} that are no texts were not used: {others}",)
     return ()
 
 
-def left_out(task: Task, where: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Notes on rows that are no texts, and on texts with the label -1."""
-    start = _start(task)
-    found = []
-    if empty := sum(not has_text(row) for row in rows):
-        found.append(f"{start}{empty} of {len(rows)} texts in {shown(where)} are empty: not used")
-    missing = sum(row.label in UNLABELLED for row in rows)
-    if not task.named and 0 < missing < len(rows):
-        found.append(f"{start}{missing} of {len(rows)} texts in {shown(where)} have no label (or -1): not used")
-    return tuple(found)
-
-
 def _reading_notes(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
     """Which columns were read, and that a file of several lines was one text."""
-    start = _start(task)
+    start = start_of(task)
     found = [f"{start}{guessed}" for guessed in dict.fromkeys(row.guessed for row in rows) if guessed]
     files = [row for row in rows if row.place.lower().endswith(".txt")]
     several = sum(len(lines_of(row.text)) > SEVERAL for row in files if isinstance(row.text, str))
@@ -265,7 +233,7 @@ def _cut_notes(task: Task, rows: Sequence[Row], transform: ToTokens) -> tuple[st
     counted, cut, share = transform.cut([row.text for row in rows])
     if not cut:
         return ()
-    start = _start(task)
+    start = start_of(task)
     return (
         f"{start}{cut} of {counted} texts are longer than {transform.longest} tokens and are cut, which leaves "
         f"out {100 * share:.1f} % of all tokens (data.max_length)",

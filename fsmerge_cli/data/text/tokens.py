@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from fsmerge_cli.common.errors import DataError
-from fsmerge_cli.common.inputs import IDS, MASK, SPECIAL, TYPES, NamedTensors
+from fsmerge_cli.common.inputs import IDS, MASK, READ, SPECIAL, TYPES, NamedTensors
 from fsmerge_cli.common.shown import brief
 from fsmerge_cli.data.text.augment import MASK_TOKEN
+from fsmerge_cli.data.text.words import Words, first_tokens
 
 MASK_TOKENS = ("[MASK]", "<mask>")
 """What tokenizers call the token that stands for a hidden one."""
@@ -24,8 +25,8 @@ PADDING = ("[PAD]", "<pad>")
 COUNTED = 5000
 """Most texts whose length is counted for a note."""
 
-Text = str | tuple[str, str]
-"""A text, or a pair of them."""
+Text = str | tuple[str, str] | Words
+"""A text, or a pair of them, or a text as its words."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,33 @@ class ToTokens:
     """Text, or a pair of texts -> its tokens, with their types and the mask.
 
     state: the tokenizer, see `Tokenization`. longest: tokens of a text, the special ones included; longer texts
-    are cut. types: number of token types of the encoder; with fewer than two, all tokens have type 0.
+    are cut. types: number of token types of the encoder; with fewer than two, all tokens have type 0. words:
+    whether the features of the first token of every word are read, and not one vector per text.
     """
 
     state: str
     longest: int
     types: int
+    words: bool = False
 
     def __call__(self, text: Text) -> NamedTensors:
         """The tensors of one text, without an axis of rows. Raises DataError for something else."""
+        text = Words.of(text) if self.words else text
         (found,) = self._encoded([text], self.longest)
         types = found.type_ids if self.types > 1 else [0] * len(found.ids)
         values = {IDS: found.ids, MASK: [1] * len(found.ids), TYPES: types, SPECIAL: found.special_tokens_mask}
+        if isinstance(text, Words) and self.words:
+            first = {place for place, _ in first_tokens(text, found)}
+            values[READ] = [int(place in first) for place in range(len(found.ids))]
         tensors = {name: torch.tensor(own, dtype=torch.long) for name, own in values.items()}
         mask_token = mask_token_of(self.state)
         return NamedTensors(tensors, {} if mask_token is None else {MASK_TOKEN: mask_token})
+
+    def word_numbers(self, text: Text) -> list[int]:
+        """The words of a text whose features are read, by their numbers. Raises DataError for something else."""
+        words = Words.of(text)
+        (found,) = self._encoded([words], self.longest)
+        return [word for _, word in first_tokens(words, found)]
 
     def limited(self, longest: int | None, pairs: bool = False) -> ToTokens:
         """The same with texts of at most `longest` tokens (None: no other limit). pairs: whether there are pairs.
@@ -70,7 +83,8 @@ class ToTokens:
         over = [length - self.longest for length in lengths if length > self.longest]
         return len(lengths), len(over), sum(over) / max(1, sum(lengths))
 
-    def _encoded(self, texts: Sequence[Text], longest: int | None) -> list[Any]:
+    def _encoded(self, given: Sequence[Text], longest: int | None) -> list[Any]:
+        texts = [str(text) if isinstance(text, Words) else text for text in given]
         for text in texts:
             pair = text if isinstance(text, tuple) else (text,)
             if not all(isinstance(part, str) for part in pair) or len(pair) > 2:
@@ -83,7 +97,7 @@ class ToTokens:
             tokenizer.enable_truncation(longest)
         if len(texts) == 1:  # a batch starts threads, which takes longer
             return [tokenizer.encode(*texts) if isinstance(texts[0], str) else tokenizer.encode(*texts[0])]
-        found: list[Any] = tokenizer.encode_batch(list(texts))
+        found: list[Any] = tokenizer.encode_batch(texts)
         return found
 
 

@@ -218,7 +218,7 @@ def test_a_missing_task_is_reported_with_the_formats(tmp_path: Path) -> None:
         read(Texts(root=str(tmp_path)))
     assert str(error.value) == (
         f"data=text: {tmp_path} has no texts of task 'mood': neither a folder of this name nor a file with one of "
-        "the suffixes .txt, .csv, .tsv, .jsonl, .ndjson, .json, .parquet."
+        "the suffixes .txt, .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .conll."
     )
 
 
