@@ -98,10 +98,10 @@ class Family:
     which a constant shift can be folded if the entry has no bias, and their first patch row. blocks: names of the
     modules of an instance whose activations can be recomputed in the backward pass. pooling: name of the module of
     attention pooling. tokens: name of the module whose output [n, T, d] are the tokens before the pooling, and the
-    number of those before the patches. layers: names of the modules,
-    in order, whose outputs ([n, ..., d], or feature maps [n, d, h, w]) are the features of each layer. adapt:
-    changes to an instance after `build`. describe: a third-party instance -> options (None: another family, or
-    not inferable). resample: options, weights, (height, width) and location for messages -> options and weights
+    number of those before the patches. grid: rows and columns of the patches of an instance. layers: names of the
+    modules, in order, whose outputs ([n, ..., d], or feature maps [n, d, h, w]) are the features of each layer.
+    adapt: changes to an instance after `build`. describe: a third-party instance -> options (None: another family,
+    or not inferable). resample: options, weights, (height, width) and location for messages -> options and weights
     for that image size (None: not possible). deepen: options, number of blocks -> options with so many (None: its
     blocks do not add to a stream unchanged). classifier: options, weights, weight and bias of a classifier ->
     `architecture` and `model_args` of a config.json and the tensors of the whole model, as timm runs it (None: it
@@ -137,6 +137,7 @@ class Family:
     blocks: Callable[[nn.Module], Sequence[str]] = lambda module: ()
     pooling: Callable[[nn.Module], str | None] = lambda module: None
     tokens: Callable[[nn.Module], tuple[str, int] | None] = lambda module: None
+    grid: Callable[[nn.Module], tuple[int, int] | None] = lambda module: None
     layers: Callable[[nn.Module], Sequence[str]] = lambda module: ()
     adapt: Callable[[nn.Module, Any], nn.Module] = lambda module, arch: module
     describe: Callable[[nn.Module], Any] = lambda module: None

@@ -18,6 +18,7 @@ from fsmerge_cli.checkpoints.files import as_float32, float_list
 from fsmerge_cli.checkpoints.heads import choose_head, file_heads
 from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint, sized
 from fsmerge_cli.checkpoints.preprocessing import normalised
+from fsmerge_cli.checkpoints.reads import with_reads
 from fsmerge_cli.checkpoints.same_function import require_same_function
 from fsmerge_cli.checkpoints.sentence_modules import without_modules
 from fsmerge_cli.checkpoints.tokenizer import given_tokenizer, require_tokenizer, require_vocabulary
@@ -106,7 +107,7 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         notes += _size_notes(spec.name, config, arch.input_size)
     folded = (mean, std) if family.normalise is None and (set(mean), set(std)) != ({0.0}, {1.0}) else None
     source = Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes, folded)
-    return deepened(spec, source, where)
+    return with_reads(spec, deepened(spec, source, where), where)
 
 
 def _compared(
@@ -132,7 +133,7 @@ def _loaded(spec: SourceSpec, found: Checkpoint) -> Source:
 
 def tokenization(spec: SourceSpec, config: Mapping[str, Any], where: str) -> Tokenization:
     """The tokenizer of a text encoder: beside its weights, or of its recipe's data set. Raises SourceError."""
-    for key in ("mean", "std", "input_size", "depth", "normalize", "base"):
+    for key in ("mean", "std", "input_size", "depth", "reads", "normalize", "base"):
         if getattr(spec, key) is not None:
             raise SourceError(f"{where}: this is a text encoder, for which models.sources.N.{key} means nothing.")
     if spec.tokenizer is not None:

@@ -1,4 +1,4 @@
-"""Per-token agreement: the patch tokens of a source without a head, estimated from those of the merged model.
+"""Per-token agreement: the patch tokens of a source, estimated from those of the merged model.
 
 A linear map with a constant, the token projector, is fitted by ridge regression on the unlabelled images of the
 merge, and compared on the images that measure it. Decoders (segmentation, detection) of the source read it.
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsmerge_cli.alignment.closed_form.folds import FoldMoments, folds_of
+from fsmerge_cli.alignment.token_projectors import MAX_IMAGES, fitted
+from fsmerge_cli.architectures import Family
+from fsmerge_cli.architectures.token_outputs import on_grid
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data import ImageSet
@@ -21,9 +23,6 @@ from fsmerge_cli.data.reading import read
 from fsmerge_cli.evaluation.similarity import recorded_outputs
 from fsmerge_cli.training.problem import Problem
 from fsmerge_cli.training.teachers import batches, network
-
-MAX_IMAGES = 256
-"""Images that a token projector is fitted on, and that it is compared on."""
 
 BATCH = 8
 
@@ -54,16 +53,17 @@ class TokenAgreement:
 def token_agreement(
     problem: Problem, backbone: nn.Module, sets: Sequence[ImageSet | None]
 ) -> dict[str, TokenAgreement]:
-    """By source without a head; empty for families without tokens, and without images to fit on or to measure."""
-    place = problem.plan.family.tokens(backbone)
-    if place is None or not len(problem.images):
+    """By source without a head, and by source whose tokens count (`reads`).
+
+    Empty for families without tokens, and without images to fit on or to measure.
+    """
+    family, found = problem.plan.family, {}
+    if family.grid(backbone) is None or not len(problem.images):
         return {}
-    found = {}
     for source, own in zip(problem.sources, sets):
-        if source.head is None and own:
-            teacher = network(source, problem.device)
-            projector = _fitted(problem, backbone, teacher, place)
-            found[source.name] = _compared(problem, backbone, teacher, place, projector, own)
+        if own and (source.head is None or source.reads != "pooled"):
+            pair = _Pair(backbone, family, network(source, problem.device), source.family)
+            found[source.name] = _compared(problem, pair, _fitted(problem, pair), own)
     return found
 
 
@@ -75,37 +75,48 @@ def tokens_of(module: nn.Module, place: tuple[str, int], pixels: Inputs) -> Tens
     return recorded[name][:, prefix:].float()
 
 
-def _fitted(
-    problem: Problem, backbone: nn.Module, teacher: nn.Module, place: tuple[str, int]
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the token projector; its ridge is chosen by cross-validation over images."""
-    images, sums = problem.images.images, FoldMoments()
+@dataclass(frozen=True)
+class _Pair:
+    """The merged network and a source, with their families."""
+
+    backbone: nn.Module
+    family: Family
+    teacher: nn.Module
+    of_teacher: Family
+
+    def tokens(self, pixels: Inputs) -> tuple[Tensor, Tensor]:
+        """The tokens of both at the places of the source's patches, [n, T, d'] and [n, T, d_i]."""
+        found, grids = [], []
+        for module, family in ((self.backbone, self.family), (self.teacher, self.of_teacher)):
+            place, grid = family.tokens(module), family.grid(module)
+            if place is None or grid is None:
+                raise ValueError(f"networks of family '{family.name}' have no patch tokens")
+            found.append(tokens_of(module, place, pixels))
+            grids.append(grid)
+        return on_grid(found[0], *grids), found[1]
+
+
+def _fitted(problem: Problem, pair: _Pair) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the token projector."""
+    images = problem.images.images
     count = min(len(images), MAX_IMAGES)
-    folds = folds_of(count, count)
-    with torch.inference_mode():
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for rows in batches(count, BATCH):
-            pixels = images[rows].to(problem.device)
-            x, y = (tokens_of(module, place, pixels).flatten(0, 1) for module in (backbone, teacher))
-            sums.add(x.cpu(), y.cpu(), folds[rows])
+            yield pair.tokens(images[rows].to(problem.device))
             problem.progress(Event("fit token projectors", rows.stop, count, images=1))
-    found, _ = sums.fit(None)
-    return found.matrix.float(), found.intercept.float()
+
+    with torch.inference_mode():
+        return fitted(pairs(), count)
 
 
-def _compared(
-    problem: Problem,
-    backbone: nn.Module,
-    teacher: nn.Module,
-    place: tuple[str, int],
-    projector: tuple[Tensor, Tensor],
-    own: ImageSet,
-) -> TokenAgreement:
+def _compared(problem: Problem, pair: _Pair, projector: tuple[Tensor, Tensor], own: ImageSet) -> TokenAgreement:
     weight, bias = projector
     sums: dict[str, Tensor] = {}
     images = positions = 0
     with torch.inference_mode():
         for pixels in _pixels(problem, own):
-            mine, source = (tokens_of(m, place, pixels.to(problem.device)).cpu() for m in (backbone, teacher))
+            mine, source = (tokens.cpu() for tokens in pair.tokens(pixels.to(problem.device)))
             for name, value in _figures(mine @ weight.T + bias, source).items():
                 sums[name] = sums.get(name, torch.zeros(())) + value
             images, positions = images + len(source), source.shape[1]

@@ -16,6 +16,7 @@ from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.data.text.augment import require_known
+from fsmerge_cli.methods.token_start import token_reader
 from fsmerge_cli.models.head_count import HeadCount, merged_heads
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source
@@ -245,6 +246,7 @@ class Trained(Weighted, ABC):
         rates are taken (None: this one). phase: see `training.loop.train`.
         """
         prepared, steps = prepared or self.prepare(problem), steps or self.total_steps
+        student = token_reader(problem, student, prepared.images, prepared.targets)
         start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
         attempt = 0
         while True:

@@ -18,6 +18,7 @@ from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.closed_form_solution import check_closed_form, started_maps
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
 from fsmerge_cli.methods.starts import MAPPED, REORDERED, TrainingStart, check_start, merged_start_maps, orders_of
+from fsmerge_cli.models.source_spec import Reads
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, check_maps, start_maps
 from fsmerge_cli.supernet.maps import Structure
@@ -146,7 +147,8 @@ class FSMerge(Trained):
             projectors = [U @ first for U in projectors or [torch.eye(first.shape[0], device=first.device)]] + [
                 new
             ]
-            so_far = replace(so_far, arch=plan.arch, weights=solution.weights)
+            reads: Reads = "both" if plan.reads_tokens else "pooled"
+            so_far = replace(so_far, arch=plan.arch, weights=solution.weights, reads=reads)
             stage, before = solution.trace, trace
             # one error per task: that of the first stage with the task
             trace = before.then(stage, (before.start_error or stage.start_error[:1]) + stage.start_error[1:])

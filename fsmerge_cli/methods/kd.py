@@ -119,7 +119,7 @@ class PlainStudent(Student):
         fixed: bool = False,
     ) -> None:
         super().__init__()
-        self.network = problem.plan.skeleton()
+        self.network = problem.plan.reader()
         self.network.load_state_dict({n: t.detach().clone() for n, t in weights.items()}, assign=True)
         self.network.requires_grad_(True)
         if problem.hardware.checkpointing:

@@ -90,7 +90,7 @@ class MidpointStudent(Student):
         super().__init__()
         self._plan, self._seed, self._shares = problem.plan, problem.seed, [s / len(shares) for s in shares]
         # In tuples, so that nn.Module does not register them.
-        self._weights, self._skeleton = tuple(problem.weights("cpu")), (problem.plan.skeleton(),)
+        self._weights, self._skeleton = tuple(problem.weights("cpu")), (problem.plan.reader(),)
         roles = problem.plan.roles.items()
         self._names = [n for n, r in roles if not isinstance(r, Constant) and getattr(r, "trainable", True)]
         first = self._weights[0]

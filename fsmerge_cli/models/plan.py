@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Compiled, Family, compile_table
 from fsmerge_cli.architectures.ports import Mapped, Port, Role, Unit
+from fsmerge_cli.architectures.token_outputs import token_layout, with_tokens
 from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.source import Source
@@ -43,6 +44,7 @@ class Plan:
 
     arch: options of the merged model. roles: tensor name -> role. spaces: by name. writes, reads: the ports
     with a merge map and with an unmerge map (the heads' port among the latter). tasks: names of the sources.
+    reads_tokens: whether the patch tokens of some source count.
     """
 
     family: Family
@@ -54,6 +56,7 @@ class Plan:
     reads: tuple[Port, ...]
     features: Port
     tasks: tuple[str, ...]
+    reads_tokens: bool = False
 
     def __repr__(self) -> str:
         """One line: family, tasks, width and size of the merged model."""
@@ -64,6 +67,16 @@ class Plan:
     def skeleton(self, arch: Any | None = None) -> nn.Module:
         """An ordinary network of the merged size (or of `arch`), in evaluation mode, weights on `meta`."""
         return self.family.skeleton(self.arch if arch is None else arch)
+
+    def reader(self) -> nn.Module:
+        """The network of the merged size whose outputs are all that counts, see `token_outputs.with_tokens`."""
+        return with_tokens(self.skeleton(), self.family) if self.reads_tokens else self.skeleton()
+
+    @property
+    def outputs(self) -> int:
+        """Width of the outputs of `reader`."""
+        layout = token_layout(self.family, self.arch) if self.reads_tokens else None
+        return int(self.arch.features) if layout is None else layout.size
 
     @property
     def same_shape(self) -> bool:
@@ -132,6 +145,7 @@ def compile_plan(
         reads=tuple(sorted(reads | {features})),
         features=features,
         tasks=tuple(s.name for s in sources),
+        reads_tokens=any(s.reads != "pooled" for s in sources),
     )
 
 

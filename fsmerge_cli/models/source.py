@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from fsmerge_cli.architectures import Family
+from fsmerge_cli.architectures.token_outputs import TokenLayout, token_layout
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import PLAIN
+from fsmerge_cli.models.source_spec import Reads
 
 Pixels = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and std of the pixels, one value or one per channel."""
@@ -24,7 +26,7 @@ class Source:
     A backbone of images expects pixels in 0..1: mean and std are folded into its first layer. preprocessing: what
     happens to an item before it (a `Preprocessing` of images, a `Tokenization` of texts). origin: path, hub name
     or module. notes: remarks for the user on how it was read. folded: the mean and std in its first layer (None:
-    it has none there).
+    it has none there). reads: what of it counts, see `SourceSpec`.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Source:
     preprocessing: Any = PLAIN
     notes: tuple[str, ...] = ()
     folded: Pixels | None = None
+    reads: Reads = "pooled"
 
     def __repr__(self) -> str:
         """One line: name, size, classes and origin."""
@@ -49,3 +52,8 @@ class Source:
     def labels(self) -> tuple[str, ...] | None:
         """Class names of the head, in order; None without a head."""
         return self.head.labels if self.head else None
+
+    @property
+    def layout(self) -> TokenLayout | None:
+        """The outputs of its network with its tokens; None where only its pooled features count."""
+        return None if self.reads == "pooled" else token_layout(self.family, self.arch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -18,6 +18,8 @@ from fsmerge_cli.common.options import (
     PositiveFloat,
     Text,
 )
+
+Reads = Literal["pooled", "tokens", "both"]
 
 LONGEST_NAME = 80
 """Maximal number of characters of a task name, which is part of file names."""
@@ -56,13 +58,15 @@ class SourceSpec:
     null uses the checkpoint's. recipe: how to train the source if there is no checkpoint. prefix: of the tensors
     in a file that contains several models. ema: true uses exponentially averaged weights, false ordinary ones,
     null ordinary ones if there are any. input_size: height and width (pixels; one number for a square) to which
-    the position embeddings are resampled, which is not exact; null
-    keeps the source's own. depth: number of blocks of a vision transformer, which gets further ones that change
-    nothing, to be as deep as the others; null keeps its own. base: where `checkpoint` is a LoRA adapter of PEFT,
-    the model that it was trained on (a folder, a file or a timm name with weights); null: it is no adapter.
-    tokenizer: of a text encoder, the folder of its tokenizer, in Python also a tokenizer of transformers or of the
-    library tokenizers; null: beside the weights. module: only in Python, a torch module instead of a checkpoint;
-    it is never changed. loaded: only in Python, what `load_source` returned, with no other key but the name.
+    the position embeddings are resampled, which is not exact; null keeps the source's own. depth: number of blocks
+    of a vision transformer, which gets further ones that change nothing, to be as deep as the others; null keeps
+    its own. reads: what of a vision transformer counts in trainings and in the closed form: its pooled features
+    (pooled, what null stands for), its patch tokens (tokens) or both. base: where `checkpoint` is a LoRA adapter
+    of PEFT, the model that it was trained on (a folder, a file or a timm name with weights); null: it is no
+    adapter. tokenizer: of a text encoder, the folder of its tokenizer, in Python also a tokenizer of transformers
+    or of the library tokenizers; null: beside the weights. module: only in Python, a torch module instead of a
+    checkpoint; it is never changed. loaded: only in Python, what `load_source` returned, with no other key but the
+    name.
     """
 
     name: Text
@@ -78,6 +82,7 @@ class SourceSpec:
     ema: Flag | None = None
     input_size: Positive | tuple[Positive, Positive] | None = None
     depth: Positive | None = None
+    reads: Reads | None = None
     base: Text | None = None
     tokenizer: Any = None
     module: Any = None

@@ -170,7 +170,7 @@ class EvaluationFile(Model):
         default_factory=dict, description="by task, of a merge; empty where nothing was measured"
     )
     tokens: dict[str, Tokens] = Field(
-        default_factory=dict, description="by source without a head, of vision transformers"
+        default_factory=dict, description="by vision transformer without a head, or whose tokens count"
     )
     facts: dict[str, int | float] = Field(description="figures of the method itself, such as condition numbers")
     inputs: Literal["image", "text"] = Field("image", description="what the models read")

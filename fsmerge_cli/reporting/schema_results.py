@@ -69,7 +69,7 @@ class SameNeighbours(Model):
 
 
 class Tokens(Model):
-    """The projected patch tokens of the merged model compared with those of a source without a head."""
+    """The projected patch tokens of the merged model compared with those of a source."""
 
     images: Positive
     positions: Positive = Field(description="patches of an image")

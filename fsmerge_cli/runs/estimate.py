@@ -174,7 +174,7 @@ def peak_memory(
     images = work.images
     pixels = images * plan.family.sample(plan.arch, 1, None).nbytes
     target_rows = images * k if isinstance(method, Trained) and method.targets == "all" else images
-    features = 4 * target_rows * plan.arch.features if isinstance(method, Trained) else 0
+    features = 4 * target_rows * plan.outputs if isinstance(method, Trained) else 0
     constant = resident() + LATER + sum(sources) + pixels + features + (4 * n if method.uses_base else 0)
     permuted = permutes_sources(plan, method, images)
     capture = network.widest * min(hardware.eval_batch, max([1, work.auxiliary, *work.train]))

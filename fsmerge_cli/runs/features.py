@@ -24,14 +24,14 @@ def write_projectors(
 ) -> list[Callable[[], Certificate]]:
     """Write projectors.safetensors into the folder of the model, if a source has no head; its certificate.
 
-    tokens: with the token projectors of these sources, where they are known.
+    tokens: with the token projectors of these sources. They may have heads, which contain their own projectors.
     """
     projectors = of_headless(certifier.sources, certifier.solution.projectors)
-    if not projectors:
+    own = {name: (found.weight, found.bias) for name, found in tokens.items()}
+    if not projectors and not own:
         return []
-    own = {name: (found.weight, found.bias) for name, found in tokens.items() if name in projectors}
     write_tensors(folder / FILE, stored(projectors, own), {"format": "pt"})
-    return [lambda: _certificate(certifier, folder)]
+    return [lambda: _certificate(certifier, folder)] if projectors else []
 
 
 def _certificate(certifier: Certifier, folder: Path) -> Certificate:

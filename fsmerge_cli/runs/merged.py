@@ -64,7 +64,7 @@ class Merged:
     folder: or file. sha256: of the file of weights. backbone: frozen, in evaluation mode, images [n, C, H, W] with
     pixels in 0..1 -> features [n, d]. heads: by task, in the order in which they were merged. preprocessing: of
     the images before. notes: what the user should know about how it was read. projectors: [d_i, d] by source
-    without a head, from the features to those of the source; token_projectors: from tokens to its tokens.
+    without a head, from the features to those of the source; token_projectors: by source, from tokens to its own.
     """
 
     folder: Path
@@ -110,7 +110,7 @@ class Merged:
             return found if source is None else found @ self.projectors[source].to(found).T
 
     def tokens(self, images: Inputs, source: str) -> Tensor:
-        """Patch tokens [n, T, d_i] of a source without a head, for its decoders. Raises ConfigError."""
+        """Patch tokens [n, T, d_i] of a source, for its decoders. Raises ConfigError."""
         place = self.family.tokens(self.backbone)
         if place is None or source not in self.token_projectors:
             raise ConfigError(unknown("source with a token projector", source, self.token_projectors))

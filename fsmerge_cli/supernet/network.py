@@ -47,7 +47,7 @@ class SuperNet(Student):
         batched = device.type == "cuda" and not hardware.checkpointing
         dtype = torch.bfloat16 if hardware.bf16(device) else None
         # In tuples, so that nn.Module does not register them: only maps and per-unit vectors are parameters.
-        self._skeleton = (plan.skeleton(),)
+        self._skeleton = (plan.reader(),)
         structure = maps.stacked() if batched else None
         compiled = hardware.compiled if batched and hardware.compile else None
         self._fold = (PreparedFold(plan, weights, device, dtype, batched, structure, compiled),)

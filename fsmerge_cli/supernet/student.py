@@ -17,3 +17,7 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def project(self, features: Tensor, source: int) -> Tensor:
         """Projector of one source: the estimate of its features, [n, d'] -> [n, d_i]."""
+
+    def project_tokens(self, features: Tensor, source: int) -> Tensor:
+        """The estimate of the patch tokens of one source, [n, T_i, d_i], from outputs that have tokens."""
+        raise NotImplementedError("the outputs of this student have no tokens")

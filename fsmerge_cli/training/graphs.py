@@ -52,6 +52,10 @@ class _GraphedStudent(Student):
         """The student's own projector, outside of the graph."""
         return self.student.project(features, source)
 
+    def project_tokens(self, features: Tensor, source: int) -> Tensor:
+        """As `project`."""
+        return self.student.project_tokens(features, source)
+
     def forward(self, images: Inputs) -> Tensor:
         """Merged features of a batch. Texts, whose length changes from batch to batch, are not recorded."""
         if isinstance(images, Tensor) and torch.is_grad_enabled() and self._whole():

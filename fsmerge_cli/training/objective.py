@@ -147,10 +147,11 @@ def objective(
     """Weighted mean over sources of the relative squared feature error and the losses on the logits.
 
     sum_i w_i [mean_{x in mask_i} (|U_out,i z'(x) - f_i(x)|^2 / (d_i var_i) + logit_weight c_i(x) KL_i(x)) +
-    outlier_exposure mean_{x of other tasks} KL(uniform || p_i(x))] / k. The mean of the w_i is 1. c_i(x) is
-    `cross_task_weight` where x is of another task and 1 elsewhere. positions: a part of the batch, such as the
-    share of one process (None: all of it). The objective of a batch is the sum over its parts, where `counts` are
-    those of the whole batch.
+    outlier_exposure mean_{x of other tasks} KL(uniform || p_i(x))] / k. The mean of the w_i is 1. Where the patch
+    tokens of a source count, their relative error stands in place of the first term, or is averaged with it.
+    c_i(x) is `cross_task_weight` where x is of another task and 1 elsewhere. positions: a part of the batch, such
+    as the share of one process (None: all of it). The objective of a batch is the sum over its parts, where
+    `counts` are those of the whole batch.
     """
     positions = batch.positions() if positions is None else positions
     counts = batch.counts() if counts is None else counts
@@ -183,14 +184,18 @@ def source_error(
 
     Without such a position it is a zero with a graph: every process needs a gradient for every parameter.
     """
-    use = batch.mask[source][positions].nonzero().flatten()
+    use, tokens = batch.mask[source][positions].nonzero().flatten(), own.tokens
     if not len(use):
-        return student.project(features[:1], source)[:0].float().sum()
-    target = batch.targets(source, positions[use])
-    estimate = student.project(select_rows(features, batch.rows(positions, use)), source)
-    error = (estimate - target).square().sum() / (target.shape[1] * own.variance)
+        zero = student.project(features[:1], source)[:0].float().sum()
+        return zero if tokens is None else zero + student.project_tokens(features[:1], source)[:0].float().sum()
+    target, rows = batch.targets(source, positions[use]), select_rows(features, batch.rows(positions, use))
+    estimate = student.project(rows if tokens is None or tokens.pooled else rows.detach(), source)
+    pooled = target if tokens is None else tokens.layout.features(target)
+    error = (estimate - pooled).square().sum() / (pooled.shape[1] * own.variance)
+    if tokens is not None:
+        error = tokens.combined(error, tokens.error(student.project_tokens(rows, source), target))
     if loss_weights.logit_weight and own.head is not None:
-        distance = divergence(own.head(estimate.float()), own.head(target))
+        distance = divergence(own.head(estimate.float()), own.head(pooled))
         of_others = batch.other_task[source][positions[use]]
         of_others = per_feature(of_others, None if batch.reads is None else batch.reads[positions[use]])
         factor = torch.where(of_others, loss_weights.cross_task_weight, 1.0)

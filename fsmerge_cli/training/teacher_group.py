@@ -52,7 +52,7 @@ class TeacherGroup:
         self, sources: Sequence[Source], runs: Sequence[Run], hardware: Hardware, device: torch.device
     ) -> None:
         self._sources, self._runs, self._hardware, self._device = sources, runs, hardware, device
-        self._stackable = len(sources) > 1 and equal(sources)
+        self._stackable = len(sources) > 1 and equal(sources) and all(s.reads == "pooled" for s in sources)
         self._run = GraphedPass(self._features) if hardware.graphs else self._features
 
     def start(self, inputs: Sequence[Inputs]) -> Pending:

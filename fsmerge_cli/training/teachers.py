@@ -11,8 +11,9 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.architectures.token_outputs import with_tokens
 from fsmerge_cli.common.cache import try_cached_table
-from fsmerge_cli.common.hardware import Hardware, double
+from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.inputs import Inputs, content, feature_rows, reads, split
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.draw import NO_TASK, Images, Targets
@@ -21,6 +22,8 @@ from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.training.feature_key import feature_key
 from fsmerge_cli.training.teacher_group import TeacherGroup, rounded
+from fsmerge_cli.training.token_targets import TokenTargets
+from fsmerge_cli.training.variances import variances
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class TeacherTargets:
     lookup: rows of the images -> features, captured or computed. run: new images -> features. other_task: the
     images that are known to belong to another task, [n]. weight: of the source's loss, 1 on average. head: of the
     source, where it has one. group: runs all teachers of the training on new images at once, where that is faster.
-    The masks are in host memory. reads: rows of features of every image [n] (None: one each).
+    The masks are in host memory. reads: rows of features of every image [n] (None: one each). tokens: where the
+    patch tokens of the source count; they stand behind its features (see `TokenLayout`).
     """
 
     mask: Tensor
@@ -44,6 +48,7 @@ class TeacherTargets:
     head: Head | None = None
     group: TeacherGroup | None = None
     reads: Tensor | None = None
+    tokens: TokenTargets | None = None
 
     def at(self, rows: Tensor) -> Tensor:
         """Features of the images `rows`, all inside the mask, [rows of them, d_i] in fp32, on the device."""
@@ -56,6 +61,12 @@ def network(source: Source, device: torch.device | str = "cpu") -> nn.Module:
     weights = {name: t.to(device) for name, t in source.weights.items()}
     module.load_state_dict(weights, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def teacher_network(source: Source, device: torch.device | str = "cpu") -> nn.Module:
+    """The `network` whose outputs are all that counts of the source: with `reads`, its patch tokens too."""
+    module = network(source, device)
+    return module if source.reads == "pooled" else with_tokens(module, source.family)
 
 
 def batches(total: int, size: int) -> Iterator[slice]:
@@ -92,17 +103,20 @@ def capture(
         teacher = _Teacher(source, pixels, hardware, device)
         if hardware.features == "live":
             lookup: Callable[[Tensor], Tensor] = teacher
-            variance = _variance(counter.count(teacher.parts(rows[train])))
+            parts = counter.count(teacher.parts(rows[train]))
         else:
             own = None if several is None else several[rows]
             table = _table(teacher, rows, _rows_of(mask, several), digests, counter)
             lookup = _FeatureTable(Feed(table, device), mask.cumsum(0) - 1, own)
-            parts = torch.split(train, hardware.eval_batch)
-            variance = _variance(table[feature_rows(own, part)] for part in parts)
+            parts = (table[feature_rows(own, part)] for part in torch.split(train, hardware.eval_batch))
+        variance, tokens = variances(parts, source)
         head = source.head.to(device) if source.head else None
         live = _Teacher(source, pixels, hardware, device, fresh=True)  # new, so that the first network is freed
         other_task = (images.task != index) & (images.task != NO_TASK)
-        captured.append(TeacherTargets(mask, variance, lookup, live.run, other_task, head=head, reads=several))
+        made = TeacherTargets(
+            mask, variance, lookup, live.run, other_task, head=head, reads=several, tokens=tokens
+        )
+        captured.append(made)
         counter.finish_source(_rows_of(mask, several))
     # On a CPU, running one after the other as the loss needs them is faster.
     if device.type != "cuda" or several is not None:
@@ -159,7 +173,7 @@ class _Teacher:
 
     @cached_property
     def _network(self) -> nn.Module:
-        found = network(self._source, self._device)
+        found = teacher_network(self._source, self._device)
         return rounded(found) if self._bf16 else found
 
     @cached_property
@@ -169,8 +183,9 @@ class _Teacher:
 
     @property
     def width(self) -> int:
-        """Size of the features."""
-        return self._source.arch.features  # type: ignore[no-any-return]
+        """Size of the outputs."""
+        layout = self._source.layout
+        return self._source.arch.features if layout is None else layout.size
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Features of the images `rows`, computed now, for use inside a training step."""
@@ -203,6 +218,7 @@ class _Teacher:
         """Cache key of the features of images with these digests."""
         own = self._source.family, self._source.arch, self._source.weights
         images = hashlib.sha256(b"".join(digests)).hexdigest()
+        images += "" if self._source.reads == "pooled" else " with tokens"
         return feature_key([own], images, __name__, self._hardware, self._device, self._bf16)
 
 
@@ -253,18 +269,3 @@ def _digests(pixels: Inputs) -> list[bytes]:
         digest.update(image.contiguous().numpy().data)
         found.append(digest.digest())
     return found
-
-
-def _variance(parts: Iterable[Tensor]) -> float:
-    """Variance over rows, mean over units, of parts [m, d]; streamed in fp64, each part around its own mean.
-
-    1.0 for constant features, because the loss is divided by it.
-    """
-    count, mean, square = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for x in (double(part) for part in parts if len(part)):
-        own, total = x.mean(0), count + len(x)
-        square = square + (x - own).square().sum(0) + (own - mean).square() * (count * len(x) / total)
-        mean = mean + (own - mean) * (len(x) / total)
-        count = total
-    variance = (square / max(count, 1)).mean().item()
-    return variance if variance > 0 else 1.0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.assembly import Assembly, selections, set_norm, through_constant
 from fsmerge_cli.alignment.closed_form.branches import BranchSolver
+from fsmerge_cli.alignment.closed_form.counted import counted_outputs
 from fsmerge_cli.alignment.closed_form.embeddings import Embeddings
 from fsmerge_cli.alignment.closed_form.finished import Finished
 from fsmerge_cli.alignment.closed_form.folds import FoldMoments, folds_of
@@ -25,6 +26,7 @@ from fsmerge_cli.alignment.closed_form.stream import Place, StreamProjection, pr
 from fsmerge_cli.alignment.closed_form.streams import Streams
 from fsmerge_cli.architectures.ports import Mapped
 from fsmerge_cli.common.inputs import Inputs, in_use, per_feature, reads
+from fsmerge_cli.models.source import Source
 from fsmerge_cli.training.teachers import batches
 
 MAX_BYTES = 2**28
@@ -32,7 +34,10 @@ MAX_BYTES = 2**28
 
 
 class ResidualSolver:
-    """images: rows, [n, C, H, W]; own: the original images of every source's task. finished: branches."""
+    """images: rows, [n, C, H, W]; own: the original images of every source's task. finished: branches.
+
+    sources: what of each counts (none: the features of all).
+    """
 
     def __init__(
         self,
@@ -44,12 +49,17 @@ class ResidualSolver:
         own: Sequence[Inputs],
         options: ClosedFormOptions,
         finished: Finished,
+        sources: Sequence[Source] = (),
     ) -> None:
         self.assembly, self.networks, self.outline = assembly, networks, found
         self.images, self.original, self.own, self.finished = images, original, own, finished
         self.device = assembly.device
         self.options = replace(options, batch=self._images_per_pass(options.batch))
         self.folds = folds_of(len(original), len(images))
+        self._counted = [
+            counted_outputs(source, network, few, self.options.batch, self.device)
+            for source, network, few in zip(sources, networks, own)
+        ]
         self.facts = finished.facts
 
     def _images_per_pass(self, most: int) -> int:
@@ -68,7 +78,8 @@ class ResidualSolver:
         rows: list[Tensor | None] = [None] * len(places)
         if self.options.row_weights:
             keys = [(place.module, place.side) for place in places]
-            rows = list(row_weights(self.networks, keys, self.own, self.options.batch, FLOOR, self.options.seed))
+            given = self.options.batch, FLOOR, self.options.seed
+            rows = list(row_weights(self.networks, keys, self.own, *given, self._counted))
         space = self.assembly.plan.spaces[self.outline.stream]
         moments = stream_moments(
             self.networks, places, rows, self.original, self.options.batch, self.device, self.outline.centred

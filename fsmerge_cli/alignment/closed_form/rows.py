@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -62,12 +62,14 @@ def row_weights(
     batch: int,
     floor: float,
     seed: int,
+    counted: Sequence[Callable[[Inputs], Tensor]] | None = None,
 ) -> list[Tensor]:
     """One weight per token at every place, [T], mean 1 over the tokens that the features depend on at all.
 
     places: (module, `input` or `output`) whose activation is the stream. images: those of each network's task.
     A weight is the mean squared gradient of the features with respect to the stream there, estimated with one
-    random projection of the features per image, averaged over the networks, plus `floor`. Tokens on which no
+    random projection of the features per image, averaged over the networks, plus `floor`. counted: the outputs of
+    each network that count instead of its features. Tokens on which no
     feature depends (all but the class token behind the last attention) have weight 0. Of texts, whose words have
     no fixed places, all tokens behind the first have one weight.
     """
@@ -76,7 +78,9 @@ def row_weights(
         random = generator(seed, "row weights", place)
         sums: list[Tensor] = [torch.zeros((), dtype=torch.float64) for _ in places]
         for rows in batches(len(own), batch):
-            squares = _squared_gradients(network, places, own[rows], random)
+            squares = _squared_gradients(
+                network, places, own[rows], random, counted[place] if counted else network
+            )
             sums = [a + b for a, b in zip(sums, squares)]
         total = [a + b / _mean(b, counts).clamp(min=1e-300) for a, b in zip(total, sums)]
     found = []
@@ -99,14 +103,18 @@ def _mean(weights: Tensor, counts: Tensor | None) -> Tensor:
 
 
 def _squared_gradients(
-    network: nn.Module, places: Sequence[tuple[str, str]], images: Inputs, random: torch.Generator
+    network: nn.Module,
+    places: Sequence[tuple[str, str]],
+    images: Inputs,
+    random: torch.Generator,
+    counted: Callable[[Inputs], Tensor],
 ) -> list[Tensor]:
     device = next(network.parameters()).device
     images = images.to(device)
     inputs = [module for module, side in places if side == "input"]
     outputs = [module for module, side in places if side == "output"]
     with torch.enable_grad(), _differentiable(network, places[0][0], images):
-        return _squares(network, places, images, (inputs, outputs), random)
+        return _squares(network, places, images, (inputs, outputs), random, counted)
 
 
 @contextmanager
@@ -132,9 +140,10 @@ def _squares(
     images: Inputs,
     recording: tuple[list[str], list[str]],
     random: torch.Generator,
+    counted: Callable[[Inputs], Tensor],
 ) -> list[Tensor]:
     with recorded(network, *recording) as found:
-        features = network(images)
+        features = counted(images)
         signs = torch.randint(0, 2, features.shape, generator=random).to(features) * 2 - 1
         streams = [found[f"{module}.{side}"] for module, side in places]
         gradients = torch.autograd.grad((features * signs).sum(), streams, allow_unused=True)

@@ -69,7 +69,8 @@ def closed_form(problem: Problem, rows: Images, options: ClosedFormOptions) -> C
         solver = SelectedSolver(assembly, networks, order, pixels_of(inputs), folds, options, finished)
     elif found := outline(plan):
         own = [_own(original, problem.images.task, i)[:MAX_GRADIENT_IMAGES] for i in assembly.sources]
-        solver = ResidualSolver(assembly, networks, found, inputs, original, own, options, finished)
+        given = inputs, original, own, options, finished, problem.sources
+        solver = ResidualSolver(assembly, networks, found, *given)
     else:
         chain = layers(plan) or ()
         solver = LayeredSolver(assembly, networks, chain, pixels_of(inputs), folds, options, finished)

@@ -29,7 +29,7 @@ from fsmerge_cli.architectures.vit import family as vit
 from fsmerge_cli.architectures.vit.classifier import classifier, snippet
 from fsmerge_cli.architectures.vit.family import ViTArch
 from fsmerge_cli.architectures.vit.module import other_eps, set_eps
-from fsmerge_cli.architectures.vit.pooling import is_latent, of_query, pooling, tokens, with_projection
+from fsmerge_cli.architectures.vit.pooling import grid, is_latent, of_query, pooling, tokens, with_projection
 from fsmerge_cli.architectures.vit.table import POOLING_HEADS
 from fsmerge_cli.common.errors import ConfigError, SourceError
 
@@ -176,6 +176,7 @@ EVA = Family(
     blocks=vit.blocks,
     pooling=pooling,
     tokens=tokens,
+    grid=grid,
     layers=vit.blocks,
     adapt=adapt,
     describe=describe,

@@ -31,7 +31,7 @@ from fsmerge_cli.architectures.vit.module import (
     set_eps,
     stated_arguments,
 )
-from fsmerge_cli.architectures.vit.pooling import FOLDING, pooling, tokens, without_projection
+from fsmerge_cli.architectures.vit.pooling import FOLDING, grid, pooling, tokens, without_projection
 from fsmerge_cli.architectures.vit.table import table
 from fsmerge_cli.common.errors import ConfigError, SourceError, first_line, unknown
 from fsmerge_cli.common.options import FORBID, Flag, NonNegativeFloat, Text
@@ -283,6 +283,7 @@ VIT = Family(
     blocks=blocks,
     pooling=pooling,
     tokens=tokens,
+    grid=grid,
     layers=blocks,
     adapt=adapt,
     describe=describe,

@@ -34,6 +34,13 @@ def tokens(module: nn.Module) -> tuple[str, int]:
     return last if isinstance(model.norm, nn.Identity) else "norm", int(model.num_prefix_tokens)
 
 
+def grid(module: nn.Module) -> tuple[int, int]:
+    """Rows and columns of the patches of an image of the model's own size."""
+    model: Any = module
+    rows, columns = model.patch_embed.grid_size
+    return rows, columns
+
+
 def without_projection(module: nn.Module) -> nn.Module:
     """The module with the latent as its query, in place; it has the weights that `of_query` returns."""
     model: Any = module
