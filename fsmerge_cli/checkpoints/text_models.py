@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fsmerge_cli.architectures.bert import BERT, NAMES, NO_LAYER, Names, TextArch
 from fsmerge_cli.architectures.bert.family import POOLING
-from fsmerge_cli.checkpoints.accounting import require_stated
 from fsmerge_cli.checkpoints.prefixes import EMA, strip, unwrapped
 from fsmerge_cli.checkpoints.sentence_modules import KEY, read_modules
+from fsmerge_cli.checkpoints.text_sizes import require_classes, require_sizes
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, few
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -113,6 +113,7 @@ def read_text_model(
     names = NAMES[kind].of("tokens" if of_tokens else "first")
     found = _split(spec, stored, names, where)
     _refuse_targets(config, found.head, where)
+    require_classes(config, found.head, where)
     if found.head and not (own_heads or of_tokens or f"{names.pooler}.weight" in found.tensors):
         raise SourceError(
             f"{where}: there is a head and no pooler ({names.pooled}), so this is no sequence classifier of "
@@ -239,21 +240,23 @@ def _options(
     blocks = {
         m.group(1) for n in tensors if (m := re.match(re.escape(names.block).replace(r"\{i\}", r"(\d+)"), n))
     }
-    key = "n_layers" if kind == "distilbert" else "num_hidden_layers"
-    require_stated(config, {key: len(blocks)}, where)
     types = tensors.get(f"{names.types}.weight") if names.types else None
     heads = config.get("n_heads" if kind == "distilbert" else "num_attention_heads")
     if heads is None:
         raise SourceError(f"{where}: its config.json does not state the number of attention heads.")
-    return {
-        "model_type": kind,
+    shown_by = {
         "vocab_size": vocabulary,
         "hidden_size": hidden[1],
         "layers": len(blocks),
-        "heads": heads,
         "intermediate_size": hidden[0],
         "positions": tensors[needed[1]].shape[0],
         "types": 0 if types is None else types.shape[0],
+    }
+    require_sizes(kind, config, {**shown_by, "embedding_size": embedded}, where)
+    return {
+        "model_type": kind,
+        **shown_by,
+        "heads": heads,
         "embedding_size": None if embedded == hidden[1] else embedded,
         "activation": config.get("activation" if kind == "distilbert" else "hidden_act") or "gelu",
         "eps": 1e-12 if kind == "distilbert" else config.get("layer_norm_eps", 1e-12),
