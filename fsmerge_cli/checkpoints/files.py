@@ -98,12 +98,10 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
     except UnreadableError as error:
         remedy = error.remedy or "Repair it, or copy it again."
         raise SourceError(f"{where}: {name} cannot be read: {error.why}. {remedy}") from None
+    _require_kinds(config, where, name)
     if name == "config.json" and "pretrained_cfg" not in config and FLAT & config.keys():
         config = {**config, "pretrained_cfg": {key: config[key] for key in FLAT & config.keys()}}
         config.setdefault("label_names", config.get("labels"))
-    for key in ("model_args", "pretrained_cfg"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise SourceError(f"{where}: {key} in {name} should be an object, it is {brief(config[key])}.")
     _require_one_order(config, where, name)
     size = (config.get("pretrained_cfg") or {}).get("input_size")
     if size and not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
@@ -111,6 +109,23 @@ def read_config(path: Path, where: str, name: str = "config.json") -> dict[str, 
             f"{where}: input_size in {name} should be [channels, height, width], it is {str(size)[:99]}."
         )
     return config
+
+
+KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model_args", "pretrained_cfg", "id2label", "label2id"), (dict,)),
+    "architectures": (list,),
+    "label_names": (list, dict),
+}
+"""Keys of config.json, and the kinds of value that their libraries write."""
+
+
+def _require_kinds(config: Mapping[str, Any], where: str, name: str) -> None:
+    """Raise SourceError where a key of config.json holds another kind of value than its library writes."""
+    for key, kinds in KINDS.items():
+        value = config.get(key)
+        if value and not isinstance(value, kinds):
+            what = "a list of texts" if list in kinds else "an object"
+            raise SourceError(f"{where}: {key} in {name} should be {what}, it is {brief(value)}.")
 
 
 def _require_one_order(config: Mapping[str, Any], where: str, name: str) -> None:

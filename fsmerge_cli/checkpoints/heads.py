@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,15 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.checkpoints.files import as_float32
+from fsmerge_cli.checkpoints.head_facts import Heads, heads_by_name, stored_facts
 from fsmerge_cli.checkpoints.head_modules import HeadModule, read_head
 from fsmerge_cli.common.errors import SourceError, unknown
 from fsmerge_cli.common.shown import brief, listed
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source_spec import SourceSpec
-
-Heads = Mapping[str, Mapping[str, Tensor]]
-"""Name of a head -> name inside the head (`weight`, `0.bias`) -> tensor."""
 
 
 def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -45,38 +40,9 @@ PARTS = ("weight", "bias", "projector")
 """The tensors of a linear head in heads.safetensors."""
 
 
-def file_heads(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str) -> Heads:
-    """The heads in heads.safetensors in fp32. Raises SourceError for values that are not finite and real."""
-    return heads_by_name(as_float32(tensors, where), metadata)
-
-
-def heads_by_name(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Heads:
-    """The heads in heads.safetensors: name -> name inside the head -> tensor.
-
-    The metadata list the names. Otherwise a name ends before the last part, and several numbered modules under one
-    name (`NAME.0`, `NAME.1`) are the layers of one head.
-    """
-    known = sorted(_stored_facts(metadata)["labels"], key=len, reverse=True)
-    places = {name: re.split(PLACE, name)[0] for name in tensors}
-    numbered: dict[str, set[str]] = {}
-    for place in places.values():
-        numbered.setdefault(re.sub(r"(\.\d+)+$", "", place), set()).add(place)
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        stem = re.sub(r"(\.\d+)+$", "", places[name])
-        own = next((k for k in known if name.startswith(f"{k}.")), None)
-        own = own or (stem if len(numbered[stem]) > 1 else places[name])
-        found.setdefault(own, {})[name.removeprefix(f"{own}.")] = tensor
-    return found
-
-
-PLACE = r"(?:^|\.)(?:parametrizations\.weight\.)?[^.]*$"
-"""The last part of a tensor's name, after the name of its module."""
-
-
 def listed_heads(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
     """Names of the heads in heads.safetensors, in the order of the metadata if it lists them, else sorted."""
-    names, stated = sorted(heads_by_name(tensors, metadata)), list(_stored_facts(metadata)["labels"])
+    names, stated = sorted(heads_by_name(tensors, metadata)), list(stored_facts(metadata)["labels"])
     return stated if sorted(stated) == names else names
 
 
@@ -92,7 +58,7 @@ def choose_head(
     stored: see `heads_by_name`; metadata: of heads.safetensors. The labels in config.json are used if neither the
     entry nor the metadata has labels and there is one for every class.
     """
-    facts = _stored_facts(metadata)
+    facts = stored_facts(metadata)
     names = sorted(stored)
     if "" in names:
         raise SourceError(
@@ -254,27 +220,3 @@ def _placeholders(config: Mapping[str, Any]) -> bool:
     found = config.get("label_names") or config.get("id2label") or {}
     names = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
     return all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names)
-
-
-def _stored_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Labels, and which heads normalise features or have row numbers as labels, from the metadata of fsmerge."""
-    try:
-        stored = json.loads(metadata.get("fsmerge", "{}"))
-        labels = {str(name): [str(x) for x in entry] for name, entry in stored.get("labels", {}).items()}
-        kinds = {kind: [str(name) for name in stored.get(kind, [])] for kind in ("normalize", "numbered")}
-        norms = {str(name): float(eps) for name, eps in stored.get("layer_norm", {}).items()}
-        scales = {kind: _figures(stored.get(kind, {})) for kind in ("temperatures", "shifts")}
-        if not all(value > 0 for value in scales["temperatures"].values()):
-            scales["temperatures"] = {}
-        return {"labels": labels, **kinds, "layer_norm": norms, **scales}
-    except (ValueError, RecursionError, AttributeError, TypeError):
-        empty: dict[str, Any] = {"labels": {}, "normalize": [], "numbered": [], "layer_norm": {}}
-        return {**empty, "temperatures": {}, "shifts": {}}
-
-
-def _figures(stored: Mapping[str, Any]) -> dict[str, float]:
-    """Finite numbers by name. Raises ValueError, TypeError or AttributeError for anything else."""
-    found = {str(name): float(value) for name, value in stored.items()}
-    if not all(map(math.isfinite, found.values())):
-        raise ValueError("not finite")
-    return found

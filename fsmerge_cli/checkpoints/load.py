@@ -15,7 +15,8 @@ from fsmerge_cli.architectures import Family
 from fsmerge_cli.checkpoints.accounting import listed, refuse_beside, without_effect
 from fsmerge_cli.checkpoints.depth import deepened
 from fsmerge_cli.checkpoints.files import as_float32, float_list
-from fsmerge_cli.checkpoints.heads import choose_head, file_heads
+from fsmerge_cli.checkpoints.head_facts import file_heads
+from fsmerge_cli.checkpoints.heads import choose_head
 from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret, open_checkpoint, sized
 from fsmerge_cli.checkpoints.preprocessing import normalised
 from fsmerge_cli.checkpoints.reads import with_reads

@@ -26,14 +26,8 @@ from fsmerge_cli.checkpoints.architecture import (
     with_usual_eps,
 )
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
-from fsmerge_cli.checkpoints.files import (
-    hub_config,
-    read_config,
-    read_hub,
-    read_tensors,
-    readable,
-    tensors_sha256,
-)
+from fsmerge_cli.checkpoints.files import hub_config, read_config, read_hub, readable, tensors_sha256
+from fsmerge_cli.checkpoints.head_facts import read_heads
 from fsmerge_cli.checkpoints.image_processor import read_open_clip, read_processor
 from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.kind import module_config
@@ -45,6 +39,7 @@ from fsmerge_cli.checkpoints.tokenizer import read_tokenizer
 from fsmerge_cli.checkpoints.translation import Translation, translate
 from fsmerge_cli.checkpoints.vit_shapes import ANCHOR, Inferred, inferred
 from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
+from fsmerge_cli.common.changed_files import of_model
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.source_spec import SourceSpec
@@ -102,18 +97,19 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
         return _on_base(spec, spec.base, path, where, headers)
     config = read_config(path, where)
     weights = locate(path, where)
-    beside = f"{where}: heads.safetensors"
     if path.is_dir() and weights.files[0].name not in NAMES and weights.index is None:  # the only file of weights
         where = f"{where}/{weights.files[0].name}"
     tensors = weights.read(where, headers)
     heads: tuple[dict[str, Tensor], dict[str, str]] = {}, {}
     if path.is_dir() and os.path.lexists(path / "heads.safetensors"):
-        heads = read_tensors(path / "heads.safetensors", beside, headers)
+        heads = read_heads(path, f"{where}: heads.safetensors", headers)
     if is_text(spec, config):
         config = {**config, TOKENIZER: read_tokenizer(path, where), **modules_beside(path)}
     elif "model_type" in config:  # Hugging Face's
         config = {**config, "preprocessor": read_processor(path, where)}
-    notes, (pixels, unfollowed) = weights.notes(spec.name), read_open_clip(path, where)
+    changes = of_model(path)
+    notes = (*((f"'{spec.name}': {changes}",) if changes else ()), *weights.notes(spec.name))
+    pixels, unfollowed = read_open_clip(path, where)
     if pixels and not config.get("pretrained_cfg"):
         config = {**config, "pretrained_cfg": pixels}
         notes = (*notes, *(f"'{spec.name}': {text}" for text in unfollowed))

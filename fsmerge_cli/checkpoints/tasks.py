@@ -15,7 +15,7 @@ from fsmerge_cli.common.foreign_files import UnreadableError, read_json, read_te
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.shown import listed, shortened
 from fsmerge_cli.data import DataConfig, Task
-from fsmerge_cli.data.matching import by_number
+from fsmerge_cli.data.matching import alike_note, by_number
 from fsmerge_cli.models.source_spec import SourceSpec
 
 FILES = (".txt", ".json")
@@ -96,6 +96,7 @@ def order_note(given: SourceSpec, labels: Sequence[str]) -> str | None:
     note = (
         f"'{given.name}': the rows of its head are taken to be the classes of the data set in their order ({few})"
     )
+    note += "".join(f"; {text}" for text in alike_note(given.name, labels))
     other, key = (by_number(labels), DATA_NUMERIC) if given.labels == DATA else (sorted(labels), DATA)
     if [*labels] == other or not all(label.isdecimal() for label in labels):
         return note

@@ -86,6 +86,7 @@ def run(arguments: list[str]) -> int:
         "--plot ": lambda path: _plot(path, options.plot.suffix, runs, options.sort, groups),
     }
     write_files({key: (path, writers[key]) for key, path in files.items()}, options.overwrite)
+    terminal.print_notes(terminal.console(stderr=True, quiet=options.quiet), compare.notes(runs))
     if options.json:
         write_json(rows)
     elif not options.quiet:

@@ -182,7 +182,7 @@ def _folder(options: Mapping[str, Any], task: str) -> str:
 
 def _finished(folder: Path, setup: FinetuneRequest) -> dict[str, Any] | None:
     """The evaluation of the finished run in `folder`; ConfigError where its options or its checkpoint differ."""
-    from fsmerge_cli.cli.run_dirs import AGAIN, check_sources
+    from fsmerge_cli.cli.run_dirs import AGAIN, check_sources, require_unchanged
     from fsmerge_cli.common.foreign_files import read_yaml
     from fsmerge_cli.reporting.schema import read_evaluation
     from fsmerge_cli.training.snapshots import check_same
@@ -191,6 +191,7 @@ def _finished(folder: Path, setup: FinetuneRequest) -> dict[str, Any] | None:
         return None
     check_same(f"the finished run in {folder}", read_yaml(folder / "config.yaml", AGAIN), setup.options())
     found = read_evaluation(folder / "evaluation.json", AGAIN)
+    require_unchanged(folder)
     check_sources(folder, [setup.spec], found)
     return found
 

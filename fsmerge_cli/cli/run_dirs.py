@@ -13,9 +13,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from fsmerge_cli.common.atomic import tidy
-from fsmerge_cli.common.errors import ConfigError, Interrupted, Stopped, UserError
+from fsmerge_cli.common.changed_files import changed, sentence
+from fsmerge_cli.common.errors import ConfigError, Interrupted, OutputError, Stopped, UserError
 from fsmerge_cli.common.foreign_files import read_yaml
 from fsmerge_cli.common.leftovers import beside, unfinished
+from fsmerge_cli.common.own_files import LATER
 from fsmerge_cli.common.private_paths import restored
 from fsmerge_cli.common.separation import resolved
 from fsmerge_cli.reporting.schema import read_evaluation
@@ -67,10 +69,20 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         merge_request.options(),
     )
     evaluation = read_evaluation(folder / "evaluation.json", AGAIN)
+    require_unchanged(folder)
     check_sources(folder, merge_request.sources, evaluation)
     if merge_request.base is not None and merge_request.method.uses_base:
         check_sources(folder, [merge_request.base], evaluation)
     return evaluation
+
+
+def require_unchanged(folder: Path) -> None:
+    """Raise OutputError where a finished run no longer holds what it wrote; the logs may differ."""
+    if found := [name for name in changed(folder) if not LATER.fullmatch(name)]:
+        raise OutputError(
+            f"resume=true: the finished run in {folder} is {sentence(folder, found)}. Restore it, or move "
+            "the folder away and run the command again."
+        )
 
 
 @contextmanager

@@ -175,10 +175,10 @@ def has_list(folder: Path) -> bool:
     return _read_list(folder) is not None
 
 
-def listed_files(folder: Path) -> frozenset[str] | None:
-    """The paths in the list of a finished folder; None where it has no list."""
+def listed_digests(folder: Path) -> dict[str, str] | None:
+    """Path -> SHA-256 in the list of a finished folder; None where it has no list."""
     found = _read_list(folder)
-    return None if found is None or found["files"] is None else frozenset(found["files"])
+    return None if found is None or found["files"] is None else dict(found["files"])
 
 
 def strangers(folder: Path, allowed: re.Pattern[str]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from fsmerge_cli.common.errors import DataError
-from fsmerge_cli.common.shown import listed
+from fsmerge_cli.common.shown import brief, listed
 from fsmerge_cli.data.base import Task
 
 MAX_LISTED = 5
@@ -227,6 +227,22 @@ def _plain(name: str) -> str:
     """A name as names are compared: "Snow_Leopard" and "snow leopard" are the same, so are "01" and "1"."""
     plain = " ".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split())
     return str(int(plain)) if plain.isdecimal() else plain
+
+
+def alike_note(task: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """A note where names of classes are one name to a reader, so that a slip may have made two classes of one."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(labels):
+        seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        groups.setdefault(_plain(seen), []).append(name)
+    if not (same := [own for own in groups.values() if len(own) > 1]):
+        return ()
+    few = "; ".join(" and ".join(brief(name) for name in own) for own in same[:MAX_LISTED])
+    return (
+        f"task '{task}': names that differ only in case, spaces, underscores, leading zeros, forms of letters or "
+        f"invisible characters are classes of their own: {few}{'; ...' if len(same) > MAX_LISTED else ''}. If "
+        "they are one class, give it one name",
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

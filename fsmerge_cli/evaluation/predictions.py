@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fsmerge_cli.common.atomic import write_tensors
+from fsmerge_cli.common.errors import first_line
+from fsmerge_cli.common.foreign_files import UnreadableError
 from fsmerge_cli.common.seeding import generator
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.base import ImageSet
 from fsmerge_cli.data.text.words import Words
 
@@ -213,3 +219,33 @@ CORRECT = "correct.safetensors"
 def write_correct(folder: Path, correct: Mapping[str, Tensor]) -> None:
     """Write which test images are predicted correctly, so that runs can be compared image by image."""
     write_tensors(folder / CORRECT, {name: tensor.to(torch.uint8) for name, tensor in correct.items()})
+
+
+def read_correct(folder: Path, row: Mapping[str, Any], advice: str) -> dict[str, Tensor]:
+    """The tensors of `write_correct` in a run's folder; empty where it has none.
+
+    row: the scores in evaluation.json, which they have to add up to. Raises UnreadableError; advice: its last
+    sentence.
+    """
+    file = folder / CORRECT
+    if not file.is_file():
+        return {}
+    try:
+        found = load_file(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UnreadableError(file, first_line(error), advice) from None
+    stated = {f"task.{name}": (own["count"], own["top1"]) for name, own in row["tasks"].items()}
+    images = sum(count for count, _ in stated.values())
+    stated |= {f"joint.{name}": (images, share) for name, share in row["joint_top1"].items()}
+    for name in sorted({*stated, *found}):
+        if name not in found or name not in stated or not _adds_up(found[name], *stated[name]):
+            raise UnreadableError(
+                file, f"'{shown(name)}' in it is not what the evaluation.json beside it states", advice
+            )
+    return found
+
+
+def _adds_up(correct: Tensor, count: int, share: float | None) -> bool:
+    if correct.shape != (count,) or correct.dtype != torch.uint8 or share is None or bool((correct > 1).any()):
+        return False
+    return math.isclose(float(correct.double().mean()), share, abs_tol=1e-6)

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fsmerge_cli.common.atomic import FINISHED
-from fsmerge_cli.common.errors import ConfigError, OutputError, first_line, unknown
-from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
+from fsmerge_cli.common.changed_files import changed, sentence
+from fsmerge_cli.common.errors import ConfigError, OutputError, unknown
+from fsmerge_cli.common.foreign_files import read_json_object
 from fsmerge_cli.common.separation import Input, expanded
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.evaluation.metrics import Z
 from fsmerge_cli.evaluation.metrics import interval as wilson
-from fsmerge_cli.evaluation.predictions import CORRECT
+from fsmerge_cli.evaluation.predictions import CORRECT, read_correct
 from fsmerge_cli.reporting.plots import Point
 from fsmerge_cli.reporting.schema import read_evaluation
 from fsmerge_cli.reporting.summary import PROTOCOLS
@@ -225,21 +224,29 @@ def _recorded(record: Path) -> Path | None:
 
 
 def _read(folder: Path) -> RunEntry:
-    evaluation, file = read_evaluation(folder / FINISHED, ANOTHER), folder / CORRECT
-    try:
-        correct = load_file(file) if file.is_file() else {}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UnreadableError(file, first_line(error), ANOTHER) from None
+    evaluation = read_evaluation(folder / FINISHED, ANOTHER)
+    correct = read_correct(folder, _row(evaluation), ANOTHER)
     return RunEntry(folder, evaluation, _metrics(evaluation), correct)
+
+
+def notes(runs: Sequence[RunEntry]) -> list[str]:
+    """What the user should know about the files of the runs: those that are not as they were written."""
+    found = [sentence(run.folder, changed(run.folder, (FINISHED, CORRECT))) for run in runs]
+    return [text for text in found if text]
+
+
+def _row(evaluation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The scores of the written model: a source's row has its name."""
+    name = evaluation["tasks"][0] if evaluation["method"] == METHOD else "merged"
+    found: Mapping[str, Any] = evaluation["rows"].get(name, EMPTY)
+    return found
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     rows = evaluation["rows"]
-    name = evaluation["tasks"][0] if evaluation["method"] == METHOD else "merged"  # a source's row has its name
-    row = rows.get(name, EMPTY)
     cost = evaluation["cost"]
     memory = cost["peak_memory_bytes"]
-    scores = _scores(row)
+    scores = _scores(_row(evaluation))
     return {
         **{f"top1.{task}": scores.get(f"top1.{task}") for task in evaluation["tasks"]},
         **{name: scores[name] for name in ("mean", "relative", "agreement", *JOINT)},

@@ -25,6 +25,7 @@ from fsmerge_cli.common.wording import worded, worded_progress
 from fsmerge_cli.data import DataConfig, ImageSet, Task
 from fsmerge_cli.data.draw import MIN_FOR_VALIDATION
 from fsmerge_cli.data.labelled import Pool
+from fsmerge_cli.data.matching import alike_note
 from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, read_test_images
 from fsmerge_cli.evaluation.forward import merged_forward
@@ -217,7 +218,12 @@ def _training_setup(
         tests = None
         notes.append("the data set has no labelled test images: nothing was evaluated")
     seen = read_test_images([tests], [task], requested.hardware.workers, progress)
-    notes += [*images.notes, *(tests.notes if tests else ()), *seen.notes]
+    notes += [
+        *alike_note(source.name, requested.labels),
+        *images.notes,
+        *(tests.notes if tests else ()),
+        *seen.notes,
+    ]
     order = torch.randperm(len(images), generator=generator(requested.run.seed, "finetune", "images")).tolist()
     count = requested.data.of(source.name).count(len(images))
     if not count:

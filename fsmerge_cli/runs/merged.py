@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
 from fsmerge_cli.checkpoints.files import readable
-from fsmerge_cli.checkpoints.heads import choose_head, file_heads, listed_heads
+from fsmerge_cli.checkpoints.head_facts import file_heads
+from fsmerge_cli.checkpoints.heads import choose_head, listed_heads
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.projectors import TokenProjector, read_projectors, read_token_projectors

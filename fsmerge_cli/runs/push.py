@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fsmerge_cli.common.atomic import FINISHED
+from fsmerge_cli.common.changed_files import changed
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, OutputError, first_line
-from fsmerge_cli.common.own_files import listed_files
+from fsmerge_cli.common.own_files import LIST, listed_digests
 from fsmerge_cli.common.shown import few, shown
 from fsmerge_cli.reporting.model_card import WRITTEN_BY_US
 
@@ -56,13 +57,18 @@ def repository_files(run: Path) -> dict[str, Path]:
 
 def _require_own_files(run: Path, files: Iterable[Path]) -> None:
     """Raise OutputError for links, and for files that the run did not write: they may be private."""
-    own = listed_files(run)
+    own = listed_digests(run)
     names = {str(file.relative_to(run)): file for file in files}
     foreign = [name for name, file in names.items() if file.is_symlink() or (own is not None and name not in own)]
     if foreign:
         raise OutputError(
             f"{shown(run)} holds files that the run did not write, and nothing was uploaded: "
             f"{few(sorted(foreign))}. Move them away; further files are added to the repository on the hub."
+        )
+    if wrong := changed(run, [name for name in names if not name.endswith(CARD)]):
+        raise OutputError(
+            f"{shown(run)} holds files that were changed since the run wrote them, and nothing was uploaded: "
+            f"{few(wrong)}. Restore them, or delete {LIST} in it to upload the folder as it is."
         )
 
 

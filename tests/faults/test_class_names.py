@@ -72,8 +72,10 @@ def test_an_unknown_problem_type_is_a_note(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [{"label_names": 5}, {"id2label": 5}, {"label_names": "abc"}])
-def test_class_names_of_another_kind_are_none(config: dict[str, Any], tmp_path: Path) -> None:
-    assert load_source(with_config(tmp_path, config)).notes == ()
+def test_class_names_of_another_kind_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    (key, value), what = next(iter(config.items())), "an object" if "id2label" in config else "a list of texts"
+    with pytest.raises(SourceError, match=rf"{key} in config.json should be {what}, it is {value!r}\."):
+        load_source(with_config(tmp_path, config))
 
 
 def test_a_name_of_two_rows_has_one_of_them_in_label2id(tmp_path: Path) -> None:
