@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fsmerge_cli.checkpoints.formats import kind_of
-from fsmerge_cli.common.errors import SourceError, first_line, from_cache, reason
+from fsmerge_cli.common.errors import SourceError, first_line, from_cache, reason, unknown
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json_object
 from fsmerge_cli.common.safe_pickle import read_pickled
 from fsmerge_cli.common.shown import brief, shown
@@ -236,8 +236,15 @@ def _probe_hub(name: str, repository: str) -> tuple[str, ...]:
 
 
 def hub_config(name: str) -> dict[str, Any]:
-    """Preprocessing and number of classes of hub weights, as listed in timm itself; the hub is not contacted."""
-    from timm.models import get_pretrained_cfg
+    """Preprocessing and number of classes of hub weights, as listed in timm itself; the hub is not contacted.
 
-    found = get_pretrained_cfg(name)
+    Raises SourceError for a tag that timm's model does not have.
+    """
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    try:
+        found = get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = list_pretrained(f"{name.partition('.')[0]}.*")
+        raise SourceError(unknown("timm name with weights", name, tags)) from None
     return {} if found is None else dict(cast(Any, found).to_dict())

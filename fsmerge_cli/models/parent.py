@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -112,7 +113,9 @@ def _of_source(i: int, name: str, grams: Mapping[str, Tensor], whole: Tensor) ->
     longer = sorted((n for n, value in excess.items() if value <= 0), key=lambda n: excess[n])
     own = whole[0, 0] + 2 * whole[0, i] + whole[i, i]
     cosine = _ratio(whole[0, 0] + whole[0, i], whole[0, 0].sqrt() * own.sqrt())
-    return Parentage(name, _ratio(whole[i, i].sqrt(), whole[0, 0].sqrt()), cosine, tuple(longer), len(grams))
+    far = whole[i, i] > 0 and not whole[0, 0] > 0  # from a parent of zeros
+    distance = math.inf if far else _ratio(whole[i, i].sqrt(), whole[0, 0].sqrt())
+    return Parentage(name, distance, cosine, tuple(longer), len(grams))
 
 
 def _turned(plan: Plan, names: Sequence[str], source: Source, base: Source) -> tuple[str, ...]:

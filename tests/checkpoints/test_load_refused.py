@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.models import list_models
+from timm.models import list_models, list_pretrained
 
 from fsmerge_cli.architectures import SPECS
 from fsmerge_cli.architectures.vit.family import MERGED
-from fsmerge_cli.checkpoints.files import file_sha256
+from fsmerge_cli.checkpoints.base import base_entry
+from fsmerge_cli.checkpoints.files import file_sha256, hub_config
 from fsmerge_cli.checkpoints.load import load
-from fsmerge_cli.common.errors import ConfigError, unknown
+from fsmerge_cli.common.errors import ConfigError, SourceError, unknown
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from tests.support.checkpoints import MLP_ARCH, refused, save, save_single
@@ -35,6 +36,14 @@ def test_a_path_that_does_not_exist_is_refused(name: str, tmp_path: Path) -> Non
     assert refused(SourceSpec("mine", checkpoint=str(path))) == (
         f"source 'mine': {path} does not exist. Check models.sources.N.checkpoint."
     )
+
+
+def test_a_tag_that_timm_does_not_have_is_refused_with_those_of_the_model() -> None:
+    tags = list_pretrained("deit3_huge_patch14_224.*")
+    for use in (hub_config, base_entry):
+        with pytest.raises(SourceError) as error:
+            use("deit3_huge_patch14_224.nope")
+        assert str(error.value) == unknown("timm name with weights", "deit3_huge_patch14_224.nope", tags)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,15 @@ def test_an_unrelated_network_is_named_with_figures() -> None:
     assert "): in 3 of 3 matrices the difference from it is as long as the weights themselves (" in first
     assert first.endswith("). Pass the pretrained weights of the sources")
     assert "'t1'" in second
+
+
+def test_a_parent_of_zeros_is_infinitely_far() -> None:
+    given = group(2)
+    assert given.base is not None
+    zeros = replace(given.base, weights={n: torch.zeros_like(t) for n, t in given.base.weights.items()})
+    assert [own.distance for own in parentage(given.plan, given.sources, zeros)[0]] == [math.inf] * 2
+    first = next(parent_notes(given.plan, given.sources, zeros))
+    assert "was fine-tuned from (relative distance inf, cosine 0.00): in 3 of 3 matrices" in first
 
 
 def test_the_parent_gets_its_figures_and_a_single_other_matrix_is_listed() -> None:
