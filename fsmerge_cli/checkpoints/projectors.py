@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fsmerge_cli.checkpoints.files import as_float32, read_tensors
@@ -25,15 +26,20 @@ def of_headless(sources: Sequence[Source], projectors: Sequence[Tensor]) -> dict
 TOKENS, ENDS = "tokens/", (".weight", ".bias")
 """Start and ends of the names of the tensors of a token projector; no task has a name with a slash."""
 
-TokenProjector = tuple[Tensor, Tensor]
-"""Weight [d_i, d'] and bias [d_i]."""
+GRID = ".grid"
+"""End of the name of the rows and columns of the source's patches [2], where those of the model are others."""
+
+TokenProjector = tuple[Tensor, Tensor, tuple[int, int] | None]
+"""Weight [d_i, d'], bias [d_i] and the source's grid of patches (None: that of the model)."""
 
 
 def stored(projectors: Mapping[str, Tensor], tokens: Mapping[str, TokenProjector]) -> dict[str, Tensor]:
     """The tensors of the file. tokens: the token projectors by task."""
     found = {f"{name}{PART}": U for name, U in projectors.items()}
-    for name, own in tokens.items():
+    for name, (*own, grid) in tokens.items():
         found |= {f"{TOKENS}{name}{end}": part.cpu().float().contiguous() for end, part in zip(ENDS, own)}
+        if grid is not None:
+            found[f"{TOKENS}{name}{GRID}"] = torch.tensor(grid, dtype=torch.float32)
     return found
 
 
@@ -42,7 +48,17 @@ def read_token_projectors(folder: Path) -> dict[str, TokenProjector]:
     found = _read(folder)
     own = {name.removeprefix(TOKENS): tensor for name, tensor in found.items() if name.startswith(TOKENS)}
     names = [name.removesuffix(ENDS[0]) for name in own if name.endswith(ENDS[0])]
-    return {name: (own[name + ENDS[0]], own[name + ENDS[1]]) for name in names if name + ENDS[1] in own}
+    grids = {name: _grid(own.get(name + GRID)) for name in names}
+    return {
+        name: (own[name + ENDS[0]], own[name + ENDS[1]], grids[name]) for name in names if name + ENDS[1] in own
+    }
+
+
+def _grid(found: Tensor | None) -> tuple[int, int] | None:
+    if found is None or found.shape != (2,):
+        return None
+    rows, columns = (int(value) for value in found)
+    return rows, columns
 
 
 def read_projectors(folder: Path) -> dict[str, Tensor]:

@@ -79,7 +79,10 @@ def evaluate(
     ensemble, reference = scorer.sources(problem.sources)
     rows = {**single_task_rows(ensemble, problem.plan.tasks), "ensemble": ensemble}
     plain = _is_plain_average(method, problem)
-    others = {"average": solution if plain else Average(reset_batchnorm=False).fit(problem), **(extra_rows or {})}
+    others = dict(extra_rows or {})
+    if not problem.plan.distilled:  # weights of unlike architectures have no mean
+        average = solution if plain else Average(reset_batchnorm=False).fit(problem)
+        others = {"average": average, **others}
     for name, other in others.items():
         if other is not solution:
             forward = forward_of(problem, other, backbone_of(problem, other), name == "average")

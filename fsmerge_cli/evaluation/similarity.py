@@ -35,7 +35,7 @@ def similarities(problem: Problem, backbone: nn.Module, sets: Sequence[ImageSet 
     hardware, device = problem.hardware, problem.device
     done, total = 0, sum(min(len(own), MAX_IMAGES) for own in sets if own)
     for source, own in zip(problem.sources, sets):
-        if not own:
+        if not own or (problem.plan.distilled and source.arch != problem.plan.arch):  # other layers and tokens
             continue
         teacher = network(source, device)
         names = problem.plan.family.layers(teacher)

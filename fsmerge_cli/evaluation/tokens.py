@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.alignment.token_projectors import MAX_IMAGES, fitted
 from fsmerge_cli.architectures import Family
-from fsmerge_cli.architectures.token_outputs import on_grid
+from fsmerge_cli.architectures.token_outputs import Grid, on_grid
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data import ImageSet
@@ -33,7 +33,8 @@ class TokenAgreement:
 
     images, positions: compared, and patches of each. cosine: mean over tokens. explained: share of the variance of
     the source's tokens. same_place: share of the tokens whose most similar token of the source (cosine, in the
-    same image) is the one at their place. weight [d_i, d'], bias [d_i]: the token projector.
+    same image) is the one at their place. weight [d_i, d'], bias [d_i]: the token projector. grid: rows and
+    columns of the source's patches, where those of the merged model are others (None: they are the same).
     """
 
     images: int
@@ -43,6 +44,7 @@ class TokenAgreement:
     same_place: float
     weight: Tensor
     bias: Tensor
+    grid: Grid | None = None
 
     def entry(self) -> dict[str, float]:
         """The figures, as in evaluation.json."""
@@ -83,6 +85,12 @@ class _Pair:
     family: Family
     teacher: nn.Module
     of_teacher: Family
+
+    @property
+    def other_grid(self) -> Grid | None:
+        """The grid of the source where it differs from that of the merged network."""
+        own = self.of_teacher.grid(self.teacher)
+        return None if own == self.family.grid(self.backbone) else own
 
     def tokens(self, pixels: Inputs) -> tuple[Tensor, Tensor]:
         """The tokens of both at the places of the source's patches, [n, T, d'] and [n, T, d_i]."""
@@ -130,6 +138,7 @@ def _compared(problem: Problem, pair: _Pair, projector: tuple[Tensor, Tensor], o
         float(sums["same"]) / rows,
         weight,
         bias,
+        pair.other_grid,
     )
 
 

@@ -11,14 +11,19 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fsmerge_cli.alignment.feature_projectors import fitted_projectors
 from fsmerge_cli.alignment.matching import fit_matched, unmerging_start
-from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.errors import ConfigError, MismatchError
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Method, Trained, Weighted
 from fsmerge_cli.methods.closed_form_solution import check_closed_form, started
 from fsmerge_cli.methods.starts import MAPPED, REORDERED, TrainingStart, check_start, merged_start, orders_of
+from fsmerge_cli.models.distilled import distilled_plan
+from fsmerge_cli.models.head_count import merged_heads
+from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.models.source import Source
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, start_maps
 from fsmerge_cli.supernet.student import Student
@@ -39,8 +44,10 @@ class Distillation(Trained):
     sources after permuting their units to match source 1 by activation matching; aligned where widths or heads
     differ), weight_matching, straight_through, ot_fusion, cca or orthogonal_matching (the results of these
     methods, before BatchNorm is reset), closed_form (the solution of fs_closed_form; the default learning rates
-    are smaller), or random (a new initialisation). projector: linear is one linear map per task, folded into its
-    head, as in FS-Merge; identity is none, and features are compared as they are (permuted where the sources are).
+    are smaller), or random (a new initialisation). From first and random, vision transformers of unlike
+    architectures (patch sizes, depths, norms) are distilled into one like source 1. projector: linear is one
+    linear map per task, folded into its head, as in FS-Merge; identity is none, and features are compared as they
+    are (permuted where the sources are).
     """
 
     LR_UP_TO_WIDTH_96: ClassVar[float] = 3e-3
@@ -55,9 +62,34 @@ class Distillation(Trained):
         """Whether the training starts from the closed form."""
         return self.start == "closed_form"
 
+    def plan(self, sources: Sequence[Source]) -> Plan:
+        """As other methods; from `first` and `random` the architectures may differ. Raises MismatchError."""
+        try:
+            return super().plan(sources)
+        except MismatchError as error:
+            if len(sources) < 2 or sources[0].family.kind != "image":
+                raise
+            try:
+                found = distilled_plan(
+                    sources, self.width, merged_heads(sources, self.width, self.heads or "same")
+                )
+            except MismatchError:
+                raise error from None
+            if self.start in ("first", "random"):
+                return found
+            more = (
+                f"; method=kd method.start=first trains a network like '{sources[0].name}' on the features of all"
+            )
+            raise MismatchError([*error.reasons[:-1], error.reasons[-1] + more]) from None
+
     def check(self, problem: Problem) -> None:
         """Raise UserError where there are no images, or where projector=identity does not fit the widths."""
         super().check(problem)
+        if problem.plan.distilled and self.start == "first" and problem.plan.arch != problem.sources[0].arch:
+            raise ConfigError(
+                "the architectures of the sources differ, and method.start=first takes the weights of source 1 as "
+                "they are. Pass method.width=null and method.heads=null, or method.start=random."
+            )
         check_start(problem, "kd", self.start, "projector=linear" if self.projector != "linear" else None)
         if self.solved_start:
             check_closed_form(problem, "kd method.start=closed_form")
@@ -85,6 +117,9 @@ class Distillation(Trained):
             found = started(problem) if self.solved_start else merged_start(problem, self, self.start)
             solved = PlainStudent(problem, found.weights, found.projectors)
             return replace(solved.solution(self.train(problem, solved)), facts=found.facts)
+        if problem.plan.distilled:
+            made = distilled_student(problem, self.start == "random", self.projector == "identity")
+            return made.solution(self.train(problem, made))
         weights = self.weights_of_tasks(len(problem.sources))
         student = StudentNetwork(problem, cast(KDStart, self.start), self.projector, weights)
         return student.solution(self.train(problem, student))
@@ -174,6 +209,13 @@ class StudentNetwork(PlainStudent):
             fitted = unmerging_start(problem, features_only=True)
             matrices = [fitted.get((plan.features, i), m).to(problem.device) for i, m in enumerate(matrices)]
         super().__init__(problem, initial, matrices, fixed=projector == "identity")
+
+
+def distilled_student(problem: Problem, random: bool, fixed: bool) -> PlainStudent:
+    """A student like source 1, with projectors that are fitted to the features of all by least squares."""
+    first = problem.sources[0]
+    initial = _random_weights(problem) if random else {n: t.to(problem.device) for n, t in first.weights.items()}
+    return PlainStudent(problem, initial, fitted_projectors(problem, initial), fixed=fixed)
 
 
 def _random_weights(problem: Problem) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ class Plan:
 
     arch: options of the merged model. roles: tensor name -> role. spaces: by name. writes, reads: the ports
     with a merge map and with an unmerge map (the heads' port among the latter). tasks: names of the sources.
-    reads_tokens: whether the patch tokens of some source count.
+    reads_tokens: whether the patch tokens of some source count. distilled: see `distilled_plan`.
     """
 
     family: Family
@@ -57,6 +57,7 @@ class Plan:
     features: Port
     tasks: tuple[str, ...]
     reads_tokens: bool = False
+    distilled: bool = False
 
     def __repr__(self) -> str:
         """One line: family, tasks, width and size of the merged model."""

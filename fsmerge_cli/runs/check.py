@@ -156,7 +156,7 @@ def inspect(
             if measure:
                 top1, found = _measured(requested, problem, tests)
                 notes = [*found, *notes]
-    cosines = None if headers_only else weight_similarity(opened, plan)
+    cosines = None if headers_only or plan.distilled else weight_similarity(opened, plan)
     methods = tuple(Applicable(name, reason_against(name, plan, requested)) for name in sorted(METHODS))
     with_base = requested.base is not None and not any(note.startswith(NO_PARENT) for note in notes)
     recommended, why = recommend(plan, cosines, requested, with_base)

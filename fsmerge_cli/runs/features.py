@@ -27,7 +27,7 @@ def write_projectors(
     tokens: with the token projectors of these sources. They may have heads, which contain their own projectors.
     """
     projectors = of_headless(certifier.sources, certifier.solution.projectors)
-    own = {name: (found.weight, found.bias) for name, found in tokens.items()}
+    own = {name: (found.weight, found.bias, found.grid) for name, found in tokens.items()}
     if not projectors and not own:
         return []
     write_tensors(folder / FILE, stored(projectors, own), {"format": "pt"})

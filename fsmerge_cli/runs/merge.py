@@ -31,6 +31,7 @@ from fsmerge_cli.methods.kd import at_equal_budget
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.base import base_notes, check_base, read_base
+from fsmerge_cli.runs.merge_notes import distilled_notes
 from fsmerge_cli.runs.merge_result import result_of
 from fsmerge_cli.runs.provenance import images_sha256
 from fsmerge_cli.runs.request import Models, Request, request
@@ -185,6 +186,7 @@ def problem_of(
     tests, images, notes = prepare_images(requested.data, tasks, transform, seed, workers, progress, needed)
     if method.mixed_images and requested.data and requested.data.is_mixed([task.name for task in tasks]):
         notes.append(f"method={method.name} {method.mixed_images}")
+    notes += distilled_notes(plan, sources)
     return Problem(plan, sources, images, requested.hardware, device, seed, progress), tests, notes
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fsmerge_cli.methods import Solution
+from fsmerge_cli.models.distilled import differing
 from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.models.source import Source
 from fsmerge_cli.training.state import Trace
 
 
@@ -31,3 +34,25 @@ def start_notes(plan: Plan, solution: Solution) -> list[str]:
     return [
         f"widths or heads differ, so the initial model reproduces no source; its relative feature error: {errors}"
     ]
+
+
+def distilled_notes(plan: Plan, sources: Sequence[Source]) -> list[str]:
+    """Where the architectures differ: in what, and on which grid tokens are compared."""
+    if not plan.distilled:
+        return []
+    first, notes = sources[0], []
+    for source in sources[1:]:
+        if names := differing(first, source):
+            notes.append(
+                f"'{source.name}' and '{first.name}' differ ({', '.join(names)}): the merged model is a network "
+                f"like '{first.name}', and of '{source.name}' only what it puts out is distilled"
+            )
+    grid = plan.family.grid(plan.skeleton())
+    for source in sources:
+        own = source.family.grid(source.family.skeleton(source.arch))
+        if grid and own and own != grid and (source.head is None or source.reads != "pooled"):
+            notes.append(
+                f"tokens of '{source.name}': those of the merged model ({grid[0]} x {grid[1]} patches) are "
+                f"brought to its places ({own[0]} x {own[1]}) by bilinear interpolation, which is not exact"
+            )
+    return notes

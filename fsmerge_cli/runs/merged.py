@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Family
+from fsmerge_cli.architectures.token_outputs import on_grid
 from fsmerge_cli.checkpoints.files import readable
 from fsmerge_cli.checkpoints.head_facts import file_heads
 from fsmerge_cli.checkpoints.heads import choose_head, listed_heads
@@ -115,9 +116,12 @@ class Merged:
         place = self.family.tokens(self.backbone)
         if place is None or source not in self.token_projectors:
             raise ConfigError(unknown("source with a token projector", source, self.token_projectors))
-        weight, bias = (own.to(self.device) for own in self.token_projectors[source])
+        weight, bias, grid = self.token_projectors[source]
         with torch.no_grad():
-            return tokens_of(self.backbone, place, images.to(self.device)) @ weight.T + bias
+            own = tokens_of(self.backbone, place, images.to(self.device))
+            found = own @ weight.to(own).T + bias.to(own)
+            here = self.family.grid(self.backbone)
+            return found if grid is None or here is None else on_grid(found, here, grid)
 
     def with_heads(self) -> Merged:
         """The model itself. Raises SourceError if none of its sources had a head."""

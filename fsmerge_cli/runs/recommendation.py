@@ -24,6 +24,8 @@ def reason_against(name: str, plan: Plan, requested: Request) -> str | None:
         method = METHODS[name]
     except ConfigError as error:  # of another package
         return str(error)
+    if plan.distilled and name != "kd":
+        return "the architectures differ"
     # Widths that the method chose (PLeaS), and its number of heads (the closed form), are not those of others.
     chosen = requested.method.width or requested.method.heads not in (None, "all")
     alike = plan.same_shape if chosen else plan.sources_alike
@@ -54,6 +56,11 @@ def recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request, w
 
     with_base: whether the pretrained weights are given, and seem to be those of the sources.
     """
+    if plan.distilled:
+        return (
+            "method=kd method.start=first",
+            "the architectures differ, and only their features can be distilled",
+        )
     large = " method.maps=low_rank" if plan.arch.features >= LARGE else ""  # full maps have too many parameters
     related = cosines is not None and min(cosines) >= SHARED_INITIALISATION
     if requested.data is not None and unsolved(plan) is None:
