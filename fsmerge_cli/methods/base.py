@@ -27,6 +27,7 @@ from fsmerge_cli.training.objective import LossWeights
 from fsmerge_cli.training.problem import Problem, Solution
 from fsmerge_cli.training.state import Schedule, Trace
 from fsmerge_cli.training.teachers import TeacherTargets, capture
+from fsmerge_cli.training.whitening import whitened
 
 Budget = Literal["fast", "default", "best"]
 CLOSED_FORM_RATE = 0.3
@@ -131,10 +132,14 @@ class Trained(Weighted, ABC):
     of the KL divergence between the heads' logits (temperature 2), relative to the loss of the features.
     cross_task_weight: factor of that divergence on images of other tasks. outlier_exposure: weight of the penalty
     for confident predictions on images of other tasks, the KL divergence from the uniform distribution (arXiv
-    1812.04606). augment: none, shift, crop_flip, paper or strong, applied to the training images. views:
-    fresh (new views at every step), or the number of fixed augmented copies of each image. mixup: share of every
-    batch that is mixed with other images. retries: how often the training restarts with half the learning rate
-    where the loss is not finite.
+    1812.04606). augment: none, shift, crop_flip, paper or strong, applied to the training images. views: fresh
+    (new views at every step), or the number of fixed augmented copies of each image. mixup: share of every batch
+    that is mixed with other images. low_resolution: share of every batch that is seen at half its resolution.
+    standardise: of the sources' features before they are compared; isotropic divides by their mean variance, which
+    for squared errors is the isotropic standardisation of PHI-S (arXiv 2410.01680: its rotation changes no
+    distance), whitened makes all directions vary alike (ZCA). balance: errors gives every source the same share of
+    the gradient, in which its error is relative to itself; none weighs errors as they are. retries: how often the
+    training restarts with half the learning rate where the loss is not finite.
     """
 
     uses_images: ClassVar[bool] = True
@@ -162,6 +167,9 @@ class Trained(Weighted, ABC):
     augment: Augment = "strong"
     views: Positive | Literal["fresh"] = "fresh"
     mixup: Share = 0.8
+    low_resolution: Share = 0.0
+    standardise: Literal["isotropic", "whitened"] = "isotropic"
+    balance: Literal["none", "errors"] = "none"
     retries: Count = 0
 
     def all_steps(self, k: int) -> int:
@@ -199,7 +207,13 @@ class Trained(Weighted, ABC):
     @property
     def view_options(self) -> ViewOptions:
         """How training images become views."""
-        return ViewOptions(self.augment, self.views, self.mixup)
+        return ViewOptions(self.augment, self.views, self.mixup, self.low_resolution)
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """The losses beside that of the features."""
+        balanced = self.balance == "errors"
+        return LossWeights(self.logit_weight, self.outlier_exposure, self.cross_task_weight, balanced)
 
     def images_per_step(self, available: int) -> int:
         """Images of one step, given `available` training images without their fixed copies."""
@@ -217,6 +231,8 @@ class Trained(Weighted, ABC):
         """Raise DataError where there are no images, ConfigError for views that these inputs do not have."""
         if problem.plan.family.kind == "text":
             require_known(self.augment, "method.augment")
+            if self.low_resolution:
+                raise ConfigError("method.low_resolution is for images, and the inputs are texts. Pass 0.")
         if len(problem.images) == 0:
             more = "Pass data=... with data.images_per_task of 1 or more, data.auxiliary={name: generated}, or"
             raise DataError(f"this method needs unlabelled images. {more} method=average, which needs none.")
@@ -227,6 +243,9 @@ class Trained(Weighted, ABC):
         images = self.view_options.copies(problem.images, problem.seed)
         where = problem.hardware, problem.device, problem.progress
         targets = capture(problem.sources, images, self.targets, *where)
+        if self.standardise == "whitened":
+            batch = problem.hardware.eval_batch
+            targets = tuple(whitened(own, images.train, batch) for own in targets)
         weights = self.weights_of_tasks(len(problem.sources))
         return Prepared(images, tuple(dataclasses.replace(own, weight=w) for own, w in zip(targets, weights)))
 
@@ -265,7 +284,7 @@ class Trained(Weighted, ABC):
                     problem.world,
                     problem.snapshots,
                     self.view_options,
-                    LossWeights(self.logit_weight, self.outlier_exposure, self.cross_task_weight),
+                    self.loss_weights,
                     phase,
                 )
                 return dataclasses.replace(trace, restarts=attempt)

@@ -13,7 +13,7 @@ from fsmerge_cli.common.inputs import join, stack
 from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.data.transfer import Feed
-from fsmerge_cli.data.views import Augment, augmentation, new_views
+from fsmerge_cli.data.views import Augment, at_low_resolution, augmentation, new_views
 from fsmerge_cli.training.objective import Batch
 from fsmerge_cli.training.teachers import TeacherTargets
 
@@ -23,17 +23,19 @@ class ViewOptions:
     """How training images become the inputs of a batch.
 
     augment: see `data.augment`. views: `fresh` (new views at every step) or the number of fixed views of every
-    image, in addition to the image itself. mixup: share of mixed images in a batch.
+    image, in addition to the image itself. mixup: share of mixed images in a batch. low_resolution: share of the
+    images of a batch that are seen at half their resolution.
     """
 
     augment: Augment = "none"
     views: int | Literal["fresh"] = "fresh"
     mixup: float = 0.0
+    low_resolution: float = 0.0
 
     @property
     def fresh(self) -> bool:
         """Whether every step uses new views."""
-        return self.mixup > 0 or (self.augment != "none" and self.views == "fresh")
+        return max(self.mixup, self.low_resolution) > 0 or (self.augment != "none" and self.views == "fresh")
 
     def copies(self, images: Images, seed: int) -> Images:
         """The images, and the fixed views of the training images."""
@@ -108,4 +110,6 @@ class Batches:
         view_options = self.view_options
         augment = view_options.augment if view_options.views == "fresh" else "none"  # fixed views stay as they are
         new, other = new_views(self.pixels[rows], augment, view_options.mixup, self.seed, step)
+        if view_options.low_resolution:
+            new = at_low_resolution(new, view_options.low_resolution, self.seed, step)
         return Batch.live(new, self.targets, rows, rows[other])  # a mixed image has the task of its larger part

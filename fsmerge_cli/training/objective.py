@@ -129,11 +129,13 @@ class LossWeights:
 
     logit_weight: of the KL divergence between the logits of the heads. cross_task_weight: factor of that
     divergence on images of other tasks. outlier_exposure: of the confidence penalty on images of other tasks.
+    balanced: every source has the same share of the gradient, whatever its error is.
     """
 
     logit_weight: float = 0.0
     outlier_exposure: float = 0.0
     cross_task_weight: float = 1.0
+    balanced: bool = False
 
 
 def objective(
@@ -157,7 +159,7 @@ def objective(
     counts = batch.counts() if counts is None else counts
     batch.start(positions)
     features = student(batch.pixels(positions))
-    total = features.new_zeros((), dtype=torch.float32)
+    total, losses = features.new_zeros((), dtype=torch.float32), list[Tensor]()
     for i, own in enumerate(targets):
         error = source_error(student, features, batch, positions, own, i, loss_weights) / counts[0, i]
         other = (
@@ -166,9 +168,22 @@ def objective(
         if own.head is not None and len(other):
             logits = own.head(student.project(select_rows(features, batch.rows(positions, other)), i).float())
             error = error + loss_weights.outlier_exposure * confidence_penalty(logits) / counts[1, i]
-        total = total + own.weight * error
-    mean: Tensor = total / len(targets)
+        losses.append(own.weight * error)
+        total = total + losses[-1]
+    mean: Tensor = (balanced(losses) if loss_weights.balanced else total) / len(targets)
     return mean
+
+
+def balanced(losses: Sequence[Tensor]) -> Tensor:
+    """The value of the sum of the losses, with the gradient of mean_j(l_j) sum_i log l_i.
+
+    Every loss moves the weights by its relative change. A loss of 0, such as that of a part of a batch without
+    images of the source, keeps its gradient.
+    """
+    values = torch.stack([loss.detach().float() for loss in losses])
+    factors = torch.where(values > 0, values.mean() / values.clamp(min=1e-30), torch.ones_like(values))
+    total = torch.stack([factor * loss for factor, loss in zip(factors, losses)]).sum()
+    return total + (values.sum() - total).detach()
 
 
 def source_error(
@@ -191,7 +206,10 @@ def source_error(
     target, rows = batch.targets(source, positions[use]), select_rows(features, batch.rows(positions, use))
     estimate = student.project(rows if tokens is None or tokens.pooled else rows.detach(), source)
     pooled = target if tokens is None else tokens.layout.features(target)
-    error = (estimate - pooled).square().sum() / (pooled.shape[1] * own.variance)
+    if own.whitening is None:
+        error = (estimate - pooled).square().sum() / (pooled.shape[1] * own.variance)
+    else:
+        error = ((estimate - pooled).float() @ own.whitening).square().sum() / pooled.shape[1]
     if tokens is not None:
         error = tokens.combined(error, tokens.error(student.project_tokens(rows, source), target))
     if loss_weights.logit_weight and own.head is not None:

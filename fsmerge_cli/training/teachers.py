@@ -36,7 +36,8 @@ class TeacherTargets:
     images that are known to belong to another task, [n]. weight: of the source's loss, 1 on average. head: of the
     source, where it has one. group: runs all teachers of the training on new images at once, where that is faster.
     The masks are in host memory. reads: rows of features of every image [n] (None: one each). tokens: where the
-    patch tokens of the source count; they stand behind its features (see `TokenLayout`).
+    patch tokens of the source count; they stand behind its features (see `TokenLayout`). whitening: [d_i, d_i],
+    by which errors are multiplied instead of the division by the variance.
     """
 
     mask: Tensor
@@ -49,6 +50,7 @@ class TeacherTargets:
     group: TeacherGroup | None = None
     reads: Tensor | None = None
     tokens: TokenTargets | None = None
+    whitening: Tensor | None = None
 
     def at(self, rows: Tensor) -> Tensor:
         """Features of the images `rows`, all inside the mask, [rows of them, d_i] in fp32, on the device."""

@@ -14,16 +14,19 @@ class TokenTargets:
     """What the tokens of a source are compared by.
 
     layout: of the targets of the source. variance: of its tokens on the training images, over images and places,
-    mean over units. pooled: whether its pooled features count beside them.
+    mean over units. pooled: whether its pooled features count beside them. whitening: as in `TeacherTargets`.
     """
 
     layout: TokenLayout
     variance: float
     pooled: bool
+    whitening: Tensor | None = None
 
     def error(self, estimate: Tensor, targets: Tensor) -> Tensor:
         """The relative squared error of tokens [m, T, d], mean over places and units, summed over images."""
         own = self.layout.tokens(targets)
+        if self.whitening is not None:
+            return ((estimate - own).float() @ self.whitening).square().sum() / (own.shape[1] * own.shape[2])
         return (estimate - own).square().sum() / (own.shape[1] * own.shape[2] * self.variance)
 
     def combined(self, pooled: Tensor, tokens: Tensor) -> Tensor:
