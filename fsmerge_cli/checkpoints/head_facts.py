@@ -18,7 +18,7 @@ from fsmerge_cli.common.shown import brief, listed
 KEY = "fsmerge"
 """Key of the metadata, whose value is JSON."""
 
-NAMES, FIGURES = ("normalize", "numbered"), ("layer_norm", "temperatures", "shifts")
+NAMES, FIGURES = ("normalize", "numbered", "regression"), ("layer_norm", "temperatures", "shifts")
 """Facts that are lists of heads, and facts that are one number per head."""
 
 PLACE = r"(?:^|\.)(?:parametrizations\.weight\.)?[^.]*$"

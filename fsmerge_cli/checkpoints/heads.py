@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.checkpoints.head_facts import Heads, heads_by_name, stored_facts
 from fsmerge_cli.checkpoints.head_modules import HeadModule, read_head
+from fsmerge_cli.checkpoints.text_models import NUMBER, OF_NUMBERS, predicts_a_number
 from fsmerge_cli.common.errors import SourceError, unknown
 from fsmerge_cli.common.shown import brief, listed
 from fsmerge_cli.models.head import Head
@@ -28,6 +29,7 @@ def head_tensors(heads: Mapping[str, Head]) -> tuple[dict[str, Tensor], dict[str
     kinds: dict[str, Any] = {
         "normalize": [name for name, head in heads.items() if head.normalize],
         "numbered": [name for name, head in heads.items() if not head.named],
+        "regression": [name for name, head in heads.items() if head.regression],
         "layer_norm": {name: head.layer_norm for name, head in heads.items() if head.layer_norm is not None},
     }
     if len(heads) > 1:  # for the joint decision: the largest logit / temperature + shift
@@ -75,18 +77,24 @@ def choose_head(
         )
     if chosen not in names:
         raise SourceError(f"{where}: {unknown('head', chosen, names)}")
-    target = _target_note(config, where)
     found = _linear(spec, stored[chosen], chosen, where)
     weight, bias = found.weight, found.bias
+    regression = chosen in facts["regression"] or predicts_a_number(spec, config, weight)
+    target = () if regression else _target_note(config, where)
+    if regression and len(weight) != 1:
+        raise SourceError(
+            f"{where} predicts {len(weight)} numbers per text (regression). fsmerge evaluates and distils one. "
+            "Remove its head from the file to merge it without one."
+        )
     given = (spec.labels,) if isinstance(spec.labels, str) else spec.labels
     stated, known = stated_labels(config), tuple(facts["labels"].get(chosen, ()))
-    one_logit = weight.ndim == 2 and len(weight) == 1
+    one_logit = weight.ndim == 2 and len(weight) == 1 and not regression
     if one_logit:
         _refuse_one_name(given or known or stated, chosen, where)
         weight, bias = _two_logits(weight, bias)
     fitting = stated if len(stated) == len(weight) else ()
     names_given = given or (() if chosen in facts["numbered"] else known) or fitting
-    classes = names_given or known or tuple(str(c) for c in range(len(weight)))
+    classes = names_given or known or (NUMBER if regression else tuple(str(c) for c in range(len(weight))))
     unit = chosen in facts["normalize"] if spec.normalize is None else spec.normalize
     layer_norm = facts["layer_norm"].get(chosen) if found.layer_norm is None else found.layer_norm
     if unit and layer_norm is not None:
@@ -95,6 +103,8 @@ def choose_head(
             "to unit length before. Remove models.sources.N.normalize."
         )
     notes = (*found.notes, *target)
+    if regression:
+        notes += (OF_NUMBERS,)
     if one_logit:
         low, high = (*classes, "?", "?")[:2]
         notes += (f"its head has one logit, read as two classes: '{high}' above 0, '{low}' at 0 and below",)
@@ -102,6 +112,7 @@ def choose_head(
         notes += ("the class names in its config.json are not numbered from 0 on, so they are not used",)
     notes += _label_notes(given, (() if chosen in facts["numbered"] else known) or stated, len(weight))
     head = Head(weight, bias, classes, unit, bool(names_given), stored[chosen].get("projector"), layer_norm)
+    head = replace(head, regression=regression, named=head.named or regression)
     head = replace(
         head, temperature=facts["temperatures"].get(chosen, 1.0), shift=facts["shifts"].get(chosen, 0.0)
     )

@@ -75,6 +75,25 @@ def is_text(spec: SourceSpec, config: Mapping[str, Any]) -> bool:
     return isinstance(config.get("model_type"), str) and config["model_type"] in NAMES
 
 
+NUMBER = ("value",)
+"""What a predicted number is called where nothing states its name."""
+
+
+OF_NUMBERS = (
+    "its head predicts a number (regression): it is measured by its correlations with the labels, and has no part "
+    "in joint accuracy"
+)
+"""A note on such a head."""
+
+
+def predicts_a_number(spec: SourceSpec, config: Mapping[str, Any], weight: Tensor) -> bool:
+    """Whether a head of a text encoder is a regression: as stated, or one output, as in transformers."""
+    if not is_text(spec, config):
+        return False
+    stated = str(config.get("problem_type") or "").lower()
+    return stated == "regression" or (not stated and weight.ndim == 2 and len(weight) == 1)
+
+
 def refuse_other(kind: str, where: str) -> None:
     """Raise SourceError for a text model of another kind."""
     if kind in OTHER_TYPES:
@@ -112,7 +131,7 @@ def read_text_model(
     of_tokens = reads_tokens(config, given)
     names = NAMES[kind].of("tokens" if of_tokens else "first")
     found = _split(spec, stored, names, where)
-    _refuse_targets(config, found.head, where)
+    _refuse_targets(config, where)
     require_classes(config, found.head, where)
     if found.head and not (own_heads or of_tokens or f"{names.pooler}.weight" in found.tensors):
         raise SourceError(
@@ -210,16 +229,9 @@ def _refuse_variants(config: Mapping[str, Any], names: Names, where: str) -> Non
         )
 
 
-def _refuse_targets(config: Mapping[str, Any], head: Mapping[str, Tensor], where: str) -> None:
-    """Raise SourceError for a head that predicts something other than one of several labels."""
-    kind = str(config.get("problem_type") or "").lower()
-    one_value = head and head["weight"].ndim == 2 and len(head["weight"]) == 1 if "weight" in head else False
-    if kind == "regression" or one_value:
-        raise SourceError(
-            f"{where} predicts a number per text (regression). fsmerge evaluates and distils one of several "
-            "labels per text. Remove its head from the file to merge it without one."
-        )
-    if kind == "multi_label_classification":
+def _refuse_targets(config: Mapping[str, Any], where: str) -> None:
+    """Raise SourceError for a head that predicts several labels at once."""
+    if str(config.get("problem_type") or "").lower() == "multi_label_classification":
         raise SourceError(
             f"{where} predicts several labels per text (problem_type in config.json). fsmerge evaluates and "
             "distils one label per text. Remove its head from the file to merge it without one."

@@ -88,7 +88,13 @@ def run(arguments: list[str]) -> int:
         {**item, "rank": rank, "task": own.task, "label": own.label, "probability": own.probability}
         for item, prediction in _each(items, found, kind)
         for rank, own in enumerate(prediction.top, 1)
+    ] + [
+        {**item, "rank": 1, "task": task, "label": None, "probability": None, "value": value}
+        for item, prediction in _each(items, found, kind)
+        for task, value in prediction.numbers.items()
     ]
+    places = {str(item): place for place, item in enumerate(items)}
+    rows.sort(key=lambda row: places[row[kind]])
     writers: dict[str, Callable[[Path], None]] = {"--csv ": lambda path: tables.write_csv(path, rows)}
     write_files({key: (path, writers[key]) for key, path in written.items()}, options.overwrite)
     if options.json:
@@ -113,13 +119,15 @@ def _print(console: Any, rows: Sequence[dict[str, Any]], kind: str) -> None:
     """One paragraph per image or text: its path or itself, then its labels, best first, or its words' tags."""
     from rich.text import Text
 
-    wide, words = (max((len(shown(row.get(key, ""))) for row in rows), default=0) for key in ("label", "word"))
+    wide, words = (max((len(shown(row.get(key) or "")) for row in rows), default=0) for key in ("label", "word"))
     before = None
     for row in rows:
-        starts = row["rank"] == 1 if not words else row[kind] != before
+        starts = row[kind] != before or (row["rank"] == 1 and not words and "value" not in row)
         before = row[kind]
         if starts:
             console.print(Text(shown(row[kind]), style="bold"), soft_wrap=True)
         word = f"{shown(row['word']):<{words}}  " if words else ""
-        line = f"  {word}{100 * row['probability']:5.1f} %  {shown(row['label']):<{wide}}  {shown(row['task'])}"
+        value = row.get("value")
+        figure = f"{100 * row['probability']:5.1f} %" if value is None else f"{value:7.4g}"
+        line = f"  {word}{figure}  {shown(row['label'] or ''):<{wide}}  {shown(row['task'])}"
         console.print(Text(line), soft_wrap=True)

@@ -41,18 +41,22 @@ class Task:
 
     own_data: whether the data set holds only this task; its folder then needs no subfolder named after the task.
     named: whether the labels are names of classes; otherwise they are only the numbers of the head's rows, and
-    matching them to classes is a guess.
+    matching them to classes is a guess. number: whether a number is predicted for an item; then there are no
+    labels.
     """
 
     name: str
     labels: tuple[str, ...] | None
     own_data: bool = False
     named: bool = True
+    number: bool = False
 
     @classmethod
     def of(cls, name: str, head: Head | None) -> Task:
         """The task of a source or a model with this head."""
-        return cls(name, None) if head is None else cls(name, head.labels, named=head.named)
+        if head is None or head.regression:
+            return cls(name, None, number=head is not None)
+        return cls(name, head.labels, named=head.named)
 
 
 @plain_dataclass(frozen=True)
@@ -62,7 +66,8 @@ class ImageSet:
     classes: the class index of every image, if it is known without reading the image. skip_unreadable: leave out
     images that cannot be read, instead of raising an error. notes: what the user should know about this set.
     title_of: the name of an image in messages (None: its index). tags: the class index of every token of an item
-    whose features are read (-1: none), where these are several.
+    whose features are read (-1: none), where these are several. values: the number that is to be predicted for
+    every item (NaN: none), where it is one.
     """
 
     size: int
@@ -74,6 +79,7 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     title_of: Callable[[int], str] | None = None
     tags: Callable[[int], list[int]] | None = None
+    values: Sequence[float] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -92,6 +98,7 @@ class ImageSet:
             classes=None if self.classes is None else [self.classes[row] for row in rows],
             title_of=partial(_at_row, self.title, rows),
             tags=None if self.tags is None else partial(_at_row, self.tags, rows),
+            values=None if self.values is None else [self.values[row] for row in rows],
         )
 
     def labels(self, index: int) -> list[int]:

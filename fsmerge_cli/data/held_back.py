@@ -113,7 +113,7 @@ def without_labels(images: ImageSet) -> ImageSet:
     """The same images, with no class."""
     read = partial(_unlabelled, images.read)
     tags = None if images.tags is None else partial(_untagged, images.tags)
-    return replace(images, read=read, classes=[-1] * len(images), labelled=False, tags=tags)
+    return replace(images, read=read, classes=[-1] * len(images), labelled=False, tags=tags, values=None)
 
 
 def _unlabelled(read: Callable[[int], tuple[Image.Image, int]], index: int) -> tuple[Image.Image, int]:

@@ -79,6 +79,7 @@ def read_test_images(
                     digests[key] = own.title(row)
                 content_hash.update(repr((key, name)).encode())
                 content_hash.update(repr(own.tags(row)).encode() if own.tags else b"")
+                content_hash.update(repr(own.values[row]).encode() if own.values else b"")
             unreadable |= part.errors.keys()
             errors += [] if own.skip_unreadable else part.errors.values()
             done += len(part.indices) + len(part.errors)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -53,11 +54,15 @@ class Outputs:
     """Outputs of one model for all test images: logits per head [n, classes], features per source [n, d_i].
 
     calibrating: logits per head on the images that temperatures are fitted on, [m, classes]; empty without them.
+    every: outputs of all heads, also of those that predict a number, whose are not among the logits. numbers: the
+    outputs of the latter by task, [n].
     """
 
     logits: list[Tensor]
     features: list[Tensor]
     calibrating: Sequence[Tensor] = ()
+    every: Sequence[Tensor] = ()
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class TestSet:
             for estimates, outputs in batches or self._run(forward, what):
                 features.append([f.float().cpu() for f in estimates])
                 logits.append([a.float().cpu() for a in outputs])
-        return Outputs(*([torch.cat(parts) for parts in zip(*rows)] for rows in (logits, features)))
+        found, estimated = ([torch.cat(parts) for parts in zip(*rows)] for rows in (logits, features))
+        return Outputs(found, estimated)
 
     def _run(self, run: Callable[[Inputs], T], what: str) -> Iterator[T]:
         """The results of every batch."""
@@ -151,6 +157,12 @@ class TestSet:
     def _sizes(self) -> list[int]:
         """Number of rows of features, by set."""
         return [len(own) for own in self._labels]
+
+    def values(self) -> Tensor:
+        """The number that is to be predicted for every test image, [n], fp64 (NaN: none)."""
+        nothing = [math.nan]
+        parts = [s.values or nothing * size for s, size in zip(filter(None, self.sets), self._sizes)]
+        return torch.tensor([value for own in parts for value in own], dtype=torch.float64)
 
     def truth(self) -> tuple[Tensor, Tensor]:
         """Task index [n] and class index [n] of every test image, or of every word of a text that is read so."""

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from fsmerge_cli.evaluation.metrics import LOG_T
-from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.head import Head, of_classes
 
 SHIFT = (-20.0, 20.0)
 """Bounds of a shift, in logits."""
@@ -47,9 +47,10 @@ def plain(heads: int) -> Decision:
 
 def with_decision(heads: Mapping[str, Head], decision: Decision | None) -> dict[str, Head]:
     """The heads, each with its temperature and shift. decision: of these heads (None: the largest raw logit)."""
-    joint = decision or plain(len(heads))
-    found = zip(heads.items(), joint.temperatures, joint.shifts)
-    return {name: replace(head, temperature=t, shift=s) for (name, head), t, s in found}
+    classes = of_classes(heads)
+    joint = decision or plain(len(classes))
+    found = zip(classes.items(), joint.temperatures, joint.shifts)
+    return {**heads, **{name: replace(head, temperature=t, shift=s) for (name, head), t, s in found}}
 
 
 def best_decision(logits: Sequence[Tensor], target: Tensor, temperatures: Sequence[float]) -> Decision:

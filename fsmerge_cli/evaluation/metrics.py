@@ -43,6 +43,24 @@ def top(logits: Tensor, label: Tensor, k: int) -> float:
     return (logits.topk(k, dim=1).indices == label[:, None]).any(1).double().mean().item()
 
 
+def pearson(x: Tensor, y: Tensor) -> float | None:
+    """Pearson's correlation of values [n]; None where one of them is constant."""
+    a, b = (own.double() - own.double().mean() for own in (x, y))
+    scale = (a.square().sum() * b.square().sum()).sqrt().item()
+    return max(-1.0, min(1.0, (a @ b).item() / scale)) if scale > 0 else None
+
+
+def spearman(x: Tensor, y: Tensor) -> float | None:
+    """Spearman's rank correlation of values [n], Pearson's of the ranks; equal values have their mean rank."""
+    return pearson(_ranks(x), _ranks(y))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, place, count = torch.unique(values, return_inverse=True, return_counts=True)
+    ranks: Tensor = count.cumsum(0) - (count - 1) / 2
+    return ranks[place]
+
+
 def calibration_error(logits: Tensor, label: Tensor) -> float:
     """Expected calibration error of the softmax of logits [n, c]: |confidence - accuracy|, mean over images."""
     _, confidence, correct = calibration_bins(logits, label)

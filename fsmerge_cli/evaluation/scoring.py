@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsmerge_cli.evaluation.forward import Outputs
 from fsmerge_cli.evaluation.joint import Decision
-from fsmerge_cli.evaluation.metrics import FeatureSimilarity, calibration_error, interval, top
+from fsmerge_cli.evaluation.metrics import FeatureSimilarity, calibration_error, interval, pearson, spearman, top
 from fsmerge_cli.evaluation.neighbours import Neighbours
 from fsmerge_cli.evaluation.predictions import ChosenTasks, chosen_tasks
 
@@ -33,6 +33,20 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
+class NumberScore:
+    """Metrics of predicted numbers on one task's test texts.
+
+    count: number of texts. pearson, spearman: correlations with the labels (None: a constant). loss: mean squared
+    error.
+    """
+
+    count: int
+    pearson: float | None
+    spearman: float | None
+    loss: float
+
+
+@dataclass(frozen=True)
 class Score:
     """One row of the score table.
 
@@ -45,8 +59,8 @@ class Score:
     and `joint.PROTOCOL` [n], in the order of the test images. chosen: number of images by protocol, task of the
     image and task whose label is predicted. agreement: by task, number of images, and of those on which the model
     predicts the label that the source predicts; empty for the sources. neighbours: the same for tasks without a
-    head, by their features. decision: of the written classifier, for
-    the tasks `heads`.
+    head, by their features. decision: of the written classifier, for the tasks `heads`. numbers: by task that
+    predicts a number.
     """
 
     tasks: Mapping[str, TaskScore]
@@ -59,6 +73,7 @@ class Score:
     neighbours: Mapping[str, Neighbours] = field(default_factory=dict)
     decision: Decision | None = None
     heads: Sequence[str] = ()
+    numbers: Mapping[str, NumberScore] = field(default_factory=dict)
 
     @property
     def decisions(self) -> dict[str, dict[str, float]]:
@@ -130,9 +145,16 @@ def single_task_rows(ensemble: Score, tasks: Sequence[str]) -> dict[str, Score]:
             {name: ensemble.tasks[name]} if name in ensemble.tasks else {},
             {},
             {name: ensemble.features[name]} if name in ensemble.features else {},
+            numbers={name: ensemble.numbers[name]} if name in ensemble.numbers else {},
         )
         for name in tasks
     }
+
+
+def number_score(found: Tensor, values: Tensor) -> NumberScore:
+    """Metrics of predicted numbers [n] for texts with the labels [n]."""
+    error = (found.double() - values).square().mean().item()
+    return NumberScore(len(values), pearson(found, values), spearman(found, values), error)
 
 
 def task_score(logits: Tensor, label: Tensor) -> TaskScore:

@@ -78,8 +78,10 @@ class Fisher(Weighted):
         found = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in weights.items()}
         for row in range(len(images)):
             logits = head(functional_call(module, weights, (images[row : row + 1].to(problem.device),)))
-            for scores in logits.log_softmax(1):  # one, or that of every token which is read
-                for label, chance in self._labels(scores.detach().double().exp().cpu(), random):
+            # One row, or one of every token which is read; a number is the mean of a Gaussian of unit variance.
+            for scores in logits if head.regression else logits.log_softmax(1):
+                chances = torch.ones(1) if head.regression else scores.detach().double().exp().cpu()
+                for label, chance in self._labels(chances, random):
                     slopes = torch.autograd.grad(scores[label], list(weights.values()), retain_graph=True)
                     for name, slope in zip(weights, slopes):
                         found[name] += chance / len(images) * slope.double().square()

@@ -20,7 +20,8 @@ class Head:
     that is applied to the features first (None: there is none; never together with normalize). projector: [d, d']
     from merged features to the features that the head was trained on, if it cannot be folded into the weight
     (None: there is none). temperature, shift: for the joint decision over the labels of several heads, the largest
-    logit / temperature + shift; they change nothing within a head.
+    logit / temperature + shift; they change nothing within a head. regression: whether it predicts a number, its
+    one output, whose name is the only label.
     """
 
     weight: Tensor
@@ -32,6 +33,7 @@ class Head:
     layer_norm: float | None = None
     temperature: float = 1.0
     shift: float = 0.0
+    regression: bool = False
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits [n, classes] of features [n, d] (or [n, d'] if there is a projector)."""
@@ -49,12 +51,14 @@ class Head:
 
     def __repr__(self) -> str:
         """One line: the sizes."""
+        if self.regression:
+            return f"Head({self.weight.shape[1]} features -> a number)"
         return f"Head({self.weight.shape[1]} features -> {len(self.labels)} classes)"
 
     @property
     def stated(self) -> tuple[object, ...]:
         """What a file states about the head besides its tensors."""
-        return self.labels, self.normalize, self.layer_norm
+        return self.labels, self.normalize, self.layer_norm, self.regression
 
     @property
     def absorbs_projector(self) -> bool:
@@ -67,6 +71,11 @@ class Head:
         return replace(self, weight=self.weight.to(device), bias=bias, projector=projector)
 
 
+def of_classes(heads: Mapping[str, Head]) -> dict[str, Head]:
+    """The heads that predict one of several classes; the others predict a number."""
+    return {name: head for name, head in heads.items() if not head.regression}
+
+
 def joint_labels(heads: Mapping[str, Head]) -> list[str]:
     """One name for each label of all heads, in their order: the label, or `TASK: LABEL` where that is ambiguous.
 
@@ -74,6 +83,7 @@ def joint_labels(heads: Mapping[str, Head]) -> list[str]:
     >>> joint_labels({"pets": one, "wild": replace(one, labels=("lynx", "other"))})
     ['cat', 'pets: other', 'lynx', 'wild: other']
     """
+    heads = of_classes(heads)
     times = Counter(label for head in heads.values() for label in head.labels)
     return [
         label if times[label] == 1 and (head.named or len(heads) == 1) else f"{name}: {label}"

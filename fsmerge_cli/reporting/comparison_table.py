@@ -33,13 +33,16 @@ BETWEEN = 3
 def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean", width: int = NO_LIMIT) -> Table:
     """One row per run, as `fsmerge compare` sorted them, in at most `width` columns where possible."""
     names = dict.fromkeys(name for row in rows for name in row)
-    tasks = [n for n in names if n.startswith("top1.") and not (n.endswith("_std") and n[:-4] in names)]
+    own = [n for n in names if n.startswith(("top1.", "pearson."))]
+    tasks = [n for n in own if not (n.endswith("_std") and n[:-4] in names)]
     columns = ["run", *(n for n in names if n == "runs"), *tasks]
     more = (*SHOWN, sort, *(UNLABELLED if any(row.get("mean") is None for row in rows) else ()))
     columns += [n for n in names if n in more and n not in columns]
     cells = {name: [_cell(row, name) for row in rows] for name in columns}
     kept = fitting(cells, [*LEAST_IMPORTANT, *reversed(tasks), "difference"], {"run", "mean", sort}, width)
-    table = Table(title="Top-1 accuracy on test images, %", title_justify="left")
+    of_numbers = any(name.startswith("pearson.") for name in tasks)
+    more_titles = ", and Pearson's correlation" if of_numbers else ""
+    table = Table(title=f"Top-1 accuracy on test images, %{more_titles}", title_justify="left")
     for name in kept:
         if name == "run":
             table.add_column(name, overflow="fold", min_width=min(16, width // 3), no_wrap=width >= NO_LIMIT)
@@ -73,6 +76,8 @@ def _width(name: str, cells: Sequence[str]) -> int:
 
 
 def _title(name: str) -> str:
+    if name.startswith("pearson."):
+        return f"{name.removeprefix('pearson.')} (Pearson)"
     return name.removeprefix("top1.").replace("_", " ")
 
 

@@ -82,4 +82,15 @@ def _results(evaluation: Values, kind: str) -> list[Any]:
             metric_value=round(found["top1"], 4),
         )
         for task, found in merged["tasks"].items()
+    ] + [
+        EvalResult(
+            task_type=kind,
+            dataset_type=plain(task),
+            dataset_name=plain(task),
+            metric_type="pearsonr",
+            metric_name="Pearson correlation",
+            metric_value=round(found["pearson"], 4),
+        )
+        for task, found in merged.get("numbers", {}).items()
+        if found["pearson"] is not None
     ]

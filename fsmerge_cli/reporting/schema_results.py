@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Correlation = Annotated[float, Field(ge=-1, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -27,6 +28,16 @@ class TaskScore(Model):
     loss: float = Field(description="mean cross-entropy, nats")
     calibration_error: Share = Field(description="expected calibration error, 15 bins")
     relative: float | None = Field(description="top1 divided by the source's own top1")
+
+
+class NumberScore(Model):
+    """Scores of predicted numbers on the test texts of one task."""
+
+    count: Positive = Field(description="test texts with a number")
+    pearson: Correlation | None = Field(description="Pearson's correlation with the labels; null for constants")
+    spearman: Correlation | None = Field(description="Spearman's rank correlation; null for constants")
+    loss: float = Field(description="mean squared error")
+    relative: float | None = Field(description="pearson divided by the source's own")
 
 
 class Joint(Model):
@@ -106,9 +117,10 @@ class MeasuredOn(Model):
 class MethodRow(Model):
     """One model, or an ensemble, on the test images of all tasks."""
 
-    tasks: dict[str, TaskScore] = Field(description="by task")
+    tasks: dict[str, TaskScore] = Field(description="by task that predicts classes")
+    numbers: dict[str, NumberScore] = Field(default_factory=dict, description="by task that predicts a number")
     mean_top1: Share | None = Field(description="mean of top1 over tasks")
-    mean_relative: float | None = Field(description="mean of relative over tasks")
+    mean_relative: float | None = Field(description="mean of relative over tasks, also over those of `numbers`")
     joint_top1: Joint = Field(description="joint accuracy; empty where there is one task, or no label")
     chosen_tasks: ChosenTasks = Field(description="which task's label is predicted; empty for a single source")
     temperatures: dict[str, Annotated[float, Field(gt=0)]] = Field(

@@ -13,6 +13,7 @@ from fsmerge_cli.reporting.agreement import agreement as agreement
 from fsmerge_cli.reporting.agreement import images_in_words as images_in_words
 from fsmerge_cli.reporting.agreement import own_word as own_word
 from fsmerge_cli.reporting.agreement import sentences, values_by_row
+from fsmerge_cli.reporting.measures import column, correlation, is_measured, mean_correlation, outcome
 
 Values = Mapping[str, Any]
 
@@ -114,19 +115,18 @@ def _auxiliary_data(evaluation: Values) -> list[str]:
 def _outcome(evaluation: Values) -> list[str]:
     rows = evaluation["rows"]
     merged, ensemble = rows.get("merged", {}), rows.get("ensemble", {})
-    mean = merged.get("mean_top1")
     model = "The model" if evaluation["method"] == "unknown" else "The merged model"
-    if mean is None:
+    first = outcome(evaluation, model)
+    if first is None:
         return sentences(evaluation, model) or ["Nothing was evaluated: there were no images to measure with."]
-    kept = merged["mean_relative"]
-    over = " (mean over its tasks)" if len(evaluation["tasks"]) > 1 else ""
-    parts = [f"{model} has a top-1 accuracy of {per_cent(mean)} %{over}"]
-    parts[0] += f": {per_cent(kept)} % of its sources' accuracy." if kept is not None else "."
+    parts = [first]
     others = {"average": "The plain average of the sources' weights", "kd": "Distillation with the same budget"}
     for name, what in others.items():
-        share = shown_rows(evaluation).get(name, {}).get("mean_top1")
-        if share is not None:
-            parts.append(f"{what} reaches {per_cent(share)} %.")
+        row = shown_rows(evaluation).get(name, {})
+        found = [] if row.get("mean_top1") is None else [f"{per_cent(row['mean_top1'])} %"]
+        found += [] if (pearson := mean_correlation(row)) is None else [f"a correlation of {correlation(pearson)}"]
+        if found:
+            parts.append(f"{what} reaches {' and '.join(found)}.")
     joint, bound = (row.get("joint_top1", {}).get("softmax") for row in (merged, ensemble))
     if joint is not None:
         reference = f"; that of the ensemble of the sources is {per_cent(bound)} %" if bound is not None else ""
@@ -144,21 +144,30 @@ def agreements(evaluation: Values) -> Table | None:
 
 
 def scores(evaluation: Values) -> Table | None:
-    """Top-1 accuracy of every model on every task, with intervals, mean and joint; None without labels."""
+    """Top-1 accuracy of every model on every task, with intervals, mean and joint; None without labels.
+
+    Of a task of numbers it is Pearson's correlation, which is in no mean.
+    """
     tasks, rows = evaluation["tasks"], shown_rows(evaluation)
-    if not any(row["tasks"] for row in rows.values()):
+    if not any(map(is_measured, rows.values())):
         return None
     protocols = [p for p in PROTOCOLS if any(p in row["joint_top1"] for row in rows.values())]
     cells = []
     for name, row in rows.items():
-        own = [row["tasks"].get(task) for task in tasks]
         cells.append(
             [row_name(evaluation, name)]
-            + [ranged(t["top1"], t["interval"]) if t else NONE for t in own]
+            + [_score(row, task) for task in tasks]
             + [per_cent(row["mean_top1"])]
             + [ranged(row["joint_top1"].get(p), joint_interval(row, p)) for p in protocols]
         )
-    return Table(["model", *tasks, "mean", *(f"joint, {PROTOCOLS[p]}" for p in protocols)], cells)
+    titles = [column(evaluation, task) for task in tasks]
+    return Table(["model", *titles, "mean", *(f"joint, {PROTOCOLS[p]}" for p in protocols)], cells)
+
+
+def _score(row: Values, task: str) -> str:
+    if task in row["tasks"]:
+        return ranged(row["tasks"][task]["top1"], row["tasks"][task]["interval"])
+    return correlation(row.get("numbers", {}).get(task, {}).get("pearson"))
 
 
 def details(evaluation: Values) -> Table | None:
@@ -168,7 +177,7 @@ def details(evaluation: Values) -> Table | None:
         return None
     cells = []
     for task in evaluation["tasks"]:
-        own = row["tasks"].get(task, {})
+        own = row["tasks"].get(task) or row.get("numbers", {}).get(task, {})
         agreed = evaluation["predictions"].get(task, {})
         images = agreed.get("images")
         cells.append(
@@ -179,6 +188,7 @@ def details(evaluation: Values) -> Table | None:
                 per_cent(agreed["same_as_source"] / images if images else None),
                 per_cent(own.get("top5")),
                 fixed(own.get("loss")),
+                *([correlation(own.get(name)) for name in ("pearson", "spearman")] if row.get("numbers") else []),
                 fixed(own.get("calibration_error")),
                 fixed(row["feature_error"].get(task)),
                 fixed(row["feature_cosine"].get(task)),
@@ -191,8 +201,9 @@ def details(evaluation: Values) -> Table | None:
         "% of source accuracy",
         "% equal to source",
         "top-5 %",
-        "loss (nats)",
+        "loss (nats; of numbers squared error)" if row.get("numbers") else "loss (nats)",
     ]
+    columns += ["Pearson", "Spearman"] if row.get("numbers") else []
     columns += ["calibration error", "feature error", "feature cosine", "feature CKA"]
     return Table(columns, cells)
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from fsmerge_cli.common.errors import OutputError
 from fsmerge_cli.common.notes import notes_in
 from fsmerge_cli.common.shown import cell
+from fsmerge_cli.reporting.measures import column, correlation, is_measured
 from fsmerge_cli.reporting.terminal import line
 
 JOINT = "the task is not given: the prediction is the best label over all tasks"
@@ -28,23 +29,31 @@ def score_table(evaluation: Mapping[str, Any]) -> Table:
 
     tasks = evaluation["tasks"]
     method = "" if evaluation["method"] == "unknown" else f" ({evaluation['method']})"
-    table = Table(title=line(f"Top-1 accuracy on test images, %{method}"), title_justify="left")
+    classes = any(row["tasks"] for row in evaluation["rows"].values())
+    what = "Top-1 accuracy on test images, %" if classes else "Correlation with the labels of test images"
+    table = Table(title=line(f"{what}{method}"), title_justify="left")
     table.add_column("model", no_wrap=True)
-    for name in [*tasks, "mean", "joint", "joint (logits)"]:
+    for name in [*(column(evaluation, task) for task in tasks), "mean", "joint", "joint (logits)"]:
         table.add_column(line(name), justify="right")
     for name, row in shown_rows(evaluation).items():
-        cells = [row["tasks"].get(task, {}).get("top1") for task in tasks]
-        cells += [row["mean_top1"], row["joint_top1"].get("softmax"), row["joint_top1"].get("logits")]
+        cells = [_cell(row, task) for task in tasks]
+        more = row["mean_top1"], row["joint_top1"].get("softmax"), row["joint_top1"].get("logits")
         label = f"{name} (source)" if name in tasks else _row_name(evaluation, name)
-        table.add_row(line(label), *map(per_cent, cells), style="bold" if name == "merged" else None)
+        table.add_row(line(label), *cells, *map(per_cent, more), style="bold" if name == "merged" else None)
     return table
+
+
+def _cell(row: Mapping[str, Any], task: str) -> str:
+    if task in row.get("numbers", {}):
+        return correlation(row["numbers"][task]["pearson"])
+    return per_cent(row["tasks"].get(task, {}).get("top1"))
 
 
 def result_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     """The accuracies of a run; without labels the agreement with the sources; empty without either."""
     from fsmerge_cli.reporting.summary import agreements, images_in_words
 
-    if any(row["tasks"] for row in evaluation["rows"].values()):
+    if any(map(is_measured, evaluation["rows"].values())):
         return [score_table(evaluation)]
     found = agreements(evaluation)
     if found is None:
@@ -85,6 +94,9 @@ def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
         cells = [str(found["count"]), per_cent(found["top1"]), f"{per_cent(low)} - {per_cent(high)}"]
         cells += [per_cent(found["top5"]), f"{found['loss']:.3f}", per_cent(found["calibration_error"])]
         table.add_row(line(task), *cells)
+    for task, found in row.get("numbers", {}).items():
+        measures = f"Pearson {correlation(found['pearson'])}, Spearman {correlation(found['spearman'])}"
+        table.add_row(line(task), str(found["count"]), "-", measures, "-", f"{found['loss']:.3f}", "-")
     joint = row["joint_top1"]
     if joint:
         shares = [f"{words} {per_cent(joint[name])}" for name, words in PROTOCOLS.items() if name in joint]

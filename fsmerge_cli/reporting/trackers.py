@@ -155,6 +155,7 @@ class Tracking:
         """Write the accuracies of the merged model and of all other rows."""
         for name, row in evaluation["rows"].items():
             found = {f"top1 {task}/{name}": values["top1"] for task, values in row["tasks"].items()}
+            found |= {f"pearson {task}/{name}": own["pearson"] for task, own in row.get("numbers", {}).items()}
             found |= {
                 f"top1 mean/{name}": row["mean_top1"],
                 f"top1 joint/{name}": row["joint_top1"].get("softmax"),

@@ -26,7 +26,7 @@ from fsmerge_cli.data import Task
 from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, count_images
 from fsmerge_cli.evaluation.plausibility import worded_note
-from fsmerge_cli.evaluation.score_table import Scorer
+from fsmerge_cli.evaluation.scorer import Scorer
 from fsmerge_cli.methods import METHODS, Method, Problem
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.models.duplicates import duplicate_notes
@@ -199,9 +199,14 @@ def _measured(requested: Request, problem: Problem, tests: TestImages) -> tuple[
         heads = {source.name: source.head for source in problem.sources}
         scorer = Scorer.of(heads, tests.sets, None, problem.hardware, problem.device, problem.progress)
         score, outputs = scorer.sources(problem.sources)
-        if score.tasks:
+        if score.tasks or score.numbers:
             found = {name: own.top1 for name, own in score.tasks.items()}
-            return found, scorer.warnings(outputs, stated_accuracies(requested.sources))
+            numbers = [
+                f"'{name}' has a Pearson correlation of {own.pearson or 0:.3f} with the labels of {own.count} "
+                "test images"
+                for name, own in score.numbers.items()
+            ]
+            return found, [*scorer.warnings(outputs, stated_accuracies(requested.sources)), *numbers]
     return {}, ["the accuracy of the sources was not compared: there are no labelled test images"]
 
 

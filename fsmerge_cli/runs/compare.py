@@ -41,6 +41,9 @@ TASK = ("top1", "top5", "loss", "calibration_error", "relative")
 
 ANOTHER = "Run the command again, or leave out this folder."
 
+NUMBER, COLUMNS = ("pearson", "spearman", "loss", "relative"), ("top1.", "pearson.")
+"""Metrics of one task that predicts a number; those of tasks that are columns of the table."""
+
 EMPTY: Mapping[str, Any] = {"tasks": {}, "mean_top1": None, "mean_relative": None, "joint_top1": {}}
 """The row of a run without an evaluation."""
 
@@ -246,16 +249,18 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     rows = evaluation["rows"]
     cost = evaluation["cost"]
     memory = cost["peak_memory_bytes"]
-    scores = _scores(_row(evaluation))
+    row = _row(evaluation)
+    scores, numbers = _scores(row), row.get("numbers", {})
     return {
-        **{f"top1.{task}": scores.get(f"top1.{task}") for task in evaluation["tasks"]},
+        **{f"top1.{task}": scores.get(f"top1.{task}") for task in evaluation["tasks"] if task not in numbers},
+        **{f"pearson.{task}": scores.get(f"pearson.{task}") for task in numbers},
         **{name: scores[name] for name in ("mean", "relative", "agreement", *JOINT)},
         "agreement_average": _scores(rows.get("average", EMPTY))["agreement"],
         "seconds": sum(cost["seconds"].values()),
         "trained_parameters": cost["trained_parameters"],
         "peak_memory_gb": None if memory is None else memory / 1e9,
         **{name: cost.get(name) for name in ("steps", "images", "images_per_second")},
-        **{name: value for name, value in scores.items() if "." in name and not name.startswith("top1.")},
+        **{name: value for name, value in scores.items() if "." in name and not name.startswith(COLUMNS)},
     }
 
 
@@ -269,6 +274,8 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
     }
     for task, values in row["tasks"].items():
         found |= {f"{name}.{task}": values.get(name) for name in TASK}
+    for task, values in row.get("numbers", {}).items():
+        found |= {f"{name}.{task}": values.get(name) for name in NUMBER}
     agreed = {task: own["same"] / own["images"] for task, own in row.get("agreement", {}).items()}
     found["agreement"] = sum(agreed.values()) / len(agreed) if agreed else None
     found |= {f"agreement.{task}": share for task, share in agreed.items()}

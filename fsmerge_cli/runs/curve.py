@@ -19,6 +19,7 @@ from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.options import build
 from fsmerge_cli.common.progress import Event, Progress, silent
+from fsmerge_cli.common.shown import listed
 from fsmerge_cli.common.wording import worded, worded_progress
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.from_python import Data
@@ -138,6 +139,8 @@ def _curve(
         )
     require_images(options, problem)
     first, second = problem.sources
+    if numbers := [own.name for own in problem.sources if own.head is not None and own.head.regression]:
+        raise ConfigError(f"a curve measures predicted classes, and {listed(numbers)} predicts a number.")
     one = share_a_task(first.head, second.head)
     names = problem.plan.tasks[: len(tests.sets)]
     test_set = TestSet(names, tuple(tests.sets), problem.hardware, problem.device, problem.progress)

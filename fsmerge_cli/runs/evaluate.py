@@ -29,9 +29,10 @@ from fsmerge_cli.evaluation.forward import Outputs, merged_forward
 from fsmerge_cli.evaluation.joint import Decision
 from fsmerge_cli.evaluation.plausibility import worded_note
 from fsmerge_cli.evaluation.predictions import Example, examples, predictions_by_task
-from fsmerge_cli.evaluation.score_table import Scorer
+from fsmerge_cli.evaluation.scorer import Scorer
 from fsmerge_cli.evaluation.scoring import Score, single_task_rows
 from fsmerge_cli.methods import METHODS
+from fsmerge_cli.models.head import of_classes
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
 from fsmerge_cli.runs.from_run import (
@@ -102,7 +103,7 @@ def evaluate(
             notes += tests.notes
             fit_images = _calibration_images(model, images, tests, seed, machine.workers, notes, sources)
         scorer = Scorer.of(model.heads, tests.sets, fit_images, machine, device, report)
-        if not bool((scorer.truth[1] >= 0).any()):
+        if not bool((scorer.truth[1] >= 0).any()) and bool(scorer.values.isnan().all()):
             raise DataError(
                 "no test image has a label, so there is no accuracy to compute. Put the images into class folders."
             )
@@ -184,9 +185,9 @@ def evaluate_inputs(model: Merged, data: Data | None, sources: bool) -> list[Inp
 
 def _decision(model: Merged) -> Decision | None:
     """The joint decision that a merge chose for its heads; None for a third-party model."""
-    heads = model.heads.values()
+    heads = of_classes(model.heads).values()
     found = Decision(tuple(head.temperature for head in heads), tuple(head.shift for head in heads))
-    return found if run_folder(model.folder) is not None and len(model.heads) > 1 else None
+    return found if run_folder(model.folder) is not None and len(heads) > 1 else None
 
 
 def _seed(given: int | None, run: Mapping[str, Any]) -> int:

@@ -19,6 +19,7 @@ from fsmerge_cli.common.errors import CertificateError, ConfigError
 from fsmerge_cli.common.inputs import IDS, MASK, TYPES, NamedTensors, named
 from fsmerge_cli.common.output_files import EXPORT_MARK
 from fsmerge_cli.common.seeding import generator
+from fsmerge_cli.common.shown import listed
 from fsmerge_cli.evaluation.certificates import relative_error
 from fsmerge_cli.models.head import Head, joint_labels
 from fsmerge_cli.runs.merged import Merged
@@ -93,6 +94,11 @@ class Exported:
 
 def prepared(model: Merged, task: str | None) -> Exported:
     """The module of one task, or of all tasks (None). Raises ConfigError for an unknown task."""
+    if task is None and (numbers := [name for name, head in model.heads.items() if head.regression]):
+        raise ConfigError(
+            f"{listed(numbers)} predicts a number, which is not compared with the labels of other tasks. Pass "
+            "--task NAME for a file of one task."
+        )
     own = model if task is None else model.only((task,))
     heads = list(own.heads.values())
     labels = heads[0].labels if task is not None else tuple(joint_labels(model.heads))

@@ -29,7 +29,7 @@ from fsmerge_cli.data.matching import alike_note
 from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, read_test_images
 from fsmerge_cli.evaluation.forward import merged_forward
-from fsmerge_cli.evaluation.score_table import Scorer
+from fsmerge_cli.evaluation.scorer import Scorer
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source

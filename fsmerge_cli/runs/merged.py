@@ -30,10 +30,10 @@ from fsmerge_cli.data.base import Transform
 from fsmerge_cli.data.readers import reader
 from fsmerge_cli.data.text.tokens import ToTokens
 from fsmerge_cli.evaluation.tokens import tokens_of
-from fsmerge_cli.models.head import Head
+from fsmerge_cli.models.head import Head, of_classes
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.runs.from_run import Data, given_data
-from fsmerge_cli.runs.predict import Prediction, batches, is_one, ranked, require_top_k
+from fsmerge_cli.runs.predict import Prediction, batches, is_one, outputs_of, ranked, require_top_k
 from fsmerge_cli.runs.predict_texts import is_one_text, tagged, text_batches
 from fsmerge_cli.training.teachers import network
 
@@ -155,12 +155,13 @@ class Merged:
         Over all tasks the logits of every head are divided by its temperature and get its shift, as in
         `classifier/`. Raises ConfigError for an unknown task.
         """
-        self.with_heads()
+        return self._outputs(images, task)[0]
+
+    def _outputs(self, images: Inputs, task: str | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The probabilities [n, labels], and the predicted numbers by task, [n]."""
+        heads = self.with_heads().heads if task is None else {task: self._head(task)}
         with torch.no_grad():
-            features = self.backbone(images.to(self.device))
-            if task is not None:
-                return self._head(task)(features).softmax(1)
-            return torch.cat([head.joint_logits(features) for head in self.heads.values()], 1).softmax(1)
+            return outputs_of(heads, self.backbone(images.to(self.device)), joint=task is None)
 
     @overload
     def predict(self, images: str | Path | Image.Image, task: str | None = None, top_k: int = 5) -> Prediction: ...
@@ -183,14 +184,15 @@ class Merged:
             return self.predict([images], task, top_k)[0]
         found: list[Prediction] = []
         for inputs in text_batches(images, transform) if texts else batches(images, transform):
-            found += ranked(self.probabilities(inputs, task), names, count)
+            shares, numbers = self._outputs(inputs, task)
+            found += ranked(shares, names, count, numbers)
         if isinstance(transform, ToTokens) and transform.words:
             return tagged(images, found, transform)
         return found
 
     def _label_names(self, task: str | None) -> list[tuple[str, str]]:
         """Task and label of every column of `probabilities`."""
-        heads = self.heads if task is None else {task: self._head(task)}
+        heads = of_classes(self.heads if task is None else {task: self._head(task)})
         return [(name, label) for name, head in heads.items() for label in head.labels]
 
     def only(self, tasks: tuple[str, ...]) -> Merged:

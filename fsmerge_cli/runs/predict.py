@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fsmerge_cli.data.images.decode import FORMATS, open_image
 from fsmerge_cli.data.images.files import images as images_in
 from fsmerge_cli.data.images.files import other_files
 from fsmerge_cli.data.reading import combined_error
+from fsmerge_cli.models.head import Head, of_classes
 
 BATCH = 64
 """Images that are in memory and computed at once."""
@@ -42,10 +43,12 @@ class Candidate:
 class Prediction:
     """The most probable labels of one image, best first.
 
-    The probabilities are those of all labels that were asked for: of one task, or of all tasks together.
+    The probabilities are those of all labels that were asked for: of one task, or of all tasks together. numbers:
+    by task that predicts one.
     """
 
     top: tuple[Candidate, ...]
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -63,16 +66,30 @@ class Prediction:
         return self.top[0].task
 
     def __repr__(self) -> str:
-        """The labels with their probabilities."""
-        return f"Prediction({', '.join(f'{c.task}: {c.label} {c.probability:.1%}' for c in self.top)})"
+        """The labels with their probabilities, and the numbers."""
+        parts = [f"{c.task}: {c.label} {c.probability:.1%}" for c in self.top]
+        parts += [f"{task}: {value:.4g}" for task, value in self.numbers.items()]
+        return f"Prediction({', '.join(parts)})"
 
 
-def ranked(probabilities: Tensor, names: Sequence[tuple[str, str]], top_k: int) -> list[Prediction]:
-    """The `top_k` best of probabilities [n, labels]. names: task and label of every column."""
+def outputs_of(heads: Mapping[str, Head], features: Tensor, joint: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Probabilities [n, labels] of the labels of all heads together, and the predicted numbers by task, [n]."""
+    numbers = {name: head(features)[:, 0] for name, head in heads.items() if head.regression}
+    logits = [head.joint_logits(features) if joint else head(features) for head in of_classes(heads).values()]
+    return torch.cat([features[:, :0], *logits], 1).softmax(1), numbers
+
+
+def ranked(
+    probabilities: Tensor, names: Sequence[tuple[str, str]], top_k: int, numbers: Mapping[str, Tensor]
+) -> list[Prediction]:
+    """The `top_k` best of probabilities [n, labels]. names: task and label of a column. numbers: by task, [n]."""
     values, columns = probabilities.topk(min(top_k, len(names)), dim=1)
     return [
-        Prediction(tuple(Candidate(names[c][1], p, names[c][0]) for c, p in zip(own, shares)))
-        for own, shares in zip(columns.tolist(), values.tolist())
+        Prediction(
+            tuple(Candidate(names[c][1], p, names[c][0]) for c, p in zip(own, shares)),
+            {name: found[row].item() for name, found in numbers.items()},
+        )
+        for row, (own, shares) in enumerate(zip(columns.tolist(), values.tolist()))
     ]
 
 

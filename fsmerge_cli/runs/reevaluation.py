@@ -93,7 +93,7 @@ class Reevaluation:
         """Write several of these files: all of them appear, or none. Raises OutputError."""
         evaluation, kind = self.evaluation(), self.model.family.kind
         typed(evaluation)
-        own = {f"logits.{name}": values for name, values in zip(self.model.tasks, self.outputs.logits)}
+        own = {f"logits.{name}": values for name, values in zip(self.model.tasks, self.outputs.every)}
         tensors = {**own, "task": self.truth[0], "label": self.truth[1]}
         writers: dict[str, Callable[[Path], None]] = {
             "output.file=": lambda path: write_json(path, evaluation),

@@ -259,9 +259,15 @@ def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
         own = sources[name].tasks[name].top1 if name in sources else None
         relative = task.top1 / own if own else None
         tasks[name] = {**asdict(task), "interval": list(task.interval), "relative": relative}
-    shares = [task["relative"] for task in tasks.values()]
+    numbers = {}
+    for name, number in score.numbers.items():
+        alone = sources[name].numbers[name].pearson if name in sources else None
+        relative = number.pearson / alone if alone and alone > 0 and number.pearson is not None else None
+        numbers[name] = {**asdict(number), "relative": relative}
+    shares = [task["relative"] for task in (*tasks.values(), *numbers.values())]
     return {
         "tasks": tasks,
+        **({"numbers": numbers} if numbers else {}),
         "mean_top1": score.mean,
         "mean_relative": sum(shares) / len(shares) if shares and None not in shares else None,
         "joint_top1": dict(score.joint),

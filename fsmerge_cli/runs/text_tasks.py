@@ -61,11 +61,12 @@ def write_text_classifier(
     """
     names = NAMES[arch.model_type].of(arch.pooling)
     bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
+    kind = "regression" if head.regression else "single_label_classification"
     stated = {
         "architectures": [names.classifier],
         "id2label": {str(row): label for row, label in enumerate(head.labels)},
         "label2id": {label: row for row, label in enumerate(head.labels)},
-        **({} if arch.pooling == "tokens" else {"problem_type": "single_label_classification"}),
+        **({} if arch.pooling == "tokens" else {"problem_type": kind}),
     }
     tensors = {names.in_classifier(name): tensor.cpu().clone() for name, tensor in weights.items()}
     tensors |= {f"{names.head}.weight": head.weight.cpu(), f"{names.head}.bias": bias.cpu()}

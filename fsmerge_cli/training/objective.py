@@ -165,7 +165,7 @@ def objective(
         other = (
             batch.other_task[i][positions].nonzero().flatten() if loss_weights.outlier_exposure else positions[:0]
         )
-        if own.head is not None and len(other):
+        if own.head is not None and not own.head.regression and len(other):
             logits = own.head(student.project(select_rows(features, batch.rows(positions, other)), i).float())
             error = error + loss_weights.outlier_exposure * confidence_penalty(logits) / counts[1, i]
         losses.append(own.weight * error)
@@ -213,13 +213,23 @@ def source_error(
     if tokens is not None:
         error = tokens.combined(error, tokens.error(student.project_tokens(rows, source), target))
     if loss_weights.logit_weight and own.head is not None:
-        distance = divergence(own.head(estimate.float()), own.head(pooled))
+        distance = distance_of(own, own.head(estimate.float()), own.head(pooled))
         of_others = batch.other_task[source][positions[use]]
         of_others = per_feature(of_others, None if batch.reads is None else batch.reads[positions[use]])
         factor = torch.where(of_others, loss_weights.cross_task_weight, 1.0)
         factor = factor.to(distance.device, non_blocking=True)
         error = error + loss_weights.logit_weight * (factor * distance).sum()
     return error
+
+
+def distance_of(own: TeacherTargets, student: Tensor, teacher: Tensor) -> Tensor:
+    """How far the outputs of a head are from the source's, by row, [n]: a divergence of the predicted classes.
+
+    Of a predicted number it is the squared error, relative to the variance of the source's numbers.
+    """
+    if own.head is not None and own.head.regression:
+        return (student - teacher).square().sum(1) / own.output_variance
+    return divergence(student, teacher)
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:

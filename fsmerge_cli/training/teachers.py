@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class TeacherTargets:
     source, where it has one. group: runs all teachers of the training on new images at once, where that is faster.
     The masks are in host memory. reads: rows of features of every image [n] (None: one each). tokens: where the
     patch tokens of the source count; they stand behind its features (see `TokenLayout`). whitening: [d_i, d_i],
-    by which errors are multiplied instead of the division by the variance.
+    by which errors are multiplied instead of the division by the variance. output_variance: of the numbers that a
+    head predicts (1: it predicts none).
     """
 
     mask: Tensor
@@ -51,6 +52,7 @@ class TeacherTargets:
     reads: Tensor | None = None
     tokens: TokenTargets | None = None
     whitening: Tensor | None = None
+    output_variance: float = 1.0
 
     def at(self, rows: Tensor) -> Tensor:
         """Features of the images `rows`, all inside the mask, [rows of them, d_i] in fp32, on the device."""
@@ -105,26 +107,34 @@ def capture(
         teacher = _Teacher(source, pixels, hardware, device)
         if hardware.features == "live":
             lookup: Callable[[Tensor], Tensor] = teacher
-            parts = counter.count(teacher.parts(rows[train]))
+            trained = partial(teacher.parts, rows[train])
+            variance, tokens = variances(counter.count(trained()), source)
         else:
             own = None if several is None else several[rows]
             table = _table(teacher, rows, _rows_of(mask, several), digests, counter)
             lookup = _FeatureTable(Feed(table, device), mask.cumsum(0) - 1, own)
-            parts = (table[feature_rows(own, part)] for part in torch.split(train, hardware.eval_batch))
-        variance, tokens = variances(parts, source)
+            trained = partial(_parts_of, table, own, torch.split(train, hardware.eval_batch))
+            variance, tokens = variances(trained(), source)
         head = source.head.to(device) if source.head else None
         live = _Teacher(source, pixels, hardware, device, fresh=True)  # new, so that the first network is freed
         other_task = (images.task != index) & (images.task != NO_TASK)
-        made = TeacherTargets(
+        found = TeacherTargets(
             mask, variance, lookup, live.run, other_task, head=head, reads=several, tokens=tokens
         )
-        captured.append(made)
+        if source.head is not None and source.head.regression:
+            found = replace(found, output_variance=variances(map(source.head, trained()), source)[0])
+        captured.append(found)
         counter.finish_source(_rows_of(mask, several))
     # On a CPU, running one after the other as the loss needs them is faster.
     if device.type != "cuda" or several is not None:
         return tuple(captured)
     group = TeacherGroup(sources, [own.run for own in captured], hardware, device)
     return tuple(replace(own, group=group) for own in captured)
+
+
+def _parts_of(table: Tensor, reads: Tensor | None, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The features of some images of a table, in parts."""
+    return (table[feature_rows(reads, part)] for part in parts)
 
 
 def _rows_of(mask: Tensor, several: Tensor | None) -> int:

@@ -124,10 +124,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "is BertForQuestionAnswering: a model for question answering, whose features are one vector per token. "
         f"{ENCODERS}",
     ),
-    "regression": (
+    "several numbers": (
         {"problem_type": "regression"},
-        "predicts a number per text (regression). fsmerge evaluates and distils one of several labels per text. "
-        "Remove its head from the file to merge it without one.",
+        "predicts 4 numbers per text (regression). fsmerge evaluates and distils one. Remove its head from the "
+        "file to merge it without one.",
     ),
     "several labels": (
         {"problem_type": "multi_label_classification"},

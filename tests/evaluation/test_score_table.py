@@ -19,7 +19,7 @@ from fsmerge_cli.data.draw import NO_TASK, Images
 from fsmerge_cli.data.images.folder import Folder
 from fsmerge_cli.evaluation.forward import ensemble_forward
 from fsmerge_cli.evaluation.metrics import temperatures
-from fsmerge_cli.evaluation.score_table import Scorer
+from fsmerge_cli.evaluation.scorer import Scorer
 from tests.data.test_sampling import images, pair, picture
 from tests.support.sources import mlp_source
 

@@ -126,6 +126,7 @@ def save_encoder(folder: Path, source: Source) -> Path:
     assert source.labels is not None
     module.config.id2label = dict(enumerate(source.labels))
     module.config.label2id = {label: row for row, label in enumerate(source.labels)}
+    module.config.problem_type = "regression" if len(source.labels) == 1 else None
     module.save_pretrained(folder)
     return with_tokenizer(folder)
 
@@ -139,11 +140,11 @@ def with_tokenizer(folder: Path) -> Path:
 
 
 def sentence_source(variant: str, seed: int, labels: tuple[str, ...], **options: Any) -> Source:
-    """A random encoder for the vocabulary of the generated sentences."""
+    """A random encoder for the vocabulary of the generated sentences; one label: it predicts a number."""
     size = len(vocabulary())
     source = encoder_source(variant, seed, len(labels), vocab_size=size, positions=66, **options)
     assert source.head is not None
-    return replace(source, head=replace(source.head, labels=labels))
+    return replace(source, head=replace(source.head, labels=labels, regression=len(labels) == 1))
 
 
 TOPIC, POLARITY = KINDS["topic"], KINDS["polarity"]

@@ -120,7 +120,7 @@ def _row(item: Any, place: str) -> Row:
         label = label.item() if isinstance(label, Tensor) and not label.ndim else label
         if isinstance(text, str) and isinstance(label, str):
             return Row((text, label), None, place)
-        if _is_text(text) and (label is None or isinstance(label, int)):
+        if _is_text(text) and (label is None or isinstance(label, int | float)):
             return Row(text, label, place)
     raise DataError(f"{place} is no text: {brief(item)}. Pass {CONTENT}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,10 @@ from fsmerge_cli.data.text.files import Row, has_text
 from fsmerge_cli.data.text.tokens import require_whole
 from fsmerge_cli.data.text.words import plain_tags
 
-UNLABELLED = (None, "", -1, "-1")
+NOTHING = (None, "")
+"""Numbers that are none."""
+
+UNLABELLED = (*NOTHING, -1, "-1")
 """Labels that are none; -1 as in the test files of GLUE."""
 
 
@@ -30,6 +34,24 @@ def labels_of(rows: Sequence[Row]) -> list[Any]:
     if all(text.isdecimal() for text in texts):
         return [None if label is None else int(label) for label in found]
     return [None if label is None else str(label) for label in found]
+
+
+def numbers_of(rows: Sequence[Row]) -> list[float]:
+    """The labels as numbers; NaN where there is none. Raises DataError for another label, with its place."""
+    found = []
+    for row in rows:
+        label = None if isinstance(row.label, tuple) or row.label in NOTHING else row.label
+        try:
+            value = math.nan if label is None else float(label)
+        except (TypeError, ValueError):
+            value = math.inf
+        if isinstance(label, bool) or math.isinf(value) or (label is not None and math.isnan(value)):
+            raise DataError(
+                f"{shown(row.place)}: this task predicts a number, and the label is {brief(row.label)}. Repair "
+                "the file, or pass data.label_column=NAME of another column."
+            )
+        found.append(value)
+    return found
 
 
 def names_of(rows: Sequence[Row]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -21,7 +22,16 @@ from fsmerge_cli.data.images.files import beside_splits
 from fsmerge_cli.data.matching import of_task
 from fsmerge_cli.data.text.files import Columns, Row, has_text, parts_of, rows_of
 from fsmerge_cli.data.text.folders import SUFFIXES, is_text_file, of_name, only_of_name, passed_over, refuse_shards
-from fsmerge_cli.data.text.labels import UNLABELLED, labels_of, left_out, names_of, require_clear_labels, start_of
+from fsmerge_cli.data.text.labels import (
+    NOTHING,
+    UNLABELLED,
+    labels_of,
+    left_out,
+    names_of,
+    numbers_of,
+    require_clear_labels,
+    start_of,
+)
 from fsmerge_cli.data.text.tokens import ToTokens, require_whole
 from fsmerge_cli.data.text.words import Words, word_set
 
@@ -63,7 +73,7 @@ class Texts(DataConfig):
             return None
         read = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
         rows = [row for row in read if has_text(row)]
-        labelled = [row for row in rows if row.label not in UNLABELLED]
+        labelled = [row for row in rows if row.label not in (NOTHING if task.number else UNLABELLED)]
         if whole and split == "test" and not (labelled and self.test_share):
             return None
         if whole and labelled:
@@ -73,10 +83,11 @@ class Texts(DataConfig):
                 return None
             raise DataError(f"{shown(path)} holds no texts for task '{task.name}'. Pass another file or folder.")
         more = (*_files_left_out(task, path), *left_out(task, str(path), read))
+        names = () if task.number else names_of(read)
         if split == "train" and self.train is self.test is None and not whole:  # a folder of both splits
             text = beside_splits(path.parent, is_text_file, "texts")
             more = (*more, *(f"{start_of(task)}{text}" for _ in text[:1]))
-        return text_set(task, rows, str(path), transform, self.max_length, more, names_of(read))
+        return text_set(task, rows, str(path), transform, self.max_length, more, names)
 
     def is_mixed(self, tasks: Sequence[str]) -> bool:
         """Whether the root holds texts for all tasks, and nothing is named after a task."""
@@ -158,8 +169,10 @@ def text_set(
         return _word_set(task, rows, where, transform.limited(max_length), more, names)
     rows = [_as_text(row) for row in rows]
     require_clear_labels(task, [row.label for row in rows], where)
-    kept, places, notes = of_task(task, labels_of(rows), names or None, where, "texts")
+    labels = [None] * len(rows) if task.number else labels_of(rows)
+    kept, places, notes = of_task(task, labels, names or None, where, "texts")
     chosen = [rows[row] for row in kept]
+    values = numbers_of(chosen) if task.number else None
     for row in chosen:
         require_whole("".join(parts_of(row.text)), f"{shown(row.place)}: the text")
     notes = (*notes, *_reading_notes(task, chosen), *more)
@@ -170,10 +183,11 @@ def text_set(
         len(chosen),
         partial(_read, chosen, places),
         transform,
-        labelled=all(place >= 0 for place in places),
+        labelled=all(place >= 0 for place in places) or bool(values and not all(map(math.isnan, values))),
         classes=places,
         notes=notes,
         title_of=partial(_title, chosen),
+        values=values,
     )
 
 

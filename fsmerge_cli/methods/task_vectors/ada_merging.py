@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fsmerge_cli.alignment.matching import require_heads
+from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.options import FORBID, BatchSize, Count, PositiveFloat
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.seeding import generator
+from fsmerge_cli.common.shown import listed
 from fsmerge_cli.methods.task_vectors.vectors import Density, TaskVectorMethod, TaskVectors
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.training.problem import Problem, Solution
@@ -46,6 +48,11 @@ class AdaMerging(TaskVectorMethod):
         """Raise UserError where a source has no head, a task has no images, or widths differ."""
         super().check(problem)
         require_heads(problem, self.name)
+        if numbers := [own.name for own in problem.sources if own.head is not None and own.head.regression]:
+            raise ConfigError(
+                f"method={self.name} minimises the entropy of predicted classes, and {listed(numbers)} "
+                "predict a number. Take another method."
+            )
         problem.require_task_images()
 
     def merge(self, vectors: TaskVectors) -> Solution:

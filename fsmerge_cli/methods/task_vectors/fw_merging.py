@@ -25,8 +25,9 @@ class FWMerging(TaskVectorMethod):
     """W <- W + g_s (W_i - W) for each tensor; i: the source with the smallest product of W_i and the gradient.
 
     s = 0 ... steps - 1, with g_s = 2 / (s + 3), from the mean of the sources. The loss is the cross-entropy
-    between the predictions of source i and those of the merged model with its head, on unlabelled images of task
-    i, summed over the tasks; the paper takes it with labels. batch_size: images per task and step.
+    between the predictions of source i and those of the merged model with its head (of predicted numbers: their
+    squared error, relative to their variance), on unlabelled images of task i, summed over the tasks; the paper
+    takes it with labels. batch_size: images per task and step.
     """
 
     uses_images: ClassVar[bool] = True
@@ -64,6 +65,8 @@ class FWMerging(TaskVectorMethod):
                 inputs, targets, head = self._batch(problem, i, random)
                 logits = head(functional_call(module, {**fixed, **leaves}, (inputs,)))
                 loss = -(targets * logits.log_softmax(-1)).sum(-1).mean()
+                if head.regression:
+                    loss = (logits - targets).square().mean() / targets.var(correction=0).clamp(min=1e-12)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             for name, leaf in leaves.items():
@@ -85,5 +88,6 @@ class FWMerging(TaskVectorMethod):
             raise ValueError(own.name)  # see `check`
         head = own.head.to(problem.device)
         with torch.no_grad():
-            targets = head(network(own, problem.device)(inputs)).softmax(-1)
+            targets = head(network(own, problem.device)(inputs))
+            targets = targets if head.regression else targets.softmax(-1)
         return inputs, targets, head
