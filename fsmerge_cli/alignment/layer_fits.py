@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.folds import FOLDS, FoldMoments, folds_of
 from fsmerge_cli.alignment.closed_form.moments import Linear
+from fsmerge_cli.alignment.closed_form.options import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.patches import input_rows, positions, sampled_places, weight_of
-from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.stages import recorded
 from fsmerge_cli.alignment.least_squares import by_position, linear_modules
 from fsmerge_cli.alignment.statistics import BATCH
@@ -29,7 +29,11 @@ SpaceMaps = Mapping[str, Sequence[Tensor]]
 
 
 def fitted_layers(
-    problem: Problem, merge: SpaceMaps, start: Mapping[str, Tensor], ridge: float | None
+    problem: Problem,
+    merge: SpaceMaps,
+    start: Mapping[str, Tensor],
+    ridge: float | None,
+    rows_per_unit: float = ROWS_PER_UNIT,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Weights and biases of the layers that read a space, and the ridge of every layer.
 
@@ -38,8 +42,9 @@ def fitted_layers(
 
         |sum_i M_i (W_i x_i + b_i) - W' sum_i M_i x_i - b'|^2 + ridge |W' - W|^2,
 
-    W being `start`. The inputs are those of the sources, not those that merged layers produce. Kernels with more
-    than MAX_INPUTS inputs stay as they are (VGG's first fully connected layer).
+    W being `start`. A convolution is fitted at about rows_per_unit positions per regressor over all images, which
+    are sampled where there are more. The inputs are those of the sources, not those that merged layers produce.
+    Kernels with more than MAX_INPUTS inputs stay as they are (VGG's first fully connected layer).
     """
     plan = problem.plan
     skeleton = plan.skeleton()
@@ -49,7 +54,7 @@ def fitted_layers(
     found: dict[str, Tensor] = {}
     ridges: dict[str, float] = {}
     for group in _passes(problem, modules):
-        sums = _observed(problem, group, merge)
+        sums = _observed(problem, group, merge, rows_per_unit / len(problem.images))
         for name in group:
             if name not in sums:
                 continue  # no forward pass runs it
@@ -91,8 +96,10 @@ def _passes(problem: Problem, modules: Sequence[str]) -> list[list[str]]:
     return [part for part in parts if part]
 
 
-def _observed(problem: Problem, modules: Sequence[str], merge: SpaceMaps) -> dict[str, FoldMoments]:
-    """The sums of these layers over all images."""
+def _observed(
+    problem: Problem, modules: Sequence[str], merge: SpaceMaps, per_image: float
+) -> dict[str, FoldMoments]:
+    """The sums of these layers over all images. per_image: positions of a convolution, per regressor."""
     images, plan = problem.images.images, problem.plan
     networks = [network(source, problem.device) for source in problem.sources]
     folds = folds_of(len(images), len(images))
@@ -112,7 +119,7 @@ def _observed(problem: Problem, modules: Sequence[str], merge: SpaceMaps) -> dic
                     continue
                 layers = [own.get_submodule(name) for own in networks]
                 values = [record[f"{name}.input"] for record in seen]
-                x, y, weight = _rows(problem, layers, values, maps[name], mask, (name, rows.start))
+                x, y, weight = _rows(problem, layers, values, maps[name], mask, (name, rows.start), per_image)
                 found.setdefault(name, FoldMoments()).add(x, y, folds[rows], weight)
             problem.progress(Event("layer inputs", rows.stop, len(images), images=1))
     return found
@@ -149,6 +156,7 @@ def _rows(
     maps: Pairs,
     mask: Tensor | None,
     where: tuple[str, int],
+    per_image: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Inputs [n, p] and outputs [n, q] of the merged layer, and which rows count (None: all)."""
     x = y = torch.zeros(())
@@ -156,7 +164,7 @@ def _rows(
     if isinstance(layers[0], nn.Conv2d):
         with torch.inference_mode():
             size = layers[0](values[0][:1])
-        wanted = ROWS_PER_UNIT * weight_of(layers[0])[0].numel() / len(problem.images)
+        wanted = per_image * weight_of(layers[0])[0].numel()
         random = generator(problem.seed, "layer rows", *where)
         places = sampled_places(len(values[0]), positions(size), wanted, random)
     for layer, value, read, write in zip(layers, values, *maps):

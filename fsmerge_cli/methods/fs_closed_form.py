@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
-from fsmerge_cli.common.options import FORBID, Count, Flag, NonNegativeFloat
+from fsmerge_cli.alignment.closed_form.options import ROWS_PER_UNIT, ClosedFormOptions
+from fsmerge_cli.common.options import FORBID, Count, Flag, NonNegativeFloat, PositiveFloat
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.methods.closed_form_solution import check_closed_form, solve
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
@@ -29,10 +29,11 @@ class FSClosedForm(Resets):
     its inputs (null: chosen by cross-validation over the images). correct: every layer that writes into the
     residual stream is fitted to what is missing there, and every convolution on the patches that it reads; without
     it all weights are of the form sum_i M_i W_i U_i. row_weights: tokens count by how much the features depend on
-    them. steps: training steps afterwards, in which all weights and the projectors are fitted to the sources'
-    features on fresh views, at the learning rates of method=kd after such a start (0: none). Units that
-    activations or depthwise convolutions act on (all of a convolutional network's) are selected, each from one
-    source. reset_batchnorm, repair: see `Resets`.
+    them. rows_per_unit: tokens, or positions of an image, per regressor that a layer is fitted to, sampled over
+    all images where there are more (an MLP has one per image and takes all). steps: training steps afterwards, in
+    which all weights and the projectors are fitted to the sources' features on fresh views, at the learning rates
+    of method=kd after such a start (0: none). Units that activations or depthwise convolutions act on (all of a
+    convolutional network's) are selected, each from one source. reset_batchnorm, repair: see `Resets`.
     """
 
     uses_images: ClassVar[bool] = True
@@ -45,6 +46,7 @@ class FSClosedForm(Resets):
     ridge: NonNegativeFloat | None = None
     correct: Flag = True
     row_weights: Flag = True
+    rows_per_unit: PositiveFloat = ROWS_PER_UNIT
     steps: Count = 0
 
     def check(self, problem: Problem) -> None:
@@ -55,7 +57,12 @@ class FSClosedForm(Resets):
         """Solve layer by layer, and train where there are steps."""
         self.check(problem)
         options = ClosedFormOptions(
-            self.ridge, self.correct, self.row_weights, problem.hardware.eval_batch, problem.seed
+            self.ridge,
+            self.correct,
+            self.row_weights,
+            self.rows_per_unit,
+            problem.hardware.eval_batch,
+            problem.seed,
         )
         found = solve(problem, options, self.views, self.augment, self.layers_to_reset(problem.plan))
         return self._trained(problem, found) if self.steps else found

@@ -11,13 +11,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fsmerge_cli.alignment.closed_form.options import ROWS_PER_UNIT
 from fsmerge_cli.alignment.layer_fits import fitted_layers
 from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
 from fsmerge_cli.alignment.partial import gains, mismatch_of, partial_merge
 from fsmerge_cli.alignment.space_maps import folded
 from fsmerge_cli.alignment.widening import Widening, widening
 from fsmerge_cli.common.errors import ConfigError
-from fsmerge_cli.common.options import FORBID, NonNegativeFloat
+from fsmerge_cli.common.options import FORBID, NonNegativeFloat, PositiveFloat
 from fsmerge_cli.methods.resets import Resets
 from fsmerge_cli.methods.zipit import reestimated
 from fsmerge_cli.models.plan import Plan, compile_plan
@@ -37,7 +38,8 @@ class PLeaS(Resets):
     Above 1 the units, or whole heads, that match worst lie side by side, in the spaces where that gains most per
     operation; the network is a plain wider one. (The paper counts only the blocks that are not zero in its
     networks.) ridge: of every layer, relative to the mean variance of its inputs, towards sum_i M_i W_i U_i (null:
-    chosen by cross-validation over the images).
+    chosen by cross-validation over the images). rows_per_unit: positions per regressor that a convolution is
+    fitted to, sampled over all images where there are more.
     """
 
     uses_images: ClassVar[bool] = True
@@ -46,6 +48,7 @@ class PLeaS(Resets):
     name: Literal["pleas"] = "pleas"
     budget_flops: Annotated[float, Field(ge=1, le=2)] = 1.0
     ridge: NonNegativeFloat | None = None
+    rows_per_unit: PositiveFloat = ROWS_PER_UNIT
 
     def plan(self, sources: Sequence[Source]) -> Plan:
         """The plan with all spaces widened alike; `refined` chooses the widths.
@@ -106,7 +109,7 @@ class PLeaS(Resets):
         unmerge = {name: pair[1] for name, pair in pairs.items()}
         plan, start = problem.plan, folded(problem, merge, unmerge)
         averaged = {name: t.detach() for name, t in start.weights.items()}
-        fitted, ridges = fitted_layers(problem, merge, averaged, self.ridge)
+        fitted, ridges = fitted_layers(problem, merge, averaged, self.ridge, self.rows_per_unit)
         solved = reestimated(problem, {**averaged, **fitted})
         facts = {
             "separate_units": float(sum(s.merged - base.spaces[n].merged for n, s in plan.spaces.items())),

@@ -23,7 +23,6 @@ import torch
 from fsmerge_cli.alignment.closed_form.branches import ROWS_PER_CANDIDATE
 from fsmerge_cli.alignment.closed_form.outline import Outline, outline
 from fsmerge_cli.alignment.closed_form.residual import MAX_BYTES
-from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.stages import embed
 from fsmerge_cli.alignment.closed_form.steps import selects_units
 from fsmerge_cli.architectures.ports import Mapped
@@ -93,7 +92,7 @@ def memory_of(plan: Plan, method: FSClosedForm, images: int, parameters: int, ba
     rows = rows_of(method, plan, images)
     pixels = plan.family.sample(plan.arch, 1, None).nbytes // 4
     if selects_units(plan):
-        return selected_cost.memory(plan, rows, parameters, pixels, batch)
+        return selected_cost.memory(plan, rows, parameters, pixels, batch, method.rows_per_unit)
     return memory(shapes(plan, rows), parameters, pixels, method.correct, batch)
 
 
@@ -101,8 +100,8 @@ def operations_of(plan: Plan, method: FSClosedForm, images: int, forward: float)
     """Operations of solving `method` on so many images. forward: of one image through the merged network."""
     rows = rows_of(method, plan, images)
     if selects_units(plan):
-        return selected_cost.operations(plan, rows, forward)
-    return operations(plan, shapes(plan, rows), forward)
+        return selected_cost.operations(plan, rows, forward, method.rows_per_unit)
+    return operations(plan, shapes(plan, rows), forward, method.rows_per_unit)
 
 
 def memory(s: Shapes, parameters: int, pixels: int, correct: bool, batch: int) -> int:
@@ -120,7 +119,7 @@ def memory(s: Shapes, parameters: int, pixels: int, correct: bool, batch: int) -
     return 4 * s.rows * pixels + 8 * parameters + max(moments, streams + selection + one_pass)
 
 
-def operations(plan: Plan, s: Shapes, forward: float) -> float:
+def operations(plan: Plan, s: Shapes, forward: float, rows_per_unit: float) -> float:
     """Operations, those in fp64 counted DOUBLE. forward: of one image through the merged network."""
     k = len(plan.tasks)
     total = s.rows * forward * (k + 2)  # the merged network to its writers' inputs, and again to their outputs
@@ -130,7 +129,7 @@ def operations(plan: Plan, s: Shapes, forward: float) -> float:
             continue
         read, write = (plan.spaces[ports[0].space] for _, ports in (role.read, role.write))
         candidates, own = sum(read.sources), read.merged
-        fitted = min(rows, ROWS_PER_UNIT * own) if s.depths else rows
+        fitted = min(rows, rows_per_unit * own) if s.depths else rows
         if s.depths and write.merged == s.merged_stream and read.merged != s.merged_stream:
             chosen = min(rows, ROWS_PER_CANDIDATE * candidates)  # hidden units are selected, then regressed on
             pairs = 1.2 * chosen * candidates**2 + fitted * own * (1.2 * own + 2 * write.merged)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from fsmerge_cli.alignment.closed_form.folds import COLUMNS, FOLDS, MANY, RIDGES
 from fsmerge_cli.alignment.closed_form.patches import regressors, units_first
-from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.selected import MAX_REGRESSORS
 from fsmerge_cli.alignment.closed_form.space_selection import ROWS_PER_CANDIDATE
 from fsmerge_cli.alignment.closed_form.steps import steps
@@ -94,7 +93,7 @@ def sizes(plan: Plan) -> list[Size]:
     return found
 
 
-def memory(plan: Plan, rows: int, parameters: int, pixels: int, batch: int) -> int:
+def memory(plan: Plan, rows: int, parameters: int, pixels: int, batch: int, rows_per_unit: float) -> int:
     """Bytes beside the sources and their images. batch: largest number of images per pass."""
     layers, networks = sizes(plan), len(plan.tasks) + 1
     used = min(rows, batch)
@@ -104,13 +103,13 @@ def memory(plan: Plan, rows: int, parameters: int, pixels: int, batch: int) -> i
     for own in layers:
         p, values = own.regressors, own.input + 2 * own.output
         sums = 8 * SUMS * max(p * (p + 2 * own.outputs), own.merged * (own.merged + own.candidates))
-        patches = (4 * own.positions + 16 * _sampled(own, rows) / rows) * max(p, own.merged)
+        patches = (4 * own.positions + 16 * _sampled(own, rows, rows_per_unit) / rows) * max(p, own.merged)
         fits.append(sums + used * (4 * networks * values + patches))
     return int(4 * rows * pixels + streams + 8 * parameters + max(sum(selection) + 3 * max(selection), *fits))
 
 
-def _sampled(own: Size, rows: int) -> float:
-    return min(rows * own.positions, ROWS_PER_UNIT * max(own.regressors, own.merged))
+def _sampled(own: Size, rows: int, rows_per_unit: float) -> float:
+    return min(rows * own.positions, rows_per_unit * max(own.regressors, own.merged))
 
 
 def _fit(p: int, q: int) -> float:
@@ -119,16 +118,16 @@ def _fit(p: int, q: int) -> float:
     return p**2 * (len(RIDGES) * folds * (p / 3 + 6.0 * columns) + 2 * (p / 3 + 4.0 * q))
 
 
-def operations(plan: Plan, rows: int, forward: float) -> float:
+def operations(plan: Plan, rows: int, forward: float, rows_per_unit: float) -> float:
     """Operations, those in fp64 counted DOUBLE. forward: of one image through the merged network."""
     layers, k = sizes(plan), len(plan.tasks)
     per_block = len(layers) / max(1, len({step.block for step in steps(plan) or ()}))
     total = rows * forward * ((k + 1) * (per_block + 3))
     for own in layers:
-        p, sampled = own.regressors, _sampled(own, rows)
+        p, sampled = own.regressors, _sampled(own, rows, rows_per_unit)
         pairs = sampled * p * (1.2 * p + 4 * own.outputs)
         pairs += _fit(p, 2 * own.outputs) + _fit(own.merged, own.candidates)
-        pairs += min(rows * own.positions, ROWS_PER_UNIT * own.merged) * own.merged * 2.0 * own.candidates
+        pairs += min(rows * own.positions, rows_per_unit * own.merged) * own.merged * 2.0 * own.candidates
         pairs += 1.2 * min(rows * own.positions, ROWS_PER_CANDIDATE * own.candidates) * own.candidates**2
         total += DOUBLE * pairs
     return total

@@ -15,7 +15,7 @@ from fsmerge_cli.alignment.closed_form.inside import Facts, choose_heads, choose
 from fsmerge_cli.alignment.closed_form.moments import Moments, stride
 from fsmerge_cli.alignment.closed_form.options import ClosedFormOptions
 from fsmerge_cli.alignment.closed_form.outline import Branch
-from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT, sampled_rows, spread_rows
+from fsmerge_cli.alignment.closed_form.rows import sampled_rows, spread_rows
 from fsmerge_cli.alignment.closed_form.stages import run_branch
 from fsmerge_cli.alignment.closed_form.stream import StreamProjection
 from fsmerge_cli.alignment.closed_form.streams import Batches, Further, Streams, flat
@@ -178,7 +178,7 @@ class BranchSolver:
     def _sampled(self, weights: Tensor | None, x: Tensor, part: int, used: Tensor | None) -> Tensor | None:
         """Weights of the rows of one part from which a regression on x [n, T, p] is fitted."""
         random = generator(self.options.seed, "row sample", self.branch.writer, x.shape[-1], part)
-        return sampled_rows(weights, x, ROWS_PER_UNIT * x.shape[-1] / len(self.folds), random, used)
+        return sampled_rows(weights, x, self.options.rows_per_unit * x.shape[-1] / len(self.folds), random, used)
 
     def _scale(self, source: int) -> Tensor:
         """Product of the per-unit factors of what the branch writes, [d_i], fp64."""

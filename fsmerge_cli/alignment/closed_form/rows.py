@@ -13,9 +13,6 @@ from fsmerge_cli.common.inputs import Inputs, in_use
 from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.training.teachers import batches
 
-ROWS_PER_UNIT = 100
-"""Rows per regressor from which a regression is fitted, where there are more."""
-
 
 def spread_rows(weights: Tensor | None, stream: Tensor, used: Tensor | None = None) -> Tensor | None:
     """The weight of every row of a batch [n, T, d], given those of its tokens [T or more]; [n T].

@@ -27,7 +27,6 @@ from fsmerge_cli.alignment.closed_form.patches import (
     units_first,
     weight_of,
 )
-from fsmerge_cli.alignment.closed_form.rows import ROWS_PER_UNIT
 from fsmerge_cli.alignment.closed_form.space_selection import selected_units
 from fsmerge_cli.alignment.closed_form.stages import embed, run
 from fsmerge_cli.alignment.closed_form.steps import Step
@@ -173,14 +172,14 @@ class SelectedSolver:
             mine = self._run(self.assembly.network, -1, rows, part, step, outputs)
             own = [self._run(net, i, rows, part, step, outputs) for i, net in enumerate(self.networks)]
             x = mine[f"{key}.input"]
-            wanted = ROWS_PER_UNIT * x.shape[1] / len(self.images)
-            at = self._places(step, "reading", part, x, wanted)
+            per_image = self.options.rows_per_unit / len(self.images)
+            at = self._places(step, "reading", part, x, per_image * x.shape[1])
             inputs = torch.cat([output_rows(found[f"{key}.input"], at) for found in own], -1)
             reading.add(output_rows(x, at).flatten(0, 1), inputs.flatten(0, 1), folds)
             if not correct:
                 continue
             y = mine[f"{key}.output"]
-            at = self._places(step, "patches", part, y, ROWS_PER_UNIT * regressors(module) / len(self.images))
+            at = self._places(step, "patches", part, y, per_image * regressors(module))
             parts = [
                 output_rows(found[f"{key}.output"], at) * self._factors[step.write, i].float()
                 for i, found in enumerate(own)
