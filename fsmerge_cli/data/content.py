@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic.dataclasses import dataclass
 
-from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.errors import DataError, FsmergeError, first_line
 from fsmerge_cli.common.options import FORBID, Count
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data.base import DataConfig, Split, Task
 
 NAME = "in_memory"
@@ -31,6 +34,35 @@ class Rows(Protocol):
     @property
     def names(self) -> Sequence[str] | None:
         """The names of the class indices, where the collection states them or its labels are names."""
+
+
+MAX_STREAMED = 1_000_000
+"""Most items that are read from a collection without a length, which may have no end."""
+
+
+def drained(stream: Iterable[Any], where: str) -> list[Any]:
+    """Every item of a collection without a length. Raises DataError for one that does not end."""
+    found = [*islice(stream, MAX_STREAMED + 1)]
+    if len(found) > MAX_STREAMED:
+        raise DataError(
+            f"{where} has more than {MAX_STREAMED:,} items and no length. Pass one that ends, or a Dataset with a "
+            "length, which is read when needed."
+        )
+    return found
+
+
+@contextmanager
+def code_of_others(where: str) -> Iterator[None]:
+    """Inside, what a collection of the user's own raises becomes a DataError that names the place."""
+    try:
+        yield
+    except FsmergeError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{shown(where)}: {type(error).__name__} in the code of the collection itself ({first_line(error)}). "
+            "Pass one whose length and rows can be read."
+        ) from error
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -101,7 +133,8 @@ class Content(DataConfig):
             content, where = content.get(split), f"{where}['{split}']"
         elif split == "test":
             content = None
-        return self._collected([] if content is None else content, where)
+        with code_of_others(where):
+            return self._collected([] if content is None else content, where)
 
 
 def _has_splits(content: Any) -> bool:
@@ -112,7 +145,9 @@ def _described(content: Any) -> Any:
     """The content for a person: the type and the size, by task and split."""
     if isinstance(content, Mapping):
         return {str(key): _described(value) for key, value in content.items()}
-    if hasattr(content, "shape"):
-        return f"{type(content).__name__} {list(content.shape)}"
-    size = f" of {len(content)}" if hasattr(content, "__len__") and not isinstance(content, str) else ""
+    size = ""
+    with suppress(Exception):  # of code of the user's own, which is reported where the items are read
+        if hasattr(content, "shape"):
+            return f"{type(content).__name__} {list(content.shape)}"
+        size = f" of {len(content)}" if hasattr(content, "__len__") and not isinstance(content, str) else ""
     return f"{type(content).__name__}{size}"

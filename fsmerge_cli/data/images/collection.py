@@ -24,6 +24,7 @@ from torch.utils.data import (
 
 from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.shown import brief, shown
+from fsmerge_cli.data.content import code_of_others, drained
 from fsmerge_cli.data.images.decode import open_image
 from fsmerge_cli.data.images.files import images as image_files
 from fsmerge_cli.data.images.tensors import Layout, image_array
@@ -52,30 +53,36 @@ class Collection:
         self._own_labels = _labels(value[1], where) if pair else None
         if pair and self._arrays is None:
             self._items = _items(value[0], where)
+        self._count = len(self._items if self._arrays is None else self._arrays)  # once: it must not change
         if self._own_labels is not None and len(self._own_labels) != len(self):
             raise DataError(f"{where}: there are {len(self)} images and {len(self._own_labels)} labels.")
 
     def _array(self, value: Any) -> Any:
         """Images as uint8, [n, H, W] or [n, H, W, C]; None if they are not in one array."""
+        if np.ma.isMaskedArray(value):
+            raise DataError(
+                f"{self.where}: a masked array has pixels without a value. Fill them: array.filled(0)."
+            )
         if isinstance(value, Tensor):
             value = value.detach().cpu().float().numpy() if value.is_floating_point() else value.cpu().numpy()
         return image_array(value, self.where, self._layout) if isinstance(value, np.ndarray) else None
 
     def __len__(self) -> int:
-        return len(self._items if self._arrays is None else self._arrays)
+        return self._count
 
     def image(self, row: int) -> Image.Image:
         """The image of a row. Raises DataError."""
         if self._arrays is not None:
             return Image.fromarray(np.ascontiguousarray(self._arrays[row]))
-        return self._as_image(self._parts(row)[0], f"{self.where}[{row}]")
+        with code_of_others(f"{self.where}[{row}]"):
+            return self._as_image(self._parts(row)[0], f"{self.where}[{row}]")
 
     @property
     def labelled(self) -> bool:
         """Whether the images have labels."""
         if self._own_labels is not None or not len(self) or self._arrays is not None:
             return self._own_labels is not None
-        return self._parts(0)[1] is not None
+        return self._label(0) is not None
 
     @cached_property
     def labels(self) -> list[Any]:
@@ -86,7 +93,7 @@ class Collection:
         if stated is not None and _stated(self._items, "target_transform") is None:
             found = _labels(stated, self.where)
             return [found[row] for row in _rows_of(self._items, len(found))]
-        return _labels([self._parts(row)[1] for row in range(len(self))], self.where)
+        return _labels([self._label(row) for row in range(len(self))], self.where)
 
     @property
     def names(self) -> Sequence[str] | None:
@@ -100,6 +107,10 @@ class Collection:
         if self.labelled and any(isinstance(label, str) for label in self.labels):
             return sorted({*map(str, self.labels)})
         return None
+
+    def _label(self, row: int) -> Any:
+        with code_of_others(f"{self.where}[{row}]"):
+            return self._parts(row)[1]
 
     def _parts(self, row: int) -> tuple[Any, Any]:
         """Image and label (None: it has none) of a row."""
@@ -148,11 +159,11 @@ def _items(value: Any, where: str) -> Any:
     if isinstance(value, DataLoader):
         # A collate function of the user's own may change the images, so that its batches are what is meant.
         plain = value.collate_fn in (default_collate, default_convert) and _has_rows(value.dataset)
-        value = _sampled(value) if plain else _batches(value)
+        value = _sampled(value) if plain else _batches(value, where)
     if _has_rows(value):
         return value
     if isinstance(value, Iterable):
-        return [*value]
+        return drained(value, where)
     raise DataError(f"{where}: {brief(value)} is no collection of images. Pass {CONTENT}.")
 
 
@@ -180,10 +191,10 @@ def _sampled(loader: DataLoader[Any]) -> Any:
     return Subset(loader.dataset, rows)
 
 
-def _batches(loader: DataLoader[Any]) -> list[Any]:
+def _batches(loader: DataLoader[Any], where: str) -> list[Any]:
     """The items of all batches: images, pairs of images and labels, or mappings."""
     found: list[Any] = []
-    for batch in loader:
+    for batch in drained(loader, where):
         if isinstance(batch, Mapping):
             found += [dict(zip(batch, parts)) for parts in zip(*batch.values())]
         else:

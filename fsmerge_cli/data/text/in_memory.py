@@ -15,7 +15,7 @@ from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.options import FORBID, Positive
 from fsmerge_cli.common.shown import brief, shown
 from fsmerge_cli.data.base import ImageSet, Split, Task, Transform
-from fsmerge_cli.data.content import Content
+from fsmerge_cli.data.content import Content, drained
 from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of, table_rows
 from fsmerge_cli.data.text.hf_text import data_set_rows
 from fsmerge_cli.data.text.labels import UNLABELLED, left_out, names_of
@@ -88,7 +88,7 @@ def _rows(value: Any, where: str) -> list[Row]:
     items: Any = value.dataset if isinstance(value, DataLoader) else value
     if hasattr(items, "column_names") and hasattr(items, "features"):
         return data_set_rows(items, where, Columns())
-    found = [*_iterated(items, where)]
+    found = drained(_iterated(items, where), where)
     if found and all(isinstance(item, Mapping) for item in found):
         return [*table_rows(where, [*enumerate(found)], Columns())]
     return [_row(item, f"{where}[{i}]") for i, item in enumerate(found)]
