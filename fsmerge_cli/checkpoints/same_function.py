@@ -138,11 +138,12 @@ def _takes_types(module: Any) -> bool:
 
 @contextmanager
 def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and the previous mode of every part at the end."""
+    """Evaluation mode without compilation, and the previous mode of every part at the end."""
     before = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):  # compiling for two inputs takes a minute
+            yield
     finally:
         for part, training in before:
             part.training = training

@@ -56,10 +56,18 @@ def start(folder: Path, again: bool) -> None:
                 f"{folder} holds an earlier sweep. Pass resume=true to continue it, output.overwrite=true to "
                 "replace it, or choose another hydra.sweep.dir=..."
             )
-        for path in [*recorded, *(folder / name for name in SUMMARY)]:
+        for path in [*recorded, *(folder / name for name in SUMMARY), *_unfinished(folder)]:
             path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         _write_list(folder, {})
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """Files that a killed sweep had begun to write, in a folder that is known as that of a sweep."""
+    names = re.compile(rf"\.({'|'.join(map(re.escape, (*SUMMARY, LIST)))}|{RECORD.pattern})\.[0-9a-f]{{8}}\.tmp")
+    places = [place for place in (folder, folder / "jobs") if place.is_dir() and not place.is_symlink()]
+    found = (path for place in places for path in place.iterdir() if names.fullmatch(path.name))
+    return [path for path in found if path.is_file() and not path.is_symlink()]
 
 
 def records(folder: Path) -> list[Path]:

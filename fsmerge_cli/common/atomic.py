@@ -6,7 +6,6 @@ import errno
 import glob
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,17 @@ from torch import Tensor
 from fsmerge_cli.common.errors import CertificateError, OutputError, reason
 from fsmerge_cli.common.leftovers import clean_finished
 from fsmerge_cli.common.locking import locked
-from fsmerge_cli.common.own_files import LIST, OwnPaths, first, has_list, not_ours, protected, remove, write_list
+from fsmerge_cli.common.own_files import (
+    LIST,
+    OwnPaths,
+    first,
+    has_list,
+    not_ours,
+    protected,
+    remove,
+    remove_checked,
+    write_list,
+)
 from fsmerge_cli.common.separation import Inputs, read_inside, resolved, written_inside
 from fsmerge_cli.common.shown import json_text
 
@@ -57,7 +66,7 @@ def claim(
             clean_finished(folder, FINISHED)
             _check_free(folder, overwrite, replaced)
             own.temporary.mkdir()
-            stack.callback(shutil.rmtree, own.temporary, ignore_errors=True)
+            stack.callback(_discard, own.temporary)
             write_list(own.temporary, finished=False)
         try:
             yield own.temporary
@@ -231,7 +240,13 @@ def _clean(own: OwnPaths) -> None:
         if path == own.aside:  # may hold what somebody added
             remove(path)
         else:
-            shutil.rmtree(path)
+            remove_checked(path)
+
+
+def _discard(temporary: Path) -> None:
+    if temporary.is_dir():
+        with suppress(OSError):
+            remove_checked(temporary)
 
 
 def _publish(own: OwnPaths, overwrite: bool, replaced: re.Pattern[str] | None) -> None:

@@ -210,6 +210,7 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> str:
     "unknown method 'fs_merg'. Did you mean 'fs_merge'? Available: average, fs_merge."
     """
     available = sorted(options)
+    name = str(name)  # whatever Python passes
     near = difflib.get_close_matches(name, available, n=1, cutoff=0.5)
     hint = f" Did you mean '{shown(near[0])}'?" if near else ""
     return f"unknown {kind} '{shortened(name)}'.{hint} Available: {listed(available)}."

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,8 +162,8 @@ def not_ours(folder: Path, allowed: re.Pattern[str] | None = None) -> list[str]:
         return [name for name in strangers(folder, BEING_WRITTEN) if not PARTS.fullmatch(name)]
     wrong = []
     for name, regular in _files(folder, expected=lambda name: _is_folder_of(files, name)):
-        if name in (LIST, f"{LIST}.tmp"):
-            continue
+        if name in (LIST, f"{LIST}.tmp") or (name.endswith("/") and _is_folder_of(files, name[:-1])):
+            continue  # an own folder without files is left where a deletion was cut off
         if not regular or name not in files:
             wrong.append(name)
         elif files[name] != sha256(folder / name):
@@ -201,9 +202,22 @@ def remove(folder: Path, allowed: re.Pattern[str] | None = None) -> None:
             (folder / name).unlink()
     if [name for name, regular in _files(folder) if name != LIST and not name.endswith("/")]:
         return
-    (folder / LIST).unlink(missing_ok=True)
     for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
         path.rmdir()
+    (folder / LIST).unlink(missing_ok=True)  # last: a kill leaves a folder that is still known as ours
+    folder.rmdir()
+
+
+def remove_checked(folder: Path) -> None:
+    """Delete a folder that holds nothing but ours (see `not_ours`), its list last. Raises OSError."""
+    for path in sorted(folder.iterdir()):
+        if path.name == LIST:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    (folder / LIST).unlink(missing_ok=True)
     folder.rmdir()
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fsmerge_cli.common.atomic import FINISHED, claim
+from fsmerge_cli.common.atomic import FINISHED, claim, tidy
 from fsmerge_cli.common.own_files import write_list
 from tests.support.output_folders import finish, refusing, tree
 
@@ -80,3 +85,58 @@ def test_the_old_result_survives_a_kill_between_the_two_renames(tmp_path: Path) 
     ):
         finish(folder, "new")
     assert tree(tmp_path) == {"run": None, f"run/{FINISHED}": "old"}
+
+
+class KillError(BaseException):
+    """Stands for a SIGKILL: nothing is deleted after it."""
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kill_at_any_moment_of_a_deletion_leaves_nothing_behind(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the folder that was replaced, or that a killed run had not finished."""
+    real = {name: getattr(os, name) for name in ("unlink", "rmdir")}
+    folder, left = tmp_path / "run", 0
+
+    def write(content: str) -> None:
+        with claim(folder, overwrite=overwrite) as temporary:
+            for part in ("merged", "tasks/a", "tasks/b"):
+                (temporary / part).mkdir(parents=True)
+                (temporary / part / "config.json").write_text(content)
+            (temporary / FINISHED).write_text(content)
+            if not overwrite:
+                raise RuntimeError  # the temporary folder is deleted
+
+    def counted(name: str) -> Callable[..., None]:
+        def delete(*args: Any, **options: Any) -> None:
+            nonlocal left
+            if not str(args[0]).endswith(".lock"):  # the system releases the lock of a killed process
+                left -= 1
+                if left < 0:
+                    raise KillError
+            real[name](*args, **options)
+
+        return delete
+
+    for moment in range(12):
+        if overwrite:
+            write("old")
+        with monkeypatch.context() as patch:
+            for name in real:
+                patch.setattr(os, name, counted(name))
+            left = moment
+            with suppress(RuntimeError, KillError):
+                write("new")
+        for path in tmp_path.glob(".run.*.tmp"):  # that of another process
+            if path.name != ".run.old.tmp":
+                path.rename(tmp_path / ".run.99999999.tmp")
+        if overwrite:
+            tidy(folder)
+            names = [FINISHED, "merged/config.json", "tasks/a/config.json", "tasks/b/config.json"]
+            assert {name: (folder / name).read_text() for name in names} == dict.fromkeys(names, "new")
+        else:
+            finish(folder)
+            shutil.rmtree(folder)
+        assert [path.name for path in tmp_path.iterdir()] == (["run"] if overwrite else []), moment
+        shutil.rmtree(folder, ignore_errors=True)

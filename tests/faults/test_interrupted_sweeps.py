@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from fsmerge_cli.cli import sweep_folder
 from fsmerge_cli.common.errors import CertificateError, ConfigError, Interrupted, MismatchError, Stopped
 from tests.support.killed import Kill, fsmerge
 from tests.support.paths import REPOSITORY
@@ -34,8 +35,26 @@ def test_a_sweep_that_is_killed_between_its_own_files(kill: Kill, tmp_path: Path
     assert fsmerge(command, log, kill).code == -signal.SIGKILL
     ran = fsmerge([*command, "resume=true"], log)
     assert (ran.code, "error" in ran.err) == (0, False), ran.err
-    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".tmp") == FILES
+    assert sorted(path.name for path in folder.iterdir()) == FILES
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "1"]
+
+
+def test_files_that_a_killed_sweep_had_begun_are_removed_and_no_others(tmp_path: Path) -> None:
+    own = [".summary.csv.0123abcd.tmp", "..fsmerge-sweep.json.0123abcd.tmp", "jobs/.00012.json.0123abcd.tmp"]
+    kept = [
+        ".summary.csv.mine.tmp",
+        ".notes.csv.0123abcd.tmp",
+        "jobs/.12.json.0123abcd.tmp",
+        "summary.csv.0123abcd.tmp",
+    ]
+    sweep_folder.start(tmp_path / "sweep", again=False)
+    (tmp_path / "sweep/jobs").mkdir()
+    for name in (*own, *kept):
+        (tmp_path / "sweep" / name).write_text("half")
+    (tmp_path / "sweep/.summary.svg.0123abcd.tmp").symlink_to("mine")
+    sweep_folder.start(tmp_path / "sweep", again=True)
+    left = {path.relative_to(tmp_path / "sweep").as_posix() for path in (tmp_path / "sweep").rglob("*")}
+    assert left == {".fsmerge-sweep.json", ".summary.svg.0123abcd.tmp", "jobs", *kept}
 
 
 @pytest.mark.parametrize(

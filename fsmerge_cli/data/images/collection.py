@@ -160,9 +160,9 @@ def _items(value: Any, where: str) -> Any:
         # A collate function of the user's own may change the images, so that its batches are what is meant.
         plain = value.collate_fn in (default_collate, default_convert) and _has_rows(value.dataset)
         value = _sampled(value) if plain else _batches(value, where)
-    if _has_rows(value):
+    if _has_rows(value) and not isinstance(value, Mapping):
         return value
-    if isinstance(value, Iterable):
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
         return drained(value, where)
     raise DataError(f"{where}: {brief(value)} is no collection of images. Pass {CONTENT}.")
 
