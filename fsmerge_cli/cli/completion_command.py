@@ -27,7 +27,7 @@ example:
 BASH = """\
 # Completion of fsmerge for bash.
 _fsmerge() {{
-  local line=${{COMP_LINE:0:COMP_POINT}} current command words word
+  local line=${{COMP_LINE:0:COMP_POINT}} current command words= word
   current=${{line##*[[:space:]]}}
   command=${{COMP_WORDS[1]}}
   if [[ $COMP_CWORD -eq 1 && $line != *[[:space:]]*[[:space:]]* ]]; then
