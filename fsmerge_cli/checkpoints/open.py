@@ -30,7 +30,7 @@ from fsmerge_cli.checkpoints.files import hub_config, read_config, read_hub, rea
 from fsmerge_cli.checkpoints.head_facts import read_heads
 from fsmerge_cli.checkpoints.image_processor import read_open_clip, read_processor
 from fsmerge_cli.checkpoints.key_tables import recognise
-from fsmerge_cli.checkpoints.kind import module_config
+from fsmerge_cli.checkpoints.kind import module_config, state_of
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels
 from fsmerge_cli.checkpoints.sentence_modules import modules_beside
@@ -40,8 +40,8 @@ from fsmerge_cli.checkpoints.translation import Translation, translate
 from fsmerge_cli.checkpoints.vit_shapes import ANCHOR, Inferred, inferred
 from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
 from fsmerge_cli.common.changed_files import of_model
-from fsmerge_cli.common.errors import SourceError, first_line
-from fsmerge_cli.common.shown import brief, shown
+from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.shown import shown
 from fsmerge_cli.models.source_spec import SourceSpec
 
 TOKENIZER = "tokenizer"
@@ -150,7 +150,7 @@ def _on_base(spec: SourceSpec, base: str, path: Path, where: str, headers: bool)
 def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint:
     """A torch module as a checkpoint; its tensors are read and never changed."""
     where = f"source '{spec.name}': module {type(module).__name__}"
-    state = _state_of(module, where)
+    state = state_of(module, where)
     if unfit := [n for n, t in state.items() if not isinstance(t, Tensor) or t.is_quantized or is_lazy(t)]:
         raise SourceError(
             f"{where}: {unfit[0]} is no ordinary tensor (quantised, or of a lazy module that has not been run). "
@@ -166,25 +166,6 @@ def _of_module(spec: SourceSpec, module: nn.Module, headers: bool) -> Checkpoint
             config["pretrained_cfg"] = dict(known if isinstance(known, Mapping) else known.to_dict())
             break
     return Checkpoint(where, f"module {type(module).__name__}", digest, config, tensors)
-
-
-def _state_of(module: nn.Module, where: str) -> Mapping[str, Any]:
-    """The tensors of a module. Raises SourceError where it has none that can be read."""
-    try:
-        state: Any = module.state_dict()
-    except Exception as error:  # of code of the module's own, or a class instead of a module
-        raise SourceError(
-            f"{where}: its state_dict() fails ({first_line(error)}). Pass a torch module."
-        ) from error
-    if not isinstance(state, Mapping):
-        raise SourceError(
-            f"{where}: its state_dict() is no mapping of tensors: {brief(state)}. Pass a torch module."
-        )
-    if unread := [name for name, tensor in state.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
-        raise SourceError(
-            f"{where}: {shown(unread[0])} is on the meta device, without values. Load the weights into it first."
-        )
-    return state
 
 
 def expected_checkpoint(spec: SourceSpec) -> Checkpoint:

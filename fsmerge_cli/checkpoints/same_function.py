@@ -6,7 +6,7 @@ Tensors and options do not show padding, strides, activations, hooks, or layers 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -139,10 +139,11 @@ def _takes_types(module: Any) -> bool:
 @contextmanager
 def _evaluated(module: nn.Module) -> Iterator[None]:
     """Evaluation mode without compilation, and the previous mode of every part at the end."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # of torch 2.6
     before = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):  # compiling for two inputs takes a minute
+        with set_stance("force_eager") if set_stance else nullcontext():  # compiling takes a minute
             yield
     finally:
         for part, training in before:

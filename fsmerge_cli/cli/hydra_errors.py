@@ -15,7 +15,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fsmerge_cli.common import presets
-from fsmerge_cli.common.errors import ConfigError, FsmergeError, unknown, unknown_key
+from fsmerge_cli.common.errors import ConfigError, FsmergeError, OutputError, reason, unknown, unknown_key
 
 PLUGINS = {
     "hydra/launcher=joblib": ("Hydra's joblib launcher", "launcher=joblib", "hydra-joblib-launcher"),
@@ -93,6 +93,17 @@ def explain_cluster(error: Exception) -> FsmergeError | None:
             f"a job ended without a result: {error}\nIts log is in the folder .submitit of the sweep."
         )
     return None
+
+
+def explain_sweep(error: Exception, arguments: Sequence[str]) -> OutputError | None:
+    """The error for a file of a sweep that Hydra cannot write, where the system does not name it; else None."""
+    sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}
+    if not sweeps or not isinstance(error, OSError) or error.filename is not None or error.errno is None:
+        return None
+    return OutputError(
+        f"cannot write the folder of the sweep: {reason(error)}. Make room and pass resume=true, or "
+        "choose another hydra.sweep.dir=..."
+    )
 
 
 def _unknown_keys(arguments: Sequence[str], config: str) -> list[str]:

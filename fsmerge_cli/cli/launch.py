@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text as Line
 
 from fsmerge_cli.cli.gate import Gate
-from fsmerge_cli.cli.hydra_errors import explain, explain_cluster
+from fsmerge_cli.cli.hydra_errors import explain, explain_cluster, explain_sweep
 from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, folder_of, keys_of
 from fsmerge_cli.cli.plugin_presets import store_plugins
@@ -122,7 +122,7 @@ def launch(arguments: Sequence[str], quiet: bool = False) -> int:
         except (HydraException, OmegaConfBaseException, RecursionError) as error:
             raise explain(error, arguments) from error
         except Exception as error:
-            explained = explain_cluster(error)
+            explained = explain_cluster(error) or explain_sweep(error, arguments)
             if explained is None:
                 raise
             raise explained from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsmerge_cli.common.errors import ConfigError, OutputError, reason
+from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.shown import shown
 
 SUFFIXES = (".svg", ".png", ".pdf")
@@ -259,10 +259,7 @@ def _outside(box: Any, frame: Any) -> float:
 
 
 def save_figure(figure: Any, path: Path, kind: str | None) -> None:
-    """Write a figure, the same bytes every time; kind: .svg, .png or .pdf (None: the suffix). OutputError."""
+    """Write a figure, the same bytes every time; kind: .svg, .png or .pdf (None: the suffix). Raises OSError."""
     kind = (kind or path.suffix)[1:].lower()
     fixed = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    try:
-        figure.savefig(path, format=kind, dpi=DPI, metadata=fixed)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {reason(error)}. Choose another file.") from None
+    figure.savefig(path, format=kind, dpi=DPI, metadata=fixed)

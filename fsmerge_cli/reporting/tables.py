@@ -13,7 +13,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fsmerge_cli.common.errors import OutputError
 from fsmerge_cli.common.notes import notes_in
 from fsmerge_cli.common.shown import cell
 from fsmerge_cli.reporting.measures import column, correlation, is_measured
@@ -161,12 +160,9 @@ def per_cent(value: float | None) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows as CSV with a header of all their columns. Raises OutputError."""
-    try:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        write_cells(path, [names, *([row.get(name) for name in names] for row in rows)])
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}. Choose another --csv FILE.") from None
+    """Write the rows as CSV with a header of all their columns. Raises OSError."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    write_cells(path, [names, *([row.get(name) for name in names] for row in rows)])
 
 
 def write_cells(path: Path, rows: Sequence[Sequence[Any]]) -> None:
