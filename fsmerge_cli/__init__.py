@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fsmerge_cli.models.source import Source
     from fsmerge_cli.models.source_spec import SourceSpec
     from fsmerge_cli.runs.check import check
+    from fsmerge_cli.runs.compressed import load_compressed
     from fsmerge_cli.runs.curve import curve
     from fsmerge_cli.runs.curve_result import Curve
     from fsmerge_cli.runs.evaluate import evaluate
@@ -42,6 +43,7 @@ _HOMES = {
     "curve": "runs.curve",
     "evaluate": "runs.evaluate",
     "finetune": "runs.finetune",
+    "load_compressed": "runs.compressed",
     "load_merged": "runs.merged",
     "load_source": "checkpoints.api",
     "merge": "runs.merge",
@@ -62,6 +64,7 @@ __all__ = [
     "curve",
     "evaluate",
     "finetune",
+    "load_compressed",
     "load_merged",
     "load_source",
     "merge",

@@ -34,6 +34,7 @@ def fitted_layers(
     start: Mapping[str, Tensor],
     ridge: float | None,
     rows_per_unit: float = ROWS_PER_UNIT,
+    front_to_back: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Weights and biases of the layers that read a space, and the ridge of every layer.
 
@@ -43,7 +44,9 @@ def fitted_layers(
         |sum_i M_i (W_i x_i + b_i) - W' sum_i M_i x_i - b'|^2 + ridge |W' - W|^2,
 
     W being `start`. A convolution is fitted at about rows_per_unit positions per regressor over all images, which
-    are sampled where there are more. The inputs are those of the sources, not those that merged layers produce.
+    are sampled where there are more. The inputs are those of the sources, not those that merged layers produce;
+    front_to_back: in place of sum_i M_i x_i the inputs x that the merged layers before it produce, one layer after
+    the other.
     Kernels with more than MAX_INPUTS inputs stay as they are (VGG's first fully connected layer).
     """
     plan = problem.plan
@@ -53,8 +56,9 @@ def fitted_layers(
     ]
     found: dict[str, Tensor] = {}
     ridges: dict[str, float] = {}
-    for group in _passes(problem, modules):
-        sums = _observed(problem, group, merge, rows_per_unit / len(problem.images))
+    for group in [[name] for name in modules] if front_to_back else _passes(problem, modules):
+        merged = _with(skeleton, {**start, **found}) if front_to_back else None
+        sums = _observed(problem, group, merge, rows_per_unit / len(problem.images), merged)
         for name in group:
             if name not in sums:
                 continue  # no forward pass runs it
@@ -96,10 +100,19 @@ def _passes(problem: Problem, modules: Sequence[str]) -> list[list[str]]:
     return [part for part in parts if part]
 
 
+def _with(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    module.load_state_dict({name: t.detach().clone() for name, t in weights.items()}, assign=True)
+    return module.requires_grad_(False).eval()
+
+
 def _observed(
-    problem: Problem, modules: Sequence[str], merge: SpaceMaps, per_image: float
+    problem: Problem, modules: Sequence[str], merge: SpaceMaps, per_image: float, merged: nn.Module | None
 ) -> dict[str, FoldMoments]:
-    """The sums of these layers over all images. per_image: positions of a convolution, per regressor."""
+    """The sums of these layers over all images.
+
+    per_image: positions of a convolution, per regressor. merged: the network whose inputs are taken (None: the
+    means of those of the sources).
+    """
     images, plan = problem.images.images, problem.plan
     networks = [network(source, problem.device) for source in problem.sources]
     folds = folds_of(len(images), len(images))
@@ -109,7 +122,7 @@ def _observed(
         for rows in batches(len(images), min(problem.hardware.eval_batch, BATCH)):
             batch = images[rows].to(problem.device)
             seen = []
-            for own in networks:
+            for own in [*networks, *([merged] if merged else [])]:
                 with recorded(own, modules) as record:
                     own(batch)
                 seen.append(record)
@@ -170,11 +183,18 @@ def _rows(
     for layer, value, read, write in zip(layers, values, *maps):
         weight = weight_of(layer).detach()
         bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else weight.new_zeros(len(weight))
-        rows = value.flatten(0, -2) if places is None else input_rows(layer, value, places).flatten(0, 1)
+        rows = _flat(layer, value, places)
         y = y + (rows @ weight.flatten(1).T + bias) @ write.T
         parts = rows.reshape(len(rows), weight.shape[1], -1)
         x = x + torch.einsum("ncp,dc->ndp", parts, read).flatten(1)
+    if len(values) > len(layers):  # the last ones are those of the merged network
+        x = _flat(layers[0], values[-1], places)
     used = None
     if mask is not None and values[0].shape[:-1] == mask.shape:
         used = mask.flatten().double().to(x.device)
     return x, y, used
+
+
+def _flat(layer: nn.Module, value: Tensor, places: Tensor | None) -> Tensor:
+    """The inputs of a layer as rows; places: positions of a convolution."""
+    return value.flatten(0, -2) if places is None else input_rows(layer, value, places).flatten(0, 1)

@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+
+Zipped = tuple[list[Tensor], list[Tensor]]
+"""Merge matrices M_i [d', d_i] and unmerge matrices U_i [d_i, d'] of one space."""
+
+
+def within_heads(
+    n: int, heads: int, matched: Sequence[Tensor], cluster: Callable[[Tensor], Zipped], shared: bool
+) -> Zipped:
+    """The maps of a space of attention heads [n], whose units are only merged with those of matched heads.
+
+    matched: for each source, its units in the order of source 1's heads, [n]. cluster: the maps of the units with
+    these indices among the k n of all sources, d of each source. shared: all heads have one inner order (q/k
+    norms, rotary positions), so that units are averaged in that of `matched`.
+    """
+    d, k = n // heads, len(matched)
+    merge = [torch.zeros(n, n, dtype=torch.float64) for _ in matched]
+    unmerge = [torch.zeros(n, n, dtype=torch.float64) for _ in matched]
+    eye = torch.eye(d, dtype=torch.float64)
+    for h in range(heads):
+        rows = [m[h * d : (h + 1) * d] for m in matched]  # this head's units in every source
+        inside = slice(h * d, (h + 1) * d)
+        at = torch.cat([own + i * n for i, own in enumerate(rows)])
+        small = ([eye / k] * k, [eye] * k) if shared else cluster(at)
+        for i, own in enumerate(rows):
+            merge[i][inside, own] = small[0][i]
+            unmerge[i][own, inside] = small[1][i]
+    return merge, unmerge
 
 
 def zip_units(similarity: Tensor, k: int, a: float, b: float) -> tuple[list[Tensor], list[Tensor]]:

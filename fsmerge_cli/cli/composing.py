@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from fsmerge_cli.cli.hydra_version import HYDRA_DEFAULTS
 from fsmerge_cli.cli.overrides import checked_override, config_folder
 from fsmerge_cli.cli.plugin_presets import store_plugins
 from fsmerge_cli.common.options import refuse_code
@@ -45,7 +46,7 @@ def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[
     overrides = ["~data" if override == "data=null" else added(override) for override in overrides]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
+        with initialize_config_module("fsmerge_cli.configs", **HYDRA_DEFAULTS):
             values = OmegaConf.to_container(compose(config, overrides=[*overrides, *own]), resolve=True)
     except (HydraException, OmegaConfBaseException, RecursionError) as error:
         raise explain(error, overrides, config) from error

@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fsmerge_cli.cli.hydra_version import HYDRA_DEFAULTS
 from fsmerge_cli.common import presets
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, OutputError, reason, unknown, unknown_key
 
@@ -132,7 +133,7 @@ def _compose(groups: Sequence[str], config: str) -> DictConfig:
     """The configuration of the chosen groups without other overrides."""
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
+        with initialize_config_module("fsmerge_cli.configs", **HYDRA_DEFAULTS):
             return compose(config, overrides=list(groups))
     except HydraException:  # the groups are wrong too, or lie in the folder of --config-dir
         return OmegaConf.create()

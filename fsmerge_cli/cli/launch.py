@@ -17,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text as Line
 
+from fsmerge_cli.cli import front_sweeper
 from fsmerge_cli.cli.gate import Gate
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster, explain_sweep
+from fsmerge_cli.cli.hydra_version import HYDRA_MAIN
 from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.cli.keys import Checkpoint, Evaluation, Output, folder_of, keys_of
 from fsmerge_cli.cli.plugin_presets import store_plugins
@@ -116,6 +118,7 @@ def launch(arguments: Sequence[str], quiet: bool = False) -> int:
             "torchrun, or let a cluster start the processes: fsmerge merge --multirun ... hardware=slurm"
         )
     store_plugins(arguments)
+    front_sweeper.register()
     with _process_of(arguments, quiet):
         try:
             _entry()
@@ -129,7 +132,7 @@ def launch(arguments: Sequence[str], quiet: bool = False) -> int:
     return max(codes, default=0)
 
 
-@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="merge")
+@hydra.main(**HYDRA_MAIN, config_path=CONFIGS, config_name="merge")
 def _entry(config: DictConfig) -> Any:
     """One job, in this process or, with launcher=joblib, in one that the first job starts."""
     if os.getpid() in _launching or not parallel_jobs():

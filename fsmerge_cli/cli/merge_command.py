@@ -44,7 +44,7 @@ groups:
   method=NAME          @METHODS@
   hardware=NAME        auto (default), cpu, gpu, multi_gpu, slurm
   launcher=NAME        joblib, submitit_local, submitit_slurm (where the jobs of --multirun run)
-  sweep=NAME           optuna (hyperparameter search with --multirun, instead of a full grid)
+  sweep=NAME           optuna, map, m2n2 (searches with --multirun, instead of a full grid)
 
 keys:
   seed=0                       random seed

@@ -19,6 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.text import Text as Line
 
 from fsmerge_cli.cli import sweep_folder
+from fsmerge_cli.cli.front_sweeper import is_front_search
+from fsmerge_cli.cli.hydra_version import register_resolver
+from fsmerge_cli.cli.search_space import RATIO, WEIGHTS
 from fsmerge_cli.common.atomic import write_json
 from fsmerge_cli.common.distributed import is_main
 from fsmerge_cli.common.errors import ConfigError, FsmergeError, OutputError, reason
@@ -33,16 +36,12 @@ if TYPE_CHECKING:
 codes: list[int] = []
 """Exit codes of the jobs of this process, which Hydra's launchers do not report."""
 
-WEIGHTS = "task_weights"
-RATIO = 16.0
-"""Largest and smallest (1 / RATIO) task weight in a search, relative to the task of source 1."""
-
 
 def _each(sources: Any, value: str) -> list[str]:
     return [value] * len(sources)
 
 
-OmegaConf.register_new_resolver("fsmerge.each", _each, replace=True)
+register_resolver("fsmerge.each", _each, replace=True)
 
 
 def is_sweep() -> bool:
@@ -141,7 +140,7 @@ class SweepSummary(Callback):
             for job in jobs if not parallel_jobs(config) else []:
                 if job["exit_code"]:
                     sys.stderr.write(f"{shown(job['run'])}\nfsmerge: error: {printable(job['error'])}\n")
-        searched = _optuna(config) or any(WEIGHTS in job["run"] for job in jobs)
+        searched = _optuna(config) or is_front_search(config) or any(WEIGHTS in job["run"] for job in jobs)
         console = terminal.console()
         console.print(tables.sweep_table(jobs))  # first, because writing files may fail
         files, notes = _written(folder, jobs, searched)

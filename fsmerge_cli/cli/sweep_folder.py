@@ -22,7 +22,7 @@ LIST = ".fsmerge-sweep.json"
 UNLISTED = re.compile(re.escape(f".{LIST}.") + r"[0-9a-f]{8}\.tmp")
 """What a sweep leaves that is killed before it has its list."""
 
-SUMMARY = ("summary.csv", "summary.svg", "pareto.csv", "pareto.svg")
+SUMMARY = ("summary.csv", "summary.svg", "pareto.csv", "pareto.svg", "surrogate.csv")
 BY_HYDRA = ("multirun.yaml", "optimization_results.yaml")
 RECORD = re.compile(r"\d{5}\.json")
 

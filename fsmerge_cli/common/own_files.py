@@ -35,12 +35,12 @@ UNFINISHED = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
 """The name of a folder that is being written; only there a list without files stands for all files of a result."""
 
 BEING_WRITTEN = re.compile(
-    r"\.fsmerge\.json(\.tmp)?|((merged|classifier|tasks/[^/]+)/)?"
+    r"\.fsmerge\.json(\.tmp)?|((merged|classifier|compressed|tasks/[^/]+)/)?"
     r"([a-z_]+\.(json|safetensors|yaml|html)|(vocab|merges)\.txt|README\.md)"
 )
 """The files of a result."""
 
-PARTS = re.compile(r"(merged|classifier|tasks(/[^/]+)?)/")
+PARTS = re.compile(r"(merged|classifier|compressed|tasks(/[^/]+)?)/")
 """The folders of a result."""
 
 EXAMPLES = 3

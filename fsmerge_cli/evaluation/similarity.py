@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.reading import read
 from fsmerge_cli.evaluation.metrics import FeatureSimilarity
 from fsmerge_cli.training.problem import Problem
-from fsmerge_cli.training.teachers import network
+from fsmerge_cli.training.teachers import network, recorded_outputs
 
 BATCH = 8
 """Images per batch: the outputs of all layers of two models are in memory at once."""
@@ -61,20 +60,3 @@ def similarities(problem: Problem, backbone: nn.Module, sets: Sequence[ImageSet 
 def _channels_last(output: Tensor) -> Tensor:
     """A feature map [n, C, h, w] as [n, h, w, C], where every position is a row; other outputs as they are."""
     return output.movedim(1, -1) if output.ndim == 4 else output
-
-
-@contextmanager
-def recorded_outputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside the context, every forward pass stores the outputs of the named submodules in the dictionary."""
-    outputs: dict[str, Tensor] = {}
-
-    def record(name: str, output: Tensor) -> None:
-        outputs[name] = output
-
-    with ExitStack() as stack:
-        for name in names:
-            hook = module.get_submodule(name).register_forward_hook(
-                lambda _module, _inputs, output, name=name: record(name, output)
-            )
-            stack.callback(hook.remove)
-        yield outputs

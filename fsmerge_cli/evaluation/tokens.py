@@ -20,9 +20,8 @@ from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.reading import read
-from fsmerge_cli.evaluation.similarity import recorded_outputs
 from fsmerge_cli.training.problem import Problem
-from fsmerge_cli.training.teachers import batches, network
+from fsmerge_cli.training.teachers import batches, network, recorded_outputs
 
 BATCH = 8
 

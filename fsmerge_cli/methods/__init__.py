@@ -17,6 +17,7 @@ from fsmerge_cli.methods.fisher import Fisher
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation
+from fsmerge_cli.methods.neuron_interpolation import NeuronInterpolation
 from fsmerge_cli.methods.orthogonal_matching import OrthogonalMatching
 from fsmerge_cli.methods.ot_fusion import OTFusion
 from fsmerge_cli.methods.pleas import PLeaS
@@ -30,6 +31,7 @@ from fsmerge_cli.methods.task_vectors.consensus import Consensus
 from fsmerge_cli.methods.task_vectors.dare import Dare
 from fsmerge_cli.methods.task_vectors.della import Della
 from fsmerge_cli.methods.task_vectors.doge import Doge
+from fsmerge_cli.methods.task_vectors.expert_merging import ExpertMerging
 from fsmerge_cli.methods.task_vectors.fw_merging import FWMerging
 from fsmerge_cli.methods.task_vectors.iso_c import IsoC
 from fsmerge_cli.methods.task_vectors.lines import Lines
@@ -57,6 +59,7 @@ SHIPPED: dict[str, type[Method]] = {
     "dare": Dare,
     "della": Della,
     "doge": Doge,
+    "expert_merging": ExpertMerging,
     "fisher": Fisher,
     "fs_closed_form": FSClosedForm,
     "fs_merge": FSMerge,
@@ -66,6 +69,7 @@ SHIPPED: dict[str, type[Method]] = {
     "lines": Lines,
     "magnitude": Magnitude,
     "model_stock": ModelStock,
+    "neuron_interpolation": NeuronInterpolation,
     "opcm": OPCM,
     "orthogonal_matching": OrthogonalMatching,
     "ot_fusion": OTFusion,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fsmerge_cli.alignment.matching import match_all, require_images, require_one_width, similarities
 from fsmerge_cli.alignment.permutation import shares_inner_order
 from fsmerge_cli.alignment.space_maps import merged_units
-from fsmerge_cli.alignment.zipping import zip_units
+from fsmerge_cli.alignment.zipping import Zipped, within_heads, zip_units
 from fsmerge_cli.common.options import FORBID
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods.resets import Resets
@@ -22,9 +22,6 @@ from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import maps_of_spaces
 from fsmerge_cli.training.problem import Problem, Solution
 from fsmerge_cli.training.teachers import batches
-
-Zipped = tuple[list[Tensor], list[Tensor]]
-"""Merge matrices M_i [d', d_i] and unmerge matrices U_i [d_i, d'] of one space."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -86,25 +83,11 @@ class ZipIt(Resets):
     def _zip(self, similar: Tensor, space: Space, k: int, matched: list[Tensor] | None, shared: bool) -> Zipped:
         if matched is None or space.heads is None:
             return zip_units(similar, k, self.a, self.b)
-        n, H = space.merged, space.heads[0]
-        d = n // H
-        merge = [torch.zeros(n, n, dtype=similar.dtype) for _ in range(k)]
-        unmerge = [torch.zeros(n, n, dtype=similar.dtype) for _ in range(k)]
-        for h in range(H):
-            rows = [m[h * d : (h + 1) * d] for m in matched]  # this head's units in every source
-            inside = slice(h * d, (h + 1) * d)
-            if shared:  # q/k norms and rotary positions only allow one inner order shared by all heads
-                small: Zipped = (
-                    [torch.eye(d, dtype=similar.dtype) / k] * k,
-                    [torch.eye(d, dtype=similar.dtype)] * k,
-                )
-            else:
-                at = torch.cat([own + i * n for i, own in enumerate(rows)])
-                small = zip_units(similar[at][:, at], k, self.a, self.b)
-            for i, own in enumerate(rows):
-                merge[i][inside, own] = small[0][i]
-                unmerge[i][own, inside] = small[1][i]
-        return merge, unmerge
+
+        def zipped(at: Tensor) -> Zipped:
+            return zip_units(similar[at][:, at], k, self.a, self.b)
+
+        return within_heads(space.merged, space.heads[0], matched, zipped, shared)
 
 
 def reestimated(problem: Problem, weights: dict[str, Tensor]) -> dict[str, Tensor]:

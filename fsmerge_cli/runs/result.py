@@ -35,6 +35,8 @@ from fsmerge_cli.reporting.notebook import as_html, one_line
 from fsmerge_cli.reporting.schema import VERSION, typed
 from fsmerge_cli.runs.classifier import FOLDER as CLASSIFIER
 from fsmerge_cli.runs.classifier import classifier_certificate, why_no_classifier, write_classifier
+from fsmerge_cli.runs.compressed import FOLDER as COMPRESSED
+from fsmerge_cli.runs.compressed import write_compressed
 from fsmerge_cli.runs.features import write_projectors
 from fsmerge_cli.runs.sentence_tasks import write_embedding_tasks
 from fsmerge_cli.runs.text_tasks import FOLDER as TASKS
@@ -134,6 +136,7 @@ class MergeResult:
             *write_projectors(merged, self.certifier, self.measured.tokens),
             *write_embedding_tasks(folder / TASKS, self.certifier, self.preprocessing, self.solution),
             *self._written_classifiers(folder),
+            *write_compressed(folder / COMPRESSED, self.certifier, self.solution),
         ]
         evaluation = self.evaluation(self.certifier.certify(merged, more))
         cost = evaluation["cost"]

@@ -15,7 +15,7 @@ from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.progress import Progress, silent
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.models.plan import Plan
-from fsmerge_cli.models.source import Source
+from fsmerge_cli.models.source import Pixels, Source
 from fsmerge_cli.supernet.map_set import MergeMaps
 from fsmerge_cli.training.snapshots import Snapshots
 from fsmerge_cli.training.state import Trace
@@ -82,6 +82,21 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class MaskedNetworks:
+    """The network of every task as W_0 + m_i s (TALL masks).
+
+    base: W_0. total: s. masks: m_i, true or false, by task and tensor. others: by task, the tensors of its source
+    that have no task vector. pixels: mean and std of the pixels that the first layer reads (None: pixels in 0..1).
+    """
+
+    base: Mapping[str, Tensor]
+    total: Mapping[str, Tensor]
+    masks: Sequence[Mapping[str, Tensor]]
+    others: Sequence[Mapping[str, Tensor]]
+    pixels: Pixels | None = None
+
+
+@dataclass(frozen=True)
 class Solution:
     """A merged model: weights of one backbone, one projector U_out [d_i, d'] per source, and how they were found.
 
@@ -91,6 +106,7 @@ class Solution:
     sources. facts: values to report (condition numbers), by name. finetuned: whether the folded weights were
     fine-tuned after the last stage. statistics: by convolution, mean and variance [C] of its output without bias,
     for the BatchNorms of the written file. dtype: to which the weights, and the heads made from them, are rounded.
+    masked: networks of the tasks that are written beside the merged one.
     """
 
     weights: Mapping[str, Tensor]
@@ -103,6 +119,7 @@ class Solution:
     finetuned: bool = False
     statistics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     dtype: str = "float32"
+    masked: MaskedNetworks | None = None
 
     def to(self, device: torch.device) -> Solution:
         """The same solution with its weights and projectors on `device`."""

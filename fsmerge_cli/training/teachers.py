@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
@@ -71,6 +71,23 @@ def teacher_network(source: Source, device: torch.device | str = "cpu") -> nn.Mo
     """The `network` whose outputs are all that counts of the source: with `reads`, its patch tokens too."""
     module = network(source, device)
     return module if source.reads == "pooled" else with_tokens(module, source.family)
+
+
+@contextmanager
+def recorded_outputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Inside the context, every forward pass stores the outputs of the named submodules in the dictionary."""
+    outputs: dict[str, Tensor] = {}
+
+    def record(name: str, output: Tensor) -> None:
+        outputs[name] = output
+
+    with ExitStack() as stack:
+        for name in names:
+            hook = module.get_submodule(name).register_forward_hook(
+                lambda _module, _inputs, output, name=name: record(name, output)
+            )
+            stack.callback(hook.remove)
+        yield outputs
 
 
 def batches(total: int, size: int) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsmerge_cli import merge
 from fsmerge_cli.architectures import SPECS
+from fsmerge_cli.cli.hydra_version import HYDRA_DEFAULTS
 from fsmerge_cli.cli.keys import TOP, Evaluation, Output
 from fsmerge_cli.cli.run_dirs import default_folder
 from fsmerge_cli.common import presets
@@ -32,7 +33,7 @@ OPTIONS = [(group, name) for group in presets.GROUPS for name in presets.names(g
 
 @cache
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_module("fsmerge_cli.configs", version_base="1.3"):
+    with initialize_config_module("fsmerge_cli.configs", **HYDRA_DEFAULTS):
         return compose("merge", overrides=list(overrides))
 
 

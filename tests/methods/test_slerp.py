@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -102,3 +103,51 @@ def test_directions_that_cancel_out_have_no_mean(make_problem: Make) -> None:
     assert error.value.reasons[-1] == (
         "fc0.bias points in directions that cancel out, which have no mean on the sphere"
     )
+
+
+def test_parts_of_the_network_have_shares_of_their_own(make_problem: Make) -> None:
+    problem = make_problem()
+    first, second = (Slerp(t=t).fit(problem).weights for t in (0.2, 0.7))
+    found = Slerp(boundaries=(0.37,), shares=((0.8, 0.2), (3.0, 7.0))).fit(problem).weights
+    total = sum(t.numel() for t in first.values())
+    flat = [torch.cat([t.flatten() for t in own.values()]) for own in (first, second, found)]
+    split = round(0.37 * total)
+    assert torch.equal(flat[2], torch.cat([flat[0][:split], flat[1][split:]]))
+    once = Slerp(shares=((0.3, 0.7),)).fit(problem).weights
+    assert all(torch.equal(once[n], t) for n, t in second.items())
+    alone = Slerp(boundaries=(0.2, 0.6), shares=((0, 1), (0, 1), (0, 2))).fit(problem).weights
+    for n, t in problem.sources[1].weights.items():
+        torch.testing.assert_close(alone[n], t)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"boundaries": (0.5, 0.2), "shares": ((1.0, 1.0),) * 3},
+            "method.boundaries=[0.5, 0.2]: should be different and ascending.",
+        ),
+        (
+            {"boundaries": (0.5,)},
+            "method.boundaries divides the network into parts that differ in their shares. Pass them too: "
+            "method.shares=[[...],...].",
+        ),
+        (
+            {"t": 0.3, "shares": ((1.0, 1.0),)},
+            "method.t=0.3 and method.shares exclude each other. Pass one of them.",
+        ),
+        (
+            {"shares": ((1.0, 1.0), (1.0, 0.0))},
+            "method.shares has 2 lists, but method.boundaries makes 1 parts. Pass one list per part.",
+        ),
+        (
+            {"shares": ((1.0, 1.0, 1.0),)},
+            "method.shares has the list [1.0, 1.0, 1.0], but there are 2 sources. Pass one share per source, not "
+            "all of them 0.",
+        ),
+    ],
+)
+def test_shares_that_do_not_fit_are_refused(options: dict[str, Any], message: str, make_problem: Make) -> None:
+    with pytest.raises(ConfigError) as error:
+        Slerp(**options).fit(make_problem())
+    assert str(error.value) == message

@@ -197,6 +197,7 @@ def test_a_method_that_does_not_apply_has_a_reason(tmp_path: Path) -> None:
         "straight_through",
         "weight_matching",
         "pleas",
+        "neuron_interpolation",
         "regmean",
         "regmean_pp",
         "slerp",

@@ -49,7 +49,10 @@ def problem(sources: list[Source], base: Source, images: int = 3) -> Problem:
     return Problem(compile_plan(sources), sources, found, base=base)
 
 
-QUICK: dict[str, dict[str, object]] = {"ada_merging": {"steps": 3}}
+QUICK: dict[str, dict[str, object]] = {
+    "ada_merging": {"steps": 3},
+    "expert_merging": {"steps": 3},
+}
 """Options with which a method that trains takes no time."""
 
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from fsmerge_cli import merge
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.methods.task_vectors.ada_merging import AdaMerging
+from fsmerge_cli.methods.task_vectors.coefficients import Tuned
 from fsmerge_cli.runs.result import MergeResult
 
 PIXELS = {"mean": [0.4], "std": [0.2]}
-SHORT = {name: {"steps": 3} for name, method in METHODS.items() if issubclass(method, Trained | AdaMerging)}
+SHORT = {name: {"steps": 3} for name, method in METHODS.items() if issubclass(method, Trained | Tuned)}
 IN_TEST = ("fs_closed_form", "fs_merge", "kd", "pleas", "regmean", "tsv", "zipit")
 """Methods in `make test`; the others, which compute likewise, in `make test-slow`."""
 

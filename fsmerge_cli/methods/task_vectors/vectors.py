@@ -115,8 +115,12 @@ class TaskVectorMethod(Method, ABC):
         if self.uses_images or pixels is None:
             return self.merge(TaskVectors(problem))
         solution = self.merge(TaskVectors(_as_trained(problem, pixels)))
-        plan = problem.plan
-        return replace(solution, weights=refolded(plan.family, plan.arch, solution.weights, pixels))
+        plan, masked = problem.plan, solution.masked
+        return replace(
+            solution,
+            weights=refolded(plan.family, plan.arch, solution.weights, pixels),
+            masked=None if masked is None else replace(masked, pixels=pixels),
+        )
 
     @abstractmethod
     def merge(self, vectors: TaskVectors) -> Solution:
