@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -103,9 +105,10 @@ def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwr
     try:
         for key, (path, write) in files.items():
             with _errors(key, path):
-                temporary = _beside(path)
-                temporary.touch(exist_ok=False)
-                written.append((key, temporary, path))
+                with _undisturbed():
+                    temporary = _beside(path)
+                    temporary.touch(exist_ok=False)
+                    written.append((key, temporary, path))
                 write(temporary)
         for key, temporary, path in written:
             with _errors(key, path):
@@ -116,18 +119,49 @@ def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwr
                     _place(temporary, path)
                     appeared.append(path)
     except BaseException:
-        for _, temporary, path in written:
-            with suppress(OSError):
-                if path in appeared or path.samefile(temporary):  # stopped before all had appeared
-                    path.unlink()
-        for copy, path in replaced:
-            with suppress(OSError):
-                copy.replace(path)
+        with _undisturbed():
+            for _, temporary, path in written:
+                with suppress(OSError):
+                    if path in appeared or path.samefile(temporary):  # stopped before all had appeared
+                        path.unlink()
+            for copy, path in replaced:
+                with suppress(OSError):
+                    copy.replace(path)
         raise
     finally:
-        for temporary in (*(temporary for _, temporary, _ in written), *(copy for copy, _ in replaced)):
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with _undisturbed():
+            for temporary in (*(temporary for _, temporary, _ in written), *(copy for copy, _ in replaced)):
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that come inside are handled at its end, so that no clean-up is cut off."""
+    mask = getattr(signal, "pthread_sigmask", None)
+    if mask is None:  # Windows
+        yield
+        return
+    came: list[BaseException] = []
+
+    def change(how: int, signals: Iterable[int]) -> Any:
+        try:
+            return mask(how, signals)
+        except BaseException as stop:  # of a signal that had come just before
+            came.append(stop)
+            return mask(how, signals)
+
+    before = change(signal.SIG_BLOCK, ())
+    change(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        mask(signal.SIG_SETMASK, before)
+    if came:
+        raise came[0]
 
 
 def _beside(path: Path) -> Path:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,3 +58,48 @@ def test_files_that_belong_together_appear_together_or_not_at_all(
     monkeypatch.setattr(Path, "replace", replace)
     write_files({key: (path, lambda temporary: None) for key, (path, _) in files.items()}, overwrite=old)
     assert everything(tmp_path).keys() == before.keys() | {"one", "two"}
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["replaced", "new"])
+def test_a_signal_at_any_moment_leaves_no_temporary_file(
+    old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before every change of the file system; signals during a clean-up are handled at its end."""
+    left = 0
+
+    def handle(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    def signalled(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args, **options)
+
+        return call
+
+    for owner, name in ((os, "unlink"), (os, "link"), (os, "open"), (os, "replace")):
+        monkeypatch.setattr(owner, name, signalled(getattr(owner, name)))
+    before = signal.signal(signal.SIGTERM, handle)
+    stopped = 0
+    try:
+        for moment in range(1, 30):
+            for name in ("one", "two"):
+                (tmp_path / name).unlink(missing_ok=True)
+                if old:
+                    (tmp_path / name).write_text("old")
+            left = moment
+            try:
+                write_files({n: (tmp_path / n, lambda path: path.write_text("new")) for n in ("one", "two")}, old)
+            except Stopped:
+                stopped += 1
+            left = 0
+            found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+            assert found in [dict.fromkeys(("one", "two"), "new"), {"one": "old", "two": "old"} if old else {}], (
+                moment
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped > 4
