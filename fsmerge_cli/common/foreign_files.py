@@ -46,6 +46,9 @@ ENCODINGS = {
 }
 
 
+ZEROS = 120
+"""Bytes at the start of a file of which a third are zero in UTF-16 and UTF-32."""
+
 DEEP = f"it has more than {MAX_DEPTH} levels inside each other"
 PASS = "Repair the file, or pass another one."
 SAVE = "Save it as UTF-8."
@@ -90,6 +93,9 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     for mark, name in ENCODINGS.items():
         if content.startswith(mark):
             raise UnreadableError(path, f"it is {name} text", remedy=SAVE)
+    start = content[:ZEROS]
+    if start and 3 * start.count(0) >= len(start):
+        raise UnreadableError(path, "it has zero bytes, as UTF-16 text without its mark has", remedy=SAVE)
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:

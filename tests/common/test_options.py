@@ -10,6 +10,7 @@ from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.options import (
     FORBID,
     Count,
+    FiniteFloat,
     Flag,
     NonNegativeFloat,
     Positive,
@@ -37,9 +38,10 @@ class Small:
     many: Count | Literal["all"] = "all"
     width: Positive | tuple[Positive, ...] | None = None
     names: tuple[Text, ...] = ()
+    shift: FiniteFloat = 0.0
 
 
-KEYS = "decay, kind, loud, many, name, names, rate, seed, share, size, width"
+KEYS = "decay, kind, loud, many, name, names, rate, seed, share, shift, size, width"
 
 
 def refused(cls: type[Any], values: Any, where: str = "small") -> str:
@@ -70,6 +72,8 @@ def test_values_become_a_frozen_instance() -> None:
         ({"size": 1, "rate": float("nan")}, "small.rate: should be a finite number, got nan."),
         ({"size": 1, "rate": "fast"}, "small.rate: should be a valid number, got 'fast'."),
         ({"size": 1, "decay": -0.1}, "small.decay: should be greater than or equal to 0, got -0.1."),
+        ({"size": 1, "shift": True}, "small.shift: should be a valid number, got True."),
+        ({"size": 1, "shift": "1"}, "small.shift: should be a valid number, got '1'."),
         ({"size": 1, "share": 1}, "small.share: should be less than 1, got 1."),
         ({"size": 1, "loud": 1}, "small.loud: should be a valid boolean, got 1."),
         ({"size": 1, "loud": "yes"}, "small.loud: should be a valid boolean, got 'yes'."),

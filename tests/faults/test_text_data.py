@@ -89,6 +89,13 @@ def test_a_cell_may_be_a_document_and_a_label_has_no_spaces_around_it(tmp_path: 
     assert read(tmp_path) == ([(document, 1), ("bad", 0)], ())
 
 
+@pytest.mark.parametrize("content", ["", "text,label\n", "text,label\n ,pos\n"])
+def test_a_file_without_texts_is_called_so_where_class_names_are_read(content: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=rf"{tmp_path}/t.csv (holds no texts for task 't'|.*is empty)"):
+        Texts(train=str(tmp_path / "t.csv")).classes(Task("t", None))
+
+
 def test_a_suffix_in_upper_case_is_one(tmp_path: Path) -> None:
     (tmp_path / "films.CSV").write_text("text,label\nbad,neg\ngood,pos\n")
     assert read(tmp_path) == ([("bad", 0), ("good", 1)], ())

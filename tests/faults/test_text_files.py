@@ -30,6 +30,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 MERGED_BOMB = "a: &a {x: 1}\n" + "".join(
     f"{b}: &{b}\n  <<: [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi")
 )
+NO_MARK = "it has zero bytes, as UTF-16 text without its mark has"
 YAML: list[tuple[str, bytes | str, str]] = [
     ("a tab", "a:\n\tb: 1\n", "line 2, column 1: a tab, but YAML is indented with spaces"),
     ("a tab after spaces", "a:\n  b: 1\n  \tc: 2\n", "line 3, column 3: a tab, but YAML is indented with spaces"),
@@ -37,6 +38,8 @@ YAML: list[tuple[str, bytes | str, str]] = [
     ("a repeated key inside", "x:\n  a: 1\n  a: 2\n", "line 3, column 3: the key 'a' is given twice"),
     ("a repeated key in braces", "{a: 1, a: 2}", "line 1, column 8: the key 'a' is given twice"),
     ("UTF-16", "a: 1".encode("utf-16"), "it is UTF-16 text"),
+    ("UTF-16 without its mark", "a: 1".encode("utf-16-le"), NO_MARK),
+    ("zero bytes", bytes(9), NO_MARK),
     ("UTF-32", "a: 1".encode("utf-32"), "it is UTF-32 text"),
     ("Latin-1", "a: é".encode("latin-1"), "it is not UTF-8 text (byte 4 is 0xe9)"),
     ("a list", "- 1", "it should hold keys and values, and holds a list"),
@@ -73,6 +76,7 @@ JSON: list[tuple[str, bytes | str, str]] = [
     ("a deep file", "[" * 100_000, DEEP),
     ("a deep file that Python reads", "[" * 900 + "]" * 900, DEEP),
     ("UTF-16", '{"a": 1}'.encode("utf-16"), "it is UTF-16 text"),
+    ("UTF-32 without its mark", '{"a": 1}'.encode("utf-32-be"), NO_MARK),
     ("Latin-1", '{"a": "é"}'.encode("latin-1"), "it is not UTF-8 text (byte 8 is 0xe9)"),
     ("a list", "[1]", "it should hold keys and values, and holds a list"),
     ("null", "null", "it should hold keys and values, and holds null"),

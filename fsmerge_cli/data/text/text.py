@@ -104,6 +104,8 @@ class Texts(DataConfig):
         if path is None:
             return None
         rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
+        if not any(map(has_text, rows)):
+            raise DataError(f"{shown(path)} holds no texts for task '{task.name}'. Pass another file or folder.")
         return tuple(names_of(rows)) or None
 
     def paths(self) -> Mapping[str, str]:
