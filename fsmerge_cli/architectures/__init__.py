@@ -14,6 +14,7 @@ from fsmerge_cli.architectures.convnext.family import CONVNEXT
 from fsmerge_cli.architectures.eva.family import EVA
 from fsmerge_cli.architectures.family import Arch, Compiled, Family, compile_table
 from fsmerge_cli.architectures.mlp import MLP
+from fsmerge_cli.architectures.modernbert import MODERNBERT
 from fsmerge_cli.architectures.resnet.family import RESNET
 from fsmerge_cli.architectures.vgg.family import VGG
 from fsmerge_cli.architectures.vit.family import VIT
@@ -30,7 +31,7 @@ def _check(name: str, found: Any) -> None:
         raise ConfigError(f"the `name` of the Family should be {name!r}, it is {brief(found.name)}.")
 
 
-SHIPPED: dict[str, Family] = {own.name: own for own in (BERT, CONVNEXT, EVA, MLP, RESNET, VGG, VIT)}
+SHIPPED: dict[str, Family] = {own.name: own for own in (BERT, CONVNEXT, EVA, MLP, MODERNBERT, RESNET, VGG, VIT)}
 
 BY_MODULE = {f"timm.models.{own.name}": own for own in (CONVNEXT, EVA, RESNET, VGG)}
 """The file in which timm defines an architecture -> its family; all others are vision transformers, or refused."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fsmerge_cli.architectures import Family, resolve
-from fsmerge_cli.architectures.bert import BERT
 from fsmerge_cli.checkpoints.adapter import config_with, read_adapter
 from fsmerge_cli.checkpoints.adapter_merge import merge_adapter
 from fsmerge_cli.checkpoints.architecture import (
@@ -34,7 +33,7 @@ from fsmerge_cli.checkpoints.kind import module_config, state_of
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels
 from fsmerge_cli.checkpoints.sentence_modules import modules_beside
-from fsmerge_cli.checkpoints.text_models import is_text, read_text_model
+from fsmerge_cli.checkpoints.text_models import is_text, read_text_model, text_family
 from fsmerge_cli.checkpoints.tokenizer import read_tokenizer
 from fsmerge_cli.checkpoints.translation import Translation, translate
 from fsmerge_cli.checkpoints.vit_shapes import ANCHOR, Inferred, inferred
@@ -256,7 +255,8 @@ def _text(
     read = read_text_model(spec, found.config, stored, found.where, bool(found.heads[0]))
     heads = {"classifier": read.head} if read.head else {}
     notes = (*found.notes, *read.notes)
-    return BERT, read.arch, dict(found.config), Translation(read.tensors, heads, notes=notes, prefix=read.prefix)
+    family, config = text_family(read.arch.model_type), dict(found.config)
+    return family, read.arch, config, Translation(read.tensors, heads, notes=notes, prefix=read.prefix)
 
 
 def _shaped(

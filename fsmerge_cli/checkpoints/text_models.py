@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from fsmerge_cli.architectures.bert import BERT, NAMES, NO_LAYER, Names, TextArch
 from fsmerge_cli.architectures.bert.family import POOLING
+from fsmerge_cli.architectures.family import Family
+from fsmerge_cli.architectures.modernbert import MODERNBERT
+from fsmerge_cli.checkpoints.modernbert import of_language_model
+from fsmerge_cli.checkpoints.modernbert import options as modern_options
 from fsmerge_cli.checkpoints.prefixes import EMA, strip, unwrapped
 from fsmerge_cli.checkpoints.sentence_modules import KEY, read_modules
 from fsmerge_cli.checkpoints.text_sizes import require_classes, require_sizes
@@ -48,8 +53,8 @@ OTHER_TASKS = {
 }
 
 ENCODERS = (
-    "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA, as classifiers of "
-    "texts or of tokens, or without a head."
+    "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA and ModernBERT, as "
+    "classifiers of texts or of tokens, or without a head."
 )
 
 OTHER_TYPES = {
@@ -58,7 +63,6 @@ OTHER_TYPES = {
     "convbert": "ConvBERT",
     "deberta": "DeBERTa",
     "deberta-v2": "DeBERTa",
-    "modernbert": "ModernBERT",
     "mpnet": "MPNet",
     "nomic_bert": "Nomic BERT",
     "roformer": "RoFormer",
@@ -68,9 +72,18 @@ OTHER_TYPES = {
 """Text models that are recognised and not supported."""
 
 
+FAMILIES: Mapping[str, Family] = {own.name: own for own in (BERT, MODERNBERT)}
+"""The families of text encoders, by name."""
+
+
+def text_family(model_type: str) -> Family:
+    """The family of a `model_type` in a config.json."""
+    return FAMILIES.get(model_type, BERT)
+
+
 def is_text(spec: SourceSpec, config: Mapping[str, Any]) -> bool:
     """Whether an entry is a text encoder: by its family, or by the model_type in its config.json."""
-    if isinstance(spec.arch, dict) and spec.arch.get("family") == BERT.name:
+    if isinstance(spec.arch, dict) and spec.arch.get("family") in FAMILIES:
         return True
     return isinstance(config.get("model_type"), str) and config["model_type"] in NAMES
 
@@ -109,7 +122,7 @@ class TextModel:
     head: `weight` and `bias`; empty: there is none. prefix: of the encoder in the file.
     """
 
-    arch: TextArch
+    arch: Any
     tensors: Mapping[str, Tensor]
     head: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -124,7 +137,8 @@ def read_text_model(
     stored: its tensors without the names of wrappers. own_heads: whether its heads lie in heads.safetensors.
     """
     given = {k: v for k, v in spec.arch.items() if k != "family"} if isinstance(spec.arch, dict) else {}
-    kind = str(given.get("model_type", config.get("model_type")))
+    modern = isinstance(spec.arch, dict) and spec.arch.get("family") == MODERNBERT.name
+    kind = MODERNBERT.name if modern else str(given.get("model_type", config.get("model_type")))
     if kind not in NAMES:
         raise SourceError(f"{where}: model_type {brief(kind)} is no text encoder that can be merged. {ENCODERS}")
     _refuse_variants(config, NAMES[kind], where)
@@ -133,13 +147,15 @@ def read_text_model(
     found = _split(spec, stored, names, where)
     _refuse_targets(config, where)
     require_classes(config, found.head, where)
-    if found.head and not (own_heads or of_tokens or f"{names.pooler}.weight" in found.tensors):
+    if found.head and not (own_heads or of_tokens or names.pooler_weight in found.tensors):
         raise SourceError(
             f"{where}: there is a head and no pooler ({names.pooled}), so this is no sequence classifier of "
             f"transformers, and its config.json does not state a token classifier. {ENCODERS}"
         )
-    options = given or _options(kind, config, found.tensors, where, of_tokens)
-    arch = BERT.parse(BERT.name, options, config, f"{where}: config.json")
+    family = text_family(kind)
+    read = modern_options if family is MODERNBERT else partial(_options, kind)
+    options = given or read(config, found.tensors, where, of_tokens)
+    arch = family.parse(family.name, options, config, f"{where}: config.json")
     folder = config.get(KEY)
     if folder is None or found.head or spec.head is not None or own_heads:
         return replace(found, arch=arch)
@@ -168,17 +184,21 @@ def _embedding_model(spec: SourceSpec, found: TextModel, modules: Mapping[str, A
 def _split(spec: SourceSpec, stored: Mapping[str, Tensor], names: Names, where: str) -> TextModel:
     """Backbone and head among the tensors of a file, under fsmerge's names."""
     tensors = {_modern(name): tensor for name, tensor in stored.items() if not CONSTANT.search(name)}
+    predicting = names.pooler_norm and of_language_model(tensors)
     anchor = f"{names.word}.weight"
     prefix = strip(tensors, anchor, where, spec.prefix, spec.ema).prefix
     scope = prefix.removesuffix(names.prefix)
     own: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
+    predictor: list[str] = []
     pooled = any(name.startswith(f"{scope}{names.pooled}.") for name in tensors)
     runs_none = pooled or names.pooled == NO_LAYER
     for name, tensor in tensors.items():
         inner = name.removeprefix(prefix) if name.startswith(prefix) else ""
-        if pooled and name.startswith(f"{scope}{names.pooled}."):
+        if predicting and name.startswith((f"{scope}{names.pooled}.", f"{scope}decoder.")):
+            predictor.append(name)
+        elif pooled and name.startswith(f"{scope}{names.pooled}."):
             own[names.pooler + name.removeprefix(f"{scope}{names.pooled}")] = tensor
         elif name.startswith(f"{scope}{names.head}."):
             head[name.removeprefix(f"{scope}{names.head}.")] = tensor
@@ -197,8 +217,8 @@ def _split(spec: SourceSpec, stored: Mapping[str, Tensor], names: Names, where: 
             f"{few(sorted(unknown))}. {ENCODERS}"
         )
     notes: tuple[str, ...] = ()
-    if rest:
-        notes = (f"'{spec.name}': not used, no part of the features: {few(sorted(rest))}",)
+    if rest or predictor:
+        notes = (f"'{spec.name}': not used, no part of the features: {few(sorted([*rest, *predictor]))}",)
     placeholder = TextArch("bert", 1, 1, 1, 1, 1)
     return TextModel(placeholder, own, head, notes, prefix)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from fsmerge_cli.architectures.bert import BERT, NAMES
+from fsmerge_cli.architectures.bert import NAMES
 from fsmerge_cli.architectures.bert.module import START
 from fsmerge_cli.checkpoints.architecture import architecture
 from fsmerge_cli.checkpoints.files import tensors_sha256
 from fsmerge_cli.checkpoints.load import tokenization
 from fsmerge_cli.checkpoints.open import TOKENIZER
+from fsmerge_cli.checkpoints.text_models import FAMILIES
 from fsmerge_cli.checkpoints.tokenizer import given_tokenizer, require_vocabulary
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.seeding import derive, generator
@@ -29,7 +30,7 @@ OF_IMAGES = ("mixup", "cutmix", "randaugment", "stochastic_depth", "patch_drop")
 
 def is_text(arch: Any) -> bool:
     """Whether `model.arch` is the one of a text encoder."""
-    return isinstance(arch, Mapping) and arch.get("family") == BERT.name
+    return isinstance(arch, Mapping) and arch.get("family") in FAMILIES
 
 
 def require_text_options(training: TrainingOptions) -> None:
@@ -45,13 +46,16 @@ def with_pooler(source: Source, seed: int) -> Source:
     """The same encoder with a pooler, which transformers' classifiers have; a new one gets random weights."""
     if source.arch.pooler:
         return source
-    name, width = NAMES[source.arch.model_type].pooler, source.arch.hidden_size
-    weight = START * torch.randn(width, width, generator=generator(seed, "finetune", "pooler"))
-    own = {f"{name}.weight": weight, f"{name}.bias": torch.zeros(width)}
+    name, arch = NAMES[source.arch.model_type].pooler, replace(source.arch, pooler=True, pooling="first")
+    random, own = generator(seed, "finetune", "pooler"), {}
+    for key, tensor in source.family.skeleton(arch).state_dict().items():
+        if key not in source.weights:
+            start = START * torch.randn(tensor.shape, generator=random) if tensor.ndim == 2 else None
+            own[key] = torch.full(tensor.shape, float(key.endswith("weight"))) if start is None else start
     note = f"'{source.name}': its files have no pooler, so that {name} starts from random weights"
     return replace(
         source,
-        arch=replace(source.arch, pooler=True, pooling="first"),
+        arch=arch,
         weights={**source.weights, **own},
         notes=(*source.notes, note),
     )

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsmerge_cli.architectures.bert import BERT
 from fsmerge_cli.checkpoints.dtype import to_dtype
 from fsmerge_cli.checkpoints.files import as_float32, read_config, read_tensors
 from fsmerge_cli.checkpoints.projectors import of_headless
@@ -56,7 +55,9 @@ def write_embedding_tasks(
 def _write(own: Path, plan: Plan, tokens: Tokenization, solution: Solution, task: str, U: Tensor) -> None:
     archs, dtype = dict(zip(plan.tasks, plan.source_archs)), solution.dtype
     tensors = {name: tensor.cpu().clone() for name, tensor in solution.weights.items()}
-    write_model(own, model_config(BERT, plan.arch, dtype=dtype), to_dtype(tensors, dtype), {}, {}, tokens.files)
+    write_model(
+        own, model_config(plan.family, plan.arch, dtype=dtype), to_dtype(tensors, dtype), {}, {}, tokens.files
+    )
     write_json(own / "sentence_bert_config.json", {"max_seq_length": plan.arch.longest, "do_lower_case": False})
     listed = [("", "Transformer"), (POOLING, "Pooling"), (DENSE, "Dense")]
     listed += [(UNIT, "Normalize")] * archs[task].unit_length

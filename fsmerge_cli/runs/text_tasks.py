@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fsmerge_cli.architectures.bert import BERT, NAMES, TextArch
+from fsmerge_cli.architectures.bert import NAMES
 from fsmerge_cli.checkpoints.dtype import to_dtype
 from fsmerge_cli.checkpoints.load import load
+from fsmerge_cli.checkpoints.text_models import text_family
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.evaluation.certificates import (
     ROUNDING,
@@ -53,7 +55,7 @@ def write_tasks(
 
 
 def write_text_classifier(
-    folder: Path, arch: TextArch, tokens: Tokenization, weights: Mapping[str, Tensor], head: Head, dtype: str
+    folder: Path, arch: Any, tokens: Tokenization, weights: Mapping[str, Tensor], head: Head, dtype: str
 ) -> None:
     """A folder as transformers saves one: config.json with the labels, model.safetensors, and the tokenizer.
 
@@ -70,7 +72,7 @@ def write_text_classifier(
     }
     tensors = {names.in_classifier(name): tensor.cpu().clone() for name, tensor in weights.items()}
     tensors |= {f"{names.head}.weight": head.weight.cpu(), f"{names.head}.bias": bias.cpu()}
-    config = {**model_config(BERT, arch, dtype=dtype), **stated}
+    config = {**model_config(text_family(arch.model_type), arch, dtype=dtype), **stated}
     write_model(folder, config, to_dtype(tensors, dtype), {}, {}, tokens.files)
 
 

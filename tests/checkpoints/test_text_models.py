@@ -115,8 +115,8 @@ def changed_config(folder: Path, **keys: Any) -> None:
 
 
 ENCODERS = (
-    "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA, as classifiers of texts "
-    "or of tokens, or without a head."
+    "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA and ModernBERT, as "
+    "classifiers of texts or of tokens, or without a head."
 )
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "questions": (

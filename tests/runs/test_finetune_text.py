@@ -105,17 +105,18 @@ def test_the_written_folder_loads_with_transformers_and_is_a_source(variant: str
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("variant", ["BERT", "DistilBERT"])
+@pytest.mark.parametrize("variant", ["BERT", "DistilBERT", "ModernBERT"])
 def test_an_encoder_without_a_pooler_gets_a_new_one(variant: str, tmp_path: Path) -> None:
     start = save_encoder(tmp_path, sentence_source(variant, 1, TOPIC))
     tensors = load_file(start / "model.safetensors")
-    parts = ("classifier.", "pre_classifier.", "bert.pooler.")
+    parts = ("classifier.", "pre_classifier.", "bert.pooler.", "head.")
     save_file({n: t for n, t in tensors.items() if not n.startswith(parts)}, start / "model.safetensors")
     done = small({"checkpoint": str(start)}, training={"steps": 0})
-    name = {"BERT": "pooler.dense", "DistilBERT": "pre_classifier"}[variant]
+    name = {"BERT": "pooler.dense", "DistilBERT": "pre_classifier", "ModernBERT": "head"}[variant]
     assert done.notes == (f"'topic': its files have no pooler, so that {name} starts from random weights",)
     assert done.source.arch.pooler
-    assert done.source.weights[f"{name}.weight"].std() == pytest.approx(0.02, rel=0.3)
+    new = f"{name}.dense.weight" if variant == "ModernBERT" else f"{name}.weight"
+    assert done.source.weights[new].std() == pytest.approx(0.02, rel=0.3)
 
 
 @pytest.mark.full

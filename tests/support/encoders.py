@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from fsmerge_cli.architectures import SPECS
 from fsmerge_cli.architectures.bert import BERT, NAMES, TextArch
+from fsmerge_cli.architectures.modernbert import ModernArch
+from fsmerge_cli.checkpoints.text_models import text_family
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.inputs import NamedTensors
 from fsmerge_cli.data.draw import Images
@@ -31,6 +32,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "RoBERTa": {"model_type": "roberta", "types": 1, "padding": 1},
     "DistilBERT": {"model_type": "distilbert", "types": 0},
     "ELECTRA": {"model_type": "electra", "embedding_size": 8},
+    "ModernBERT": {"model_type": "modernbert"},
+    "ModernBERT, mean, biases": {
+        "model_type": "modernbert",
+        "pooling": "mean",
+        **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "pooler_bias"), True),
+    },
+    "ModernBERT without pooler": {"model_type": "modernbert", "pooler": False},
     "BERT, tokens": {"model_type": "bert", **TOKENS},
     "DistilBERT, tokens": {"model_type": "distilbert", "types": 0, **TOKENS},
 }
@@ -40,10 +48,11 @@ CLASSIFIERS = [name for name, own in VARIANTS.items() if own.get("pooler", True)
 """Those of which transformers has classifiers, of texts or of tokens."""
 
 
-def arch_of(variant: str, **options: Any) -> TextArch:
+def arch_of(variant: str, **options: Any) -> Any:
     """Two blocks, width 16, four heads."""
     tiny = {"vocab_size": 40, "hidden_size": 16, "layers": 2, "heads": 4, "intermediate_size": 24, "positions": 20}
-    return TextArch(**{**tiny, **VARIANTS[variant], **options})
+    own = {**tiny, **VARIANTS[variant], **options}
+    return ModernArch(**{"window": 4, **own}) if own["model_type"] == "modernbert" else TextArch(**own)
 
 
 def encoder_source(variant: str, seed: int, classes: int = 3, **options: Any) -> Source:
@@ -54,15 +63,15 @@ def encoder_source(variant: str, seed: int, classes: int = 3, **options: Any) ->
         n: 0.3 * torch.randn(t.shape, generator=random)
         + (1.0 if "norm" in n.lower() and n.endswith("weight") else 0.0)
         + (2.0 if n == "pre_classifier.bias" else 0.0)  # no unit of the ReLU is dead
-        for n, t in BERT.skeleton(arch).state_dict().items()
+        for n, t in text_family(arch.model_type).skeleton(arch).state_dict().items()
     }
     labels = tuple(f"{seed}-{c}" for c in range(classes))
     weight, bias = torch.randn(classes, arch.features, generator=random), torch.randn(classes, generator=random)
     head = Head(weight, bias, labels)
-    return Source(f"s{seed}", SPECS["bert"], arch, weights, head, origin="random", sha256="0" * 64)
+    return Source(f"s{seed}", text_family(arch.model_type), arch, weights, head, origin="random", sha256="0" * 64)
 
 
-def texts(arch: TextArch, count: int, seed: int = 0) -> NamedTensors:
+def texts(arch: Any, count: int, seed: int = 0) -> NamedTensors:
     """Random texts of random lengths."""
     return BERT.sample(arch, count, torch.Generator().manual_seed(seed))  # type: ignore[return-value]
 
@@ -81,7 +90,8 @@ def transformers_model(source: Source) -> Any:
 
     names, head = NAMES[source.arch.model_type].of(source.arch.pooling), source.head
     of_tokens = source.arch.pooling == "tokens"
-    config = {k: v for k, v in BERT.config(source.arch).items() if k not in ("architecture", "architectures")}
+    stated = source.family.config(source.arch).items()
+    config = {k: v for k, v in stated if k not in ("architecture", "architectures")}
     assert head is not None
     auto = AutoModelForTokenClassification if of_tokens else AutoModelForSequenceClassification
     module = auto.from_config(

@@ -49,7 +49,9 @@ class Embeddings:
     def _tables(self, projection: StreamProjection) -> None:
         assembly, outline = self.assembly, self.outline
         maps: Sequence[Tensor] = projection.maps
-        constant = outline.post_norm or outline.projected is not None  # what reads it has no norm of its own
+        # What reads it has no norm of its own.
+        bare = outline.first_norm is not None and assembly.has(f"{outline.first_norm}.bias")
+        constant = outline.post_norm or outline.projected is not None or bare
         for module in outline.before:
             maps = set_first_norm(assembly, module, projection, self._spread(module), constant)
         for name in outline.tables:
@@ -58,14 +60,19 @@ class Embeddings:
                 for i in assembly.sources:
                     assembly.merge[role.write[1][0], i] = maps[i]
                 assembly.fold(name)
-        if constant:
+        if constant or outline.first_norm is not None:
             for module in outline.before:
-                self._scale(module, projection)
+                self._scale(module, projection, constant)
 
-    def _scale(self, module: str, projection: StreamProjection) -> None:
+    def _scale(self, module: str, projection: StreamProjection, constant: bool) -> None:
         """The weight of the first norm by least squares, where its size matters: no other norm follows."""
         assembly, sums = self.assembly, Moments()
-        weight, bias = (assembly.network.get_parameter(f"{module}.{name}") for name in ("weight", "bias"))
+        weight, shift = assembly.network.get_parameter(f"{module}.weight"), float(constant)
+        bias = (
+            assembly.network.get_parameter(f"{module}.bias")
+            if assembly.has(f"{module}.bias")
+            else torch.zeros_like(weight)
+        )
         with torch.inference_mode():
             for rows in batches(len(self.inputs), self.options.batch):
                 part = self.inputs[rows].to(assembly.device)
@@ -73,7 +80,7 @@ class Embeddings:
                     used_rows(run(network, part, outputs=[module])[f"{module}.output"], in_use(part))
                     for network in (assembly.network, *self.networks)
                 )
-                sums.add(along(mine - bias, projection(own) - (bias - 1)))
+                sums.add(along(mine - bias, projection(own) - (bias - shift)))
         assembly.assign(f"{module}.weight", weight * factor(sums))
 
     def _spread(self, module: str) -> list[float]:

@@ -86,6 +86,12 @@ class Outline:
     post_norm: bool = False
 
     @property
+    def first_norm(self) -> str | None:
+        """The norm before the blocks, where the first branch reads what it puts out, without one of its own."""
+        bare = self.branches[0][0].norm is None and self.before and not self.post_norm
+        return self.before[-1] if bare else None
+
+    @property
     def last_norm(self) -> str | None:
         """The norm behind all blocks, which what comes after them reads."""
         if self.post_norm:

@@ -24,7 +24,7 @@ from fsmerge_cli.alignment.closed_form.selection import select_units
 from fsmerge_cli.alignment.closed_form.stages import embed, further_arguments, recorded, tail
 from fsmerge_cli.alignment.closed_form.stream import Place, StreamProjection, project_stream, stream_moments
 from fsmerge_cli.alignment.closed_form.streams import Streams
-from fsmerge_cli.architectures.ports import Mapped
+from fsmerge_cli.architectures.ports import Mapped, Unit
 from fsmerge_cli.common.inputs import Inputs, in_use, per_feature, reads
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.training.teachers import batches
@@ -173,6 +173,8 @@ class ResidualSolver:
         """Whether what a branch reads has the constant that intercepts go through: the bias of a norm."""
         if self.outline.post_norm:
             return depth > 0 or self.outline.projected is None
+        if branch.norm is None and depth == 0:
+            return self.assembly.has(f"{self.outline.first_norm}.bias")
         return branch.norm is not None and self.assembly.has(f"{branch.norm}.bias")
 
     def _places(self) -> list[Place]:
@@ -211,10 +213,8 @@ class ResidualSolver:
         if pooling is not None:
             stream, norms = pooling.attention.write.space, [*pooling.after]
         constant = any(self.assembly.has(f"{module}.bias") for module in norms)
-        if plan.features.space != stream:
-            self._project(streams, constant)
+        intercept = constant if plan.features.space == stream else self._project(streams, constant)
         sums = self._regress(streams, "")
-        intercept = constant and plan.features.space == stream
         found, ridges = sums.fit(self.options.ridge, intercept)
         self.facts["ridge_features"] = [ridges]
         sizes = [arch.features for arch in plan.source_archs]
@@ -222,10 +222,11 @@ class ResidualSolver:
         U = through_constant(found) if intercept else found.matrix
         return tuple(part.float() for part in torch.split(U, sizes))
 
-    def _project(self, streams: Streams, constant: bool) -> None:
+    def _project(self, streams: Streams, constant: bool) -> bool:
         """A layer behind the blocks: the top directions of the sources' features side by side (CLIP's projection).
 
         Behind an activation (BERT's pooler) it is those of the sources' units that determine the others best.
+        Whether the merged features have a constant that intercepts go through.
         """
         assembly, plan = self.assembly, self.assembly.plan
         name, role = next(
@@ -238,8 +239,11 @@ class ResidualSolver:
         U = through_constant(found) if constant else found.matrix
         for i, part in enumerate(torch.split(U, list(plan.spaces[read.space].sources))):
             assembly.unmerge[read, i] = part
+        # A norm behind the activation (ModernBERT) reads the units that are selected; U_out takes its weight.
+        norms = [n for n, own in plan.roles.items() if isinstance(own, Unit) and own.port.space == write.space]
         outputs, space = Moments(), plan.spaces[write.space]
-        outputs.add(torch.cat([torch.cat([f for f, _ in own]) for own in self._outputs(streams)], 1))
+        behind = norms[0].rpartition(".")[0] if norms else ""
+        outputs.add(torch.cat([torch.cat(own) for own in self._outputs(streams, behind)], 1))
         if plan.family.activated_features:
             gram = outputs.second()
             maps: Sequence[Tensor] = selections(select_units(gram, gram, space.merged), space.sources)
@@ -250,14 +254,17 @@ class ResidualSolver:
         for table in (name, name.replace("weight", "bias")):
             if assembly.has(table):
                 assembly.fold(table)
+        for unit in norms:  # with a bias of 1, which intercepts of U_out go through
+            assembly.assign(unit, torch.ones(()))
+        return any(unit.endswith("bias") for unit in norms)
 
-    def _outputs(self, streams: Streams) -> list[list[tuple[Tensor, int]]]:
-        """The features of every source, in parts."""
-        found: list[list[tuple[Tensor, int]]] = []
+    def _outputs(self, streams: Streams, module: str) -> list[list[Tensor]]:
+        """What a module behind the blocks reads in every source (empty: the features), in parts."""
+        found: list[list[Tensor]] = []
         with torch.inference_mode():
             for network, own in zip(self.networks, streams.sources):
                 rows = batches(len(self.images), self.options.batch)
-                found.append([(self._tail(network, part, own[n], ""), n) for n, part in enumerate(rows)])
+                found.append([self._tail(network, part, own[n], module) for n, part in enumerate(rows)])
         return found
 
     def _regress(self, streams: Streams, module: str) -> FoldMoments:

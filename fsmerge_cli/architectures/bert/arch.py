@@ -9,6 +9,9 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.architectures.bert.names import NAMES
 from fsmerge_cli.common.options import FORBID, Count, Flag, Positive, PositiveFloat
 
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"]
+"""Activations by transformers' names."""
+
 
 @dataclass(frozen=True, config=FORBID)
 class TextArch:
@@ -33,7 +36,7 @@ class TextArch:
     positions: Positive = 512
     types: Count = 2
     embedding_size: Positive | None = None
-    activation: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"] = "gelu"
+    activation: Activation = "gelu"
     eps: PositiveFloat = 1e-12
     padding: Count = 0
     pooler: Flag = True

@@ -128,7 +128,7 @@ def config(arch: TextArch) -> dict[str, Any]:
     }
 
 
-def sample(arch: TextArch, count: int, random: torch.Generator | None) -> NamedTensors:
+def sample(arch: Any, count: int, random: torch.Generator | None) -> NamedTensors:
     """Texts of random tokens and lengths; without a generator one length, on the meta device."""
     longest = min(arch.longest, SAMPLED_LENGTH)
     if random is None:

@@ -22,6 +22,7 @@ class Names:
     its number. pooler: the layer on the first token, called so in fsmerge; pooled: called so in a classifier.
     pooling: its activation. in_base: whether the encoder itself has it, and not only its classifiers. head: the
     classifier on the pooled features. after_padding: positions are counted from the number of the padding token.
+    pooler_norm: whether the pooler consists of a layer `dense`, its activation and a `norm`.
     """
 
     title: str
@@ -48,6 +49,12 @@ class Names:
     in_base: bool = True
     head: str = "classifier"
     after_padding: bool = False
+    pooler_norm: bool = False
+
+    @property
+    def pooler_weight(self) -> str:
+        """The tensor that shows whether there is a pooler."""
+        return f"{self.pooler}.dense.weight" if self.pooler_norm else f"{self.pooler}.weight"
 
     @property
     def token_classifier(self) -> str:
@@ -58,6 +65,8 @@ class Names:
         """These names in a file of a token classifier, whose head reads the tokens as they are, or the same."""
         if pooling != "tokens":
             return self
+        if self.pooler_norm:  # its head reads tokens behind the pooler
+            return replace(self, classifier=self.token_classifier)
         return replace(self, classifier=self.token_classifier, pooled=NO_LAYER, head="classifier")
 
     def in_classifier(self, name: str) -> str:
@@ -114,6 +123,22 @@ NAMES: Mapping[str, Names] = {
         pooling="gelu",
         in_base=False,
         head="classifier.out_proj",
+    ),
+    "modernbert": Names(
+        title="ModernBERT",
+        model="ModernBertModel",
+        classifier="ModernBertForSequenceClassification",
+        prefix="model.",
+        word="embeddings.tok_embeddings",
+        types=None,
+        norm="embeddings.norm",
+        block="layers.{i}",
+        hidden="mlp.Wi",
+        pooler="head",
+        pooled="head",
+        pooling="gelu",
+        in_base=False,
+        pooler_norm=True,
     ),
 }
 """By `model_type` of a config.json."""
