@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fsmerge_cli.architectures.bert import NAMES
 from fsmerge_cli.checkpoints.files import read_config, read_tensors
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, few, shown
@@ -208,8 +209,16 @@ def require_ranks(adapter: Adapter, where: str) -> None:
 
 
 def config_with(adapter: Adapter, config: Mapping[str, Any], path: Path, where: str) -> dict[str, Any]:
-    """The config.json of the base; the classes are those beside the adapter where it has a head of its own."""
+    """The config.json of the base; the classes are those beside the adapter where it has a head of its own.
+
+    Of a text encoder that head classifies texts or tokens, as the adapter states its task.
+    """
     if not adapter.has_head:
         return dict(config)
     own = read_config(path, where)
-    return {n: v for n, v in config.items() if n not in CLASSES} | {n: own[n] for n in CLASSES if n in own}
+    kept = {n: v for n, v in config.items() if n not in CLASSES} | {n: own[n] for n in CLASSES if n in own}
+    names = NAMES.get(str(config.get("model_type")))
+    if names is None:
+        return kept
+    task = names.token_classifier if adapter.config.get("task_type") == "TOKEN_CLS" else names.classifier
+    return {**kept, "architectures": [task], "problem_type": own.get("problem_type")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ def reads_text(spec: SourceSpec) -> bool:
     if spec.loaded is not None:
         return bool(spec.loaded.family.kind == "text")
     try:
+        if spec.base is not None and Path(spec.base).expanduser().exists():
+            spec = replace(spec, checkpoint=spec.base, base=None)
         config: Mapping[str, Any] = module_config(spec.module) if spec.module is not None else {}
         if spec.checkpoint is not None:
             config = read_config(model_in(readable(spec.checkpoint, "")), "")

@@ -5,7 +5,7 @@ Nothing is trained here (see `embedded`), and no code in a checkpoint is ever ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret
 from fsmerge_cli.checkpoints.preprocessing import normalised
 from fsmerge_cli.checkpoints.reads import with_reads
 from fsmerge_cli.checkpoints.same_function import require_same_function
-from fsmerge_cli.checkpoints.sentence_modules import without_modules
+from fsmerge_cli.checkpoints.sentence_modules import KEY as MODULES
+from fsmerge_cli.checkpoints.sentence_modules import longest, without_modules
 from fsmerge_cli.checkpoints.tokenizer import given_tokenizer, require_tokenizer, require_vocabulary
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
@@ -134,11 +135,12 @@ def _loaded(spec: SourceSpec, found: Checkpoint) -> Source:
 
 def tokenization(spec: SourceSpec, config: Mapping[str, Any], where: str) -> Tokenization:
     """The tokenizer of a text encoder: beside its weights, or of its recipe's data set. Raises SourceError."""
-    for key in ("mean", "std", "input_size", "depth", "reads", "normalize", "base"):
+    for key in ("mean", "std", "input_size", "depth", "reads", "normalize"):
         if getattr(spec, key) is not None:
             raise SourceError(f"{where}: this is a text encoder, for which models.sources.N.{key} means nothing.")
+    most = longest(config[MODULES], where) if MODULES in config else None
     if spec.tokenizer is not None:
-        return given_tokenizer(spec.tokenizer, where)
+        return given_tokenizer(spec.tokenizer, where).limited(most)
     if spec.module is not None:
         raise SourceError(
             f"{where}: a text encoder needs its tokenizer, which a module does not have. Pass it as well: "
@@ -149,7 +151,7 @@ def tokenization(spec: SourceSpec, config: Mapping[str, Any], where: str) -> Tok
         own = DATASETS[spec.recipe.data].tokenization()
     found: Tokenization = own or Tokenization()
     require_tokenizer(found, where)
-    return found
+    return found.limited(most)
 
 
 def _guessed_pixels(spec: SourceSpec, config: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -283,14 +285,3 @@ def normalisation(
     mean = float_list(stated, "mean", where) or tuple(usual.get("mean", (0.0,)))
     std = float_list(stated, "std", where) or tuple(usual.get("std", (1.0,)))
     return mean if spec.mean is None else spec.mean, std if spec.std is None else spec.std
-
-
-def source_notes(sources: Sequence[Source]) -> list[str]:
-    """Notes on how the sources were read, and on sources whose preprocessing differs from that of source 1."""
-    first = sources[0]
-    prepared = [
-        f"images are preprocessed as for '{first.name}'; '{other.name}' was trained with {', '.join(different)}"
-        for other in sources[1:]
-        if (different := first.preprocessing.differences(other.preprocessing))
-    ]
-    return [*prepared, *(note for source in sources for note in source.notes)]

@@ -34,7 +34,7 @@ from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrapp
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels
 from fsmerge_cli.checkpoints.sentence_modules import modules_beside
 from fsmerge_cli.checkpoints.text_models import is_text, read_text_model, text_family
-from fsmerge_cli.checkpoints.tokenizer import read_tokenizer
+from fsmerge_cli.checkpoints.tokenizer import of_adapter, read_tokenizer
 from fsmerge_cli.checkpoints.translation import Translation, translate
 from fsmerge_cli.checkpoints.vit_shapes import ANCHOR, Inferred, inferred
 from fsmerge_cli.checkpoints.weights import NAMES, Weights, locate, model_in
@@ -137,6 +137,8 @@ def _on_base(spec: SourceSpec, base: str, path: Path, where: str, headers: bool)
     found = open_checkpoint(entry, headers)
     tensors, note = merge_adapter(adapter, without_wrappers(found.tensors), shown(base), where, headers)
     config = config_with(adapter, found.config, path, where)
+    if TOKENIZER in config:
+        config[TOKENIZER] = of_adapter(config[TOKENIZER], path, where, chosen=spec.tokenizer is not None)
     digest = "" if headers else tensors_sha256(tensors)
     notes = (*found.notes, f"'{spec.name}': {note}")
     heads: Any = ({}, {}) if adapter.has_head else found.heads

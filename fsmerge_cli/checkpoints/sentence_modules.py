@@ -15,6 +15,9 @@ KEY = "sentence_modules"
 
 FILE = "modules.json"
 
+LENGTH = "sentence_bert_config.json"
+"""File of the Transformer, which states how long a text may be."""
+
 POOLED = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first"}
 """Modes of pooling that are read, by the names in the library's files."""
 
@@ -28,6 +31,19 @@ def modules_beside(path: Path) -> dict[str, Path]:
 def without_modules(config: Mapping[str, Any]) -> dict[str, Any]:
     """For the encoder alone: what a classifier on its pooled first token is trained from."""
     return {key: value for key, value in config.items() if key != KEY}
+
+
+def longest(folder: Path, where: str) -> int | None:
+    """Tokens of a text, as the folder of the Transformer states it; None where it does not. Raises SourceError."""
+    if not (folder / LENGTH).is_file():
+        return None
+    stated = _read(folder / LENGTH, f"{where}: {LENGTH}")
+    found = stated.get("max_seq_length") if isinstance(stated, Mapping) else None
+    if found is None:
+        return None
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise SourceError(f"{where}: max_seq_length in {LENGTH} should be a number of tokens, is {brief(found)}.")
+    return found
 
 
 def read_modules(folder: Path, where: str) -> dict[str, Any]:

@@ -34,6 +34,22 @@ SAVE = (
 )
 
 
+def of_adapter(base: Tokenization, path: Path, where: str, chosen: bool) -> Tokenization:
+    """The tokenizer of an adapter at `path`: its own, or that of its base. Raises SourceError where they differ.
+
+    chosen: another one is given, so that it does not matter.
+    """
+    own = read_tokenizer(path, where)
+    if not own.state or chosen:
+        return base
+    if base.state and (found := base.refusals(own)):
+        raise SourceError(
+            f"{where}: of its tokenizer and that of its base {found[0]}. Pass the folder of the one that it was "
+            "trained with: models.sources.N.tokenizer=FOLDER"
+        )
+    return own
+
+
 def read_tokenizer(path: Path, where: str) -> Tokenization:
     """The tokenizer in a folder, or beside a file. Raises SourceError; without a tokenizer an empty one."""
     folder = path if path.is_dir() else path.parent

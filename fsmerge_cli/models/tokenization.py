@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fsmerge_cli.common.shown import brief
@@ -21,6 +21,10 @@ class Tokenization:
     state: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict, hash=False)
     longest: int = 512
+
+    def limited(self, most: int | None) -> Tokenization:
+        """The same with texts of at most `most` tokens (None: no other limit)."""
+        return self if most is None or most >= self.longest else replace(self, longest=most)
 
     def differences(self, other: Tokenization) -> list[str]:
         """What `other` does differently, but could: nothing. Tokenizers have to be the same, see `refusals`."""

@@ -13,9 +13,10 @@ import torch
 from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.checkpoints.base import Base, base_entry, load_base
 from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers
-from fsmerge_cli.checkpoints.load import load, normalisation, source_notes
+from fsmerge_cli.checkpoints.load import load, normalisation
 from fsmerge_cli.checkpoints.open import interpret
 from fsmerge_cli.checkpoints.stated import stated_accuracies
+from fsmerge_cli.checkpoints.together import reading, source_notes
 from fsmerge_cli.checkpoints.weight_cosine import weight_similarity
 from fsmerge_cli.common.atomic import check_claim
 from fsmerge_cli.common.distributed import checked_rank
@@ -247,7 +248,7 @@ def _estimated_cost(
     if requested.data is not None:
         require_same_kind(requested.data, [task.name for task in tasks], sources[0])
     try:
-        train, test, auxiliary, more = count_images(requested.data, tasks, partial(reader, sources[0]))
+        train, test, auxiliary, more = count_images(requested.data, tasks, partial(reader, reading(sources)))
     except DataError as error:  # only without reading images: a merge refuses it
         return None, None, (f"no estimate without the images: {error}",)
     work = estimate.Workload(tuple(train), tuple(test), auxiliary)

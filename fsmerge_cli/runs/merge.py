@@ -14,6 +14,7 @@ import torch
 from fsmerge_cli.checkpoints.api import load_all
 from fsmerge_cli.checkpoints.base import Base
 from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers
+from fsmerge_cli.checkpoints.together import reading
 from fsmerge_cli.common.atomic import claim, output_errors
 from fsmerge_cli.common.distributed import World, join
 from fsmerge_cli.common.hardware import Hardware
@@ -179,7 +180,7 @@ def problem_of(
     tasks = [Task.of(source.name, source.head) for source in sources]
     if requested.data is not None:
         require_same_kind(requested.data, [task.name for task in tasks], sources[0])
-    transform = partial(reader, sources[0])
+    transform = partial(reader, reading(sources))
     seed, workers = requested.run.seed, requested.hardware.workers
     method = requested.method
     needed = method.needs_images or requested.run.kd

@@ -9,8 +9,8 @@ import torch
 
 from fsmerge_cli.alignment.channels import with_statistics
 from fsmerge_cli.checkpoints.dtype import rounded, rounded_head
-from fsmerge_cli.checkpoints.load import source_notes
 from fsmerge_cli.checkpoints.stated import stated_accuracies
+from fsmerge_cli.checkpoints.together import reading, source_notes
 from fsmerge_cli.common.hardware import peak_memory
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.data.sampling import TestImages
@@ -100,7 +100,7 @@ def result_of(
     }
     return MergeResult(
         plan,
-        sources[0].preprocessing,
+        reading(sources).preprocessing,
         solution,
         heads if dtype == "float32" else {name: rounded_head(head, dtype) for name, head in heads.items()},
         evaluation,

@@ -12,7 +12,7 @@ from torch import Tensor
 from fsmerge_cli.checkpoints.dtype import to_dtype
 from fsmerge_cli.checkpoints.files import as_float32, read_config, read_tensors
 from fsmerge_cli.checkpoints.projectors import of_headless
-from fsmerge_cli.checkpoints.sentence_modules import FILE
+from fsmerge_cli.checkpoints.sentence_modules import FILE, LENGTH
 from fsmerge_cli.checkpoints.text_models import read_text_model
 from fsmerge_cli.checkpoints.write import model_config, write_model
 from fsmerge_cli.common.atomic import write_json, write_tensors
@@ -58,7 +58,8 @@ def _write(own: Path, plan: Plan, tokens: Tokenization, solution: Solution, task
     write_model(
         own, model_config(plan.family, plan.arch, dtype=dtype), to_dtype(tensors, dtype), {}, {}, tokens.files
     )
-    write_json(own / "sentence_bert_config.json", {"max_seq_length": plan.arch.longest, "do_lower_case": False})
+    most = min(plan.arch.longest, tokens.longest)
+    write_json(own / LENGTH, {"max_seq_length": most, "do_lower_case": False})
     listed = [("", "Transformer"), (POOLING, "Pooling"), (DENSE, "Dense")]
     listed += [(UNIT, "Normalize")] * archs[task].unit_length
     write_json(own / FILE, [_module(place, path, kind) for place, (path, kind) in enumerate(listed)])

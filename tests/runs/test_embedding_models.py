@@ -177,3 +177,27 @@ def test_models_of_unlike_pooling_are_refused(tmp_path: Path) -> None:
     reason = "features: 'a' has the mean of the tokens, 'b' has the first token"
     with pytest.raises(MismatchError, match=reason):
         merge([load_source(folder, name=folder.name) for folder in folders], method="average", data=DATA)
+
+
+@pytest.mark.full
+def test_the_shortest_limit_of_the_sources_is_that_of_the_written_folders(tmp_path: Path) -> None:
+    folders = [stored(tmp_path / name, seed) for seed, name in enumerate("ab", 1)]
+    (folders[1] / "sentence_bert_config.json").write_text('{"max_seq_length": 7}')
+    sources = [load_source(folder, name=folder.name) for folder in folders]
+    assert [own.preprocessing.longest for own in sources] == [64, 7]
+    result = merge(sources, method="regmean", data=TEXTS * 2, output=tmp_path / "out")
+    assert "texts are cut to 7 tokens, the smallest limit of the sources: 'a' 64, 'b' 7" in result.notes
+    for task in "ab":
+        stated = json.loads((tmp_path / "out/tasks" / task / "sentence_bert_config.json").read_text())
+        assert stated == {"max_seq_length": 7, "do_lower_case": False}
+
+
+def test_a_limit_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "a", 1)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": "long"}')
+    with pytest.raises(SourceError) as error:
+        load_source(folder)
+    assert str(error.value) == (
+        f"source 'source': {folder}: max_seq_length in sentence_bert_config.json should be a number of tokens, is "
+        "'long'."
+    )
