@@ -27,6 +27,7 @@ from fsmerge_cli.methods.slerp import Slerp
 from fsmerge_cli.methods.straight_through import StraightThrough
 from fsmerge_cli.methods.task_vectors.ada_merging import AdaMerging
 from fsmerge_cli.methods.task_vectors.breadcrumbs import Breadcrumbs
+from fsmerge_cli.methods.task_vectors.concrete import Concrete
 from fsmerge_cli.methods.task_vectors.consensus import Consensus
 from fsmerge_cli.methods.task_vectors.dare import Dare
 from fsmerge_cli.methods.task_vectors.della import Della
@@ -55,6 +56,7 @@ SHIPPED: dict[str, type[Method]] = {
     "average": Average,
     "breadcrumbs": Breadcrumbs,
     "cca": CCA,
+    "concrete": Concrete,
     "consensus": Consensus,
     "dare": Dare,
     "della": Della,

@@ -15,6 +15,7 @@ from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.task_vectors.della import Della
 from fsmerge_cli.methods.task_vectors.depth import layers
 from fsmerge_cli.methods.task_vectors.doge import Doge, shared_directions
+from fsmerge_cli.methods.task_vectors.opcm import OPCM
 from fsmerge_cli.methods.task_vectors.vectors import kth_largest
 from fsmerge_cli.models.plan import compile_plan
 from tests.support.common_initialisation import (
@@ -212,3 +213,15 @@ def test_the_change_of_doge_leaves_the_shared_directions_alone() -> None:
     slope = -2 * scale.sum() * ((matrices * rest).sum(2, keepdim=True) * matrices).sum(0)
     outside = slope - basis @ basis.T @ slope
     torch.testing.assert_close(first, -0.1 * outside.sign(), rtol=0, atol=1e-5)  # the first step of Adam
+
+
+@pytest.mark.parametrize(("energy", "block"), [(0.0, 1), (0.39, 1), (0.41, 2), (0.69, 2), (0.71, 3), (1.0, 4)])
+def test_the_block_of_opcm_is_the_smallest_with_its_share_of_the_values(energy: float, block: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(n, n, generator=random).double())[0] for n in (4, 5))
+    total = U @ torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]).double()) @ V[:, :4].T  # shares 0.4, 0.7, 0.9, 1
+    found = U.T @ OPCM(energy=energy).projected(U @ torch.ones(4, 5).double() @ V.T, total) @ V
+    kept = torch.ones(4, 5, dtype=torch.bool)
+    kept[:block, :block] = False
+    kept.diagonal().fill_(False)
+    assert torch.equal(found.abs() > 0.5, kept)

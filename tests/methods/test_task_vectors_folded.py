@@ -16,6 +16,7 @@ from fsmerge_cli.models.parent import parent_notes
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.models.source import Pixels, Source
 from fsmerge_cli.training.problem import Problem
+from tests.support.common_initialisation import QUICK
 from tests.support.sources import random_images
 from tests.support.vits import vit_source
 
@@ -53,6 +54,23 @@ def test_folded_networks_merge_to_the_folded_result(name: str, variant: str) -> 
     found = METHODS[name]().fit(problem([folded(own) for own in sources])).weights
     expected = fold_normalisation(sources[0].family, sources[0].arch, plain, *PIXELS, "here")
     assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("variant", VITS)
+@pytest.mark.parametrize("name", [name for name, cls in METHODS.items() if cls.uses_base and cls.uses_images])
+def test_methods_that_run_the_networks_change_them_as_they_were_trained(name: str, variant: str) -> None:
+    sources = trained(variant)
+    method = METHODS[name](name=name, **QUICK.get(name, {}))  # type: ignore[arg-type]
+    single = (folded(own) for own in sources)
+    given = problem([replace(own, weights={n: t.float() for n, t in own.weights.items()}) for own in single])
+    mean, std = (torch.tensor(own)[:, None, None] for own in PIXELS)
+    normalised = replace(given.images, images=(given.images.images - mean) / std)
+    plain = method.fit(replace(problem(sources), images=normalised)).weights
+    found = method.fit(given).weights
+    expected = fold_normalisation(sources[0].family, sources[0].arch, plain, *PIXELS, "here")
     for key, tensor in expected.items():
         assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)
 

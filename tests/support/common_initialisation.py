@@ -51,6 +51,7 @@ def problem(sources: list[Source], base: Source, images: int = 3) -> Problem:
 
 QUICK: dict[str, dict[str, object]] = {
     "ada_merging": {"steps": 3},
+    "concrete": {"steps": 2, "mask_steps": 2},
     "expert_merging": {"steps": 3},
 }
 """Options with which a method that trains takes no time."""

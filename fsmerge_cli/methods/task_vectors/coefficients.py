@@ -54,7 +54,7 @@ class Tuning:
     """The base, the task vectors and the merged network in fp32, and batches of the inputs of every task."""
 
     def __init__(self, vectors: TaskVectors, name: str, batch_size: int) -> None:
-        self.vectors, self.problem, self.names = vectors, vectors.problem, vectors.names
+        self.vectors, self.problem, self.names = vectors, vectors.running, vectors.names
         self.base = {n: vectors.base(n).float() for n in self.names}
         self.moves = {n: vectors.of(n).float() for n in self.names}
         problem, size = self.problem, range(len(self.problem.sources))
@@ -75,12 +75,15 @@ class Tuning:
         return [own[row].to(self.problem.device) for own, row in zip(self._tasks, rows)]
 
     def weights(self, coefficients: Tensor, masks: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """W_0 + m sum_i c_i t_i of every tensor, for coefficients [k, tensors or 1]; masks: m by tensor."""
+        """W_0 + m sum_i c_i t_i of every tensor, for coefficients [k, tensors or 1]; masks: m by tensor.
+
+        Of a network that runs on the images.
+        """
         found = dict(self._fixed)
         for name, own in zip(self.names, coefficients.expand(-1, len(self.names)).T):
             move = torch.tensordot(own, self.moves[name], 1)
             found[name] = self.base[name] + (move if masks is None else masks[name] * move)
-        return found
+        return self.vectors.running_weights(found)
 
     def logits(self, weights: Mapping[str, Tensor], batches: Sequence[Inputs]) -> list[Tensor]:
         """Of the merged network on the inputs of every task, with the head of its source."""

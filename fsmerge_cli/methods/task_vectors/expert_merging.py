@@ -47,7 +47,7 @@ class ExpertMerging(Weighted, Tuned):
 
     def merge(self, vectors: TaskVectors) -> Solution:
         """Adam on the logits of the coefficients; the sources run on every batch."""
-        tuning, problem = Tuning(vectors, "expert_merging", self.batch_size), vectors.problem
+        tuning, problem = Tuning(vectors, "expert_merging", self.batch_size), vectors.running
         raw = self.initial(tuning, self.start).detach().logit().requires_grad_(True)
         adam = torch.optim.Adam([raw], lr=self.lr)
         shares = self.weights_of_tasks(len(problem.sources))

@@ -62,8 +62,9 @@ class FWMerging(TaskVectorMethod):
             leaves = {n: t.requires_grad_(True) for n, t in weights.items()}
             total = 0.0
             for i, random in enumerate(draws):
-                inputs, targets, head = self._batch(problem, i, random)
-                logits = head(functional_call(module, {**fixed, **leaves}, (inputs,)))
+                inputs, targets, head = self._batch(vectors.running, i, random)
+                run = vectors.running_weights({**fixed, **leaves})
+                logits = head(functional_call(module, run, (inputs,)))
                 loss = -(targets * logits.log_softmax(-1)).sum(-1).mean()
                 if head.regression:
                     loss = (logits - targets).square().mean() / targets.var(correction=0).clamp(min=1e-12)

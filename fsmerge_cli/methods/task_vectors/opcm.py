@@ -21,7 +21,8 @@ class OPCM(TaskVectorMethod):
     P leaves out of the matrix U^T t_i V, with s_(i-1) = U diag(v) V^T, the block of the strongest directions and
     the diagonal. Tensors that are no matrix between two spaces are added as they are. c gives the whole task
     vector the mean length of those of the sources. energy: share of the sum of the singular values in the block
-    (alpha).
+    (alpha), the smallest that reaches it. This is the authors' formula, r = min {r : sum_(i<=r) v_i > alpha sum_i
+    v_i} and a block of r by r; in their code it has one direction less.
     """
 
     name: Literal["opcm"] = "opcm"
@@ -48,8 +49,8 @@ class OPCM(TaskVectorMethod):
         """P(t): the part of a task vector outside the strongest directions of the sum so far, both [n, ...]."""
         U, values, Vh = torch.linalg.svd(rows(total), full_matrices=True)
         parts = U.T @ rows(vector) @ Vh.T
-        reached = values.cumsum(0) < self.energy * values.sum()
-        strongest = int(reached.sum()) + 1 if float(values.sum()) else 0
+        reached = values.cumsum(0) <= self.energy * values.sum()
+        strongest = min(int(reached.sum()) + 1, len(values)) if float(values.sum()) else 0
         parts[:strongest, :strongest] = 0
         parts.diagonal().zero_()
         found: Tensor = (U @ parts @ Vh).reshape(vector.shape)

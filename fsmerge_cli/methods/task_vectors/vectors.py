@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from functools import cached_property
@@ -32,10 +32,24 @@ Density = Annotated[float, Field(strict=True, gt=0, le=1)]
 class TaskVectors:
     """The task vectors of a problem. Only one tensor of all sources is in memory at a time, in fp64.
 
-    Running statistics and counters have no task vector: they are averaged, or copied from source 1.
+    Running statistics and counters have no task vector: they are averaged, or copied from source 1. problem: with
+    weights as they were trained, for normalised pixels. pixels: their mean and std (None: pixels in 0..1). given:
+    the problem whose networks run on its images (None: `problem`).
     """
 
     problem: Problem
+    pixels: Pixels | None = None
+    given: Problem | None = None
+
+    @property
+    def running(self) -> Problem:
+        """The problem whose networks run on its images."""
+        return self.given or self.problem
+
+    def running_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights as they were trained -> those of a network that runs on the images; gradients pass."""
+        plan = self.problem.plan
+        return dict(weights) if self.pixels is None else refolded(plan.family, plan.arch, weights, self.pixels)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a problem without the pretrained weights."""
@@ -96,9 +110,8 @@ class TaskVectors:
 class TaskVectorMethod(Method, ABC):
     """Abstract: a method that merges task vectors.
 
-    A method that changes entries one by one must see them as they were trained: folding mean and std scales the
-    first layer and ties its bias to its weights. So it gets the weights for normalised pixels, and the result is
-    folded. Methods that run the networks get them as they are.
+    Methods get the weights as they were trained: folding mean and std scales the first layer and ties its bias to
+    its weights, so that entries, or weight and bias, cannot be changed one by one. The result is folded.
     """
 
     uses_base: ClassVar[bool] = True
@@ -112,9 +125,9 @@ class TaskVectorMethod(Method, ABC):
         """Merge the task vectors and add the result to the pretrained weights."""
         self.check(problem)
         pixels = _common_pixels(problem)
-        if self.uses_images or pixels is None:
+        if pixels is None:
             return self.merge(TaskVectors(problem))
-        solution = self.merge(TaskVectors(_as_trained(problem, pixels)))
+        solution = self.merge(TaskVectors(_as_trained(problem, pixels), pixels, problem))
         plan, masked = problem.plan, solution.masked
         return replace(
             solution,
