@@ -26,11 +26,13 @@ def training_notes(trace: Trace) -> list[str]:
 
 
 def start_notes(plan: Plan, solution: Solution) -> list[str]:
-    """Where widths or heads differ: the relative feature error of the initial merged model."""
-    if plan.same_shape or not solution.trace.start_error:
+    """Where widths, heads or architectures differ: the relative feature error of the initial merged model."""
+    if (plan.same_shape and not plan.distilled) or not solution.trace.start_error:
         return []
     found = zip(plan.tasks, solution.trace.start_error)
     errors = ", ".join(f"{name} {error:.3f}" for name, error in found if math.isfinite(error))
+    if plan.distilled:
+        return [f"the relative feature error of the initial model, with fitted projectors: {errors}"]
     return [
         f"widths or heads differ, so the initial model reproduces no source; its relative feature error: {errors}"
     ]

@@ -83,6 +83,8 @@ def check(folder: Path, size: int, grids: tuple[int, int], widths: tuple[int, in
     assert set(evaluation["tokens"]) == {"dinov2", "clip"}
     notes = " ".join(evaluation["notes"])
     assert "'clip' and 'dinov2' differ (patch size, " in notes
+    assert "the relative feature error of the initial model, with fitted projectors: dinov2 " in notes
+    assert "reproduces no source" not in notes
     assert (
         f"tokens of 'clip': those of the merged model ({grids[0]} x {grids[0]} patches) are brought to its places "
         f"({grids[1]} x {grids[1]}) by bilinear interpolation, which is not exact"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli import merge
+from fsmerge_cli.alignment.closed_form.counted import counted_outputs
+from fsmerge_cli.alignment.closed_form.rows import row_weights
 from fsmerge_cli.alignment.permutation import permute, random_permutations
 from fsmerge_cli.architectures.token_outputs import on_grid, token_layout
 from fsmerge_cli.checkpoints.reads import with_reads
@@ -150,6 +152,30 @@ def test_tokens_that_count_are_kept_better(method: str, make_problem: Make) -> N
             left += float((y - x @ solved).square().sum() / (y - y.mean(0)).square().sum())
         errors[reads] = left
     assert errors["tokens"] < 0.9 * errors["pooled"], errors
+
+
+def test_the_closed_form_weighs_rows_by_the_relative_errors_of_what_counts() -> None:
+    """Distances of the counted outputs are the loss of a training; without pooled features only patches count."""
+    pixels = torch.rand(24, 2, 8, 8, generator=torch.Generator().manual_seed(4))
+    for reads in ("tokens", "both"):
+        source = reading(reads, 1)
+        module = network(source)
+        counted = counted_outputs(source, module, pixels, 7, torch.device("cpu"))
+        with torch.no_grad():
+            pooled, patches = module(pixels), tokens(source, pixels)
+            outputs = counted(pixels)
+        found = (outputs[:12] - outputs[12:]).square().sum()
+        expected = (patches[:12] - patches[12:]).square().mean() * 12 / patches.flatten(0, 1).var(0, False).mean()
+        if reads == "both":
+            expected += (pooled[:12] - pooled[12:]).square().mean() * 12 / pooled.var(0, False).mean()
+        assert float(found) == pytest.approx(float(expected), rel=1e-3)
+        last = [("blocks.1", "output")]
+        (weights,) = row_weights([module], last, [pixels], 8, 0.0, 0, [counted])
+        assert (float(weights[0]) > 0) is (reads == "both")
+        assert bool((weights[1:] > 0).all())
+        (plain,) = row_weights([module], last, [pixels], 8, 0.0, 0)
+        assert float(plain[0]) == pytest.approx(1)
+        assert not bool(plain[1:].any())
 
 
 @pytest.mark.full
