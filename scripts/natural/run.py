@@ -19,11 +19,12 @@ from pathlib import Path
 from fsmerge_cli.checkpoints.files import file_sha256
 from fsmerge_cli.cli import main as fsmerge
 from fsmerge_cli.common.cache import cache_folder
+from fsmerge_cli.methods import METHODS as METHOD_CLASSES
 from scripts.benchmark.intervals import relative
 from scripts.benchmark.lines import add, finished, flow, rows
 from scripts.benchmark.run import row
 from scripts.natural.page import write_page
-from scripts.natural.sources import ensure, stored
+from scripts.natural.sources import ensure, parent, stored
 from scripts.natural.tasks import archive
 
 ROWS = Path("docs/results/natural.jsonl")
@@ -33,6 +34,7 @@ GROUPS = {
     "animals_vehicles": ("animals", "vehicles"),
     "cifar10_fashion_mnist": ("cifar10", "fashion", "mnist"),
     "deer_horse_ship_truck": ("deer_horse", "ship_truck"),
+    "four_of_cifar10": ("fashion_of_cifar10", "mnist_of_cifar10", "animals_of_cifar10", "vehicles_of_cifar10"),
 }
 
 FOR_TUNING = ("deer_horse_ship_truck",)
@@ -48,6 +50,8 @@ AUXILIARY = {
 SOLVED = ("average", "activation_matching", "zipit", "regmean", "fs_closed_form")
 TRAINED = ("fs_closed_form_trained", "kd", "fs_merge", "fs_merge_paper")
 METHODS = (*SOLVED, *TRAINED)
+OF_TASK_VECTORS = tuple(sorted(name for name, method in METHOD_CLASSES.items() if method.uses_base))
+"""Further methods of the groups whose sources have a parent."""
 IMAGES = ("16", "50", "100", "500", "auxiliary")
 SEEDS = (0, 1, 2)
 
@@ -60,7 +64,7 @@ def main() -> None:
         for seed in map(int, given.seeds.split(",")):  # seed by seed: a part already gives a complete table
             for images in given.images.split(","):
                 for group in given.groups.split(","):
-                    for method in given.methods.split(","):
+                    for method in given.methods.split(",") if given.methods else methods_of(group):
                         one(group, images, method, seed, given)
     write_page(rows(given.rows), given.rows.with_suffix(".md"), FOR_TUNING)
 
@@ -70,7 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, help="folder of the data sets")
     parser.add_argument("--groups", default=",".join(GROUPS), help="comma-separated")
     parser.add_argument("--images", default=",".join(IMAGES), help="comma-separated: counts per task, auxiliary")
-    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
+    parser.add_argument("--methods", default="", help="comma-separated; default: all that fit the group")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="comma-separated")
     parser.add_argument("--label", default="", help="name of a variant with OVERRIDE; a row of its own")
     parser.add_argument("--device", default="cpu", help="cpu (one thread), or cuda")
@@ -86,6 +90,16 @@ def arguments() -> argparse.Namespace:
     return given
 
 
+def methods_of(group: str) -> tuple[str, ...]:
+    """The methods of a group."""
+    return (*METHODS, *OF_TASK_VECTORS) if base_of(group) is not None else METHODS
+
+
+def base_of(group: str) -> Path | None:
+    """The folder of the parent of all sources of a group; None: they have none."""
+    return parent(GROUPS[group][0])
+
+
 def one(group: str, images: str, method: str, seed: int, given: argparse.Namespace) -> None:
     """Merge once and add the line, unless it is there."""
     name = given.label or method
@@ -99,6 +113,8 @@ def one(group: str, images: str, method: str, seed: int, given: argparse.Namespa
         ensure(task, given.root, work)
     folder = Path("outputs/natural") / f"{group}-{images}-{name}-{seed}"
     call = ["merge", "--quiet", f"+models.sources={_entries(group)}", f"method={method}", f"seed={seed}"]
+    if (base := base_of(group)) is not None:
+        call.append(f"+models.base={base}")
     call += [*_data(group, images, given.root, work), f"hardware.device={given.device}", "resume=true"]
     call += ["hardware.threads=1", *given.overrides, f"output.dir={folder}"]
     if code := fsmerge(call):

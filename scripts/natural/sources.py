@@ -1,4 +1,4 @@
-"""The sources: vision transformers trained on the tasks from different random initialisations.
+"""The sources: vision transformers trained on the tasks, from different random initialisations or from one parent.
 
 The weights are stored in docs/results/sources in float16, so that new rows can be compared with existing ones. A
 missing source is trained by `fsmerge finetune` (half an hour to an hour on one thread for CIFAR-10).
@@ -22,16 +22,21 @@ WIDTH, DEPTH, HEADS = 128, 6, 4
 STEPS = {
     **{"cifar10": 9400, "fashion": 2400, "mnist": 2000, "animals": 6000, "vehicles": 4000},
     **{"deer_horse": 2400, "ship_truck": 2400},
+    **{"fashion_of_cifar10": 600, "mnist_of_cifar10": 400, "animals_of_cifar10": 400, "vehicles_of_cifar10": 400},
 }
 """Training steps of 64 images, by task."""
 
 SEEDS = {
     **{"cifar10": 1, "fashion": 2, "animals": 3, "vehicles": 4, "mnist": 5},
     **{"deer_horse": 21, "ship_truck": 22},
+    **{"fashion_of_cifar10": 31, "mnist_of_cifar10": 32, "animals_of_cifar10": 33, "vehicles_of_cifar10": 34},
 }
 """By task: seed of the initialisation, the batches and the augmentation."""
 
-AUGMENT = {"mnist": "shift"}
+PARENT = "cifar10"
+"""The source of which those of the tasks `..._of_cifar10` are fine-tuned."""
+
+AUGMENT = {"mnist": "shift", "mnist_of_cifar10": "shift"}
 """Augmentation of tasks that a mirrored image is none of; crop_flip for the others."""
 
 RECIPE = (
@@ -50,6 +55,19 @@ RECIPE = (
     "training.patience=null",
 )
 
+FINETUNING = (
+    "training.head_steps=100",
+    "training.lr=0.0005",
+    "training.matrix_lr=0.0015",
+    "training.patch_drop=0.0",
+)
+"""What differs where the parent is fine-tuned."""
+
+
+def parent(task: str) -> Path | None:
+    """The folder of the network that the source of a task is fine-tuned from; None: random weights."""
+    return stored(PARENT) if task.endswith(f"_of_{PARENT}") else None
+
 
 def stored(task: str) -> Path:
     """The folder of a source."""
@@ -66,12 +84,13 @@ def command(task: str, root: Path, work: Path, extra: Sequence[str] = ()) -> lis
     """The arguments of `fsmerge` that train the source of `task`; archives are made in `work`/tasks."""
     train, test = (archive(root, work / "tasks", task, split) for split in ("train", "test"))
     args = f"{{img_size:32,patch_size:4,embed_dim:{WIDTH},depth:{DEPTH},num_heads:{HEADS}}}"
+    start = [f"model.arch={{family:vit,name:vit_tiny_patch16_224,args:{args}}}", "model.start=random"]
+    start += ["model.mean=[0.5]", "model.std=[0.25]"]
+    if (base := parent(task)) is not None:
+        start = [f"model.checkpoint={base}"]
     return [
         "finetune",
-        f"model.arch={{family:vit,name:vit_tiny_patch16_224,args:{args}}}",
-        "model.start=random",
-        "model.mean=[0.5]",
-        "model.std=[0.25]",
+        *start,
         f"model.task={task}",
         f"model.labels=[{','.join(TASKS[task].classes)}]",
         "data=tensors",
@@ -79,6 +98,7 @@ def command(task: str, root: Path, work: Path, extra: Sequence[str] = ()) -> lis
         f"data.test={test}",
         f"data.augment={AUGMENT.get(task, 'crop_flip')}",
         *RECIPE,
+        *(FINETUNING if base is not None else ()),
         f"training.steps={STEPS[task]}",
         f"seed={SEEDS[task]}",
         "hardware.threads=1",
