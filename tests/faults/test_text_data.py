@@ -96,6 +96,27 @@ def test_a_file_without_texts_is_called_so_where_class_names_are_read(content: s
         Texts(train=str(tmp_path / "t.csv")).classes(Task("t", None))
 
 
+def test_a_file_of_columns_is_not_read_as_the_words_of_one_text(tmp_path: Path) -> None:
+    (tmp_path / "films.json").write_text('{"text": ["good", "bad"], "label": ["pos", "neg"]}')
+    with pytest.raises(DataError) as error:
+        read(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/films.json holds columns (text, label: a list of all values each), which would be read as "
+        "the words of one text. Save a list of objects, or one object per line."
+    )
+
+
+@pytest.mark.parametrize("label", ["1.0", "true"])
+def test_a_label_that_is_no_whole_number_says_what_to_do(label: str, tmp_path: Path) -> None:
+    (tmp_path / "films.jsonl").write_text(f'{{"text": "good", "label": {label}}}\n')
+    with pytest.raises(DataError) as error:
+        read(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/films.jsonl:1: a label should be a name or a whole number, is {label.title()}. Save it so, "
+        "or pass data.label_column=NAME of another column."
+    )
+
+
 def test_a_suffix_in_upper_case_is_one(tmp_path: Path) -> None:
     (tmp_path / "films.CSV").write_text("text,label\nbad,neg\ngood,pos\n")
     assert read(tmp_path) == ([("bad", 0), ("good", 1)], ())

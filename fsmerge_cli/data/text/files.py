@@ -164,6 +164,11 @@ def _delimiter(path: Path, content: str) -> str:
     return next((other for other in others if other in first), own)
 
 
+def _is_column(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a key of texts or labels holds a list, as in a file of columns."""
+    return name in (*TEXT_NAMES, *LABEL_NAMES) and isinstance(row[name], list) and not {*WORD_NAMES} & {*row}
+
+
 def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
     """Line and object of every row of JSON Lines; a .json file may be one list."""
     found: list[tuple[int, Any]] = []
@@ -186,6 +191,11 @@ def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
     wrong = next((entry for entry in found if not isinstance(entry[1], dict)), None)
     if wrong:
         raise DataError(f"{shown(path)}, line {wrong[0]}: should be an object, is {brief(wrong[1])}.")
+    if len(found) == 1 and (columns := [name for name in found[0][1] if _is_column(found[0][1], name)]):
+        raise DataError(
+            f"{shown(path)} holds columns ({listed(columns)}: a list of all values each), which would be read as "
+            "the words of one text. Save a list of objects, or one object per line."
+        )
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsmerge_cli.common.errors import DataError
@@ -26,9 +26,12 @@ def labels_of(rows: Sequence[Row]) -> list[Any]:
     for row in rows:
         require_whole(str(row.label), f"{shown(row.place)}: the label")
         if not isinstance(row.label, str | int | type(None)) or isinstance(row.label, bool):
+            several = isinstance(row.label, list | tuple | Mapping)
             raise DataError(
                 f"{shown(row.place)}: a label should be a name or a whole number, is {brief(row.label)}. "
-                "Several labels per text are not supported. Pass data.label_column=NAME of another column."
+                + "Several labels per text are not supported. " * several
+                + ("Pass" if several else "Save it so, or pass")
+                + " data.label_column=NAME of another column."
             )
     texts = [str(label) for label in found if label is not None]
     if all(text.isdecimal() for text in texts):
