@@ -21,6 +21,7 @@ from __future__ import annotations
 import copyreg
 import difflib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -189,6 +190,10 @@ def describe(error: Exception) -> tuple[str, int]:
     return f"{trace}fsmerge: this is a bug in fsmerge; please report it with the lines above\n", 1
 
 
+ADDRESS = re.compile(r"\s*<[\w.]+ object at 0x[0-9a-fA-F]+>")
+"""What Python writes for an object without a name, in messages of libraries (Pillow's of images in memory)."""
+
+
 def reason(error: Exception) -> str:
     """The system's or a library's error text without its number, as part of a sentence."""
     return shown(_text(error))
@@ -200,7 +205,8 @@ def first_line(error: Exception) -> str:
 
 
 def _text(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error).strip().rstrip(".")
+    text = str(getattr(error, "strerror", None) or error)
+    return ADDRESS.sub("", text).strip().rstrip(".")
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> str:

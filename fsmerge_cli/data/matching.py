@@ -71,6 +71,11 @@ def _places(
     task: Task, labels: Sequence[str], names: Sequence[str] | None, seen: Sequence[int], where: str
 ) -> tuple[dict[int, int], tuple[str, ...]]:
     """Class index -> index of its label in the task, and notes. seen: the class indices that images have."""
+    if names and seen and seen[-1] >= len(names):
+        raise DataError(
+            f"{where}: a class index is {seen[-1]}, and there are names of {len(names)} classes "
+            f"({_listed(names)}), the last of index {len(names) - 1}. Correct the labels or the names."
+        )
     count = len(names) if names else max(seen, default=-1) + 1
     found = _by_name(labels, names or ())
     if names and all(found):

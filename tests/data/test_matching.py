@@ -74,3 +74,13 @@ def test_labels_that_are_not_class_indices_are_refused(label: object) -> None:
         f"here: a label should be a class index or a class name, and one is {str(label)!r}. "
         f"{many if isinstance(label, list | dict) else ''}Pass another column or file of labels."
     )
+
+
+@pytest.mark.parametrize("labels", [("cat", "dog"), ("0", "1"), ("x", "y")])
+def test_a_class_index_behind_the_stated_names_is_refused(labels: tuple[str, ...]) -> None:
+    with pytest.raises(DataError) as error:
+        matched(labels, [0, 7, 1], ["cat", "dog"])
+    assert str(error.value) == (
+        "here: a class index is 7, and there are names of 2 classes (cat, dog), the last of index 1. Correct the "
+        "labels or the names."
+    )

@@ -11,7 +11,7 @@ import pytest
 
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.distributed import is_main, process_rank
-from fsmerge_cli.common.errors import ConfigError, describe
+from fsmerge_cli.common.errors import ConfigError, describe, first_line, reason
 
 PAIR = ["+models=digits_mlp_pair", "method=average", "--quiet"]
 UNSET = "torchrun sets these variables; without it, unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."
@@ -246,3 +246,9 @@ def test_errors_of_the_system_are_one_line(
     monkeypatch.delenv("FSMERGE_DEBUG", raising=False)
     assert describe(error) == (f"fsmerge: error: {message}\n", code)
     assert describe(ValueError("a bug"))[0].startswith("ValueError: a bug\nfsmerge: this is a bug in fsmerge; ")
+
+
+def test_messages_of_libraries_are_shown_without_addresses_in_memory() -> None:
+    error = OSError("cannot identify image file <_io.BytesIO object at 0x7f71cd0a89a0>")
+    assert (reason(error), first_line(error)) == ("cannot identify image file", "cannot identify image file")
+    assert reason(ValueError("<object object at 0x7f> and <b>")) == "and <b>"
