@@ -191,7 +191,8 @@ def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
     wrong = next((entry for entry in found if not isinstance(entry[1], dict)), None)
     if wrong:
         raise DataError(f"{shown(path)}, line {wrong[0]}: should be an object, is {brief(wrong[1])}.")
-    if len(found) == 1 and (columns := [name for name in found[0][1] if _is_column(found[0][1], name)]):
+    columns = [name for name in found[0][1] if _is_column(found[0][1], name)] if len(found) == 1 else []
+    if {*columns} & {*TEXT_NAMES}:
         raise DataError(
             f"{shown(path)} holds columns ({listed(columns)}: a list of all values each), which would be read as "
             "the words of one text. Save a list of objects, or one object per line."

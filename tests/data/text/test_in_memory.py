@@ -109,8 +109,8 @@ REFUSED: list[tuple[Any, str]] = [
     ([3], f"data[0] is no text: 3. Pass {CONTENT}."),
     (
         [("a", 0.5)],  # a number is the label of a regression only
-        "data[0]: a label should be a name or a whole number, is 0.5. Save it so, or pass data.label_column=NAME of "
-        "another column.",
+        "data[0]: a label should be a name or a whole number, is 0.5. Save it so, or pass data.label_column=NAME "
+        "of another column.",
     ),
     (([*"ab"], [0]), "data: there are 2 texts and 1 labels."),
     (7.5 + 0j, f"data: (7.5+0j) is no collection of texts. Pass {CONTENT}."),
