@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fsmerge_cli.cli.hydra_version import HYDRA_DEFAULTS
 from fsmerge_cli.cli.overrides import checked_override, config_folder
 from fsmerge_cli.cli.plugin_presets import store_plugins
 from fsmerge_cli.common.options import refuse_code
@@ -39,6 +38,7 @@ def composed(config: str, overrides: Sequence[str], search: str | None) -> dict[
     from omegaconf.errors import OmegaConfBaseException
 
     from fsmerge_cli.cli.hydra_errors import explain
+    from fsmerge_cli.cli.hydra_version import HYDRA_DEFAULTS  # imports both
 
     own = [] if search is None else [f"hydra.searchpath=['file://{config_folder(search)}']"]
     overrides = [checked_override(override) for override in overrides]
