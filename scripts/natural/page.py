@@ -19,7 +19,8 @@ OURS = ("fs_closed_form", "fs_closed_form_trained", "fs_merge_closed_form", "fs_
 
 TITLE = "# Merging networks trained on photographs\n"
 HEAD = """Vision transformers (width 128, 6 blocks, patches of 4 pixels) trained from different random
-initialisations on public data sets, as 32 x 32 colour images. Per cent of the sources' accuracy: top-1 on the
+initialisations on public data sets, as 32 x 32 colour images; those of `four_of_cifar10` are fine-tuned from one
+of them, `cifar10`, in 500 or 700 steps (`models.base`). Per cent of the sources' accuracy: top-1 on the
 test sets, mean over tasks and seeds. The 95 % interval is over test images, and over seeds where there are
 several. `joint`: top-1 accuracy among the labels of all tasks (the task is not given), plain and calibrated.
 `to kd`: paired difference in points of accuracy from the row kd of the same seeds. `auxiliary`: no image of the
