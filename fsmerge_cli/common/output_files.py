@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import signal
+import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -140,28 +141,33 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals that come inside are handled at its end, so that no clean-up is cut off."""
-    mask = getattr(signal, "pthread_sigmask", None)
-    if mask is None:  # Windows
+    """Signals that come inside are handled at its end, so that no clean-up is cut off.
+
+    Their handlers are replaced: a mask is of one thread, and another one may receive a signal of the process,
+    whose handler then runs in the main thread all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no handler ever runs in it
         yield
         return
-    came: list[BaseException] = []
-
-    def change(how: int, signals: Iterable[int]) -> Any:
+    before: list[tuple[int, Any]] = []
+    came: list[int] = []
+    stops: list[BaseException] = []
+    pending = [number for number in SIGNALS if callable(signal.getsignal(number))]
+    while pending:
         try:
-            return mask(how, signals)
+            before.append((pending[0], signal.signal(pending[0], lambda number, frame: came.append(number))))
+            del pending[0]
         except BaseException as stop:  # of a signal that had come just before
-            came.append(stop)
-            return mask(how, signals)
-
-    before = change(signal.SIG_BLOCK, ())
-    change(signal.SIG_BLOCK, SIGNALS)
+            stops.append(stop)
     try:
         yield
     finally:
-        mask(signal.SIG_SETMASK, before)
-    if came:
-        raise came[0]
+        for number, handler in before:
+            signal.signal(number, handler)
+        for number in came:
+            dict(before)[number](number, None)
+        if stops:
+            raise stops[0]
 
 
 def _beside(path: Path) -> Path:

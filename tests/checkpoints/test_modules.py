@@ -120,7 +120,7 @@ def test_modules_of_mlps_and_of_torchvision_take_an_arch() -> None:
         load(SourceSpec("a", module=network(source)))
     assert str(error.value) == (
         "source 'a': module Sequential does not specify its architecture. Also pass its arch, a timm name or "
-        "{'family': ..., ...} (bert, convnext, eva, mlp, resnet, vgg, vit)."
+        "{'family': ..., ...} (bert, convnext, eva, mlp, modernbert, resnet, vgg, vit)."
     )
     module, pixels = torchvision_vit(1), torch.rand(2, 3, 8, 8)
     arch = {"family": "vit", "name": "vit_base_patch16_224"}

@@ -146,7 +146,7 @@ def test_names_of_packages_are_listed_explained_and_checked(capsys: pytest.Captu
     assert capsys.readouterr().out.endswith(tail)
     assert main(["check", "+models=digits_mlp_pair", "method=lean"]) == 0
     text = capsys.readouterr().out
-    assert ", kd, lean, orthogonal_matching, ot_fusion, pleas, regmean" in text
+    assert ", kd, lean, neuron_interpolation, orthogonal_matching, ot_fusion, pleas, regmean" in text
     assert "wrong does not apply: method 'wrong'" in text
 
 

@@ -49,7 +49,9 @@ def drawn(logits: Table, random: torch.Generator, temperature: float) -> Table:
 def test_one_step_of_the_coefficients_then_one_of_the_mask() -> None:
     given = group(2, base=parent(widths=(3, 2)), images=1)
     names = list(task_vectors(given)[0])
-    found = fitted(given, "concrete", mask_steps=1, steps=0, batch_size=2, mask_lr=0.05, inner_lr=0.2, logits=0.5)
+    found = fitted(
+        given, "concrete", mask_steps=1, steps=0, batch_size=2, mask_lr=0.05, inner_lr=0.2, mask_logit=0.5
+    )
     assert given.base is not None
     logits = {n: torch.full_like(given.base.weights[n], 0.5).double() for n in names}
     state = generator(given.seed, "concrete", "mask").get_state()
@@ -82,7 +84,7 @@ def test_one_step_of_the_coefficients_then_one_of_the_mask() -> None:
 
 def test_a_certain_mask_is_ada_merging_without_bounds() -> None:
     given = group(2)
-    sure = {"mask_steps": 0, "logits": 80.0}
+    sure = {"mask_steps": 0, "mask_logit": 80.0}
     assert_close(
         fitted(given, "concrete", steps=0, **sure).weights,
         fitted(given, "task_arithmetic", coefficient=0.3).weights,

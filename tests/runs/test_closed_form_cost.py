@@ -40,7 +40,7 @@ def test_the_streams_of_a_large_pair_are_four_and_five_without_corrections() -> 
 
 def test_operations_grow_with_the_rows_and_the_selection_does_not() -> None:
     plan = compile_plan([vit_source("class token", seed) for seed in (1, 2)])
-    few, many, more = (operations(plan, shapes(plan, n), 1e6) for n in (1000, 2000, 3000))
+    few, many, more = (operations(plan, shapes(plan, n), 1e6, 100.0) for n in (1000, 2000, 3000))
     assert more - many == pytest.approx(many - few)
     assert many < 2 * few
 
@@ -60,7 +60,7 @@ def test_a_start_from_the_closed_form_is_solved_and_trained(start: Distillation 
     plan = start.plan([vit_source("class token", seed) for seed in (1, 2)])
     work, network = Workload((50, 50), (10, 10), 0), measure(plan)
     other = replace(start, start="first")
-    solved = operations(plan, shapes(plan, 2000), float(network.operations))
+    solved = operations(plan, shapes(plan, 2000), float(network.operations), 100.0)
     assert estimate.operations(plan, start, work, network) == pytest.approx(
         estimate.operations(plan, other, work, network) + solved
     )

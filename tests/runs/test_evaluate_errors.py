@@ -61,7 +61,7 @@ MESSAGES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         SourceError,
         "{0}/bare.safetensors does not specify its architecture. Put a config.json next to the weights or pass "
         "model.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (bert, convnext, eva, "
-        "mlp, resnet, vgg, vit).",
+        "mlp, modernbert, resnet, vgg, vit).",
     ),
     (
         "other",

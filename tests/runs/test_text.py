@@ -42,8 +42,9 @@ def test_what_is_pushed_is_all_that_the_card_names(pair: Any, tmp_path: Path) ->
 @pytest.mark.full
 @pytest.mark.parametrize("name", APPLY)
 def test_every_method_merges_encoders_and_their_certificates_hold(name: str, pair: Any, tmp_path: Path) -> None:
-    method = {"name": name, **({"steps": 3, "batch_size": 8} if issubclass(METHODS[name], Trained) else {})}
-    merge(pair, method=method, data=DATA, output=tmp_path / "out")
+    own = {"importance": "uniform"} if name == "neuron_interpolation" else {}  # conductance follows pixels
+    trained = {"steps": 3, "batch_size": 8} if issubclass(METHODS[name], Trained) else {}
+    merge(pair, method={"name": name, **own, **trained}, data=DATA, output=tmp_path / "out")
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
     checks = {n: c["status"] for n, c in found["certificates"].items()}
     assert checks["reloaded"] == checks["heads"] == checks["evaluated"] == checks["tasks"] == "holds"

@@ -23,7 +23,7 @@ class Concrete(Tuned):
     The logits x, one per entry for all tasks, are trained on the entropy of the predictions: in every step a new
     mask is drawn, the coefficients take one step from their start (inner level), and x takes one at these (upper
     level). Then the coefficients are trained as in AdaMerging, with a mask drawn once, and not kept in 0..1.
-    temperature: T. logits: start of x. mask_steps, mask_lr: of Adam on x. inner_lr: of the Adam whose one step
+    temperature: T. mask_logit: start of x. mask_steps, mask_lr: of Adam on x. inner_lr: of the Adam whose one step
     the coefficients take; 1 in the code of the authors. per, start, steps, lr, batch_size: as of `ada_merging`.
     """
 
@@ -32,7 +32,7 @@ class Concrete(Tuned):
     name: Literal["concrete"] = "concrete"
     steps: Count = 1000
     temperature: PositiveFloat = 0.5
-    logits: FiniteFloat = 0.0
+    mask_logit: FiniteFloat = 0.0
     mask_steps: Count = 1000
     mask_lr: PositiveFloat = 1e-3
     inner_lr: PositiveFloat = 1e-3
@@ -45,7 +45,7 @@ class Concrete(Tuned):
     def merge(self, vectors: TaskVectors) -> Solution:
         """Two trainings: mask, coefficients."""
         tuning = Tuning(vectors, "concrete", self.batch_size)
-        logits = {n: torch.full_like(t, self.logits).requires_grad_(True) for n, t in tuning.base.items()}
+        logits = {n: torch.full_like(t, self.mask_logit).requires_grad_(True) for n, t in tuning.base.items()}
         random = generator(vectors.problem.seed, "concrete", "mask")
         self.train_mask(tuning, logits, random)
         with torch.no_grad():

@@ -25,7 +25,7 @@ CONFIGS = [
         (
             "source 'a': a does not specify its architecture. Put a config.json next to the weights or pass "
             "models.sources.N.arch=..., a timm name (vit_base_patch16_224) or {family: ..., ...} (bert, "
-            "convnext, eva, mlp, resnet, vgg, vit)."
+            "convnext, eva, mlp, modernbert, resnet, vgg, vit)."
         ),
         remove("a/config.json"),
     ),
@@ -63,7 +63,7 @@ CONFIGS = [
         2,
         (
             "source 'a': a: unknown arch.family 'cnn'. Did you mean 'convnext'? Available: bert, convnext, eva, "
-            "mlp, resnet, vgg, vit."
+            "mlp, modernbert, resnet, vgg, vit."
         ),
     ),
     Case(

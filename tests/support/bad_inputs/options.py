@@ -64,7 +64,7 @@ OPTIONS = [
         (
             "unknown key in models.sources.0 'chekpoint'. Did you mean 'checkpoint'? Available: arch, base, "
             "checkpoint, depth, ema, head, input_size, labels, loaded, mean, module, name, normalize, prefix, "
-            "recipe, std, tokenizer."
+            "reads, recipe, std, tokenizer."
         ),
     ),
     Case(
