@@ -68,7 +68,7 @@ def bars(cells: Mapping[Cell, Mapping[str, Sequence[Row]]], order: Sequence[Cell
     lines.append("|" + "---|" * (len(OURS) + 5))
     for cell in order:
         found, bar = cells[cell], BARS.get(cell[1])
-        if bar is None or not any(name in found for name in OURS):
+        if bar is None or not any(name in found for name in (*OURS, "kd")):
             continue
         kept = [_kept(found[name], bar) if name in found else "-" for name in OURS]
         gap = text_of(difference(found.get("fs_merge", ()), found.get("kd", ())))
