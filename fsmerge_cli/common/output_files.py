@@ -149,25 +149,34 @@ def _undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # no handler ever runs in it
         yield
         return
-    before: list[tuple[int, Any]] = []
+    found = {number: signal.getsignal(number) for number in SIGNALS}
+    own = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
     came: list[int] = []
     stops: list[BaseException] = []
-    pending = [number for number in SIGNALS if callable(signal.getsignal(number))]
-    while pending:
-        try:
-            before.append((pending[0], signal.signal(pending[0], lambda number, frame: came.append(number))))
-            del pending[0]
-        except BaseException as stop:  # of a signal that had come just before
-            stops.append(stop)
+    _handle(dict.fromkeys(own, lambda number, frame: came.append(number)), stops)
     try:
         yield
     finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+        _handle(own, stops)
         for number in came:
-            dict(before)[number](number, None)
+            handler = own[number]
+            if callable(handler):
+                handler(number, None)
+            else:
+                signal.raise_signal(number)
         if stops:
             raise stops[0]
+
+
+def _handle(handlers: Mapping[int, Any], stops: list[BaseException]) -> None:
+    """Set all handlers, whatever one that is still set raises meanwhile; that is added to `stops`."""
+    left = [*handlers]
+    while left:
+        try:
+            signal.signal(left[0], handlers[left[0]])
+            del left[0]
+        except BaseException as stop:  # of a signal that had come just before
+            stops.append(stop)
 
 
 def _beside(path: Path) -> Path:
