@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
 from safetensors import SafetensorError
 
 from fsmerge_cli.common.errors import OutputError, reason
 from fsmerge_cli.common.separation import Inputs, read_inside, resolved, same, written_inside
+from fsmerge_cli.common.signals import undisturbed
 
 REPLACE = "output.overwrite=true"
 """The option that lets a command replace an existing file."""
@@ -106,7 +104,7 @@ def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwr
     try:
         for key, (path, write) in files.items():
             with _errors(key, path):
-                with _undisturbed():
+                with undisturbed():
                     temporary = _beside(path)
                     temporary.touch(exist_ok=False)
                     written.append((key, temporary, path))
@@ -120,7 +118,7 @@ def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwr
                     _place(temporary, path)
                     appeared.append(path)
     except BaseException:
-        with _undisturbed():
+        with undisturbed():
             for _, temporary, path in written:
                 with suppress(OSError):
                     if path in appeared or path.samefile(temporary):  # stopped before all had appeared
@@ -130,53 +128,10 @@ def write_files(files: Mapping[str, tuple[Path, Callable[[Path], None]]], overwr
                     copy.replace(path)
         raise
     finally:
-        with _undisturbed():
+        with undisturbed():
             for temporary in (*(temporary for _, temporary, _ in written), *(copy for copy, _ in replaced)):
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
-
-
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Signals that come inside are handled at its end, so that no clean-up is cut off.
-
-    Their handlers are replaced: a mask is of one thread, and another one may receive a signal of the process,
-    whose handler then runs in the main thread all the same.
-    """
-    if threading.current_thread() is not threading.main_thread():  # no handler ever runs in it
-        yield
-        return
-    found = {number: signal.getsignal(number) for number in SIGNALS}
-    own = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
-    came: list[int] = []
-    stops: list[BaseException] = []
-    _handle(dict.fromkeys(own, lambda number, frame: came.append(number)), stops)
-    try:
-        yield
-    finally:
-        _handle(own, stops)
-        for number in came:
-            handler = own[number]
-            if callable(handler):
-                handler(number, None)
-            else:
-                signal.raise_signal(number)
-        if stops:
-            raise stops[0]
-
-
-def _handle(handlers: Mapping[int, Any], stops: list[BaseException]) -> None:
-    """Set all handlers, whatever one that is still set raises meanwhile; that is added to `stops`."""
-    left = [*handlers]
-    while left:
-        try:
-            signal.signal(left[0], handlers[left[0]])
-            del left[0]
-        except BaseException as stop:  # of a signal that had come just before
-            stops.append(stop)
 
 
 def _beside(path: Path) -> Path:

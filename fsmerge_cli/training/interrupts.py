@@ -17,11 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fsmerge_cli.common.errors import Interrupted, Stopped, stop_behind
-
-STOPS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
-)
-"""SIGHUP does not exist on Windows, SIGBREAK only there."""
+from fsmerge_cli.common.signals import stop_handlers
 
 SAME = 1.0
 """Seconds in which further signals count as the first one: terminals, shells and launchers often send several."""
@@ -183,10 +179,7 @@ def _watch(parent: int) -> None:
 
 def _handle(handler: Callable[[int, object], None]) -> dict[int, Any]:
     """Let `handler` receive all signals that stop a run; the former handlers. Only the main thread can do that."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    found = {number: signal.getsignal(number) for number in STOPS}
-    before = {number: former for number, former in found.items() if former not in (signal.SIG_IGN, None)}
+    before = stop_handlers()
     for number in before:
         signal.signal(number, handler)
     return before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,47 +103,3 @@ def test_a_signal_at_any_moment_leaves_no_temporary_file(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped > 4
-
-
-@pytest.mark.parametrize("handler", [signal.SIG_DFL, "raises"])
-def test_signals_during_a_clean_up_are_handled_once_at_its_end(
-    handler: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also with no handler of Python; afterwards all signals have the handlers from before."""
-    done: list[object] = []
-
-    def stop(number: int, frame: object) -> None:
-        done.append(number)
-        raise Stopped(number)
-
-    before = signal.signal(signal.SIGTERM, stop if handler == "raises" else handler)
-    monkeypatch.setattr(signal, "raise_signal", done.append)
-    handlers = {number: signal.getsignal(number) for number in output_files.SIGNALS}
-    try:
-        with suppress(Stopped), output_files._undisturbed():
-            os.kill(os.getpid(), signal.SIGTERM)
-            for _ in range(1000):  # another thread may be the one that receives it
-                done.append("cleaning")
-        assert done == ["cleaning"] * 1000 + [signal.SIGTERM]
-        assert {number: signal.getsignal(number) for number in output_files.SIGNALS} == handlers
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_a_handler_that_raises_while_handlers_are_exchanged_leaves_none_behind(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    handlers = {number: signal.getsignal(number) for number in output_files.SIGNALS}
-    real, calls = signal.signal, [0]
-
-    def late(number: int, handler: Any) -> Any:
-        calls[0] += 1
-        if calls[0] in {2, len(handlers) + 3}:  # in the middle of setting them, and of setting them back
-            raise Stopped(signal.SIGTERM)
-        return real(number, handler)
-
-    monkeypatch.setattr(signal, "signal", late)
-    with pytest.raises(Stopped), output_files._undisturbed():
-        pass
-    assert calls[0] == 2 * len(handlers) + 2
-    assert {number: signal.getsignal(number) for number in output_files.SIGNALS} == handlers
