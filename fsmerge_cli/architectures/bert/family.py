@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,12 +45,17 @@ def parse(name: str, options: Mapping[str, Any], config: Mapping[str, Any], wher
         raise SourceError(f"{where}: a pooler reads the first token. Pass pooler: false with {how}.")
     if arch.longest < 1:
         raise SourceError(f"{where}: {arch.positions} positions leave no room for a token.")
+    require_buildable(lambda: Encoder(arch), where)
+    return arch
+
+
+def require_buildable(build: Callable[[], nn.Module], where: str) -> None:
+    """Raise SourceError where torch cannot make an encoder of these sizes; nothing is allocated."""
     try:
         with torch.device("meta"):
-            Encoder(arch)
+            build()
     except (RuntimeError, TypeError, OverflowError) as error:  # raised by torch for sizes that are too large
         raise SourceError(f"{where}: torch cannot build this encoder ({first_line(error)}).") from None
-    return arch
 
 
 def resize(arch: TextArch, width: int | tuple[int, ...] | None, heads: int | None) -> TextArch:

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from fsmerge_cli.architectures.bert.family import FEATURES, POOLING, SNIPPET, sample
+from fsmerge_cli.architectures.bert.family import FEATURES, POOLING, SNIPPET, require_buildable, sample
 from fsmerge_cli.architectures.bert.names import NAMES
 from fsmerge_cli.architectures.family import Family
 from fsmerge_cli.architectures.modernbert.arch import ModernArch
 from fsmerge_cli.architectures.modernbert.module import Encoder
 from fsmerge_cli.architectures.modernbert.table import table
-from fsmerge_cli.common.errors import ConfigError, SourceError, first_line
+from fsmerge_cli.common.errors import ConfigError, SourceError
 from fsmerge_cli.common.options import build as build_options
 
 BIASES = ("norm_bias", "attention_bias", "mlp_bias")
@@ -32,11 +31,7 @@ def parse(name: str, options: Mapping[str, Any], config: Mapping[str, Any], wher
         )
     if not set(arch.full) <= set(range(arch.layers)):
         raise SourceError(f"{where}: full is {list(arch.full)}, and there are {arch.layers} layers, from 0 on.")
-    try:
-        with torch.device("meta"):
-            Encoder(arch)
-    except (RuntimeError, TypeError, OverflowError) as error:  # raised by torch for sizes that are too large
-        raise SourceError(f"{where}: torch cannot build this encoder ({first_line(error)}).") from None
+    require_buildable(lambda: Encoder(arch), where)
     return arch
 
 
