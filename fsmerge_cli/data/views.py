@@ -37,7 +37,7 @@ def new_views(inputs: Inputs, augment: Augment, mixup: float, seed: int, step: i
 def at_low_resolution(inputs: Inputs, share: float, seed: int, step: int) -> Inputs:
     """About this share of the images of a batch at half their resolution, brought back to their size.
 
-    Which ones depends only on (seed, step). Texts, and images of one pixel, stay as they are.
+    Which ones depends only on (seed, step). Inputs that are no images stay as they are.
     """
     if not isinstance(inputs, Tensor) or inputs.ndim != 4 or min(inputs.shape[2:]) < 2:
         return inputs

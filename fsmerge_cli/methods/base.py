@@ -233,6 +233,10 @@ class Trained(Weighted, ABC):
             require_known(self.augment, "method.augment")
             if self.low_resolution:
                 raise ConfigError("method.low_resolution is for images, and the inputs are texts. Pass 0.")
+        elif self.low_resolution and min(problem.plan.arch.input_size[1:]) < 2:
+            raise ConfigError(
+                "method.low_resolution halves the sides of images, and these have one pixel. Pass 0."
+            )
         if len(problem.images) == 0:
             more = "Pass data=... with data.images_per_task of 1 or more, data.auxiliary={name: generated}, or"
             raise DataError(f"this method needs unlabelled images. {more} method=average, which needs none.")

@@ -44,8 +44,9 @@ class Distillation(Trained):
     sources after permuting their units to match source 1 by activation matching; aligned where widths or heads
     differ), weight_matching, straight_through, ot_fusion, cca or orthogonal_matching (the results of these
     methods, before BatchNorm is reset), closed_form (the solution of fs_closed_form; the default learning rates
-    are smaller), or random (a new initialisation). From first and random, vision transformers of unlike
-    architectures (patch sizes, depths, norms) are distilled into one like source 1. projector: linear is one
+    are smaller), or random (a new initialisation). From first and random, networks for images of one
+    family and of unlike architectures (of vision transformers: patch sizes, depths, norms) are distilled into one
+    like source 1. projector: linear is one
     linear map per task, folded into its head, as in FS-Merge; identity is none, and features are compared as they
     are (permuted where the sources are).
     """
@@ -212,10 +213,18 @@ class StudentNetwork(PlainStudent):
 
 
 def distilled_student(problem: Problem, random: bool, fixed: bool) -> PlainStudent:
-    """A student like source 1, with projectors that are fitted to the features of all by least squares."""
+    """A student like source 1, with projectors that are fitted to the features of all by least squares.
+
+    fixed: there are none, and features are compared as they are.
+    """
     first = problem.sources[0]
     initial = _random_weights(problem) if random else {n: t.to(problem.device) for n, t in first.weights.items()}
-    return PlainStudent(problem, initial, fitted_projectors(problem, initial), fixed=fixed)
+    if fixed:
+        size = problem.plan.arch.features
+        matrices = [torch.eye(size, device=problem.device) for _ in problem.sources]
+    else:
+        matrices = fitted_projectors(problem, initial)
+    return PlainStudent(problem, initial, matrices, fixed=fixed)
 
 
 def _random_weights(problem: Problem) -> dict[str, Tensor]:

@@ -208,7 +208,5 @@ def _smallest_cosine(tensors: Sequence[Tensor]) -> float:
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    if not tensors[0].is_floating_point():
-        return tensors[0].clone()
     total = sum(share * t.double() for share, t in zip(shares, tensors))
     return torch.as_tensor(total).to(tensors[0].dtype)

@@ -63,6 +63,11 @@ def train(
     order = Order(images.train, schedule.batch_size, seed, filled=view_options.fresh)
     batches = Batches(order, view_options, pixels, targets, seed)
     _check_batch_size(batches.size, world)
+    if loss_weights.balanced and world.size > 1:
+        raise ConfigError(
+            "method.balance=errors compares the errors of whole batches, which several processes share. Run one "
+            "process, or pass method.balance=none."
+        )
     state = TrainingState(student, schedule, student.matrices())
     trained = graphed(student, hardware, device, progress, whole=lambda: not state.images_at_once)
     step_loss = world.parallel(StepLoss(trained, targets, world, loss_weights))
@@ -100,7 +105,7 @@ def train(
 
     with catch_signals() as stop:
         for step in range(state.step, schedule.steps):
-            loss = _within_memory(backward, batches.batch(step), state, world, progress)
+            loss = _within_memory(backward, batches.batch(step), state, world, progress, loss_weights.balanced)
             nn.utils.clip_grad_norm_(state.parameters, schedule.clip)
             stopping = torch.tensor(float(stop.signal is not None), device=device)
             mean, stops = world.sum(torch.stack([loss / world.size, stopping])).tolist()  # all stop together
@@ -120,11 +125,17 @@ def train(
 
 
 def _within_memory(
-    backward: Callable[[Batch], Tensor], batch: Batch, state: TrainingState, world: World, progress: Progress
+    backward: Callable[[Batch], Tensor],
+    batch: Batch,
+    state: TrainingState,
+    world: World,
+    progress: Progress,
+    whole: bool,
 ) -> Tensor:
     """Compute the gradients of a batch; where it does not fit into memory, in parts of half the size.
 
-    The losses are divided by the counts of the whole batch, so the sum is the same up to rounding.
+    The losses are divided by the counts of the whole batch, so the sum is the same up to rounding. whole: it is
+    not (balanced losses), so that the batch is not divided.
     """
     while True:
         try:
@@ -139,7 +150,7 @@ def _within_memory(
             )
             if world.size > 1:  # the other processes do not know, and wait for gradients
                 raise MemoryError(text) from None
-            if share == 1:
+            if share == 1 or whole:
                 raise TrainingError(text) from None
         state.images_at_once = math.ceil(share / 2)  # outside of the handler, which holds the tensors of the batch
         state.zero_grad()

@@ -168,22 +168,23 @@ def objective(
         if own.head is not None and not own.head.regression and len(other):
             logits = own.head(student.project(select_rows(features, batch.rows(positions, other)), i).float())
             error = error + loss_weights.outlier_exposure * confidence_penalty(logits) / counts[1, i]
-        losses.append(own.weight * error)
-        total = total + losses[-1]
-    mean: Tensor = (balanced(losses) if loss_weights.balanced else total) / len(targets)
-    return mean
+        losses.append(error)
+        total = total + own.weight * error
+    mean: Tensor = balanced(losses, [own.weight for own in targets]) if loss_weights.balanced else total
+    return mean / len(targets)
 
 
-def balanced(losses: Sequence[Tensor]) -> Tensor:
-    """The value of the sum of the losses, with the gradient of mean_j(l_j) sum_i log l_i.
+def balanced(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The value of sum_i w_i l_i, with the gradient of mean_j(l_j) sum_i w_i log l_i.
 
-    Every loss moves the weights by its relative change. A loss of 0, such as that of a part of a batch without
-    images of the source, keeps its gradient.
+    Every loss moves the weights by its relative change. A loss of 0, such as that of a batch without images of the
+    source, keeps its gradient.
     """
     values = torch.stack([loss.detach().float() for loss in losses])
     factors = torch.where(values > 0, values.mean() / values.clamp(min=1e-30), torch.ones_like(values))
-    total = torch.stack([factor * loss for factor, loss in zip(factors, losses)]).sum()
-    return total + (values.sum() - total).detach()
+    terms = torch.stack([w * factor * loss for w, factor, loss in zip(weights, factors, losses)])
+    value = torch.stack([w * own for w, own in zip(weights, values)]).sum()
+    return terms.sum() + (value - terms.sum()).detach()
 
 
 def source_error(

@@ -16,8 +16,13 @@ FLOOR = 1e-2
 
 
 def whitened(targets: TeacherTargets, train: Tensor, batch: int) -> TeacherTargets:
-    """The targets with the whitening of their features and tokens on the training images [n] in the mask."""
+    """The targets with the whitening of their features and tokens on the training images [n] in the mask.
+
+    Without such images they stay as they are: no error of theirs is ever computed.
+    """
     rows = train[targets.mask[train]]
+    if not len(rows):
+        return targets
 
     def outputs() -> Iterator[Tensor]:
         for part in torch.split(rows, batch):

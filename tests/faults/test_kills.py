@@ -43,6 +43,7 @@ CLASSES = "model.labels=['0','1','2','3','4']"
 
 REGULARISED = ["training.mixup=0.2", "training.cutmix=1.0", "training.randaugment=5", "training.ema=0.9"]
 REGULARISED += ["training.stochastic_depth=0.2", "training.patch_drop=0.5", "training.plain_share=0.3"]
+TEACHERS = ["method.standardise=whitened", "method.balance=errors", "method.low_resolution=0.5"]
 RUNS: dict[str, list[str]] = {
     "MLP, kd": [*MLP_PAIR, "method=kd", *SHORT],
     "MLP, fs_merge": [*MLP_PAIR, *FULL],
@@ -57,6 +58,7 @@ RUNS: dict[str, list[str]] = {
     "ViT, kd from the closed form": [*VIT_PAIR, "method=kd", *SHORT, "method.start=closed_form"],
     "ViT, fs_merge": [*VIT_PAIR, *FULL],
     "ViT, fs_merge_paper": [*VIT_PAIR, *PAPER],
+    "ViT, kd of several teachers": [*VIT_PAIR, "method=kd", *SHORT, *TEACHERS],
     "ViT, straight_through": [*VIT_PAIR, "method=straight_through", *SHORT],
     "ViT, fs_closed_form": [*VIT_PAIR, *CLOSED_FORM],
     "ViT, finetune": [*FINETUNE, "model.checkpoint=VITS/low", CLASSES],

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from fsmerge_cli.methods import Problem
+from fsmerge_cli.methods.task_vectors.coefficients import number_variances
+from fsmerge_cli.methods.task_vectors.expert_merging import ExpertMerging
+from fsmerge_cli.models.source import Source
+from fsmerge_cli.training.teachers import network
 from tests.methods.test_task_vectors_folded import problem, trained
 from tests.support.common_initialisation import assert_close, fitted, group, task_vectors
 
@@ -83,3 +90,32 @@ def test_a_transformer_is_aligned_behind_its_first_block_of_two() -> None:
     found, other = (fitted(given, "expert_merging", steps=2, layers=own).weights for own in ("middle", "all"))
     assert found.keys() == given.sources[0].weights.keys()
     assert not torch.equal(found["blocks.1.mlp.fc1.weight"], other["blocks.1.mlp.fc1.weight"])
+
+
+def test_predicted_numbers_count_relative_to_their_variance_over_all_images() -> None:
+    """Not over those of a batch, which may be one image."""
+    given = group(2, images=6)
+    numbers = [as_number(source) for source in given.sources]
+    given = replace(given, sources=numbers)
+    found = number_variances(given)
+    for i, source in enumerate(numbers):
+        assert source.head is not None
+        with torch.no_grad():
+            values = source.head(network(source)(given.task_images(i))).double()
+        assert found[i] == pytest.approx(float(values.var(correction=0)))
+    assert number_variances(group(2)) == [1.0, 1.0]
+    for name in ("expert_merging", "fw_merging"):
+        solution = fitted(given, name, batch_size=1, steps=2)
+        assert all(bool(t.isfinite().all()) for t in solution.weights.values())
+
+
+def test_a_start_of_one_could_never_change() -> None:
+    with pytest.raises(ValidationError, match="less than 1"):
+        ExpertMerging(start=1.0)
+
+
+def as_number(source: Source) -> Source:
+    """The source with the first row of its head, which predicts a number."""
+    assert source.head is not None
+    weight, bias = source.head.weight[:1], source.head.bias[:1]
+    return replace(source, head=replace(source.head, weight=weight, bias=bias, labels=None, regression=True))

@@ -53,6 +53,22 @@ def test_the_student_starts_as_source_1_with_fitted_projectors() -> None:
     assert left[1] <= left[0] < 1.3 * left[1]  # ridge, chosen by cross-validation
 
 
+def test_without_projectors_the_features_are_compared_as_they_are() -> None:
+    first = pair()[0]
+    second = replace(vit_source("class token", 2, patch_size=2, depth=3), name="b", head=None)
+    method = distilling(start="first", steps=2, projector="identity")
+    problem = Problem(method.plan([first, second]), [first, second], random_images(2, 8, first.arch.input_size))
+    assert problem.plan.distilled
+    assert all(torch.equal(U, torch.eye(12)) for U in method.fit(problem).projectors)
+
+
+def test_networks_of_other_families_of_images_may_differ_as_well() -> None:
+    sources = [mlp_source("a", [8, 6], 1), mlp_source("b", [8, 7, 5], 2)]
+    method = distilling(start="first", steps=1)
+    problem = Problem(method.plan(sources), sources, random_images(2, 8, sources[0].arch.input_size))
+    assert [tuple(U.shape) for U in method.fit(problem).projectors] == [(6, 6), (5, 6)]
+
+
 def test_without_images_projectors_are_the_first_units(make_problem: Make) -> None:
     problem = make_problem(per_task=4)
     empty = replace(problem.images, train=problem.images.train[:0])

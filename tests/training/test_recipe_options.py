@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.errors import ConfigError, TrainingError
 from fsmerge_cli.data.views import at_low_resolution
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.kd import StudentNetwork
 from fsmerge_cli.training.objective import Batch, LossWeights, balanced, objective
 from fsmerge_cli.training.whitening import FLOOR, whitened, whitening
 from tests.support.encoders import encoder_source, text_problem
-from tests.support.sources import capture_in_memory, distilling
+from tests.support.sources import capture_in_memory, distilling, mlp_source
 from tests.support.vits import vit_source
 
 Make = Callable[..., Problem]
@@ -106,13 +106,15 @@ def test_the_whitened_objective_is_computed_unit_by_unit(make_problem: Make) -> 
 def test_balanced_losses_have_the_gradient_of_their_logarithms() -> None:
     x = torch.tensor([0.5, -2.0, 3.0], requires_grad=True)
     losses = [(x[0] * x[1]).square(), 10 * x[2].square() + x[0].exp(), (x[1] - 1).square()]
-    value = balanced(losses)
+    weights = [1.5, 1.0, 0.5]
+    value = balanced(losses, weights)
     (found,) = torch.autograd.grad(value, x, retain_graph=True)
-    logarithms = torch.stack(losses).log().sum() * torch.stack(losses).mean().detach()
+    shares = torch.tensor(weights)
+    logarithms = (shares * torch.stack(losses).log()).sum() * torch.stack(losses).mean().detach()
     (expected,) = torch.autograd.grad(logarithms, x, retain_graph=True)
     torch.testing.assert_close(found, expected)
-    assert value.item() == pytest.approx(sum(loss.item() for loss in losses))
-    (alone,) = torch.autograd.grad(balanced([losses[0] * 0, losses[0]]), x)
+    assert value.item() == pytest.approx(sum(w * loss.item() for w, loss in zip(weights, losses)))
+    (alone,) = torch.autograd.grad(balanced([losses[0] * 0, losses[0]], [1.0, 1.0]), x)
     assert bool(alone.isfinite().all())
 
 
@@ -163,11 +165,42 @@ def test_the_options_change_a_training_and_are_off_by_default(make_problem: Make
         assert not torch.equal(plain, weights(**options)), options
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_a_source_without_images_is_not_whitened(make_problem: Make) -> None:
+    problem = make_problem(per_task=4)
+    first, second = capture_in_memory(problem)
+    nothing = replace(second, mask=torch.zeros_like(second.mask))
+    every = torch.arange(8)
+    assert whitened(nothing, every, 4) is nothing
+    assert whitened(first, every, 4).whitening is not None
+
+
+@pytest.mark.full
+def test_balanced_errors_are_those_of_whole_batches(make_problem: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = StudentNetwork.forward
+
+    def small(self: StudentNetwork, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and len(images) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, images)
+
+    monkeypatch.setattr(StudentNetwork, "forward", small)
+    with pytest.raises(TrainingError, match="out of memory with 8 images at a time"):
+        distilling(steps=2, batch_size=8, balance="errors").fit(make_problem(per_task=6))
+
+
+def test_what_does_not_fit_is_refused(make_problem: Make) -> None:
     problem = text_problem([encoder_source("BERT", 1), replace(encoder_source("BERT", 2), name="other")])
     with pytest.raises(ConfigError) as error:
         distilling(low_resolution=0.5).check(problem)
     assert str(error.value) == "method.low_resolution is for images, and the inputs are texts. Pass 0."
+    vectors = make_problem(
+        sources=[mlp_source(name, [4], seed, input_size=(4, 1, 1)) for seed, name in enumerate("ab")], per_task=4
+    )
+    with pytest.raises(ConfigError) as error:
+        distilling(low_resolution=0.5).check(vectors)
+    assert (
+        str(error.value) == "method.low_resolution halves the sides of images, and these have one pixel. Pass 0."
+    )
     for key, value in (("standardise", "pca"), ("balance", "gradients"), ("low_resolution", 1.5)):
         with pytest.raises(ValueError, match=key):
             distilling(**{key: value})

@@ -31,11 +31,16 @@ METHOD_OPTIONS = {
     "fs_merge heads": {"maps": "heads", "rank": 2},
     "fs_merge sequential": {"sequential": True},
     "straight_through": {},
+    "kd of several teachers": {"standardise": "whitened", "balance": "errors"},
 }
 SOURCES = {
     "mlp": lambda: [mlp_source(f"s{i}", [8, 6], i) for i in range(3)],
     "vit": lambda: [vit_source("class token", i) for i in range(3)],
 }
+READING = {
+    "reading": lambda: [replace(vit_source("class token", i), name=f"s{i}", reads="both") for i in range(3)]
+}
+"""Sources whose patch tokens count too."""
 
 
 class StopError(Exception):
@@ -59,7 +64,7 @@ def fit(
         if done == stop_after:
             raise StopError
 
-    problem = make_problem(SOURCES[kind](), per_task=20, held=8)
+    problem = make_problem({**SOURCES, **READING}[kind](), per_task=20, held=8)
     problem = replace(
         problem, progress=progress, snapshots=Snapshots(folder, every=SaveInterval(steps=5), progress=progress)
     )
@@ -67,7 +72,12 @@ def fit(
     return METHODS[name.split()[0]](**settings).fit(problem)
 
 
-PHASES_OF = {"kd": (3, 13), "straight_through": (3, 13), "fs_merge sequential": (3, 24, 37)}
+PHASES_OF = {
+    "kd": (3, 13),
+    "kd of several teachers": (13,),
+    "straight_through": (3, 13),
+    "fs_merge sequential": (3, 24, 37),
+}
 """Steps after which a training is stopped; sequential: in the first part, at its end, in the second part."""
 
 
@@ -79,13 +89,15 @@ PHASES_OF = {"kd": (3, 13), "straight_through": (3, 13), "fs_merge sequential": 
         for kind in SOURCES
         for name in METHOD_OPTIONS
         for step in PHASES_OF.get(name, (5, 13, 22))
-    ],
+    ]
+    + [("reading", "kd", 13), ("reading", "fs_merge full", 5), ("reading", "fs_merge full", 22)],
 )
 def test_a_resumed_training_ends_with_the_same_bytes(
     make_problem: Callable[..., Problem], tmp_path: Path, kind: str, name: str, stop_after: int
 ) -> None:
     """In every phase: with maps, and in the fine-tuning of the folded weights."""
-    options = {"finetune_share": 0.5} if name.startswith("fs_merge") else {}
+    options: dict[str, Any] = {"finetune_share": 0.5} if name.startswith("fs_merge") else {}
+    options |= {"low_resolution": 0.5} if kind == "reading" else {}
     expected = fit(make_problem, name, None, kind=kind, **options)
     with pytest.raises(StopError):
         fit(make_problem, name, tmp_path, stop_after, kind, **options)

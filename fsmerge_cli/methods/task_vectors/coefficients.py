@@ -19,6 +19,8 @@ from fsmerge_cli.common.seeding import generator
 from fsmerge_cli.common.shown import listed
 from fsmerge_cli.methods.task_vectors.vectors import Density, TaskVectorMethod, TaskVectors
 from fsmerge_cli.training.problem import Problem, Solution
+from fsmerge_cli.training.teachers import batches, network
+from fsmerge_cli.training.variances import variances
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -110,6 +112,23 @@ def entropy(tuning: Tuning, weights: Mapping[str, Tensor], batches: Sequence[Inp
     """The sum over the tasks of the mean entropy of the predictions, in nats."""
     scores = [own.log_softmax(-1) for own in tuning.logits(weights, batches)]
     return torch.stack([-(own.exp() * own).sum(-1).mean() for own in scores]).sum()
+
+
+def number_variances(problem: Problem) -> list[float]:
+    """Variance of the numbers that each source predicts for the inputs of its task; 1 for sources of classes."""
+    found = []
+    for i, source in enumerate(problem.sources):
+        head, inputs, value = source.head, problem.task_images(i), 1.0
+        if head is not None and head.regression:
+            module, own = network(source, problem.device), head.to(problem.device)
+            with torch.no_grad():
+                parts = [
+                    own(module(inputs[rows].to(problem.device)))
+                    for rows in batches(len(inputs), problem.hardware.eval_batch)
+                ]
+            value, _ = variances(parts, source)
+        found.append(value)
+    return found
 
 
 def require_classes(problem: Problem, method: str) -> None:

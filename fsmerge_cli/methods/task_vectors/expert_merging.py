@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -14,8 +15,8 @@ from fsmerge_cli.common.inputs import Inputs, in_use, used_rows
 from fsmerge_cli.common.options import FORBID, Count, NonNegativeFloat, PositiveFloat
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.methods.base import Weighted
-from fsmerge_cli.methods.task_vectors.coefficients import Tuned, Tuning
-from fsmerge_cli.methods.task_vectors.vectors import Density, TaskVectors
+from fsmerge_cli.methods.task_vectors.coefficients import Tuned, Tuning, number_variances
+from fsmerge_cli.methods.task_vectors.vectors import TaskVectors
 from fsmerge_cli.training.problem import Solution
 from fsmerge_cli.training.teachers import network, recorded_outputs
 
@@ -37,7 +38,7 @@ class ExpertMerging(Weighted, Tuned):
     )
 
     name: Literal["expert_merging"] = "expert_merging"
-    start: Density = 0.1
+    start: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.1
     steps: Count = 100
     lr: PositiveFloat = 0.5
     hidden: NonNegativeFloat = 1.0
@@ -52,9 +53,10 @@ class ExpertMerging(Weighted, Tuned):
         adam = torch.optim.Adam([raw], lr=self.lr)
         shares = self.weights_of_tasks(len(problem.sources))
         teachers = [network(source, problem.device) for source in problem.sources]
+        variances = number_variances(problem)
         for step in range(self.steps):
             batches, c = tuning.batch(), raw.sigmoid()
-            parts = self.losses(tuning, teachers, tuning.weights(c), batches)
+            parts = self.losses(tuning, teachers, tuning.weights(c), batches, variances)
             loss = torch.stack([w * part for w, part in zip(shares, parts)]).sum()
             loss = loss + self.regularization * len(shares) * (c - self.start).abs().mean()
             raw.grad = torch.autograd.grad(loss, raw)[0]
@@ -74,6 +76,7 @@ class ExpertMerging(Weighted, Tuned):
         teachers: Sequence[nn.Module],
         weights: Mapping[str, Tensor],
         batches: Sequence[Inputs],
+        variances: Sequence[float],
     ) -> list[Tensor]:
         """L_i + h H_i of every task."""
         names = list(tuning.problem.plan.family.layers(tuning.module))
@@ -85,7 +88,7 @@ class ExpertMerging(Weighted, Tuned):
             with recorded_outputs(tuning.module, names) as here:
                 logits = tuning.logits_of(i, weights, inputs)
             if head.regression:
-                loss = (logits - targets).square().mean() / targets.var(correction=0).clamp(min=1e-12)
+                loss = (logits - targets).square().mean() / variances[i]
             else:
                 loss = self.cross_entropy(logits, targets)
             pairs = [[used_rows(own[name], in_use(inputs)) for own in (here, there)] for name in names]

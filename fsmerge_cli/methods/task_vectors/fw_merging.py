@@ -14,6 +14,7 @@ from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.options import FORBID, BatchSize, Count
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.seeding import generator
+from fsmerge_cli.methods.task_vectors.coefficients import number_variances
 from fsmerge_cli.methods.task_vectors.vectors import TaskVectorMethod, TaskVectors, weighted_sum
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.training.problem import Problem, Solution
@@ -51,7 +52,7 @@ class FWMerging(TaskVectorMethod):
         problem, k = vectors.problem, len(vectors.problem.sources)
         shares = {name: torch.full((k,), 1 / k, dtype=torch.float64) for name in vectors.names}
         draws = [generator(problem.seed, "fw_merging", task) for task in problem.plan.tasks]
-        module = problem.plan.skeleton()
+        module, variances = problem.plan.skeleton(), number_variances(problem)
         fixed = {n: t for n, t in vectors.solution(lambda name, own: own[0]).weights.items() if n not in shares}
 
         def combined(name: str, own: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ class FWMerging(TaskVectorMethod):
                 logits = head(functional_call(module, run, (inputs,)))
                 loss = -(targets * logits.log_softmax(-1)).sum(-1).mean()
                 if head.regression:
-                    loss = (logits - targets).square().mean() / targets.var(correction=0).clamp(min=1e-12)
+                    loss = (logits - targets).square().mean() / variances[i]
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             for name, leaf in leaves.items():
