@@ -186,9 +186,10 @@ class NichesSweeper(FrontSweeper):
         found, scores = [], []
         for genome, row in zip(genomes, rows):
             path = None if row is None else Path(row["folder"]) / "correct.safetensors"
-            if path is not None and path.is_file() and (correct := load_file(path)):
+            stored = load_file(path) if path is not None and path.is_file() else {}
+            if own := [stored[name] for name in sorted(stored) if name.startswith("task.")]:  # others are joint
                 found.append(genome)
-                scores.append(np.concatenate([correct[task] for task in sorted(correct)]).astype(float))
+                scores.append(np.concatenate(own).astype(float))
         return found, np.array(scores)
 
 

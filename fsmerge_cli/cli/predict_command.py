@@ -84,47 +84,38 @@ def run(arguments: list[str]) -> int:
     terminal.print_notes(console, (*model.notes, *notes))
     with terminal.Reporter(console) as progress:
         found = predicted(model, items, options.task, options.top_k or (1 if of_words else 5), progress)
-    rows = [
-        {**item, "rank": rank, "task": own.task, "label": own.label, "probability": own.probability}
-        for item, prediction in _each(items, found, kind)
-        for rank, own in enumerate(prediction.top, 1)
-    ] + [
-        {**item, "rank": 1, "task": task, "label": None, "probability": None, "value": value}
-        for item, prediction in _each(items, found, kind)
-        for task, value in prediction.numbers.items()
-    ]
-    places = {str(item): place for place, item in enumerate(items)}
-    rows.sort(key=lambda row: places[row[kind]])
+    grouped = [[*_rows(item, own, kind)] for item, own in zip(items, found)]
+    rows = [row for own in grouped for row in own]
     writers: dict[str, Callable[[Path], None]] = {"--csv ": lambda path: tables.write_csv(path, rows)}
     write_files({key: (path, writers[key]) for key, path in written.items()}, options.overwrite)
     if options.json:
         write_json(rows)
     elif not options.quiet:
-        _print(terminal.console(), rows, kind)
+        _print(terminal.console(), grouped, kind)
     return 0
 
 
-def _each(items: Sequence[Any], found: Sequence[Any], kind: str) -> Iterator[tuple[dict[str, str], Any]]:
-    """What a row of the output is about, and its prediction: an image, a text, or a word of a text."""
-    for item, own in zip(items, found):
-        if not hasattr(own, "words"):
-            yield {kind: str(item)}, own
+def _rows(item: Any, found: Any, kind: str) -> Iterator[dict[str, Any]]:
+    """The rows of an image, of a text, or of the words of a text, which have a prediction each."""
+    words = zip(found.words, found.predictions) if hasattr(found, "words") else [(None, found)]
+    for word, prediction in words:
+        if prediction is None:
             continue
-        for word, prediction in zip(own.words, own.predictions):
-            if prediction is not None:
-                yield {kind: str(item), "word": word}, prediction
+        own = {kind: str(item)} if word is None else {kind: str(item), "word": word}
+        for rank, best in enumerate(prediction.top, 1):
+            yield {**own, "rank": rank, "task": best.task, "label": best.label, "probability": best.probability}
+        for task, value in prediction.numbers.items():
+            yield {**own, "rank": 1, "task": task, "label": None, "probability": None, "value": value}
 
 
-def _print(console: Any, rows: Sequence[dict[str, Any]], kind: str) -> None:
+def _print(console: Any, grouped: Sequence[Sequence[dict[str, Any]]], kind: str) -> None:
     """One paragraph per image or text: its path or itself, then its labels, best first, or its words' tags."""
     from rich.text import Text
 
+    rows = [row for own in grouped for row in own]
     wide, words = (max((len(shown(row.get(key) or "")) for row in rows), default=0) for key in ("label", "word"))
-    before = None
-    for row in rows:
-        starts = row[kind] != before or (row["rank"] == 1 and not words and "value" not in row)
-        before = row[kind]
-        if starts:
+    for place, row in ((place, row) for own in grouped for place, row in enumerate(own)):
+        if not place:
             console.print(Text(shown(row[kind]), style="bold"), soft_wrap=True)
         word = f"{shown(row['word']):<{words}}  " if words else ""
         value = row.get("value")

@@ -40,7 +40,7 @@ class _Range:
             value = math.exp(math.log(self.low) + place * (math.log(self.high) - math.log(self.low)))
         else:
             value = self.low + place * (self.high - self.low)
-        return f"{self.key}={round(value) if self.whole else round(value, 6)}"
+        return f"{self.key}={round(value) if self.whole else float(f'{value:.6g}')}"
 
 
 def search_space(sweep: str, config: DictConfig, arguments: Sequence[str]) -> SearchSpace:
@@ -58,6 +58,11 @@ def search_space(sweep: str, config: DictConfig, arguments: Sequence[str]) -> Se
             own: Any = override.value()
             whole = isinstance(own.start, int) and isinstance(own.end, int)
             key = override.get_key_element()
+            if "log" in own.tags and min(own.start, own.end) <= 0:
+                raise ConfigError(
+                    f"{override.input_line}: a range with tag(log,...) has positive ends. Pass "
+                    f"{key}=interval({own.start},{own.end}), or a larger start."
+                )
             ranges.append(_Range(key, float(own.start), float(own.end), "log" in own.tags, whole))
         else:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def of_model(place: Path) -> str | None:
 
     Cost: one reading of the files.
     """
-    inside = place if place.is_dir() else place.parent
+    given = place if place.is_dir() else place.parent
+    inside = Path(os.path.abspath(given))  # a relative path has no folders above
     for folder in (inside, *inside.parents[:DEEPEST]):
         if (stated := listed_digests(folder)) is None:
             continue
@@ -38,7 +40,8 @@ def of_model(place: Path) -> str | None:
         own = [name for name in own if name.removeprefix(start) not in NO_MODEL]
         if not place.is_dir():
             own = [name for name in own if name == f"{start}{place.name}"]
-        return sentence(folder, [name for name in own if _differs(folder, stated, name)])
+        stated_as = folder if given.is_absolute() else Path(os.path.relpath(folder))
+        return sentence(stated_as, [name for name in own if _differs(folder, stated, name)])
     return None
 
 

@@ -6,10 +6,13 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
-from fsmerge_cli.cli import main
+from fsmerge_cli.cli import main, niches
+from fsmerge_cli.cli.front_sweeper import NichesSweeper
 from fsmerge_cli.cli.search_space import search_space
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.reporting.plots import front
@@ -64,6 +67,23 @@ def test_m2n2_begins_with_the_sources_and_every_child_is_a_folder(capsys: pytest
     assert float(rows[0]["low"]) > 0.95 > 0.5 > float(rows[0]["high"])
 
 
+def test_m2n2_counts_the_test_images_of_every_task_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = {
+        "task.a": torch.tensor([True, False]),
+        "task.b": torch.tensor([True]),
+        "joint.softmax": torch.ones(3),
+    }
+    save_file(stored, tmp_path / "correct.safetensors")
+    (tmp_path / "unmeasured").mkdir()
+    sweeper = NichesSweeper(n_trials=4, n_jobs=1, seed=0, population=4, alpha=1.0)
+    rows = [{"folder": str(tmp_path)}, {"folder": str(tmp_path / "unmeasured")}, None]
+    monkeypatch.setattr(sweeper, "run", lambda batch: rows)
+    genomes = [niches.source(i, 3) for i in range(3)]
+    found, scores = sweeper._evaluated(genomes, [])
+    assert found == genomes[:1]
+    assert scores.tolist() == [[1.0, 0.0, 1.0]]
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main([*SWEEP, *arguments]) == 2
     return capsys.readouterr().err
@@ -104,5 +124,13 @@ def test_the_search_space_is_that_of_the_method_where_no_interval_is_given() -> 
     given = ["method.a=interval(1,3)", "method.b=tag(log,interval(0.01,1))", "method.c=int(interval(2,6))"]
     space = search_space("map", weighted, given)
     assert space.of([0.5, 0.5, 0.6]) == ("method.a=2.0", "method.b=0.1", "method.c=4")
+    small = search_space("map", weighted, ["method.lr=tag(log,interval(1e-8,1e-6))"])
+    assert small.of([0.5]) == ("method.lr=1e-07",)
+    with pytest.raises(ConfigError) as error:
+        search_space("map", weighted, ["method.lr=tag(log,interval(0,1))"])
+    assert str(error.value) == (
+        "method.lr=tag(log,interval(0,1)): a range with tag(log,...) has positive ends. Pass "
+        "method.lr=interval(0.0,1.0), or a larger start."
+    )
     with pytest.raises(ConfigError, match="searches between two numbers"):
         search_space("map", weighted, ["method.a=choice(1,2)"])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fsmerge_cli import load_merged, load_source
 from fsmerge_cli.cli import main
+from fsmerge_cli.common.changed_files import of_model
 from fsmerge_cli.common.errors import OutputError, SourceError
 from fsmerge_cli.common.foreign_files import UnreadableError
 from fsmerge_cli.evaluation.predictions import read_correct, write_correct
@@ -39,6 +40,14 @@ def test_weights_with_a_flipped_bit_are_a_note(place: Path) -> None:
     assert load_source(spec).notes == (f"'a': {note}",)
     own = NOTE.format("out", "merged/model.safetensors")
     assert load_source({"name": "a", "checkpoint": "out/merged/model.safetensors"}).notes[0] == f"'a': {own}"
+
+
+def test_a_path_from_inside_the_folder_is_checked_as_well(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(place / "out/merged/model.safetensors")
+    monkeypatch.chdir(place / "out/merged")
+    note = NOTE.format("..", "merged/model.safetensors")
+    assert of_model(Path(".")) == of_model(Path("model.safetensors")) == note
+    assert of_model(Path("config.json")) is None
 
 
 def test_a_missing_file_of_the_model_is_a_note(place: Path) -> None:

@@ -99,6 +99,10 @@ def test_a_prediction_has_a_tag_for_every_word(run: Path, capsys: pytest.Capture
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["a", "cake"]
     assert [line[0] for line in lines[1:]] == ["a", "cake"]
+    (run.parent / "twice.txt").write_text("the cake\nAnna\nthe cake\n")
+    assert main(["predict", str(run), str(run.parent / "twice.txt"), "--task", "letter"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["the", "the", "cake", "Anna", "Anna", "the", "the", "cake"]
 
 
 @pytest.mark.full

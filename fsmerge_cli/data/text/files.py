@@ -14,6 +14,7 @@ from typing import Any
 from fsmerge_cli.common.errors import DataError, reason
 from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
 from fsmerge_cli.common.shown import brief, listed, shown
+from fsmerge_cli.data.text.conll import sentences
 from fsmerge_cli.data.text.folders import CONLL, PARQUET, SUFFIXES, TABLES, text_files
 from fsmerge_cli.data.text.parquet import parquet_rows
 from fsmerge_cli.data.text.tokens import Text
@@ -75,7 +76,8 @@ def rows_of(path: Path, columns: Columns) -> list[Row]:
             Row(line, None, f"{path}:{number}") for number, line in enumerate(lines_of(content), 1) if line.strip()
         ]
     if path.suffix.lower() == CONLL:
-        return list(_sentences(path, content))
+        found_words = sentences(path, lines_of(content))
+        return [Row(Words(words), tags, f"{path}:{first}") for first, words, tags in found_words]
     found = _table(path, content) if path.suffix.lower() in TABLES else _objects(path, content)
     return list(table_rows(str(path), found, columns))
 
@@ -105,25 +107,6 @@ def _of_folder(folder: Path, columns: Columns) -> Iterator[Row]:
             yield Row(_content(path), inside[0] if len(inside) > 1 else None, str(path))
         else:
             yield from rows_of(path, columns)
-
-
-def _sentences(path: Path, content: str) -> Iterator[Row]:
-    """Sentences of CoNLL: a word per line, its tag in the last column, and a blank line behind every sentence."""
-    found: list[tuple[str, str]] = []
-    first = 1
-    for number, line in enumerate([*lines_of(content), ""], 1):
-        cells = line.split()
-        if len(cells) == 1:
-            raise DataError(
-                f"{shown(path)}, line {number}: there is one column, and a line should be a word and its "
-                "tag, with white space between. Repair the file."
-            )
-        if cells and cells[0] != "-DOCSTART-":
-            first = first if found else number
-            found.append((cells[0], cells[-1]))
-        elif found:
-            yield Row(Words(tuple(word for word, _ in found)), tuple(tag for _, tag in found), f"{path}:{first}")
-            found = []
 
 
 def _table(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:

@@ -88,18 +88,18 @@ def _rows(value: Any, where: str) -> list[Row]:
     items: Any = value.dataset if isinstance(value, DataLoader) else value
     if hasattr(items, "column_names") and hasattr(items, "features"):
         return data_set_rows(items, where, Columns())
-    found = drained(_iterated(items, where), where)
+    found = _every(items, where)
     if found and all(isinstance(item, Mapping) for item in found):
         return [*table_rows(where, [*enumerate(found)], Columns())]
     return [_row(item, f"{where}[{i}]") for i, item in enumerate(found)]
 
 
-def _iterated(items: Any, where: str) -> Iterable[Any]:
+def _every(items: Any, where: str) -> list[Any]:
     """Every item. A Dataset of torch has a length and no iterator of its own, and raises no IndexError."""
     if hasattr(items, "__getitem__") and hasattr(items, "__len__"):
-        return (items[i] for i in range(len(items)))
+        return [items[i] for i in range(len(items))]
     if isinstance(items, Iterable):
-        return items
+        return [*items] if hasattr(items, "__len__") else drained(items, where)
     raise DataError(f"{where}: {brief(items)} is no collection of texts. Pass {CONTENT}.")
 
 

@@ -49,11 +49,12 @@ def first_tokens(words: Words, encoding: Any) -> list[tuple[int, int]]:
     text, ends = str(words), list(itertools.accumulate(len(word) + 1 for word in words.words))
     found: list[tuple[int, int]] = []
     for place, ((start, end), special) in enumerate(zip(encoding.offsets, encoding.special_tokens_mask)):
-        start += text[start:end].startswith(" ")  # a token of byte-level BPE begins with the space before its word
-        if special or start >= end:
+        if special:
             continue
+        # A token of byte-level BPE begins with the space before its word, or is that space.
+        start += text[start:end].startswith(" ")
         word = bisect_right(ends, start)
-        if not found or word > found[-1][1]:
+        if word < len(ends) and (not found or word > found[-1][1]):
             found.append((place, word))
     return found
 

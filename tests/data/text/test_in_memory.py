@@ -10,6 +10,7 @@ import torch
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.data import Task
+from fsmerge_cli.data import content as content_module
 from fsmerge_cli.data.from_python import from_python
 from fsmerge_cli.data.text.in_memory import CONTENT, TextsInMemory
 from fsmerge_cli.data.text.sentences import Sentences
@@ -129,3 +130,11 @@ def test_other_values_are_refused(content: Any, message: str) -> None:
     with pytest.raises(DataError) as error:
         read(content)
     assert str(error.value) == message
+
+
+def test_only_collections_without_a_length_have_a_largest_number_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_module, "MAX_STREAMED", 2)
+    assert read([*TEXTS]) == read(tuple(TEXTS))
+    assert read({*TEXTS}) is not None
+    with pytest.raises(DataError, match="data has more than 2 items and no length"):
+        read(text for text in TEXTS)

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.inputs import READ
 from fsmerge_cli.data.base import Task
+from fsmerge_cli.data.text.files import Columns, rows_of
 from fsmerge_cli.data.text.in_memory import TextsInMemory
 from fsmerge_cli.data.text.sentences import Sentences
 from fsmerge_cli.data.text.text import Texts
@@ -56,6 +57,18 @@ def test_the_first_token_of_a_word_is_read_where_tokens_begin_with_a_space(state
     starts = [start for own, (start, _) in zip(read, encoding.offsets) if own]
     text = str(words)
     assert [start + text[start:].startswith(" ") for start in starts] == [0, 3, 9]
+
+
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_a_token_that_is_the_space_before_a_word_is_its_first_one(trimmed: bool) -> None:
+    """As transformers numbers the words that it gets one by one."""
+    own = Tokenizer.from_str(byte_level())
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    own.post_processor = processors.ByteLevel(trim_offsets=trimmed)
+    words = Words(("漢", "ab", "漢", "ab"))
+    read = ToTokens(own.to_str(), 64, 2, words=True)(words).tensors[READ].tolist()
+    numbers = own.encode([*words.words], is_pretokenized=True).word_ids
+    assert [place for place, one in enumerate(read) if one] == [numbers.index(word) for word in range(4)]
 
 
 def test_the_first_piece_of_a_word_is_read_and_its_punctuation_is_none_of_its_own() -> None:
@@ -152,6 +165,30 @@ def test_what_are_no_words_with_tags_is_refused_with_its_place(kind: str, tmp_pa
     with pytest.raises(DataError) as error:
         Texts(train=str(path), test_share=0.0).build("train", TASK, READER)
     assert str(error.value) == f"{path}:1: {message}"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("# sent_id = 1\n1\tAnna\tPROPN\n", 1),
+        ("1\tAnna\tPROPN\n2\tbaked\tVERB\n\n", 3),
+        ("#begin document (x); part 000\nx 0 0 Anna PER\n", 1),
+    ],
+)
+def test_other_kinds_of_conll_are_refused(content: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text(content)
+    with pytest.raises(DataError) as error:
+        rows_of(tmp_path / "a.conll", Columns())
+    assert str(error.value) == (
+        f"{tmp_path}/a.conll, line {line}: this looks like CoNLL-U or CoNLL-2012, whose first column is no word. "
+        "Write a word per line, its tag last, and a blank line behind every sentence."
+    )
+
+
+def test_words_that_are_numbers_are_words(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("1 O\n2 O\n\n1 CD O\n\n# O\nx O\n")
+    rows = rows_of(tmp_path / "a.conll", Columns())
+    assert [str(row.text) for row in rows] == ["1 2", "1", "# x"]
 
 
 def test_a_line_of_conll_without_a_tag_is_refused(tmp_path: Path) -> None:
