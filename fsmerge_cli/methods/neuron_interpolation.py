@@ -37,7 +37,7 @@ class NeuronInterpolation(Resets):
     importance s, on the images of all tasks; each becomes one unit. z_u is what a unit's layer gives in its
     source, x what the merged layers before it give. importance: conductance (of the logit of the predicted class,
     on the images of the source's own task) or uniform. Heads: units are merged with those of the heads that
-    activation matching assigns. tries: of the K-means, from different starts. ridge: of every layer, relative to
+    are assigned to each other by the correlations of their units. tries: of the K-means, from different starts. ridge: of every layer, relative to
     the mean variance of its inputs, towards sum_i M_i W_i U_i (null: by cross-validation over the images). The
     paper fits linear layers like this; blocks of transformers, which it trains by descent, are fitted here by
     their linear layers.
@@ -74,7 +74,7 @@ class NeuronInterpolation(Resets):
         averaged = {name: t.detach() for name, t in start.weights.items()}
         fitted, _ = fitted_layers(problem, merge, averaged, self.ridge, front_to_back=True)
         weights = reestimated(problem, {**averaged, **fitted})
-        projectors = fitted_projectors(problem, weights, start.projectors, self.ridge)
+        projectors = projectors_of_tasks(problem, weights, start.projectors, self.ridge)
         return self.reset_of_clusters(problem, Solution(weights, projectors), merge)
 
     def clustered(self, problem: Problem) -> dict[str, Zipped]:
@@ -130,7 +130,7 @@ def normalised(covariances: Tensor) -> Tensor:
     return (covariances * scale[:, None] * scale).clamp(-1, 1)
 
 
-def fitted_projectors(
+def projectors_of_tasks(
     problem: Problem, weights: Mapping[str, Tensor], start: tuple[Tensor, ...], ridge: float | None
 ) -> tuple[Tensor, ...]:
     """U_i [d_i, d'] minimising |f_i(x) - U z(x)|^2 + ridge |U - U_i|^2 on the images of task i; start: U_i."""
