@@ -37,9 +37,10 @@ class NeuronInterpolation(Resets):
     importance s, on the images of all tasks; each becomes one unit. z_u is what a unit's layer gives in its
     source, x what the merged layers before it give. importance: conductance (of the logit of the predicted class,
     on the images of the source's own task) or uniform. Heads: units are merged with those of the heads that
-    are assigned to each other by the correlations of their units. tries: of the K-means, from different starts. ridge: of every layer, relative to
-    the mean variance of its inputs, towards sum_i M_i W_i U_i (null: by cross-validation over the images). The
-    paper fits linear layers like this; blocks of transformers, which it trains by descent, are fitted here by
+    are assigned to each other by the correlations of their units. tries: of the K-means, from different starts.
+    ridge: of every layer, relative to the mean variance of its inputs, towards sum_i M_i W_i U_i (null: by
+    cross-validation over the images). The paper fits linear layers like this; blocks of transformers, which it
+    trains by descent, are fitted here by
     their linear layers.
     """
 

@@ -6,6 +6,7 @@ What a shell sees is 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP, a closed termin
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from fsmerge_cli.cli import main
+from fsmerge_cli.common import signals
 from fsmerge_cli.common.errors import Stopped
 from fsmerge_cli.training import interrupts
 from fsmerge_cli.training.interrupts import catch_signals, stop_on_signals
@@ -213,13 +215,10 @@ def test_a_signal_after_the_last_step_is_not_lost() -> None:
 
 def test_without_sighup_there_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has no SIGHUP."""
-    import importlib
-
     with monkeypatch.context() as patch:
         patch.delattr(signal, "SIGHUP")
-        found = importlib.reload(interrupts).STOPS
+        found = runpy.run_path(signals.__file__)["STOPS"]
     assert found == (signal.SIGINT, signal.SIGTERM)
-    importlib.reload(interrupts)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
