@@ -19,6 +19,7 @@ from fsmerge_cli.common.separation import expanded
 from fsmerge_cli.reporting.trackers import TRACKERS
 
 if TYPE_CHECKING:
+    from fsmerge_cli.common.wording import Word
     from fsmerge_cli.runs.finetune_request import FinetuneRequest
 
 HELP = """usage: fsmerge finetune model.arch=NAME data=NAME [KEY=VALUE ...] [--json] [--quiet]
@@ -27,7 +28,8 @@ Trains a source model for a later merge: first its classifier head on the featur
 backbone, then all weights. Writes a folder that `fsmerge merge` reads as a source
 (models.sources.0.checkpoint=FOLDER) and that timm loads without fsmerge: config.json,
 model.safetensors, heads.safetensors with the label names, evaluation.json, config.yaml, run.log.
-A text encoder is written with its tokenizer, as AutoModelForSequenceClassification loads it.
+A text encoder is written with its tokenizer, as AutoModelForSequenceClassification or, of tags of
+words, AutoModelForTokenClassification loads it.
 
 keys:
   model.arch=NAME              a timm name; a name with a tag loads pretrained weights from the hub:
@@ -40,6 +42,8 @@ keys:
                                model.base=MODEL (of a LoRA adapter):
                                how the initial weights are read (docs/sources.md)
   model.tokenizer=FOLDER       of a text encoder with random weights
+  model.predicts=class         of a text encoder also tags (of words) or number (a regression);
+                               default: what the labels are
   data=NAME                    digits, folder, glyphs, hf, per_task, tensors, torchvision, and of
                                texts hf_text, sentences, text; uses all training images (texts), or
                                data.images_per_task=N
@@ -77,6 +81,7 @@ examples:
       data=folder data.root=images/ data.augment=crop_flip training.head_steps=0 \\
       training.optimizer=muon training.anneal=cosine training.randaugment=9 training.ema=0.999
   fsmerge finetune model.checkpoint=minilm/ model.task=reviews data=text data.root=texts/
+  fsmerge finetune model.checkpoint=minilm/ model.task=people data=text data.train=people.conll
   fsmerge merge \\
       '+models.sources=[{name:pets,checkpoint:outputs/pets},{name:cars,checkpoint:outputs/cars}]' \\
       data=folder data.root=images/ method=fs_merge method.maps=low_rank
@@ -203,25 +208,33 @@ def _show(evaluation: Mapping[str, Any], folder: Path, already_done: bool) -> No
 
     console = terminal.console()
     for name in evaluation["rows"]:
-        console.print(
-            terminal.worded_table(tables.task_table(evaluation, name), evaluation.get("inputs", "image"))
-        )
+        console.print(terminal.worded_table(tables.task_table(evaluation, name), _counted(evaluation)))
     for line in _lines(evaluation, folder):
         console.print(Line(line), soft_wrap=True)
     if already_done:
         console.print(Line("already finished: nothing was run"))
 
 
+def _counted(evaluation: Mapping[str, Any]) -> Word:
+    """What was counted in the evaluation: images, texts, or the words of texts."""
+    found: Word = evaluation.get("inputs", "image")
+    return "word" if evaluation["config"]["model"].get("predicts") == "tags" else found
+
+
 def _lines(evaluation: Mapping[str, Any], folder: Path) -> Iterator[str]:
     from fsmerge_cli.common.wording import worded
     from fsmerge_cli.reporting import tables
+    from fsmerge_cli.reporting.measures import correlation
 
     for name, found in evaluation["rows"].items():
-        own = found["tasks"][name]
-        accuracy = f"top-1 accuracy {tables.per_cent(own['top1'])} %"
-        low, high = map(tables.per_cent, own["interval"])
-        line = f"{name}: {accuracy} (95 % interval {low} to {high}) on {own['count']} test images"
-        yield worded(line, evaluation.get("inputs", "image"))
+        if (own := found["tasks"].get(name)) is not None:
+            low, high = map(tables.per_cent, own["interval"])
+            measure = f"top-1 accuracy {tables.per_cent(own['top1'])} % (95 % interval {low} to {high})"
+        else:
+            own = found["numbers"][name]
+            pearson, spearman = (correlation(own[measure]) for measure in ("pearson", "spearman"))
+            measure = f"Pearson's correlation {pearson}, Spearman's {spearman}"
+        yield worded(f"{name}: {measure} on {own['count']} test images", _counted(evaluation))
     yield from (f"note: {note}" for note in evaluation["notes"])
     yield worded(tables.summary_line(evaluation), evaluation.get("inputs", "image"))
     yield f"source: {folder}"

@@ -29,6 +29,9 @@ from fsmerge_cli.models.tokenization import Tokenization
 
 Split = Literal["train", "test"]
 
+LabelKind = Literal["names", "whole numbers", "numbers", "tags"]
+"""What the labels of a data set are: names of classes, numbers that may be class indices or not, tags of words."""
+
 T = TypeVar("T")
 
 Transform = Callable[[Any], Any]
@@ -219,6 +222,10 @@ class DataConfig(ABC):
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
         """Class names of a task in the order of the head's rows; None if the data set has no names."""
+        return None
+
+    def label_kind(self, task: Task) -> LabelKind | None:
+        """What the labels of a task's training items are; None without any, and where they are always classes."""
         return None
 
     def of(self, task: str) -> DataConfig:

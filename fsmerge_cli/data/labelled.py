@@ -23,7 +23,8 @@ MAX_KEPT_BYTES = 2**31
 class Pool:
     """Labelled images or texts of one task, kept in memory if they are few, else read when needed.
 
-    Rows are indices of `images`. Both ways give the same inputs (pixels in 0..1 [n, C, H, W]) and classes [n].
+    Rows are indices of `images`. Both ways give the same inputs (pixels in 0..1 [n, C, H, W]) and labels: classes
+    [n]; numbers [n], fp32, where these are predicted; of texts read word by word the class of every such word.
     """
 
     def __init__(self, images: ImageSet, hardware: Hardware, device: torch.device) -> None:
@@ -31,6 +32,7 @@ class Pool:
         self._feed: Feed | None = None
         self._places: dict[int, int] = {}
         self._texts: NamedTensors | None = None
+        self._tags: dict[int, list[int]] = {}
         self.classes = torch.empty(0, dtype=torch.long)
 
     def keep(self, rows: Sequence[int], item_bytes: int, progress: Progress) -> None:
@@ -49,22 +51,34 @@ class Pool:
             progress(Event("read images", done, len(rows), images=1))
         self.classes = torch.cat(labels)
         self._places = {row: place for place, row in enumerate(rows)}
+        if self.images.tags is not None:
+            self._tags = {row: self.images.tags(row) for row in rows}
         if texts and isinstance(found := join(texts), NamedTensors):
             self._texts = found
         else:
             self._feed = Feed(table, self.device)
 
     def batches(self, parts: Iterator[Sequence[int]], size: int) -> Iterator[tuple[Inputs, Tensor]]:
-        """Inputs and classes of every part; all parts have `size` rows except the last."""
+        """Inputs and labels of every part; all parts have `size` rows except the last."""
         if self._places:
             for part in parts:
                 at = torch.tensor([self._places[row] for row in part])
-                yield self._kept(at), self.classes[at].to(self.device)
+                yield self._kept(at), self._labels(part, self.classes[at]).to(self.device)
             return
-        gpu = self.device.type == "cuda"
+        gpu, start = self.device.type == "cuda", 0
         rows = list(itertools.chain.from_iterable(parts))
         for inputs, classes in read(self.images, rows, size, self.hardware.workers, pinned=gpu):
-            yield inputs.to(self.device, non_blocking=gpu), classes.to(self.device)
+            part, start = rows[start : start + len(inputs)], start + len(inputs)
+            yield inputs.to(self.device, non_blocking=gpu), self._labels(part, classes).to(self.device)
+
+    def _labels(self, rows: Sequence[int], classes: Tensor) -> Tensor:
+        """What is predicted for these rows. classes: of every one, where it has one."""
+        if self.images.values is not None:
+            return torch.tensor([self.images.values[row] for row in rows], dtype=torch.float32)
+        if self.images.tags is None:
+            return classes
+        own = [self._tags[row] if row in self._tags else self.images.tags(row) for row in rows]
+        return torch.tensor(list(itertools.chain.from_iterable(own)), dtype=torch.long)
 
     def _kept(self, at: Tensor) -> Inputs:
         """Texts are trimmed before they are moved: on a GPU nothing could be trimmed without waiting for it."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.common.options import FORBID, choose
 from fsmerge_cli.common.separation import Input
-from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task
+from fsmerge_cli.data.base import DataConfig, ImageSet, LabelKind, Split, Task
 
 PER_TASK_OPTIONS = ("name", "images_per_task")
 """Options of every data set that may differ between tasks; the others hold for all tasks."""
@@ -71,6 +71,10 @@ class PerTask(DataConfig):
     def classes(self, task: Task) -> tuple[str, ...] | None:
         """Class names in the task's own data set."""
         return self.of(task.name).classes(replace(task, own_data=True))
+
+    def label_kind(self, task: Task) -> LabelKind | None:
+        """That of the task's own data set."""
+        return self.of(task.name).label_kind(replace(task, own_data=True))
 
     def build(self, split: Split, task: Task, transform: Callable[[Image.Image], Tensor]) -> ImageSet | None:
         """The images of one task, from its own data set."""

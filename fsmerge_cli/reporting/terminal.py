@@ -21,7 +21,7 @@ from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.progress import Event, Progress, silent
 from fsmerge_cli.common.shown import printable, shown
 from fsmerge_cli.common.streams import columns, discard
-from fsmerge_cli.common.wording import Kind, worded
+from fsmerge_cli.common.wording import Word, worded
 from fsmerge_cli.reporting.phases import Phases, RunningPhases
 
 QUIET = "FSMERGE_QUIET"
@@ -39,7 +39,7 @@ def line(text: str) -> Text:
     return Text(shown(text))
 
 
-def worded_table(table: Table, kind: Kind) -> Table:
+def worded_table(table: Table, kind: Word) -> Table:
     """The same table, with the word for this kind of input in its title and in the names of its columns."""
     if table.title is not None:
         table.title = line(worded(str(table.title), kind))

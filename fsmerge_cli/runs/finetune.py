@@ -22,7 +22,7 @@ from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.common.separation import Input, expanded, resolved
 from fsmerge_cli.common.timing import Clock
 from fsmerge_cli.common.wording import worded, worded_progress
-from fsmerge_cli.data import DataConfig, ImageSet, Task
+from fsmerge_cli.data import DataConfig, ImageSet
 from fsmerge_cli.data.draw import MIN_FOR_VALIDATION
 from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.data.matching import alike_note
@@ -34,8 +34,9 @@ from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.reporting.terminal import reported
+from fsmerge_cli.runs.finetune_labels import GUESSED
 from fsmerge_cli.runs.finetune_request import FinetuneRequest, FinetuneStart, load_start, request
-from fsmerge_cli.runs.finetune_rows import training_rows
+from fsmerge_cli.runs.finetune_rows import Unit, training_rows
 from fsmerge_cli.runs.finetuned import Finetuned
 from fsmerge_cli.runs.provenance import versions
 from fsmerge_cli.training.classifier import TrainingSetup, fit
@@ -68,7 +69,7 @@ def finetune(
     command: str | None = None,
     more_inputs: Sequence[Input] = (),
 ) -> Finetuned:
-    """Train a classifier on a data set: first the head on the frozen backbone, then all weights.
+    """Train a classifier, or a regression, on a data set: first the head on the frozen backbone, then all weights.
 
     model: a timm name, or a mapping with the keys of `finetune_request.FinetuneStart`. data: name of a shipped
     preset, a mapping with the keys of that group, or the dataclass itself; all images of the training split are
@@ -96,7 +97,7 @@ def finetune(
         with clock.phase("data"):
             require_same_kind(requested.data, [source.name], source)
             try:
-                setup, tests, images = _training_setup(requested, source, device, report, notes)
+                setup, tests, images, unit = _training_setup(requested, source, device, report, notes)
             except DataError as error:
                 raise DataError(worded(str(error), kind)) from None
         if output is not None:
@@ -106,7 +107,12 @@ def finetune(
             classifier = _network(requested, source).to(device)
             trace = fit(classifier, setup, snapshots)
             weights = _without_normalisation(requested, source, classifier)
-        head = Head(classifier.head.weight.detach(), classifier.head.bias.detach(), requested.labels)
+        own = classifier.head
+        head = (
+            unit.head(own, requested.labels)
+            if unit
+            else Head(own.weight.detach(), own.bias.detach(), requested.labels)
+        )
         with clock.phase("evaluate"):
             scores = _scores(requested, classifier, head, tests.sets[0], device, report)
         if trace.images_at_once:
@@ -204,9 +210,12 @@ def _without_normalisation(
 
 def _training_setup(
     requested: FinetuneRequest, source: Source, device: torch.device, progress: Progress, notes: list[str]
-) -> tuple[TrainingSetup, TestImages, str]:
-    """The training setup, the test images (a note where none is labelled), and a hash of the training images."""
-    task, transform = Task(source.name, requested.labels), reader(source)
+) -> tuple[TrainingSetup, TestImages, str, Unit | None]:
+    """The training setup, the test images (a note where none is labelled), and a hash of the training images.
+
+    Also the unit in which a number is learned (None: there are classes).
+    """
+    task, transform = requested.task, reader(source)
     images, tests = (requested.data.build(split, task, transform) for split in ("train", "test"))
     if images is None or not images.labelled:
         raise DataError(
@@ -231,18 +240,25 @@ def _training_setup(
     usable = training_rows(images, order, count, seen.digests, requested.hardware.workers, progress)
     notes += usable.notes(images)
     rows = [*usable.digests]
+    if requested.predicts == "number" and requested.start.predicts is None:
+        notes.append(f"task '{source.name}': {GUESSED}")
     share = requested.data.validation if len(rows) >= MIN_FOR_VALIDATION else 0
     held = min(round(share * len(rows)), len(rows) - 1)
+    unit = None
+    if images.values is not None:
+        unit = Unit.of([images.values[row] for row in rows[held:]], source.name)
+        images = replace(images, values=unit.scaled(images.values))
     pool = Pool(images, requested.hardware, device)
     pool.keep(sorted(rows), _item_bytes(source), progress)
     given = requested.data.augment, requested.training, requested.run.seed, progress
-    return TrainingSetup(pool, sorted(rows[held:]), sorted(rows[:held]), *given), seen, usable.sha256()
+    setup = TrainingSetup(pool, sorted(rows[held:]), sorted(rows[:held]), *given, unit is not None)
+    return setup, seen, usable.sha256(), unit
 
 
 def _item_bytes(source: Source) -> int:
-    """Bytes of the largest input: an image in fp32, or four tensors of integers of a text."""
+    """Bytes of the largest input: an image in fp32, or five tensors of integers of a text."""
     if source.family.kind == "text":
-        return 4 * 8 * int(min(source.arch.longest, source.preprocessing.longest))
+        return 5 * 8 * int(min(source.arch.longest, source.preprocessing.longest))
     return 4 * int(math.prod(source.arch.input_size))
 
 

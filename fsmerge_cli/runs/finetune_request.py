@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,9 +16,8 @@ from fsmerge_cli.checkpoints.kind import reads_text
 from fsmerge_cli.checkpoints.load import assemble, check_weights
 from fsmerge_cli.checkpoints.open import open_checkpoint
 from fsmerge_cli.checkpoints.preprocessing import fold_normalisation
-from fsmerge_cli.checkpoints.tasks import DATA, FILES, with_label_names
 from fsmerge_cli.common import presets
-from fsmerge_cli.common.errors import ConfigError, DataError, SourceError, unknown
+from fsmerge_cli.common.errors import ConfigError, DataError, SourceError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.options import FORBID, Count, FiniteFloat, Flag, Positive, Text, build, choose
 from fsmerge_cli.common.seeding import derive
@@ -29,7 +27,8 @@ from fsmerge_cli.data.from_python import Data, from_python
 from fsmerge_cli.data.readers import require_kind
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
-from fsmerge_cli.runs.finetune_text import is_text, random_encoder, require_text_options, with_pooler
+from fsmerge_cli.runs.finetune_labels import Predicts, labels_of, predicted
+from fsmerge_cli.runs.finetune_text import is_text, random_encoder, read_as, require_text_options
 from fsmerge_cli.runs.inputs import cache_inputs, checkpoint_inputs, data_inputs, label_inputs
 from fsmerge_cli.runs.request import chosen_hardware
 from fsmerge_cli.training.finetuning_options import TrainingOptions
@@ -47,6 +46,8 @@ class FinetuneStart:
     label set of the data set; null takes the data set's. mean, std, prefix, ema, input_size, base: as in
     `models.sources`; with random weights, mean and std normalise the images during the training. tokenizer: the
     folder of the tokenizer of a text encoder with random weights; null takes the data set's own, if it has one.
+    predicts: `class`, or of a text encoder `tags` (a class of every word) or `number`; null takes what the labels
+    are.
     """
 
     arch: Text | dict[str, Any] | None = None
@@ -61,6 +62,7 @@ class FinetuneStart:
     input_size: Positive | tuple[Positive, Positive] | None = None
     base: Text | None = None
     tokenizer: Text | None = None
+    predicts: Predicts | None = None
 
 
 CHECKPOINT_FIELDS = ("prefix", "ema", "input_size", "base")
@@ -78,9 +80,13 @@ class Run:
 
 @dataclass(frozen=True)
 class FinetuneRequest:
-    """A request with every value validated. labels: class names in the order of the head's rows."""
+    """A request with every value validated.
+
+    labels: class names in the order of the head's rows, or the name of a number.
+    """
 
     spec: SourceSpec
+    predicts: Predicts
     labels: tuple[str, ...]
     start: FinetuneStart
     data: DataConfig
@@ -88,6 +94,12 @@ class FinetuneRequest:
     hardware: Hardware
     run: Run
     every: SaveInterval
+
+    @property
+    def task(self) -> Task:
+        """The task as data sets see it."""
+        number = self.predicts == "number"
+        return Task(self.spec.name, None if number else self.labels, number=number)
 
     def inputs(self) -> list[Input]:
         """Every path that is read."""
@@ -108,7 +120,12 @@ class FinetuneRequest:
     def options(self) -> dict[str, Any]:
         """Every option by group, as in config.yaml."""
         return {
-            "model": {**asdict(self.start), "task": self.spec.name, "labels": list(self.labels)},
+            "model": {
+                **asdict(self.start),
+                "task": self.spec.name,
+                "labels": list(self.labels),
+                "predicts": self.predicts,
+            },
             "data": self.data.options(),
             "training": asdict(self.training),
             "hardware": asdict(self.hardware),
@@ -143,9 +160,9 @@ def request(
     if start.task is None and images.name in OF_THE_TASK and "data.train" not in images.paths():
         raise ConfigError(f"model.task is missing: the {OF_THE_TASK[images.name]} of the task.")
     spec = _spec(start, start.task or images.name)
-    return FinetuneRequest(
-        spec, _labels(start, spec, images), start, images, options, machine, run, SaveInterval.parse(every)
-    )
+    predicts = predicted(start.predicts, start.labels, spec, images, texts)
+    labels = labels_of(predicts, start.labels, spec, images)
+    return FinetuneRequest(spec, predicts, labels, start, images, options, machine, run, SaveInterval.parse(every))
 
 
 OF_THE_TASK = {
@@ -156,7 +173,7 @@ OF_THE_TASK = {
 
 
 def _checkpoint(start: FinetuneStart) -> SourceSpec:
-    return SourceSpec("model", checkpoint=start.checkpoint)
+    return SourceSpec("model", checkpoint=start.checkpoint, base=start.base)
 
 
 def _data(data: Data | None, texts: bool) -> DataConfig:
@@ -171,7 +188,7 @@ def _data(data: Data | None, texts: bool) -> DataConfig:
     return choose(DATASETS, {"images_per_task": "all", **values}, "data")
 
 
-NOT_READ = ("task", "start", "labels", "tokenizer")
+NOT_READ = ("task", "start", "labels", "tokenizer", "predicts")
 """Fields that are no keys of what is loaded before the training."""
 
 
@@ -205,37 +222,6 @@ def _tagged(arch: str | dict[str, Any] | None) -> str:
     return ", ".join(known[:3]) or "vit_base_patch16_224.augreg_in21k"
 
 
-def _labels(start: FinetuneStart, spec: SourceSpec, data: DataConfig) -> tuple[str, ...]:
-    """The classes of the task, from `model.labels` or from the data set."""
-    labels, sets = start.labels, data.of(spec.name).label_sets()
-    if isinstance(labels, tuple):
-        found = labels
-    elif isinstance(labels, str) and labels in sets:
-        found = sets[labels]
-    elif isinstance(labels, str) and (labels == DATA or Path(labels).suffix.lower() in FILES):
-        found = tuple(with_label_names(replace(spec, labels=labels), data).labels or ())
-    elif isinstance(labels, str):
-        raise ConfigError(
-            f"model.labels: {unknown('label set', labels, sets)} Or give a list, or a file (.txt, .json)."
-        )
-    else:
-        found = sets.get(spec.name) or data.classes(Task(spec.name, None)) or ()
-    if not found:
-        what = "texts" if data.of(spec.name).kind == "text" else "images"
-        raise ConfigError(
-            f"model.labels: the {what} have no class names (their labels are numbers, or there are none). Pass "
-            "the names, in the order of the numbers: a list (model.labels=[cat,dog]), or a file (.txt, .json)"
-            + (f", or one of {', '.join(sorted(sets))}." if sets else ".")
-        )
-    if len(found) < 2 or len(set(found)) != len(found):
-        raise ConfigError(
-            f"model.labels: a classifier needs two or more different classes, and there are {len(found)} "
-            f"({', '.join(found[:9]) or 'none'}). Pass a list (model.labels=[cat,dog]), a file (.txt, .json)"
-            + (f", or one of {', '.join(sorted(sets))}." if sets else ".")
-        )
-    return tuple(found)
-
-
 def load_start(requested: FinetuneRequest) -> Source:
     """Architecture and initial weights of the training; mean and std are folded into the first layer."""
     try:
@@ -256,12 +242,12 @@ def _start(requested: FinetuneRequest) -> Source:
             "model.arch={family: bert, ...}); a checkpoint has its tokenizer beside the weights. Leave it out."
         )
     if random and text:
-        return random_encoder(spec, tokenizer, requested.data, requested.run.seed, where)
+        return random_encoder(spec, tokenizer, requested.data, requested.predicts, requested.run.seed, where)
     if not random:
         source = assemble(spec, open_checkpoint(spec), skip_head=True)
         check_weights(source)
         if source.family.kind == "text":
-            source = with_pooler(source, requested.run.seed)
+            source = read_as(source, requested.predicts, requested.run.seed)
         _refuse_batchnorm(source.family, source.arch, where)
         return replace(
             source,

@@ -22,6 +22,7 @@ from fsmerge_cli.data import DataConfig
 from fsmerge_cli.data.text.tokens import padding_of, vocabulary_size
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.finetune_labels import Predicts
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 
 OF_IMAGES = ("mixup", "cutmix", "randaugment", "stochastic_depth", "patch_drop")
@@ -42,26 +43,41 @@ def require_text_options(training: TrainingOptions) -> None:
         )
 
 
-def with_pooler(source: Source, seed: int) -> Source:
-    """The same encoder with a pooler, which transformers' classifiers have; a new one gets random weights."""
-    if source.arch.pooler:
-        return source
-    name, arch = NAMES[source.arch.model_type].pooler, replace(source.arch, pooler=True, pooling="first")
+def read_as(source: Source, predicts: Predicts, seed: int) -> Source:
+    """The same encoder with the features that transformers' classifiers read: of every word, or pooled ones.
+
+    A new pooler gets random weights. Classifiers of tokens have none, except that of ModernBERT.
+    """
+    names, arch = NAMES[source.arch.model_type], reading_arch(source.arch, predicts)
+    dropped = [name for name in source.weights if not arch.pooler and name.startswith(f"{names.pooler}.")]
     random, own = generator(seed, "finetune", "pooler"), {}
     for key, tensor in source.family.skeleton(arch).state_dict().items():
-        if key not in source.weights:
+        if key not in source.weights and key.startswith(f"{names.pooler}."):
             start = START * torch.randn(tensor.shape, generator=random) if tensor.ndim == 2 else None
             own[key] = torch.full(tensor.shape, float(key.endswith("weight"))) if start is None else start
-    note = f"'{source.name}': its files have no pooler, so that {name} starts from random weights"
-    return replace(
-        source,
-        arch=arch,
-        weights={**source.weights, **own},
-        notes=(*source.notes, note),
-    )
+    notes = source.notes
+    if own:
+        what = f"its files have no pooler, so that {names.pooler} starts from random weights"
+        notes = (*notes, f"'{source.name}': {what}")
+    if dropped:
+        what = f"not used, no part of the features of words: {', '.join(dropped)}"
+        notes = (*notes, f"'{source.name}': {what}")
+    kept = {name: tensor for name, tensor in source.weights.items() if name not in dropped}
+    return replace(source, arch=arch, weights={**kept, **own}, notes=notes)
 
 
-def random_encoder(spec: SourceSpec, tokenizer: str | None, data: DataConfig, seed: int, where: str) -> Source:
+def reading_arch(arch: Any, predicts: Predicts) -> Any:
+    """The options of the encoder with these features, see `read_as`."""
+    if predicts == "tags":
+        return replace(arch, pooler=NAMES[arch.model_type].pooler_norm, pooling="tokens", unit_length=False)
+    if arch.pooler and arch.pooling != "tokens":
+        return arch
+    return replace(arch, pooler=True, pooling="first")
+
+
+def random_encoder(
+    spec: SourceSpec, tokenizer: str | None, data: DataConfig, predicts: Predicts, seed: int, where: str
+) -> Source:
     """Random weights for the tokenizer in a folder, or for that of the data set (None).
 
     The size of the vocabulary and the number of the padding token are those of the tokenizer, where `spec.arch`
@@ -77,8 +93,9 @@ def random_encoder(spec: SourceSpec, tokenizer: str | None, data: DataConfig, se
     known = {"vocab_size": vocabulary_size(found.state), "padding": padding_of(found.state)}
     family, arch = architecture(replace(spec, arch={**known, **dict(spec.arch or {})}), {}, where)  # type: ignore[arg-type]
     require_vocabulary(found, arch.vocab_size, where)
+    arch = reading_arch(arch, predicts)
     with torch.random.fork_rng(devices=[]):  # layers sample initial weights from the global generator
         torch.manual_seed(derive(seed, "finetune", "start"))
         weights = family.build(arch).state_dict()
     digest = tensors_sha256(weights)
-    return with_pooler(Source(spec.name, family, arch, weights, None, "random weights", digest, found), seed)
+    return Source(spec.name, family, arch, weights, None, "random weights", digest, found)

@@ -19,7 +19,7 @@ from fsmerge_cli.common.errors import CertificateError
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import printable
-from fsmerge_cli.common.wording import worded
+from fsmerge_cli.common.wording import Word, worded
 from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.scoring import Score
 from fsmerge_cli.models.source import Source
@@ -48,9 +48,11 @@ PIPELINE = """from transformers import pipeline
 print(pipeline("{task}", model=".")("a text"))  # the path of this folder"""
 """How a text classifier is run."""
 
+OF_A_NUMBER = "Pearson's correlation of the predicted numbers with the labels of the test images."
+
 CARD = """# {task}: a fine-tuned {arch}
 
-{classes} classes. The input is {input}.
+{predicts}. The input is {input}.
 
 {scores}
 
@@ -165,9 +167,9 @@ class Finetuned:
         card = CARD.format(
             task=escaped(source.name),
             arch=escaped(str(config["architecture"])),
-            classes=len(source.labels or ()),
+            predicts=self._predicts(),
             input=self._input(),
-            scores=worded(f"{markdown(table)}\n\n{SCORES}" if table else NO_LABELS, kind),
+            scores=f"{markdown(table)}\n\n{self._measure()}" if table else worded(NO_LABELS, kind),
             snippet=fenced(self._snippet(), "python"),
             entry=fenced(f"sources:\n  - {entry}\n  - ...", "yaml"),
             command=fenced(provenance["command"], "sh"),
@@ -179,6 +181,24 @@ class Finetuned:
             options=fenced(options, "yaml"),
         )
         return printable(card)
+
+    def _predicts(self) -> str:
+        """What the model predicts, as a sentence without its full stop."""
+        head = self.source.head
+        if head is not None and head.regression:
+            return f"It predicts a number ({escaped(head.labels[0])})"
+        return f"{len(self.source.labels or ())} classes{' of every word' * (self._counted == 'word')}"
+
+    @property
+    def _counted(self) -> Word:
+        """What an accuracy counts."""
+        kind = self.source.family.kind
+        return "word" if kind == "text" and self.source.arch.pooling == "tokens" else kind
+
+    def _measure(self) -> str:
+        """What the scores are, on which inputs."""
+        head = self.source.head
+        return worded(OF_A_NUMBER if head is not None and head.regression else SCORES, self._counted)
 
     def _input(self) -> str:
         arch = self.source.arch

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsmerge_cli.common.errors import DivergedError, TrainingError
-from fsmerge_cli.common.hardware import Hardware, out_of_memory
+from fsmerge_cli.common.hardware import out_of_memory
 from fsmerge_cli.common.inputs import Inputs, pixels_of, split
 from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.common.seeding import derive, seeded
@@ -21,6 +20,7 @@ from fsmerge_cli.data.labelled import Pool
 from fsmerge_cli.data.views import Augment, new_views
 from fsmerge_cli.training.batches import Order
 from fsmerge_cli.training.classifier_network import Classifier
+from fsmerge_cli.training.criterion import Criterion, count, parts_of, with_label
 from fsmerge_cli.training.finetuning_options import TrainingOptions
 from fsmerge_cli.training.interrupts import catch_signals
 from fsmerge_cli.training.loop import VALIDATIONS
@@ -37,12 +37,15 @@ from fsmerge_cli.training.snapshots import Snapshots
 from fsmerge_cli.training.state import Schedule, Trace, TrainingState
 
 Batches = Callable[[int], Iterator[tuple[Inputs, Tensor]]]
-"""First step -> inputs and classes [n] of this step and all later ones."""
+"""First step -> inputs and labels (see `Pool`) of this step and all later ones."""
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Images or texts, their split into training and validation rows, and the options of one training."""
+    """Images or texts, their split into training and validation rows, and the options of one training.
+
+    number: whether a number is predicted, in units in which those of the training rows have mean 0 and variance 1.
+    """
 
     pool: Pool
     train: Sequence[int]
@@ -51,14 +54,20 @@ class TrainingSetup:
     options: TrainingOptions
     seed: int
     progress: Progress
+    number: bool = False
+
+    @property
+    def criterion(self) -> Criterion:
+        """How outputs are compared with labels."""
+        return Criterion(self.number, self.options.label_smoothing)
 
 
 def fit(classifier: Classifier, setup: TrainingSetup, snapshots: Snapshots) -> Trace:
     """Train `classifier` in place, head first; each phase ends with its best weights on the validation share.
 
-    A one-cycle schedule, cross-entropy, and what `TrainingOptions` adds. Without a validation share the last
-    weights are kept. Raises DivergedError where the loss is not finite, TrainingError where one image does not fit
-    into memory, Interrupted where the user stops the run.
+    A one-cycle schedule, cross-entropy or the squared error, and what `TrainingOptions` adds. Without a validation
+    share the last weights are kept. Raises DivergedError where the loss is not finite, TrainingError where one
+    image does not fit into memory, Interrupted where the user stops the run.
     """
     options, trace = setup.options, None
     size = min(options.batch_size, len(setup.train))
@@ -106,31 +115,34 @@ def _plain_from(options: TrainingOptions) -> int:
 
 
 HeldOut = Callable[[], Iterator[tuple[Inputs, Tensor]] | None]
-"""Inputs and classes of the validation share; None without one."""
+"""Inputs and labels of the validation share; None without one."""
 
 
 def _on_features(classifier: Classifier, setup: TrainingSetup, size: int) -> tuple[Batches, HeldOut]:
-    """Batches of features of the frozen backbone, which are captured at the first use."""
+    """Batches of features of the frozen backbone, which are captured at the first use.
+
+    Of texts read word by word a row is a word with a tag.
+    """
     cached: dict[str, tuple[Tensor, Tensor]] = {}
 
     def captured(name: str, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         if name not in cached:
             parts, done = [], 0
             hardware, device = setup.pool.hardware, setup.pool.device
-            for inputs, classes in setup.pool.all(rows):
+            for inputs, labels in setup.pool.all(rows):
                 with torch.no_grad(), hardware.autocast(device):
-                    parts.append((classifier.features(inputs).float(), classes))
-                done += len(classes)
+                    parts.append(with_label(classifier.features(inputs).float(), labels))
+                done += len(inputs)
                 setup.progress(Event(f"features ({name})", done, len(rows), images=1))
             cached[name] = torch.cat([f for f, _ in parts]), torch.cat([c for _, c in parts])
         return cached[name]
 
     def batches(first: int) -> Iterator[tuple[Inputs, Tensor]]:
-        features, classes = captured("training", setup.train)
-        order = Order(torch.arange(len(classes)), size, setup.seed)
+        features, labels = captured("training", setup.train)
+        order = Order(torch.arange(len(labels)), size, setup.seed)
         for step in range(first, setup.options.head_steps):
-            at = order.batch(step).to(classes.device)
-            yield features[at], classes[at]
+            at = order.batch(step).to(labels.device)
+            yield features[at], labels[at]
 
     def held_out() -> Iterator[tuple[Inputs, Tensor]] | None:
         return iter([captured("validation", setup.validation)]) if setup.validation else None
@@ -148,7 +160,7 @@ def _train(
     setup: TrainingSetup,
     snapshots: Snapshots,
 ) -> Trace:
-    options, hardware, device = setup.options, setup.pool.hardware, setup.pool.device
+    options, hardware = setup.options, setup.pool.hardware
     whole = isinstance(module, Classifier)
     matrices = matrices_of(module.backbone) if isinstance(module, Classifier) else ()
     state: Any = TrainingState(module, schedule, matrices)  # type: ignore[arg-type]  # no method of Student is used
@@ -162,10 +174,10 @@ def _train(
     if _ended(state, options.patience, first):
         return _finished(state, average)
     with catch_signals() as stop:
-        for step, (inputs, classes) in enumerate(batches(state.step), state.step):
+        for step, (inputs, labels) in enumerate(batches(state.step), state.step):
             module.train()
             with seeded(derive(setup.seed, "drop", step), inputs):  # what is dropped, by the global generator
-                loss = _gradients(forward, inputs, classes, state, setup)
+                loss = _gradients(forward, inputs, labels, state, setup)
             nn.utils.clip_grad_norm_(state.parameters, schedule.clip)
             state.losses.append(_finite(loss, step, phase))
             values = {"loss": loss, "lr": state.rate}
@@ -175,9 +187,9 @@ def _train(
             last = step + 1 == schedule.steps
             if (step + 1) % every == 0 or last:
                 with average.in_place() if average else nullcontext():
-                    values |= _validate(state, forward, held_out(), step, phase, hardware, device)
+                    values |= _validate(state, forward, held_out(), step, phase, setup)
             last = last or _ended(state, options.patience, first)
-            setup.progress(Event(phase, step + 1, schedule.steps, values, len(classes)))
+            setup.progress(Event(phase, step + 1, schedule.steps, values, len(inputs)))
             stops = stop.signal is not None
             due = last or stops or snapshot.due(step + 1)
             saved_now = due and snapshot.save(_tensors(state, average), state.metadata())
@@ -222,40 +234,39 @@ def _validate(
     held_out: Iterator[tuple[Inputs, Tensor]] | None,
     step: int,
     phase: str,
-    hardware: Hardware,
-    device: torch.device,
+    setup: TrainingSetup,
 ) -> dict[str, float]:
-    """Record the mean cross-entropy on the validation share, which is smoother than the accuracy of few images."""
+    """Record the mean loss on the validation share, which is smoother than the accuracy of few images."""
     if held_out is None:
         return {}
     state.student.eval()
-    total = correct = count = 0.0
-    with torch.no_grad(), hardware.autocast(device):
-        for inputs, classes in held_out:
-            logits = forward(inputs).float()
-            total += F.cross_entropy(logits, classes, reduction="sum").item()
-            correct += (logits.argmax(1) == classes).sum().item()
-            count += len(classes)
-    state.record_validation([_finite(total / count, step, phase)], [1.0])
-    return {"validation": total / count, "validation top 1": correct / count}
+    criterion, total, right, rows = setup.criterion.exact(), 0.0, 0, 0
+    with torch.no_grad(), setup.pool.hardware.autocast(setup.pool.device):
+        for inputs, labels in held_out:
+            outputs = forward(inputs).float()
+            total += criterion.loss(outputs, labels).item()
+            right += criterion.correct(outputs, labels) or 0
+            rows += count(labels)
+    state.record_validation([_finite(total / rows, step, phase)], [1.0])
+    return {"validation": total / rows, **({} if criterion.number else {"validation top 1": right / rows})}
 
 
 def _gradients(
-    forward: Callable[[Inputs], Tensor], inputs: Inputs, classes: Tensor, state: Any, setup: TrainingSetup
+    forward: Callable[[Inputs], Tensor], inputs: Inputs, labels: Tensor, state: Any, setup: TrainingSetup
 ) -> float:
     """Compute the gradients of a batch, out of memory in parts of half the size; the loss of the batch."""
     hardware, device = setup.pool.hardware, setup.pool.device
+    rows = count(labels)
     while True:
-        size = state.images_at_once or len(classes)
+        size = state.images_at_once or len(inputs)
         try:
             total = torch.zeros((), device=device)
-            for part, target in zip(split(inputs, size), torch.split(classes, size)):
+            for part, own in zip(split(inputs, size), parts_of(inputs, labels, size)):
                 with hardware.autocast(device):
-                    logits = forward(part)
-                smoothing = setup.options.label_smoothing
-                loss = F.cross_entropy(logits.float(), target, label_smoothing=smoothing, reduction="sum")
-                (loss / len(classes)).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach() / len(classes)
+                    outputs = forward(part)
+                loss = setup.criterion.loss(outputs.float(), own)
+                (loss / rows).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach() / rows
             return float(total.item())
         except RuntimeError as error:
             if not out_of_memory(error):

@@ -219,8 +219,10 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("options", "kind", "message"), REFUSED, ids=[message[:50] for *_, message in REFUSED])
 def test_a_mistake_gets_one_message(
-    options: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path
+    options: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("topic.txt").write_text("a text\n")
     model = dict(options.get("model", {}))
     if "tokenizer" in model:
         model["tokenizer"] = str(with_tokenizer(tmp_path))

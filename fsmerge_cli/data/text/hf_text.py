@@ -11,10 +11,10 @@ from pydantic.dataclasses import dataclass
 from fsmerge_cli.common.errors import ConfigError, DataError, unknown
 from fsmerge_cli.common.options import FORBID, Positive, Text
 from fsmerge_cli.common.shown import shown
-from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, Transform
+from fsmerge_cli.data.base import DataConfig, ImageSet, LabelKind, Split, Task, Transform
 from fsmerge_cli.data.hub import splits_of
 from fsmerge_cli.data.text.files import TAG_NAMES, Columns, Row, has_text, table_rows
-from fsmerge_cli.data.text.labels import left_out, names_of
+from fsmerge_cli.data.text.labels import kind_of, left_out, names_of
 from fsmerge_cli.data.text.parquet import named_classes
 from fsmerge_cli.data.text.text import text_set
 
@@ -51,6 +51,11 @@ class HuggingFaceTexts(DataConfig):
         if own := self._class_names(found):
             return own
         return tuple(names_of(self._rows(found, "train", task))) or None
+
+    def label_kind(self, task: Task) -> LabelKind | None:
+        """What the labels of the training split are."""
+        found, _ = self._split("train", task)
+        return kind_of(self._rows(found, "train", task))
 
     def build(self, split: Split, task: Task, transform: Transform) -> ImageSet | None:
         """The texts of a split; with labels, only those with a label of the task. Raises DataError."""

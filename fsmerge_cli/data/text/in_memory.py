@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.options import FORBID, Positive
 from fsmerge_cli.common.shown import brief, shown
-from fsmerge_cli.data.base import ImageSet, Split, Task, Transform
+from fsmerge_cli.data.base import ImageSet, LabelKind, Split, Task, Transform
 from fsmerge_cli.data.content import Content, drained
 from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of, table_rows
 from fsmerge_cli.data.text.hf_text import data_set_rows
-from fsmerge_cli.data.text.labels import UNLABELLED, left_out, names_of
+from fsmerge_cli.data.text.labels import UNLABELLED, kind_of, left_out, names_of
 from fsmerge_cli.data.text.text import text_set
 
 CONTENT = (
@@ -41,6 +41,10 @@ class TextsInMemory(Content):
     why_mixed: ClassVar[str] = "the texts have no labels and no task"
 
     max_length: Positive | None = None
+
+    def label_kind(self, task: Task) -> LabelKind | None:
+        """What the labels of the training texts are."""
+        return kind_of(self._collection(task.name, "train").rows)
 
     def build(self, split: Split, task: Task, transform: Transform) -> ImageSet | None:
         """The texts of one task; if they have labels, only those with a label of the task. Raises DataError."""

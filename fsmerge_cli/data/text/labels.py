@@ -8,7 +8,7 @@ from typing import Any
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.shown import brief, listed, shown
-from fsmerge_cli.data.base import Task
+from fsmerge_cli.data.base import LabelKind, Task
 from fsmerge_cli.data.text.files import Row, has_text
 from fsmerge_cli.data.text.tokens import require_whole
 from fsmerge_cli.data.text.words import plain_tags
@@ -55,6 +55,26 @@ def numbers_of(rows: Sequence[Row]) -> list[float]:
             )
         found.append(value)
     return found
+
+
+def kind_of(rows: Sequence[Row]) -> LabelKind | None:
+    """What the labels of the rows that have a text are; None without any."""
+    rows = [row for row in rows if has_text(row)]
+    if any(isinstance(row.label, tuple) for row in rows):
+        return "tags"
+    labels = [row.label for row in rows if row.label not in UNLABELLED]
+    if not all(map(_is_number, labels)):
+        return "names"
+    whole = all(isinstance(label, str | int) and str(label).isdecimal() for label in labels)
+    return ("whole numbers" if whole else "numbers") if labels else None
+
+
+def _is_number(label: Any) -> bool:
+    """Whether a label is a finite number, or the text of one."""
+    try:
+        return not isinstance(label, bool) and math.isfinite(float(label))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def names_of(rows: Sequence[Row]) -> list[str]:

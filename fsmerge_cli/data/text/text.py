@@ -17,7 +17,7 @@ from fsmerge_cli.common.foreign_files import lines_of
 from fsmerge_cli.common.options import FORBID, Positive, Share
 from fsmerge_cli.common.options import Text as Path_
 from fsmerge_cli.common.shown import listed, shown
-from fsmerge_cli.data.base import DataConfig, ImageSet, Split, Task, Transform
+from fsmerge_cli.data.base import DataConfig, ImageSet, LabelKind, Split, Task, Transform
 from fsmerge_cli.data.images.files import beside_splits
 from fsmerge_cli.data.matching import of_task
 from fsmerge_cli.data.text.files import Columns, Row, has_text, parts_of, rows_of
@@ -25,6 +25,7 @@ from fsmerge_cli.data.text.folders import SUFFIXES, is_text_file, of_name, only_
 from fsmerge_cli.data.text.labels import (
     NOTHING,
     UNLABELLED,
+    kind_of,
     labels_of,
     left_out,
     names_of,
@@ -100,13 +101,21 @@ class Texts(DataConfig):
 
     def classes(self, task: Task) -> tuple[str, ...] | None:
         """Sorted names of the labels; None if they are numbers, or there are none."""
+        return tuple(names_of(self._training_rows(task))) or None
+
+    def label_kind(self, task: Task) -> LabelKind | None:
+        """What the labels of the training texts are."""
+        return kind_of(self._training_rows(task))
+
+    def _training_rows(self, task: Task) -> list[Row]:
+        """The texts of the file of the training split. Raises DataError without any."""
         path, _ = self._path("train", task)
         if path is None:
-            return None
+            return []
         rows = _read_rows(path, Columns(self.text_column, self.pair_column, self.label_column))
         if not any(map(has_text, rows)):
             raise DataError(f"{shown(path)} holds no texts for task '{task.name}'. Pass another file or folder.")
-        return tuple(names_of(rows)) or None
+        return rows
 
     def paths(self) -> Mapping[str, str]:
         """The files and folders."""
