@@ -193,6 +193,11 @@ def _advice(what: str, first: Source, depth: int | None) -> str:
         return f"; models.sources.N.depth={depth} adds blocks to the other, which change nothing"
     if what in ("mean of pixels", "std of pixels"):
         return "; it cannot be folded into a convolution that pads with zeros: train both with the same value"
+    if what == "features":
+        return (
+            "; a merged encoder computes one of them, so that classifiers of texts, classifiers of words and "
+            "embedding models are merged each with their own kind"
+        )
     if what != "input_size" or first.family.resample is None:
         return ""
     changed = "resamples the position embeddings" if first.family.positions(first.arch) else "changes the size"

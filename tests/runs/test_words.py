@@ -138,6 +138,7 @@ def test_a_classifier_of_texts_and_one_of_tokens_are_refused(pair: Any, tmp_path
     with pytest.raises(MismatchError) as error:
         check([pair[0], other])
     assert error.value.reasons == (
-        "pooler: 'length' has False, 'topic' has True",
-        "features: 'length' has every token, 'topic' has the first token",
+        "features: 'length' has every token, 'topic' has the first token behind a pooler; a merged encoder "
+        "computes one of them, so that classifiers of texts, classifiers of words and embedding models are merged "
+        "each with their own kind",
     )

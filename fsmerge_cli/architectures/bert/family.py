@@ -91,10 +91,14 @@ def signature(arch: TextArch) -> dict[str, Any]:
         "token types": arch.types,
         "activation": arch.activation,
         "padding token": arch.padding,
-        "pooler": arch.pooler,
-        "features": FEATURES[arch.pooling],
+        "features": features_read(arch),
         "projected embeddings": arch.embedded != arch.hidden_size,
     }
+
+
+def features_read(arch: Any) -> str:
+    """What the features of a text encoder are, in words."""
+    return FEATURES[arch.pooling] + (" behind a pooler" if arch.pooler else "")
 
 
 def config(arch: TextArch) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fsmerge_cli.architectures.bert.family import FEATURES, POOLING, SNIPPET, require_buildable, sample
+from fsmerge_cli.architectures.bert.family import POOLING, SNIPPET, features_read, require_buildable, sample
 from fsmerge_cli.architectures.bert.names import NAMES
 from fsmerge_cli.architectures.family import Family
 from fsmerge_cli.architectures.modernbert.arch import ModernArch
@@ -58,9 +58,8 @@ def signature(arch: ModernArch) -> dict[str, Any]:
         "units of a head": arch.hidden_size // arch.heads,
         "layers with full attention": list(arch.full),
         "activation": arch.activation,
-        "pooler": arch.pooler,
         "activation of the pooler": arch.pooler_activation if arch.pooler else None,
-        "features": FEATURES[arch.pooling],
+        "features": features_read(arch),
     }
     shared = ("positions", "padding", "eps", "window", "theta", "local_theta", *BIASES, "pooler_bias")
     return own | {name: getattr(arch, name) for name in shared}
