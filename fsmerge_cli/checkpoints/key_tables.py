@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fsmerge_cli.checkpoints.other_text_models import refuse_other
 from fsmerge_cli.checkpoints.prefixes import HEADS
 from fsmerge_cli.checkpoints.siglip import NAFLEX
-from fsmerge_cli.checkpoints.text_models import refuse_other
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
 

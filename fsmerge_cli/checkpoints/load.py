@@ -21,8 +21,8 @@ from fsmerge_cli.checkpoints.open import TOKENIZER, USUAL, Checkpoint, interpret
 from fsmerge_cli.checkpoints.preprocessing import normalised
 from fsmerge_cli.checkpoints.reads import with_reads
 from fsmerge_cli.checkpoints.same_function import require_same_function
+from fsmerge_cli.checkpoints.sentence_modules import DENSE, longest, without_modules
 from fsmerge_cli.checkpoints.sentence_modules import KEY as MODULES
-from fsmerge_cli.checkpoints.sentence_modules import longest, without_modules
 from fsmerge_cli.checkpoints.tokenizer import given_tokenizer, require_tokenizer, require_vocabulary
 from fsmerge_cli.checkpoints.translation import Translation
 from fsmerge_cli.common.errors import SourceError
@@ -68,6 +68,7 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         tokens = tokenization(spec, config, where)
         require_vocabulary(tokens, arch.vocab_size, where)
         source = Source(spec.name, family, arch, backbone, head, found.origin, found.sha256, tokens, notes)
+        source = replace(source, dense=config[DENSE])
         return replace(source, notes=notes + _compared(spec, source, read, NO_NORMALISATION, skip_head))
     if spec.tokenizer is not None:
         raise SourceError(f"{where}: models.sources.N.tokenizer is of a text encoder, and this is none.")

@@ -32,7 +32,7 @@ from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.kind import module_config, state_of
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels
-from fsmerge_cli.checkpoints.sentence_modules import modules_beside
+from fsmerge_cli.checkpoints.sentence_modules import DENSE, modules_beside
 from fsmerge_cli.checkpoints.text_models import is_text, read_text_model, text_family
 from fsmerge_cli.checkpoints.tokenizer import of_adapter, read_tokenizer
 from fsmerge_cli.checkpoints.translation import Translation, translate
@@ -257,7 +257,7 @@ def _text(
     read = read_text_model(spec, found.config, stored, found.where, bool(found.heads[0]))
     heads = {"classifier": read.head} if read.head else {}
     notes = (*found.notes, *read.notes)
-    family, config = text_family(read.arch.model_type), dict(found.config)
+    family, config = text_family(read.arch.model_type), {**found.config, DENSE: read.dense}
     return family, read.arch, config, Translation(read.tensors, heads, notes=notes, prefix=read.prefix)
 
 

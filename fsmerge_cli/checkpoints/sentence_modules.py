@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fsmerge_cli.checkpoints.files import as_float32
+from fsmerge_cli.checkpoints.weights import locate
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json
 from fsmerge_cli.common.shown import brief, few, shown
+from fsmerge_cli.models.dense import ACTIVATIONS, Dense
 
 KEY = "sentence_modules"
 """Under which the folder of modules.json is put into the content of config.json."""
 
+DENSE = "dense"
+"""Under which the layers behind the features are added to it."""
+
 FILE = "modules.json"
+
+CONFIG = "config.json"
 
 LENGTH = "sentence_bert_config.json"
 """File of the Transformer, which states how long a text may be."""
@@ -46,24 +55,80 @@ def longest(folder: Path, where: str) -> int | None:
     return found
 
 
-def read_modules(folder: Path, where: str) -> dict[str, Any]:
-    """`pooling` (first or mean) and `unit_length` as in `TextArch`. Raises SourceError for other modules."""
+@dataclass(frozen=True)
+class Modules:
+    """What becomes of the tokens. pooling, unit_length: as in `TextArch`; dense: layers between them, in order."""
+
+    pooling: str
+    dense: tuple[Dense, ...]
+    unit_length: bool
+
+
+def read_modules(folder: Path, where: str, width: int, headers: bool = False) -> Modules:
+    """The modules of an encoder with tokens of `width` units. Raises SourceError for other modules.
+
+    headers: the layers are read without their values, on the meta device.
+    """
     listed = _read(folder / FILE, f"{where}: {FILE}")
     if not isinstance(listed, list) or not all(isinstance(own, dict) for own in listed):
         raise SourceError(f"{where}: {FILE} is no list of modules, as sentence-transformers writes it.")
     kinds = [str(own.get("type", "")).rpartition(".")[2] for own in listed]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+    unit = kinds[-1:] == ["Normalize"]
+    inner = kinds[2 : len(kinds) - unit]
+    if kinds[:2] != ["Transformer", "Pooling"] or {*inner} > {"Dense"} or {*inner} - {"Dense"}:
         found = shown(", ".join(kinds))
         raise SourceError(
-            f"{where} has the modules {found} of sentence-transformers. Read are a Transformer, a Pooling "
-            "and a Normalize, in this order."
+            f"{where} has the modules {found} of sentence-transformers. Read are a Transformer, a Pooling, any "
+            "number of Dense and a Normalize, in this order."
         )
-    name = str(listed[1].get("path", ""))
+    names = [_folder(own, kind, where) for own, kind in zip(listed[1:], ["Pooling", *inner])]
+    place = folder / names[0] / CONFIG
+    stated = _read(place, f"{where}: {names[0]}/{CONFIG}") if place.is_file() else {}
+    layers: list[Dense] = []
+    for name in names[1:]:
+        layers.append(_dense(folder / name, f"{where}: {name}", width, headers))
+        width = len(layers[-1].weight)
+    return Modules(_pooling(stated, where), tuple(layers), unit)
+
+
+def _folder(stated: Mapping[str, Any], kind: str, where: str) -> str:
+    """The folder of a module, directly below that of the model. Raises SourceError."""
+    name = str(stated.get("path", ""))
     if "/" in name or name in ("", ".", ".."):
-        raise SourceError(f"{where}: the path of Pooling in {FILE} is {brief(name)}, which is no folder there.")
-    place = folder / name / "config.json"
-    stated = _read(place, f"{where}: {name}/config.json") if place.is_file() else {}
-    return {"pooling": _pooling(stated, where), "unit_length": len(kinds) > 2}
+        raise SourceError(f"{where}: the path of {kind} in {FILE} is {brief(name)}, which is no folder there.")
+    return name
+
+
+def _dense(folder: Path, where: str, width: int, headers: bool) -> Dense:
+    """One layer; width: of its inputs. Raises SourceError."""
+    stated = _read(folder / CONFIG, f"{where}/{CONFIG}")
+    stated = stated if isinstance(stated, Mapping) else {}
+    inputs, outputs = (stated.get(f"module_{way}_name") for way in ("input", "output"))
+    other = [name for name in (inputs, outputs) if name not in (None, "sentence_embedding")]
+    if other or stated.get("use_residual"):
+        what = f"reads or writes {brief(other[0])}" if other else "adds its input to its output (use_residual)"
+        raise SourceError(
+            f"{where} is a Dense that {what}. Read are those from the pooled features to the embedding."
+        )
+    path = str(stated.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    name = path.rpartition(".")[2]
+    if name not in ACTIVATIONS or not path.startswith("torch.nn."):
+        raise SourceError(
+            f"{where} has the activation {brief(path)}. Read are {', '.join(ACTIVATIONS)} of torch.nn."
+        )
+    tensors = as_float32(locate(folder, where).read(where, headers), where)
+    weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
+    if weight is None or {*tensors} - {"linear.weight", "linear.bias"}:
+        raise SourceError(
+            f"{where} holds {few(sorted(tensors)) or 'no tensors'}. A Dense has linear.weight and linear.bias."
+        )
+    shapes = [list(weight.shape)] + ([] if bias is None else [list(bias.shape)])
+    if weight.ndim != 2 or weight.shape[1] != width or (bias is not None and bias.shape != weight.shape[:1]):
+        raise SourceError(
+            f"{where} holds tensors of {' and '.join(map(str, shapes))}, and its inputs have {width} units: the "
+            "weight should be [out, in]. Copy the folder again."
+        )
+    return Dense(weight, bias, name)
 
 
 def _read(path: Path, where: str) -> Any:

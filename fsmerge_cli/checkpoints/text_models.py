@@ -16,11 +16,13 @@ from fsmerge_cli.architectures.family import Family
 from fsmerge_cli.architectures.modernbert import MODERNBERT
 from fsmerge_cli.checkpoints.modernbert import of_language_model
 from fsmerge_cli.checkpoints.modernbert import options as modern_options
+from fsmerge_cli.checkpoints.other_text_models import ENCODERS
 from fsmerge_cli.checkpoints.prefixes import EMA, strip, unwrapped
-from fsmerge_cli.checkpoints.sentence_modules import KEY, read_modules
-from fsmerge_cli.checkpoints.text_sizes import require_classes, require_sizes
+from fsmerge_cli.checkpoints.sentence_modules import KEY, Modules, read_modules
+from fsmerge_cli.checkpoints.text_sizes import require_classes, stated_options
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import brief, few
+from fsmerge_cli.models.dense import Dense
 from fsmerge_cli.models.source_spec import SourceSpec
 
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
@@ -51,26 +53,6 @@ OTHER_TASKS = {
     "ForCausalLM": "a decoder",
     "LMHeadModel": "a decoder",
 }
-
-ENCODERS = (
-    "Text encoders that can be merged are BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA and ModernBERT, as "
-    "classifiers of texts or of tokens, or without a head."
-)
-
-OTHER_TYPES = {
-    "albert": "ALBERT",
-    "camembert": "CamemBERT",
-    "convbert": "ConvBERT",
-    "deberta": "DeBERTa",
-    "deberta-v2": "DeBERTa",
-    "mpnet": "MPNet",
-    "nomic_bert": "Nomic BERT",
-    "roformer": "RoFormer",
-    "t5": "T5",
-    "xlnet": "XLNet",
-}
-"""Text models that are recognised and not supported."""
-
 
 FAMILIES: Mapping[str, Family] = {own.name: own for own in (BERT, MODERNBERT)}
 """The families of text encoders, by name."""
@@ -107,19 +89,12 @@ def predicts_a_number(spec: SourceSpec, config: Mapping[str, Any], weight: Tenso
     return stated == "regression" or (not stated and weight.ndim == 2 and len(weight) == 1)
 
 
-def refuse_other(kind: str, where: str) -> None:
-    """Raise SourceError for a text model of another kind."""
-    if kind in OTHER_TYPES:
-        raise SourceError(
-            f"{where} is a {OTHER_TYPES[kind]} (model_type '{kind}'), which is not supported. {ENCODERS}"
-        )
-
-
 @dataclass(frozen=True)
 class TextModel:
     """The tensors of one encoder under fsmerge's names, its head, and notes.
 
-    head: `weight` and `bias`; empty: there is none. prefix: of the encoder in the file.
+    head: `weight` and `bias`; empty: there is none. prefix: of the encoder in the file. dense: layers behind its
+    pooled features.
     """
 
     arch: Any
@@ -127,6 +102,7 @@ class TextModel:
     head: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     prefix: str = ""
+    dense: tuple[Dense, ...] = ()
 
 
 def read_text_model(
@@ -153,13 +129,14 @@ def read_text_model(
             f"transformers, and its config.json does not state a token classifier. {ENCODERS}"
         )
     family = text_family(kind)
-    read = modern_options if family is MODERNBERT else partial(_options, kind)
+    read = modern_options if family is MODERNBERT else partial(stated_options, kind)
     options = given or read(config, found.tensors, where, of_tokens)
     arch = family.parse(family.name, options, config, f"{where}: config.json")
     folder = config.get(KEY)
     if folder is None or found.head or spec.head is not None or own_heads:
         return replace(found, arch=arch)
-    return _embedding_model(spec, replace(found, arch=arch), read_modules(folder, where))
+    headers = any(tensor.is_meta for tensor in stored.values())
+    return _embedding_model(spec, replace(found, arch=arch), read_modules(folder, where, arch.features, headers))
 
 
 def reads_tokens(config: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
@@ -170,15 +147,20 @@ def reads_tokens(config: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     return config.get(POOLING) == "tokens" or any(name.endswith(OF_TOKENS) for name in kinds)
 
 
-def _embedding_model(spec: SourceSpec, found: TextModel, modules: Mapping[str, Any]) -> TextModel:
+def _embedding_model(spec: SourceSpec, found: TextModel, modules: Modules) -> TextModel:
     """With the features that sentence-transformers computes, which leaves a pooler out."""
     pooler = NAMES[found.arch.model_type].pooler
     kept = {name: tensor for name, tensor in found.tensors.items() if not name.startswith(f"{pooler}.")}
-    what = "the mean of the tokens" if modules["pooling"] == "mean" else "the first token"
-    notes = (f"'{spec.name}': its features are {what}, as its modules.json states (sentence-transformers)",)
-    return replace(
-        found, arch=replace(found.arch, pooler=False, **modules), tensors=kept, notes=(*found.notes, *notes)
-    )
+    what = "the mean of the tokens" if modules.pooling == "mean" else "the first token"
+    notes = [f"'{spec.name}': its features are {what}, as its modules.json states (sentence-transformers)"]
+    if modules.dense:
+        units = len(modules.dense[-1].weight)
+        notes.append(
+            f"'{spec.name}': its embeddings have {units} units, behind a Dense of its features; it is kept beside "
+            "the merged encoder, and the agreement with the source is that of embeddings"
+        )
+    arch = replace(found.arch, pooler=False, pooling=modules.pooling, unit_length=modules.unit_length)
+    return replace(found, arch=arch, tensors=kept, notes=(*found.notes, *notes), dense=modules.dense)
 
 
 def _split(spec: SourceSpec, stored: Mapping[str, Tensor], names: Names, where: str) -> TextModel:
@@ -256,43 +238,3 @@ def _refuse_targets(config: Mapping[str, Any], where: str) -> None:
             f"{where} predicts several labels per text (problem_type in config.json). fsmerge evaluates and "
             "distils one label per text. Remove its head from the file to merge it without one."
         )
-
-
-def _options(
-    kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, of_tokens: bool
-) -> dict[str, Any]:
-    """Options from the shapes of the tensors, and from config.json what shapes do not show."""
-    names = NAMES[kind]
-    first = names.block.format(i=0)
-    needed = (f"{names.word}.weight", f"{names.position}.weight", f"{first}.{names.hidden}.weight")
-    for name in needed:
-        if name not in tensors or tensors[name].ndim != 2:
-            raise SourceError(f"{where} lacks the matrix {name} of {names.title}. Download the model again.")
-    (vocabulary, embedded), hidden = tensors[needed[0]].shape, tensors[needed[2]].shape
-    blocks = {
-        m.group(1) for n in tensors if (m := re.match(re.escape(names.block).replace(r"\{i\}", r"(\d+)"), n))
-    }
-    types = tensors.get(f"{names.types}.weight") if names.types else None
-    heads = config.get("n_heads" if kind == "distilbert" else "num_attention_heads")
-    if heads is None:
-        raise SourceError(f"{where}: its config.json does not state the number of attention heads.")
-    shown_by = {
-        "vocab_size": vocabulary,
-        "hidden_size": hidden[1],
-        "layers": len(blocks),
-        "intermediate_size": hidden[0],
-        "positions": tensors[needed[1]].shape[0],
-        "types": 0 if types is None else types.shape[0],
-    }
-    require_sizes(kind, config, {**shown_by, "embedding_size": embedded}, where)
-    return {
-        "model_type": kind,
-        **shown_by,
-        "heads": heads,
-        "embedding_size": None if embedded == hidden[1] else embedded,
-        "activation": config.get("activation" if kind == "distilbert" else "hidden_act") or "gelu",
-        "eps": 1e-12 if kind == "distilbert" else config.get("layer_norm_eps", 1e-12),
-        "padding": (1 if names.after_padding else 0) if (pad := config.get("pad_token_id")) is None else pad,
-        "pooler": f"{names.pooler}.weight" in tensors,
-        "pooling": "tokens" if of_tokens else config.get(POOLING, "first"),
-    }

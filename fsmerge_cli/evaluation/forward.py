@@ -20,6 +20,7 @@ from fsmerge_cli.common.progress import Event, Progress
 from fsmerge_cli.data.base import ImageSet
 from fsmerge_cli.data.reading import read
 from fsmerge_cli.data.transfer import fits
+from fsmerge_cli.models.dense import Dense, embedded
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
 from fsmerge_cli.training.feature_key import Network, feature_key
@@ -177,12 +178,18 @@ def merged_forward(
     projectors: Sequence[Tensor],
     heads: Sequence[Head | None],
     reused: Network | None = None,
+    dense: Sequence[Sequence[Dense]] = (),
 ) -> Forward:
-    """One backbone with a projector (U_out) and a folded head per task. reused: see `Reused`."""
+    """One backbone with a projector (U_out) and a folded head per task. reused: see `Reused`.
+
+    dense: the layers behind the features of every source (empty: there are none).
+    """
+    layers = dense or [()] * len(projectors)
 
     def outputs(features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         (z,) = features
-        return [z @ U.T for U in projectors], [head(z) for head in heads if head]
+        estimates = [embedded(own, z @ U.T) for own, U in zip(layers, projectors)]
+        return estimates, [head(z) for head in heads if head]
 
     if reused is None:
         return lambda pixels: outputs([backbone(pixels)])
@@ -206,8 +213,9 @@ def ensemble_forward(sources: Sequence[Source], device: torch.device) -> Reused:
         return features
 
     def outputs(features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        return features, [head(f) for head, f in zip(heads, features) if head]
+        own = [source.embeddings(f) for source, f in zip(sources, features)]
+        return own, [head(f) for head, f in zip(heads, features) if head]
 
-    own = [(s.family, s.arch, s.weights) for s in sources]
+    networks_of = [(s.family, s.arch, s.weights) for s in sources]
     widths = [s.arch.features for s in sources]
-    return Reused(lambda pixels: [run(module, pixels) for module in networks], outputs, own, widths)
+    return Reused(lambda pixels: [run(module, pixels) for module in networks], outputs, networks_of, widths)

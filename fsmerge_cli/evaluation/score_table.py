@@ -122,7 +122,7 @@ def forward_of(problem: Problem, solution: Solution, backbone: nn.Module, reused
     ]
     plan = problem.plan
     network = (plan.family, plan.arch, solution.weights) if reused else None
-    return merged_forward(backbone, solution.projectors, heads, network)
+    return merged_forward(backbone, solution.projectors, heads, network, [s.dense for s in problem.sources])
 
 
 def _evaluated_batch(sets: Sequence[ImageSet | None], outputs: Outputs) -> EvaluatedBatch:

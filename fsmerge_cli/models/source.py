@@ -11,6 +11,7 @@ from torch import Tensor
 from fsmerge_cli.architectures import Family
 from fsmerge_cli.architectures.token_outputs import TokenLayout, token_layout
 from fsmerge_cli.common.shown import shown
+from fsmerge_cli.models.dense import Dense, embedded
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.preprocessing import PLAIN
 from fsmerge_cli.models.source_spec import Reads
@@ -26,7 +27,8 @@ class Source:
     A backbone of images expects pixels in 0..1: mean and std are folded into its first layer. preprocessing: what
     happens to an item before it (a `Preprocessing` of images, a `Tokenization` of texts). origin: path, hub name
     or module. notes: remarks for the user on how it was read. folded: the mean and std in its first layer (None:
-    it has none there). reads: what of it counts, see `SourceSpec`.
+    it has none there). reads: what of it counts, see `SourceSpec`. dense: layers
+    behind the pooled features of an embedding model, whose outputs are its embeddings; the features are distilled.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Source:
     notes: tuple[str, ...] = ()
     folded: Pixels | None = None
     reads: Reads = "pooled"
+    dense: tuple[Dense, ...] = ()
 
     def __repr__(self) -> str:
         """One line: name, size, classes and origin."""
@@ -52,6 +55,10 @@ class Source:
     def labels(self) -> tuple[str, ...] | None:
         """Class names of the head, in order; None without a head."""
         return self.head.labels if self.head else None
+
+    def embeddings(self, features: Tensor) -> Tensor:
+        """What the layers behind the features [n, d] make of them; of most models the features themselves."""
+        return embedded(self.dense, features)
 
     @property
     def layout(self) -> TokenLayout | None:

@@ -219,7 +219,8 @@ def _source_row(own: SourceHeaders) -> SourceRow:
     mean, std = normalisation(own.spec, config, own.found.where)
     types = {str(t.dtype).removeprefix("torch.") for t in own.found.tensors.values() if t.is_floating_point()}
     head = [] if source.head is None else [source.head.weight, source.head.bias, source.head.projector]
-    tensors = [*source.weights.values(), *(t for t in head if t is not None)]
+    dense = [tensor for layer in source.dense for tensor in layer.tensors]
+    tensors = [*source.weights.values(), *(t for t in head if t is not None), *dense]
     return SourceRow(
         name=source.name,
         architecture=str(family.config(source.arch)["architecture"]),
