@@ -11,6 +11,9 @@ Points = NDArray[np.float64]
 CANDIDATES = 2**13
 """Points whose accuracies are predicted."""
 
+BLOCK = 256
+"""Points that are compared with all others at once."""
+
 
 def design(size: int, count: int, seed: int) -> Points:
     """`count` points that fill [0, 1]^size evenly (scrambled Sobol sequence), [count, size]."""
@@ -62,14 +65,12 @@ def predicted_front(coefficients: Points, size: int, count: int, seed: int) -> t
 
 def on_front(metrics: Points) -> NDArray[np.bool_]:
     """Whether no other row is at least as good in all columns and better in one, [n]."""
-    kept = np.zeros(len(metrics), dtype=bool)
-    front: list[NDArray[np.float64]] = []
-    order = np.lexsort((*metrics.T[::-1], metrics.sum(1)))[::-1]  # a row is only dominated by one before it
-    for i in order:
-        own = metrics[i]
-        against = np.array(front) if front else np.empty((0, metrics.shape[1]))
-        better = (against >= own).all(1) & (against > own).any(1)
-        if not better.any():
-            kept[i] = True
-            front.append(own)
+    kept = np.ones(len(metrics), dtype=bool)
+    for start in range(0, len(metrics), BLOCK):
+        stop = min(start + BLOCK, len(metrics))
+        better, equal_or_better = (np.full((stop - start, len(metrics)), value) for value in (False, True))
+        for column in metrics.T:  # column by column: broadcasting over the last axis is many times slower
+            better |= column > column[start:stop, None]
+            equal_or_better &= column >= column[start:stop, None]
+        kept[start:stop] = ~(better & equal_or_better).any(1)
     return kept

@@ -99,7 +99,7 @@ def photographs(root: Path, tasks: list[str]) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("depth", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [1, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("models", "method"),
     [

@@ -26,7 +26,7 @@ KILLS = [*(Kill("placing", n) for n in range(5)), *(Kill("sweep list", n) for n 
 
 
 @pytest.mark.parametrize(
-    "kill", [pytest.param(k, marks=pytest.mark.full if k.moment == 1 else pytest.mark.slow) for k in KILLS]
+    "kill", [pytest.param(k, marks=pytest.mark.full if k == KILLS[1] else pytest.mark.slow) for k in KILLS]
 )
 def test_a_sweep_that_is_killed_between_its_own_files(kill: Kill, tmp_path: Path) -> None:
     log, folder = tmp_path / "log", tmp_path / "sweep"

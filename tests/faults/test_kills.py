@@ -64,7 +64,7 @@ RUNS: dict[str, list[str]] = {
     "ViT, finetune": [*FINETUNE, "model.checkpoint=VITS/low", CLASSES],
     "ViT, regularised, finetune": [*FINETUNE, "model.checkpoint=VITS/low", CLASSES, *REGULARISED],
 }
-IN_TEST = ("MLP, kd", "ViT, fs_merge")
+IN_TEST = ("ViT, fs_merge",)
 """Runs in `make test`; the others in `make test-slow`."""
 
 BEFORE = ["composing", "loading", "read test images"]
@@ -278,7 +278,7 @@ def test_a_finished_finetune_is_not_taken_for_that_of_another_checkpoint(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
+@pytest.mark.parametrize("umask", [0o027, *(pytest.param(n, marks=pytest.mark.slow) for n in (0o002, 0o077))])
 @pytest.mark.parametrize("run", ["MLP, kd", "ViT, finetune"])
 def test_everything_that_is_written_follows_the_umask(
     run: str, umask: int, arguments: Arguments, tmp_path: Path

@@ -94,10 +94,9 @@ def test_a_signal_during_the_imports(number: signal.Signals, seconds: float, tmp
     process = started([*MERGE, "method.steps=100000", f"output.dir={tmp_path / 'out'}"])
     time.sleep(seconds)
     process.send_signal(number)
-    assert (
-        process.communicate(timeout=60)[1]
-        == f"fsmerge: interrupted by {number.name}. Run the same command again.\n"
-    )
+    error = process.communicate(timeout=60)[1]  # a library that misses the module being imported may say so before
+    assert error.endswith(f"fsmerge: interrupted by {number.name}. Run the same command again.\n")
+    assert "Traceback" not in error
     assert process.returncode == 128 + number
     assert list(tmp_path.iterdir()) == []
 
