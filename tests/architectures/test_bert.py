@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,16 +15,36 @@ from fsmerge_cli.common.inputs import IDS, TYPES, NamedTensors, join
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.supernet.map_set import start_maps
+from fsmerge_cli.supernet.network import SuperNet
+from fsmerge_cli.supernet.reference import UnfoldedSuperNet
+from fsmerge_cli.training.problem import Problem
 from fsmerge_cli.training.teachers import network
-from tests.support.encoders import CLASSIFIERS, VARIANTS, encoder_source, text_problem, texts, transformers_model
-from tests.support.identities import check_fold, check_permutation, check_table
+from scripts.scrambled import locked
+from tests.support.encoders import (
+    CLASSIFIERS,
+    MORE_VARIANTS,
+    VARIANTS,
+    arch_of,
+    encoder_source,
+    text_problem,
+    texts,
+    transformers_model,
+)
+from tests.support.identities import check_fold, check_permutation, check_permuted_copy, check_table
+
+COPIED = ("weight_matching", "zipit", "regmean_pp", "ot_fusion", "cca", "pleas")
+"""Methods that match units, beside activation_matching."""
+
+
+UNPOOLED = ("BERT, mean of the tokens", "DistilBERT, tokens", "ModernBERT without pooler")
+"""Their features are the stream, which a scrambled network keeps."""
 
 
 def double(weights: Any) -> dict[str, torch.Tensor]:
     return {n: t.double() for n, t in weights.items()}
 
 
-@pytest.mark.parametrize("variant", CLASSIFIERS)
+@pytest.mark.parametrize("variant", [*CLASSIFIERS, *MORE_VARIANTS])
 def test_the_logits_are_those_of_transformers(variant: str) -> None:
     source = encoder_source(variant, 1)
     module, own = transformers_model(source), texts(source.arch, 5)
@@ -50,20 +71,22 @@ def test_padding_changes_nothing(variant: str) -> None:
     torch.testing.assert_close(network(source)(both)[: len(alone)], alone)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *MORE_VARIANTS])
 def test_the_specification_covers_every_tensor_and_identity_maps_fold_to_the_model(variant: str) -> None:
     check_table(encoder_source(variant, 1))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *MORE_VARIANTS])
 def test_a_random_head_safe_permutation_leaves_the_function_unchanged(variant: str) -> None:
     source = encoder_source(variant, 1)
     check_permutation(source, texts(source.arch, 6))
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("structure", ["diagonal", "full", "heads"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "structure"),
+    [*product(VARIANTS, ("diagonal", "full", "heads")), ("BERT", "low_rank"), ("ModernBERT", "low_rank")],
+)
 def test_folded_equals_unfolded_outputs_and_gradients(variant: str, structure: Any) -> None:
     heads = {"heads": 5} if variant.startswith("ModernBERT") else {}  # rotary heads keep their size
     other = {} if structure == "heads" else {"hidden_size": 20, **heads}
@@ -103,6 +126,59 @@ def test_matching_finds_the_permutation_of_a_permuted_copy(variant: str) -> None
     merged.load_state_dict(dict(solution.weights), assign=True)
     for own, U in zip((source, copy), solution.projectors):
         torch.testing.assert_close(merged(inputs) @ U.T, network(own)(inputs), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_with_start_first_the_merged_model_is_source_1(variant: str) -> None:
+    sources = [encoder_source(variant, 1), encoder_source(variant, 2)]
+    plan, weights, inputs = compile_plan(sources), [s.weights for s in sources], texts(arch_of(variant), 4)
+    for structure in ("diagonal", "low_rank", "full", "heads"):
+        supernet = SuperNet(plan, start_maps(plan, weights, structure, "first", rank=2), weights)
+        assert torch.equal(supernet(inputs), network(sources[0])(inputs)), structure
+
+
+@pytest.mark.full
+def test_sources_and_merged_model_may_differ_in_width_and_heads() -> None:
+    sizes = ((12, 3), (16, 4), (20, 2))
+    sources = [encoder_source("BERT", i, hidden_size=w, heads=h) for i, (w, h) in enumerate(sizes, 1)]
+    plan, weights = compile_plan(sources, 24, 6), [double(s.weights) for s in sources]
+    maps = start_maps(plan, [s.weights for s in sources], "low_rank", "first", rank=2)
+    random = torch.Generator().manual_seed(5)
+    for parameter in maps.parameters():
+        parameter.data = torch.rand(parameter.shape, generator=random) - 0.3
+    maps, inputs = maps.double(), texts(sources[0].arch, 4)
+    found, reference = SuperNet(plan, maps, weights)(inputs), UnfoldedSuperNet(plan, maps, weights)(inputs)
+    torch.testing.assert_close(found, reference, rtol=1e-8, atol=1e-10)
+    assert plan.arch.features == 24
+
+
+def options_of(method: str) -> dict[str, Any]:
+    """Of few units the coordinate descent of weight matching ends in other optima."""
+    return {"restarts": 8} if method == "weight_matching" else {}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("variant", "method"),
+    [*product(["BERT"], COPIED), ("ModernBERT", "weight_matching"), ("ELECTRA", "zipit")],
+)
+def test_a_network_merged_with_its_permuted_copy_is_the_network(variant: str, method: str) -> None:
+    source = encoder_source(variant, 1)
+    check_permuted_copy(METHODS[method](**options_of(method)), source, texts(source.arch, 40))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("variant", UNPOOLED)
+def test_a_network_merged_with_itself_scrambled_is_the_network(variant: str) -> None:
+    """Units and heads in another order, heads turned: as MergeLock does, which only turns give back."""
+    source, inputs = encoder_source(variant, 1), texts(arch_of(variant), 40)
+    copy = replace(locked(source, 3), name="copy")
+    torch.testing.assert_close(network(copy)(inputs), network(source)(inputs), rtol=1e-3, atol=1e-3)
+    problem = Problem(compile_plan([source, copy]), [source, copy], text_problem([source, copy], 20).images)
+    found = METHODS["orthogonal_matching"]().fit(problem)
+    features = network(replace(source, weights=found.weights))(inputs)
+    for U in found.projectors:
+        torch.testing.assert_close(features @ U.T, network(source)(inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_every_difference_between_sources_is_reported() -> None:

@@ -47,11 +47,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 CLASSIFIERS = [name for name, own in VARIANTS.items() if own.get("pooler", True) or own.get("pooling") == "tokens"]
 """Those of which transformers has classifiers, of texts or of tokens."""
 
+MORE_VARIANTS: dict[str, dict[str, Any]] = {
+    "XLM-R": {"model_type": "xlm-roberta", "types": 1, "padding": 1},
+    "RoBERTa, tokens": {"model_type": "roberta", "types": 1, "padding": 1, **TOKENS},
+    "ELECTRA, tokens": {"model_type": "electra", "embedding_size": 8, **TOKENS},
+    "ModernBERT, tokens": {"model_type": "modernbert", "pooling": "tokens"},
+}
+"""Classifiers that differ from some of VARIANTS only in names and in what they read."""
+
 
 def arch_of(variant: str, **options: Any) -> Any:
     """Two blocks, width 16, four heads."""
     tiny = {"vocab_size": 40, "hidden_size": 16, "layers": 2, "heads": 4, "intermediate_size": 24, "positions": 20}
-    own = {**tiny, **VARIANTS[variant], **options}
+    own = {**tiny, **{**VARIANTS, **MORE_VARIANTS}[variant], **options}
     return ModernArch(**{"window": 4, **own}) if own["model_type"] == "modernbert" else TextArch(**own)
 
 
