@@ -63,3 +63,11 @@ def test_a_run_is_one_command_and_one_line(
     assert (tmp_path / "cache/texts/tasks/yelp-test.jsonl").is_file()
     run.write_page(run.rows(given.rows), tmp_path / "rows.md")
     assert "| tsv | 1 |" in (tmp_path / "rows.md").read_text()
+
+
+@pytest.mark.parametrize("name", run.METHODS)
+def test_a_method_is_a_preset_with_its_keys(name: str) -> None:
+    method, *others = run.METHODS[name]
+    preset = yaml.safe_load(Path(f"configs/method/{method.removeprefix('method=')}.yaml").read_text())
+    assert {own.partition("=")[0].removeprefix("method.") for own in others} <= preset.keys()
+    assert (run.SHORT in others) is (name in run.TRAINED)
