@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fsmerge_cli.architectures.ports import FIXED, HeadSpace, Norm, Port, Role, Spec, Stack, compile_role
 from fsmerge_cli.common.inputs import Inputs
+from fsmerge_cli.common.wording import Word
 
 
 class Arch(Protocol):
@@ -163,6 +164,11 @@ class Family:
     def stated(self, arch: Any) -> dict[str, Any]:
         """What config.json states of `arch`: the architecture, and the pixels that timm's model takes."""
         return {**self.config(arch), **(self.pixels(arch) if self.kind == "image" else {})}
+
+    def counted(self, arch: Any) -> Word:
+        """What the counts of a test count: inputs, or the words of texts that are classified one by one."""
+        of_words = self.kind == "text" and getattr(arch, "pooling", None) == "tokens"
+        return "word" if of_words else self.kind
 
     def had_batchnorm(self, arch: Any) -> bool:
         """Whether its networks in memory have convolutions that contain a BatchNorm of the files."""

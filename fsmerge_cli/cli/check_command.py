@@ -21,7 +21,8 @@ would refuse; output.dir is checked if it is given. Nothing is trained, download
   --strict              evaluate the sources on their labelled test images; exit code 1 where there
                         is a warning: a source at chance, far below the accuracy that its folder
                         states, or with its classes in another order
-  --fail-under=PERCENT  the same; exit code 1 where a source has a lower top-1 accuracy
+  --fail-under=PERCENT  the same; exit code 1 where a source has a lower top-1 accuracy (a task that
+                        predicts a number has none and is not checked)
   --json                print the result as JSON
   -q, --quiet           print only errors; the exit code is the result
 

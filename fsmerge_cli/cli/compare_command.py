@@ -21,10 +21,12 @@ confidence intervals. A narrow terminal shows the most important columns; a pipe
 and --json get all of them.
 
   --sort METRIC   of the whole run: mean (default; top-1 accuracy averaged over the tasks),
-                  relative (accuracy relative to the sources'), joint (accuracy when the task is
-                  not given), joint_calibrated, joint_logits, seconds, steps, trained_parameters,
+                  relative (accuracy and correlation relative to the sources'; the default where no
+                  run has an accuracy), joint (accuracy when the task is not given),
+                  joint_calibrated, joint_logits, seconds, steps, trained_parameters,
                   peak_memory_gb, images, images_per_second;
                   of one task: top1.TASK, top5.TASK, loss.TASK, calibration_error.TASK,
+                  pearson.TASK and spearman.TASK (of a task that predicts a number),
                   relative.TASK, agreement.TASK, neighbours.TASK (tasks without a head),
                   feature_error.TASK, feature_cosine.TASK, feature_cka.TASK
   --group-by KEY  one row for all runs that differ only in KEY (seed, method.lr, ...): the mean and
@@ -58,7 +60,7 @@ def run(arguments: list[str]) -> int:
     """Read the runs and print their table."""
     parser = _Parser(add_help=False)
     parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--sort", default="mean", metavar="METRIC")
+    parser.add_argument("--sort", metavar="METRIC")
     parser.add_argument("--group-by", metavar="KEY")
     parser.add_argument("--csv", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true")
@@ -72,18 +74,20 @@ def run(arguments: list[str]) -> int:
 
     if options.plot:
         plots.check_plot(options.plot)
-    runs = compare.ordered(compare.read_runs(options.runs), options.sort)
+    runs = compare.read_runs(options.runs)
+    sort = options.sort or compare.usual_metric(runs)
+    runs = compare.ordered(runs, sort)
     files = check_files(
         {"--csv ": options.csv, "--plot ": options.plot},
         compare.inputs(options.runs, runs),
         options.overwrite,
         "--overwrite",
     )
-    groups = grouping.grouped(runs, options.group_by, options.sort) if options.group_by else []
+    groups = grouping.grouped(runs, options.group_by, sort) if options.group_by else []
     rows = grouping.group_rows(groups, options.group_by) if groups else _rows(runs)
     writers: dict[str, Callable[[Path], None]] = {
         "--csv ": lambda path: tables.write_csv(path, rows),
-        "--plot ": lambda path: _plot(path, options.plot.suffix, runs, options.sort, groups),
+        "--plot ": lambda path: _plot(path, options.plot.suffix, runs, sort, groups),
     }
     write_files({key: (path, writers[key]) for key, path in files.items()}, options.overwrite)
     terminal.print_notes(terminal.console(stderr=True, quiet=options.quiet), compare.notes(runs))
@@ -91,7 +95,7 @@ def run(arguments: list[str]) -> int:
         write_json(rows)
     elif not options.quiet:
         console = terminal.console()
-        console.print(comparison_table.compare_table(rows, options.sort, console.width))
+        console.print(comparison_table.compare_table(rows, sort, console.width, compare.counted(runs)))
     return 0
 
 

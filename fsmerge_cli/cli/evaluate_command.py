@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from fsmerge_cli.cli.composing import composed, config_dir_of
-from fsmerge_cli.cli.gate import gate_of
+from fsmerge_cli.cli.gate import gate_of, measured_in
 from fsmerge_cli.cli.json_output import write_json
 from fsmerge_cli.common.errors import ConfigError, unknown
 from fsmerge_cli.common.notes import notes_in, warnings_in
@@ -32,7 +32,8 @@ from the classifier in the checkpoint.
                chance, far below the accuracy that its folder states, or has its classes in
                another order
   --fail-under=PERCENT
-               exit code 1 where the model has a lower top-1 accuracy on a task
+               exit code 1 where the model has a lower top-1 accuracy on a task (one that predicts
+               a number has none and is not checked)
   --json       print the whole evaluation as JSON (format: fsmerge schema)
   -q, --quiet  print only errors; output files are still written
 
@@ -138,22 +139,23 @@ def run(arguments: list[str]) -> int:
         )
     found.save_files(file=output.file, report=output.report, logits=output.logits, overwrite=output.overwrite)
     evaluation = found.evaluation()
-    top1 = {name: own["top1"] for name, own in evaluation["rows"]["merged"]["tasks"].items()}
+    measured = measured_in(evaluation["rows"]["merged"])
+    terminal.print_notes(terminal.console(stderr=True, quiet=quiet), gate.unchecked(*measured))
     if "--json" in arguments:
         write_json(evaluation)
-        gate.require("the model", evaluation["notes"], top1)
+        gate.require("the model", evaluation["notes"], *measured)
         return 0
     console = terminal.console(quiet=quiet)
     for warning in warnings_in(evaluation["notes"]):
         console.print(Line(f"warning: {warning}"), style="bold", soft_wrap=True)
-    for table in (tables.score_table(evaluation), tables.task_table(evaluation)):
+    for table in (tables.score_table(evaluation), *tables.task_tables(evaluation)):
         console.print(terminal.worded_table(table, model.family.kind))
     for note in notes_in(evaluation["notes"]):
         console.print(Line(f"note: {note}"))
     written = {"evaluation" if what == "file" else what: file for what, file in files.items() if file}
     paths = [f"model: {model.folder}", *(f"{what}: {file}" for what, file in written.items())]
     console.print(Line("   ".join(paths)), soft_wrap=True)
-    gate.require("the model", evaluation["notes"], top1)
+    gate.require("the model", evaluation["notes"], *measured)
     return 0
 
 

@@ -208,7 +208,8 @@ def _show(evaluation: Mapping[str, Any], folder: Path, already_done: bool) -> No
 
     console = terminal.console()
     for name in evaluation["rows"]:
-        console.print(terminal.worded_table(tables.task_table(evaluation, name), _counted(evaluation)))
+        for table in tables.task_tables(evaluation, name):
+            console.print(terminal.worded_table(table, _counted(evaluation)))
     for line in _lines(evaluation, folder):
         console.print(Line(line), soft_wrap=True)
     if already_done:
@@ -217,8 +218,8 @@ def _show(evaluation: Mapping[str, Any], folder: Path, already_done: bool) -> No
 
 def _counted(evaluation: Mapping[str, Any]) -> Word:
     """What was counted in the evaluation: images, texts, or the words of texts."""
-    found: Word = evaluation.get("inputs", "image")
-    return "word" if evaluation["config"]["model"].get("predicts") == "tags" else found
+    found: Word = evaluation.get("counted") or evaluation.get("inputs", "image")
+    return found
 
 
 def _lines(evaluation: Mapping[str, Any], folder: Path) -> Iterator[str]:

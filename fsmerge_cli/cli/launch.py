@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text as Line
 
 from fsmerge_cli.cli import front_sweeper
-from fsmerge_cli.cli.gate import Gate
+from fsmerge_cli.cli.gate import Gate, measured_in
 from fsmerge_cli.cli.hydra_errors import explain, explain_cluster, explain_sweep
 from fsmerge_cli.cli.hydra_version import HYDRA_MAIN
 from fsmerge_cli.cli.json_output import write_json
@@ -156,9 +156,9 @@ def _job(config: DictConfig) -> Any:
         evaluation = run_job(config, overrides)
         for gate in _gates:
             if is_main():
-                tasks = evaluation["rows"].get("merged", {}).get("tasks", {})
-                top1 = {name: own["top1"] for name, own in tasks.items()}
-                gate.require("the merged model", evaluation["notes"], top1)
+                measured = measured_in(evaluation["rows"].get("merged", {}))
+                terminal.print_notes(terminal.console(stderr=True), gate.unchecked(*measured))
+                gate.require("the merged model", evaluation["notes"], *measured)
         if is_sweep() and parallel_jobs() and is_main():
             terminal.console(stderr=True).print(Line(f"done: {label}"), soft_wrap=True)
     except Exception as error:
@@ -174,6 +174,7 @@ def _job(config: DictConfig) -> Any:
             "run": label,
             "exit_code": 0,
             "tasks": {name: task["top1"] for name, task in row["tasks"].items()},
+            "numbers": {name: own["pearson"] for name, own in row.get("numbers", {}).items()},
             "mean": row["mean_top1"],
             "joint": row["joint_top1"].get("softmax"),
             "seconds": sum(evaluation["cost"]["seconds"].values()),

@@ -67,7 +67,8 @@ keys:
   --strict             exit code 1 where there is a warning (a source at chance, far below the
                        accuracy that its folder states, or with its classes in another order)
   --fail-under=PERCENT exit code 1 where the merged model has a lower top-1 accuracy on a task
-                       (the files are written all the same)
+                       (the files are written all the same; a task that predicts a number has no
+                       accuracy and is not checked)
   --json               print one JSON object (folder, evaluation: the content of evaluation.json);
                        everything else goes to standard error
   -q, --quiet          print only errors. By default: progress bars on a terminal; plain lines in a

@@ -77,7 +77,10 @@ def finished(keys: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
 
 
 def require_unchanged(folder: Path) -> None:
-    """Raise OutputError where a finished run no longer holds what it wrote; the logs may differ."""
+    """Raise OutputError where a finished run no longer holds what it wrote.
+
+    The logs may differ, and what only people read: cards and the page (`changed`).
+    """
     if found := [name for name in changed(folder) if not LATER.fullmatch(name)]:
         raise OutputError(
             f"resume=true: the finished run in {folder} is {sentence(folder, found)}. Restore it, or move "

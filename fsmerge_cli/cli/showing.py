@@ -81,7 +81,9 @@ def run_check(config: DictConfig, checking: Checking) -> None:
     if inspection.reasons:
         raise MismatchError(inspection.reasons)
     merge_request.require_images()
-    checking.gate.require("the source", inspection.notes, inspection.top1)
+    measured = inspection.top1, inspection.numbers
+    terminal.print_notes(stderr, checking.gate.unchecked(*measured))
+    checking.gate.require("the source", inspection.notes, *measured)
 
 
 def show(evaluation: Mapping[str, Any], folder: Path, page: Console | None = None) -> None:

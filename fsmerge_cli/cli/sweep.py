@@ -178,9 +178,12 @@ def _written(folder: Path, jobs: Sequence[Mapping[str, Any]], searched: bool) ->
 
 
 def _summary(jobs: Sequence[Mapping[str, Any]], tasks: Sequence[str], path: Path) -> None:
+    numbers = list(dict.fromkeys(name for job in jobs for name in job.get("numbers", {})))
     rows = [[job["run"], job["exit_code"], *(job.get("tasks", {}).get(task) for task in tasks)] for job in jobs]
+    rows = [[*row, *(job.get("numbers", {}).get(name) for name in numbers)] for row, job in zip(rows, jobs)]
     ends = [[job.get(key) for key in ("mean", "joint", "seconds", "folder")] for job in jobs]
-    header = ["run", "exit_code", *tasks, "mean", "joint", "seconds", "folder"]
+    titles = [*tasks, *(f"{name} (Pearson)" for name in numbers)]
+    header = ["run", "exit_code", *titles, "mean", "joint", "seconds", "folder"]
     tables.write_cells(path, [header, *([*row, *end] for row, end in zip(rows, ends))])
 
 

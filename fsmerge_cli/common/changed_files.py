@@ -12,6 +12,9 @@ from fsmerge_cli.common.shown import few, shown
 NO_MODEL = ("evaluation.json", "correct.safetensors", "config.yaml", "report.html", "README.md", "run.log")
 """Files of a result that are no part of a model."""
 
+FOR_PEOPLE = ("README.md", "report.html")
+"""Files that nothing reads: a person may edit or delete them, here and in any folder of a result."""
+
 DEEPEST = 2
 """Most folders between a result and one of its models: tasks/NAME."""
 
@@ -19,10 +22,11 @@ DEEPEST = 2
 def changed(folder: Path, names: Sequence[str] | None = None) -> list[str]:
     """Listed files of a finished folder that are missing or have another content; empty where it has no list.
 
-    names: only these.
+    Without those FOR_PEOPLE. names: only these.
     """
     stated = listed_digests(folder) or {}
-    return sorted(name for name in stated if (names is None or name in names) and _differs(folder, stated, name))
+    read = [name for name in stated if name.rpartition("/")[2] not in FOR_PEOPLE]
+    return sorted(name for name in read if (names is None or name in names) and _differs(folder, stated, name))
 
 
 def of_model(place: Path) -> str | None:

@@ -67,28 +67,7 @@ class Hardware:
     def resolve(self) -> torch.device:
         """The device of this process. Raises ConfigError where it is unknown or not available."""
         here = checked_rank(self.distributed)
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-        except RuntimeError:
-            raise ConfigError(f"hardware.device={brief(name)}: use auto, cpu, cuda, cuda:N or mps.") from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                "hardware.device=cuda: no CUDA device is visible. Pass hardware=cpu, or install a torch build "
-                "with CUDA and check `nvidia-smi`."
-            )
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(
-                f"hardware.device={name}: this machine has {_devices(torch.cuda.device_count())}, numbered from 0."
-            )
-        if device.type == "mps" and not torch.backends.mps.is_available():
-            raise ConfigError(
-                "hardware.device=mps: no Apple GPU is available to this build of torch. Pass hardware=cpu."
-            )
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise ConfigError(f"hardware.device={brief(name)}: use auto, cpu, cuda, cuda:N or mps.")
+        device = available(self.device, "hardware.device=", "hardware=cpu")
         return _own_device(device, here) if device.type == "cuda" and here.size > 1 else device
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
@@ -149,6 +128,31 @@ def _set_deterministic(wanted: bool) -> None:
     """torch.use_deterministic_algorithms imports torch's compiler (1.5 s), so it is called only for a change."""
     if wanted != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(wanted)
+
+
+def available(name: str, key: str, cpu: str) -> torch.device:
+    """The device of this name. Raises ConfigError where it is unknown or not available.
+
+    key: what was passed, in messages; cpu: what to pass for the CPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"{key}{brief(name)}: use auto, cpu, cuda, cuda:N or mps.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{key}cuda: no CUDA device is visible. Pass {cpu}, or install a torch build with CUDA and check "
+            "`nvidia-smi`."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"{key}{name}: this machine has {_devices(torch.cuda.device_count())}, numbered from 0.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"{key}mps: no Apple GPU is available to this build of torch. Pass {cpu}.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"{key}{brief(name)}: use auto, cpu, cuda, cuda:N or mps.")
+    return device
 
 
 def _own_device(device: torch.device, here: ProcessRank) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.alignment.attribution import unit_importance
-from fsmerge_cli.alignment.closed_form.folds import FoldMoments, folds_of
+from fsmerge_cli.alignment.feature_projectors import projectors_of_tasks
 from fsmerge_cli.alignment.k_means import cluster_maps, weighted_k_means
 from fsmerge_cli.alignment.layer_fits import fitted_layers
 from fsmerge_cli.alignment.matching import match_all, require_heads, require_images, require_one_width
@@ -26,7 +25,7 @@ from fsmerge_cli.methods.resets import Resets
 from fsmerge_cli.methods.zipit import reestimated
 from fsmerge_cli.models.plan import Space
 from fsmerge_cli.training.problem import Problem, Solution
-from fsmerge_cli.training.teachers import batches, network
+from fsmerge_cli.training.teachers import network
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -85,10 +84,11 @@ class NeuronInterpolation(Resets):
         networks = [network(source, problem.device) for source in problem.sources]
         where = problem.images.images, problem.hardware.eval_batch, problem.device, problem.progress
         grams = correlations(plan, networks, *where, measure=covariance)
-        matched = match_all(plan, {name: normalised(own) for name, own in grams.items()}, k, problem.progress)
-        found = {}
+        heads = [name for name, space in plan.spaces.items() if space.heads is not None]
+        similarity = correlations(plan, networks, *where, first=True, spaces=heads) if heads else {}
+        matched, found = match_all(plan, similarity, k, problem.progress), {}
         for done, (name, space) in enumerate(plan.spaces.items(), 1):
-            orders = [own[name] for own in matched]
+            orders = [own[name] for own in matched] if name in heads else []
             shared = space.heads is not None and (space.rotary or shares_inner_order(plan, name))
             found[name] = self._maps(problem, space, name, grams[name], weights[name], orders, shared)
             problem.progress(Event("cluster units", done, len(plan.spaces)))
@@ -112,7 +112,7 @@ class NeuronInterpolation(Resets):
         orders: list[Tensor],
         shared: bool,
     ) -> Zipped:
-        k, seed = len(orders), derive(problem.seed, "neuron_interpolation", name)
+        k, seed = len(gram) // space.merged, derive(problem.seed, "neuron_interpolation", name)
 
         def clustered(at: Tensor) -> Zipped:
             own, size = weights[at], len(at) // k
@@ -122,29 +122,3 @@ class NeuronInterpolation(Resets):
         if space.heads is None:
             return clustered(torch.arange(len(gram)))
         return within_heads(space.merged, space.heads[0], orders, clustered, shared)
-
-
-def normalised(covariances: Tensor) -> Tensor:
-    """Correlations of covariances; those of constant units are 0."""
-    deviation = covariances.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(deviation > 1e-12 * deviation.max(), 1 / deviation, 0.0)
-    return (covariances * scale[:, None] * scale).clamp(-1, 1)
-
-
-def projectors_of_tasks(
-    problem: Problem, weights: Mapping[str, Tensor], start: tuple[Tensor, ...], ridge: float | None
-) -> tuple[Tensor, ...]:
-    """U_i [d_i, d'] minimising |f_i(x) - U z(x)|^2 + ridge |U - U_i|^2 on the images of task i; start: U_i."""
-    merged, found = problem.plan.skeleton(), []
-    merged.load_state_dict(dict(weights), assign=True)
-    merged.requires_grad_(False).eval()
-    for i, (source, prior) in enumerate(zip(problem.sources, start)):
-        images, own, sums = problem.task_images(i), network(source, problem.device), FoldMoments()
-        folds = folds_of(len(images), len(images))
-        for rows in batches(len(images), problem.hardware.eval_batch):
-            x = images[rows].to(problem.device)
-            with torch.no_grad():
-                sums.add(merged(x).double(), own(x).double(), folds[rows])
-        fit, _ = sums.fit(ridge, False, prior.double())
-        found.append(fit.matrix.to(prior))
-    return tuple(found)

@@ -56,6 +56,15 @@ def own_word(evaluation: Values, text: str) -> str:
     return worded(text, evaluation.get("inputs", "image"))
 
 
+def counted_word(evaluation: Values, text: str) -> str:
+    """`text` with the word for what the test counts of this run count: inputs, or the words of texts.
+
+    >>> counted_word({"inputs": "text", "counted": "word"}, "54 test images")
+    '54 test words'
+    """
+    return worded(text, evaluation.get("counted") or evaluation.get("inputs", "image"))
+
+
 def images_in_words(evaluation: Values) -> str:
     """Which images measured the merge, as the end of `on ...`.
 
@@ -64,8 +73,11 @@ def images_in_words(evaluation: Values) -> str:
     '40 images held back from the merge'
     >>> images_in_words({"measured_on": {"a": one, "b": one}, "inputs": "text"})
     '40 texts held back from the merge'
+    >>> images_in_words({"measured_on": {"a": one, "b": one}, "inputs": "text", "counted": "word"})
+    'the words of 40 texts held back from the merge'
     """
-    return own_word(evaluation, _images_in_words(evaluation))
+    of = "the words of " if evaluation.get("counted") == "word" else ""
+    return of + own_word(evaluation, _images_in_words(evaluation))
 
 
 def _images_in_words(evaluation: Values) -> str:
@@ -117,8 +129,9 @@ def _of_images(evaluation: Values, model: str) -> list[str]:
         images = [own["images"] for own in evaluation["rows"]["merged"]["neighbours"].values()]
         chance = sum(min(1.0, TEN / (count - 1)) for count in images) / len(images)
         beside = f"; the plain average does on {100 * other:.1f} %" if other is not None else ""
+        image = counted_word(evaluation, "image")
         return [
-            f"{model} finds the image that is nearest by a source's features among its {TEN} nearest on "
+            f"{model} finds the {image} that is nearest by a source's features among its {TEN} nearest on "
             f"{100 * alike:.1f} %{over} of {where}{beside}, by chance {100 * chance:.1f} %.",
             "There are no classifier heads, so there are no predictions to compare.",
         ]
@@ -144,7 +157,7 @@ def values_by_row(evaluation: Values, rows: Mapping[str, Values]) -> tuple[str, 
         measure = "same label as the source, %"
         found = {name: [task_agreement(rows[name], task) for task in tasks] for name in names}
     elif any(rows[name].get("neighbours") for name in names):
-        measure = own_word(evaluation, f"nearest image of the source among {TEN}, %")
+        measure = counted_word(evaluation, f"nearest image of the source among {TEN}, %")
         found = {name: [task_nearest(rows[name], task) for task in tasks] for name in names}
     elif any(value is not None for name in names for value in rows[name]["feature_cosine"].values()):
         measure = "cosine to the source's features"

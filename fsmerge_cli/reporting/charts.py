@@ -91,7 +91,7 @@ def panels(evaluation: Values) -> list[Panel]:
         bars = [_bar(evaluation, name, t["top1"], t["interval"]) for name, t in own.items()]
         if bars:
             count = max(t["count"] for t in own.values())
-            what = summary.own_word(evaluation, "test images")
+            what = summary.counted_word(evaluation, "test images")
             found.append(Panel(task, f"{count:,} {what}, task given", bars))
     for protocol in ("softmax", "logits"):
         joint = {name: row["joint_top1"].get(protocol) for name, row in rows.items()}
@@ -211,7 +211,7 @@ def confusion_maps(evaluation: Values) -> list[tuple[str, Heat]]:
                 found.append(
                     (
                         f"{name}, {summary.PROTOCOLS[protocol]}",
-                        _confusion(shares, summary.own_word(evaluation, "images")),
+                        _confusion(shares, summary.counted_word(evaluation, "images")),
                     )
                 )
     return found

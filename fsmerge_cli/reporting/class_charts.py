@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsmerge_cli.reporting.charts import Cell, Heat, Line
-from fsmerge_cli.reporting.summary import NONE, Table, fixed, number, own_word, per_cent
+from fsmerge_cli.reporting.summary import NONE, Table, counted_word, fixed, number, own_word, per_cent
 
 Values = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ class Reliability:
 
 def class_tables(evaluation: Values) -> list[ClassTable]:
     """Accuracy by class with the source's; of many classes, those that lost most."""
-    word = own_word(evaluation, "images")
+    word = counted_word(evaluation, "images")
     return [_class_table(task, own, word) for task, own in evaluation["classes"].items()]
 
 
@@ -75,19 +75,20 @@ def _points(change: float | None) -> str:
 
 def confusions(evaluation: Values) -> list[tuple[str, Heat]]:
     """Confusion matrices of the merged model: of every task, and joint where the task is not given."""
+    word = counted_word(evaluation, "images")
     found = [
-        (task, _matrix(own["labels"], own["confusion"]))
+        (task, _matrix(own["labels"], own["confusion"], word))
         for task, own in evaluation["classes"].items()
         if own["confusion"] is not None
     ]
     joint = evaluation["joint_confusion"]
     if joint:
         names = [f"{own['task']}: {own['label']}" for own in joint["classes"]]
-        found.append(("Joint, the task is not given (as in classifier/)", _matrix(names, joint["counts"])))
+        found.append(("Joint, the task is not given (as in classifier/)", _matrix(names, joint["counts"], word)))
     return found
 
 
-def _matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Heat:
+def _matrix(names: Sequence[str], counts: Sequence[Sequence[int]], word: str) -> Heat:
     rows = []
     for name, own in zip(names, counts):
         total = sum(own)
@@ -95,7 +96,7 @@ def _matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Heat:
             Cell(
                 n / total if total else None,
                 f"{n:,}" if n else "",
-                f"{n:,} of {total:,} images of {name}: {other}",
+                f"{n:,} of {total:,} {word} of {name}: {other}",
             )
             for other, n in zip(names, own)
         ]

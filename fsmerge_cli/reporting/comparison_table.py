@@ -8,6 +8,8 @@ from typing import Any
 from rich.cells import cell_len
 from rich.table import Table
 
+from fsmerge_cli.common.wording import Word, worded
+from fsmerge_cli.reporting.measures import correlation
 from fsmerge_cli.reporting.tables import JOINT, per_cent
 from fsmerge_cli.reporting.terminal import NO_LIMIT, line
 
@@ -23,6 +25,9 @@ UNLABELLED = ("agreement", "agreement_average")
 SHARES = (*UNLABELLED, "top1", "top5", "mean", "relative", "joint", "joint_calibrated", "joint_logits")
 """Metrics that are shown in per cent, without their suffix `.TASK`."""
 
+CORRELATIONS = ("pearson.", "spearman.")
+"""Beginnings of the metrics that are shown with three decimals."""
+
 RUN = 28
 """Columns that the name of a run keeps; a longer one wraps before other columns are left out."""
 
@@ -30,30 +35,51 @@ BETWEEN = 3
 """Columns between two cells."""
 
 
-def compare_table(rows: Sequence[Mapping[str, Any]], sort: str = "mean", width: int = NO_LIMIT) -> Table:
-    """One row per run, as `fsmerge compare` sorted them, in at most `width` columns where possible."""
+def compare_table(
+    rows: Sequence[Mapping[str, Any]], sort: str = "mean", width: int = NO_LIMIT, word: Word | None = "image"
+) -> Table:
+    """One row per run, as `fsmerge compare` sorted them, in at most `width` columns where possible.
+
+    word: for what the test counts count (None: not the same in all runs).
+    """
     names = dict.fromkeys(name for row in rows for name in row)
     own = [n for n in names if n.startswith(("top1.", "pearson."))]
     tasks = [n for n in own if not (n.endswith("_std") and n[:-4] in names)]
     columns = ["run", *(n for n in names if n == "runs"), *tasks]
     more = (*SHOWN, sort, *(UNLABELLED if any(row.get("mean") is None for row in rows) else ()))
     columns += [n for n in names if n in more and n not in columns]
+    columns = [n for n in columns if not _is_empty(rows, n) or (n == sort and n != "mean")]
     cells = {name: [_cell(row, name) for row in rows] for name in columns}
     kept = fitting(cells, [*LEAST_IMPORTANT, *reversed(tasks), "difference"], {"run", "mean", sort}, width)
-    of_numbers = any(name.startswith("pearson.") for name in tasks)
-    more_titles = ", and Pearson's correlation" if of_numbers else ""
-    table = Table(title=f"Top-1 accuracy on test images, %{more_titles}", title_justify="left")
+    narrow = sum(max(map(cell_len, [_title(n), *own])) + BETWEEN for n, own in cells.items() if n in kept) >= width
+    table = Table(title=_heading(tasks, word), title_justify="left")
     for name in kept:
         if name == "run":
-            table.add_column(name, overflow="fold", min_width=min(16, width // 3), no_wrap=width >= NO_LIMIT)
+            least = min(16, width // 3, max(map(cell_len, cells[name])))
+            table.add_column(name, overflow="fold", min_width=least, no_wrap=width >= NO_LIMIT)
         else:
-            table.add_column(line(_title(name)), justify="right", overflow="fold")
+            # rich narrows the widest columns only, and not below min_width: the table would be cut off
+            most = _width(name, cells[name]) if narrow else None
+            table.add_column(line(_title(name)), justify="right", overflow="fold", max_width=most)
     for i in range(len(rows)):
         table.add_row(*(line(cells[name][i]) for name in kept))
     left_out = [_title(name) for name in columns if name not in kept]
     table.caption = "\n".join(_explanations(rows, left_out, width)) or None
     table.caption_justify = "left"
     return table
+
+
+def _is_empty(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether no run has a value in a column that is not one of a task."""
+    return name in (*SHOWN, *UNLABELLED) and all(row.get(name) is None for row in rows)
+
+
+def _heading(tasks: Sequence[str], word: Word | None) -> str:
+    kinds = {name.partition(".")[0] for name in tasks}
+    if kinds == {"pearson"}:
+        return "Pearson's correlation with the labels of test texts"
+    on = worded(" on test images", word) if word else ""
+    return f"Top-1 accuracy{on}, %" + (", and Pearson's correlation" if "pearson" in kinds else "")
 
 
 def fitting(
@@ -101,12 +127,17 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
         return _difference(row)
     if f"{name}_std" in row and value is not None:
         error = row[f"{name}_std"]
-        spread = "" if error is None else f" ± {100 * error:.1f}" if share else f" ± {error:,.2g}"
+        if name.startswith(CORRELATIONS):
+            spread = "" if error is None else f" ± {correlation(error)}"
+        else:
+            spread = "" if error is None else f" ± {100 * error:.1f}" if share else f" ± {error:,.2g}"
         return (per_cent(value) if share else _number(name, value)) + spread
     return per_cent(value) if share else _number(name, value)
 
 
 def _number(name: str, value: float | None) -> str:
+    if name.startswith(CORRELATIONS):
+        return correlation(value)
     return "-" if value is None else f"{value:.1f}" if name == "seconds" else f"{value:,.5g}"
 
 

@@ -19,7 +19,7 @@ from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.common.notes import notes_in, warnings_in
 from fsmerge_cli.common.options import choose
 from fsmerge_cli.common.shown import printable
-from fsmerge_cli.common.wording import Kind, worded
+from fsmerge_cli.common.wording import Kind, Word, worded
 from fsmerge_cli.evaluation.predictions import Example
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.reporting import charts, class_charts, summary
@@ -43,7 +43,7 @@ def page(evaluation: Mapping[str, Any], examples: Sequence[Example] = (), kind: 
     Content-Security-Policy. kind: of the inputs.
     """
     return printable(
-        _environment(kind)
+        _environment(kind, evaluation.get("counted") or kind)
         .get_template("report.html.j2")
         .render(
             evaluation=evaluation,
@@ -104,7 +104,8 @@ def data_uri(pixels: Tensor) -> str:
 
 
 @cache
-def _environment(kind: Kind) -> Environment:
+def _environment(kind: Kind, counted: Word) -> Environment:
+    """The templates with the words for this kind of input, and for what the test counts count."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     templates = files(__package__) / "templates"
@@ -116,6 +117,7 @@ def _environment(kind: Kind) -> Environment:
         lstrip_blocks=True,
     )
     found.filters["words"] = lambda text: worded(text, kind)  # of what a template puts out itself
+    found.filters["counted"] = lambda text: worded(text, counted)
     return found
 
 

@@ -21,6 +21,46 @@ def column(evaluation: Values, task: str) -> str:
     return f"{task} (Pearson)" if of_number else task
 
 
+def has_numbers(evaluation: Values) -> bool:
+    """Whether a row has the correlation of a task of numbers."""
+    return any(row.get("numbers") for row in evaluation["rows"].values())
+
+
+def has_accuracies(evaluation: Values) -> bool:
+    """Whether a row has the accuracy of a task of classes."""
+    return any(row["tasks"] for row in evaluation["rows"].values())
+
+
+def has_joint(evaluation: Values) -> bool:
+    """Whether a row has a joint accuracy."""
+    return any(row["joint_top1"] for row in evaluation["rows"].values())
+
+
+def measures(row: Values) -> str:
+    """What a row is measured by, in words."""
+    return " and ".join(["accuracy"] * bool(row["tasks"]) + ["correlation"] * bool(row.get("numbers")))
+
+
+def score_title(evaluation: Values) -> str:
+    """What the score table holds, as a title."""
+    if not has_numbers(evaluation):
+        return "Top-1 accuracy"
+    return "Top-1 accuracy and correlation" if has_accuracies(evaluation) else "Correlation with the labels"
+
+
+def details_in_words(evaluation: Values) -> str:
+    """What the first columns of the table of metrics by task are."""
+    same = " “% equal to source”: images on which merged model and source predict the same label."
+    if not has_numbers(evaluation):
+        return f"“% of source”: of the source's top-1 accuracy. Loss: cross-entropy, in nats.{same}"
+    if not has_accuracies(evaluation):
+        return "“% of source”: of the source's Pearson correlation. Loss: squared error."
+    return (
+        "“% of source”: of the source's top-1 accuracy, or of its Pearson correlation where a number is "
+        "predicted. Loss: cross-entropy, in nats; of numbers the squared error." + same
+    )
+
+
 def correlation(value: float | None) -> str:
     """A correlation, three decimals; a dash for None."""
     return NONE if value is None else f"{value:.3f}"

@@ -68,19 +68,19 @@ TASKS = """
 
 {code}
 """
-SCORES = """
-
-Top-1 accuracy on test images in per cent, in brackets the 95 % interval (Wilson). `ensemble` runs every source and
-is the reference of a merge. `plain average` averages the sources' weights. `joint` is joint accuracy (the task is
-not given: the prediction is the best label over all tasks). `-`: not applicable."""
+ACCURACY = "Top-1 accuracy on test images in per cent, in brackets the 95 % interval (Wilson)"
+CORRELATION = "Pearson's correlation with the labels of the test texts"
+SCORES = """{measure}. `ensemble` runs every source and
+is the reference of a merge. `plain average` averages the sources' weights.{joint} `-`: not applicable."""
+JOINT = """ `joint` is joint accuracy (the task is
+not given: the prediction is the best label over all tasks)."""
 
 TITLES = {
     "Agreement with the sources": "The share of the images on which a model predicts the label that the source of "
     "the task predicts, right or wrong; without classifier heads, the share of the images whose nearest image by "
     "the source's features is among the ten nearest by the model's (few images: the mean cosine of the features).",
-    "Metrics by task": "The merged model. '% equal to source': images on which merged model and source predict "
-    "the same label. Feature error (relative to the variance), cosine and CKA compare the features that each head "
-    "receives with those of the source.",
+    "Metrics by task": "The merged model. {details} Feature error (relative to the variance), cosine and CKA "
+    "compare the features that each head receives with those of the source.",
     "Training": "The loss is the squared error of the features, relative to the variance of the sources' "
     "features, plus the terms on the heads' predictions weighted by `method.logit_weight` and "
     "`method.outlier_exposure`.",
@@ -91,6 +91,9 @@ TITLES = {
     "Cost": "",
     "Certificates": "The written files, read back and compared with independent computations.",
 }
+
+COUNTED = ("Agreement with the sources", "Metrics by task", "Predicted tasks")
+"""Sections on counts of the test."""
 
 
 def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, Any], options: str) -> str:
@@ -115,7 +118,7 @@ def model_card(plan: Plan, heads: Mapping[str, Head], evaluation: Mapping[str, A
         rounding=_rounding(evaluation["config"]),
         verdict=escaped(" ".join(summary.verdict(evaluation))),
         warnings="".join(f"\n**Warning:** {escaped(text)}\n" for text in warnings_in(evaluation["notes"])),
-        table=markdown(scores) + worded(SCORES, kind) if scores else worded(NO_LABELS, kind),
+        table=f"{markdown(scores)}\n\n{_caption(evaluation)}" if scores else worded(NO_LABELS, kind),
         sections=_sections(evaluation, kind),
         part="the head of one task" if heads else "what gives the features of one source",
         snippet=fenced(_snippet(plan, heads), "python"),
@@ -143,6 +146,16 @@ def _snippet(plan: Plan, heads: Mapping[str, Head]) -> str:
     return found.replace('heads = load_file("heads.safetensors")\n', "").replace(
         "logits = head(", "features = head("
     )
+
+
+def _caption(evaluation: Mapping[str, Any]) -> str:
+    """What the table of scores holds."""
+    numbers, classes = summary.has_numbers(evaluation), summary.has_accuracies(evaluation)
+    measure = f"{ACCURACY}; of tasks of numbers {CORRELATION}" if numbers and classes else ACCURACY
+    text = SCORES.format(
+        measure=measure if classes else CORRELATION, joint=JOINT if summary.has_joint(evaluation) else ""
+    )
+    return summary.counted_word(evaluation, text)
 
 
 NO_LABELS = "There were no labelled test images."
@@ -213,7 +226,9 @@ def _sections(evaluation: Mapping[str, Any], kind: Kind) -> str:
     for title, description in TITLES.items():
         own = {name: table for name, table in tables[title].items() if table}
         if own:
-            parts += [f"## {title}", *([worded(description, kind)] if description else [])]
+            text = description.replace("{details}", summary.details_in_words(evaluation))
+            word = evaluation.get("counted") or kind if title in COUNTED else kind
+            parts += [f"## {title}", *([worded(text, word)] if text else [])]
             parts += [
                 f"**{name}**\n\n{markdown(table, kind)}" if name else markdown(table, kind)
                 for name, table in own.items()

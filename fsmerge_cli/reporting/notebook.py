@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from fsmerge_cli.common.shown import printable, shortened
+from fsmerge_cli.reporting.measures import correlation, mean_correlation
 from fsmerge_cli.reporting.summary import Table, per_cent, scores, verdict
 
 
@@ -21,6 +22,8 @@ def one_line(kind: str, evaluation: Mapping[str, Any]) -> str:
         found += f", top-1 accuracy {per_cent(row['mean_top1'])} %"
         joint = row["joint_top1"].get("softmax")
         found += "" if joint is None else f", joint {per_cent(joint)} %"
+    if row is not None and (pearson := mean_correlation(row)) is not None:
+        found += f", Pearson correlation {correlation(pearson)}"
     return f"{found})"
 
 

@@ -4,8 +4,9 @@
                    -> LayerSimilarity, Agreement, Training, Certificate, Cost, Provenance
 
 Every key is required and no other is allowed, but for the protocols of a row, of which a model without several
-heads has none, and for `agreement`, `joint_decision`, `measured_on`, `classes`, `joint_confusion`, `serving` and
-`validation_parts`, which earlier files of this version lack. Values are shares of 1 where nothing else is stated.
+heads has none, and for `agreement`, `joint_decision`, `measured_on`, `classes`, `joint_confusion`, `serving`,
+`counted` and `validation_parts`, which earlier files of this version lack. Values are shares of 1 where nothing
+else is stated.
 """
 
 from __future__ import annotations
@@ -174,6 +175,11 @@ class EvaluationFile(Model):
     )
     facts: dict[str, int | float] = Field(description="figures of the method itself, such as condition numbers")
     inputs: Literal["image", "text"] = Field("image", description="what the models read")
+    counted: Literal["word"] | None = Field(
+        None,
+        description="what counts and shares of test images count; null: inputs; word: the words of texts, of "
+        "classifiers of tokens",
+    )
     notes: list[str] = Field(
         description="for the user; those that begin with `warning: ` are shown above the scores"
     )

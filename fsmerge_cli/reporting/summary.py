@@ -10,10 +10,17 @@ from typing import Any
 
 from fsmerge_cli.evaluation.metrics import interval
 from fsmerge_cli.reporting.agreement import agreement as agreement
+from fsmerge_cli.reporting.agreement import counted_word as counted_word
 from fsmerge_cli.reporting.agreement import images_in_words as images_in_words
 from fsmerge_cli.reporting.agreement import own_word as own_word
 from fsmerge_cli.reporting.agreement import sentences, values_by_row
 from fsmerge_cli.reporting.measures import column, correlation, is_measured, mean_correlation, outcome
+from fsmerge_cli.reporting.measures import details_in_words as details_in_words
+from fsmerge_cli.reporting.measures import has_accuracies as has_accuracies
+from fsmerge_cli.reporting.measures import has_joint as has_joint
+from fsmerge_cli.reporting.measures import has_numbers as has_numbers
+from fsmerge_cli.reporting.measures import measures as measures
+from fsmerge_cli.reporting.measures import score_title as score_title
 
 Values = Mapping[str, Any]
 
@@ -152,16 +159,16 @@ def scores(evaluation: Values) -> Table | None:
     if not any(map(is_measured, rows.values())):
         return None
     protocols = [p for p in PROTOCOLS if any(p in row["joint_top1"] for row in rows.values())]
-    cells = []
+    cells, classes = [], int(has_accuracies(evaluation))
     for name, row in rows.items():
         cells.append(
             [row_name(evaluation, name)]
             + [_score(row, task) for task in tasks]
-            + [per_cent(row["mean_top1"])]
+            + [per_cent(row["mean_top1"])] * classes
             + [ranged(row["joint_top1"].get(p), joint_interval(row, p)) for p in protocols]
         )
     titles = [column(evaluation, task) for task in tasks]
-    return Table(["model", *titles, "mean", *(f"joint, {PROTOCOLS[p]}" for p in protocols)], cells)
+    return Table(["model", *titles, *["mean"] * classes, *(f"joint, {PROTOCOLS[p]}" for p in protocols)], cells)
 
 
 def _score(row: Values, task: str) -> str:
@@ -175,37 +182,23 @@ def details(evaluation: Values) -> Table | None:
     row = evaluation["rows"].get("merged")
     if row is None:
         return None
-    cells = []
+    numbers, classes = row.get("numbers", {}), bool(row["tasks"]) or not row.get("numbers")
+    found = []
     for task in evaluation["tasks"]:
-        own = row["tasks"].get(task) or row.get("numbers", {}).get(task, {})
+        own = row["tasks"].get(task) or numbers.get(task, {})
         agreed = evaluation["predictions"].get(task, {})
         images = agreed.get("images")
-        cells.append(
-            [
-                task,
-                str(own.get("count", images or NONE)),
-                per_cent(own.get("relative")),
-                per_cent(agreed["same_as_source"] / images if images else None),
-                per_cent(own.get("top5")),
-                fixed(own.get("loss")),
-                *([correlation(own.get(name)) for name in ("pearson", "spearman")] if row.get("numbers") else []),
-                fixed(own.get("calibration_error")),
-                fixed(row["feature_error"].get(task)),
-                fixed(row["feature_cosine"].get(task)),
-                fixed(row["feature_cka"].get(task)),
-            ]
+        same = per_cent(agreed["same_as_source"] / images if images else None)
+        of_numbers = {name.title(): correlation(own.get(name)) for name in ("pearson", "spearman")}
+        found.append(
+            {"task": task, counted_word(evaluation, "images"): str(own.get("count", images or NONE))}
+            | {"% of source": per_cent(own.get("relative"))}
+            | ({"% equal to source": same, "top-5 %": per_cent(own.get("top5"))} if classes else {})
+            | {"loss": fixed(own.get("loss")), **(of_numbers if numbers else {})}
+            | ({"calibration error": fixed(own.get("calibration_error"))} if classes else {})
+            | {f"feature {n}": fixed(row[f"feature_{n.lower()}"].get(task)) for n in ("error", "cosine", "CKA")}
         )
-    columns = [
-        "task",
-        own_word(evaluation, "images"),
-        "% of source accuracy",
-        "% equal to source",
-        "top-5 %",
-        "loss (nats; of numbers squared error)" if row.get("numbers") else "loss (nats)",
-    ]
-    columns += ["Pearson", "Spearman"] if row.get("numbers") else []
-    columns += ["calibration error", "feature error", "feature cosine", "feature CKA"]
-    return Table(columns, cells)
+    return Table([*found[0]], [[*cells.values()] for cells in found])
 
 
 def similarity(evaluation: Values) -> Table | None:
@@ -241,7 +234,7 @@ def confusion(evaluation: Values, name: str, protocol: str) -> Table | None:
         return None
     columns = list(next(iter(found.values())))
     cells = [[task, *(f"{per_cent(s)} ({n:,})" for s, n in own.values())] for task, own in found.items()]
-    return Table([own_word(evaluation, "images of"), *columns], cells)
+    return Table([counted_word(evaluation, "images of"), *columns], cells)
 
 
 def mistakes(evaluation: Values, task: str) -> Table:

@@ -15,7 +15,9 @@ from rich.text import Text
 
 from fsmerge_cli.common.notes import notes_in
 from fsmerge_cli.common.shown import cell
-from fsmerge_cli.reporting.measures import column, correlation, is_measured
+from fsmerge_cli.common.wording import worded
+from fsmerge_cli.reporting.agreement import counted_word
+from fsmerge_cli.reporting.measures import column, correlation, has_accuracies, has_joint, has_numbers, is_measured
 from fsmerge_cli.reporting.terminal import line
 
 JOINT = "the task is not given: the prediction is the best label over all tasks"
@@ -28,17 +30,25 @@ def score_table(evaluation: Mapping[str, Any]) -> Table:
 
     tasks = evaluation["tasks"]
     method = "" if evaluation["method"] == "unknown" else f" ({evaluation['method']})"
-    classes = any(row["tasks"] for row in evaluation["rows"].values())
-    what = "Top-1 accuracy on test images, %" if classes else "Correlation with the labels of test images"
-    table = Table(title=line(f"{what}{method}"), title_justify="left")
+    classes = has_accuracies(evaluation)
+    what = (
+        "Top-1 accuracy on test images, %" if classes else "Pearson's correlation with the labels of test images"
+    )
+    if classes and has_numbers(evaluation):
+        what = f"{what}, and Pearson's correlation"
+    table = Table(title=line(counted_word(evaluation, f"{what}{method}")), title_justify="left")
     table.add_column("model", no_wrap=True)
-    for name in [*(column(evaluation, task) for task in tasks), "mean", "joint", "joint (logits)"]:
+    shares: Sequence[str] = ("mean", "joint", "joint (logits)") if classes else ()
+    if has_numbers(evaluation) and not has_joint(evaluation):
+        shares = shares[:1]
+    for name in [*(column(evaluation, task) for task in tasks), *shares]:
         table.add_column(line(name), justify="right")
     for name, row in shown_rows(evaluation).items():
         cells = [_cell(row, task) for task in tasks]
         more = row["mean_top1"], row["joint_top1"].get("softmax"), row["joint_top1"].get("logits")
         label = f"{name} (source)" if name in tasks else _row_name(evaluation, name)
-        table.add_row(line(label), *cells, *map(per_cent, more), style="bold" if name == "merged" else None)
+        cells += map(per_cent, more[: len(shares)])
+        table.add_row(line(label), *cells, style="bold" if name == "merged" else None)
     return table
 
 
@@ -75,32 +85,49 @@ def result_lines(evaluation: Mapping[str, Any]) -> list[str]:
     same, other = agreement(evaluation), agreement(evaluation, "average")
     if found and same is not None and evaluation["rows"]["merged"]["tasks"]:
         beside = f" (plain average: {per_cent(other)} %)" if other is not None else ""
-        found.append(f"It agrees with its sources on {per_cent(same)} % of the images{beside}.")
+        images = counted_word(evaluation, "images")
+        found.append(f"It agrees with its sources on {per_cent(same)} % of the {images}{beside}.")
     return [" ".join(found)] if found else []
 
 
-def task_table(evaluation: Mapping[str, Any], name: str = "merged") -> Table:
-    """One row of evaluation.json by task: interval, top-5 accuracy, loss and calibration error."""
+def task_tables(evaluation: Mapping[str, Any], name: str = "merged") -> list[Table]:
+    """One row of evaluation.json by task: accuracies with their interval, and correlations of tasks of numbers."""
+    row = evaluation["rows"][name]
+    classes = [_accuracies(evaluation, name)] if row["tasks"] or not row.get("numbers") else []
+    return [*classes, *([_correlations(evaluation, name)] if row.get("numbers") else [])]
+
+
+def _accuracies(evaluation: Mapping[str, Any], name: str) -> Table:
     from fsmerge_cli.reporting.summary import PROTOCOLS
 
-    table = Table(title=line(f"{_row_name(evaluation, name)}, by task"), title_justify="left")
-    table.add_column("task", no_wrap=True)
-    for title in ("images", "top-1 %", "95 % interval", "top-5 %", "loss", "calibration error %"):
-        table.add_column(title, justify="right")
-    row = evaluation["rows"][name]
+    columns = ("top-1 %", "95 % interval", "top-5 %", "loss", "calibration error %")
+    table, row = _by_task(evaluation, name, columns), evaluation["rows"][name]
     for task, found in row["tasks"].items():
         low, high = found["interval"]
         cells = [str(found["count"]), per_cent(found["top1"]), f"{per_cent(low)} - {per_cent(high)}"]
         cells += [per_cent(found["top5"]), f"{found['loss']:.3f}", per_cent(found["calibration_error"])]
         table.add_row(line(task), *cells)
-    for task, found in row.get("numbers", {}).items():
-        measures = f"Pearson {correlation(found['pearson'])}, Spearman {correlation(found['spearman'])}"
-        table.add_row(line(task), str(found["count"]), "-", measures, "-", f"{found['loss']:.3f}", "-")
     joint = row["joint_top1"]
     if joint:
         shares = [f"{words} {per_cent(joint[name])}" for name, words in PROTOCOLS.items() if name in joint]
         table.caption = f"Joint accuracy in % ({JOINT}): {', '.join(shares)}"
         table.caption_justify = "left"
+    return table
+
+
+def _correlations(evaluation: Mapping[str, Any], name: str) -> Table:
+    table = _by_task(evaluation, name, ("Pearson", "Spearman", "squared error"))
+    for task, found in evaluation["rows"][name]["numbers"].items():
+        cells = [correlation(found["pearson"]), correlation(found["spearman"]), f"{found['loss']:.3f}"]
+        table.add_row(line(task), str(found["count"]), *cells)
+    return table
+
+
+def _by_task(evaluation: Mapping[str, Any], name: str, columns: Sequence[str]) -> Table:
+    table = Table(title=line(f"{_row_name(evaluation, name)}, by task"), title_justify="left")
+    table.add_column("task", no_wrap=True)
+    for title in (counted_word(evaluation, "images"), *columns):
+        table.add_column(title, justify="right")
     return table
 
 
@@ -123,16 +150,24 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
 def sweep_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     """One row per job of a sweep."""
     tasks = list(dict.fromkeys(name for job in jobs for name in job.get("tasks", {})))
-    table = Table(title="All runs, top-1 accuracy of the merged model on test images, %", title_justify="left")
+    numbers = list(dict.fromkeys(name for job in jobs for name in job.get("numbers", {})))
+    title = "All runs, top-1 accuracy of the merged model on test images, %"
+    title = f"{title}, and Pearson's correlation" if numbers else title
+    table = Table(title=title, title_justify="left")
     table.add_column("run", overflow="fold")
-    for name in [*tasks, "mean", "joint", "seconds"]:
+    for name in [*tasks, *(f"{name} (Pearson)" for name in numbers), "mean", "joint", "seconds"]:
         table.add_column(line(name), justify="right")
     for job, label in zip(jobs, distinct([job["run"] for job in jobs])):
         if job["exit_code"]:
-            table.add_row(line(label), *["-"] * (len(tasks) + 2), line(f"failed ({job['exit_code']})"))
+            table.add_row(
+                line(label), *["-"] * (len(tasks) + len(numbers) + 2), line(f"failed ({job['exit_code']})")
+            )
         else:
-            cells = [*(job["tasks"].get(task) for task in tasks), job["mean"], job["joint"]]
-            table.add_row(line(label), *map(per_cent, cells), f"{job['seconds']:.1f}")
+            own = job.get("numbers", {})  # of an earlier version
+            cells = [per_cent(job["tasks"].get(task)) for task in tasks]
+            cells += [correlation(own.get(name)) for name in numbers]
+            cells += [per_cent(job["mean"]), per_cent(job["joint"])]
+            table.add_row(line(label), *cells, f"{job['seconds']:.1f}")
     return _explained(table, [job.get("joint") for job in jobs])
 
 
@@ -237,7 +272,8 @@ def check_lines(inspection: Mapping[str, Any]) -> list[str]:
         lines.append(f"estimate for method={inspection['method']}: {', '.join(estimates)}")
     if inspection["top1"]:
         measured = ", ".join(f"{name} {per_cent(share)} %" for name, share in inspection["top1"].items())
-        lines.append(f"top-1 accuracy of the sources on their test images: {measured}")
+        images = worded("test images", inspection["counted"])
+        lines.append(f"top-1 accuracy of the sources on their {images}: {measured}")
     return [*lines, *(f"note: {note}" for note in notes_in(inspection["notes"]))]
 
 

@@ -23,6 +23,7 @@ from fsmerge_cli.common.distributed import checked_rank
 from fsmerge_cli.common.errors import DataError, MismatchError
 from fsmerge_cli.common.hardware import Hardware
 from fsmerge_cli.common.progress import Progress, silent
+from fsmerge_cli.common.wording import Word
 from fsmerge_cli.data import Task
 from fsmerge_cli.data.readers import reader, require_same_kind
 from fsmerge_cli.data.sampling import TestImages, count_images
@@ -83,7 +84,8 @@ class Inspection:
     against them. recommended, why: the method to start with, as command-line arguments, and the reason. method:
     the requested one; memory: its peak on the CPU in bytes; seconds: estimated time of the run. notes: what could
     not be determined, and notes on the sources. top1: accuracy of every source on its labelled test images, a
-    share, by task; empty where it was not asked for, or where there are none.
+    share, by task; empty where it was not asked for, or where there are none. numbers: the evaluated sources that
+    predict a number, which has no accuracy. counted: what the test counts count.
     """
 
     rows: tuple[SourceRow, ...]
@@ -98,6 +100,8 @@ class Inspection:
     seconds: float | None
     notes: tuple[str, ...]
     top1: Mapping[str, float] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
+    counted: Word = "image"
 
 
 def check(models: Models, method: str | Mapping[str, Any] | Method = "average", base: Base | None = None) -> Plan:
@@ -139,6 +143,7 @@ def inspect(
     parent = check_base(requested, opened, always=True)
     notes: list[str] = []
     top1: Mapping[str, float] = {}
+    numbers: tuple[str, ...] = ()
     with requested.hardware.session() as device:
         if output is not None:
             check_claim(output, requested.run.overwrite, requested.inputs())
@@ -155,7 +160,7 @@ def inspect(
                 content = None if any(map(_is_meta, sources)) else state_content(requested, problem)
                 usable_state(output, content, requested.run.resume, requested.run.overwrite)
             if measure:
-                top1, found = _measured(requested, problem, tests)
+                top1, numbers, found = _measured(requested, problem, tests)
                 notes = [*found, *notes]
     cosines = None if headers_only or plan.distilled else weight_similarity(opened, plan)
     methods = tuple(Applicable(name, reason_against(name, plan, requested)) for name in sorted(METHODS))
@@ -177,6 +182,8 @@ def inspect(
         seconds=seconds,
         notes=tuple(worded_note(note, plan.family.kind) for note in dict.fromkeys(notes)),
         top1=top1,
+        numbers=numbers,
+        counted=plan.family.counted(plan.arch),
     )
 
 
@@ -191,10 +198,13 @@ def _is_meta(source: Source) -> bool:
     return any(tensor.is_meta for tensor in source.weights.values())
 
 
-def _measured(requested: Request, problem: Problem, tests: TestImages) -> tuple[dict[str, float], list[str]]:
-    """Top-1 accuracy, a share, of every source on its labelled test images; warnings and notes."""
+def _measured(
+    requested: Request, problem: Problem, tests: TestImages
+) -> tuple[dict[str, float], tuple[str, ...], list[str]]:
+    """Top-1 accuracy, a share, of every source on its labelled test images; the sources of numbers; notes."""
     if missing := [source.name for source in problem.sources if _is_meta(source)]:
-        return {}, [f"the accuracy of the sources was not compared: the weights of {missing[0]} are not here yet"]
+        why = f"the weights of {missing[0]} are not here yet"
+        return {}, (), [f"the accuracy of the sources was not compared: {why}"]
     labelled = [own for own in tests.sets if own]
     if labelled:
         heads = {source.name: source.head for source in problem.sources}
@@ -207,8 +217,9 @@ def _measured(requested: Request, problem: Problem, tests: TestImages) -> tuple[
                 "test images"
                 for name, own in score.numbers.items()
             ]
-            return found, [*scorer.warnings(outputs, stated_accuracies(requested.sources)), *numbers]
-    return {}, ["the accuracy of the sources was not compared: there are no labelled test images"]
+            warnings = scorer.warnings(outputs, stated_accuracies(requested.sources))
+            return found, (*score.numbers,), [*warnings, *numbers]
+    return {}, (), ["the accuracy of the sources was not compared: there are no labelled test images"]
 
 
 def _source_row(own: SourceHeaders) -> SourceRow:

@@ -17,6 +17,7 @@ from fsmerge_cli.common.errors import ConfigError, OutputError, unknown
 from fsmerge_cli.common.foreign_files import read_json_object
 from fsmerge_cli.common.separation import Input, expanded
 from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.wording import Word
 from fsmerge_cli.evaluation.metrics import Z
 from fsmerge_cli.evaluation.metrics import interval as wilson
 from fsmerge_cli.evaluation.predictions import CORRECT, read_correct
@@ -24,6 +25,7 @@ from fsmerge_cli.reporting.plots import Point
 from fsmerge_cli.reporting.schema import read_evaluation
 from fsmerge_cli.reporting.summary import PROTOCOLS
 from fsmerge_cli.runs.finetuned import METHOD
+from fsmerge_cli.runs.run_metrics import EMPTY, JOINT, metrics_of, row_of, scores_of
 
 T = TypeVar("T")
 
@@ -33,19 +35,7 @@ LOWER_IS_BETTER = (
 )
 """Metrics for which lower is better; of metrics of one task, the part before `.TASK`."""
 
-JOINT = {"joint": "softmax", "joint_calibrated": "softmax_calibrated", "joint_logits": "logits"}
-"""Metrics of joint accuracy (task not given), and the protocols that evaluation.json calls them by."""
-
-TASK = ("top1", "top5", "loss", "calibration_error", "relative")
-"""The metrics of one task."""
-
 ANOTHER = "Run the command again, or leave out this folder."
-
-NUMBER, COLUMNS = ("pearson", "spearman", "loss", "relative"), ("top1.", "pearson.")
-"""Metrics of one task that predicts a number; those of tasks that are columns of the table."""
-
-EMPTY: Mapping[str, Any] = {"tasks": {}, "mean_top1": None, "mean_relative": None, "joint_top1": {}}
-"""The row of a run without an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +79,18 @@ def inputs(patterns: Sequence[str], runs: Sequence[RunEntry]) -> list[Input]:
         *(Input("one of the compared runs", run.folder) for run in runs),
         *(Input("the recorded jobs of a sweep", folder) for folder in jobs),
     ]
+
+
+def usual_metric(runs: Sequence[RunEntry]) -> str:
+    """The metric that runs are ordered by: the accuracy; where none has one, what is relative to the sources."""
+    known = {name for run in runs for name, value in run.metrics.items() if value is not None}
+    return "relative" if "relative" in known and "mean" not in known else "mean"
+
+
+def counted(runs: Sequence[RunEntry]) -> Word | None:
+    """What the test counts of all runs count: images, texts, or words; None where they differ."""
+    found: set[Word] = {e.get("counted") or e.get("inputs", "image") for e in (run.evaluation for run in runs)}
+    return found.pop() if len(found) == 1 else None
 
 
 def ordered(runs: Sequence[RunEntry], metric: str) -> list[RunEntry]:
@@ -178,7 +180,7 @@ def title(metric: str) -> str:
 
 def bound(runs: Sequence[RunEntry], metric: str) -> float | None:
     """The accuracy of the ensemble of all sources, where it is the same in all runs; else None."""
-    rows = [_scores(run.evaluation["rows"].get("ensemble", EMPTY)).get(metric) for run in runs]
+    rows = [scores_of(run.evaluation["rows"].get("ensemble", EMPTY)).get(metric) for run in runs]
     return rows[0] if rows and len(set(rows)) == 1 else None
 
 
@@ -228,63 +230,14 @@ def _recorded(record: Path) -> Path | None:
 
 def _read(folder: Path) -> RunEntry:
     evaluation = read_evaluation(folder / FINISHED, ANOTHER)
-    correct = read_correct(folder, _row(evaluation), ANOTHER)
-    return RunEntry(folder, evaluation, _metrics(evaluation), correct)
+    correct = read_correct(folder, row_of(evaluation), ANOTHER)
+    return RunEntry(folder, evaluation, metrics_of(evaluation), correct)
 
 
 def notes(runs: Sequence[RunEntry]) -> list[str]:
     """What the user should know about the files of the runs: those that are not as they were written."""
     found = [sentence(run.folder, changed(run.folder, (FINISHED, CORRECT))) for run in runs]
     return [text for text in found if text]
-
-
-def _row(evaluation: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The scores of the written model: a source's row has its name."""
-    name = evaluation["tasks"][0] if evaluation["method"] == METHOD else "merged"
-    found: Mapping[str, Any] = evaluation["rows"].get(name, EMPTY)
-    return found
-
-
-def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
-    rows = evaluation["rows"]
-    cost = evaluation["cost"]
-    memory = cost["peak_memory_bytes"]
-    row = _row(evaluation)
-    scores, numbers = _scores(row), row.get("numbers", {})
-    return {
-        **{f"top1.{task}": scores.get(f"top1.{task}") for task in evaluation["tasks"] if task not in numbers},
-        **{f"pearson.{task}": scores.get(f"pearson.{task}") for task in numbers},
-        **{name: scores[name] for name in ("mean", "relative", "agreement", *JOINT)},
-        "agreement_average": _scores(rows.get("average", EMPTY))["agreement"],
-        "seconds": sum(cost["seconds"].values()),
-        "trained_parameters": cost["trained_parameters"],
-        "peak_memory_gb": None if memory is None else memory / 1e9,
-        **{name: cost.get(name) for name in ("steps", "images", "images_per_second")},
-        **{name: value for name, value in scores.items() if "." in name and not name.startswith(COLUMNS)},
-    }
-
-
-def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of a row by name: those over all tasks, and NAME.TASK for those of one task."""
-    joint = row["joint_top1"]
-    found = {
-        "mean": row["mean_top1"],
-        "relative": row["mean_relative"],
-        **{name: joint.get(protocol) for name, protocol in JOINT.items()},
-    }
-    for task, values in row["tasks"].items():
-        found |= {f"{name}.{task}": values.get(name) for name in TASK}
-    for task, values in row.get("numbers", {}).items():
-        found |= {f"{name}.{task}": values.get(name) for name in NUMBER}
-    agreed = {task: own["same"] / own["images"] for task, own in row.get("agreement", {}).items()}
-    found["agreement"] = sum(agreed.values()) / len(agreed) if agreed else None
-    found |= {f"agreement.{task}": share for task, share in agreed.items()}
-    found |= {
-        f"neighbours.{task}": own["among"] / own["images"] for task, own in row.get("neighbours", {}).items()
-    }
-    for name in ("feature_error", "feature_cosine", "feature_cka"):
-        found |= {f"{name}.{task}": value for task, value in row.get(name, {}).items()}
-    return found
 
 
 def _tensor_name(metric: str) -> str:

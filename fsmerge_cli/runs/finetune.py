@@ -238,7 +238,7 @@ def _training_setup(
     if not count:
         raise DataError("data.images_per_task=0 leaves no training images. Pass a number, or all.")
     usable = training_rows(images, order, count, seen.digests, requested.hardware.workers, progress)
-    notes += usable.notes(images)
+    notes += usable.notes(images, requested.labels)
     rows = [*usable.digests]
     if requested.predicts == "number" and requested.start.predicts is None:
         notes.append(f"task '{source.name}': {GUESSED}")

@@ -13,6 +13,7 @@ from torch import nn
 
 from fsmerge_cli.common.errors import DataError
 from fsmerge_cli.common.progress import Event, Progress
+from fsmerge_cli.common.shown import shortened, shown
 from fsmerge_cli.data import ImageSet
 from fsmerge_cli.data.draw import READ_BATCH, digest
 from fsmerge_cli.data.reading import combined_error, read_valid
@@ -33,7 +34,8 @@ class TrainingRows:
 
     digests: row -> digest of the pixels and label. unreadable: row -> error. in_test: rows identical to a test
     image. duplicates: rows identical to another training image. unlabelled: rows without a number or a tag, where
-    these are learned.
+    these are learned. relabelled: by the row of a training image, the first of its duplicates with another label,
+    and this label.
     """
 
     digests: dict[int, tuple[bytes, Label]] = field(default_factory=dict)
@@ -41,9 +43,10 @@ class TrainingRows:
     in_test: list[int] = field(default_factory=list)
     duplicates: list[int] = field(default_factory=list)
     unlabelled: list[int] = field(default_factory=list)
+    relabelled: dict[int, tuple[int, Label]] = field(default_factory=dict)
 
-    def notes(self, images: ImageSet) -> list[str]:
-        """What was left out."""
+    def notes(self, images: ImageSet, labels: Sequence[str]) -> list[str]:
+        """What was left out. labels: names of the classes."""
         found = []
         if self.unreadable:
             more = ", ..." * (len(self.unreadable) > MAX_EXAMPLES)
@@ -55,6 +58,14 @@ class TrainingRows:
         for what, rows in identical.items():
             if rows:
                 found.append(f"{len(rows)} image{'s' * (len(rows) > 1)} left out, identical to {what}")
+        if self.relabelled:
+            row, (other, label) = min(self.relabelled.items())
+            count, first = len(self.relabelled), _in_words(self.digests[row][1], labels)
+            found.append(
+                f"{count} training image{'s have' if count > 1 else ' has'} more than one label, of which one is "
+                f"trained: {images.title(row)} is {first}, and {images.title(other)}, which is identical, is "
+                f"{_in_words(label, labels)}"
+            )
         return found
 
     def sha256(self) -> str:
@@ -78,7 +89,7 @@ def training_rows(
 
     Raises DataError where an image cannot be read (unless the data set skips those), or where none is left.
     """
-    found, left, seen = TrainingRows(), iter(order), set(test_digests)
+    found, left, seen = TrainingRows(), iter(order), dict.fromkeys(test_digests, -1)
     while len(found.digests) < count and (rows := [*islice(left, count - len(found.digests))]):
         for part in read_valid(images, rows, READ_BATCH, workers):
             found.unreadable.update(part.errors)
@@ -87,11 +98,15 @@ def training_rows(
                 mark, target = digest(own), _label(images, row, int(label))
                 if _is_none(target):
                     found.unlabelled.append(row)
-                elif mark in seen:
-                    (found.in_test if mark in test_digests else found.duplicates).append(row)
-                else:
-                    seen.add(mark)
+                elif mark not in seen:
+                    seen[mark] = row
                     found.digests[row] = mark, target
+                elif (first := seen[mark]) < 0:
+                    found.in_test.append(row)
+                else:
+                    found.duplicates.append(row)
+                    if found.digests[first][1] != target:
+                        found.relabelled.setdefault(first, (row, target))
             progress(Event("check images", len(found.digests), count, images=1))
     if found.unreadable and not images.skip_unreadable:
         raise combined_error([*found.unreadable.values()])
@@ -102,6 +117,15 @@ def training_rows(
     if len(found.digests) < count:
         progress(Event("check images", count, count, images=1))
     return found
+
+
+def _in_words(label: Label, labels: Sequence[str]) -> str:
+    """The name of a class, a number, or the tags of the words of a text."""
+    if isinstance(label, float):
+        return f"{label:g}"
+    if isinstance(label, int):
+        return shown(labels[label])
+    return shortened(" ".join("-" if own == NO_LABEL else labels[own] for own in label))
 
 
 def _label(images: ImageSet, row: int, label: int) -> Label:

@@ -109,8 +109,10 @@ class Finetuned:
 
     def evaluation(self) -> dict[str, Any]:
         """The content of evaluation.json; fields that only a merge has are empty."""
-        kind = self.source.family.kind
-        return document(self, METHOD, [self.source.name], training=course(self.trace, {}), inputs=kind)
+        kind, counted = self.source.family.kind, self._counted
+        return document(
+            self, METHOD, [self.source.name], training=course(self.trace, {}), inputs=kind, counted=counted
+        )
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model, evaluation.json, config.yaml and a model card, atomically. Raises OutputError."""
@@ -192,8 +194,7 @@ class Finetuned:
     @property
     def _counted(self) -> Word:
         """What an accuracy counts."""
-        kind = self.source.family.kind
-        return "word" if kind == "text" and self.source.arch.pooling == "tokens" else kind
+        return self.source.family.counted(self.source.arch)
 
     def _measure(self) -> str:
         """What the scores are, on which inputs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,6 +24,7 @@ from fsmerge_cli.checkpoints.projectors import TokenProjector, read_projectors, 
 from fsmerge_cli.checkpoints.tasks import order_note, with_label_names
 from fsmerge_cli.checkpoints.weights import model_in
 from fsmerge_cli.common.errors import ConfigError, SourceError, UserError, unknown
+from fsmerge_cli.common.hardware import available
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.options import FORBID, FiniteFloat, Flag, Positive, Text, build
 from fsmerge_cli.common.shown import listed, shown
@@ -32,6 +34,7 @@ from fsmerge_cli.data.text.tokens import ToTokens
 from fsmerge_cli.evaluation.tokens import tokens_of
 from fsmerge_cli.models.head import Head, of_classes
 from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.fitting_inputs import features_of
 from fsmerge_cli.runs.from_run import Data, given_data
 from fsmerge_cli.runs.predict import Prediction, batches, is_one, outputs_of, ranked, require_top_k
 from fsmerge_cli.runs.predict_texts import is_one_text, tagged, text_batches
@@ -96,9 +99,11 @@ class Merged:
         return {name: head.labels for name, head in self.heads.items()}
 
     def logits(self, images: Inputs, task: str) -> Tensor:
-        """Logits [n, classes] of one task for images [n, C, H, W]. Raises ConfigError for an unknown task."""
-        with torch.no_grad():
-            return self._head(task)(self.backbone(images))
+        """Logits [n, classes] of one task for images [n, C, H, W]. Raises ConfigError for an unknown task.
+
+        Raises DataError, as all that reads images or tokens here, where they do not fit the model.
+        """
+        return self._head(task)(features_of(self, images))
 
     def features(self, images: Inputs, source: str | None = None) -> Tensor:
         """Features [n, d] of images [n, C, H, W]; of a source without a head, those that it has: [n, d_i].
@@ -107,9 +112,8 @@ class Merged:
         """
         if source is not None and source not in self.projectors:
             raise ConfigError(unknown("source without a head", source, self.projectors))
-        with torch.no_grad():
-            found: Tensor = self.backbone(images.to(self.device))
-            return found if source is None else found @ self.projectors[source].to(found).T
+        found = features_of(self, images)
+        return found if source is None else found @ self.projectors[source].to(found).T
 
     def tokens(self, images: Inputs, source: str) -> Tensor:
         """Patch tokens [n, T, d_i] of a source, for its decoders. Raises ConfigError."""
@@ -117,11 +121,10 @@ class Merged:
         if place is None or source not in self.token_projectors:
             raise ConfigError(unknown("source with a token projector", source, self.token_projectors))
         weight, bias, grid = self.token_projectors[source]
-        with torch.no_grad():
-            own = tokens_of(self.backbone, place, images.to(self.device))
-            found = own @ weight.to(own).T + bias.to(own)
-            here = self.family.grid(self.backbone)
-            return found if grid is None or here is None else on_grid(found, here, grid)
+        own = features_of(self, images, partial(tokens_of, self.backbone, place))
+        found = own @ weight.to(own).T + bias.to(own)
+        here = self.family.grid(self.backbone)
+        return found if grid is None or here is None else on_grid(found, here, grid)
 
     def with_heads(self) -> Merged:
         """The model itself. Raises SourceError if none of its sources had a head."""
@@ -144,7 +147,8 @@ class Merged:
         return next(self.backbone.parameters()).device
 
     def to(self, device: torch.device | str) -> Merged:
-        """The same model with its weights moved to `device`."""
+        """The same model with its weights moved to `device`. Raises ConfigError where there is no such device."""
+        device = available(str(device), "device=", "'cpu'")
         heads = {name: head.to(device) for name, head in self.heads.items()}
         projectors = {name: U.to(device) for name, U in self.projectors.items()}
         return replace(self, backbone=self.backbone.to(device), heads=heads, projectors=projectors)
@@ -160,8 +164,7 @@ class Merged:
     def _outputs(self, images: Inputs, task: str | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The probabilities [n, labels], and the predicted numbers by task, [n]."""
         heads = self.with_heads().heads if task is None else {task: self._head(task)}
-        with torch.no_grad():
-            return outputs_of(heads, self.backbone(images.to(self.device)), joint=task is None)
+        return outputs_of(heads, features_of(self, images), joint=task is None)
 
     @overload
     def predict(self, images: str | Path | Image.Image, task: str | None = None, top_k: int = 5) -> Prediction: ...
@@ -244,7 +247,8 @@ def load_merged(
             stored, metadata = file_heads(*found.heads, found.where), found.heads[1]
             read = [choose_head(replace(spec, head=n), stored, metadata, found.config, found.where) for n in names]
             heads = {name: head for name, (head, _, _) in zip(names, read)}
-            notes += tuple(note for _, _, own in read for note in own)
+            named = [(n, note.removeprefix(f"'{task}': ")) for n, (_, _, own) in zip(names, read) for note in own]
+            notes += tuple(f"'{n}': {note}" for n, note in named)
             for name, head in heads.items():
                 check_weights(replace(first, name=name, head=head))
         return Merged(

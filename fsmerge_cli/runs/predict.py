@@ -44,26 +44,38 @@ class Prediction:
     """The most probable labels of one image, best first.
 
     The probabilities are those of all labels that were asked for: of one task, or of all tasks together. numbers:
-    by task that predicts one.
+    by task that predicts one. Where all these tasks predict a number, `top` is empty, and `label`, `probability`
+    and `task` raise ConfigError.
     """
 
     top: tuple[Candidate, ...]
     numbers: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def _best(self) -> Candidate:
+        """The most probable label. Raises ConfigError where there are only numbers."""
+        if not self.top:
+            names, verb = ", ".join(map(repr, self.numbers)), "predicts" if len(self.numbers) == 1 else "predict"
+            raise ConfigError(
+                f"{names} {verb} a number, which has no label and no probability. The number is "
+                f".numbers[{next(iter(self.numbers), '')!r}]."
+            )
+        return self.top[0]
+
+    @property
     def label(self) -> str:
         """The most probable label."""
-        return self.top[0].label
+        return self._best.label
 
     @property
     def probability(self) -> float:
         """Its probability."""
-        return self.top[0].probability
+        return self._best.probability
 
     @property
     def task(self) -> str:
         """The task that it belongs to."""
-        return self.top[0].task
+        return self._best.task
 
     def __repr__(self) -> str:
         """The labels with their probabilities, and the numbers."""

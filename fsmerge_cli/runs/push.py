@@ -39,10 +39,15 @@ def repository_files(run: Path) -> dict[str, Path]:
     the backbone where there is none.
     """
     card = run / "merged" / CARD
-    if not (run / FINISHED).is_file() or not card.is_file():
+    if not (run / FINISHED).is_file() or not (run / "merged").is_dir():
         raise OutputError(
             f"{shown(run)} is no finished run (a folder with {FINISHED} and merged/). Give one that `fsmerge "
             "merge` wrote."
+        )
+    if not card.is_file():
+        raise OutputError(
+            f"{shown(run)} has no merged/{CARD}, the card that the hub shows. Restore it, or write another one "
+            "with front matter (https://huggingface.co/docs/hub/model-cards)."
         )
     found = {CARD: card}
     root = next(run / name for name in FOLDERS if (run / name / "config.json").is_file())
@@ -65,7 +70,7 @@ def _require_own_files(run: Path, files: Iterable[Path]) -> None:
             f"{shown(run)} holds files that the run did not write, and nothing was uploaded: "
             f"{few(sorted(foreign))}. Move them away; further files are added to the repository on the hub."
         )
-    if wrong := changed(run, [name for name in names if not name.endswith(CARD)]):
+    if wrong := changed(run, [*names]):
         raise OutputError(
             f"{shown(run)} holds files that were changed since the run wrote them, and nothing was uploaded: "
             f"{few(wrong)}. Restore them, or delete {LIST} in it to upload the folder as it is."

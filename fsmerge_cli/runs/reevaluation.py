@@ -68,6 +68,7 @@ class Reevaluation:
             classes=self.classes,
             joint_confusion=self.joint_confusion,
             inputs=self.model.family.kind,
+            counted=self.model.family.counted(self.model.arch),
         )
 
     def save(self, file: str | Path, overwrite: bool = False) -> None:

@@ -21,7 +21,7 @@ from fsmerge_cli.common.private_paths import PrivatePaths, remember
 from fsmerge_cli.common.progress import Event
 from fsmerge_cli.common.separation import Input
 from fsmerge_cli.common.shown import well_formed
-from fsmerge_cli.common.wording import Kind
+from fsmerge_cli.common.wording import Kind, Word
 from fsmerge_cli.evaluation.certificates import Certificate, Certifier
 from fsmerge_cli.evaluation.predictions import write_correct
 from fsmerge_cli.evaluation.score_table import Evaluation
@@ -107,6 +107,7 @@ class MergeResult:
             tokens={name: own.entry() for name, own in self.measured.tokens.items()},
             measured_on=measured_on(self.measured),
             inputs=self.plan.family.kind,
+            counted=self.plan.family.counted(self.plan.arch),
         )
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
@@ -183,13 +184,14 @@ def document(
     training: Mapping[str, Any] | None = None,
     joint_confusion: Mapping[str, Any] | None = None,
     inputs: Kind = "image",
+    counted: Word = "image",
     **more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of an evaluation.json.
 
     found: what was measured, with its scores, cost, provenance, options and notes. joint_confusion: see
-    `evaluation.class_results`. inputs: what the models read. more: similarity, predictions, classes,
-    certificates, facts, tokens and measured_on, each empty by default.
+    `evaluation.class_results`. inputs: what the models read. counted: what its test counts count. more:
+    similarity, predictions, classes, certificates, facts, tokens and measured_on, each empty by default.
     """
     content = {
         "schema_version": VERSION,
@@ -210,7 +212,10 @@ def document(
         "provenance": dict(found.provenance),
         "config": plain_values(found.options),
     }
-    return dict(well_formed(content if inputs == "image" else {**content, "inputs": inputs}))
+    kind: dict[str, str] = {} if inputs == "image" else {"inputs": inputs}
+    if counted == "word":
+        kind["counted"] = counted
+    return dict(well_formed({**content, **kind}))
 
 
 def measured_on(found: Evaluation) -> dict[str, Any]:

@@ -72,11 +72,11 @@ def _versions(rows: Sequence[Row]) -> str:
     return f"Made with {'; '.join(sorted(found))}.\n"
 
 
-def table(cell: Cell, methods: Mapping[str, Sequence[Row]], against: str) -> str:
-    """The table of one group and number of images."""
+def table(cell: Cell, methods: Mapping[str, Sequence[Row]], against: str, inputs: str = "images") -> str:
+    """The table of one group and number of images. inputs: the word for them."""
     first = next(iter(methods.values()))[0]
     lines = [
-        f"## {cell[0]}, {_data(cell[1])}\n",
+        f"## {cell[0]}, {_data(cell[1], inputs)}\n",
         f"Sources {100 * statistics.mean(first['sources'].values()):.1f} %; ensemble joint "
         f"{_ensemble(methods, 'softmax')}, calibrated {_ensemble(methods, 'softmax_calibrated')} %.\n",
         f"| method | seeds | % of the sources | to {against} | joint | calibrated | steps | seconds | on |",
@@ -96,9 +96,9 @@ def table(cell: Cell, methods: Mapping[str, Sequence[Row]], against: str) -> str
     return "\n".join(lines) + "\n"
 
 
-def _data(images: str) -> str:
+def _data(images: str, inputs: str) -> str:
     """The training data of a cell, in words."""
-    return f"{images} images per task" if images.isdigit() else f"no images of the tasks, {images} data"
+    return f"{images} {inputs} per task" if images.isdigit() else f"no {inputs} of the tasks, {images} data"
 
 
 def _devices(found: Sequence[Row]) -> str:

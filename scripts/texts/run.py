@@ -141,5 +141,5 @@ def write_page(found: Sequence[Row], path: Path) -> None:
     for own in found:
         cells[own["group"], own["images"]][own["method"]].append(own)
     order = sorted(cells, key=lambda cell: (cell[0], int(cell[1])))
-    tables = (results_table(cell, cells[cell], "kd") for cell in order)
+    tables = (results_table(cell, cells[cell], "kd", "sentences") for cell in order)
     write_above_notes(path, [TITLE, paragraph(HEAD), *tables])

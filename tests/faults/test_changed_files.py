@@ -82,7 +82,6 @@ def test_a_changed_run_is_not_uploaded_but_its_card_may_be_edited(place: Path) -
 
 def test_resume_does_not_take_a_changed_run_for_finished(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "out/run.log").write_text("mine")
-    assert main([*OUT, "resume=true"]) == 0
     flip(place / "out/merged/model.safetensors")
     capsys.readouterr()
     assert main([*OUT, "resume=true"]) == 2
@@ -90,6 +89,43 @@ def test_resume_does_not_take_a_changed_run_for_finished(place: Path, capsys: py
         f"fsmerge: error: resume=true: the finished run in out is "
         f"{NOTE.format('out', 'merged/model.safetensors')}. Restore it, or move the folder away and run the "
         "command again.\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["merged/README.md", "report.html"])
+def test_what_only_people_read_may_be_edited_or_deleted(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "out" / name
+    assert file.is_file()
+    file.write_text("mine")
+    assert main([*OUT, "resume=true"]) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert file.read_text() == "mine"
+    assert repository_files(Path("out"))
+    file.unlink()
+    assert main([*OUT, "resume=true"]) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "evaluation.json", "merged/config.json"])
+def test_other_files_of_a_finished_run_may_not_be_changed(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "out" / name
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert main([*OUT, "resume=true"]) == 2
+    assert NOTE.format("out", name) in capsys.readouterr().err
+
+
+def test_a_run_without_its_card_is_not_uploaded(place: Path) -> None:
+    (place / "out/merged/README.md").unlink()
+    with pytest.raises(OutputError) as error:
+        repository_files(Path("out"))
+    assert str(error.value) == (
+        "out has no merged/README.md, the card that the hub shows. Restore it, or write another one with front "
+        "matter (https://huggingface.co/docs/hub/model-cards)."
     )
 
 

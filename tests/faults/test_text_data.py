@@ -13,8 +13,10 @@ from fsmerge_cli.common.errors import ConfigError, DataError
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.data.base import Task
 from fsmerge_cli.data.text import parquet
+from fsmerge_cli.data.text.files import Columns, rows_of
 from fsmerge_cli.data.text.text import Texts
 from fsmerge_cli.data.text.tokens import require_whole
+from fsmerge_cli.data.text.words import Words
 from fsmerge_cli.runs import finetune_request
 from tests.support.encoders import TOPIC, save_encoder, sentence_source
 
@@ -104,6 +106,25 @@ def test_a_file_of_columns_is_not_read_as_the_words_of_one_text(tmp_path: Path) 
         f"{tmp_path}/films.json holds columns (text, label: a list of all values each), which would be read as "
         "the words of one text. Save a list of objects, or one object per line."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "tags"),
+    [
+        ("one.jsonl", '{"text": ["Anna", "left"], "tags": ["PER", "O"]}\n', ("PER", "O")),
+        ("one.jsonl", '{"text": ["Anna", "left"], "labels": ["PER", "O"]}\n', ("PER", "O")),
+        ("one.ndjson", '{"sentence": ["Anna", "left"]}\n', None),
+        ("one.json", '{"text": ["Anna", "left"], "ner_tags": [1, 0]}', (1, 0)),
+        ("one.json", '{"tokens": ["Anna", "left"], "labels": ["PER", "O"]}', ("PER", "O")),
+        ("one.json", '[{"text": ["Anna", "left"], "labels": ["PER", "O"]}]', ("PER", "O")),
+    ],
+)
+def test_one_record_with_lists_is_a_text_as_its_words(
+    name: str, content: str, tags: tuple[Any, ...] | None, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    (row,) = rows_of(tmp_path / name, Columns())
+    assert (row.text, row.label) == (Words(("Anna", "left")), tags)
 
 
 @pytest.mark.parametrize("label", ["1.0", "true"])

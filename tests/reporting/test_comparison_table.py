@@ -57,6 +57,47 @@ def test_columns_are_left_out_whole_and_named(width: int, columns: list[str], le
     assert (note in text) if left_out else ("no room" not in text)
 
 
+def of_numbers(runs: int, **more: float) -> list[dict[str, Any]]:
+    own = {"pearson.likeness": 0.123456789, "pearson.value": -0.987654321, "mean": None, "relative": 0.5}
+    empty = dict.fromkeys(("difference", "difference_low", "difference_high", "joint", "joint_calibrated"))
+    return [
+        {"run": f"method=regmean seed={seed}", **own, **more, **empty, "seconds": 12.3} for seed in range(runs)
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, NO_LIMIT])
+def test_correlations_have_three_decimals_and_fit(width: int) -> None:
+    lines = shown(width, of_numbers(2))
+    assert titles(lines) == ["run", "likeness (Pearson)", "value (Pearson)", "seconds"]
+    assert max(map(len, lines)) <= width
+    assert lines[0] == "Pearson's correlation with the labels of test texts"
+    cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in lines if row.startswith("│")]
+    assert cells[0][:3] == ["method=regmean seed=0", "0.123", "-0.988"]
+    both = shown(width, of_numbers(2, **{"pearson.likeness_std": 0.01234, "pearson.value_std": 0.1}))
+    assert "0.123 ± 0.012" in "\n".join(both)
+
+
+@pytest.mark.parametrize(
+    ("word", "title"),
+    [
+        ("image", "Top-1 accuracy on test images, %"),
+        ("word", "Top-1 accuracy on test words, %"),
+        (None, "Top-1 accuracy, %"),
+    ],
+)
+def test_the_title_has_the_word_for_what_is_counted(word: Any, title: str) -> None:
+    assert str(compare_table(rows(), word=word).title) == title
+    mixed = [{**row, "pearson.likeness": 0.5} for row in rows()]
+    assert str(compare_table(mixed, word=word).title) == f"{title}, and Pearson's correlation"
+
+
+def test_a_short_name_of_a_run_leaves_its_room_to_the_difference() -> None:
+    gap = {"difference": 0.0, "difference_low": -0.4358, "difference_high": 0.4358}
+    first = {"top1.topic": 0.222, "pearson.likeness": -0.19, "mean": 0.222, "seconds": 0.3}
+    found = [{"run": "method=regmean", **first, **dict.fromkeys(gap)}, {"run": "method=average", **first, **gap}]
+    assert any("+0.0 (-43.6 to +43.6)" in line for line in shown(80, found))
+
+
 def test_the_column_of_sort_is_always_shown() -> None:
     assert titles(shown(60, rows(), "seconds")) == ["run", "mean", "seconds"]
     assert titles(shown(70, rows(), "loss.task0")) == ["run", "mean", "loss.task0", "difference"]

@@ -55,3 +55,23 @@ def test_architectures_that_do_not_fit_stand_whole_below_the_table(
 def test_notes_that_differ_only_in_a_name_are_one_line() -> None:
     notes = ["'a': x: y", "first", "'b': x: y", "warning: 'a': x", "task 'a': n", "'c': z", "task 'b': n", "first"]
     assert notes_in(notes) == ["'a', 'b': x: y", "first", "tasks 'a', 'b': n", "'c': z"]
+
+
+def test_the_table_of_a_sweep_shows_correlations_beside_accuracies() -> None:
+    job = {"run": "seed=0", "exit_code": 0, "tasks": {"topic": 0.5}, "mean": 0.5, "joint": None, "seconds": 1.0}
+    failed = {"run": "seed=2", "exit_code": 2}
+    jobs = [job, {**job, "run": "seed=1", "numbers": {"likeness": -0.25}}, failed]
+    table = tables.sweep_table(jobs)
+    assert (
+        table.title == "All runs, top-1 accuracy of the merged model on test images, %, and Pearson's correlation"
+    )
+    assert [str(column.header) for column in table.columns] == [
+        *("run", "topic", "likeness (Pearson)", "mean", "joint", "seconds")
+    ]
+    cells = [[*map(str, own)] for own in zip(*(column.cells for column in table.columns))]
+    assert cells == [
+        ["seed=0", "50.0", "-", "50.0", "-", "1.0"],
+        ["seed=1", "50.0", "-0.250", "50.0", "-", "1.0"],
+        ["seed=2", "-", "-", "-", "-", "failed (2)"],
+    ]
+    assert "Pearson" not in str(tables.sweep_table([job]).title)

@@ -12,7 +12,18 @@ import torch
 from fsmerge_cli.cli import main
 from fsmerge_cli.evaluation.metrics import interval as wilson
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.runs.compare import RunEntry, bound, difference, interval, labels, ordered, paired, points
+from fsmerge_cli.runs.compare import (
+    RunEntry,
+    bound,
+    counted,
+    difference,
+    interval,
+    labels,
+    ordered,
+    paired,
+    points,
+    usual_metric,
+)
 
 PAIR = ["merge", "+models=digits_mlp_pair", "hardware=cpu"]
 
@@ -94,7 +105,7 @@ def test_runs_of_the_command_in_one_table(
     assert rows[1]["difference_low"] < rows[1]["difference"] < rows[1]["difference_high"] < 0
     with (tmp_path / "runs.csv").open(newline="") as file:
         assert [line["folder"] for line in csv.DictReader(file)] == [row["folder"] for row in rows]
-    assert main(["compare", "sweep", "--sort", "seconds"]) == 0
+    assert main(["compare", "sweep", "--sort", "steps"]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[1] for line in shown.splitlines() if "method" in line] == [
         "method=average",
@@ -177,3 +188,17 @@ def test_the_ensemble_is_plotted_where_it_is_the_same_in_all_runs() -> None:
 def test_lower_loss_is_better() -> None:
     a, b = (RunEntry(Path(name), {}, {"loss.x": value}, {}) for name, value in (("a", 2.0), ("b", 1.0)))
     assert [run.folder.name for run in ordered([a, b], "loss.x")] == ["b", "a"]
+
+
+def test_runs_without_an_accuracy_are_ordered_by_what_is_relative_to_the_sources() -> None:
+    def entry(mean: float | None, relative: float | None, **stated: str) -> RunEntry:
+        return RunEntry(Path("x"), stated, {"mean": mean, "relative": relative}, {})
+
+    numbers = [entry(None, 0.2), entry(None, 0.6), entry(None, None)]
+    assert usual_metric(numbers) == "relative"
+    assert [run.metrics["relative"] for run in ordered(numbers, "relative")] == [0.6, 0.2, None]
+    assert usual_metric([*numbers, entry(0.5, 0.5)]) == "mean"
+    assert usual_metric([entry(None, None)]) == "mean"
+    texts, words = entry(0.5, 0.5, inputs="text"), entry(0.5, 0.5, inputs="text", counted="word")
+    assert (counted([texts, texts]), counted([words]), counted([entry(1, 1)])) == ("text", "word", "image")
+    assert counted([texts, words]) is None

@@ -66,10 +66,14 @@ def test_test_images_are_left_out_of_the_training_and_unreadable_ones_are_listed
         shutil.copy(tmp_path / "pets/train/cat/0.png", tmp_path / "pets/train/dog/again.png")
     done = finetune(model, data=data, training={"steps": 5}, hardware=CPU)
     assert done.cost["images"] == 12
-    assert done.notes == (
+    assert done.notes[:2] == (
         "4 images left out, identical to a test image",
         "1 image left out, identical to another training image",
     )
+    assert len(done.notes) == 3
+    assert done.notes[2].startswith("1 training image has more than one label, of which one is trained: ")
+    assert f"{tmp_path}/pets/train/cat/0.png" in done.notes[2]
+    assert f"{tmp_path}/pets/train/dog/again.png" in done.notes[2]
     (tmp_path / "pets/train/dog/again.png").unlink()
     (tmp_path / "pets/train/cat/0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"0\.png cannot be read"):

@@ -29,6 +29,7 @@ from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.reporting.measures import outcome
 from fsmerge_cli.runs.export import prepared
+from fsmerge_cli.runs.predict import Prediction
 from fsmerge_cli.runs.result import row
 from fsmerge_cli.training.objective import Batch, LossWeights, objective
 from tests.support.encoders import (
@@ -127,6 +128,38 @@ def test_every_output_has_the_correlation_beside_the_accuracy(
     assert own["value"] == pytest.approx(load_merged(run).predict("a cake", "likeness").numbers["likeness"])
     again = evaluate(run, data="from_run").evaluation()["rows"]["merged"]["numbers"]["likeness"]
     assert again["pearson"] == pytest.approx(numbers["pearson"], abs=1e-5)
+
+
+@pytest.mark.full
+def test_a_task_of_numbers_beside_one_of_classes_is_not_checked_and_a_note_says_so(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), "data=from_run", "--fail-under=0"]) == 0
+    out, err = capsys.readouterr()
+    assert "note: --fail-under=0: 'likeness' predicts a number, which has no accuracy; it was not checked\n" in err
+    assert " ".join(out.split()).startswith("Top-1 accuracy on test texts, %, and Pearson's correlation (kd)")
+    assert "note: 'likeness': its head predicts a number" in out
+    page, card = (run / "report.html").read_text(), (run / "merged/README.md").read_text()
+    assert "<h2>Top-1 accuracy and correlation</h2>" in page
+    assert "<dt>top-1 accuracy, mean over tasks of classes</dt>" in page
+    assert "<dt>Pearson's correlation, mean over tasks of numbers</dt>" in page
+    assert (
+        "in brackets the 95 % interval (Wilson); of tasks of numbers Pearson's correlation with the labels of the "
+        "test texts." in card
+    )
+    assert "`joint`" not in card
+
+
+def test_a_prediction_of_numbers_has_no_label() -> None:
+    found = Prediction((), {"likeness": 2.5})
+    for name in ("label", "probability", "task"):
+        with pytest.raises(ConfigError) as error:
+            getattr(found, name)
+        assert str(error.value) == (
+            "'likeness' predicts a number, which has no label and no probability. The number is "
+            ".numbers['likeness']."
+        )
+    assert found.numbers["likeness"] == 2.5
 
 
 @pytest.mark.full

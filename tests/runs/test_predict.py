@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,51 @@ def test_what_is_no_image_is_refused(digits_run: Path, image: object, message: s
     with pytest.raises(DataError) as error:
         load_merged(digits_run).predict([image])
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("nope", "device='nope': use auto, cpu, cuda, cuda:N or mps."),
+        ("meta", "device='meta': use auto, cpu, cuda, cuda:N or mps."),
+        (
+            "cuda",
+            "device=cuda: no CUDA device is visible. Pass 'cpu', or install a torch build with CUDA and check "
+            "`nvidia-smi`.",
+        ),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(
+    device: str, message: str, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = load_merged(digits_run)
+    with pytest.raises(ConfigError) as error:
+        model.to(device)
+    assert str(error.value) == message
+    assert model.to(torch.device("cpu")).to("auto").device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("images", "what"),
+    [
+        (torch.rand(2, 3, 8, 8), "float32 [2, 3, 8, 8]"),
+        (torch.rand(1, 9, 8), "float32 [1, 9, 8]"),
+        (torch.rand(7), "float32 [7]"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "uint8 [2, 1, 8, 8]"),
+        ("photo.png", "'photo.png'"),
+        (np.zeros((2, 1, 8, 8)), "ndarray"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_model_are_refused(digits_run: Path, images: Any, what: str) -> None:
+    model = load_merged(digits_run)
+    for read in (model.features, model.probabilities, lambda own: model.logits(own, model.tasks[0])):
+        with pytest.raises(DataError) as error:
+            read(images)
+        assert str(error.value) == (
+            "images should be a tensor of floats [n, 1, 8, 8] with pixels in 0..1, as `transform` gives of each "
+            f"image, got {what}. `predict` takes images of any size."
+        )
 
 
 def test_only_documented_formats_are_opened(digits_run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from fsmerge_cli import check, evaluate, finetune, load_merged, load_source, merge
-from fsmerge_cli.common.errors import SourceError
+from fsmerge_cli.common.errors import DataError, SourceError
 from tests.support.encoders import (
     CLASSIFIERS,
     POLARITY,
@@ -48,6 +48,16 @@ def test_loaded_sources_and_a_list_of_texts_are_merged(pair: Any, tmp_path: Path
     }
     found = evaluate(tmp_path / "out", data=labelled)
     assert found.scores["merged"].tasks["polarity"].count == 4
+    model = load_merged(tmp_path / "out")
+    for inputs, what in ((torch.zeros(2, 3), "Tensor"), ("a cake", "'a cake'"), (TEXTS, "list")):
+        with pytest.raises(DataError) as error:
+            model.logits(inputs, "topic")  # type: ignore[arg-type]
+        assert str(error.value) == (
+            "the tokens of texts should be those that `transform` gives of each text, as rows [n, length] of one "
+            f"value, got {what}. `predict` takes texts as they are."
+        )
+    with pytest.raises(DataError, match=r"got tensors \[4\]"):
+        model.logits(model.transform("the cake"), "topic")
 
 
 @pytest.mark.full

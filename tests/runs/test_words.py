@@ -14,6 +14,8 @@ from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.reporting import html, summary
+from fsmerge_cli.reporting.schema import read_evaluation
 from fsmerge_cli.runs.predict_texts import Tagged
 from tests.support.encoders import WORD_TAGS, sentence_pair, tagged_texts
 
@@ -111,6 +113,45 @@ def test_the_card_names_the_pipeline_of_tokens_and_the_page_shows_words(run: Pat
     assert "pipeline_tag: token-classification" in card
     assert 'pipeline("token-classification", model="tasks/length")' in card
     assert "<h2>Example texts</h2>" in page
+
+
+@pytest.mark.full
+def test_counts_of_the_test_are_words_in_page_card_and_terminal(
+    run: Path, pair: Any, data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = read_evaluation(run / "evaluation.json", "")
+    count = evaluation["rows"]["merged"]["tasks"]["length"]["count"]
+    assert (evaluation["inputs"], evaluation["counted"]) == ("text", "word")
+    card, page = ((run / name).read_text() for name in ("merged/README.md", "report.html"))
+    assert "Top-1 accuracy on test words in per cent" in card
+    assert f"| length | {count} |" in card.partition("| task | words |")[2]
+    assert "On test words that the merge did not use, in per cent" in page
+    assert f"{count} test words, task given" in page
+    assert "20 unlabelled texts" in page
+    for text in (card, page):
+        assert "“% equal to source”: words on which merged model and source predict the same label." in text
+    found = tmp_path / "found.json"
+    assert main(["evaluate", str(run), "data=from_run", f"output.file={found}"]) == 0
+    out = capsys.readouterr().out
+    assert "Top-1 accuracy on test words, % (regmean)" in out
+    assert [line.split()[1:6] for line in out.splitlines() if line.startswith("┃ task")] == [
+        ["task", "┃", "words", "┃", "top-1"]
+    ]
+    assert json.loads(found.read_text())["counted"] == "word"
+    sources = ",".join(f"{{name:{own['name']},checkpoint:{own['checkpoint']}}}" for own in pair)
+    call = [f"+models.sources=[{sources}]", "data=text", f"data.root={data['root']}", "data.images_per_task=10"]
+    assert main(["check", *call, "--fail-under=0"]) == 0
+    assert "top-1 accuracy of the sources on their test words: length " in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_a_file_without_what_is_counted_is_read_as_before(run: Path, tmp_path: Path) -> None:
+    content = json.loads((run / "evaluation.json").read_text())
+    del content["counted"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    earlier = read_evaluation(tmp_path / "evaluation.json", "")
+    assert summary.details(earlier).columns[1] == "texts"  # type: ignore[union-attr]
+    assert "On test texts that the merge did not use" in html.page(earlier, (), "text")
 
 
 @pytest.mark.full

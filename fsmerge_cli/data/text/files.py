@@ -147,9 +147,14 @@ def _delimiter(path: Path, content: str) -> str:
     return next((other for other in others if other in first), own)
 
 
-def _is_column(row: Mapping[str, Any], name: str) -> bool:
-    """Whether a key of texts or labels holds a list, as in a file of columns."""
-    return name in (*TEXT_NAMES, *LABEL_NAMES) and isinstance(row[name], list) and not {*WORD_NAMES} & {*row}
+def _columns(row: Mapping[str, Any]) -> list[str]:
+    """The keys of texts and labels that hold lists, in the one object of a file of columns; a record has none.
+
+    A key of words or tags makes a record: a text as its words.
+    """
+    if ({*WORD_NAMES, *TAG_NAMES} - {*LABEL_NAMES}) & {*row}:
+        return []
+    return [name for name in row if name in (*TEXT_NAMES, *LABEL_NAMES) and isinstance(row[name], list)]
 
 
 def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
@@ -174,7 +179,8 @@ def _objects(path: Path, content: str) -> list[tuple[int, Mapping[str, Any]]]:
     wrong = next((entry for entry in found if not isinstance(entry[1], dict)), None)
     if wrong:
         raise DataError(f"{shown(path)}, line {wrong[0]}: should be an object, is {brief(wrong[1])}.")
-    columns = [name for name in found[0][1] if _is_column(found[0][1], name)] if len(found) == 1 else []
+    one = path.suffix.lower() == ".json" and len(found) == 1 and not content.lstrip().startswith("[")
+    columns = _columns(found[0][1]) if one else []
     if {*columns} & {*TEXT_NAMES}:
         raise DataError(
             f"{shown(path)} holds columns ({listed(columns)}: a list of all values each), which would be read as "
