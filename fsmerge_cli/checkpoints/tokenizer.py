@@ -42,9 +42,9 @@ def of_adapter(base: Tokenization, path: Path, where: str, chosen: bool) -> Toke
     own = read_tokenizer(path, where)
     if not own.state or chosen:
         return base
-    if base.state and (found := base.refusals(own)):
+    if base.state and (found := base.difference(own)):
         raise SourceError(
-            f"{where}: of its tokenizer and that of its base {found[0]}. Pass the folder of the one that it was "
+            f"{where}: of its tokenizer and that of its base {found}. Pass the folder of the one that it was "
             "trained with: models.sources.N.tokenizer=FOLDER"
         )
     return own

@@ -31,11 +31,45 @@ class Tokenization:
         return []
 
     def refusals(self, other: Tokenization) -> list[str]:
-        """Why models with these two tokenizers cannot be merged; empty for the same one."""
+        """Why models with these two tokenizers cannot be merged, and what can be done; empty for the same one."""
+        found = self.difference(other)
+        return [] if found is None else [f"{found}. {_remedy(self.state, other.state)}"]
+
+    def difference(self, other: Tokenization) -> str | None:
+        """Where two tokenizers differ first; None for the same one."""
         if self.state == other.state:
-            return []
+            return None
         found = first_difference(json.loads(self.state or "{}"), json.loads(other.state or "{}"))
-        return [f"the tokenizers differ ({found}); a text has to become the same tokens for every source"]
+        return f"the tokenizers differ ({found}); a text has to become the same tokens for every source"
+
+
+def _remedy(own: str, other: str) -> str:
+    """What can be done about two different tokenizers, by what their vocabularies have in common."""
+    mine, theirs = (vocabulary(json.loads(state or "{}")) for state in (own, other))
+    if mine == theirs and mine:
+        return (
+            "Their vocabularies are the same: models.sources.N.tokenizer=FOLDER reads the texts of both with one "
+            "tokenizer, which changes what the other source predicts"
+        )
+    common = len(mine.keys() & theirs.keys())
+    return (
+        f"{common:,} of {len(mine):,} and {len(theirs):,} tokens are in both: train one of the two again with the "
+        "tokenizer of the other, from a model that has it (fsmerge finetune model.checkpoint=...), or with the "
+        "rows of the common tokens moved to their places in its table of words"
+    )
+
+
+def vocabulary(state: Mapping[str, Any]) -> dict[str, int]:
+    """Token -> number, as a tokenizer's JSON states them.
+
+    >>> vocabulary({"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": [{"content": "[X]", "id": 2}]})
+    {'a': 0, 'b': 1, '[X]': 2}
+    """
+    stated = (state.get("model") or {}).get("vocab") or {}
+    if isinstance(stated, list):  # of Unigram: tokens with their scores
+        stated = {str(entry[0]): number for number, entry in enumerate(stated)}
+    added = {str(own.get("content")): own.get("id") for own in state.get("added_tokens") or ()}
+    return {**stated, **added}
 
 
 def first_difference(own: Any, other: Any, place: str = "") -> str:

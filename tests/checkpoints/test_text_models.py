@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,26 @@ def test_different_tokenizers_are_refused_with_the_first_difference(tmp_path: Pa
         compile_plan(sources)
     assert error.value.reasons == (
         "'a' and 'b': the tokenizers differ (normalizer.lowercase: True, False); a text has to become the same "
-        "tokens for every source",
+        "tokens for every source. Their vocabularies are the same: models.sources.N.tokenizer=FOLDER reads the "
+        "texts of both with one tokenizer, which changes what the other source predicts",
+    )
+    for source, folder in ((sources[0], "b"), (sources[1], "a")):  # the remedy
+        given = load(SourceSpec(source.name, checkpoint=source.origin, tokenizer=str(tmp_path / folder)))
+        compile_plan([given, next(own for own in sources if own is not source)])
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("other numbers", 217), ("fewer words", 200)])
+def test_vocabularies_with_a_common_part_are_refused_with_what_can_be_done(kind: str, shared: int) -> None:
+    own = Sentences.tokenization()
+    content = json.loads(own.state)
+    words = content["model"]["vocab"]
+    changed = dict(zip(words, [*range(5), *reversed(range(5, len(words)))]))
+    content["model"]["vocab"] = changed if kind == "other numbers" else dict([*words.items()][:200])
+    (found,) = own.refusals(replace(own, state=json.dumps(content, sort_keys=True)))
+    assert found.endswith(
+        f". {shared} of 217 and {shared} tokens are in both: train one of the two again with the tokenizer of the "
+        "other, from a model that has it (fsmerge finetune model.checkpoint=...), or with the rows of the common "
+        "tokens moved to their places in its table of words"
     )
 
 
