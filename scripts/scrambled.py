@@ -74,7 +74,7 @@ def scrambled(source: Source, name: str, seed: int) -> Source:
     plan = compile_plan([source, replace(source, name=f"{source.name} again")])
     stream, weights = turnable_stream(plan), [dict(source.weights)] * 2
     maps = turned_maps(plan, weights, [random_turns(plan, seed, stream)] * 2, (1.0, 0.0), stream)
-    head = source.head and fold_head(source.head, maps.read(plan.features, 0).dense())
+    head = source.head and fold_head(source.head, maps.projector(plan, 0))
     return replace(source, name=name, weights=fold(plan, maps, weights), head=head)
 
 

@@ -21,7 +21,9 @@ def fitted_projectors(problem: Problem, weights: Mapping[str, Tensor]) -> list[T
     plan, images = problem.plan, problem.images
     rows = images.train
     if not len(rows):
-        return [torch.eye(arch.features, plan.arch.features) for arch in plan.source_archs]
+        parts = len(plan.feature_ports)
+        merged = plan.arch.features // parts
+        return [plan.projector([torch.eye(arch.features // parts, merged)]) for arch in plan.source_archs]
     student = _student(problem, weights)
     teachers = [network(source, problem.device) for source in problem.sources]
     sums = _moments(problem, student, teachers, images.images[rows])

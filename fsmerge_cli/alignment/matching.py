@@ -150,8 +150,7 @@ class Aligned:
 
 def aligned(problem: Problem, how: str) -> Aligned:
     """The problem with its sources reordered to match source 1 (`activations`) or unchanged (`none`)."""
-    size = problem.plan.spaces[problem.plan.features.space].merged
-    identity = torch.eye(size, device=problem.device)
+    identity = torch.eye(problem.plan.arch.features, device=problem.device)
     if how == "none":
         return Aligned(problem, (identity,) * len(problem.sources))
     return reorder_sources(problem, match_to_first(problem))
@@ -218,7 +217,7 @@ def reordered(plan: Plan, source: Source, permutations: Permutations) -> Source:
     """A source with permuted units; its head is permuted accordingly."""
     weights, head = permute(plan, source.weights, permutations), source.head
     if head is not None:
-        features = permutations[plan.features.space]
+        features = plan.feature_order(permutations)
         if head.projector is None:
             head = replace(head, weight=head.weight[:, features])
         else:
@@ -241,18 +240,17 @@ def unmerging_start(problem: Problem, features_only: bool = False) -> dict[tuple
         return {}
     device, batch = problem.in_fp64().device, problem.hardware.eval_batch
     networks = [network(source, device) for source in problem.sources]
-    ports = (plan.features,) if features_only else None
+    ports = plan.feature_ports if features_only else None
     return unmerging(plan, networks, problem.images.images, batch, device, RIDGE, ports)
 
 
 def back_to_sources(problem: Problem, permutations: Sequence[Permutations]) -> list[Tensor]:
     """The matrices that invert the permutation of the features: f[p[j]] = f'[j]."""
-    space = problem.plan.features.space
-    size = problem.plan.spaces[space].merged
     matrices = []
     for own in permutations:
-        matrix = torch.zeros(size, size)
-        matrix[own[space], torch.arange(size)] = 1.0
+        order = problem.plan.feature_order(own)
+        matrix = torch.zeros(len(order), len(order))
+        matrix[order, torch.arange(len(order))] = 1.0
         matrices.append(matrix.to(problem.device))
     return matrices
 

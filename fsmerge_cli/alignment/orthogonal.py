@@ -109,8 +109,8 @@ def turnable_stream(plan: Plan) -> Stream | None:
         return None
     branches = [branch for own in found.branches for branch in own]
     norms = {branch.read: branch.norm for branch in branches if branch.norm is not None}
-    last = _last_port(plan, found, branches)
-    norms |= dict.fromkeys([last] if found.after else [], "".join(found.after))
+    last = _last_ports(plan, found, branches)
+    norms |= dict.fromkeys(last if found.after else [], "".join(found.after))
     scales = {branch.write: tuple(branch.scales) for branch in branches if branch.scales}
     stream = Stream(found.stream, norms, scales, found.centred)
     acting = {n for n, r in plan.roles.items() if isinstance(r, Unit) and r.port.space == found.stream}
@@ -118,11 +118,11 @@ def turnable_stream(plan: Plan) -> Stream | None:
     return stream if norms and affine and acting <= stream.units else None
 
 
-def _last_port(plan: Plan, found: Outline, branches: Sequence[Branch]) -> Port:
-    """The port behind the blocks: of the heads, or of a projection in front of them."""
+def _last_ports(plan: Plan, found: Outline, branches: Sequence[Branch]) -> Sequence[Port]:
+    """The ports behind the blocks: of the heads, or of a projection in front of them."""
     inside = {branch.read for branch in branches}
     outside = [port for port in plan.reads if port.space == found.stream and port not in inside]
-    return outside[0] if outside else plan.features
+    return outside or plan.feature_ports
 
 
 def takes_turns(plan: Plan, space: str) -> bool:
@@ -134,7 +134,7 @@ def takes_turns(plan: Plan, space: str) -> bool:
 
 def _is_output(plan: Plan, space: str) -> bool:
     """Whether only heads read a space, so that nothing acts on its units."""
-    return plan.features.space == space and all(p == plan.features for p in plan.reads if p.space == space)
+    return plan.features.space == space and all(p in plan.feature_ports for p in plan.reads if p.space == space)
 
 
 def head_orders(plan: Plan, source: int, cross: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def folded(
     plan, weights = problem.plan, problem.weights("cpu")  # the fold moves them, one at a time
     units = merged_units(plan, weights, merge)
     maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
-    projectors = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
+    projectors = tuple(plan.projector([U]).float().to(problem.device) for U in unmerge[plan.features.space])
     return Solution(fold(plan, maps, weights), projectors, maps=maps)
 
 

@@ -37,8 +37,8 @@ class Place:
 
 
 def reading_places(plan: Plan) -> dict[Port, Place]:
-    """The place of the input of every weight, by port, and the place of the features."""
-    found = {plan.features: Place(plan.features.space, "", "output", 0, 1)}
+    """The place of the input of every weight, by port, and the places of the features."""
+    found = dict(zip(plan.feature_ports, places(plan)))
     for name, role in plan.roles.items():
         owner, _, leaf = name.rpartition(".")
         if isinstance(role, Mapped) and leaf == "weight" and role.read is not None:
@@ -48,8 +48,8 @@ def reading_places(plan: Plan) -> dict[Port, Place]:
 
 
 def places(plan: Plan) -> tuple[Place, ...]:
-    """Every place where a weight, a head or the attention reads a space."""
-    found = [Place(plan.features.space, "", "output", 0, 1)]
+    """Every place where a weight, a head or the attention reads a space; those of the features come first."""
+    found = [Place(p.space, "", "output", i, len(plan.feature_ports)) for i, p in enumerate(plan.feature_ports)]
     read = {port.space for port in plan.reads}
     for name, role in plan.roles.items():
         owner, _, leaf = name.rpartition(".")

@@ -151,15 +151,16 @@ Candidate = tuple[int, int | None, int | tuple[int, ...] | None]
 def _candidates(base: Plan, k: int) -> list[list[Candidate]]:
     """For every entry of `method.width`, the widths in order; the first is the present one."""
     family, arch = base.family, base.arch
+    full = base.width
     now = family.widths(arch)
     if now is None:
         heads = family.heads(arch)
-        if heads is not None and arch.features % heads == 0:
-            size = arch.features // heads
+        if heads is not None and full % heads == 0:
+            size = full // heads
             counts = range(heads + 1, k * heads + 1)
-            return [[(arch.features, heads, None), *((size * n, n, size * n) for n in counts)]]
-        wider = dict.fromkeys(_steps(arch.features, k))
-        return [[(arch.features, None, None), *((w, None, w) for w in wider)]]
+            return [[(full, heads, None), *((size * n, n, size * n) for n in counts)]]
+        wider = dict.fromkeys(_steps(full, k))
+        return [[(full, None, None), *((w, None, w) for w in wider)]]
     found: list[list[Candidate]] = []
     for place, width in enumerate(now):
         own: list[Candidate] = [(width, None, None)]

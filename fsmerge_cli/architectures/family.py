@@ -11,7 +11,18 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from fsmerge_cli.architectures.ports import FIXED, HeadSpace, Norm, Port, Role, Spec, Stack, compile_role
+from fsmerge_cli.architectures.ports import (
+    FIXED,
+    Axis,
+    HeadSpace,
+    Norm,
+    Port,
+    Role,
+    Spec,
+    Stack,
+    compile_role,
+    ports_of,
+)
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.common.wording import Word
 
@@ -33,11 +44,12 @@ class Table:
     """The specification of one model.
 
     tensors: tensor name -> axes. `{i}` stands for a layer, `{i-1}` for the one before, `{last}` for the last.
-    features: the port that task heads read. heads: the spaces that consist of attention heads.
+    features: what task heads read, the port of the features, or one for each of their equal parts (the features of
+    several tokens side by side), all of one space. heads: the spaces that consist of attention heads.
     """
 
     tensors: Mapping[str, Spec]
-    features: str
+    features: Axis
     heads: Mapping[str, HeadSpace] = field(default_factory=dict)
 
 
@@ -117,7 +129,8 @@ class Family:
     files differ from its networks in memory (None: nowhere). normalise: options, mean and std per channel ->
     options of a network that normalises pixels itself (None: both are folded into the first layer). pixels: keys
     of pretrained_cfg on the pixels that timm's model of the written file takes. library: whose layout its files
-    have; with timm, `arch.name` is a name of it.
+    have; with timm, `arch.name` is a name of it. writes_features: whether its files have heads that put out the
+    features, because its network without classes has others in that library.
     """
 
     name: str
@@ -156,6 +169,7 @@ class Family:
     normalise: Callable[[Any, tuple[float, ...], tuple[float, ...]], Any] | None = None
     pixels: Callable[[Any], dict[str, Any]] = plain_pixels
     library: Library = "plain"
+    writes_features: Callable[[Any], bool] = lambda arch: False
 
     def __repr__(self) -> str:
         """Its name."""
@@ -203,11 +217,11 @@ _skeletons: dict[tuple[str, str], nn.Module] = {}
 
 @dataclass(frozen=True)
 class Compiled:
-    """A table compiled for one model: roles by tensor name, unknown names, features port, head spaces."""
+    """A table compiled for one model: roles by tensor name, unknown names, ports of the features, head spaces."""
 
     roles: Mapping[str, Role]
     unknown: tuple[str, ...]
-    features: Port
+    features: tuple[Port, ...]
     heads: Mapping[str, HeadSpace]
 
 
@@ -228,7 +242,8 @@ def compile_table(table: Table, names: Sequence[str]) -> Compiled:
         for i in sorted(set(indices))
         for space, head in table.heads.items()
     }
-    return Compiled(roles, tuple(unknown), Port.parse(_format(table.features, None, last)), heads)
+    features = ports_of(_fill_axis(table.features, None, last))
+    return Compiled(roles, tuple(unknown), features, heads)
 
 
 def _find(tensors: Mapping[str, Spec], name: str) -> tuple[Spec, int | None] | None:

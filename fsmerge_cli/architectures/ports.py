@@ -130,12 +130,13 @@ def compile_role(spec: Spec) -> Role:
         return spec
     if isinstance(spec, Norm):
         return Unit(Port.parse(spec.port), spec.fill, spec.trainable, spec.per_head)
-    mapped = [(axis, _ports(entry)) for axis, entry in enumerate(spec) if entry != FIXED]
+    mapped = [(axis, ports_of(entry)) for axis, entry in enumerate(spec) if entry != FIXED]
     if not 1 <= len(mapped) <= 2:
         raise ValueError(f"a tensor writes one space and reads at most one, got {spec!r}")
     return Mapped(mapped[0], mapped[1] if len(mapped) == 2 else None)
 
 
-def _ports(entry: Axis) -> tuple[Port, ...]:
+def ports_of(entry: Axis) -> tuple[Port, ...]:
+    """The ports of the equal parts of an axis, in order."""
     texts = entry.ports if isinstance(entry, Stack) else (entry,)
     return tuple(Port.parse(text) for text in texts)

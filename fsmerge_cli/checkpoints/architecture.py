@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import SPECS, Family, resolve
-from fsmerge_cli.architectures.vit.family import BASE, stated_options
+from fsmerge_cli.architectures.vit.arch import BASE
+from fsmerge_cli.architectures.vit.family import stated_options
 from fsmerge_cli.common.errors import SourceError, unknown
 from fsmerge_cli.models.source_spec import SourceSpec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -93,6 +93,11 @@ DEIT = Layout(
     keys={**TRANSFORMERS.keys, r"embeddings\.distillation_token": "reg_token"},
     types=("deit",),
     processor="DeiT",
+)
+DEIT_DISTILLED = replace(
+    DEIT,
+    title="Hugging Face's DeiT with a head on each of its two tokens",
+    keys={**TRANSFORMERS.keys, r"embeddings\.distillation_token": "dist_token"},
 )
 DINOV2 = Layout(
     title="Hugging Face's Dinov2Model",
@@ -185,11 +190,13 @@ TRUNK = Layout(
 LAYOUTS = (TORCHVISION, DEIT, DINOV2, DINOV3, TRANSFORMERS, TRANSFORMERS_CLIP, SIGLIP, CLIP, TRUNK)
 """In the order in which they are tried: DeiT and DINOv2 have the anchor of ViTModel as well."""
 
+SECOND_HEAD = r"(^|\.)distillation_classifier\."
+"""Tensors of the head on DeiT's distillation token."""
+
 REFUSED = {
     "a convolutional stem of torchvision": r"(^|\.)conv_proj\.conv_last\.",
     "torchvision's VisionTransformer with a representation layer": r"(^|\.)heads\.pre_logits\.",
     "CLIP's ResNet": r"(^|\.)visual\.layer1\.0\.conv1\.",
-    "Hugging Face's DeiT with a head on each of its two tokens": r"(^|\.)distillation_classifier\.",
     "Hugging Face's BEiT or Data2Vec": r"(^|\.)(lambda_1|relative_position_bias\.relative_position_bias_table)$",
     "Hugging Face's Swin": r"(^|\.)encoder\.layers\.\d+\.blocks\.\d+\.layernorm_before\.",
 }
@@ -210,11 +217,6 @@ UNMERGED = (
     "weights.",
 )
 
-DISTILLED = (
-    "timm's distilled DeiT, which has a head on each of two tokens",
-    "A merged model has features of one token. Use a model without distillation (deit_*_patch16_224, vit_*).",
-)
-
 RELATIVE = (
     "a vision transformer of timm with a table of relative positions (BEiT)",
     "The table adds to the logits of each head, so that heads cannot be mixed, and it cannot be merged. Use a "
@@ -224,7 +226,6 @@ RELATIVE = (
 NOT_READ = (
     (r"\.(base_layer|modules_to_save)\.", *UNMERGED),
     (r"(^|\.)(lora|hada|lokr|ia3|oft|boft|vera|randlora)_\w+", *ADAPTER),
-    (r"(^|\.)dist_token$", *DISTILLED),
     (r"(?<!layers\.\d)(^|\.)blocks\.\d+\.attn\.(relative_position_bias_table$|rel_pos\.)", *RELATIVE),
     (r"(^|\.)rel_pos_bias\.", *RELATIVE),
     (
@@ -255,6 +256,8 @@ def recognise(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: s
         found = [name.removesuffix(layout.anchor) for name in tensors if f".{name}".endswith(ends)]
         if layout is TRUNK:
             found = [prefix for prefix in found if not _has_classifier(tensors, prefix)]
+        if found and layout is DEIT and any(re.search(SECOND_HEAD, name) for name in tensors):
+            return DEIT_DISTILLED
         if found:
             return layout
     return None

@@ -11,29 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsmerge_cli.architectures.vit.family import BASE
+from fsmerge_cli.architectures.vit.arch import BASE, DISTILLED_BASE
+from fsmerge_cli.architectures.vit.distilled import one_head
 from fsmerge_cli.checkpoints import siglip
 from fsmerge_cli.checkpoints.accounting import require_stated
 from fsmerge_cli.checkpoints.clip_tower import of_tower, require_tower_head, tower_architecture
 from fsmerge_cli.checkpoints.dinov2_code import of_timm
 from fsmerge_cli.checkpoints.dinov3 import architecture as dinov3_architecture
 from fsmerge_cli.checkpoints.dinov3 import of_eva
-from fsmerge_cli.checkpoints.image_processor import CLIP_PIXELS, HALF, IMAGENET_PIXELS, timm_keys
+from fsmerge_cli.checkpoints.image_processor import CLIP_PIXELS
 from fsmerge_cli.checkpoints.key_tables import (
     ACTIVATIONS,
     CLIP,
-    DEIT,
+    DEIT_DISTILLED,
     DINOV2,
     DINOV3,
     SIGLIP,
-    TORCHVISION,
     TRANSFORMERS_CLIP,
     TRUNK,
     Layout,
 )
 from fsmerge_cli.checkpoints.prefixes import Stripped, ignored_notes, strip
-from fsmerge_cli.checkpoints.processor_classes import with_class, with_defaults
 from fsmerge_cli.checkpoints.renaming import renamed
+from fsmerge_cli.checkpoints.translated_pixels import stated_pixels
 from fsmerge_cli.checkpoints.vit_names import SIZES
 from fsmerge_cli.checkpoints.vit_shapes import ask_heads, mlp_ratio
 from fsmerge_cli.common.errors import SourceError
@@ -80,6 +80,7 @@ def translate(
     name: of the source, for notes. selection: prefix, ema and head of its entry. has_arch: whether the entry has
     an architecture, so that it need not be inferred from the file.
     """
+    tensors = _one_head(tensors) if layout is DEIT_DISTILLED else tensors
     found = strip(tensors, layout.anchor, where, *selection)
     notes = tuple(f"'{name}': {note}" for note in found.notes)
     if layout is CLIP:
@@ -116,7 +117,7 @@ def translate(
             stated["eps"] = _eps(layout, config, where)
     patches = named.get("patch_embed.proj.weight", torch.empty(0))
     channels = patches.shape[1] if patches.ndim == 4 else 3
-    stated["pretrained_cfg"], guess, deviations = _pixels(layout, config, channels, where)
+    stated["pretrained_cfg"], guess, deviations = stated_pixels(layout, config, channels, where)
     notes += tuple(f"'{name}': preprocessor_config.json: {text}" for text in deviations)
     notes = (*notes, *ignored_notes(found, name))
     eps = stated.get("eps")
@@ -126,6 +127,13 @@ def translate(
     guess = tuple(f"'{name}': {text}" for text in guess)
     own = found.prefix, found.beside, found.rest
     return Translation(named, found.heads, stated, notes, guess, None, *own)
+
+
+def _one_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a DeiT of Hugging Face with one head `classifier` in place of those on its two tokens."""
+    ends = ("cls_classifier", "distillation_classifier")
+    start = next(name for name in tensors if f"{ends[1]}." in name).partition(ends[1])[0]
+    return one_head(tensors, [f"{start}{end}" for end in ends], f"{start}classifier")
 
 
 def _require_class_token(
@@ -164,7 +172,8 @@ def _architecture(
         rows, cols = patch
         registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
         without = layout is SIGLIP or (layout is DINOV2 and registers > 0)
-        positions = tensors["pos_embed"].shape[1] - (0 if without else 1 + registers)
+        others = 1 + registers + ("dist_token" in tensors)
+        positions = tensors["pos_embed"].shape[1] - (0 if without else others)
         ratio = mlp_ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width)
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
         raise SourceError(
@@ -197,6 +206,7 @@ def _architecture(
         args["init_values"] = 1.0
     if not layout.types:
         return {"architecture": BASE, "model_args": args}
+    base = DISTILLED_BASE if layout is DEIT_DISTILLED else BASE
     if config.get("use_swiglu_ffn"):  # its activation is SiLU, whatever config.json states
         return {"architecture": SWIGLU, "model_args": args, "eps": _eps(layout, config, where)}
     act = config.get("hidden_act", layout.act)
@@ -207,7 +217,7 @@ def _architecture(
         )
     if ACTIVATIONS[act]:
         args["act_layer"] = ACTIVATIONS[act]
-    return {"architecture": BASE, "model_args": args, "eps": _eps(layout, config, where)}
+    return {"architecture": base, "model_args": args, "eps": _eps(layout, config, where)}
 
 
 def _guesses(layout: Layout, args: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -219,7 +229,7 @@ def _guesses(layout: Layout, args: Mapping[str, Any], config: Mapping[str, Any])
         "image_size": f"square images of {size} pixels are assumed, "
         + ("as in the published models" if layout is DINOV3 else "from the number of its position embeddings"),
     }
-    if layout.types:
+    if layout.types and layout is not DEIT_DISTILLED:
         found["model_type"] = "its class token is taken as features, not the mean of its patches"
     if layout is SIGLIP and args["global_pool"] == "map":
         found["model_type"] = (
@@ -240,30 +250,6 @@ def _eps(layout: Layout, config: Mapping[str, Any], where: str) -> float:
     return float(eps)
 
 
-def _pixels(
-    layout: Layout, config: Mapping[str, Any], channels: int, where: str
-) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-    """Preprocessing under timm's keys, notes where mean and std are a guess, and notes on what is not followed."""
-    advice = "if it was trained with other values, pass models.sources.N.mean=[...] and std=[...]"
-    if layout is TRUNK:
-        return dict(CLIP_PIXELS), (), ()
-    if layout is TORCHVISION:
-        guess = {**IMAGENET_PIXELS, "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
-        return guess, (f"mean and std are assumed to be those of torchvision's public weights; {advice}",), ()
-    stated = with_class(config.get("preprocessor") or {}, layout.processor)
-    if not stated and layout in (DEIT, DINOV2, DINOV3):
-        text = "no preprocessor_config.json, so mean and std are assumed to be those of ImageNet"
-        return {**IMAGENET_PIXELS, "interpolation": "bicubic"}, (f"{text}; {advice}",), ()
-    if not stated:
-        half = {**HALF, "interpolation": "bicubic"} if layout is SIGLIP else dict(HALF)
-        return half, (f"no preprocessor_config.json, so mean and std are assumed to be 0.5; {advice}",), ()
-    found, notes = timm_keys(stated, channels, where)
-    known = with_defaults(stated)
-    missing = [key for key in ("image_mean", "image_std") if key not in known and known.get("do_normalize", True)]
-    assumed = f"preprocessor_config.json has no {' and no '.join(missing)}, assumed to be 0.5; {advice}"
-    return found, (assumed,) if missing else (), notes
-
-
 def _tower(
     found: Stripped,
     config: Mapping[str, Any],
@@ -282,7 +268,7 @@ def _tower(
         )
     pixels, guess = dict(CLIP_PIXELS), tuple[str, ...]()
     if config.get("preprocessor") and config.get("model_type"):
-        pixels, guess, deviations = _pixels(
+        pixels, guess, deviations = stated_pixels(
             TRANSFORMERS_CLIP, config, len(found.tensors["conv1.weight"][0]), where
         )
         notes += tuple(f"'{name}': preprocessor_config.json: {text}" for text in deviations)

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from fsmerge_cli.architectures.vit.family import BASE, VIT, ViTArch
+from fsmerge_cli.architectures.vit.arch import BASE, DISTILLED_BASE, ViTArch
+from fsmerge_cli.architectures.vit.distilled import TOKEN
+from fsmerge_cli.architectures.vit.family import VIT
 
 SIZES = {
     (192, 12): ("tiny", 3),
@@ -24,7 +26,7 @@ SIZES = {
 }
 """(width, depth) of the published models -> their size in timm's names, and their usual number of heads."""
 
-ELSEWHERE = r"head\.|blocks\.(?!0\.)|attn_pool\.q\."
+ELSEWHERE = r"head\.|head_dist\.|blocks\.(?!0\.)|attn_pool\.q\."
 """Tensors of a file that are not compared: of the classifier, of later blocks, of the pooling's projection."""
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -57,7 +59,18 @@ def matching_names(args: Mapping[str, Any], shapes: Shapes) -> tuple[str, ...]:
         return ()
     own = {key: args[key] for key in ("img_size", "patch_size", "in_chans")}
     frozen = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in own.items())
-    return _matching(tuple(_candidates(size[0], args)), frozen, shapes)
+    if any(name == TOKEN for name, _ in shapes):
+        names = _distilled(size[0], args["patch_size"])
+    else:
+        names = tuple(_candidates(size[0], args))
+    return _matching(names, frozen, shapes)
+
+
+def _distilled(size: str, patch: Any) -> tuple[str, ...]:
+    """Names of models with a distillation token, one for all sizes of images."""
+    from timm.models import list_models
+
+    return tuple(list_models(f"deit_{size}_distilled_patch{patch}_*")[:1])
 
 
 def _candidates(size: str, args: Mapping[str, Any]) -> Iterator[str]:
@@ -97,10 +110,12 @@ def _is_kind(name: str, args: Mapping[str, Any]) -> bool:
     )
 
 
-def nearest_name(width: int, depth: int) -> str:
-    """A name of timm for options of this width and depth."""
+def nearest_name(width: int, depth: int, distilled: bool) -> str:
+    """A name of timm for options of this width and depth. distilled: with a distillation token."""
     from timm.models import is_model
 
+    if distilled:
+        return DISTILLED_BASE
     size = SIZES.get((width, depth))
     name = f"vit_{size[0]}_patch16_224" if size else BASE
     return name if is_model(name) else BASE

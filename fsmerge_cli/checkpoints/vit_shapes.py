@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fsmerge_cli.architectures.vit.distilled import TOKEN
 from fsmerge_cli.checkpoints.vit_names import SIZES, head_count, matching_names, nearest_name
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import few
@@ -46,7 +47,8 @@ def inferred(
     heads = {head_count(name) for name in names} if "num_heads" not in given else set()
     width, depth = args["embed_dim"], args["depth"]
     facts = f"{depth} blocks of width {width}, {_by(args['patch_size'])} patches, {_by(args['img_size'])} pixels"
-    pooling, own = _pooling(args, given), dict(options or {})
+    distilled = TOKEN in shapes
+    pooling, own = DISTILLED if distilled else _pooling(args, given), dict(options or {})
     if names and len(heads) < 2:
         count = f", {heads.pop()} attention heads as in that model" if heads else ""
         keep = {key: args[key] for key in ("img_size", "patch_size", "in_chans")} | dict(given)
@@ -68,8 +70,12 @@ def inferred(
     if "num_heads" not in args:
         args["num_heads"], how = _head_count(shapes, args, heads, where)
     kept = {key: value for key, value in args.items() if value != DEFAULTS.get(key, ())}
-    found = {"name": nearest_name(width, depth), "args": kept, **own}
+    found = {"name": nearest_name(width, depth, distilled), "args": kept, **own}
     return Inferred(found, f"a vision transformer of timm ({facts}{how}, {pooling})")
+
+
+DISTILLED = "the class and the distillation token as features"
+"""What the features of a DeiT with a distillation token are."""
 
 
 def _pooling(args: Mapping[str, Any], given: Mapping[str, Any]) -> str:
@@ -125,7 +131,7 @@ def _arguments(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Any], 
     pooled = "token" if class_token and not normed else "avg"
     args["global_pool"] = "map" if any(name.startswith("attn_pool.") for name in shapes) else pooled
     args["fc_norm"] = None if normed or class_token else False
-    prefix, own = int(class_token) + registers, given.get("img_size")
+    prefix, own = int(class_token) + registers + (TOKEN in shapes), given.get("img_size")
     if own is None:
         own = _image_size(shapes, prefix, patch, registers > 0 or "blocks.0.ls1.gamma" in shapes, where)
     grid = [side // step for side, step in zip([own, own] if isinstance(own, int) else own, patch)]

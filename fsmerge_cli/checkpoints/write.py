@@ -45,7 +45,7 @@ def model_config(family: Family, arch: Any, preprocessing: Any = None, dtype: st
     """
     if family.kind == "text":
         return {**family.config(arch), "dtype": dtype}
-    classes = arch.features if family.head(arch) is None else 0
+    classes = arch.features if family.head(arch) is None or family.writes_features(arch) else 0
     stated = {
         "input_size": list(arch.input_size),
         "fixed_input_size": True,

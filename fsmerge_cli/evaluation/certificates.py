@@ -209,7 +209,7 @@ def _feature_errors(certifier: Certifier, stage: Stage, features: Tensor) -> lis
     for i, projector in enumerate(certifier.solution.projectors):
         found = features @ projector.cpu().double().T
         if stage.permutations:
-            found = found[:, stage.permutations[i][stage.plan.features.space].cpu()]
+            found = found[:, stage.plan.feature_order(stage.permutations[i]).cpu()]
         errors.append(relative_error(found, supernet.project(exact, i)))
     return errors
 
@@ -248,7 +248,7 @@ def _permuted(certifier: Certifier) -> Certificate:
     for plan, weights, orders in found:
         before = network(plan, weights)(certifier.pixels.double())
         after = network(plan, permute(plan, weights, orders))(certifier.pixels.double())
-        errors.append(relative_error(after, before[:, orders[plan.features.space].cpu()]))
+        errors.append(relative_error(after, before[:, plan.feature_order(orders).cpu()]))
     return Certificate("permuted", what, max(errors) if errors else None, TOLERANCE)
 
 

@@ -29,7 +29,6 @@ class Average(Weighted, Resets):
         shares = self.weights_of_tasks(len(weights))
         maps = start_maps(problem.plan, weights, "diagonal", "average", task_weights=shares).to(problem.device)
         maps.requires_grad_(False)
-        port = problem.plan.features
-        projectors = tuple(maps.read(port, i).dense() for i in range(len(weights)))
+        projectors = tuple(maps.projector(problem.plan, i) for i in range(len(weights)))
         solution = Solution(fold(problem.plan, maps, weights), projectors, maps=maps)
         return self.reset(problem, solution, shares)

@@ -273,7 +273,7 @@ class Trained(Weighted, ABC):
         start = {n: t.detach().clone() for n, t in student.state_dict().items()} if self.retries else {}
         attempt = 0
         while True:
-            rate = (rates_of or self).rate(problem.plan.arch.features) / 2**attempt
+            rate = (rates_of or self).rate(problem.plan.width) / 2**attempt
             matrix_rate = (rates_of or self).matrix_rate / 2**attempt if self.optimizer == "muon" else None
             try:
                 trace = train(

@@ -144,7 +144,10 @@ def _trained_on(problem: Problem) -> Problem:
 def as_maps(plan: Plan, found: ClosedForm) -> MergeMaps:
     """The maps of a solution without corrections."""
     units = {name: found.weights[name] for name, role in plan.roles.items() if isinstance(role, Unit)}
-    read = {**found.unmerge, **{(plan.features, i): U for i, U in enumerate(found.projectors)}}
+    read = dict(found.unmerge)
+    for i, U in enumerate(found.projectors):  # block-diagonal where the features have parts
+        blocks = zip(plan.feature_ports, U.chunk(len(plan.feature_ports)))
+        read |= {(port, i): rows.chunk(len(plan.feature_ports), 1)[n] for n, (port, rows) in enumerate(blocks)}
     return maps_of_ports(plan, found.merge, read, units)
 
 

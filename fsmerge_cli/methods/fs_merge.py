@@ -110,7 +110,7 @@ class FSMerge(Trained):
         trace = self.train(problem, supernet, prepared, self.total_steps - finetuned, phase=phase)
         with torch.no_grad():
             folded = {n: t.detach().clone() for n, t in fold(problem.plan, maps, weights).items()}
-            projectors = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
+            projectors = tuple(maps.projector(problem.plan, i) for i in range(len(weights)))
         if not finetuned:
             return Solution(folded, projectors, trace, maps, facts=facts)
         stage = Stage(problem.plan, maps, weights, folded)

@@ -99,9 +99,8 @@ class Distillation(Trained):
                     "method.start=closed_form has a projector for every task. Pass method.projector=linear, or "
                     "take another method.start."
                 )
-        space = problem.plan.spaces[problem.plan.features.space]
-        pairs = zip(problem.sources, space.sources)
-        different = [source.name for source, width in pairs if width != space.merged]
+        width = problem.plan.arch.features
+        different = [source.name for source in problem.sources if source.arch.features != width]
         if self.projector == "identity" and different:
             raise ConfigError(
                 f"method.projector=identity needs features of one width, but {', '.join(different)} differ "
@@ -205,10 +204,13 @@ class StudentNetwork(PlainStudent):
         maps = start_maps(plan, weights, "diagonal", initial_maps, task_weights=task_weights).to(problem.device)
         maps.requires_grad_(False)
         initial = _random_weights(problem) if start == "random" else fold(plan, maps, weights)
-        matrices = [maps.read(plan.features, i).dense() for i in range(len(weights))]
+        matrices = [maps.projector(plan, i) for i in range(len(weights))]
         if start == "aligned" and projector != "identity":
             fitted = unmerging_start(problem, features_only=True)
-            matrices = [fitted.get((plan.features, i), m).to(problem.device) for i, m in enumerate(matrices)]
+            ports = plan.feature_ports
+            parts = {i: [fitted[p, i] for p in ports] for i in range(len(weights)) if (ports[0], i) in fitted}
+            own = {i: plan.projector(found) for i, found in parts.items()}
+            matrices = [own.get(i, matrix).to(problem.device) for i, matrix in enumerate(matrices)]
         super().__init__(problem, initial, matrices, fixed=projector == "identity")
 
 

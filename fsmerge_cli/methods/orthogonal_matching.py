@@ -71,7 +71,7 @@ class OrthogonalMatching(Weighted, Resets):
         shares = [w / k for w in self.weights_of_tasks(k)]
         weights = problem.weights("cpu")
         maps = turned_maps(plan, weights, turns, shares, stream).to(problem.device)
-        projectors = tuple(maps.read(plan.features, i).dense() for i in range(k))
+        projectors = tuple(maps.projector(plan, i) for i in range(k))
         turned = [n for n in plan.spaces if takes_turns(plan, n) or (stream is not None and n == stream.space)]
         facts = {
             "spaces_turned": float(len(turned)),
@@ -120,7 +120,7 @@ def turned_network(problem: Problem, turns: Turns, stream: Stream | None, source
     maps = turned_maps(plan, weights, turns, one, stream).to(problem.device)
     module = plan.skeleton()
     module.load_state_dict(fold(plan, maps, weights), assign=True)
-    return module.requires_grad_(False).eval(), maps.read(plan.features, source).dense()
+    return module.requires_grad_(False).eval(), maps.projector(plan, source)
 
 
 def turn_error(problem: Problem, turns: Turns, stream: Stream | None) -> float:

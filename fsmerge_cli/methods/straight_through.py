@@ -154,7 +154,8 @@ class MidpointStudent(Student):
 
     def project(self, features: Tensor, source: int) -> Tensor:
         """The features in the order of the source, [n, d] -> [n, d]."""
-        order = self.get_buffer(_key("order", source, self._plan.features.space))
+        space = self._plan.features.space
+        order = self._plan.feature_order({space: self.get_buffer(_key("order", source, space))})
         return features[:, order.argsort()]
 
 

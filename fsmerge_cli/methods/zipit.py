@@ -69,7 +69,7 @@ class ZipIt(Resets):
             name: folded[name] for name in units
         }  # so that the maps fold to the weights with the new statistics
         maps = maps_of_spaces(plan, merge, unmerge, units).to(problem.device)
-        projectors = tuple(U.float().to(problem.device) for U in unmerge[plan.features.space])
+        projectors = tuple(plan.projector([U]).float().to(problem.device) for U in unmerge[plan.features.space])
         solution = Solution(folded, projectors, maps=maps)
         return self.reset_of_clusters(problem, solution, merge)
 

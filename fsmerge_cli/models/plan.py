@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures import Compiled, Family, compile_table
@@ -13,6 +14,7 @@ from fsmerge_cli.architectures.ports import Mapped, Port, Role, Unit
 from fsmerge_cli.architectures.token_outputs import token_layout, with_tokens
 from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.common.shown import shown
+from fsmerge_cli.models.head_reasons import head_reasons
 from fsmerge_cli.models.source import Source
 
 ROWS = ("ensemble", "average", "kd", "merged")
@@ -43,8 +45,9 @@ class Plan:
     """Everything that the sources' architecture determines, validated. Later code can rely on it.
 
     arch: options of the merged model. roles: tensor name -> role. spaces: by name. writes, reads: the ports
-    with a merge map and with an unmerge map (the heads' port among the latter). tasks: names of the sources.
-    reads_tokens: whether the patch tokens of some source count. distilled: see `distilled_plan`.
+    with a merge map and with an unmerge map (the ports of the features among the latter). feature_ports: of the
+    equal parts of the features, all of one space. tasks: names of the sources. reads_tokens: whether the patch
+    tokens of some source count. distilled: see `distilled_plan`.
     """
 
     family: Family
@@ -54,7 +57,7 @@ class Plan:
     spaces: Mapping[str, Space]
     writes: tuple[Port, ...]
     reads: tuple[Port, ...]
-    features: Port
+    feature_ports: tuple[Port, ...]
     tasks: tuple[str, ...]
     reads_tokens: bool = False
     distilled: bool = False
@@ -72,6 +75,27 @@ class Plan:
     def reader(self) -> nn.Module:
         """The network of the merged size whose outputs are all that counts, see `token_outputs.with_tokens`."""
         return with_tokens(self.skeleton(), self.family) if self.reads_tokens else self.skeleton()
+
+    @property
+    def features(self) -> Port:
+        """The port of the features (of their first part), whose space is that of all of them."""
+        return self.feature_ports[0]
+
+    @property
+    def width(self) -> int:
+        """Units of the space of the features, and so of each of their parts."""
+        return self.spaces[self.features.space].merged
+
+    def projector(self, parts: Sequence[Tensor]) -> Tensor:
+        """U_out of all features, block-diagonal, from those of their parts (or one for all of them)."""
+        n = len(self.feature_ports)
+        found: Tensor = torch.block_diag(*(parts if len(parts) == n else [*parts] * n))  # type: ignore[no-untyped-call]
+        return found
+
+    def feature_order(self, permutations: Mapping[str, Tensor]) -> Tensor:
+        """The order of all features, from that of the units of their space."""
+        order = permutations[self.features.space]
+        return torch.cat([order + i * len(order) for i in range(len(self.feature_ports))])
 
     @property
     def outputs(self) -> int:
@@ -113,7 +137,7 @@ def compile_plan(
     family, arch = sources[0].family, sources[0].family.resize(sources[0].arch, width, heads)
     shapes = _shapes(family, arch)
     table = compile_table(family.table(family.skeleton(arch)), list(shapes))
-    roles, features = table.roles, table.features
+    roles = table.roles
     reasons = [
         f"'{source.name}' and '{sources[0].name}' do not have the same tensors: "
         f"{', '.join(sorted(set(source.weights) ^ set(shapes))[:MAX_LISTED])}"
@@ -143,8 +167,8 @@ def compile_plan(
         roles=roles,
         spaces=spaces,
         writes=tuple(sorted(writes)),
-        reads=tuple(sorted(reads | {features})),
-        features=features,
+        reads=tuple(sorted(reads | {*table.features})),
+        feature_ports=table.features,
         tasks=tuple(s.name for s in sources),
         reads_tokens=any(s.reads != "pooled" for s in sources),
     )
@@ -228,27 +252,6 @@ def _transposed(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return " (it is transposed)" if len(found) == 2 and found == expected[::-1] else ""
 
 
-def head_reasons(source: Source) -> Iterable[str]:
-    """Reasons why the head of a source does not fit its features or its labels."""
-    head = source.head
-    if head is None:
-        return
-    reads = head.weight if head.projector is None else head.projector
-    if head.weight.ndim != 2 or reads.ndim != 2 or reads.shape[1] != source.arch.features:
-        yield (
-            f"the head of '{source.name}' is {list(head.weight.shape)}, "
-            f"should be [classes, {source.arch.features}]"
-        )
-    elif not len(head.weight):
-        yield f"the head of '{source.name}' has no classes"
-    elif head.bias is not None and head.bias.shape != head.weight.shape[:1]:
-        yield f"the head of '{source.name}' has {len(head.weight)} classes and a bias {list(head.bias.shape)}"
-    elif len(head.labels) != len(head.weight):
-        yield (
-            f"the head of '{source.name}' has {len(head.weight)} classes, but {len(head.labels)} labels are given"
-        )
-
-
 def _space(name: str, table: Compiled, sizes: Sequence[set[int]], counts: Sequence[int | None]) -> Space:
     merged, *own = (next(iter(found)) for found in sizes)
     head = table.heads.get(name)
@@ -283,7 +286,7 @@ def _space_reasons(
                 yield f"space '{space}' has the sizes {sorted(found)} inside {owner}"
     writes, reads = ports(table.roles)
     consumed = {space for space, head in table.heads.items() if head.consumed}
-    written, read = {p.space for p in writes}, {p.space for p in reads} | {table.features.space} | consumed
+    written, read = {p.space for p in writes}, {p.space for p in (*reads, *table.features)} | consumed
     for space in sorted(written | read | set(sizes[0])):
         if space not in written:
             yield f"space '{space}' is never written"

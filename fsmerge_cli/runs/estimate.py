@@ -134,14 +134,14 @@ def trainable_parameters(plan: Plan, method: Method, network: Network) -> int:
     """The number of trainable parameters: a student with its projectors, or the maps of all ports."""
     k = len(plan.tasks)
     if isinstance(method, Distillation):
-        projectors = sum(own * plan.arch.features for own in plan.spaces[plan.features.space].sources)
+        projectors = sum(own.features * plan.arch.features for own in plan.source_archs)
         return network.parameters + (projectors if method.projector == "linear" else 0)
     if isinstance(method, StraightThrough):
         return (k - 1) * network.parameters
     if not isinstance(method, FSMerge):
         return 0
     spaces = [plan.spaces[port.space] for port in [*plan.writes, *plan.reads]]
-    maps = sum(_map_parameters(space, i, method, plan.arch.features) for space in spaces for i in range(k))
+    maps = sum(_map_parameters(space, i, method, plan.width) for space in spaces for i in range(k))
     state: Mapping[str, Tensor] = plan.skeleton().state_dict()
     return maps + sum(state[name].numel() for name, role in plan.roles.items() if isinstance(role, Unit))
 
@@ -265,9 +265,7 @@ def _fold_operations(plan: Plan, name: str, method: FSMerge) -> float:
     out, into = sum(s.merged for s in writes), sum(s.merged for s in reads)
     if method.maps == "full":
         return out * into * (4.0 * reads[0].merged + 6.0 * writes[0].merged)
-    ranks = [
-        0 if method.maps == "diagonal" else _rank(s, method, plan.arch.features) for s in (reads[0], writes[0])
-    ]
+    ranks = [0 if method.maps == "diagonal" else _rank(s, method, plan.width) for s in (reads[0], writes[0])]
     return out * into * (10.0 * sum(ranks) + 8.0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -68,9 +68,18 @@ class MergeMaps(nn.Module):
         """The unmerge map U of `source` at `port`, [d_i, d']."""
         return self._one("U", port, source)
 
-    def matrices(self, features: Port) -> list[nn.Parameter]:
-        """The parameters that are stacks of matrices, without the projectors at `features`."""
-        projectors = {s for (side, port, _), (s, _) in self._places.items() if side == "U" and port == features}
+    def projector(self, plan: Plan, source: int) -> Tensor:
+        """U_out of `source` as a matrix, [d_i, d']: block-diagonal where the features have parts."""
+        return plan.projector([self.read(port, source).dense() for port in plan.feature_ports])
+
+    def estimate(self, plan: Plan, features: Tensor, source: int) -> Tensor:
+        """The features of `source`, from merged ones: [n, d'] -> [n, d_i]."""
+        parts = features.chunk(len(plan.feature_ports), -1)
+        return torch.cat([self.read(port, source)(part) for port, part in zip(plan.feature_ports, parts)], -1)
+
+    def matrices(self, features: Collection[Port]) -> list[nn.Parameter]:
+        """The parameters that are stacks of matrices, without the projectors at the ports `features`."""
+        projectors = {s for (side, port, _), (s, _) in self._places.items() if side == "U" and port in features}
         stacks = [stack for s, stack in enumerate(self._stacks) if s not in projectors]
         return [p for stack in stacks for p in stack.parameters() if p.ndim > 2]
 
@@ -158,7 +167,7 @@ def start_maps(
         given = unmerge.get((port, source)) if unmerge and side == "U" else None
         if structure == "heads" and space.heads is not None:
             return HeadBlocks.start(merged, space.heads[0], scale)
-        share = min(max(1, round(rank * merged / plan.arch.features)), rows, cols)
+        share = min(max(1, round(rank * merged / plan.width)), rows, cols)
         random = generator(seed, "maps", side, str(port), source)
         plain = MAPS.get(structure, LowRank)  # spaces without heads, where structure is `heads`
         if given is not None:
@@ -225,7 +234,7 @@ def _stacks(plan: Plan, weights: Sequence[Mapping[str, Tensor]]) -> list[list[Ke
     uses: list[tuple[Side, Sequence[Port]]] = []
     for found in group(plan, weights):
         uses += [("M", found.writes), ("U", found.reads)]
-    for side, ports in [*uses, ("U", (plan.features,))]:
+    for side, ports in [*uses, ("U", plan.feature_ports)]:
         new = [port for port in dict.fromkeys(ports) if (side, port) not in seen]
         seen.update((side, port) for port in new)
         stacks += [[(side, port, i) for port in new] for i in range(len(weights)) if new]
@@ -242,9 +251,9 @@ def check_maps(plan: Plan, structure: Structure, rank: int) -> None:
             "method.maps=heads needs sources with the width and number of heads of the merged model. "
             "Take method.maps=low_rank or full."
         )
-    if structure in ("low_rank", "heads") and rank > plan.arch.features:
+    if structure in ("low_rank", "heads") and rank > plan.width:
         raise ConfigError(
-            f"method.rank={rank} is above the width of the merged model ({plan.arch.features}). "
+            f"method.rank={rank} is above the width of the merged model ({plan.width}). "
             f"Take a rank below it, or method.maps=full."
         )
 

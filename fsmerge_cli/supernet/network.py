@@ -73,12 +73,11 @@ class SuperNet(Student):
 
     def matrices(self) -> list[nn.Parameter]:
         """The matrices of the maps: without the projectors and without vectors such as diagonals."""
-        return self.maps.matrices(self.plan.features)
+        return self.maps.matrices(self.plan.feature_ports)
 
     def project(self, features: Tensor, source: int) -> Tensor:
         """The merged model's estimate of one source's features, U_out,i z': [n, d'] -> [n, d_i]."""
-        estimate: Tensor = self.maps.read(self.plan.features, source)(features)
-        return estimate
+        return self.maps.estimate(self.plan, features, source)
 
 
 def _call(network: nn.Module, weights: dict[str, Tensor], images: Inputs) -> Tensor:

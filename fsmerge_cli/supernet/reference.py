@@ -58,7 +58,9 @@ class UnfoldedSuperNet(nn.Module):
 
     def project(self, features: Tensor, source: int) -> Tensor:
         """U_out,i z': [n, d'] -> [n, d_i]."""
-        return self._cast(self.maps.read(self.plan.features, source))(features.to(self.dtype))
+        ports = self.plan.feature_ports
+        parts = features.to(self.dtype).chunk(len(ports), -1)
+        return torch.cat([self._cast(self.maps.read(p, source))(part) for p, part in zip(ports, parts)], -1)
 
     def _parallel(self, module: nn.Linear | nn.Conv2d, owner: str, role: Mapped) -> nn.Module:
         sources = range(len(self._weights))

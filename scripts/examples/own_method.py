@@ -31,7 +31,7 @@ class Shrunk(Method):
         maps = start_maps(problem.plan, weights, "diagonal", "average")
         maps.requires_grad_(False)
         merged = {n: t * self.scale for n, t in fold(problem.plan, maps, weights).items()}
-        projectors = tuple(maps.read(problem.plan.features, i).dense() for i in range(len(weights)))
+        projectors = tuple(maps.projector(problem.plan, i) for i in range(len(weights)))
         return Solution(merged, projectors)
 
 

@@ -131,11 +131,6 @@ def test_a_projection_without_a_width_is_refused() -> None:
             "a NaFlexVit",
             "it interpolates its positions for every image, and a merged model has one size of images",
         ),
-        (
-            "deit_tiny_distilled_patch16_224",
-            "a VisionTransformerDistilled",
-            "it has a head on each of two tokens, merged features are of one",
-        ),
     ],
 )
 def test_transformers_of_other_classes_are_refused_with_the_reason(name: str, kind: str, why: str) -> None:

@@ -89,7 +89,6 @@ EXAMPLES = {
     "a convolutional stem of torchvision": "conv_proj.conv_last.weight",
     "torchvision's VisionTransformer with a representation layer": "heads.pre_logits.weight",
     "CLIP's ResNet": "visual.layer1.0.conv1.weight",
-    "Hugging Face's DeiT with a head on each of its two tokens": "distillation_classifier.weight",
     "Hugging Face's BEiT or Data2Vec": "beit.encoder.layer.0.lambda_1",
     "Hugging Face's Swin": "swin.encoder.layers.0.blocks.0.layernorm_before.weight",
 }
@@ -146,12 +145,3 @@ def test_check_reads_third_party_layouts_from_headers(tmp_path: Path) -> None:
     same = [entries[0], {**entries[0], "name": "again"}]
     twin = inspect(request(same, "average", None, Hardware(device="cpu"), 0, overwrite=False))
     assert twin.similarity == pytest.approx((1.0,))
-
-
-def test_a_distilled_deit_of_timm_is_refused_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "x.safetensors"
-    save_file({"dist_token": torch.zeros(2)}, file)
-    assert refused(SourceSpec("a", checkpoint=str(file))) == (
-        f"source 'a': {file} contains timm's distilled DeiT, which has a head on each of two tokens (dist_token). "
-        "A merged model has features of one token. Use a model without distillation (deit_*_patch16_224, vit_*)."
-    )

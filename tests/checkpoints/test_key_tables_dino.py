@@ -75,11 +75,6 @@ def test_a_head_that_reads_more_than_the_class_token_is_refused(tmp_path: Path) 
         "(model.dinov2.save_pretrained(FOLDER)) and train a head on it: fsmerge finetune model.checkpoint=FOLDER "
         "training.steps=0"
     )
-    config = transformers.DeiTConfig(**TINY, intermediate_size=20, **LABELS)
-    transformers.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path / "deit")
-    assert "contains Hugging Face's DeiT with a head on each of its two tokens, which is not supported" in refused(
-        SourceSpec("a", checkpoint=str(tmp_path / "deit"), **PIXELS)
-    )
 
 
 @pytest.mark.full

@@ -41,7 +41,7 @@ def check_permutation(source: Source, inputs: Inputs) -> None:
     assert len(changed) > 0.8 * len(source.weights)
     before, after = network(source)(inputs), network(permuted)(inputs)
     assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, before[:, permutations[plan.features.space]], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(after, before[:, plan.feature_order(permutations)], rtol=1e-9, atol=1e-11)
 
 
 def check_fold(sources: Sequence[Source], maps: MergeMaps, inputs: Inputs) -> None:

@@ -26,6 +26,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no final norm": ("vit_tiny_patch16_224", {"final_norm": False}),
     "register tokens": ("vit_tiny_patch16_224", {"reg_tokens": 2}),
     "no_embed_class": ("vit_tiny_patch16_224", {"no_embed_class": True, "reg_tokens": 1}),
+    "distillation token (DeiT)": ("deit_tiny_distilled_patch16_224", {}),
     "no positions": ("vit_tiny_patch16_224", {"pos_embed": "none"}),
     "pre-norm (CLIP)": ("vit_base_patch16_clip_224", {}),
     "CLIP quick-GELU with projection": ("vit_base_patch16_clip_quickgelu_224", {"projection": 5}),

@@ -214,13 +214,17 @@ class ResidualSolver:
             stream, norms = pooling.attention.write.space, [*pooling.after]
         constant = any(self.assembly.has(f"{module}.bias") for module in norms)
         intercept = constant if plan.features.space == stream else self._project(streams, constant)
-        sums = self._regress(streams, "")
-        found, ridges = sums.fit(self.options.ridge, intercept)
-        self.facts["ridge_features"] = [ridges]
-        sizes = [arch.features for arch in plan.source_archs]
-        self.facts["feature_error"] = [[float(part.mean()) for part in torch.split(found.errors, sizes)]]
-        U = through_constant(found) if intercept else found.matrix
-        return tuple(part.float() for part in torch.split(U, sizes))
+        parts = len(plan.feature_ports)
+        sizes = [arch.features // parts for arch in plan.source_archs]
+        fits = [
+            self._regress(streams, "", part, parts).fit(self.options.ridge, intercept) for part in range(parts)
+        ]
+        self.facts["ridge_features"] = [ridges for _, ridges in fits]
+        errors = torch.stack([found.errors for found, _ in fits])
+        self.facts["feature_error"] = [[float(own.mean()) for own in torch.split(errors, sizes, 1)]]
+        maps = [through_constant(found) if intercept else found.matrix for found, _ in fits]
+        by_source = zip(*(torch.split(U.float(), sizes) for U in maps))
+        return tuple(plan.projector(own) for own in by_source)
 
     def _project(self, streams: Streams, constant: bool) -> bool:
         """A layer behind the blocks: the top directions of the sources' features side by side (CLIP's projection).
@@ -267,14 +271,19 @@ class ResidualSolver:
                 found.append([self._tail(network, part, own[n], module) for n, part in enumerate(rows)])
         return found
 
-    def _regress(self, streams: Streams, module: str) -> FoldMoments:
-        """What a module behind the blocks reads (empty: the features): the sources' on the merged network's."""
+    def _regress(self, streams: Streams, module: str, part: int = 0, parts: int = 1) -> FoldMoments:
+        """What a module behind the blocks reads (empty: the features): the sources' on the merged network's.
+
+        part: of the equal parts of what is read, which alone is compared.
+        """
         sums = FoldMoments()
         with torch.inference_mode():
-            for part, rows in enumerate(batches(len(self.images), self.options.batch)):
-                mine = self._tail(self.assembly.network, rows, streams.merged[part], module)
-                pairs = zip(self.networks, streams.sources)
-                own = [self._tail(network, rows, stream[part], module) for network, stream in pairs]
+            for n, rows in enumerate(batches(len(self.images), self.options.batch)):
+                networks = self.assembly.network, *self.networks
+                pairs = zip(networks, (streams.merged, *streams.sources))
+                mine, *own = (
+                    self._tail(network, rows, stream[n], module).chunk(parts, 1)[part] for network, stream in pairs
+                )
                 sums.add(mine, torch.cat(own, 1), per_feature(self.folds[rows], reads(self.images[rows])))
         return sums
 

@@ -26,8 +26,8 @@ from fsmerge_cli.architectures.eva.module import (
 from fsmerge_cli.architectures.eva.table import table
 from fsmerge_cli.architectures.family import Family, Folding
 from fsmerge_cli.architectures.vit import family as vit
+from fsmerge_cli.architectures.vit.arch import ViTArch, build, meta
 from fsmerge_cli.architectures.vit.classifier import classifier, snippet
-from fsmerge_cli.architectures.vit.family import ViTArch
 from fsmerge_cli.architectures.vit.module import other_eps, set_eps
 from fsmerge_cli.architectures.vit.pooling import grid, is_latent, of_query, pooling, tokens, with_projection
 from fsmerge_cli.architectures.vit.table import POOLING_HEADS
@@ -48,10 +48,10 @@ def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, An
     """Options from `{family: eva, name: ..., args: ...}`, or from a timm name and a checkpoint's config.json."""
     from timm.models.eva import Eva
 
-    arch = vit.parse_class(architecture, "eva", Eva, options, config, where)
+    arch = vit.parse_class(architecture, "eva", (Eva,), options, config, where)
     if arch.projection:
         raise SourceError(f"{where}: projection is an option of CLIP's vision transformers. Remove it.")
-    attention = vit.meta(arch).blocks[0].attn
+    attention = meta(arch).blocks[0].attn
     if getattr(attention, "q_bias", None) is not None:  # such a layer is not called as a module
         arch = replace(arch, args={**arch.args, "qkv_fused": False})
     return arch
@@ -74,7 +74,7 @@ def translate(arch: ViTArch, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None) -> ViTArch:
     """Options of the merged model. With rotary positions a head keeps its size, so that their number follows."""
-    model = vit.meta(arch)
+    model = meta(arch)
     if model.rope is None or (width is None and heads is None):
         return vit.resize(arch, width, heads)
     size = head_size(model)
@@ -90,7 +90,7 @@ def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None
 
 def signature(arch: ViTArch) -> dict[str, Any]:
     """Properties that all sources have to share; widths, numbers of heads and a source's own eps may differ."""
-    model = vit.meta(arch)
+    model = meta(arch)
     own = _rope(arch)
     kind = None
     if own is not None:
@@ -102,7 +102,7 @@ def signature(arch: ViTArch) -> dict[str, Any]:
 
 def pooling_heads(arch: ViTArch) -> dict[str, int]:
     """The number of heads of attention pooling, which is one of its own."""
-    model = vit.meta(arch)
+    model = meta(arch)
     return dict.fromkeys(POOLING_HEADS, model.attn_pool.num_heads) if is_latent(model) else {}
 
 
@@ -115,7 +115,7 @@ def adapt(module: nn.Module, arch: ViTArch) -> nn.Module:
 
 def _rope(arch: ViTArch) -> Tensor | None:
     """The rotary positions [N, 2 d]; None without."""
-    model = vit.meta(arch)
+    model = meta(arch)
     if model.rope is None or reasons(model):
         return None
     return rope_table(arch.name, arch.args, model.blocks[0].attn.num_heads, model.embed_dim)
@@ -136,7 +136,7 @@ def describe(instance: nn.Module) -> ViTArch | None:
         arch = parse("eva", {"name": name, "args": arguments(module)}, {}, name)
         own = {n: t for n, t in translate(arch, module.state_dict()).items() if not n.startswith("head.")}
         same = _shapes(own) == _shapes(EVA.skeleton(arch).state_dict())
-        if same and not other_eps(vit.meta(arch), module) and _same_rope(arch, module):
+        if same and not other_eps(meta(arch), module) and _same_rope(arch, module):
             return arch
     raise SourceError(
         f"this Eva module differs from timm's {name or 'models'}. Also pass its arch: "
@@ -161,7 +161,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 EVA = Family(
     name="eva",
     arch=ViTArch,
-    build=vit.build,
+    build=build,
     resize=resize,
     table=table,
     entry="patch_embed.proj",
@@ -169,8 +169,8 @@ EVA = Family(
     config=vit.config,
     parse=parse,
     snippet=snippet,
-    refuse=lambda arch: reasons(vit.meta(arch)),
-    heads=lambda arch: int(vit.meta(arch).blocks[0].attn.num_heads),
+    refuse=lambda arch: reasons(meta(arch)),
+    heads=lambda arch: int(meta(arch).blocks[0].attn.num_heads),
     own_heads=pooling_heads,
     positions=vit.positions,
     blocks=vit.blocks,

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsmerge_cli.architectures.vit.distilled import TOKEN, two_heads
+
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey, as in PIL's conversion (ITU-R 601-2)."""
 
@@ -33,6 +35,8 @@ def classifier(
         args["in_chans"] = 3
         tensors[ENTRY] = in_colour(tensors[ENTRY])
     found = {"architecture": stated["architecture"], "model_args": args}
+    if TOKEN in tensors:
+        return found, {**tensors, **two_heads(weight, bias)}
     return found, {**tensors, "head.weight": weight.contiguous(), "head.bias": bias.contiguous()}
 
 

@@ -5,18 +5,16 @@ Shapes: D embedding width, H heads, d = D / H, N positions, p patch size.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from functools import lru_cache
 from typing import Any
 
-import torch
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.family import Family
+from fsmerge_cli.architectures.vit.arch import BASE, DISTILLED_BASE, ViTArch, build, meta
 from fsmerge_cli.architectures.vit.classifier import classifier, snippet
+from fsmerge_cli.architectures.vit.distilled import has_two_tokens
 from fsmerge_cli.architectures.vit.module import (
     LOADER_ARGUMENTS,
     arguments,
@@ -31,71 +29,11 @@ from fsmerge_cli.architectures.vit.module import (
     set_eps,
     stated_arguments,
 )
-from fsmerge_cli.architectures.vit.pooling import FOLDING, grid, pooling, tokens, without_projection
+from fsmerge_cli.architectures.vit.pooling import FOLDING, grid, pooling, tokens
 from fsmerge_cli.architectures.vit.table import table
 from fsmerge_cli.common.errors import ConfigError, SourceError, first_line, unknown
-from fsmerge_cli.common.options import FORBID, Flag, NonNegativeFloat, Text
 from fsmerge_cli.common.options import build as build_options
 from fsmerge_cli.common.shown import shortened
-
-BASE = "vit_base_patch16_224"
-"""The timm name that describes instances without a timm name of their own."""
-
-
-@dataclass(frozen=True, config=FORBID)
-class ViTArch:
-    """Options of a timm vision transformer.
-
-    name: timm's architecture name, without the tag of its weights. args: keyword arguments that override timm's
-    defaults (img_size, embed_dim, depth, ...). projection: whether the model's `head` is a projection that belongs
-    to the backbone (CLIP; `num_classes` in args is its width) instead of a task's classifier. eps: of all norms,
-    if a source was trained with another value than timm's for this name; a merged model uses timm's.
-    """
-
-    name: Text
-    args: dict[str, Any]
-    projection: Flag = False
-    eps: NonNegativeFloat | None = None
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """Channels, height, width of the image (pixels)."""
-        model = meta(self)
-        height, width = model.patch_embed.img_size
-        return model.patch_embed.proj.in_channels, height, width
-
-    @property
-    def features(self) -> int:
-        """Width of the features (units): D, or the width of the projection."""
-        model = meta(self)
-        return int(model.head.out_features if self.projection else model.embed_dim)
-
-    @property
-    def depth(self) -> int:
-        """Number of transformer blocks."""
-        return len(meta(self).blocks)
-
-
-def build(arch: ViTArch) -> nn.Module:
-    """The timm model without a task head."""
-    from timm.models import create_model  # timm takes seconds to import, and MLPs do without it
-
-    args = dict(arch.args)
-    classes = args.pop("num_classes", 0) if arch.projection else 0
-    args.pop("num_classes", None)
-    module: nn.Module = create_model(arch.name, pretrained=False, num_classes=classes, **args)
-    return without_projection(module)
-
-
-@lru_cache(maxsize=64)
-def _instance(name: str, args: str, projection: bool) -> Any:
-    with torch.device("meta"):
-        return build(ViTArch(name, json.loads(args), projection)).eval()
-
-
-def meta(arch: ViTArch) -> Any:
-    """A cached instance on the meta device, only for reading properties; weights are never loaded into it."""
-    return _instance(arch.name, json.dumps(arch.args, sort_keys=True), arch.projection)
 
 
 def stated_options(options: Mapping[str, Any], where: str) -> ViTArch:
@@ -106,20 +44,22 @@ def stated_options(options: Mapping[str, Any], where: str) -> ViTArch:
 
 def parse(architecture: str, options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> ViTArch:
     """Options from `{family: vit, name: ..., args: ...}`, or from a timm name and a checkpoint's config.json."""
+    from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
-    return parse_class(architecture, "vit", VisionTransformer, options, config, where)
+    classes = VisionTransformer, VisionTransformerDistilled
+    return parse_class(architecture, "vit", classes, options, config, where)
 
 
 def parse_class(
     architecture: str,
     family: str,
-    cls: type[nn.Module],
+    classes: tuple[type[nn.Module], ...],
     options: Mapping[str, Any],
     config: Mapping[str, Any],
     where: str,
 ) -> ViTArch:
-    """Options of a model that timm builds as `cls`; `architecture` is `family`, or a timm name. SourceError."""
+    """Options of a model of these `classes` of timm; `architecture` is `family`, or a timm name. SourceError."""
     if architecture == family:
         arch = stated_options(options, where)
     else:
@@ -141,14 +81,16 @@ def parse_class(
         model = meta(replace(arch, name=name))
     except Exception as error:  # timm passes all arguments on, so that errors of any type are raised
         module = model_entrypoint(name).__module__
-        if "vision_transformer" not in module and not module.endswith(f".{family}"):
+        if "vision_transformer" not in module and not module.endswith((f".{family}", ".deit")):
             raise other_class(where, name, f"a model of {module}") from None
         raise SourceError(
             f"{where}: timm cannot build {name} with {shortened(str(arch.args))}: {first_line(error)}. "
             "Change arch.args, or model_args in config.json."
         ) from None
-    if type(model) is not cls:
+    if type(model) not in classes:
         raise other_class(where, name, f"a {type(model).__name__}")
+    if arch.projection and has_two_tokens(model):
+        raise SourceError(f"{where}: projection is an option of CLIP's vision transformers. Remove it.")
     if arch.projection and not hasattr(model.head, "out_features"):
         raise SourceError(f"{where}: a projection needs its width: num_classes of 1 or more, in config.json.")
     return replace(arch, name=name)
@@ -165,9 +107,8 @@ def resize(arch: ViTArch, width: int | tuple[int, ...] | None, heads: int | None
         raise ConfigError(f"method.width: a vision transformer has one width, got {list(width)}. Give one number.")
     if arch.projection and width is not None:
         raise ConfigError("method.width: a model with a final projection keeps its width. Leave it at null.")
-    width = arch.features if width is None else width
     count = meta(arch).blocks[0].attn.num_heads if heads is None else heads
-    embed = meta(arch).embed_dim if arch.projection else width
+    embed = int(meta(arch).embed_dim) if width is None else width
     if embed % count:
         raise ConfigError(
             f"method.width={embed} cannot be divided into {count} heads. Pass method.heads=... that divides it."
@@ -193,18 +134,20 @@ def describe(instance: nn.Module) -> ViTArch | None:
     Raises SourceError if it has parts that options do not describe.
     """
     from timm.models import is_model
+    from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
     module: Any = instance
-    if type(module) is not VisionTransformer:
+    if type(module) not in (VisionTransformer, VisionTransformerDistilled):
         return None
     stated = getattr(module, "pretrained_cfg", None) or {}
-    name = str(stated.get("architecture") or BASE)
+    base = DISTILLED_BASE if has_two_tokens(module) else BASE
+    name = str(stated.get("architecture") or base)
     tower = "clip" in name and "ft_" not in str(stated.get("tag"))  # a fine-tuned one has a classifier
     projection = tower and getattr(module.head, "out_features", None) == stated.get("num_classes")
     args = arguments(module) | ({"num_classes": module.head.out_features} if projection else {})
     arch = parse(
-        "vit", {"name": name if is_model(name) else BASE, "args": args, "projection": projection}, {}, name
+        "vit", {"name": name if is_model(name) else base, "args": args, "projection": projection}, {}, name
     )
     arch = arch if eps_of(module) == eps_of(meta(arch)) else replace(arch, eps=eps_of(module))
     if different := differences(VIT.skeleton(arch), module, projection):
@@ -291,5 +234,6 @@ VIT = Family(
     deepen=lambda arch, depth: replace(arch, args={**arch.args, "depth": depth}),
     folding=FOLDING,
     library="timm",
+    writes_features=lambda arch: has_two_tokens(meta(arch)),
     classifier=lambda arch, weights, *linear: classifier(config(arch), arch.projection, weights, *linear),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsmerge_cli.architectures.vit.distilled import has_two_tokens
 from fsmerge_cli.architectures.vit.pooling import is_latent
 from fsmerge_cli.common.errors import ConfigError, SourceError
 from fsmerge_cli.common.shown import brief
@@ -31,7 +32,6 @@ WHY = {
     "a Beit": f": {TABLES}",
     "a VisionTransformerRelPos": f": {TABLES}",
     "a NaFlexVit": ": it interpolates its positions for every image, and a merged model has one size of images",
-    "a VisionTransformerDistilled": ": it has a head on each of two tokens, merged features are of one",
 }
 """Classes of timm -> why they cannot be merged, as the end of a sentence."""
 
@@ -105,6 +105,7 @@ def properties(model: Any, projection: bool) -> dict[str, Any]:
         "padded images": _is_padded(model.patch_embed),
         "depth": len(model.blocks),
         "class token": model.has_class_token,
+        "distillation token": has_two_tokens(model),
         "register tokens": model.num_reg_tokens,
         "positions": None if model.pos_embed is None else model.pos_embed.shape[1],
         "pooling": f"{model.global_pool}{' with prefix' if model.pool_include_prefix else ''}",
@@ -141,6 +142,12 @@ def reasons(model: Any) -> list[str]:
         )
     if model.global_pool == "":
         found.append("no pooling (global_pool=''): its features are one vector per token, not per image")
+    normed = not isinstance(model.fc_norm, nn.Identity)
+    if has_two_tokens(model) and (model.no_embed_class or model.num_reg_tokens or normed):
+        found.append(
+            "a distillation token beside register tokens, no_embed_class or a norm after the pooling: timm's "
+            "class does not run these"
+        )
     if type(block.attn) is not Attention:
         found.append(f"{type(block.attn).__name__}: only timm's plain multi-head Attention can be merged")
     elif block.attn.gate is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fsmerge_cli.architectures.family import Folding
+from fsmerge_cli.architectures.vit.distilled import of_file, side_by_side, with_heads
 
 LATENT, WEIGHT, BIAS = "attn_pool.latent", "attn_pool.q.weight", "attn_pool.q.bias"
 
@@ -42,11 +43,14 @@ def grid(module: nn.Module) -> tuple[int, int]:
 
 
 def without_projection(module: nn.Module) -> nn.Module:
-    """The module with the latent as its query, in place; it has the weights that `of_query` returns."""
+    """The module with the latent as its query, in place, and the features of two tokens side by side.
+
+    It has the weights that `FOLDING.read` returns.
+    """
     model: Any = module
     if is_latent(model):
         model.attn_pool.q = nn.Identity()
-    return module
+    return side_by_side(module)
 
 
 def of_query(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,4 +80,7 @@ def with_projection(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-FOLDING = Folding(lambda arch, tensors: of_query(tensors), lambda arch, weights, stats: with_projection(weights))
+FOLDING = Folding(
+    lambda arch, tensors: of_file(of_query(tensors)),
+    lambda arch, weights, stats: with_heads(with_projection(weights)),
+)

@@ -2,8 +2,8 @@
 
 `res` is the residual stream (one space, many ports), `qk{i}` the queries and keys of block i, `v{i}` its values,
 `h{i}` its hidden layer, `out` the projected features. Attention pooling is one more block behind the stream, which
-writes a stream of its own: `pool`, with `qk_pool`, `v_pool` and `h_pool`; its latent is the query. Entries of
-tensors that a variant lacks are ignored.
+writes a stream of its own: `pool`, with `qk_pool`, `v_pool` and `h_pool`; its latent is the query. The features
+of two tokens (DeiT) are two parts of `res`. Entries of tensors that a variant lacks are ignored.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from torch import nn
 
 from fsmerge_cli.architectures.family import Table
 from fsmerge_cli.architectures.ports import FIXED, HeadSpace, Spec, head_norm, norm, stack
+from fsmerge_cli.architectures.vit.distilled import has_two_tokens
 from fsmerge_cli.architectures.vit.pooling import is_latent
 
 RESIDUAL: dict[str, Spec] = {
     "cls_token": (FIXED, FIXED, "res@embed"),
+    "dist_token": (FIXED, FIXED, "res@embed"),
     "reg_token": (FIXED, FIXED, "res@embed"),
     "pos_embed": (FIXED, FIXED, "res@embed"),
     "patch_embed.proj.weight": ("res@embed", FIXED, FIXED, FIXED),
@@ -100,6 +102,7 @@ def assembled(
     mlp = model.blocks[0].mlp
     packed = hasattr(mlp, "fc1") and mlp.fc1.out_features == 2 * mlp.fc2.in_features
     pooled = is_latent(model)
+    own = stack("res@features", "res@features_dist") if has_two_tokens(model) else "res@features"
     return Table(
         tensors={
             **RESIDUAL,
@@ -109,7 +112,7 @@ def assembled(
             **(PACKED if packed else {}),
             **(POOLING if pooled else {}),
         },
-        features="out@features" if projected else "pool@features" if pooled else "res@features",
+        features="out@features" if projected else "pool@features" if pooled else own,
         heads={**heads, **(POOLING_HEADS if pooled else {})},
     )
 
