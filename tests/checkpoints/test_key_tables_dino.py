@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from fsmerge_cli import merge
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.training.teachers import network
@@ -75,15 +74,3 @@ def test_a_head_that_reads_more_than_the_class_token_is_refused(tmp_path: Path) 
         "(model.dinov2.save_pretrained(FOLDER)) and train a head on it: fsmerge finetune model.checkpoint=FOLDER "
         "training.steps=0"
     )
-
-
-@pytest.mark.full
-def test_two_sources_merge_and_timm_loads_the_result(tmp_path: Path) -> None:
-    from timm.models import create_model
-
-    for seed in (1, 2):
-        model("DINOv2 with registers", seed).save_pretrained(tmp_path / f"m{seed}")
-    entries = [{"name": f"m{seed}", "checkpoint": str(tmp_path / f"m{seed}"), **PIXELS} for seed in (1, 2)]
-    result = merge(entries, method="average", output=tmp_path / "out")
-    loaded = create_model(f"local-dir:{tmp_path}/out/merged", pretrained=True).eval()
-    assert torch.equal(loaded(pixels()), result.backbone()(pixels()))
