@@ -68,7 +68,7 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         tokens = tokenization(spec, config, where)
         require_vocabulary(tokens, arch.vocab_size, where)
         source = Source(spec.name, family, arch, backbone, head, found.origin, found.sha256, tokens, notes)
-        source = replace(source, dense=config[DENSE])
+        source = replace(source, dense=config[DENSE], classes=_classes(spec, head))
         return replace(source, notes=notes + _compared(spec, source, read, NO_NORMALISATION, skip_head))
     if spec.tokenizer is not None:
         raise SourceError(f"{where}: models.sources.N.tokenizer is of a text encoder, and this is none.")
@@ -110,7 +110,13 @@ def assemble(spec: SourceSpec, found: Checkpoint, skip_head: bool = False) -> So
         notes += _size_notes(spec.name, config, arch.input_size)
     folded = (mean, std) if family.normalise is None and (set(mean), set(std)) != ({0.0}, {1.0}) else None
     source = Source(spec.name, family, arch, weights, head, found.origin, found.sha256, how, notes, folded)
+    source = replace(source, classes=_classes(spec, head))
     return with_reads(spec, deepened(spec, source, where), where)
+
+
+def _classes(spec: SourceSpec, head: Head | None) -> tuple[str, ...] | None:
+    """The class names of an entry without a head."""
+    return spec.labels if head is None and isinstance(spec.labels, tuple) else None
 
 
 def _compared(

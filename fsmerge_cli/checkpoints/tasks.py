@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -88,14 +88,21 @@ def _of_data(spec: SourceSpec, data: DataConfig | None) -> tuple[str, ...]:
     return tuple(by_number(found))
 
 
+ORDERED = "the rows of its head are taken to be the classes of the data set in their order"
+
+
+def notes_of_heads(notes: Iterable[str], without: Iterable[str]) -> list[str]:
+    """The notes, but for those of `order_note` on the sources `without` a head, whose labels have no order."""
+    starts = tuple(f"'{name}': {ORDERED} " for name in without)
+    return [note for note in notes if not note.startswith(starts)]
+
+
 def order_note(given: SourceSpec, labels: Sequence[str]) -> str | None:
     """A note where the order of the labels is a guess: that of a data set. given: the entry as written."""
     if given.labels not in (DATA, DATA_NUMERIC):
         return None
     few = ", ".join(f"{row}: '{name}'" for row, name in enumerate(labels[:3])) + (", ..." if labels[3:] else "")
-    note = (
-        f"'{given.name}': the rows of its head are taken to be the classes of the data set in their order ({few})"
-    )
+    note = f"'{given.name}': {ORDERED} ({few})"
     note += "".join(f"; {text}" for text in alike_note(given.name, labels))
     other, key = (by_number(labels), DATA_NUMERIC) if given.labels == DATA else (sorted(labels), DATA)
     if [*labels] == other or not all(label.isdecimal() for label in labels):

@@ -27,8 +27,8 @@ and --json get all of them.
                   peak_memory_gb, images, images_per_second;
                   of one task: top1.TASK, top5.TASK, loss.TASK, calibration_error.TASK,
                   pearson.TASK and spearman.TASK (of a task that predicts a number),
-                  relative.TASK, agreement.TASK, neighbours.TASK (tasks without a head),
-                  feature_error.TASK, feature_cosine.TASK, feature_cka.TASK
+                  relative.TASK, agreement.TASK, neighbours.TASK and probe.TASK (tasks without a
+                  head), feature_error.TASK, feature_cosine.TASK, feature_cka.TASK
   --group-by KEY  one row for all runs that differ only in KEY (seed, method.lr, ...): the mean and
                   the standard deviation of every metric. The difference is that of runs with the
                   same value of KEY

@@ -55,10 +55,10 @@ class Task:
     number: bool = False
 
     @classmethod
-    def of(cls, name: str, head: Head | None) -> Task:
-        """The task of a source or a model with this head."""
+    def of(cls, name: str, head: Head | None, classes: tuple[str, ...] | None = None) -> Task:
+        """The task of a source or a model with this head; without one, of these `classes`."""
         if head is None or head.regression:
-            return cls(name, None, number=head is not None)
+            return cls(name, None if head else classes, number=head is not None)
         return cls(name, head.labels, named=head.named)
 
 

@@ -20,6 +20,7 @@ from fsmerge_cli.evaluation.metrics import matched_temperatures, temperatures
 from fsmerge_cli.evaluation.neighbours import neighbours_by_task
 from fsmerge_cli.evaluation.plausibility import implausible, worded_note
 from fsmerge_cli.evaluation.predictions import Heads, agreement
+from fsmerge_cli.evaluation.probes import probes_by_task
 from fsmerge_cli.evaluation.scoring import NumberScore, Score, number_score, score
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.source import Source
@@ -125,7 +126,12 @@ class Scorer:
             expected = expected_labels((reference or outputs).calibrating, place)
             decision = best_decision(outputs.calibrating, expected, temperatures)
         given = self.truth, self.tasks, self.heads.index, self.labels, temperatures, decision
-        found = replace(score(outputs, reference or outputs, *given), numbers=self._number_scores(outputs))
+        with_heads = [*self.heads.index, *map(self.tasks.index, self.numbers)]
+        found = replace(
+            score(outputs, reference or outputs, *given),
+            numbers=self._number_scores(outputs),
+            probes=probes_by_task(outputs.features, self.truth, self.tasks, with_heads),
+        )
         if reference is None or outputs is reference:
             return found
         agreed = agreement(outputs.logits, reference.logits, self.truth[0], self.heads)
@@ -146,7 +152,8 @@ class Scorer:
     @property
     def _has_joint(self) -> bool:
         """Whether joint accuracy is defined: several heads, and labelled test images."""
-        return len(self.heads.index) > 1 and bool((self.truth[1] >= 0).any())
+        own = torch.isin(self.truth[0], torch.tensor(self.heads.index, dtype=torch.long))
+        return len(self.heads.index) > 1 and bool((own & (self.truth[1] >= 0)).any())
 
     @property
     def _every_task_has_images(self) -> bool:

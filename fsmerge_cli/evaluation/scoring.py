@@ -14,6 +14,7 @@ from fsmerge_cli.evaluation.joint import Decision
 from fsmerge_cli.evaluation.metrics import FeatureSimilarity, calibration_error, interval, pearson, spearman, top
 from fsmerge_cli.evaluation.neighbours import Neighbours
 from fsmerge_cli.evaluation.predictions import ChosenTasks, chosen_tasks
+from fsmerge_cli.evaluation.probes import Probe
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Score:
     and `joint.PROTOCOL` [n], in the order of the test images. chosen: number of images by protocol, task of the
     image and task whose label is predicted. agreement: by task, number of images, and of those on which the model
     predicts the label that the source predicts; empty for the sources. neighbours: the same for tasks without a
-    head, by their features. decision: of the written classifier, for the tasks `heads`. numbers: by task that
-    predicts a number.
+    head, by their features. probes: by task without a head and with labelled images. decision: of the written
+    classifier, for the tasks `heads`. numbers: by task that predicts a number.
     """
 
     tasks: Mapping[str, TaskScore]
@@ -71,6 +72,7 @@ class Score:
     chosen: ChosenTasks = field(default_factory=dict)
     agreement: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     neighbours: Mapping[str, Neighbours] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
     decision: Decision | None = None
     heads: Sequence[str] = ()
     numbers: Mapping[str, NumberScore] = field(default_factory=dict)
@@ -146,6 +148,7 @@ def single_task_rows(ensemble: Score, tasks: Sequence[str]) -> dict[str, Score]:
             {},
             {name: ensemble.features[name]} if name in ensemble.features else {},
             numbers={name: ensemble.numbers[name]} if name in ensemble.numbers else {},
+            probes={name: ensemble.probes[name]} if name in ensemble.probes else {},
         )
         for name in tasks
     }

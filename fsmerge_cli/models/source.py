@@ -29,6 +29,7 @@ class Source:
     or module. notes: remarks for the user on how it was read. folded: the mean and std in its first layer (None:
     it has none there). reads: what of it counts, see `SourceSpec`. dense: layers
     behind the pooled features of an embedding model, whose outputs are its embeddings; the features are distilled.
+    classes: class names of its images where it has no head, for a linear probe (None: there are none).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Source:
     folded: Pixels | None = None
     reads: Reads = "pooled"
     dense: tuple[Dense, ...] = ()
+    classes: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         """One line: name, size, classes and origin."""

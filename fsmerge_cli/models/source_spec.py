@@ -53,7 +53,8 @@ class SourceSpec:
     merged folder: all, each as a separate task). labels: class names in the order of the head's rows; or a file of
     them (.txt, one per line, or .json), `data` for the names of the class folders sorted as text, `data_numeric`
     for those sorted as numbers, or the name of a label set of the recipe's data set; null uses those of the
-    checkpoint. mean, std: per channel, of the normalisation that the source was trained with (pixels in 0..1);
+    checkpoint; of a source without a head the classes of its images, which a linear probe is to tell (null: no
+    probe). mean, std: per channel, of the normalisation that the source was trained with (pixels in 0..1);
     null uses the checkpoint's. normalize: whether the head is applied to features of unit length (as in CLIP);
     null uses the checkpoint's. recipe: how to train the source if there is no checkpoint. prefix: of the tensors
     in a file that contains several models. ema: true uses exponentially averaged weights, false ordinary ones,

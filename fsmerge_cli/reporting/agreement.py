@@ -97,7 +97,7 @@ def _images_in_words(evaluation: Values) -> str:
 
 def sentences(evaluation: Values, model: str) -> list[str]:
     """The result of a run without labels; empty where nothing was compared."""
-    found = [*_of_images(evaluation, model), *_of_tokens(evaluation)]
+    found = [*_of_images(evaluation, model), *_of_tokens(evaluation), *of_probes(evaluation)]
     return [own_word(evaluation, sentence) for sentence in found]
 
 
@@ -112,6 +112,27 @@ def _of_tokens(evaluation: Values) -> list[str]:
         f"Its patch tokens, through a linear map, explain {100 * share:.1f} % of the variance of those of the "
         f"source and have a cosine of {alike:.3f} to them{over}."
     ]
+
+
+def of_probes(evaluation: Values) -> list[str]:
+    """A sentence on linear probes of sources without heads; empty without them."""
+    rows = evaluation["rows"]
+    found = rows.get("merged", {}).get("probes", {})
+    if not found:
+        return []
+    over = " (mean over tasks)" if len(found) > 1 else ""
+    mine, own = _mean([value["top1"] for value in found.values()]), probe_of_sources(evaluation)
+    beside = f", on the sources' own features {100 * own:.1f} %" if own is not None else ""
+    return [
+        f"On its estimate of a source's features a linear probe tells the classes of {100 * (mine or 0):.1f} %"
+        f"{over} of the images{beside}."
+    ]
+
+
+def probe_of_sources(evaluation: Values) -> float | None:
+    """Top-1 of the probes on the sources' own features, mean over tasks; None where they were not run."""
+    rows = evaluation["rows"]
+    return _mean([rows.get(task, {}).get("probes", {}).get(task, {}).get("top1") for task in evaluation["tasks"]])
 
 
 def _of_images(evaluation: Values, model: str) -> list[str]:

@@ -79,6 +79,14 @@ class SameNeighbours(Model):
     among: Count = Field(description="images whose nearest image by the source is one of the model's ten nearest")
 
 
+class LinearProbe(Model):
+    """A linear classifier of a task without a head, on a model's estimate of the features of its source."""
+
+    images: Positive = Field(description="labelled test images; each is predicted by a probe fitted to others")
+    classes: Annotated[int, Field(ge=2)]
+    top1: Share
+
+
 class Tokens(Model):
     """The projected patch tokens of the merged model compared with those of a source."""
 
@@ -139,6 +147,9 @@ class MethodRow(Model):
     )
     neighbours: dict[str, SameNeighbours] = Field(
         default_factory=dict, description="by task without a head; empty for the sources and for few images"
+    )
+    probes: dict[str, LinearProbe] = Field(
+        default_factory=dict, description="by task without a head and with labelled images"
     )
 
 

@@ -12,8 +12,8 @@ from fsmerge_cli.evaluation.metrics import interval
 from fsmerge_cli.reporting.agreement import agreement as agreement
 from fsmerge_cli.reporting.agreement import counted_word as counted_word
 from fsmerge_cli.reporting.agreement import images_in_words as images_in_words
+from fsmerge_cli.reporting.agreement import of_probes, sentences, values_by_row
 from fsmerge_cli.reporting.agreement import own_word as own_word
-from fsmerge_cli.reporting.agreement import sentences, values_by_row
 from fsmerge_cli.reporting.measures import column, correlation, is_measured, mean_correlation, outcome
 from fsmerge_cli.reporting.measures import details_in_words as details_in_words
 from fsmerge_cli.reporting.measures import has_accuracies as has_accuracies
@@ -138,7 +138,7 @@ def _outcome(evaluation: Values) -> list[str]:
     if joint is not None:
         reference = f"; that of the ensemble of the sources is {per_cent(bound)} %" if bound is not None else ""
         parts.append(f"{model}'s joint accuracy ({JOINT}) is {per_cent(joint)} %{reference}.")
-    return parts
+    return [*parts, *of_probes(evaluation)]
 
 
 def agreements(evaluation: Values) -> Table | None:

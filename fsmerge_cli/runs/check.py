@@ -16,6 +16,7 @@ from fsmerge_cli.checkpoints.headers import SourceHeaders, read_headers
 from fsmerge_cli.checkpoints.load import load, normalisation
 from fsmerge_cli.checkpoints.open import interpret
 from fsmerge_cli.checkpoints.stated import stated_accuracies
+from fsmerge_cli.checkpoints.tasks import notes_of_heads
 from fsmerge_cli.checkpoints.together import reading, source_notes
 from fsmerge_cli.checkpoints.weight_cosine import weight_similarity
 from fsmerge_cli.common.atomic import check_claim
@@ -168,7 +169,8 @@ def inspect(
     recommended, why = recommend(plan, cosines, requested, with_base)
     memory, seconds, more = _estimated_cost(requested, plan, sources)
     ready = [source for source in sources if not _is_meta(source)]
-    notes += [*requested.notes, *source_notes(sources), *duplicate_notes(ready), *more]
+    headless = [source.name for source in sources if source.head is None]
+    notes += [*notes_of_heads(requested.notes, headless), *source_notes(sources), *duplicate_notes(ready), *more]
     return Inspection(
         rows=rows,
         reasons=(),
@@ -256,7 +258,7 @@ def _estimated_cost(
     device = requested.hardware.resolve()
     if requested.data is None and any(method.needs_images for method in methods_of(requested)):
         return None, None, ("no estimate without images (data=...)",)
-    tasks = [Task.of(source.name, source.head) for source in sources]
+    tasks = [Task.of(source.name, source.head, source.classes) for source in sources]
     if requested.data is not None:
         require_same_kind(requested.data, [task.name for task in tasks], sources[0])
     try:

@@ -177,7 +177,7 @@ def problem_of(
 ) -> tuple[Problem, TestImages, list[str]]:
     """The problem of loaded sources, with all images read; the test images; notes about the images."""
     plan = requested.method.plan(sources)
-    tasks = [Task.of(source.name, source.head) for source in sources]
+    tasks = [Task.of(source.name, source.head, source.classes) for source in sources]
     if requested.data is not None:
         require_same_kind(requested.data, [task.name for task in tasks], sources[0])
     transform = partial(reader, reading(sources))

@@ -10,6 +10,7 @@ import torch
 from fsmerge_cli.alignment.channels import with_statistics
 from fsmerge_cli.checkpoints.dtype import rounded, rounded_head
 from fsmerge_cli.checkpoints.stated import stated_accuracies
+from fsmerge_cli.checkpoints.tasks import notes_of_heads
 from fsmerge_cli.checkpoints.together import reading, source_notes
 from fsmerge_cli.common.hardware import peak_memory
 from fsmerge_cli.common.timing import Clock
@@ -69,7 +70,7 @@ def result_of(
         *evaluation.warnings,
         *notes,
         *start_notes(plan, solution),
-        *requested.notes,
+        *notes_of_heads(requested.notes, [source.name for source in sources if source.head is None]),
         *source_notes(sources),
         *duplicate_notes(sources),
     ]

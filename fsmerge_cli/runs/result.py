@@ -287,6 +287,7 @@ def row(score: Score, sources: Mapping[str, Score]) -> dict[str, Any]:
         "feature_cka": {name: values["cka"] for name, values in score.features.items()},
         "agreement": {name: {"images": n, "same": same} for name, (n, same) in score.agreement.items()},
         "neighbours": {name: asdict(own) for name, own in score.neighbours.items()},
+        **({"probes": {name: asdict(own) for name, own in score.probes.items()}} if score.probes else {}),
     }
 
 

@@ -65,6 +65,7 @@ def scores_of(row: Mapping[str, Any]) -> dict[str, float | None]:
     found |= {
         f"neighbours.{task}": own["among"] / own["images"] for task, own in row.get("neighbours", {}).items()
     }
+    found |= {f"probe.{task}": own["top1"] for task, own in row.get("probes", {}).items()}
     for name in ("feature_error", "feature_cosine", "feature_cka"):
         found |= {f"{name}.{task}": value for task, value in row.get(name, {}).items()}
     return found
