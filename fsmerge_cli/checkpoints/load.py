@@ -29,7 +29,7 @@ from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.shown import shown
 from fsmerge_cli.data import DATASETS
 from fsmerge_cli.models.head import Head
-from fsmerge_cli.models.head_reasons import head_reasons
+from fsmerge_cli.models.misfits import head_reasons
 from fsmerge_cli.models.preprocessing import Preprocessing
 from fsmerge_cli.models.source import Pixels, Source
 from fsmerge_cli.models.source_spec import SourceSpec

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from fsmerge_cli.common.errors import MismatchError
-from fsmerge_cli.models.head_reasons import head_reasons
+from fsmerge_cli.models.misfits import head_reasons
 from fsmerge_cli.models.plan import Plan, compile_plan
 from fsmerge_cli.models.source import Source
 

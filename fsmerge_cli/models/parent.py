@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fsmerge_cli.architectures.ports import Mapped
-from fsmerge_cli.models.plan import MAX_LISTED, Plan
+from fsmerge_cli.models.misfits import MAX_LISTED
+from fsmerge_cli.models.plan import Plan
 from fsmerge_cli.models.source import Pixels, Source
 
 ALIKE = 0.5

@@ -14,14 +14,11 @@ from fsmerge_cli.architectures.ports import Mapped, Port, Role, Unit
 from fsmerge_cli.architectures.token_outputs import token_layout, with_tokens
 from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.common.shown import shown
-from fsmerge_cli.models.head_reasons import head_reasons
+from fsmerge_cli.models.misfits import MAX_LISTED, head_reasons, tensor_reasons
 from fsmerge_cli.models.source import Source
 
 ROWS = ("ensemble", "average", "kd", "merged")
 """Rows of the score table besides the sources; no source can have one of these names."""
-
-MAX_LISTED = 3
-"""How many differing tensors a message lists; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def compile_plan(
         kind = f"{source.family.name} {source.arch}"
         if kind not in known:
             known[kind] = _shapes(source.family, source.arch)
-        reasons += _tensor_reasons(source, known[kind])
+        reasons += tensor_reasons(source, known[kind])
         reasons += head_reasons(source)
     if reasons:
         raise MismatchError(reasons)
@@ -227,29 +224,6 @@ def _advice(what: str, first: Source, depth: int | None) -> str:
     changed = "resamples the position embeddings" if first.family.positions(first.arch) else "changes the size"
     size = f"models.sources.N.input_size={list(first.arch.input_size[1:])}"
     return f"; {size} {changed} of the other, which is not exact"
-
-
-def _tensor_reasons(source: Source, expected: Mapping[str, tuple[int, ...]]) -> Iterable[str]:
-    found = {name: tuple(t.shape) for name, t in source.weights.items()}
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    other = [
-        f"{name} is {list(found[name])}, should be {list(shape)}{_transposed(found[name], shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    for what, items in (
-        ("lacks the tensors", missing),
-        ("has unknown tensors", extra),
-        ("has shapes that do not match its arch:", other),
-    ):
-        if items:
-            more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
-            yield f"'{source.name}' {what} {', '.join(items[:MAX_LISTED])}{more}"
-
-
-def _transposed(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    return " (it is transposed)" if len(found) == 2 and found == expected[::-1] else ""
 
 
 def _space(name: str, table: Compiled, sizes: Sequence[set[int]], counts: Sequence[int | None]) -> Space:
