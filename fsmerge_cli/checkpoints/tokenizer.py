@@ -7,15 +7,15 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fsmerge_cli.checkpoints.files import readable
 from fsmerge_cli.checkpoints.tokenizer_config import require_no_contradiction
 from fsmerge_cli.common.errors import SourceError, first_line
 from fsmerge_cli.common.foreign_files import UnreadableError, lines_of, read_text
-from fsmerge_cli.common.shown import shown
+from fsmerge_cli.common.shown import brief, shown
 from fsmerge_cli.data.text.tokens import vocabulary_size
-from fsmerge_cli.models.tokenization import Tokenization
+from fsmerge_cli.models.tokenization import Side, Tokenization
 
 STATE, CONFIG, VOCABULARY, ADDED = "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json"
 
@@ -57,16 +57,19 @@ def read_tokenizer(path: Path, where: str) -> Tokenization:
     stated = _stated(files, where)
     longest = stated.get("model_max_length")
     limit = longest if isinstance(longest, int) and 0 < longest < MAX_LENGTH else MAX_LENGTH
+    side = stated.get("truncation_side", "right")
+    if side not in get_args(Side):
+        raise SourceError(f"{where}: truncation_side in {CONFIG} should be right or left, is {brief(side)}.")
     if STATE in files:
         state = normal_form(files[STATE], where)
         require_no_contradiction(json.loads(state), stated, where)
-        return Tokenization(state, {**files, **_public(files, stated)}, limit)
+        return Tokenization(state, {**files, **_public(files, stated)}, limit, side)
     if VOCABULARY in files and "merges.txt" not in files:
         if files.get(ADDED, b"{}").strip() not in (b"{}", b""):
             raise SourceError(f"{where}: {ADDED} adds tokens to {VOCABULARY}, and there is no {STATE}. {SAVE}")
         state = _word_pieces(files[VOCABULARY], stated, where)
         require_no_contradiction(json.loads(state), stated, where)
-        return Tokenization(state, {**files, **_public(files, stated), STATE: state.encode()}, limit)
+        return Tokenization(state, {**files, **_public(files, stated), STATE: state.encode()}, limit, side)
     return Tokenization(longest=limit)
 
 

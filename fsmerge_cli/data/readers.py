@@ -55,5 +55,6 @@ def reader(model: Model) -> Transform:
     """Item -> inputs of `model`. Raises DataError where its inputs cannot be read."""
     arch, how = model.arch, model.preprocessing
     if model.family.kind == "text":
-        return ToTokens(how.state, min(arch.longest, how.longest), arch.types, arch.pooling == "tokens")
+        longest = min(arch.longest, how.longest)
+        return ToTokens(how.state, longest, arch.types, arch.pooling == "tokens", how.side)
     return ToPixels(arch.input_size, how)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from fsmerge_cli.common.shown import brief
+
+Side = Literal["right", "left"]
+"""End of a text: right is its last token."""
 
 
 @dataclass(frozen=True)
@@ -15,20 +18,22 @@ class Tokenization:
     """A tokenizer: its normal form, and the files that state it.
 
     state: the tokenizer as JSON of the library `tokenizers`, without truncation and padding; empty: there is none.
-    files: by name, as they lie beside a model. longest: tokens of a text, the special ones included.
+    files: by name, as they lie beside a model. longest: tokens of a text, the special ones included. side: at
+    which end longer texts are cut, as transformers calls them (`truncation_side`).
     """
 
     state: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict, hash=False)
     longest: int = 512
+    side: Side = "right"
 
     def limited(self, most: int | None) -> Tokenization:
         """The same with texts of at most `most` tokens (None: no other limit)."""
         return self if most is None or most >= self.longest else replace(self, longest=most)
 
     def differences(self, other: Tokenization) -> list[str]:
-        """What `other` does differently, but could: nothing. Tokenizers have to be the same, see `refusals`."""
-        return []
+        """What `other` does differently, but could. Tokenizers have to be the same, see `refusals`."""
+        return [] if self.side == other.side else [f"truncation_side {other.side}"]
 
     def refusals(self, other: Tokenization) -> list[str]:
         """Why models with these two tokenizers cannot be merged, and what can be done; empty for the same one."""

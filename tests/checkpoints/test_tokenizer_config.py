@@ -81,3 +81,20 @@ def test_otherwise_the_tokens_are_those_of_transformers(keys: dict[str, Any], tm
     for state in (found.state, given_tokenizer(reference, "x").state):
         for text in TEXTS:
             assert ToTokens(state, 64, 2)(text).tensors["input_ids"].tolist() == reference(text)["input_ids"]
+
+
+def test_the_end_at_which_texts_are_cut_is_that_of_transformers(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text = "the unbelievable cake was not bad at all"
+    for side in ("right", "left"):
+        folder = state_config(tmp_path / side, truncation_side=side)
+        found = read_tokenizer(folder, "x")
+        assert found.side == side
+        own = ToTokens(found.state, 7, 2, side=found.side)(text).tensors["input_ids"].tolist()
+        assert own == AutoTokenizer.from_pretrained(folder)(text, truncation=True, max_length=7)["input_ids"]
+    other = read_tokenizer(tmp_path / "right", "x")
+    assert (other.refusals(found), other.differences(found)) == ([], ["truncation_side left"])
+    with pytest.raises(SourceError) as error:
+        read_tokenizer(state_config(tmp_path / "none", truncation_side="both"), "x")
+    assert str(error.value) == ("x: truncation_side in tokenizer_config.json should be right or left, is 'both'.")

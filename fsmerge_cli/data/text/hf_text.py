@@ -17,6 +17,7 @@ from fsmerge_cli.data.text.files import TAG_NAMES, Columns, Row, has_text, table
 from fsmerge_cli.data.text.labels import kind_of, left_out, names_of
 from fsmerge_cli.data.text.parquet import named_classes
 from fsmerge_cli.data.text.text import text_set
+from fsmerge_cli.models.tokenization import Side
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -26,7 +27,8 @@ class HuggingFaceTexts(DataConfig):
     path: a folder (of Parquet, CSV or JSON files, or written by save_to_disk), or a name on the hub, which is
     downloaded once; `{task}` stands for the task's name. config_name: a configuration of the data set.
     text_column, pair_column, label_column: as of data=text (null: found by their names). train_split, test_split:
-    names of the splits; test_split null: nothing is evaluated. max_length: as of data=text.
+    names of the splits; test_split null: nothing is evaluated. max_length,
+    truncation: as of data=text.
     """
 
     kind: ClassVar[Literal["image", "text", "any"]] = "text"
@@ -40,6 +42,7 @@ class HuggingFaceTexts(DataConfig):
     train_split: Text = "train"
     test_split: Text | None = "test"
     max_length: Positive | None = None
+    truncation: Side | None = None
 
     def paths(self) -> Mapping[str, str]:
         """The path, which may also be a name on the hub."""
@@ -68,7 +71,9 @@ class HuggingFaceTexts(DataConfig):
         if not rows:
             raise DataError(f"{where} holds no texts. Pass another split or data.path=PATH.")
         more = (*notes, *left_out(task, where, read))
-        return text_set(task, rows, where, transform, self.max_length, more, self._class_names(found))
+        return text_set(
+            task, rows, where, transform, (self.max_length, self.truncation), more, self._class_names(found)
+        )
 
     def _class_names(self, found: Any) -> tuple[str, ...]:
         """The names that the column of labels states, in their order."""

@@ -20,6 +20,7 @@ from fsmerge_cli.data.text.files import Columns, Row, has_text, rows_of, table_r
 from fsmerge_cli.data.text.hf_text import data_set_rows
 from fsmerge_cli.data.text.labels import UNLABELLED, kind_of, left_out, names_of
 from fsmerge_cli.data.text.text import text_set
+from fsmerge_cli.models.tokenization import Side
 
 CONTENT = (
     "a list of texts, or of pairs of them (tuples of two strings), a pair (texts, labels), a torch Dataset of "
@@ -34,13 +35,14 @@ class TextsInMemory(Content):
     content: see `Content`; a collection is a list of strings, or of tuples of two strings that are read together,
     a pair (texts, labels), a torch Dataset or DataLoader of texts or of pairs (text, class index), one of Hugging
     Face's data sets or a list of mappings (whose columns are found as in a file), or a folder or file of texts.
-    max_length: as of data=text.
+    max_length, truncation: as of data=text.
     """
 
     kind: ClassVar[Literal["image", "text", "any"]] = "text"
     why_mixed: ClassVar[str] = "the texts have no labels and no task"
 
     max_length: Positive | None = None
+    truncation: Side | None = None
 
     def label_kind(self, task: Task) -> LabelKind | None:
         """What the labels of the training texts are."""
@@ -55,7 +57,7 @@ class TextsInMemory(Content):
                 return None
             raise DataError(f"{found.where} holds no texts. Pass {CONTENT}.")
         more = left_out(task, found.where, found.rows)
-        return text_set(task, rows, found.where, transform, self.max_length, more)
+        return text_set(task, rows, found.where, transform, (self.max_length, self.truncation), more)
 
     def _collected(self, value: Any, where: str) -> TextCollection:
         return TextCollection(value, where)

@@ -35,6 +35,7 @@ from fsmerge_cli.data.text.labels import (
 )
 from fsmerge_cli.data.text.tokens import ToTokens, require_whole
 from fsmerge_cli.data.text.words import Words, word_set
+from fsmerge_cli.models.tokenization import Side
 
 SEVERAL = 20
 """A .txt file with more lines may be a list of texts."""
@@ -50,7 +51,8 @@ class Texts(DataConfig):
     in a table or an object (null: found; a pair is two texts that are read together; words and their tags are two
     lists). test_share: share of the labelled texts held out for the evaluation where there is no test file.
     max_length: tokens of a text, the special ones included (null: as many as the sources take); longer texts are
-    cut, and a note says how much.
+    cut, and a note says how much. truncation: at which end, right (the last tokens) or left (null: as the
+    tokenizer states it).
     """
 
     kind: ClassVar[Literal["image", "text", "any"]] = "text"
@@ -66,6 +68,7 @@ class Texts(DataConfig):
     label_column: Path_ | None = None
     test_share: Share = 0.2
     max_length: Positive | None = None
+    truncation: Side | None = None
 
     def build(self, split: Split, task: Task, transform: Transform) -> ImageSet | None:
         """The texts of one task; None if there are no test texts."""
@@ -88,7 +91,7 @@ class Texts(DataConfig):
         if split == "train" and self.train is self.test is None and not whole:  # a folder of both splits
             text = beside_splits(path.parent, is_text_file, "texts")
             more = (*more, *(f"{start_of(task)}{text}" for _ in text[:1]))
-        return text_set(task, rows, str(path), transform, self.max_length, more, names)
+        return text_set(task, rows, str(path), transform, (self.max_length, self.truncation), more, names)
 
     def is_mixed(self, tasks: Sequence[str]) -> bool:
         """Whether the root holds texts for all tasks, and nothing is named after a task."""
@@ -162,22 +165,26 @@ class Texts(DataConfig):
         return int.from_bytes(digest, "big") < self.test_share * 2**64
 
 
+Cut = tuple[int | None, Side | None]
+"""`max_length` and `truncation`."""
+
+
 def text_set(
     task: Task,
     rows: Sequence[Row],
     where: str,
     transform: Transform,
-    max_length: int | None,
+    cut: Cut,
     more: Sequence[str],
     names: Sequence[str] = (),
 ) -> ImageSet:
     """The texts of a task among rows; if they have labels, only those with a label of the task. Raises DataError.
 
-    where: prefix of messages. max_length: tokens of a text. more: notes on what was left out. names: of classes
-    that may have no text among these.
+    where: prefix of messages. cut: tokens of a text, and the end at which longer ones are cut. more: notes on what
+    was left out. names: of classes that may have no text among these.
     """
     if isinstance(transform, ToTokens) and transform.words:
-        return _word_set(task, rows, where, transform.limited(max_length), more, names)
+        return _word_set(task, rows, where, transform.limited(cut[0], side=cut[1]), more, names)
     rows = [_as_text(row) for row in rows]
     require_clear_labels(task, [row.label for row in rows], where)
     labels = [None] * len(rows) if task.number else labels_of(rows)
@@ -188,7 +195,7 @@ def text_set(
         require_whole("".join(parts_of(row.text)), f"{shown(row.place)}: the text")
     notes = (*notes, *_reading_notes(task, chosen), *more)
     if isinstance(transform, ToTokens):
-        transform = transform.limited(max_length, any(isinstance(row.text, tuple) for row in chosen))
+        transform = transform.limited(cut[0], any(isinstance(row.text, tuple) for row in chosen), cut[1])
         notes = (*notes, *_cut_notes(task, chosen, transform))
     return ImageSet(
         len(chosen),
@@ -258,10 +265,10 @@ def _cut_notes(task: Task, rows: Sequence[Row], transform: ToTokens) -> tuple[st
     counted, cut, share = transform.cut([row.text for row in rows])
     if not cut:
         return ()
-    start = start_of(task)
+    start, where = start_of(task), " at their beginning" * (transform.side == "left")
     return (
-        f"{start}{cut} of {counted} texts are longer than {transform.longest} tokens and are cut, which leaves "
-        f"out {100 * share:.1f} % of all tokens (data.max_length)",
+        f"{start}{cut} of {counted} texts are longer than {transform.longest} tokens and are cut{where}, which "
+        f"leaves out {100 * share:.1f} % of all tokens (data.max_length)",
     )
 
 

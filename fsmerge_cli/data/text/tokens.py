@@ -15,6 +15,7 @@ from fsmerge_cli.common.inputs import IDS, MASK, READ, SPECIAL, TYPES, NamedTens
 from fsmerge_cli.common.shown import brief
 from fsmerge_cli.data.text.augment import MASK_TOKEN
 from fsmerge_cli.data.text.words import Words, first_tokens
+from fsmerge_cli.models.tokenization import Side
 
 MASK_TOKENS = ("[MASK]", "<mask>")
 """What tokenizers call the token that stands for a hidden one."""
@@ -35,13 +36,15 @@ class ToTokens:
 
     state: the tokenizer, see `Tokenization`. longest: tokens of a text, the special ones included; longer texts
     are cut. types: number of token types of the encoder; with fewer than two, all tokens have type 0. words:
-    whether the features of the first token of every word are read, and not one vector per text.
+    whether the features of the first token of every word are read, and not one vector per text. side: at which end
+    longer texts are cut.
     """
 
     state: str
     longest: int
     types: int
     words: bool = False
+    side: Side = "right"
 
     def __call__(self, text: Text) -> NamedTensors:
         """The tensors of one text, without an axis of rows. Raises DataError for something else."""
@@ -62,11 +65,13 @@ class ToTokens:
         (found,) = self._encoded([words], self.longest)
         return [word for _, word in first_tokens(words, found)]
 
-    def limited(self, longest: int | None, pairs: bool = False) -> ToTokens:
-        """The same with texts of at most `longest` tokens (None: no other limit). pairs: whether there are pairs.
+    def limited(self, longest: int | None, pairs: bool = False, side: Side | None = None) -> ToTokens:
+        """The same with texts of at most `longest` tokens (None: no other limit), cut at `side` (None: the same).
 
-        Raises DataError where the special tokens alone are as many.
+        pairs: whether there are pairs. Raises DataError where the special tokens alone are as many.
         """
+        if side is not None:
+            return replace(self, side=side).limited(longest, pairs)
         if longest is None:
             return self
         special = _tokenizer(self.state).num_special_tokens_to_add(pairs)
@@ -94,7 +99,7 @@ class ToTokens:
         if longest is None:
             tokenizer.no_truncation()
         else:
-            tokenizer.enable_truncation(longest)
+            tokenizer.enable_truncation(longest, direction=self.side)
         if len(texts) == 1:  # a batch starts threads, which takes longer
             return [tokenizer.encode(*texts) if isinstance(texts[0], str) else tokenizer.encode(*texts[0])]
         found: list[Any] = tokenizer.encode_batch(texts)

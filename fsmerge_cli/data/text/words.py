@@ -44,7 +44,8 @@ class Words:
 def first_tokens(words: Words, encoding: Any) -> list[tuple[int, int]]:
     """(Place of a token, number of the word) for the first token of every word, in order.
 
-    encoding: of the words as one text, by the library tokenizers. Words of which no token is left have none.
+    encoding: of the words as one text, by the library tokenizers. Words of which no token is left have none, and
+    neither has the one in which a text begins that is cut there.
     """
     text, ends = str(words), list(itertools.accumulate(len(word) + 1 for word in words.words))
     found: list[tuple[int, int]] = []
@@ -54,6 +55,8 @@ def first_tokens(words: Words, encoding: Any) -> list[tuple[int, int]]:
         # A token of byte-level BPE begins with the space before its word, or is that space.
         start += text[start:end].startswith(" ")
         word = bisect_right(ends, start)
+        if not found and encoding.overflowing and start > ends[word - 1] * (word > 0):
+            continue
         if word < len(ends) and (not found or word > found[-1][1]):
             found.append((place, word))
     return found

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from tokenizers import Tokenizer
 
 from fsmerge_cli.common.errors import DataError
+from fsmerge_cli.common.inputs import READ
 from fsmerge_cli.data import DataConfig
 from fsmerge_cli.data.base import ImageSet, Task
 from fsmerge_cli.data.text.sentences import Sentences
 from fsmerge_cli.data.text.text import Texts
 from fsmerge_cli.data.text.tokens import ToTokens
+from fsmerge_cli.models.tokenization import Side
 
 TASK = Task("mood", ("negative", "positive"))
 ROWS = [("the cake was good", "positive"), ("the cake, was bad", "negative"), ("we hated it", "negative")]
@@ -113,6 +117,22 @@ def test_a_note_says_how_much_is_cut(tmp_path: Path) -> None:
         "(data.max_length)",
     )
     assert len(found[0][0].tensors["input_ids"]) == 4
+
+
+def test_texts_are_cut_at_the_end_that_is_stated(tmp_path: Path) -> None:
+    text = "the unbelievable cake was not bad"
+    write(tmp_path / "mood.txt", f"{text}\n")
+    tokenizer = transform()
+    whole = Tokenizer.from_str(tokenizer.state).encode(text).ids
+    expected = {"right": [*whole[:5], whole[-1]], "left": [whole[0], *whole[-5:]]}
+    for side in get_args(Side):
+        found = Texts(root=str(tmp_path), max_length=6, truncation=side).build("train", TASK, tokenizer)
+        assert found is not None
+        assert found[0][0].tensors["input_ids"].tolist() == expected[side]
+        assert ("are cut at their beginning, which leaves" in found.notes[-1]) is (side == "left")
+    left = replace(tokenizer, side="left", longest=len(whole) - 4, words=True)  # inside the second word
+    assert left.word_numbers(text) == [2, 3, 4, 5]
+    assert int(left(text).tensors[READ].sum()) == 4
 
 
 def test_special_tokens_alone_are_no_text(tmp_path: Path) -> None:
