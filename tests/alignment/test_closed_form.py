@@ -34,7 +34,8 @@ EXACT = set(VARIANTS) - {
     "embedding norm",
     "SwiGLU (AIMv2)",
     "q/k norm",  # one scale for all heads
-    "attention and MLP norms",
+    "attention and MLP norms",  # the values of a head are rotated before their norm
+    "rotary, sub-LN (EVA-02 CLIP)",  # the same
     "maximum pooling",  # does not commute with a rotation of the stream
 }
 """Variants in which two copies of one source are that source again."""

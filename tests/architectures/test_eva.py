@@ -33,7 +33,16 @@ NAMES = {
     "Perception Encoder": "vit_pe_spatial_base_patch16_512",
     "rotary ViT": "vit_base_patch16_rope_224",
     "EVA": "eva_giant_patch14_224",
+    "EVA-02 CLIP, sub-LN": "eva02_base_patch16_clip_224",
+    "DINOv3, SwiGLU": "vit_huge_plus_patch16_dinov3",
+    "DINOv3, biases of q and v": "vit_small_plus_patch16_dinov3_qkvb",
+    "registers, no class token": "vit_betwixt_patch16_rope_reg4_gap_256",
+    "no biases of qkv": "vit_mediumd_patch16_rope_reg1_gap_256",
+    "positions beside rotations": "vit_base_patch16_rope_ape_224",
+    "Perception Encoder, core": "vit_pe_core_base_patch16_224",
+    "Perception Encoder, LayerScale": "vit_pe_lang_large_patch14_448",
 }
+"""One model of every kind of block, token and pooling in timm's file."""
 
 
 def built(kind: str, seed: int, **args: Any) -> nn.Module:
@@ -65,13 +74,18 @@ def stored(kind: str, seed: int, folder: Path, **args: Any) -> nn.Module:
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", NAMES)
-def test_a_folder_of_timm_has_the_logits_of_timm(tmp_path: Path, kind: str) -> None:
+def test_a_folder_of_timm_has_the_logits_of_timm_and_merges(tmp_path: Path, kind: str) -> None:
     model = stored(kind, 1, tmp_path / "a")
+    stored(kind, 2, tmp_path / "b")
     source = load_source(tmp_path / "a")
     pixels = torch.rand(3, 3, 8, 8)
     assert source.head is not None
     found = source.head(network(source)(pixels))
     torch.testing.assert_close(found, model((pixels - 0.5) / 0.25), rtol=1e-5, atol=1e-5)
+    entries = [{"name": name, "checkpoint": str(tmp_path / name)} for name in "ab"]
+    result = merge(entries, method="weight_matching", output=tmp_path / "out")
+    backbone = timm.create_model(f"local-dir:{tmp_path}/out/merged", pretrained=True).eval()
+    torch.testing.assert_close(backbone(pixels), result.backbone()(pixels), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.full

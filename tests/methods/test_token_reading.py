@@ -22,7 +22,7 @@ from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.evaluation.tokens import tokens_of
 from fsmerge_cli.methods import Problem
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
-from fsmerge_cli.methods.kd import PlainStudent, StudentNetwork
+from fsmerge_cli.methods.kd import PlainStudent, StudentNetwork, distilled_student
 from fsmerge_cli.methods.token_start import token_reader
 from fsmerge_cli.models.head import Head
 from fsmerge_cli.models.plan import compile_plan
@@ -32,7 +32,7 @@ from fsmerge_cli.supernet.token_reader import TokenReader
 from fsmerge_cli.training.objective import Batch, objective
 from fsmerge_cli.training.teachers import network
 from tests.support.encoders import encoder_source
-from tests.support.sources import capture_in_memory, distilling, folding, mlp_source
+from tests.support.sources import capture_in_memory, distilling, folding, mlp_source, random_images
 from tests.support.vggs import vgg_source
 from tests.support.vits import vit_source
 
@@ -86,6 +86,32 @@ def test_the_objective_of_tokens_is_their_relative_squared_error(reads: Reads, m
             relative = sum(errors) / len(errors) / float(t.flatten(0, 1).var(0, correction=0).mean())
             expected += (relative if reads == "tokens" else (relative + pooled) / 2) / 2
     assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("own", "other"), [(4, 2), (2, 4)])
+def test_tokens_of_other_grids_are_compared_at_the_places_of_the_source(own: int, other: int) -> None:
+    """Patches of other sizes: the projected tokens of the merged model are interpolated, then compared."""
+    sources = [reading("pooled", 1), reading("tokens", 2)]
+    for place, patch in enumerate((own, other)):
+        made = vit_source("class token", place + 1, patch_size=patch)
+        sources[place] = replace(made, name=f"s{place}", head=None, reads=sources[place].reads)
+    problem = Problem(distilling(start="first").plan(sources), sources, random_images(2, 6, (2, 8, 8)))
+    targets = capture_in_memory(problem)
+    plain = distilled_student(problem, False, False)
+    student = token_reader(problem, plain, problem.images, targets)
+    assert isinstance(student, TokenReader)
+    pixels = problem.images.images
+    batch = Batch.of(pixels, targets, torch.arange(len(pixels)))
+    found = objective(student, batch, targets)
+    old, new = ((8 // patch, 8 // patch) for patch in (own, other))
+    with torch.no_grad():
+        layer: Any = student.projectors["1"]
+        mine, t = layer(tokens(sources[0], pixels)), tokens(sources[1], pixels)
+        assert mine.shape[1] == old[0] ** 2 != t.shape[1] == new[0] ** 2
+        error = (on_grid(mine, old, new) - t).square().mean() / t.flatten(0, 1).var(0, correction=0).mean()
+        z, own_features = network(sources[0])(pixels), network(sources[0])(pixels)
+        pooled = (plain.project(z, 0) - own_features).square().mean() / own_features.var(0, correction=0).mean()
+    assert found.item() == pytest.approx(float(error + pooled) / 2, rel=1e-4)
 
 
 def test_pooled_features_that_do_not_count_train_only_their_projector(make_problem: Make) -> None:
@@ -213,7 +239,9 @@ def test_grids_are_brought_together_by_linear_interpolation(old: tuple[int, int]
     torch.testing.assert_close(on_grid(x, old, new), expected)
 
 
-@pytest.mark.parametrize("variant", ["class token", "CLIP quick-GELU with projection", "register tokens"])
+@pytest.mark.parametrize(
+    "variant", ["class token", "CLIP quick-GELU with projection", "register tokens", "distillation token (DeiT)"]
+)
 def test_the_layout_holds_features_and_tokens(variant: str) -> None:
     source = reading("both", 1, variant)
     layout = token_layout(source.family, source.arch)

@@ -44,6 +44,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rotary, registers (DINOv3)": ("vit_small_patch16_dinov3", ROTARY),
     "rotary, biases of q and v (EVA-02)": ("eva02_tiny_patch14_224", ROTARY),
     "rotary, SwiGLU and its norm (EVA-02 large)": ("eva02_large_patch14_448", ROTARY),
+    "rotary, sub-LN (EVA-02 CLIP)": ("eva02_base_patch16_clip_224", ROTARY),
     "rotary, pre-norm (Perception Encoder)": ("vit_pe_spatial_base_patch16_512", ROTARY),
     "biases of q and v (EVA)": ("eva_giant_patch14_224", ROTARY),
     "rotary, attention pooling (PE core)": ("vit_pe_core_base_patch16_224", {**ROTARY, "attn_pool_num_heads": 4}),
