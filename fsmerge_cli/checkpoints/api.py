@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fsmerge_cli.checkpoints.embedded import ensure_trained
+from fsmerge_cli.checkpoints.headers import depths_of
 from fsmerge_cli.checkpoints.load import check_weights, load
 from fsmerge_cli.checkpoints.tasks import tasks
 from fsmerge_cli.common.errors import ConfigError
@@ -54,5 +55,6 @@ def load_source(
 
 def load_all(specs: Sequence[SourceSpec], progress: Progress) -> list[Source]:
     """All sources in order. Checkpoints are read first, so that a wrong path is reported before any training."""
+    specs = depths_of(specs)
     ready = {i: load(spec) for i, spec in enumerate(specs) if spec.checkpoint is not None}
     return [ready.get(i) or load(ensure_trained(spec, progress)) for i, spec in enumerate(specs)]

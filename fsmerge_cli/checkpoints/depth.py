@@ -19,7 +19,7 @@ from fsmerge_cli.architectures.vit.module import MAX_DEPTH
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.inputs import Inputs
 from fsmerge_cli.models.source import Source
-from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.models.source_spec import MATCH, SourceSpec
 
 IMAGES = 2
 """Random inputs on which both networks are compared."""
@@ -30,6 +30,10 @@ def deepened(spec: SourceSpec, source: Source, where: str) -> Source:
     family = source.family
     if spec.depth is None:
         return source
+    if spec.depth == MATCH:
+        raise SourceError(
+            f"{where}: depth=match is that of other sources, and this one is read alone. Pass a number."
+        )
     blocks = family.blocks(family.skeleton(source.arch))
     if family.deepen is None or not blocks:
         raise SourceError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from fsmerge_cli.checkpoints.embedded import cached_folder, is_embedded
 from fsmerge_cli.checkpoints.load import assemble
+from fsmerge_cli.checkpoints.matched_depth import with_depths
 from fsmerge_cli.checkpoints.open import Checkpoint, expected_checkpoint, open_checkpoint
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.models.source import Source
@@ -29,7 +30,7 @@ def read_headers(specs: Sequence[SourceSpec]) -> list[SourceHeaders]:
     Raises SourceError with the messages of all sources that cannot be read.
     """
     opened, messages = [], []
-    for i, spec in enumerate(specs):
+    for i, spec in enumerate(depths_of(specs)):
         try:
             opened.append(open_headers(spec))
         except SourceError as error:  # an override in quotes is meant to be pasted
@@ -37,6 +38,11 @@ def read_headers(specs: Sequence[SourceSpec]) -> list[SourceHeaders]:
     if messages:
         raise SourceError("\n".join(messages))
     return opened
+
+
+def depths_of(specs: Sequence[SourceSpec]) -> list[SourceSpec]:
+    """The same entries, with a number of blocks where `depth` is `match`."""
+    return with_depths(specs, lambda spec: open_headers(spec, skip_head=True).source)
 
 
 def open_headers(spec: SourceSpec, skip_head: bool = False) -> SourceHeaders:

@@ -21,6 +21,9 @@ from fsmerge_cli.common.options import (
 
 Reads = Literal["pooled", "tokens", "both"]
 
+MATCH: Literal["match"] = "match"
+"""Value of `depth`: that of the deepest source."""
+
 LONGEST_NAME = 80
 """Maximal number of characters of a task name, which is part of file names."""
 
@@ -54,20 +57,20 @@ class SourceSpec:
     them (.txt, one per line, or .json), `data` for the names of the class folders sorted as text, `data_numeric`
     for those sorted as numbers, or the name of a label set of the recipe's data set; null uses those of the
     checkpoint; of a source without a head the classes of its images, which a linear probe is to tell (null: no
-    probe). mean, std: per channel, of the normalisation that the source was trained with (pixels in 0..1);
-    null uses the checkpoint's. normalize: whether the head is applied to features of unit length (as in CLIP);
-    null uses the checkpoint's. recipe: how to train the source if there is no checkpoint. prefix: of the tensors
-    in a file that contains several models. ema: true uses exponentially averaged weights, false ordinary ones,
-    null ordinary ones if there are any. input_size: height and width (pixels; one number for a square) to which
-    the position embeddings are resampled, which is not exact; null keeps the source's own. depth: number of blocks
-    of a vision transformer, which gets further ones that change nothing, to be as deep as the others; null keeps
-    its own. reads: what of a vision transformer counts in trainings and in the closed form: its pooled features
-    (pooled, what null stands for), its patch tokens (tokens) or both. base: where `checkpoint` is a LoRA adapter
-    of PEFT, the model that it was trained on (a folder, a file or a timm name with weights); null: it is no
-    adapter. tokenizer: of a text encoder, the folder of its tokenizer, in Python also a tokenizer of transformers
-    or of the library tokenizers; null: beside the weights. module: only in Python, a torch module instead of a
-    checkpoint; it is never changed. loaded: only in Python, what `load_source` returned, with no other key but the
-    name.
+    probe). mean, std: per channel, of the normalisation that the source was trained with (pixels in 0..1); null
+    uses the checkpoint's. normalize: whether the head is applied to features of unit length (as in CLIP); null
+    uses the checkpoint's. recipe: how to train the source if there is no checkpoint. prefix: of the tensors in a
+    file that contains several models. ema: true uses exponentially averaged weights, false ordinary ones, null
+    ordinary ones if there are any. input_size: height and width (pixels; one number for a square) to which the
+    position embeddings are resampled, which is not exact; null keeps the source's own. depth: number of blocks of
+    a vision transformer, which gets further ones that change nothing, to be as deep as the others (match: as the
+    deepest source); null keeps its own. reads: what of a vision transformer counts in trainings and in the closed
+    form: its pooled features (pooled, what null stands for), its patch tokens (tokens) or both. base: where
+    `checkpoint` is a LoRA adapter of PEFT, the model that it was trained on (a folder, a file or a timm name with
+    weights); null: it is no adapter. tokenizer: of a text encoder, the folder of its tokenizer, in Python also a
+    tokenizer of transformers or of the library tokenizers; null: beside the weights. module: only in Python, a
+    torch module instead of a checkpoint; it is never changed. loaded: only in Python, what `load_source` returned,
+    with no other key but the name.
     """
 
     name: Text
@@ -82,7 +85,7 @@ class SourceSpec:
     prefix: Text | None = None
     ema: Flag | None = None
     input_size: Positive | tuple[Positive, Positive] | None = None
-    depth: Positive | None = None
+    depth: Positive | Literal["match"] | None = None
     reads: Reads | None = None
     base: Text | None = None
     tokenizer: Any = None

@@ -11,7 +11,7 @@ import torch
 from timm import create_model
 from torch import nn
 
-from fsmerge_cli import merge
+from fsmerge_cli import check, load_source, merge
 from fsmerge_cli.checkpoints.depth import deepened
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.common.errors import SourceError
@@ -57,6 +57,30 @@ def test_sources_of_unequal_depth_merge(tmp_path: Path) -> None:
     loaded: Any = create_model(f"local-dir:{tmp_path}/out/merged", pretrained=True).eval()
     assert len(loaded.blocks) == 4
     torch.testing.assert_close(loaded(pixels), result.backbone()(pixels), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.full
+def test_match_is_the_depth_of_the_deepest_source() -> None:
+    labels = ["x", "y", "z"]
+    entries: list[dict[str, Any]] = [
+        {"name": f"s{depth}", "module": module(depth, depth), "labels": labels, "depth": "match", **PIXELS}
+        for depth in (2, 4, 3)
+    ]
+    result = merge(entries, method="average")
+    assert [note for note in result.notes if "added" in note] == [
+        "'s2': 2 of its 4 blocks were added and change nothing, so that it is as deep as the others",
+        "'s3': 1 of its 4 blocks was added and change nothing, so that it is as deep as the others",
+    ]
+    assert result.plan.arch.depth == 4
+    assert check(entries).arch.depth == 4
+    entries[0]["depth"] = 6
+    assert merge(entries, method="average").plan.arch.depth == 6
+    with pytest.raises(SourceError) as error:
+        load_source(module(2, 1), depth="match")
+    assert str(error.value) == (
+        "source 'source': module VisionTransformer: depth=match is that of other sources, and this one is read "
+        "alone. Pass a number."
+    )
 
 
 def test_headers_are_deepened_too() -> None:
