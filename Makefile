@@ -34,8 +34,8 @@ check: $(READY)  ## lint, format and types
 quick: check  ## the subset for every commit, under a minute
 	$(BOTH) -m "not full and not slow and not browser"
 
-smoke: $(READY)  ## every registered method on digits_mlp_pair, seconds each
-	$(PYTEST) tests/methods/test_smoke.py
+smoke: $(READY)  ## every registered method on digits_mlp_pair and on two text encoders, seconds each
+	$(PYTEST) tests/methods/test_smoke.py tests/runs/test_text.py
 
 test: check  ## lint, types and the whole suite
 	$(BOTH) -m "not slow and not browser"

@@ -139,7 +139,7 @@ def finetune(
             _cost(requested, classifier, setup, trace, clock, None if snapshots.resumed else clock.seconds["fit"]),
             provenance,
             requested.options(),
-            (*source.notes, *(worded(note, kind) for note in notes)),
+            (*source.notes, *(worded(note, kind) for note in dict.fromkeys(notes))),
             inputs,
         )
         if folder is not None:

@@ -174,6 +174,7 @@ def test_two_trained_classifiers_of_words_are_merged_and_measured_by_words(folde
         assert row["count"] == sum(len(line["tokens"]) for line in lines)
         assert row["top1"] > 0.6
         assert done.source.arch.pooling == "tokens"
+        assert len(done.notes) == len({*done.notes})
         sources.append({"name": task, "checkpoint": str(tmp_path / task)})
     result = merge(sources, method="regmean", data={"name": "text", "root": str(folder), "images_per_task": 10})
     own = result.evaluation()["rows"]["ensemble"]["tasks"]

@@ -132,8 +132,8 @@ def _notes(task: Task, rows: Sequence[Any], labelled: bool) -> tuple[str, ...]:
     start, found = f"task '{task.name}': " if task.name else "", list[str]()
     if labelled:
         found.append(
-            f"{start}the tag of a word is that of its first token, whose features are distilled and measured; its "
-            "other tokens have none"
+            f"{start}the tag of a word is that of its first token, which is learned and measured; its other "
+            "tokens have none"
         )
     count = sum(row.label not in (None, "") and not isinstance(row.label, tuple) for row in rows)
     if count:

@@ -22,8 +22,8 @@ from fsmerge_cli.data.text.words import Words
 READER = ToTokens(Sentences.tokenization().state, 64, 2, words=True)
 TASK = Task("ner", ("O", "PER"))
 NOTE = (
-    "task 'ner': the tag of a word is that of its first token, whose features are distilled and measured; its "
-    "other tokens have none"
+    "task 'ner': the tag of a word is that of its first token, which is learned and measured; its other tokens "
+    "have none"
 )
 ROWS = [{"tokens": ["Anna", "baked", "a", "cake", "."], "tags": ["PER", "O", "O", "O", "O"]}]
 
