@@ -10,15 +10,14 @@ from fsmerge_cli.models.source import Source
 
 
 def duplicate_notes(sources: Sequence[Source]) -> list[str]:
-    """Notes on sources with identical weights, which add nothing to a merge unless their heads differ."""
+    """Notes on sources of identical weights, which add nothing to a merge unless heads or embeddings differ."""
     first: dict[str, Source] = {}
     notes = []
     for source in sources:
         other = first.setdefault(source.sha256, source)
         if other is source:
             continue
-        heads = source.head, other.head
-        if heads[0] is not None and heads[1] is not None and not torch.equal(heads[0].weight, heads[1].weight):
+        if _differ(source, other):
             notes.append(
                 f"'{source.name}' and '{other.name}' are tasks of one model: its weights are counted once per task"
             )
@@ -27,3 +26,11 @@ def duplicate_notes(sources: Sequence[Source]) -> list[str]:
                 f"'{source.name}' has the same weights as '{other.name}'; check models.sources.N.checkpoint"
             )
     return notes
+
+
+def _differ(source: Source, other: Source) -> bool:
+    """Whether two sources of one backbone have heads of their own, or layers behind their features."""
+    mine, theirs = ([layer.weight for layer in own.dense] for own in (source, other))
+    if source.head is not None and other.head is not None:
+        mine, theirs = [source.head.weight], [other.head.weight]
+    return len(mine) != len(theirs) or not all(map(torch.equal, mine, theirs))

@@ -83,7 +83,8 @@ def test_merged_models_are_folders_of_the_library_that_are_sources_again(kind: s
         "bias": True,
         "activation_function": "torch.nn.modules.activation.Tanh",
     }
-    check([{"name": name, "checkpoint": str(again / name)} for name in "ab"])
+    notes = check([{"name": name, "checkpoint": str(again / name)} for name in "ab"]).notes
+    assert "'b' and 'a' are tasks of one model: its weights are counted once per task" in notes
 
 
 def test_a_dense_behind_a_projector_is_one_dense() -> None:
