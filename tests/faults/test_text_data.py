@@ -201,7 +201,8 @@ MISUSED = {
     "numbers": (
         {"name": "text", "root": "."},
         "model.labels: the texts have no class names (their labels are numbers, or there are none). Pass the "
-        "names, in the order of the numbers: a list (model.labels=[cat,dog]), or a file (.txt, .json).",
+        "names, in the order of the numbers: a list (model.labels=[cat,dog]), or a file (.txt, .json). To predict "
+        "the number itself, pass model.predicts=number.",
     ),
 }
 
