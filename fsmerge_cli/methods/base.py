@@ -16,6 +16,7 @@ from fsmerge_cli.common.progress import Event
 from fsmerge_cli.data.draw import Images, Targets
 from fsmerge_cli.data.images.augment import Augment
 from fsmerge_cli.data.text.augment import require_known
+from fsmerge_cli.methods.budget import BUDGETS, CLOSED_FORM_RATE, STEPS, STEPS_FROM_CLOSED_FORM, Budget
 from fsmerge_cli.methods.token_start import token_reader
 from fsmerge_cli.models.head_count import HeadCount, merged_heads
 from fsmerge_cli.models.plan import Plan, compile_plan
@@ -28,13 +29,6 @@ from fsmerge_cli.training.problem import Problem, Solution
 from fsmerge_cli.training.state import Schedule, Trace
 from fsmerge_cli.training.teachers import TeacherTargets, capture
 from fsmerge_cli.training.whitening import whitened
-
-Budget = Literal["fast", "default", "best"]
-CLOSED_FORM_RATE = 0.3
-"""Factor of the default learning rates after a start from the closed form; larger ones lose its solution first."""
-
-BUDGETS: dict[Budget, float] = {"fast": 0.25, "default": 1.0, "best": 4.0}
-"""Factor of `method.steps` by budget."""
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -74,6 +68,10 @@ class Method(ABC):
         """The plan for merging `sources` into a model of `width` and `heads`; raises as `compile_plan`."""
         heads = self.heads or self.default_heads
         return compile_plan(sources, self.width, merged_heads(sources, self.width, heads))
+
+    def settled(self, sources: Sequence[Source]) -> tuple[Method, tuple[str, ...]]:
+        """The method with the defaults that depend on the sources, as `plan` and `fit` have them; and notes."""
+        return self, ()
 
     def refined(self, problem: Problem) -> Plan:
         """The problem's plan, or one with widths that the images determine."""
@@ -122,9 +120,10 @@ class Prepared:
 class Trained(Weighted, ABC):
     """Abstract: the options shared by all methods that train, which makes them comparable at equal budget.
 
-    steps: number of training steps at budget=default. budget: fast takes a quarter of the steps, best four times
-    as many. batch_size: images per step; with fixed views at most all of them. optimizer: adamw, or muon for
-    matrices between hidden units (adamw for all other parameters). lr: of AdamW, peak of the one-cycle schedule
+    steps: number of training steps at budget=default (null: 2000; from the closed form 500). budget: fast takes a
+    quarter of the steps, best four times as many. batch_size: images per step; with fixed views at most all of
+    them. optimizer: adamw, or muon for matrices between hidden units (adamw for all other parameters). lr: of
+    AdamW, peak of the one-cycle schedule
     (null: by the width of the merged features, see `rate`). matrix_lr: of Muon, peak of the one-cycle schedule
     (null: 0.003 for maps, 0.01 for weights, for any width). weight_decay: of both optimizers. clip: largest norm
     of the gradient. targets: own is same-task distillation, in which the teacher of an image is the source of its
@@ -152,7 +151,7 @@ class Trained(Weighted, ABC):
     MATRIX_LR: ClassVar[float] = 3e-3
     """Default learning rates: of AdamW for features of 96 units or fewer, and of Muon."""
 
-    steps: Positive = 2000
+    steps: Positive | None = None
     budget: Budget = "default"
     batch_size: BatchSize = 128
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -225,7 +224,8 @@ class Trained(Weighted, ABC):
     @property
     def total_steps(self) -> int:
         """Steps of one training, by `budget`."""
-        return max(1, round(self.steps * BUDGETS[self.budget]))
+        steps = self.steps or (STEPS_FROM_CLOSED_FORM if self.solved_start else STEPS)
+        return max(1, round(steps * BUDGETS[self.budget]))
 
     def check(self, problem: Problem) -> None:
         """Raise DataError where there are no images, ConfigError for views that these inputs do not have."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,13 +11,20 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fsmerge_cli.alignment.matching import fit_matched, unmerging_start
-from fsmerge_cli.common.errors import ConfigError
+from fsmerge_cli.common.errors import ConfigError, UserError
 from fsmerge_cli.common.options import FORBID, Flag, Positive, PositiveFloat, Share
 from fsmerge_cli.common.seeding import derive
 from fsmerge_cli.methods.base import Trained
-from fsmerge_cli.methods.closed_form_solution import check_closed_form, started_maps
+from fsmerge_cli.methods.closed_form_solution import (
+    check_closed_form,
+    require_enough_units,
+    started_maps,
+    unsolved,
+)
 from fsmerge_cli.methods.kd import Distillation, PlainStudent
 from fsmerge_cli.methods.starts import MAPPED, REORDERED, TrainingStart, check_start, merged_start_maps, orders_of
+from fsmerge_cli.models.plan import Plan
+from fsmerge_cli.models.source import Source
 from fsmerge_cli.models.source_spec import Reads
 from fsmerge_cli.supernet.fold import fold
 from fsmerge_cli.supernet.map_set import Start, check_maps, start_maps
@@ -39,7 +46,8 @@ class FSMerge(Trained):
     activations), matched (the mean of the sources after permuting their units to match source 1 by activation
     matching; aligned where widths or heads differ), weight_matching or straight_through (the same mean with the
     permutations of these methods), ot_fusion, cca or orthogonal_matching (the maps of these methods), or
-    closed_form (the maps of fs_closed_form with correct=false; the default learning rates are smaller).
+    closed_form (the maps of fs_closed_form with correct=false; the default learning rates are smaller). null:
+    closed_form where the maps can hold it and the sources have one, else matched.
     finetune_share: last share of the steps, which is the fine-tuning of the folded weights without maps, at the
     learning rates of kd. finetune_lr: of AdamW in that fine-tuning, peak of the one-cycle schedule (null: that of
     kd). sequential: merge two sources, then the result with the third, and so on, instead of all at once; an
@@ -49,7 +57,7 @@ class FSMerge(Trained):
     name: Literal["fs_merge"] = "fs_merge"
     maps: Structure = "full"
     rank: Positive = 12
-    start: TrainingStart = "matched"
+    start: TrainingStart | None = None
     finetune_share: Share = 0.95
     finetune_lr: PositiveFloat | None = None
     sequential: Flag = False
@@ -63,8 +71,36 @@ class FSMerge(Trained):
         """Training steps of a whole run with `k` sources; a sequential merge trains k - 1 stages."""
         return self.total_steps * (k - 1 if self.sequential else 1)
 
+    def settled(self, sources: Sequence[Source]) -> tuple[FSMerge, tuple[str, ...]]:
+        """With the start of `start: null`; a note where it is not the closed form."""
+        if self.start is not None:
+            return self, ()
+        if (reason := self._against_closed_form(sources)) is None:
+            return replace(self, start="closed_form"), ()
+        matched = replace(self, start="matched")
+        return matched, (f"method.start=matched with {matched.total_steps} steps: the closed form {reason}",)
+
+    def _against_closed_form(self, sources: Sequence[Source]) -> str | None:
+        """Why the training cannot start from the closed form, as the rest of a sentence."""
+        if self.maps != "full":
+            return f"needs full maps, and these are method.maps={self.maps}"
+        if self.sequential and len(sources) > 2:
+            return "solves for all sources at once, and method.sequential=true"
+        try:
+            plan = replace(self, start="closed_form").plan(sources)
+            require_enough_units(plan)
+        except UserError:  # the plan of the other start may have no such error
+            return "has no network of this width and number of heads"
+        return unsolved(plan)
+
+    def plan(self, sources: Sequence[Source]) -> Plan:
+        """As other methods, with the number of heads of the start."""
+        return super().plan(sources) if self.start is not None else self.settled(sources)[0].plan(sources)
+
     def check(self, problem: Problem) -> None:
         """Raise UserError where there are no images, or where the maps do not fit the sources."""
+        if self.start is None:
+            return self.settled(problem.sources)[0].check(problem)
         super().check(problem)
         check_maps(problem.plan, self.maps, self.rank)
         check_start(problem, "fs_merge", self.start, "maps=full" if self.maps != "full" else None)
@@ -84,6 +120,8 @@ class FSMerge(Trained):
 
     def fit(self, problem: Problem) -> Solution:
         """Train the SuperNet in its folded form, fold it, and fine-tune the folded weights."""
+        if self.start is None:
+            return self.settled(problem.sources)[0].fit(problem)
         self.check(problem)
         if self.sequential and len(problem.sources) > 2:
             return self._fit_sequentially(problem)

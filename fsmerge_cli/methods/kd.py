@@ -128,8 +128,9 @@ class Distillation(Trained):
 def at_equal_budget(method: Method, k: int) -> Distillation:
     """Distillation with the training budget of `method` for `k` sources.
 
-    Steps, batches, views, losses and task weights are the method's; learning rates, start and projector are
-    distillation's defaults. From a method without training only the sizes and task weights are taken.
+    Steps, batches, views, losses and task weights are the method's, and its start where that is the closed form;
+    learning rates, projector and other starts are distillation's defaults. From a method without training only the
+    sizes and task weights are taken.
     """
     if isinstance(method, Distillation):
         return method
@@ -137,6 +138,7 @@ def at_equal_budget(method: Method, k: int) -> Distillation:
     shared = {f.name: getattr(method, f.name) for f in fields(kind) if f.name != "name"}
     if isinstance(method, Trained):
         shared |= {"steps": method.all_steps(k), "budget": "default", "lr": None, "matrix_lr": None}
+        shared |= {"start": "closed_form"} if method.solved_start else {}
     return Distillation(**shared)
 
 

@@ -137,6 +137,7 @@ def inspect(
     opened = read_headers(requested.sources)
     sources = [own.source for own in opened]
     rows = tuple(_source_row(own) for own in opened)
+    requested = requested.settled(sources)
     try:
         plan = requested.method.plan(sources)
     except MismatchError as error:

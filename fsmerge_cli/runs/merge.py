@@ -95,6 +95,7 @@ def merge(
             with world.synchronized():
                 # Report every mismatch from the headers before anything is read or trained.
                 opened = read_headers(requested.sources)
+                requested = requested.settled([own.source for own in opened])
                 plan = requested.method.plan([own.source for own in opened])
                 check_base(requested, opened)
                 report = worded_progress(report, plan.family.kind)
@@ -208,7 +209,7 @@ def _extra_rows(
         found = student.fit(replace(problem, progress=report))
     kind = "the method's" if isinstance(requested.method, Trained) else "its default"
     notes.append(
-        f"the row kd is distillation with {student.steps} steps ({kind} budget); its seconds are part of this "
-        "run's, and the peak memory is that of both trainings"
+        f"the row kd is distillation with {student.total_steps} steps ({kind} budget); its seconds are part of "
+        "this run's, and the peak memory is that of both trainings"
     )
     return {"kd": found}

@@ -64,7 +64,7 @@ def recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request, w
     large = " method.maps=low_rank" if plan.arch.features >= LARGE else ""  # full maps have too many parameters
     related = cosines is not None and min(cosines) >= SHARED_INITIALISATION
     if requested.data is not None and unsolved(plan) is None:
-        trained = "kd_closed_form" if large else "fs_merge_closed_form"
+        trained = "kd_closed_form" if large else "fs_merge"
         why = f"least squares, without a training; with one: method={trained}"
         more = "; from the pretrained weights: method=tsv" if related and with_base and plan.same_shape else ""
         return "method=fs_closed_form", why + more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydantic.dataclasses import dataclass as checked
@@ -55,7 +55,8 @@ class Request:
     """The sources to load, the images (None: none), the method, the hardware and the top-level settings.
 
     notes: guesses about the labels. more_inputs: files of class names, which have been read already, and other
-    paths that must not change. base: the pretrained weights (None: not given).
+    paths that must not change. base: the pretrained weights (None: not given). given: the method before
+    `settled` (None: as it is).
     """
 
     sources: Sequence[SourceSpec]
@@ -66,6 +67,12 @@ class Request:
     notes: tuple[str, ...] = ()
     more_inputs: tuple[Input, ...] = ()
     base: SourceSpec | None = None
+    given: Method | None = None
+
+    def settled(self, sources: Sequence[Source]) -> Request:
+        """The request with the method's defaults that depend on the sources, and notes on them."""
+        method, notes = self.method.settled(sources)
+        return replace(self, method=method, given=self.given or self.method, notes=(*self.notes, *notes))
 
     def inputs(self) -> list[Input]:
         """Every path that is read."""
@@ -108,7 +115,7 @@ class Request:
         return {
             "models": {"sources": [spec.options() for spec in self.sources], **base},
             "data": self.data.options() if self.data else None,
-            "method": asdict(self.method),
+            "method": asdict(self.given or self.method),
             "hardware": asdict(self.hardware),
             "seed": self.run.seed,
             "evaluation": {"kd": self.run.kd},

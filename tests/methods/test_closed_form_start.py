@@ -9,7 +9,7 @@ from torch import Tensor
 from fsmerge_cli.common.errors import ConfigError
 from fsmerge_cli.data.draw import Images
 from fsmerge_cli.methods import Method, closed_form_solution
-from fsmerge_cli.methods.base import CLOSED_FORM_RATE
+from fsmerge_cli.methods.budget import CLOSED_FORM_RATE
 from fsmerge_cli.methods.closed_form_solution import started, started_maps
 from fsmerge_cli.methods.fs_closed_form import FSClosedForm
 from fsmerge_cli.methods.fs_merge import FSMerge
@@ -146,7 +146,7 @@ def test_the_merged_model_has_all_heads_unless_they_are_given(method: type[Disti
     assert heads(method(start="closed_form")) == 2 * own
     assert heads(method(start="closed_form", heads="same")) == own
     assert heads(method(start="closed_form", heads=1)) == 1
-    assert heads(method()) == own
+    assert heads(method(start="matched")) == own
     assert heads(method(heads="all")) == 2 * own
 
 
