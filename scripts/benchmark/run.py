@@ -40,6 +40,10 @@ ROWS = "quality.jsonl"
 TRAINED = ("fs_closed_form", "fs_closed_form_trained", "kd", "fs_merge_paper", "fs_merge")
 """Methods that train; the others take seconds and use no augmentation."""
 
+STARTED = ("kd", "fs_merge")
+MATCHED = {"method.start": "matched", "method.steps": "2000"}
+"""Methods whose rows have these keys, unless an OVERRIDE sets them."""
+
 AUXILIARY = {
     "auxiliary": "{name: glyphs, labels: cyrillic, images_per_task: 1000, train_images: 100}",
     "generated": "{name: generated, images_per_task: 2000, size: 24}",
@@ -118,16 +122,16 @@ def main() -> None:
 
 
 def missing(block: Block, options: argparse.Namespace) -> list[Block]:
-    """The runs of a block that have no line yet; methods with the same missing seeds are grouped."""
+    """The runs of a block that have no line yet; methods with the same missing seeds and keys are grouped."""
     group, images, methods, seeds = block
     cell = [row for row in rows(options.results) if (row["group"], row["images"]) == (group, images)]
     done = {(row["method"], row["seed"]) for row in cell}
-    methods_by_seeds: dict[tuple[int, ...], list[str]] = {}
+    groups: dict[tuple[tuple[int, ...], bool], list[str]] = {}
     for method in methods:
         todo = tuple(seed for seed in seeds if (options.label or method, seed) not in done)
         if todo:
-            methods_by_seeds.setdefault(todo, []).append(method)
-    return [(group, images, tuple(names), todo) for todo, names in methods_by_seeds.items()]
+            groups.setdefault((todo, method in STARTED), []).append(method)
+    return [(group, images, tuple(names), todo) for (todo, _), names in groups.items()]
 
 
 def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
@@ -146,6 +150,8 @@ def measure(block: Block, folder: Path, options: argparse.Namespace) -> None:
     command += [f"method={','.join(methods)}", *sampling, f"seed={','.join(map(str, seeds))}", "resume=true"]
     command += ["launcher=joblib", f"hydra.launcher.n_jobs={options.jobs}", "hardware.threads=1"]
     command += [f"hardware.device={options.device}", "hardware.precision=fp32"]
+    keys = [own.partition("=")[0] for own in options.overrides]
+    command += [f"{key}={value}" for key, value in MATCHED.items() if methods[0] in STARTED and key not in keys]
     code = fsmerge([*command, *options.overrides, f"hydra.sweep.dir={sweep}"])
     if code:
         raise SystemExit(f"{group}, {images} images, {shown}: exit code {code}")

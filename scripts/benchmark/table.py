@@ -45,11 +45,11 @@ than the training images. The 95 % interval is over test images, and over seeds 
 sources' accuracy is treated as exact. `joint`: top-1 accuracy among the labels of all tasks (the task is not
 given), with one softmax per head, plain and calibrated; the reference is the ensemble of all sources. `to
 {against}`: paired difference in points of accuracy from the row {against} of the same seeds, with its interval.
-fs_merge and kd use the same training inputs, losses, targets, steps and projectors; the other methods have their
-own. Without images of the tasks, the heads of the merged model are calibrated to the sources' predictions on its
-training images; this leaves the ensemble unchanged. Seconds are those of the fit on the device listed in the row,
-which other runs shared. {tuning} Written by `python -m scripts.benchmark --table-only --against={against}
---results=FOLDER` from the quality.jsonl of this folder."""
+fs_merge and kd start from `matched` and use the same training inputs, losses, targets, steps (2,000) and
+projectors; the other methods have their own. Without images of the tasks, the heads of the merged model are
+calibrated to the sources' predictions on its training images; this leaves the ensemble unchanged. Seconds are
+those of the fit on the device listed in the row, which other runs shared. {tuning} Written by `python -m
+scripts.benchmark --table-only --against={against} --results=FOLDER` from the quality.jsonl of this folder."""
 HELD_OUT = """The options were chosen on the alphabets digits, capitals, greek and cyrillic, which are not
 reported here."""
 PICTURE = "![Per cent of the sources' accuracy against seconds of the fit](quality.svg)\n"

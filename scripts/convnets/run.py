@@ -51,8 +51,9 @@ CLOSED: dict[str, list[str]] = {
 TRAINED: dict[str, list[str]] = {
     "fs_closed_form_trained": ["method=fs_closed_form_trained"],
     "kd": ["method=kd", "method.budget=fast"],
-    "kd_closed_form": ["method=kd", "method.start=closed_form", "method.budget=fast"],
-    "fs_merge": ["method=fs_merge", "method.budget=fast"],
+    "kd_closed_form": ["method=kd_closed_form"],
+    "fs_merge_matched": ["method=fs_merge", "method.start=matched", "method.budget=fast"],
+    "fs_merge": ["method=fs_merge"],
 }
 """Methods with a training, on the first seed."""
 
@@ -69,7 +70,7 @@ on the same ten classes of CIFAR-10 and on five of them each, shown at 64 x 64 p
 sources' accuracy: top-1 on the test images (of convnet_pair: other fonts), mean over tasks and seeds; the 95
 % interval is over test images, and over seeds where there are several. `joint`: top-1 accuracy among the
 labels of both tasks (the task is not given), plain and calibrated; of no use for cifar10_twice, whose tasks
-are the same. Trainings take `method.budget=fast`, a quarter of the default steps. Seconds are those of the
+are the same. Trainings take 500 steps. Seconds are those of the
 fit, on one thread of a machine of two cores that did other work at the same time. Written by `python -m
 scripts.convnets`; `--table-only` writes it again from convnets.jsonl."""
 

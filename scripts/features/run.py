@@ -36,7 +36,7 @@ METHODS: dict[str, list[str]] = {
     "regmean": ["method=regmean"],
     "fs_closed_form": ["method=fs_closed_form", "method.views=1"],
     "kd": ["method=kd", *SHORT],
-    "fs_merge": ["method=fs_merge", "method.maps=low_rank", *SHORT],
+    "fs_merge": ["method=fs_merge", *SHORT],
     "kd_closed_form": ["method=kd", "method.start=closed_form", *SHORT],
 }
 

@@ -15,7 +15,7 @@ from scripts.benchmark.table import table
 BARS = {"16": 95.0, "50": 97.5, "100": 98.0, "500": 99.0, "auxiliary": 95.0}
 """Per cent of the sources' accuracy, by images per task."""
 
-OURS = ("fs_closed_form", "fs_closed_form_trained", "fs_merge_closed_form", "fs_merge")
+OURS = ("fs_closed_form", "fs_closed_form_trained", "fs_merge")
 
 TITLE = "# Merging networks trained on photographs\n"
 HEAD = """Vision transformers (width 128, 6 blocks, patches of 4 pixels) trained from different random

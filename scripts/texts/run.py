@@ -3,7 +3,7 @@ r"""Merging text encoders on real sentences, every method, into docs/results/tex
     python -m scripts.texts --sentences DATA/sentences --encoder MINILM         # everything, resumable
     python -m scripts.texts --sentences DATA --encoder MINILM --groups amazon_yelp --images 50 --methods kd
     python -m scripts.texts --sentences DATA --encoder MINILM \
-        --methods kd,fs_merge,kd_closed_form,fs_merge_closed_form               # the trained ones
+        --methods kd,fs_merge_matched,kd_closed_form,fs_merge               # the trained ones
     python -m scripts.texts --table-only                                        # the page from the existing rows
 
 Folders: see sources.py. Every finished run adds one line to docs/results/text.jsonl; runs with a line are not
@@ -56,8 +56,8 @@ TRAINED: dict[str, list[str]] = {
     "fs_closed_form_trained": ["method=fs_closed_form_trained", SHORT],
     "kd": ["method=kd", SHORT],
     "kd_closed_form": ["method=kd", SHORT, "method.start=closed_form"],
-    "fs_merge": ["method=fs_merge", SHORT, "method.maps=low_rank"],
-    "fs_merge_closed_form": ["method=fs_merge_closed_form", SHORT],
+    "fs_merge_matched": ["method=fs_merge", SHORT, "method.start=matched"],
+    "fs_merge": ["method=fs_merge", SHORT],
 }
 
 METHODS = {**CLOSED, **TRAINED}

@@ -19,6 +19,7 @@ from fsmerge_cli.architectures.eva.family import EVA, is_eva, parse
 from fsmerge_cli.common.errors import ConfigError, MismatchError
 from fsmerge_cli.methods import METHODS
 from fsmerge_cli.methods.base import Trained
+from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.training.teachers import network
 from tests.support.sources import random_images
@@ -188,4 +189,10 @@ def test_the_closed_form_refuses_rotations_behind_norms(tmp_path: Path) -> None:
     assert str(error.value) == (
         "method=fs_closed_form does not exist for rotary positions behind a norm of queries and keys: it would "
         "mix units that are turned as pairs. Take method=fs_merge or method=kd with another start."
+    )
+    method, notes = FSMerge().settled([replace(load_source(tmp_path / name), name=name) for name in "ab"])
+    assert method.start == "matched"
+    assert notes == (
+        "method.start=matched with 2000 steps: the closed form does not exist for rotary positions behind a norm "
+        "of queries and keys: it would mix units that are turned as pairs",
     )

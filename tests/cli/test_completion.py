@@ -46,7 +46,7 @@ def replies(script: Path, line: str, folder: Path) -> list[str]:
         ("fsmerge me", ["merge"]),
         (
             "fsmerge merge method=fs_merge",
-            ["fs_merge", "fs_merge_closed_form", "fs_merge_paper"],
+            ["fs_merge", "fs_merge_paper"],
         ),  # bash has kept `method=`
         ("fsmerge merge seed=1 +models=digits", ["digits_mlp_pair", "digits_mlp_trio"]),
         ("fsmerge merge method.logit", ["method.logit_weight="]),
@@ -69,7 +69,7 @@ def test_bash_completes(line: str, expected: list[str], script: Path, tmp_path: 
     ("line", "expected"),
     [
         ("fsmerge me", ["merge"]),
-        ("fsmerge merge method=fs_m", ["method=fs_merge", "method=fs_merge_closed_form", "method=fs_merge_paper"]),
+        ("fsmerge merge method=fs_m", ["method=fs_merge", "method=fs_merge_paper"]),
         ("fsmerge merge --mul", ["--multirun"]),
         ("fsmerge list hard", ["hardware"]),
     ],

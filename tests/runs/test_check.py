@@ -121,7 +121,7 @@ def test_the_closed_form_is_recommended_where_there_are_images_and_it_exists() -
     unknown = replace(berts, family=replace(berts.family, blocks=lambda module: ()))
     with_images: Any = SimpleNamespace(data=object())
     without: Any = SimpleNamespace(data=None)
-    solved = "least squares, without a training; with one: method=fs_merge_closed_form"
+    solved = "least squares, without a training; with one: method=fs_merge"
     assert recommend(vits, [0.0], with_images, False) == ("method=fs_closed_form", solved)
     assert recommend(vits, [0.9], with_images, True) == (
         "method=fs_closed_form",

@@ -55,7 +55,9 @@ def test_one_pass_is_a_batch_of_small_images() -> None:
     assert many - few == 3 * 255 * 8 * 37 * (768 + 384)
 
 
-@pytest.mark.parametrize("start", [Distillation(start="closed_form"), FSMerge(start="closed_form")])
+@pytest.mark.parametrize(
+    "start", [Distillation(start="closed_form", steps=500), FSMerge(start="closed_form", steps=500)]
+)
 def test_a_start_from_the_closed_form_is_solved_and_trained(start: Distillation | FSMerge) -> None:
     plan = start.plan([vit_source("class token", seed) for seed in (1, 2)])
     work, network = Workload((50, 50), (10, 10), 0), measure(plan)
