@@ -34,7 +34,7 @@ SHORT = ["method.steps=24", "method.batch_size=16"]
 PAPER = ["method=fs_merge_paper", *SHORT, "method.rank=2"]
 MLP_PAIR = ["merge", "+models=digits_mlp_pair", *DIGITS]
 VIT_PAIR = ["merge", "+models.sources=[{name:low,checkpoint:VITS/low},{name:high,checkpoint:VITS/high}]", *DIGITS]
-FULL = ["method=fs_merge", *SHORT, "method.finetune_share=0.5"]
+FULL = ["method=fs_merge", *SHORT, "method.finetune_share=0.5", "method.start=matched"]
 CLOSED_FORM = ["method=fs_closed_form", "method.views=1", "method.steps=9", "checkpoint.every=1"]
 TRIO = ["merge", "+models=digits_mlp_trio", *DIGITS]
 

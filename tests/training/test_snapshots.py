@@ -27,7 +27,7 @@ from tests.support.vits import vit_source
 METHOD_OPTIONS = {
     "kd": {},
     "fs_merge": {"maps": "low_rank", "rank": 2},
-    "fs_merge full": {"maps": "full"},
+    "fs_merge full": {"maps": "full", "start": "matched"},
     "fs_merge heads": {"maps": "heads", "rank": 2},
     "fs_merge sequential": {"sequential": True},
     "straight_through": {},
