@@ -70,6 +70,10 @@ maps and their inverses. With a common initialisation `neuron_interpolation` kee
 methods without a training but the closed form; the seconds of it and of `expert_merging` were taken beside other
 work, on a machine with more work than processors.
 
+On photographs (four vision transformers fine-tuned from one, [four_of_cifar10](results/natural.md), 50 images, one
+seed) the published order holds: average 89.3 per cent of the sources, task arithmetic 89.6, TIES 89.8,
+AdaMerging 91.2. The closed form keeps 96.7, and `fs_merge` with `method.budget=fast` (125 steps from there) 97.6.
+
 ## Scrambled sources
 
 A source whose units were permuted and whose heads were turned after its fine-tuning computes the same function,

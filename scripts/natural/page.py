@@ -24,7 +24,8 @@ of them, `cifar10`, in 500 or 700 steps (`models.base`). Per cent of the sources
 test sets, mean over tasks and seeds. The 95 % interval is over test images, and over seeds where there are
 several. `joint`: top-1 accuracy among the labels of all tasks (the task is not given), plain and calibrated.
 `to kd`: paired difference in points of accuracy from the row kd of the same seeds. `auxiliary`: no image of the
-tasks, but 5,000 images of another data set. `..._fast`: method.budget=fast, 500 steps. The seconds were measured
+tasks, but 5,000 images of another data set. `kd_fast` and
+`fs_merge_fast`: method.budget=fast, 500 and 125 steps. The seconds were measured
 on one thread of a machine of two cores that did other work at the same time. Written by
 `python -m scripts.natural --root DATA`; `--table-only`
 writes it again from natural.jsonl."""

@@ -230,8 +230,9 @@ def test_the_demo_command_trains_merges_and_shows_the_table(tmp_path: Path) -> N
     )
     assert ran.returncode == 0, ran.stderr
     assert "train source low: 800/800" in ran.stderr
-    assert "train: 100/100" in ran.stderr
-    assert "train: 1900/1900" in ran.stderr  # after the release
+    assert "solve: 2/2" in ran.stderr  # the closed form, layer by layer
+    assert "train: 25/25" in ran.stderr
+    assert "train: 475/475" in ran.stderr  # after the release
     rows = [line.split("│")[1].strip() for line in ran.stdout.splitlines() if line.startswith("│")]
     assert rows == ["low (source)", "high (source)", "ensemble", "average", "merged"]
     assert "merged model: outputs/demo/merged   scores: outputs/demo/evaluation.json" in ran.stdout

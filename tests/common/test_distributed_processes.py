@@ -93,7 +93,7 @@ def test_torchrun_writes_one_folder_one_log_and_trains_the_sources_once(
     assert ran.returncode == 0, ran.stderr
     shown = [line.partition(":")[0] for line in ran.stderr.splitlines()]
     phases = ["train source low", "train source high", "read test images", "read images"]
-    phases += ["compute statistics", "match units", "capture features", "train", "train"]
+    phases += ["solve", "capture features", "train", "train"]
     rows = [f"evaluate {row}" for row in ("sources", "average", "merged")]
     assert shown == [*phases, "hash test images", *rows, "compare layers", "certify", "write"]
     assert ran.stdout.count("merged model: two/merged") == 1

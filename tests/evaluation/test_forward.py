@@ -120,7 +120,7 @@ def test_other_code_of_a_network_is_another_entry(tmp_path: Path, monkeypatch: p
     source = vit_source("rotary, registers (DINOv3)", 1)
     network = source.family, source.arch, source.weights
     modules = feature_key_module._modules(source.family, source.arch)
-    assert modules == {f"fsmerge_cli.architectures.{name}" for name in ("vit.family", "eva.family", "eva.module")}
+    assert modules == {f"fsmerge_cli.architectures.{name}" for name in ("vit.arch", "eva.family", "eva.module")}
     before = feature_key([network], "", forward.__name__, Hardware(), CPU)
     real = inspect.getsource
     monkeypatch.setattr(

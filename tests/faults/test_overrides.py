@@ -94,7 +94,7 @@ REFUSED = [
     ("seed=1,2", f"seed=1,2 {SEVERAL}"),
     ("method=kd,average", f"method=kd,average {SEVERAL}"),
     ("seed=range(3)", "seed=range(3) gives several values, which needs `fsmerge merge --multirun`."),
-    ("method.steps.x=1", "method.steps.x cannot be set: method.steps is 2000. Write method.steps=..."),
+    ("method.steps.x=1", "method.steps.x cannot be set: method.steps is null. Write method.steps=..."),
     (
         "method.task_weights.x=1",
         "method.task_weights.x cannot be set: method.task_weights is null. Write method.task_weights=...",

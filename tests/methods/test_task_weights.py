@@ -181,7 +181,7 @@ def test_a_task_with_a_larger_weight_has_a_smaller_error(method: type[Trained], 
     problem = make_problem(per_task=40, held=8)
     errors = {}
     for weights in ((1.0, 20.0), (20.0, 1.0)):
-        solution = method(steps=80, lr=1e-2, task_weights=weights).fit(problem)
+        solution = method(steps=80, lr=1e-2, start="matched", task_weights=weights).fit(problem)  # type: ignore[call-arg]
         backbone = problem.plan.skeleton()
         backbone.load_state_dict(dict(solution.weights), assign=True)
         own = problem.task_images(1)

@@ -69,7 +69,9 @@ def test_without_images_the_statistics_are_0_and_1(tmp_path: Path) -> None:
 def test_the_certificates_hold_for_every_kind_of_block_and_data_type(
     variant: str, dtype: str, tmp_path: Path
 ) -> None:
-    result = merged(tmp_path, {"name": "fs_merge", "steps": 4}, images(16), variant, dtype=dtype)
+    result = merged(
+        tmp_path, {"name": "fs_merge", "steps": 4, "start": "matched"}, images(16), variant, dtype=dtype
+    )
     assert set(certificates(tmp_path).values()) == {"holds"}
     again = load(SourceSpec("a", checkpoint=str(tmp_path / "run/merged"), head="t1"))
     assert again.arch.mean == (0.4,)

@@ -64,10 +64,10 @@ def test_a_method_without_training_only_sets_sizes_and_task_weights() -> None:
 
 def test_the_row_equals_that_of_a_separate_run_and_other_rows_do_not_change(tmp_path: Path) -> None:
     events: list[Event] = []
-    method = {"name": "fs_merge", **SHORT}
+    method, kd = {"name": "fs_merge", **SHORT}, {"name": "kd", "start": "closed_form", "lr": None}
     merge("digits_mlp_pair", method=method, data=DATA, output=tmp_path / "both", kd=True, progress=events.append)
     merge("digits_mlp_pair", method=method, data=DATA, output=tmp_path / "without")
-    merge("digits_mlp_pair", method={"name": "kd", **SHORT}, data=DATA, output=tmp_path / "separate")
+    merge("digits_mlp_pair", method={**SHORT, **kd}, data=DATA, output=tmp_path / "separate")
     both, without, separate = (read_evaluation(tmp_path / name) for name in ("both", "without", "separate"))
     assert list(both["rows"]) == ["low", "high", "ensemble", "average", "kd", "merged"]
     assert both["rows"]["kd"] == separate["rows"]["merged"]

@@ -42,7 +42,7 @@ def test_only_missing_rows_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     def merge(arguments: list[str]) -> int:
         keys = dict(part.split("=", 1) for part in arguments if "=" in part)
-        commands.append((keys["method"], keys["seed"]))
+        commands.append((keys["method"], keys["seed"], keys.get("method.start")))
         jobs = Path(keys["hydra.sweep.dir"]) / "jobs"
         jobs.mkdir(parents=True)
         pairs = [(m, int(s)) for m in keys["method"].split(",") for s in keys["seed"].split(",")]
@@ -64,9 +64,12 @@ def test_only_missing_rows_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_pat
             "sys.argv", ["benchmark", *options, *(more or ["--methods=kd,fs_merge", "--seeds=0,1"])]
         )
         run.main()
-    assert commands == [("kd", "1"), ("average,fs_merge", "0,1"), ("kd", "0")]
+    assert commands == [
+        *(("kd", "1", "matched"), ("average", "0,1", None)),
+        *(("kd", "0", "matched"), ("fs_merge", "0,1", "matched")),
+    ]
     assert prepared == [["digits_mlp_pair"], ["digits_mlp_pair"], []]
     lines = [json.loads(line) for line in Path("here/quality.jsonl").read_text().splitlines()]
     assert [(line["method"], line["seed"]) for line in lines] == [
-        *(("kd", 1), ("average", 0), ("average", 1), ("fs_merge", 0), ("fs_merge", 1), ("kd", 0))
+        *(("kd", 1), ("average", 0), ("average", 1), ("kd", 0), ("fs_merge", 0), ("fs_merge", 1))
     ]
