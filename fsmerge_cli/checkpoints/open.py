@@ -32,7 +32,7 @@ from fsmerge_cli.checkpoints.key_tables import recognise
 from fsmerge_cli.checkpoints.kind import module_config, state_of
 from fsmerge_cli.checkpoints.prefixes import ignored_notes, strip, without_wrappers
 from fsmerge_cli.checkpoints.preprocessing import usual_pixels
-from fsmerge_cli.checkpoints.sentence_modules import DENSE, modules_beside
+from fsmerge_cli.checkpoints.sentence_modules import DENSE, modules_beside, with_dense
 from fsmerge_cli.checkpoints.text_models import is_text, read_text_model, text_family
 from fsmerge_cli.checkpoints.tokenizer import of_adapter, read_tokenizer
 from fsmerge_cli.checkpoints.translation import Translation, translate
@@ -112,7 +112,7 @@ def open_checkpoint(spec: SourceSpec, headers: bool = False) -> Checkpoint:
     if pixels and not config.get("pretrained_cfg"):
         config = {**config, "pretrained_cfg": pixels}
         notes = (*notes, *(f"'{spec.name}': {text}" for text in unfollowed))
-    sha256 = "" if headers else weights.sha256()
+    sha256 = "" if headers else with_dense(path, weights.sha256())
     return Checkpoint(where, str(path), sha256, config, tensors, heads, weights, notes)
 
 
@@ -121,7 +121,8 @@ def digest(spec: SourceSpec) -> str | None:
     path = None if spec.checkpoint is None else model_in(Path(spec.checkpoint).expanduser())
     if path is None or not path.exists():
         return None
-    return open_checkpoint(spec).sha256 if spec.base else locate(path, f"source '{spec.name}': {path}").sha256()
+    where = f"source '{spec.name}': {path}"
+    return open_checkpoint(spec).sha256 if spec.base else with_dense(path, locate(path, where).sha256())
 
 
 def _on_base(spec: SourceSpec, base: str, path: Path, where: str, headers: bool) -> Checkpoint:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsmerge_cli.checkpoints.files import as_float32
+from fsmerge_cli.checkpoints.files import as_float32, file_sha256
 from fsmerge_cli.checkpoints.weights import locate
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.common.foreign_files import UnreadableError, read_json
@@ -35,6 +36,19 @@ def modules_beside(path: Path) -> dict[str, Path]:
     """Under KEY the folder of modules.json, in the folder `path` or beside the file `path`; empty without one."""
     folder = path if path.is_dir() else path.parent
     return {KEY: folder} if (folder / FILE).is_file() else {}
+
+
+def with_dense(path: Path, sha256: str) -> str:
+    """SHA-256 of the weights at `path` together with the Dense modules in their folder; without any that given."""
+    folder = modules_beside(path).get(KEY)
+    listed = [] if folder is None else _read(folder / FILE, f"{path}: {FILE}")
+    dense = [own for own in listed if isinstance(own, dict) and str(own.get("type", "")).endswith(".Dense")]
+    if folder is None or not dense:
+        return sha256
+    places = [folder / _folder(own, "Dense", str(path)) for own in dense]
+    files = [file for place in places for file in sorted(place.iterdir()) if file.is_file()]
+    lines = [f"{file_sha256(file)}  {file.parent.name}/{file.name}\n" for file in files]
+    return hashlib.sha256("".join([sha256, *lines]).encode()).hexdigest()
 
 
 def without_modules(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ keys:
   checkpoint.every=60s         how often the training state is saved (60s, 5m, or a number of steps)
   evaluation.kd=true           also train a distillation baseline with the budget of the method
   data.images_per_task=100     unlabelled images per task for the merge (or all)
-  method.steps=2000            training steps; --cfg job prints all keys of a method
+  method.steps=1000            training steps; --cfg job prints all keys of a method
   models.base=PATH             the pretrained weights that all models were fine-tuned from, for
                                methods of task vectors (ties, ...): a folder, file or timm name
   models.sources.0.labels=FILE class names of the first source; also arch, head, mean, std, ...

@@ -123,17 +123,17 @@ class Trained(Weighted, ABC):
     steps: number of training steps at budget=default (null: 2000; from the closed form 500). budget: fast takes a
     quarter of the steps, best four times as many. batch_size: images per step; with fixed views at most all of
     them. optimizer: adamw, or muon for matrices between hidden units (adamw for all other parameters). lr: of
-    AdamW, peak of the one-cycle schedule
-    (null: by the width of the merged features, see `rate`). matrix_lr: of Muon, peak of the one-cycle schedule
-    (null: 0.003 for maps, 0.01 for weights, for any width). weight_decay: of both optimizers. clip: largest norm
-    of the gradient. targets: own is same-task distillation, in which the teacher of an image is the source of its
-    task; all adds cross-task distillation, in which every source is a teacher of every image. logit_weight: weight
-    of the KL divergence between the heads' logits (temperature 2), relative to the loss of the features.
-    cross_task_weight: factor of that divergence on images of other tasks. outlier_exposure: weight of the penalty
-    for confident predictions on images of other tasks, the KL divergence from the uniform distribution (arXiv
-    1812.04606). augment: none, shift, crop_flip, paper or strong, applied to the training images. views: fresh
-    (new views at every step), or the number of fixed augmented copies of each image. mixup: share of every batch
-    that is mixed with other images. low_resolution: share of every batch that is seen at half its resolution.
+    AdamW, peak of the one-cycle schedule (null: by the width of the merged features, see `rate`). matrix_lr: of
+    Muon, peak of the one-cycle schedule (null: 0.003 for maps, 0.01 for weights, for any width; after the closed
+    form both rates are 0.3 of that). weight_decay: of both optimizers. clip: largest norm of the gradient.
+    targets: own is same-task distillation, in which the teacher of an image is the source of its task; all adds
+    cross-task distillation, in which every source is a teacher of every image. logit_weight: weight of the KL
+    divergence between the heads' logits (temperature 2), relative to the loss of the features. cross_task_weight:
+    factor of that divergence on images of other tasks. outlier_exposure: weight of the penalty for confident
+    predictions on images of other tasks, the KL divergence from the uniform distribution (arXiv 1812.04606).
+    augment: none, shift, crop_flip, paper or strong, applied to the training images. views: fresh (new views at
+    every step), or the number of fixed augmented copies of each image. mixup: share of every batch that is mixed
+    with other images. low_resolution: share of every batch that is seen at half its resolution.
     standardise: of the sources' features before they are compared; isotropic divides by their mean variance, which
     for squared errors is the isotropic standardisation of PHI-S (arXiv 2410.01680: its rotation changes no
     distance), whitened makes all directions vary alike (ZCA). balance: errors gives every source the same share of

@@ -11,11 +11,10 @@ from fsmerge_cli.models.source import Source
 
 def duplicate_notes(sources: Sequence[Source]) -> list[str]:
     """Notes on sources of identical weights, which add nothing to a merge unless heads or embeddings differ."""
-    first: dict[str, Source] = {}
     notes = []
-    for source in sources:
-        other = first.setdefault(source.sha256, source)
-        if other is source:
+    for i, source in enumerate(sources):
+        other = next((own for own in sources[:i] if _same_weights(source, own)), None)
+        if other is None:
             continue
         if _differ(source, other):
             notes.append(
@@ -28,9 +27,19 @@ def duplicate_notes(sources: Sequence[Source]) -> list[str]:
     return notes
 
 
+def _same_weights(source: Source, other: Source) -> bool:
+    """Whether two sources have the same backbone; layers behind it are part of the digest of a source."""
+    if not (source.dense and other.dense):
+        return source.sha256 == other.sha256
+    mine, theirs = source.weights, other.weights
+    return mine.keys() == theirs.keys() and all(torch.equal(own, theirs[name]) for name, own in mine.items())
+
+
 def _differ(source: Source, other: Source) -> bool:
     """Whether two sources of one backbone have heads of their own, or layers behind their features."""
-    mine, theirs = ([layer.weight for layer in own.dense] for own in (source, other))
     if source.head is not None and other.head is not None:
-        mine, theirs = [source.head.weight], [other.head.weight]
+        return not torch.equal(source.head.weight, other.head.weight)
+    if [layer.activation for layer in source.dense] != [layer.activation for layer in other.dense]:
+        return True
+    mine, theirs = ([tensor for layer in own.dense for tensor in layer.tensors] for own in (source, other))
     return len(mine) != len(theirs) or not all(map(torch.equal, mine, theirs))

@@ -26,8 +26,13 @@ def training_notes(trace: Trace) -> list[str]:
 
 
 def start_notes(plan: Plan, solution: Solution) -> list[str]:
-    """Where widths, heads or architectures differ: the relative feature error of the initial merged model."""
-    if (plan.same_shape and not plan.distilled) or not solution.trace.start_error:
+    """Where widths, heads or architectures differ: the relative feature error of the initial merged model.
+
+    The closed form (its solution has facts) has more heads than the sources have, and reproduces none anyway.
+    """
+    one_width = all(size == space.merged for space in plan.spaces.values() for size in space.sources)
+    expected = plan.same_shape or (one_width and bool(solution.facts))
+    if (expected and not plan.distilled) or not solution.trace.start_error:
         return []
     found = zip(plan.tasks, solution.trace.start_error)
     errors = ", ".join(f"{name} {error:.3f}" for name, error in found if math.isfinite(error))

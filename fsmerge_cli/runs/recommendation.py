@@ -61,7 +61,7 @@ def recommend(plan: Plan, cosines: Sequence[float] | None, requested: Request, w
             "method=kd method.start=first",
             "the architectures differ, and only their features can be distilled",
         )
-    large = " method.maps=low_rank" if plan.arch.features >= LARGE else ""  # full maps have too many parameters
+    large = " method.maps=low_rank" if plan.width >= LARGE else ""  # full maps have too many parameters
     related = cosines is not None and min(cosines) >= SHARED_INITIALISATION
     if requested.data is not None and unsolved(plan) is None:
         trained = "kd_closed_form" if large else "fs_merge"

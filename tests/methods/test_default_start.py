@@ -15,6 +15,7 @@ from fsmerge_cli.methods import closed_form_solution
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.methods.kd import Distillation, at_equal_budget
 from fsmerge_cli.models.source import Source
+from fsmerge_cli.runs.merge_notes import start_notes
 from tests.methods.test_closed_form_start import pair, problem_of
 from tests.support.sources import mlp_source
 
@@ -69,6 +70,18 @@ def test_the_default_gives_the_bytes_of_the_start_that_it_takes(monkeypatch: pyt
         assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
 
 
+def test_more_heads_from_the_closed_form_are_no_reason_for_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_form_solution, "IMAGES_PER_TASK", 20)
+    for options, notes in (({}, 0), ({"start": "first", "heads": 1}, 1)):
+        method = FSMerge(steps=2, batch_size=8, **options)  # type: ignore[arg-type]
+        problem = problem_of(method, pair("vit"))
+        assert not problem.plan.same_shape
+        found = start_notes(problem.plan, method.fit(problem))
+        assert [note.partition(";")[0] for note in found] == [
+            "widths or heads differ, so the initial model reproduces no source"
+        ] * notes
+
+
 def test_a_run_records_null_and_says_which_start_it_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,7 +93,7 @@ def test_a_run_records_null_and_says_which_start_it_took(
         assert main(arguments) == 0, capsys.readouterr().err
         evaluation = json.loads(Path(name, "evaluation.json").read_text())
         assert evaluation["config"]["method"]["start"] is None
-        found = [note for note in evaluation["notes"] if note.startswith("method.start=")]
+        found = [note for note in evaluation["notes"] if "start" in note or "initial" in note]
         text = MATCHED.replace("2000", "4") + "needs full maps, and these are method.maps=low_rank"
         assert found == [text] * notes
         assert main(arguments) == 0  # finished already

@@ -11,9 +11,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from fsmerge_cli import check, load_merged, load_source, merge
+from fsmerge_cli import load_merged, load_source, merge
+from fsmerge_cli.checkpoints.open import digest
 from fsmerge_cli.common.errors import SourceError
 from fsmerge_cli.models.dense import Dense, embedded, projected
+from fsmerge_cli.models.source_spec import SourceSpec
+from fsmerge_cli.runs.check import inspect
+from fsmerge_cli.runs.request import request
 from fsmerge_cli.training.teachers import network
 from tests.support.embedding_models import DATA, TEXTS, Layer, embeddings, stored, tokens
 
@@ -83,8 +87,20 @@ def test_merged_models_are_folders_of_the_library_that_are_sources_again(kind: s
         "bias": True,
         "activation_function": "torch.nn.modules.activation.Tanh",
     }
-    notes = check([{"name": name, "checkpoint": str(again / name)} for name in "ab"]).notes
+    entries = [{"name": name, "checkpoint": str(again / name)} for name in "ab"]
+    notes = inspect(request(entries, "average", None, "cpu", 0, overwrite=False)).notes
     assert "'b' and 'a' are tasks of one model: its weights are counted once per task" in notes
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings(*WARNINGS)
+def test_the_digest_of_a_source_is_of_its_dense_too(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "a", 1, "tanh")
+    spec = SourceSpec("a", checkpoint=str(folder))
+    before, file = digest(spec), folder / "2_Dense/model.safetensors"
+    assert before == load_source(folder).sha256
+    save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+    assert before != digest(spec) == load_source(folder).sha256
 
 
 def test_a_dense_behind_a_projector_is_one_dense() -> None:

@@ -111,9 +111,9 @@ class StopError(Exception):
 @pytest.mark.parametrize(
     ("models", "method", "phase"),
     [
-        ("digits_mlp_pair", {"name": "fs_merge", **SHORT}, "train"),
+        ("digits_mlp_pair", {"name": "fs_merge", **SHORT, "start": "matched"}, "train"),
         ("digits_mlp_pair", {"name": "fs_merge", **SHORT}, "kd: train"),
-        ("digits_mlp_pair", {"name": "fs_merge", **SHORT}, "evaluate kd"),
+        ("digits_mlp_pair", {"name": "fs_merge", **SHORT, "start": "matched"}, "evaluate kd"),
         ("digits_mlp_pair", {"name": "average"}, "kd: train"),
         ("digits_mlp_trio", {"name": "fs_merge", **SHORT, "sequential": True}, "kd: train"),
     ],

@@ -49,6 +49,7 @@ def test_ratios_are_taken_pair_by_pair_without_the_warm_up() -> None:
     assert found == {"repeats": 3, "ratio": {"min": 1.0, "median": 2.0, "max": 3.0}, "medians": [4.0, 3.0]}
 
 
+@pytest.mark.slow
 def test_the_bench_measures_every_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,7 @@ def numbers_of(rows: Sequence[Row]) -> list[float]:
         label = None if isinstance(row.label, tuple) or row.label in NOTHING else row.label
         try:
             value = math.nan if label is None else float(label)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = math.inf
         if isinstance(label, bool) or math.isinf(value) or (label is not None and math.isnan(value)):
             raise DataError(
@@ -58,14 +58,15 @@ def numbers_of(rows: Sequence[Row]) -> list[float]:
 
 
 def kind_of(rows: Sequence[Row]) -> LabelKind | None:
-    """What the labels of the rows that have a text are; None without any."""
+    """What the labels of the rows that have a text are; None without any. NaN is refused later, with its place."""
     rows = [row for row in rows if has_text(row)]
     if any(isinstance(row.label, tuple) for row in rows):
         return "tags"
     labels = [row.label for row in rows if row.label not in UNLABELLED]
+    labels = [label for label in labels if not (isinstance(label, float) and math.isnan(label))]
     if not all(map(_is_number, labels)):
         return "names"
-    whole = all(isinstance(label, str | int) and str(label).isdecimal() for label in labels)
+    whole = all(float(label).is_integer() for label in labels)  # 0.0, 1.0: how tables with gaps keep 0 and 1
     return ("whole numbers" if whole else "numbers") if labels else None
 
 
