@@ -185,7 +185,7 @@ def test_a_run_whose_output_nobody_reads_is_finished(redirection: str, code: int
     "variables",
     [
         pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
-        {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+        pytest.param({"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}, marks=pytest.mark.slow),
         pytest.param({"OMP_NUM_THREADS": "x"}, marks=pytest.mark.slow),
         {"TERM": "", "COLUMNS": "", "TMPDIR": "/nowhere", "HOME": "/nowhere"},
     ],

@@ -120,7 +120,7 @@ def test_five_times_ctrl_c(pause: float, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {".out.state", ".out.logs"}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_nohup_keeps_sighup_ignored(tmp_path: Path) -> None:
     """As under `nohup`, and as Ctrl-C in a script's background job: what is ignored at the start stays ignored."""
     process = started(

@@ -112,7 +112,7 @@ class StopError(Exception):
     ("models", "method", "phase"),
     [
         ("digits_mlp_pair", {"name": "fs_merge", **SHORT, "start": "matched"}, "train"),
-        ("digits_mlp_pair", {"name": "fs_merge", **SHORT}, "kd: train"),
+        pytest.param("digits_mlp_pair", {"name": "fs_merge", **SHORT}, "kd: train", marks=pytest.mark.slow),
         ("digits_mlp_pair", {"name": "fs_merge", **SHORT, "start": "matched"}, "evaluate kd"),
         ("digits_mlp_pair", {"name": "average"}, "kd: train"),
         ("digits_mlp_trio", {"name": "fs_merge", **SHORT, "sequential": True}, "kd: train"),

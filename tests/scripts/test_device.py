@@ -31,7 +31,7 @@ def page(folder: Path) -> Path:
     return found
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_every_row_is_measured_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
