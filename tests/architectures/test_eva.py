@@ -18,11 +18,10 @@ from fsmerge_cli.alignment.permutation import permute, random_permutations
 from fsmerge_cli.architectures.eva.family import EVA, is_eva, parse
 from fsmerge_cli.common.errors import ConfigError, MismatchError
 from fsmerge_cli.methods import METHODS
-from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.methods.fs_merge import FSMerge
 from fsmerge_cli.models.plan import compile_plan
 from fsmerge_cli.training.teachers import network
-from tests.support.sources import random_images
+from tests.support.merged_pairs import merged_pair
 from tests.support.vits import VARIANTS, vit_source
 
 ARGS = {"img_size": 8, "patch_size": 4, "in_chans": 3, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -94,12 +93,7 @@ def test_a_folder_of_timm_has_the_logits_of_timm_and_merges(tmp_path: Path, kind
 def test_every_method_writes_what_timm_loads(tmp_path: Path, method: str) -> None:
     for seed, name in ((1, "a"), (2, "b")):
         stored("EVA-02", seed, tmp_path / name)
-    options: dict[str, Any] = {"name": method}
-    if issubclass(METHODS[method], Trained):
-        options |= {"steps": 3}
-    entries = [{"name": name, "checkpoint": str(tmp_path / name)} for name in "ab"]
-    images = random_images(1, 24, (3, 8, 8)).images
-    result = merge(entries, method=options, data={"a": images[:12], "b": images[12:]}, output=tmp_path / "out")
+    result, images = merged_pair(tmp_path, method)
     backbone = timm.create_model(f"local-dir:{tmp_path}/out/merged", pretrained=True).eval()
     with torch.no_grad():
         torch.testing.assert_close(backbone(images), result.backbone()(images), rtol=1e-4, atol=1e-5)

@@ -17,11 +17,10 @@ from fsmerge_cli.architectures.vit.distilled import two_heads
 from fsmerge_cli.checkpoints.load import load
 from fsmerge_cli.common.errors import MismatchError
 from fsmerge_cli.methods import METHODS
-from fsmerge_cli.methods.base import Trained
 from fsmerge_cli.models.source_spec import SourceSpec
 from fsmerge_cli.training.teachers import network
 from tests.support.identities import check_permuted_copy
-from tests.support.sources import random_images
+from tests.support.merged_pairs import merged_pair
 from tests.support.third_party import PIXELS, TINY, random_weights
 from tests.support.vits import vit_source
 
@@ -101,12 +100,7 @@ def test_hugging_face_has_the_same_logits(tmp_path: Path) -> None:
 def test_every_method_writes_what_timm_loads(tmp_path: Path, method: str) -> None:
     for seed, name in ((1, "a"), (2, "b")):
         stored(seed, tmp_path / name)
-    options: dict[str, Any] = {"name": method}
-    if issubclass(METHODS[method], Trained):
-        options |= {"steps": 3}
-    entries = [{"name": name, "checkpoint": str(tmp_path / name)} for name in "ab"]
-    images = random_images(1, 24, (3, 8, 8)).images
-    result = merge(entries, method=options, data={"a": images[:12], "b": images[12:]}, output=tmp_path / "out")
+    result, images = merged_pair(tmp_path, method)
     with torch.no_grad():
         backbone = timm.create_model(f"local-dir:{tmp_path}/out/merged", pretrained=True).eval()
         features = backbone(images)

@@ -57,6 +57,7 @@ RUNS: dict[str, list[str]] = {
     "MLP, fs_merge from the closed form": [*MLP_PAIR, *FULL, "method.start=closed_form"],
     "ViT, kd from the closed form": [*VIT_PAIR, "method=kd", *SHORT, "method.start=closed_form"],
     "ViT, fs_merge": [*VIT_PAIR, *FULL],
+    "ViT, fs_merge from the closed form": [*VIT_PAIR, *FULL, "method.start=closed_form"],
     "ViT, fs_merge_paper": [*VIT_PAIR, *PAPER],
     "ViT, kd of several teachers": [*VIT_PAIR, "method=kd", *SHORT, *TEACHERS],
     "ViT, straight_through": [*VIT_PAIR, "method=straight_through", *SHORT],

@@ -18,20 +18,11 @@ from fsmerge_cli.data import DATASETS, Task, labelled
 from fsmerge_cli.data.readers import reader
 from fsmerge_cli.runs.finetune import finetune
 from fsmerge_cli.runs.finetuned import Finetuned
-from fsmerge_cli.training.batches import Order
 from fsmerge_cli.training.optimizers import matrices_of
 from tests.support.encoders import TOPIC, VARIANTS, save_encoder, sentence_source, with_tokenizer
 from tests.support.finetuning import CPU, StopError, stop_after
+from tests.support.text_finetuning import ARCH, ordinary_loop
 
-ARCH = {
-    "family": "bert",
-    "model_type": "bert",
-    "hidden_size": 16,
-    "layers": 1,
-    "heads": 4,
-    "intermediate_size": 24,
-    "positions": 66,
-}
 POOLED = [name for name, options in VARIANTS.items() if options.get("pooler", True)]
 TEXTS = ["the cake was not bad!", "anna baked the bread and forgot about the ticket"]
 
@@ -58,21 +49,10 @@ def test_the_training_equals_an_ordinary_loop() -> None:
     rows = torch.randperm(len(texts), generator=generator(0, "finetune", "images")).tolist()[:30]
     items, classes = zip(*(texts[row] for row in sorted(rows)))
     inputs: Any = stack(items)
-    targets, parameters = torch.tensor(classes), [*backbone.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=0.003, weight_decay=0.05)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.003, total_steps=6, anneal_strategy="linear", cycle_momentum=False
+    targets, whole = torch.tensor(classes), torch.nn.Sequential(backbone, head)
+    losses = ordinary_loop(
+        whole, inputs, 30, 6, lambda found, batch: F.cross_entropy(found, targets[batch], label_smoothing=0.2)
     )
-    order, losses = Order(torch.arange(30), 8, 0), []
-    for step in range(6):
-        batch = order.batch(step)
-        loss = F.cross_entropy(head(backbone(inputs[batch])), targets[batch], label_smoothing=0.2)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        cycle.step()
-        losses.append(loss.item())
     assert done.trace.loss == pytest.approx(losses, rel=1e-5)
     for name, tensor in backbone.state_dict().items():
         torch.testing.assert_close(done.source.weights[name], tensor, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,6 @@ from fsmerge_cli.common.seeding import derive, generator
 from fsmerge_cli.data import DATASETS, Task, labelled
 from fsmerge_cli.data.readers import reader
 from fsmerge_cli.data.text.words import Words
-from fsmerge_cli.training.batches import Order
 from fsmerge_cli.training.criterion import Criterion, count, parts_of, with_label
 from tests.support.encoders import (
     WORD_TAGS,
@@ -28,7 +27,7 @@ from tests.support.encoders import (
     transformers_model,
 )
 from tests.support.finetuning import StopError, stop_after
-from tests.support.text_finetuning import ARCH, label_folder, small_text
+from tests.support.text_finetuning import ARCH, label_folder, ordinary_loop, small_text
 
 
 @pytest.fixture(scope="module")
@@ -76,21 +75,8 @@ def test_a_number_is_learned_in_units_of_its_labels_and_written_in_their_own(fol
     inputs: Any = stack([found[row][0] for row in rows])
     labels = torch.tensor([found.values[row] for row in rows], dtype=torch.float64)
     mean, std = labels.mean(), labels.std(correction=0)
-    targets, parameters = ((labels - mean) / std).float(), [*backbone.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=0.003, weight_decay=0.05)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.003, total_steps=6, anneal_strategy="linear", cycle_momentum=False
-    )
-    order, losses = Order(torch.arange(20), 8, 0), []
-    for step in range(6):
-        batch = order.batch(step)
-        loss = F.mse_loss(head(backbone(inputs[batch]))[:, 0], targets[batch])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        cycle.step()
-        losses.append(loss.item())
+    targets, whole = ((labels - mean) / std).float(), torch.nn.Sequential(backbone, head)
+    losses = ordinary_loop(whole, inputs, 20, 6, lambda found, batch: F.mse_loss(found[:, 0], targets[batch]))
     assert done.trace.loss == pytest.approx(losses, rel=1e-4)
     assert done.source.head is not None
     assert (done.source.head.regression, done.source.labels) == (True, ("value",))

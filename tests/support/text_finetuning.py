@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from fsmerge_cli.runs.finetune import finetune
 from fsmerge_cli.runs.finetuned import Finetuned
+from fsmerge_cli.training.batches import Order
 from tests.support.encoders import tagged_texts, with_tokenizer
 from tests.support.finetuning import CPU
 
@@ -21,6 +26,31 @@ ARCH = {
     "positions": 66,
 }
 NOUNS = ("cake", "bread", "match", "ticket", "novel", "soup")
+
+
+def ordinary_loop(
+    network: nn.Module, inputs: Any, count: int, steps: int, loss_of: Callable[[Tensor, Tensor], Tensor]
+) -> list[float]:
+    """The losses of a plain training as `finetune` does it (lr 0.003, weight decay 0.05, batches of 8 of `count`).
+
+    loss_of: of the outputs of a batch and its rows.
+    """
+    parameters = [*network.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=0.003, weight_decay=0.05)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.003, total_steps=steps, anneal_strategy="linear", cycle_momentum=False
+    )
+    order, losses = Order(torch.arange(count), 8, 0), []
+    for step in range(steps):
+        batch = order.batch(step)
+        loss = loss_of(network(inputs[batch]), batch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        cycle.step()
+        losses.append(loss.item())
+    return losses
 
 
 def label_folder(root: Path) -> Path:

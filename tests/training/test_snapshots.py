@@ -17,7 +17,7 @@ import torch
 from fsmerge_cli.cli import main
 from fsmerge_cli.common.errors import ConfigError, OutputError
 from fsmerge_cli.common.progress import Event
-from fsmerge_cli.methods import METHODS, Problem, Solution
+from fsmerge_cli.methods import METHODS, Problem, Solution, closed_form_solution
 from fsmerge_cli.training import state_file
 from fsmerge_cli.training.snapshots import SaveInterval, Snapshot, Snapshots, check_state, state_folder
 from tests.support.killed import comparable
@@ -28,6 +28,7 @@ METHOD_OPTIONS = {
     "kd": {},
     "fs_merge": {"maps": "low_rank", "rank": 2},
     "fs_merge full": {"maps": "full", "start": "matched"},
+    "fs_merge closed form": {"start": "closed_form"},
     "fs_merge heads": {"maps": "heads", "rank": 2},
     "fs_merge sequential": {"sequential": True},
     "straight_through": {},
@@ -41,6 +42,11 @@ READING = {
     "reading": lambda: [replace(vit_source("class token", i), name=f"s{i}", reads="both") for i in range(3)]
 }
 """Sources whose patch tokens count too."""
+
+
+@pytest.fixture(autouse=True)
+def few_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_form_solution, "IMAGES_PER_TASK", 20)
 
 
 class StopError(Exception):
